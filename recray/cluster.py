@@ -1,0 +1,205 @@
+"""The only place that starts or joins Ray: address, token, environment, and what fits on it."""
+
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from recray.errors import RecrayError, StorageError
+
+LOCAL = "local"
+OBJECT_STORE_BYTES = 500 << 20
+
+# Set before Ray starts; what the user has set already is kept.
+_ENVIRONMENT = {
+    # With Ray's 2.0 s every Train report costs 2 s, and fit() another 5 s at its end.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A dead or silent worker fails the run; Ray alone would wait for ever.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
+    # Spinning threads of several workers on few cores are slower than one thread each.
+    "OMP_NUM_THREADS": "1",
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+
+
+def local_cpus() -> int:
+    """Logical CPUs of a local start: at least 4, so that small machines can place every stage."""
+    return max(4, os.cpu_count() or 1)
+
+
+def require_local(workers: int) -> None:
+    """Refuse, before anything starts, what a local cluster can never place.
+
+    Raises:
+        RecrayError: More workers than logical CPUs.
+    """
+    if workers > local_cpus():
+        raise RecrayError(
+            f"--workers {workers}: this machine can place at most {local_cpus()} workers "
+            f"({os.cpu_count()} CPUs); give fewer, or --address of a larger cluster"
+        )
+
+
+def require(workers: int) -> None:
+    """Refuse what the connected cluster cannot place, instead of waiting for it.
+
+    Raises:
+        RecrayError: More workers than its CPUs.
+    """
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if workers > cpus:
+        raise RecrayError(
+            f"--workers {workers}: the cluster has {cpus} CPUs, one is needed per worker; "
+            "give fewer workers or add nodes"
+        )
+
+
+@contextmanager
+def session(address: str = LOCAL) -> Iterator[None]:
+    """Have Ray running inside the block; a Ray that was running before is used and left alone.
+
+    Args:
+        address: `local` starts one on this machine and stops it afterwards; anything else that
+            ray.init takes (`auto`, host:port, ray://...) joins that cluster.
+
+    Raises:
+        RecrayError: The cluster cannot be reached or refuses the token.
+    """
+    if not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        _set_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _start(address)
+        signal.signal(signal.SIGTERM, _terminate)
+        yield
+    finally:
+        ray.shutdown()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _set_environment() -> None:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "ray" in sys.modules:  # Ray reads the token mode once, when it is imported
+        from ray._raylet import Config
+
+        Config.initialize("")
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(143)
+
+
+def _start(address: str) -> None:
+    import ray
+
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "warning",
+        "configure_logging": True,
+    }
+    if address == LOCAL:
+        if os.environ["RAY_AUTH_MODE"] == "token":
+            private_token()
+        options |= {
+            "address": "local",
+            "num_cpus": local_cpus(),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    else:
+        options |= {"address": address}
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a job brings its own working folder
+            options["runtime_env"] = {"py_modules": [str(Path(__file__).parent)]}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RecrayError(
+            f"cannot use the Ray cluster at {address}: {reason}; "
+            "give --address local, auto, or HOST:PORT of a running head"
+        ) from error
+
+
+def map_tasks(function: Callable[..., dict[str, Any]], count: int, *arguments: Any) -> list[Any]:
+    """Call function(i, *arguments) for i in 0..count-1 as Ray Data tasks; results in order of i.
+
+    Results are small, such as counts; they travel as JSON, so that one schema serves every map.
+
+    Raises:
+        RecrayError: What the first failing call, by i, raised for the user.
+    """
+    import ray.data
+
+    def call(batch: dict[str, Any]) -> dict[str, list[str]]:
+        results = []
+        for number in batch["id"]:
+            try:
+                value = function(int(number), *arguments)
+            except RecrayError as error:
+                value = {"error": str(error), "storage": isinstance(error, StorageError)}
+            results.append(json.dumps({"id": int(number)} | value))
+        return {"result": results}
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    tasks = ray.data.range(count, override_num_blocks=count)
+    rows = tasks.map_batches(call, batch_size=None).take_all()
+    results = sorted((json.loads(row["result"]) for row in rows), key=lambda r: r["id"])
+    for result in results:
+        if "error" in result:
+            raise (StorageError if result["storage"] else RecrayError)(result["error"])
+    return results
+
+
+def private_token() -> None:
+    """Make Ray's token file readable by its owner only; Ray itself would write it 0644."""
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return
+    chosen = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(chosen) if chosen else Path.home() / ".ray" / "auth_token"
+    if path.is_file():
+        if path.stat().st_uid == os.getuid():
+            path.chmod(0o600)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(secrets.token_hex(32))
+
+
+def user_error(error: BaseException) -> RecrayError | None:
+    """The RecrayError inside what Ray raised for a failed task or worker, if there is one."""
+    seen: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop()
+        if current is None or current in seen:
+            continue
+        if isinstance(current, RecrayError):
+            return current
+        seen.append(current)
+        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        queue += list(getattr(current, "worker_failures", {}).values())
+    return None

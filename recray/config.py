@@ -1,0 +1,232 @@
+"""Settings: frozen, checked when built, unknown keys refused.
+
+Resolved as preset < YAML file < `--set key=value`.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recray.errors import RecrayError, unknown_name
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Group(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataSettings(Group):
+    """Which ratings are used; applied in this order, before the split."""
+
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Largest share of rows that may be unreadable; above it the run fails."""
+    min_year: int | None = None
+    """Keep films of this year and later (a film without a year is dropped)."""
+    merge_titles: bool = False
+    """Make films of one title one item; repeated ratings are averaged."""
+    duplicates: Literal["mean", "last"] = "last"
+    """What several ratings of one user for one item become; the last by time, then by file."""
+    min_rating: float | None = None
+    """Keep ratings of this many stars and more."""
+
+
+class SplitSettings(Group):
+    """How ratings are divided; a pure function of the data and the seed."""
+
+    kind: Literal["random", "per-user-random", "leave-one-out"] = "per-user-random"
+    test: Fraction = 0.1
+    valid: Fraction = 0.1
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _something_left_to_train(self) -> Self:
+        if self.test + self.valid >= 1:
+            raise ValueError(
+                f"test + valid is {self.test + self.valid:g}; it must be below 1 to leave training rows"
+            )
+        return self
+
+
+class ModelSettings(Group):
+    """Which network, and its size."""
+
+    kind: str = "dot"
+    """A name in the registry of recray.models."""
+    dim: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Length of the user and item vectors."""
+    output: Literal["raw", "sigmoid"] = "raw"
+    """raw: the sum itself; sigmoid: squeezed between the lowest and the highest rating."""
+
+
+class ObjectiveSettings(Group):
+    """What training minimises."""
+
+    kind: Literal["mse", "bce", "whole-data"] = "mse"
+    alpha0: Annotated[float, Field(gt=0)] = 0.1
+    """whole-data: weight of the pairs nobody rated."""
+
+
+class TrainSettings(Group):
+    """How training goes."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 8192
+    """Ratings per step over all workers; all: the whole split in one step."""
+    optimizer: Literal["adam", "sgd", "alternating"] = "adam"
+    """alternating: exact solves of users, then items (whole-data only)."""
+    lr: Annotated[float, Field(gt=0)] = 0.001
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared vectors and biases of the rows in a batch, per rating."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many epochs without a better validation metric; null: run all epochs."""
+    metric: str = "auto"
+    """Picks the best epoch on the validation split: rmse, mae, or a ranking metric like ndcg@10."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class EvaluateSettings(Group):
+    """How ranking is measured."""
+
+    k: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (10,)
+    relevant_from: float | None = None
+    """A held-out rating counts as relevant from this many stars; null: every one does."""
+
+
+class Settings(Group):
+    """All settings of one recipe."""
+
+    preset: str = "ranking"
+    data: DataSettings = DataSettings()
+    split: SplitSettings = SplitSettings()
+    model: ModelSettings = ModelSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _optimizer_fits_objective(self) -> Self:
+        if (self.train.optimizer == "alternating") != (self.objective.kind == "whole-data"):
+            raise ValueError(
+                f"train.optimizer={self.train.optimizer} does not go with "
+                f"objective.kind={self.objective.kind}; whole-data needs alternating, and only it"
+            )
+        return self
+
+    @property
+    def ranks(self) -> bool:
+        """Whether training aims at ranking; otherwise it aims at the stars."""
+        return self.objective.kind == "whole-data"
+
+    @property
+    def metric(self) -> str:
+        """The validation metric that picks the best epoch."""
+        if self.train.metric != "auto":
+            return self.train.metric
+        return "ndcg@10" if self.ranks else "rmse"
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON-ready values."""
+        return self.model_dump(mode="json")
+
+
+def preset_names() -> list[str]:
+    """Names of the recipes that come with recray."""
+    folder = resources.files("recray") / "presets"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_settings(
+    preset: str = "ranking", config: str | None = None, overrides: Iterable[str] = ()
+) -> Settings:
+    """Resolve settings: preset, then a YAML file, then `key=value` overrides.
+
+    Raises:
+        RecrayError: The preset or a key is unknown, or a value is not allowed.
+    """
+    if preset not in preset_names():
+        raise unknown_name("preset", preset, preset_names())
+    text = (resources.files("recray") / "presets" / f"{preset}.yaml").read_text()
+    values = {"preset": preset, **yaml.safe_load(text)}
+    if config is not None:
+        _merge(values, _read_yaml(config))
+    for override in overrides:
+        _merge(values, _parse_override(override))
+    return build_settings(values)
+
+
+def build_settings(values: dict[str, Any]) -> Settings:
+    """Check plain values, such as those of a manifest, and freeze them.
+
+    Raises:
+        RecrayError: A key is unknown or a value is not allowed.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise RecrayError("; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise RecrayError(f"no such file: {path}")
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise RecrayError(f"{path} is not YAML: {first}") from error
+    if not isinstance(values, dict):
+        raise RecrayError(f"{path} must hold settings by group, such as 'train: {{epochs: 5}}'")
+    return values
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or key.count(".") != 1:
+        raise RecrayError(f"--set {text!r}: write group.key=value, such as train.epochs=5")
+    group, name = key.split(".")
+    try:
+        return {group.strip(): {name.strip(): yaml.safe_load(value)}}
+    except yaml.YAMLError as error:
+        raise RecrayError(f"--set {text!r}: the value is not YAML") from error
+
+
+def _merge(values: dict[str, Any], more: dict[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value
+
+
+def _known_keys() -> list[str]:
+    groups = {n: f.annotation for n, f in Settings.model_fields.items()}
+    return [
+        f"{group}.{key}"
+        for group, kind in groups.items()
+        if isinstance(kind, type) and issubclass(kind, Group)
+        for key in kind.model_fields
+    ]
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as one line, in the words of the settings file."""
+    parts = [str(p) for p in error["loc"] if not str(p).startswith(("constrained-", "literal["))]
+    key = ".".join(parts[:2])
+    if error["type"] == "extra_forbidden":
+        names = _known_keys()
+        near = get_close_matches(key, names, n=1, cutoff=0.3)
+        same_group = [n for n in names if n.startswith(key.split(".")[0] + ".")] or names
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"unknown setting {key}: {hint}known are {', '.join(same_group)}"
+    message = error["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"setting {key}={error['input']!r}: {message[0].lower()}{message[1:]}"

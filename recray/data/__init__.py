@@ -1,0 +1,1 @@
+"""Raw ratings to the prepared data set."""

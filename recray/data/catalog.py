@@ -1,0 +1,150 @@
+"""The MovieLens releases by name: fetched over https, checked, cached.
+
+GroupLens permits research use and forbids redistribution of most of them; the README in each
+archive has the binding text. Sizes and checksums are those of the official archives.
+"""
+
+import hashlib
+import os
+import shutil
+import urllib.error
+import urllib.request
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from recray.errors import RecrayError, unknown_name
+from recray.storage import UNFINISHED, storage_errors
+
+ADDRESS = "https://files.grouplens.org/datasets/movielens"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One archive. bytes is 0 where the official size is not known."""
+
+    name: str
+    bytes: int
+    ratings: int
+    sha256: str
+
+
+RELEASES = {
+    release.name: release
+    for release in (
+        Release(
+            "ml-100k",
+            4_924_029,
+            100_000,
+            "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+        ),
+        Release(
+            "ml-1m",
+            5_917_549,
+            1_000_209,
+            "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+        ),
+        Release(
+            "ml-10m",
+            65_566_137,
+            10_000_054,
+            "813c411ccb6122564edfe752e7f80c4dcc5aa25fa94c93622f6877a7ba252862",
+        ),
+        Release(
+            "ml-20m",
+            198_702_078,
+            20_000_263,
+            "96f243c338a8665f6bcc89c53edf6ee39162a846940de6b7c8c48aeada765ff3",
+        ),
+        Release(
+            "ml-25m",
+            261_978_986,
+            25_000_095,
+            "8b21cfb7eb1706b4ec0aac894368d90acf26ebdfb6aced3ebd4ad5bd1eb9c6aa",
+        ),
+        Release(
+            "ml-32m",
+            238_950_008,
+            32_000_204,
+            "e4a68655d7386b8f95f2f2424b2ff975dfdd15ffd59e0d864a14dca43e99d6ee",
+        ),
+        Release(
+            "ml-latest-small",
+            0,
+            100_836,
+            "696d65a3dfceac7c45750ad32df2c259311949efec81f0f144fdfb91ebc9e436",
+        ),
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: RECRAY_CACHE, or the user's cache folder."""
+    chosen = os.environ.get("RECRAY_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "recray"
+
+
+def fetch(name: str, mirror: str | None = None, cache: Path | None = None) -> Path:
+    """The release's archive on the local disk, downloaded once and checked each time.
+
+    Args:
+        name: A key of RELEASES.
+        mirror: A folder or an https address that holds NAME.zip instead of GroupLens's own.
+        cache: Where to keep it; cache_folder() by default.
+
+    Raises:
+        RecrayError: The name is unknown, the archive cannot be had, or it is not the official one.
+    """
+    if name not in RELEASES:
+        raise unknown_name("release", name, RELEASES)
+    release = RELEASES[name]
+    target = (cache or cache_folder()) / f"{name}.zip"
+    if target.is_file() and _sha256(target) == release.sha256:
+        return target
+    with storage_errors(str(target.parent)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{target.name}")
+    try:
+        _copy(f"{(mirror or ADDRESS).rstrip('/')}/{name}.zip", temporary, release)
+        found = _sha256(temporary)
+        if found != release.sha256:
+            raise RecrayError(
+                f"{name}.zip from {mirror or ADDRESS} has sha256 {found}; "
+                f"the official archive has {release.sha256}"
+            )
+        with storage_errors(str(target)):
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _copy(address: str, target: Path, release: Release) -> None:
+    limit = (release.bytes or 10_000_000) + 1
+    if "://" not in address:
+        if not Path(address).is_file():
+            raise RecrayError(f"no such file: {address}")
+        with storage_errors(str(target)):
+            shutil.copyfile(address, target)
+        return
+    if not address.startswith("https://"):
+        raise RecrayError(f"--mirror {address}: give a folder or an https:// address")
+    try:
+        with urllib.request.urlopen(address, timeout=60) as reply:
+            size = 0
+            with storage_errors(str(target)), open(target, "wb") as out:
+                while block := reply.read(1 << 20):
+                    size += len(block)
+                    if size > limit:
+                        raise RecrayError(f"{address} sends more than the official {limit - 1} bytes")
+                    out.write(block)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise RecrayError(
+            f"cannot download {address}: {reason}; give --mirror, or the path of an archive you have"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

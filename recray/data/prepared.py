@@ -1,0 +1,162 @@
+"""The prepared data set: what ingest writes and every later stage reads."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recray import storage
+from recray.data.ids import IdMap
+from recray.errors import RecrayError
+from recray.storage import Folder
+
+KIND = "prepared data set"
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """Ratings as columns, sorted by (user, timestamp, item).
+
+    Args:
+        user: (R,) int32 dense ids.
+        item: (R,) int32 dense ids.
+        rating: (R,) float32 stars.
+        timestamp: (R,) int64 seconds; 0 where unknown.
+    """
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    rating: NDArray[np.float32]
+    timestamp: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Self:
+        """Take the columns of a table of schema.RATINGS."""
+        timestamp = table["timestamp"].combine_chunks().fill_null(0).to_numpy()
+        columns = (table[name].to_numpy() for name in ("user", "item", "rating"))
+        return cls(*columns, timestamp)
+
+    @classmethod
+    def concatenate(cls, parts: list["Ratings"]) -> Self:
+        """All rows of the parts, sorted by (user, timestamp, item)."""
+        columns = [
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("user", "item", "rating", "timestamp")
+        ]
+        order = np.lexsort((columns[1], columns[3], columns[0]))
+        return cls(*(column[order] for column in columns))
+
+    def where(self, mask: NDArray[np.bool_]) -> "Ratings":
+        """The rows that the mask keeps."""
+        return Ratings(
+            self.user[mask], self.item[mask], self.rating[mask], self.timestamp[mask]
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared data set on disk.
+
+    Args:
+        folder: Where it lies.
+        manifest: Its manifest.
+    """
+
+    folder: Folder
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str, verify: bool = False) -> Self:
+        """Open a folder that `recray prepare` finished.
+
+        Args:
+            path: Local path or URI.
+            verify: Compare every file with its sha256.
+
+        Raises:
+            RecrayError: It is missing, unfinished, of another kind, or changed since.
+        """
+        folder = Folder(path)
+        manifest = storage.expect_kind(folder, KIND, "recray prepare")
+        if verify:
+            folder.verify()
+        return cls(folder, manifest)
+
+    @property
+    def users(self) -> int:
+        """Users of the training split."""
+        return int(self.manifest["counts"]["users"])
+
+    @property
+    def items(self) -> int:
+        """Items of the training split."""
+        return int(self.manifest["counts"]["items"])
+
+    @property
+    def buckets(self) -> int:
+        """Number of parts of each split; every row of a user is in one part."""
+        return int(self.manifest["buckets"])
+
+    @property
+    def rating_range(self) -> tuple[float, float]:
+        """Lowest and highest training rating, in stars."""
+        low, high = self.manifest["ratings"]["range"]
+        return float(low), float(high)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that training may see: the splits train and valid, and the ids."""
+        prints = self.manifest["fingerprints"]
+        return f"{prints['train'][:16]}-{prints['valid'][:16]}"
+
+    @cached_property
+    def user_ids(self) -> IdMap:
+        """Raw and dense user ids."""
+        table = self.folder.read_table("users.parquet", ["raw_user"])
+        return IdMap(table["raw_user"].to_numpy(), self.users)
+
+    @cached_property
+    def item_ids(self) -> IdMap:
+        """Raw and dense item ids."""
+        return IdMap(self.item_table["raw_item"].to_numpy(), self.items)
+
+    @cached_property
+    def item_table(self) -> pa.Table:
+        """items.parquet as schema.ITEMS."""
+        return self.folder.read_table("items.parquet")
+
+    def load(self, split: str, parts: list[int] | None = None) -> Ratings:
+        """The rows of a split, of all parts or some of them.
+
+        Args:
+            split: train, valid or test.
+            parts: Numbers of the parts; None loads all.
+        """
+        numbers = range(self.buckets) if parts is None else parts
+        tables = [self.folder.read_table(part_name(split, number)) for number in numbers]
+        return Ratings.concatenate([Ratings.of(table) for table in tables])
+
+
+def part_name(split: str, bucket: int) -> str:
+    """The file of one bucket of users in one split."""
+    return f"{split}/part-{bucket:05d}.parquet"
+
+
+def refuse_equal_ratings(prepared: Prepared) -> None:
+    """Refuse rating objectives where there is nothing to predict.
+
+    Raises:
+        RecrayError: All training ratings are the same.
+    """
+    low, high = prepared.rating_range
+    if low == high:
+        raise RecrayError(
+            f"all training ratings are {low:g}: a rating objective has nothing to learn; "
+            "use --preset ranking"
+        )

@@ -1,0 +1,55 @@
+"""Column names, types and units of every table that stages exchange."""
+
+import pyarrow as pa
+
+SPLITS = ("train", "valid", "test")
+
+# Dense ids: 0..n-1 are the n users (items) of the training split, by ascending raw id.
+# rating: stars, or 1.0 in implicit data. timestamp: Unix seconds UTC, null where unknown.
+RATINGS = pa.schema(
+    [
+        ("user", pa.int32()),
+        ("item", pa.int32()),
+        ("rating", pa.float32()),
+        ("timestamp", pa.int64()),
+    ]
+)
+
+# As parsed: raw ids are int64 in all MovieLens releases.
+RAW_RATINGS = pa.schema(
+    [
+        ("raw_user", pa.int64()),
+        ("raw_item", pa.int64()),
+        ("rating", pa.float32()),
+        ("timestamp", pa.int64()),
+    ]
+)
+
+# What a source says of its films; year 0 means unknown.
+MOVIES = pa.schema(
+    [
+        ("raw_item", pa.int64()),
+        ("title", pa.string()),
+        ("year", pa.int32()),
+        ("genres", pa.list_(pa.string())),
+    ]
+)
+
+ITEMS = pa.schema([("item", pa.int32()), *MOVIES, ("ratings", pa.int64())])
+
+# Ratings of each user per split.
+USERS = pa.schema(
+    [("user", pa.int32()), ("raw_user", pa.int64()), *((split, pa.int64()) for split in SPLITS)]
+)
+
+# line counts from 1, byte from 0, both within the file.
+REJECTED = pa.schema(
+    [
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("byte", pa.int64()),
+        ("text", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+REJECTED_KEPT = 1000

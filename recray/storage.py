@@ -1,0 +1,318 @@
+"""Folders that appear whole or not at all, on a local disk or any URI that pyarrow.fs opens.
+
+A published folder ends with `manifest.json`: facts of its own, and name, bytes and sha256 of
+every other file. A folder without one is not finished and is never read.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from recray.errors import RecrayError, StorageError
+
+MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished-"
+
+
+def is_uri(path: str) -> bool:
+    """Whether the path names a store (`s3://bucket/x`) and not a local folder."""
+    return "://" in path
+
+
+def open_input(path: str) -> pa.NativeFile:
+    """Open a file by local path or URI for reading at any place.
+
+    Raises:
+        RecrayError: It is missing or not readable.
+    """
+    try:
+        filesystem, inner = pafs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+        return filesystem.open_input_file(inner)
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise RecrayError(f"cannot read {path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder by its path or URI; cheap to make and to pickle.
+
+    Args:
+        path: A local path, or a URI such as `s3://bucket/prefix`.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        if not is_uri(self.path):
+            object.__setattr__(self, "path", os.path.abspath(self.path))
+
+    def __str__(self) -> str:
+        return self.path
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    def child(self, name: str) -> "Folder":
+        """The folder of that name inside this one."""
+        return Folder(f"{self.path.rstrip('/')}/{name}")
+
+    def _open(self, name: str = "") -> tuple[pafs.FileSystem, str]:
+        try:
+            filesystem, root = pafs.FileSystem.from_uri(self.path)
+        except (pa.ArrowInvalid, ValueError, OSError) as error:
+            raise RecrayError(
+                f"cannot open {self.path}: {error}; give a local path or a URI such as s3://..."
+            ) from error
+        return filesystem, f"{root}/{name}" if name else root
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the folder, or the file of that name in it, is there."""
+        filesystem, path = self._open(name)
+        return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+
+    def published(self) -> bool:
+        """Whether the folder was finished: its manifest is there."""
+        return self.exists(MANIFEST)
+
+    def files(self) -> list[str]:
+        """Names of all files below the folder, relative to it, sorted."""
+        filesystem, root = self._open()
+        found = filesystem.get_file_info(
+            pafs.FileSelector(root, recursive=True, allow_not_found=True)
+        )
+        return sorted(
+            f.path.removeprefix(root).lstrip("/") for f in found if f.type == pafs.FileType.File
+        )
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly inside, sorted."""
+        filesystem, root = self._open()
+        found = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+        return sorted(f.base_name for f in found if f.type == pafs.FileType.Directory)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The file's content.
+
+        Raises:
+            RecrayError: The file is not there or not readable.
+        """
+        filesystem, path = self._open(name)
+        try:
+            with filesystem.open_input_stream(path, compression=None) as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            raise RecrayError(f"cannot read {self.path}/{name}: {error}") from error
+
+    def read_json(self, name: str) -> Any:
+        """The file's content as JSON.
+
+        Raises:
+            RecrayError: The file is missing or is not JSON.
+        """
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise RecrayError(f"{self.path}/{name} is damaged: {error}") from error
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """The parquet file as an Arrow table."""
+        content = self.read_bytes(name)
+        try:
+            # Rows decoded by one thread: callers run several of these side by side.
+            return pq.read_table(pa.BufferReader(content), columns=columns, use_threads=False)
+        except pa.ArrowInvalid as error:
+            raise RecrayError(f"{self.path}/{name} is damaged: {error}") from error
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write the file, making its folder; it is on the disk when this returns.
+
+        Raises:
+            StorageError: No space, read-only or not permitted.
+        """
+        with storage_errors(self.path):
+            if not is_uri(self.path):
+                target = Path(self.path) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open(target, "wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                return
+            filesystem, path = self._open(name)
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write the value as indented JSON."""
+        self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write the table as parquet; equal tables give equal bytes."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.combine_chunks(), sink, compression="zstd", version="2.6")
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def replace_bytes(self, name: str, content: bytes) -> None:
+        """Swap one file in a single step: a reader sees the old or the new content."""
+        if is_uri(self.path):  # object stores show a PUT only when it is complete
+            self.write_bytes(name, content)
+            return
+        temporary = f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{name}"
+        self.write_bytes(temporary, content)
+        with storage_errors(self.path):
+            os.replace(Path(self.path) / temporary, Path(self.path) / name)
+
+    def delete(self, name: str = "") -> None:
+        """Remove the folder, or the folder of that name inside it; missing is fine."""
+        filesystem, path = self._open(name)
+        if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of a published folder.
+
+        Raises:
+            RecrayError: The folder is missing or was never finished.
+        """
+        if not self.exists():
+            raise RecrayError(f"no such folder: {self.path}")
+        if not self.published():
+            raise RecrayError(f"{self.path} has no {MANIFEST}: it is unfinished or not recray's")
+        return self.read_json(MANIFEST)
+
+    def verify(self) -> dict[str, Any]:
+        """Compare every file with the manifest and return the manifest.
+
+        Raises:
+            RecrayError: A file is missing, or its bytes are not those of the manifest.
+        """
+        manifest = self.manifest()
+        for entry in manifest["files"]:
+            if not self.exists(entry["name"]):
+                raise RecrayError(f"{self.path} lacks {entry['name']}, which its manifest lists")
+            found = hashlib.sha256(self.read_bytes(entry["name"])).hexdigest()
+            if found != entry["sha256"]:
+                raise RecrayError(
+                    f"{self.path}/{entry['name']} is damaged: sha256 {found[:12]}..., "
+                    f"the manifest says {entry['sha256'][:12]}..."
+                )
+        return manifest
+
+    def write_manifest(self, kind: str, facts: dict[str, Any]) -> None:
+        """List every file of the folder with its bytes and sha256; written last."""
+        entries = []
+        for name in self.files():
+            if name != MANIFEST:
+                content = self.read_bytes(name)
+                digest = hashlib.sha256(content).hexdigest()
+                entries.append({"name": name, "bytes": len(content), "sha256": digest})
+        self.write_json(MANIFEST, {"kind": kind, **facts, "files": entries})
+
+
+def expect_kind(folder: Folder, kind: str, made_by: str) -> dict[str, Any]:
+    """Return the manifest of a folder of that kind.
+
+    Raises:
+        RecrayError: It is missing, unfinished or of another kind.
+    """
+    manifest = folder.manifest()
+    if manifest.get("kind") != kind:
+        raise RecrayError(
+            f"{folder} is a {manifest.get('kind')}, not a {kind}; make one with `{made_by}`"
+        )
+    return manifest
+
+
+def fingerprint(manifest: dict[str, Any], prefix: str = "") -> str:
+    """Hash of the content that a manifest lists, limited to names with the prefix."""
+    lines = [f"{f['name']} {f['sha256']}" for f in manifest["files"] if f["name"].startswith(prefix)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@contextmanager
+def storage_errors(path: str) -> Iterator[None]:
+    """Translate a full or read-only disk into one line with exit code 3.
+
+    Raises:
+        StorageError: In place of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        known = {errno.ENOSPC: "no space left", errno.EROFS: "read-only", errno.EDQUOT: "over quota"}
+        reason = known.get(error.errno or 0, error.strerror or str(error))
+        raise StorageError(f"cannot write {path}: {reason}") from error
+
+
+@contextmanager
+def publish(target: Folder, replace: bool = False) -> Iterator[Folder]:
+    """Give a folder to write into; it becomes `target` when the block ends without an error.
+
+    Local: a hidden sibling is renamed. Object store: the files lie under their final name, but
+    the manifest, which every reader asks for, is the last one. The block writes the manifest.
+
+    Raises:
+        RecrayError: The target is there already and `replace` is not set.
+        StorageError: The disk is full or not writable.
+    """
+    if target.published() and not replace:
+        raise RecrayError(f"{target} exists already; give another folder or remove it")
+    if is_uri(target.path):
+        target.delete()
+        yield target
+        return
+    path = Path(target.path)
+    if path.exists() and not path.is_dir():
+        raise RecrayError(f"{target} is a file; give a folder")
+    if path.is_dir() and any(path.iterdir()) and not target.published():
+        raise RecrayError(f"{target} is not empty and not recray's; give another folder")
+    staging = path.with_name(f"{UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
+    with storage_errors(target.path):
+        sweep_unfinished(path)
+        staging.mkdir(parents=True)
+    try:
+        yield Folder(str(staging))
+        with storage_errors(target.path):
+            _swap(staging, path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _swap(staging: Path, path: Path) -> None:
+    old = path.with_name(f"{UNFINISHED}{path.name}-old-{uuid.uuid4().hex[:8]}")
+    if path.exists():
+        os.rename(path, old)
+    os.rename(staging, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep_unfinished(path: Path, older_than_hours: float = 24.0) -> None:
+    """Remove what killed runs left beside `path`, once it is old enough to belong to nobody."""
+    import time
+
+    limit = time.time() - older_than_hours * 3600
+    for left in path.parent.glob(f"{UNFINISHED}{path.name}-*"):
+        if left.stat().st_mtime < limit:
+            shutil.rmtree(left, ignore_errors=True)
