@@ -259,7 +259,7 @@ def _check_field(
 
 # ---------------------------------------------------------------------------------------- films
 
-_YEAR = re.compile(r"\((?:[^()]*?)(\d{4})[^()\d]*\)\s*$")
+_YEAR = re.compile(r"\((\d{4})\)\s*$")
 ML_100K_GENRES = (
     "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|"
     "Film-Noir|Horror|Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"

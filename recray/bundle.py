@@ -1,0 +1,206 @@
+"""The exported model: one folder that holds all that answering needs. No pickled code in it.
+
+    weights.safetensors  ids.parquet  items.parquet  history.parquet  holdout.parquet
+    config.json  metrics.json  manifest.json
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import safetensors.torch
+
+from recray import schema, storage
+from recray.config import Settings, build_settings
+from recray.data.ids import IdMap
+from recray.data.prepared import Prepared, Ratings
+from recray.errors import RecrayError
+from recray.models import build_model
+from recray.models.base import Model
+from recray.objectives import Objective, build_objective
+from recray.storage import Folder, publish
+from recray.training.checkpoint import Checkpoint
+
+KIND = "bundle"
+UNVERSIONED = ("metrics.json",)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle.
+
+    Args:
+        folder: Where it lies.
+        version: 12 hex digits that follow from weights, ids, history and settings.
+        config: config.json.
+        metrics: metrics.json.
+        settings: The resolved settings it was trained with.
+        model: The trained model.
+        objective: What it was trained for; folds in.
+        user_ids: Raw and dense user ids.
+        item_ids: Raw and dense item ids.
+        item_table: schema.ITEMS.
+        history: Ratings known before the test: train and valid.
+        holdout: The test ratings.
+    """
+
+    folder: Folder
+    version: str
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    settings: Settings
+    model: Model
+    objective: Objective
+    user_ids: IdMap
+    item_ids: IdMap
+    item_table: pa.Table
+    history: Ratings
+    holdout: Ratings
+
+    @property
+    def rating_range(self) -> tuple[float, float]:
+        """Lowest and highest training rating, in stars."""
+        low, high = self.config["rating_range"]
+        return float(low), float(high)
+
+    @property
+    def noise(self) -> float:
+        """Variance of a rating around its prediction, for folding in."""
+        return float(self.config["fold_in"]["noise"])
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """Open a bundle, comparing every file with its sha256 first.
+
+        Raises:
+            RecrayError: It is missing, damaged, or not a bundle.
+        """
+        folder = Folder(path)
+        storage.expect_kind(folder, KIND, "recray export")
+        return cls.read(folder, folder.verify())
+
+    @classmethod
+    def read(cls, folder: Folder, manifest: dict[str, Any]) -> Self:
+        """Read a folder whose files are known to be whole."""
+        config = folder.read_json("config.json")
+        settings = build_settings(config["settings"])
+        model = build_model(settings, config["users"], config["items"])
+        try:
+            model.load_state_dict(safetensors.torch.load(folder.read_bytes("weights.safetensors")))
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            first = str(error).splitlines()[0]
+            raise RecrayError(f"{folder} does not fit its own config.json: {first}") from error
+        ids = folder.read_table("ids.parquet")
+        maps = {}
+        for kind, known in (("user", config["users"]), ("item", config["items"])):
+            raw = ids.filter(pa.compute.equal(ids["kind"], kind))["raw"].to_numpy()
+            maps[kind] = IdMap(raw, known)
+        low, high = config["rating_range"]
+        return cls(
+            folder,
+            manifest["version"],
+            config,
+            folder.read_json("metrics.json"),
+            settings,
+            model.eval(),
+            build_objective(settings, low, high),
+            maps["user"],
+            maps["item"],
+            folder.read_table("items.parquet"),
+            Ratings.of(folder.read_table("history.parquet")),
+            Ratings.of(folder.read_table("holdout.parquet")),
+        )
+
+
+def write_bundle(
+    out: str,
+    prepared: Prepared,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    created: str,
+    measure: Callable[[Bundle], dict[str, Any]],
+    replace: bool = False,
+) -> Bundle:
+    """Write a bundle with its measured metrics; it appears whole or not at all.
+
+    Args:
+        out: Folder of the bundle.
+        prepared: The data set it was trained on.
+        checkpoint: The chosen weights.
+        settings: The resolved settings.
+        created: When, as ISO 8601.
+        measure: Evaluates the bundle before it is published.
+        replace: Whether a bundle under that name may be replaced.
+
+    Raises:
+        RecrayError: The folder is taken.
+        StorageError: It cannot be written.
+    """
+    with publish(Folder(out), replace) as folder:
+        folder.write_bytes("weights.safetensors", safetensors.torch.save(checkpoint.weights))
+        folder.write_table("ids.parquet", _id_table(prepared))
+        folder.write_table("items.parquet", prepared.item_table)
+        history = Ratings.concatenate([prepared.load("train"), prepared.load("valid")])
+        folder.write_table("history.parquet", _rating_table(history))
+        folder.write_table("holdout.parquet", _rating_table(prepared.load("test")))
+        folder.write_json("config.json", _config(prepared, checkpoint, settings))
+        folder.write_json("metrics.json", {})
+        version = _version(folder)
+        bundle = Bundle.read(folder, {"version": version})
+        folder.write_json("metrics.json", measure(bundle))
+        facts = {"version": version, "dataset": prepared.manifest["dataset"], "created": created}
+        folder.write_manifest(KIND, facts | {"preset": settings.preset})
+    return Bundle.open(out)
+
+
+def _config(prepared: Prepared, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
+    progress = checkpoint.progress
+    low, high = prepared.rating_range
+    best = next(e for e in progress.history if e["epoch"] == progress.best_epoch)
+    # Without a measured error: a quarter of the range, squared, is generous for any scale of stars.
+    noise = best.get("rmse", (high - low) / 4) ** 2
+    facts = prepared.manifest
+    return {
+        "dataset": facts["dataset"],
+        "settings": settings.plain(),
+        "users": prepared.users,
+        "items": prepared.items,
+        "rating_range": [low, high],
+        "fold_in": {"noise": noise},
+        "epoch": progress.best_epoch,
+        "valid": {k: v for k, v in best.items() if k not in ("epoch", "seconds")},
+        "split": facts["settings"]["split"],
+        "splits": facts["splits"],
+        "unseen": {k: facts["counts"][f"unseen_{k}"] for k in ("users", "items")}
+        | {"ratings": facts["splits"]["test"]["unseen"]},
+        "fingerprints": facts["fingerprints"],
+    }
+
+
+def _id_table(prepared: Prepared) -> pa.Table:
+    maps = {"user": prepared.user_ids, "item": prepared.item_ids}
+    return pa.table(
+        {
+            "kind": pa.array([kind for kind, ids in maps.items() for _ in range(len(ids))]),
+            "id": np.concatenate([np.arange(len(ids), dtype=np.int32) for ids in maps.values()]),
+            "raw": np.concatenate([ids.raw for ids in maps.values()]),
+        }
+    )
+
+
+def _rating_table(ratings: Ratings) -> pa.Table:
+    times = pa.array(ratings.timestamp, mask=ratings.timestamp == 0)
+    columns = [ratings.user, ratings.item, ratings.rating, times]
+    return pa.table(columns, schema=schema.RATINGS)
+
+
+def _version(folder: Folder) -> str:
+    """Twelve hex digits from everything that answers depend on."""
+    digest = hashlib.sha256()
+    for name in folder.files():
+        if name not in UNVERSIONED:
+            digest.update(name.encode() + hashlib.sha256(folder.read_bytes(name)).digest())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,46 @@
+"""The registry: a model's name to its class."""
+
+import inspect
+
+from recray.config import Settings
+from recray.errors import RecrayError, unknown_name
+from recray.models.base import LinearModel, Model
+from recray.models.baselines import BiasOnly, Popularity
+from recray.models.factorization import Dot, DotBias, MfNormalised
+
+MODELS: dict[str, type[Model]] = {
+    "dot": Dot,
+    "dot-bias": DotBias,
+    "mf-normalised": MfNormalised,
+    "popularity": Popularity,
+    "bias-only": BiasOnly,
+}
+BASELINES = ("popularity", "bias-only")
+
+__all__ = ["BASELINES", "MODELS", "LinearModel", "Model", "build_model", "model_class"]
+
+
+def model_class(kind: str) -> type[Model]:
+    """The class of a registered model.
+
+    Raises:
+        RecrayError: There is no model of that name.
+    """
+    if kind not in MODELS:
+        raise unknown_name("model", kind, MODELS)
+    return MODELS[kind]
+
+
+def build_model(settings: Settings, users: int, items: int) -> Model:
+    """The untrained network of the settings, with its sizes.
+
+    Raises:
+        RecrayError: The model's name is unknown, or it is a baseline, which is never trained.
+    """
+    kind = settings.model.kind
+    made = model_class(kind)
+    if kind in BASELINES:
+        raise RecrayError(f"model.kind={kind} is a baseline; it stands beside every evaluation")
+    values = {**settings.model.model_dump(), "returns": "logits" if settings.ranks else "stars"}
+    wanted = inspect.signature(made).parameters
+    return made(users, items, **{k: v for k, v in values.items() if k in wanted})

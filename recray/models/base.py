@@ -1,0 +1,125 @@
+"""What every model offers, and the family whose score is linear in what it knows of a user."""
+
+# Shape letters: B = pairs in the batch, U = users, I = items in a block, S = length of a user state.
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+ITEM_BLOCK = 8192
+Returns = Literal["stars", "logits"]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums over the training ratings of all workers; what a model may know before it trains.
+
+    Args:
+        user_sum: (users,) float64 sum of each user's stars.
+        user_count: (users,) float64 number of each user's ratings.
+        item_sum: (items,) float64 sum of each item's stars.
+        item_count: (items,) float64 number of each item's ratings.
+        low: Lowest rating, in stars.
+        high: Highest rating, in stars.
+    """
+
+    user_sum: Tensor
+    user_count: Tensor
+    item_sum: Tensor
+    item_count: Tensor
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        """Mean rating in stars, 0 without ratings."""
+        return float(self.item_sum.sum() / self.item_count.sum().clamp(min=1))
+
+
+class Model(nn.Module, ABC):
+    """Scores pairs of a user and an item; knows nothing of losses, files or Ray.
+
+    Args:
+        users: Number of users; ids run from 0 to users - 1.
+        items: Number of items; ids run from 0 to items - 1.
+        returns: What a score is: predicted stars, or a logit that only orders items.
+    """
+
+    def __init__(self, users: int, items: int, returns: Returns) -> None:
+        super().__init__()
+        self.users = users
+        self.items = items
+        self.returns: Returns = returns
+
+    def observe(self, statistics: Statistics) -> None:  # noqa: B027 - most models need nothing
+        """Take what must be known before training, such as the mean rating."""
+
+    @abstractmethod
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """Score B pairs: (B,) int64 ids and (B,) int64 ids to (B,) scores."""
+
+    @abstractmethod
+    def user_state(self, user: Tensor) -> Tensor:
+        """What scoring needs to know of users: (U,) int64 ids to (U, S)."""
+
+    @abstractmethod
+    def score_block(self, state: Tensor, first: int, last: int) -> Tensor:
+        """Scores of users for the items first..last-1: (U, S) to (U, last - first)."""
+
+    def score(self, state: Tensor) -> Tensor:
+        """Scores of users for all items: (U, S) to (U, items), by blocks of items."""
+        out = state.new_empty(len(state), self.items)
+        for first in range(0, self.items, ITEM_BLOCK):
+            last = min(first + ITEM_BLOCK, self.items)
+            out[:, first:last] = self.score_block(state, first, last)
+        return out
+
+    def item_vectors_for_similarity(self) -> Tensor | None:
+        """(items, D) vectors whose angle means likeness; None if the model has none."""
+        return None
+
+
+class LinearModel(Model):
+    """A model whose score is link(<user state, item row> + item offset).
+
+    Everything else follows from the three: scoring pairs and blocks, and folding in somebody new
+    as a (generalised) ridge regression on the fixed item rows.
+    """
+
+    @abstractmethod
+    def item_rows(self, item: Tensor | slice) -> Tensor:
+        """(I, S) rows that user states are multiplied with."""
+
+    @abstractmethod
+    def item_offset(self, item: Tensor | slice) -> Tensor:
+        """(I,) part of the score that does not depend on the user."""
+
+    def link(self, linear: Tensor) -> Tensor:
+        """From the linear score to what the model returns; strictly increasing."""
+        return linear
+
+    def linear(self, user: Tensor, item: Tensor) -> Tensor:
+        """The score before the link: (B,) ids and (B,) ids to (B,)."""
+        return (self.user_state(user) * self.item_rows(item)).sum(dim=-1) + self.item_offset(item)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """Score B pairs: (B,) int64 ids and (B,) int64 ids to (B,) scores."""
+        return self.link(self.linear(user, item))
+
+    def score_block(self, state: Tensor, first: int, last: int) -> Tensor:
+        """Scores of users for the items first..last-1: (U, S) to (U, last - first)."""
+        block = slice(first, last)
+        return self.link(
+            torch.addmm(self.item_offset(block)[None, :], state, self.item_rows(block).T)
+        )
+
+    def penalty(self, user: Tensor, item: Tensor) -> Tensor:
+        """(B,) squared length of the trained rows that each pair touches."""
+        total = torch.zeros((), device=user.device)
+        for name, table in self.named_children():
+            rows = table(user if name.startswith("user_") else item)
+            total = total + rows.square().sum(dim=-1)
+        return total

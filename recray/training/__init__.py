@@ -1,0 +1,1 @@
+"""Training: a plain PyTorch loop on resident tensors, and a thin Ray shell around it."""

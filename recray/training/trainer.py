@@ -1,0 +1,257 @@
+"""RAY TRAIN: the loop of loop.py on N workers, each with the users it owns."""
+
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from recray import cluster
+from recray.config import Settings, build_settings
+from recray.data.prepared import Prepared, Ratings, refuse_equal_ratings
+from recray.errors import RecrayError
+from recray.evaluation import UserTable, blocks_of, check_metric, measure, metric_names, sums_of
+from recray.models import build_model
+from recray.models.base import Model
+from recray.objectives import Objective, build_objective
+from recray.recommender import History, Ranker
+from recray.storage import Folder
+from recray.training.checkpoint import Progress, RunFolder
+from recray.training.loop import TrainingRun, Validate
+from recray.training.steps import Shard
+from recray.training.sync import Workers
+
+OnEpoch = Callable[[dict[str, Any]], None]
+
+
+def run(
+    settings: Settings,
+    prepared_path: str,
+    out: str,
+    workers: int = 1,
+    resume: bool = False,
+    address: str = cluster.LOCAL,
+    on_epoch: OnEpoch | None = None,
+) -> dict[str, Any]:
+    """Train a model on a prepared data set.
+
+    Args:
+        settings: Resolved settings; `data` and `split` are taken from the data set.
+        prepared_path: Folder of the data set.
+        out: Folder of the run.
+        workers: Processes; 1 on the local machine runs in this one.
+        resume: Go on with the run in `out`; a finished one is left as it is.
+        address: Ray cluster.
+        on_epoch: Told each epoch's metrics as they come.
+
+    Returns:
+        Summary of the run: epochs, best epoch, its metrics, whether it was finished before.
+
+    Raises:
+        RecrayError: What the user can fix; see the message.
+    """
+    prepared = Prepared.open(prepared_path, verify=True)
+    settings = _with_data_settings(settings, prepared)
+    _check(settings, prepared, workers, address)
+    folder = RunFolder(out)
+    facts = _facts(settings, prepared, workers)
+    if folder.finished and resume:
+        folder.start(facts, resume)
+        return _summary(folder, already=True)
+    folder.start(facts, resume)
+    config = {
+        "settings": settings.plain(),
+        "prepared": prepared.folder.path,
+        "run": folder.folder.path,
+    }
+    with cluster.session(address), _following(folder.folder, on_epoch):
+        cluster.require(workers)
+        _fit(config, folder.folder, 0 if workers == 1 and address == cluster.LOCAL else workers)
+    folder.finish(facts | {"summary": _summary(folder)})
+    return _summary(folder)
+
+
+def _with_data_settings(settings: Settings, prepared: Prepared) -> Settings:
+    return build_settings(settings.plain() | prepared.manifest["settings"])
+
+
+def _check(settings: Settings, prepared: Prepared, workers: int, address: str) -> None:
+    if workers > prepared.buckets:
+        raise RecrayError(
+            f"--workers {workers}: the data set has {prepared.buckets} parts, one is needed per worker"
+        )
+    if address == cluster.LOCAL:
+        cluster.require_local(workers)
+    if not settings.ranks:
+        refuse_equal_ratings(prepared)
+    low, high = prepared.rating_range
+    objective = build_objective(settings, low, high)
+    objective.check(build_model(settings, 1, 1))
+    check_metric(settings.metric, settings.evaluate, stars=not settings.ranks)
+    if max(settings.evaluate.k) > prepared.items:
+        raise RecrayError(
+            f"evaluate.k={max(settings.evaluate.k)} is larger than the catalogue "
+            f"of {prepared.items} items"
+        )
+
+
+def _facts(settings: Settings, prepared: Prepared, workers: int) -> dict[str, Any]:
+    return {
+        "dataset": prepared.manifest["dataset"],
+        "prepared": prepared.folder.path,
+        "fingerprint": prepared.fingerprint,
+        "settings": settings.plain(),
+        "workers": workers,
+    }
+
+
+def _summary(folder: RunFolder, already: bool = False) -> dict[str, Any]:
+    progress = folder.best().progress
+    newest = folder.latest()
+    last: Progress = newest.progress if newest is not None else progress
+    best = next(e for e in last.history if e["epoch"] == last.best_epoch)
+    return {
+        "run": folder.folder.path,
+        "epochs": last.epoch,
+        "best_epoch": last.best_epoch,
+        "best": best,
+        "stopped_early": last.stopped,
+        "already_finished": already,
+    }
+
+
+def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
+    """Run train_worker under Ray Train; 0 workers is Ray's local mode, in this process."""
+    import ray.train
+    import ray.train.torch
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, resources_per_worker={"CPU": 1} if workers else None
+        ),
+        # Every attempt is a fresh Ray run: what resumes is our own checkpoint.
+        run_config=ray.train.RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:12]}",
+            storage_path=folder.child(".ray").path,
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="gloo", timeout_s=120),
+    )
+    try:
+        with contextlib.redirect_stdout(None):
+            trainer.fit()
+    except Exception as error:
+        failure = cluster.user_error(error)
+        if failure is not None:
+            raise failure from error
+        raise
+    finally:
+        folder.delete(".ray")
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Train on the users that this worker owns: the parts of its buckets, read once."""
+    import ray.train
+
+    torch.set_num_threads(1)
+    context = ray.train.get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size())
+    last = [time.monotonic()]
+
+    def report(metrics: dict[str, float]) -> None:
+        # Reports are a barrier and are polled: at most one a second, decided by rank 0's clock.
+        due = time.monotonic() - last[0] >= 1.0 if workers.rank == 0 else False
+        (agreed,) = workers.sum_floats(float(due))
+        if agreed:
+            last[0] = time.monotonic()
+            ray.train.report(metrics)
+
+    settings = build_settings(config["settings"])
+    prepared = Prepared.open(config["prepared"])
+    build_run(settings, prepared, config["run"], workers, report).fit()
+
+
+def build_run(
+    settings: Settings,
+    prepared: Prepared,
+    run_folder: str,
+    workers: Workers,
+    report: Callable[[dict[str, float]], None],
+) -> TrainingRun:
+    """Everything one worker needs, with the rows of its own buckets in memory."""
+    parts = list(range(workers.rank, prepared.buckets, workers.size))
+    train, valid = prepared.load("train", parts), prepared.load("valid", parts)
+    low, high = prepared.rating_range
+    objective = build_objective(settings, low, high)
+    torch.manual_seed(settings.train.seed)  # the same start on every worker
+    model = build_model(settings, prepared.users, prepared.items)
+    owned = torch.zeros(prepared.users, dtype=torch.bool)
+    owned[torch.from_numpy(np.unique(train.user).astype(np.int64))] = True
+    shard = Shard(
+        torch.from_numpy(train.user.astype(np.int64)),
+        torch.from_numpy(train.item.astype(np.int64)),
+        torch.from_numpy(train.rating.copy()),
+        owned,
+    )
+    has_valid = prepared.manifest["splits"]["valid"]["rows"] > 0
+    validate = _validation(settings, prepared, train, valid, objective) if has_valid else None
+    return TrainingRun(
+        settings, model, objective, shard, RunFolder(run_folder), workers, validate, report
+    )
+
+
+def _validation(
+    settings: Settings, prepared: Prepared, train: Ratings, valid: Ratings, objective: Objective
+) -> Validate:
+    """Ranks this worker's validation users among all items they have not trained on."""
+    total = max(int(valid.user.max(initial=-1)) + 1, prepared.users)
+    history = History.of(train, total, prepared.items)
+    names = metric_names(settings.evaluate, stars=not settings.ranks)
+    blocks = blocks_of(valid)
+
+    def validate(model: Model) -> dict[str, tuple[float, float]]:
+        ranker = Ranker(model, objective, history)
+        tables = [measure(ranker, valid, block, settings.evaluate) for block in blocks]
+        return sums_of(UserTable.join(tables) if tables else None, names)
+
+    return validate
+
+
+@contextlib.contextmanager
+def _following(folder: Folder, on_epoch: OnEpoch | None) -> Iterator[None]:
+    """Tell on_epoch of each new entry of epochs.json while the block runs, wherever it trains."""
+    if on_epoch is None:
+        yield
+        return
+    seen = len(folder.read_json("epochs.json")) if folder.exists("epochs.json") else 0
+    stop = threading.Event()
+
+    def tell() -> None:
+        nonlocal seen
+        if folder.exists("epochs.json"):
+            history = folder.read_json("epochs.json")
+            for entry in history[seen:]:
+                on_epoch(entry)
+            seen = max(seen, len(history))
+
+    def follow() -> None:
+        while not stop.wait(0.25):
+            tell()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        tell()
