@@ -1,0 +1,129 @@
+"""What people see in a terminal: lines and tables. Results on stdout, progress on stderr."""
+
+import json
+import sys
+import time
+from typing import Any
+
+
+class Console:
+    """Prints for people, or one JSON object for programs.
+
+    Args:
+        as_json: Print exactly one JSON object on stdout and nothing else there.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self._begin = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Tell of progress, on stderr, with the seconds since the start."""
+        print(f"[{time.monotonic() - self._begin:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+    def epoch(self, entry: dict[str, Any]) -> None:
+        """Tell of one finished epoch."""
+        shown = {k: v for k, v in entry.items() if k in ("loss", "rmse", "ndcg@10")}
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self.say(f"epoch {entry['epoch']:>3}  {numbers}  {entry['seconds']:.2f} s")
+
+    def result(self, value: dict[str, Any], text: str = "") -> None:
+        """Print a command's result: the value as JSON, or the text."""
+        out = json.dumps(value, ensure_ascii=False) if self.as_json else text or _plain(value)
+        print(out, flush=True)
+
+
+def _plain(value: dict[str, Any]) -> str:
+    return "\n".join(
+        f"{name}: {json.dumps(v, ensure_ascii=False) if isinstance(v, (dict, list)) else v}"
+        for name, v in value.items()
+    )
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    """Columns as wide as their content; the first is left-aligned, the others right."""
+    cells = [columns, *rows]
+    width = [max(len(row[place]) for row in cells) for place in range(len(columns))]
+    lines = [
+        "  ".join(
+            cell.ljust(width[place]) if place == 0 else cell.rjust(width[place])
+            for place, cell in enumerate(row)
+        ).rstrip()
+        for row in cells
+    ]
+    rule = "-" * max(len(line) for line in lines)
+    return "\n".join(filter(None, [title, lines[0], rule, *lines[1:]]))
+
+
+def evaluation(report: dict[str, Any]) -> str:
+    """An evaluation: data set, split, metrics beside the baselines, verdict."""
+    split = report["split"]
+    rows = split["rows"]
+    title = (
+        f"{report['dataset']}, preset {report['preset']}: {report['users']:,} users, split {split['kind']} "
+        f"(train {rows['train']:,}, valid {rows['valid']:,}, test {rows['test']:,})"
+    )
+    baselines = report["baselines"]
+    body = []
+    for name, value in report["metrics"].items():
+        interval = f"{value['low']:.4f} to {value['high']:.4f}"
+        others = [f"{b[name]['value']:.4f}" if name in b else "" for b in baselines.values()]
+        body.append([name, f"{value['value']:.4f}", interval, *others])
+    unseen = report["unseen"]
+    cold = (
+        f"not in training: {unseen['users']:,} users, {unseen['items']:,} items, "
+        f"{unseen['ratings']:,} of {rows['test']:,} test ratings"
+    )
+    columns = ["metric", "model", "95 % interval", *baselines]
+    return "\n".join([table(title, columns, body), report["verdict"], cold])
+
+
+def prepared(manifest: dict[str, Any]) -> str:
+    """What a prepared data set holds."""
+    counts, splits = manifest["counts"], manifest["splits"]
+    rows = [
+        [name, f"{s['rows']:,}", f"{s['unseen']:,}", f"{s['unseen_percent']:.2f} %"]
+        for name, s in splits.items()
+    ]
+    title = f"{manifest['dataset']}: {counts['users']:,} users, {counts['items']:,} items"
+    lines = [table(title, ["split", "ratings", "with unseen ids", "share"], rows)]
+    if manifest["rejected"]["rows"]:
+        reasons = ", ".join(f"{n:,} {why}" for why, n in manifest["rejected"]["reasons"].items())
+        lines.append(f"rejected: {reasons} (see rejected.parquet)")
+    if counts["duplicates"]:
+        lines.append(f"repeated ratings merged: {counts['duplicates']:,}")
+    return "\n".join(lines)
+
+
+def recommendations(answer: dict[str, Any]) -> str:
+    """A recommended list."""
+    rows = [
+        [f"{place}. {i['title']}", ", ".join(i["genres"]), str(i["item"]), f"{i['score']:.4f}"]
+        for place, i in enumerate(answer["items"], 1)
+    ]
+    title = f"source {answer['source']}, model {answer['model_version']}"
+    return table(title, ["title", "genres", "item", "score"], rows)
+
+
+def up(result: dict[str, Any], dataset_user: int) -> str:
+    """The end of `recray up`: the table, where the time went, and one line to try."""
+    report = evaluation(result["evaluation"]) if result["evaluation"] else "no test split to measure on"
+    seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in result["seconds"].items())
+    check = result["verification"]
+    words = (
+        f"HTTP answers equal offline ones for {check['users']} users"
+        if result["verified"]
+        else f"HTTP ANSWERS DIFFER: {'; '.join(check['differences'][:3])}"
+    )
+    url = result["url"]
+    return "\n".join(
+        [
+            "",
+            report,
+            "",
+            f"{words}; {seconds}",
+            f"bundle: {result['bundle']}",
+            f"service: {url}  (documentation: {url}/docs)",
+            f"try: curl '{url}/v1/users/{dataset_user}/recommendations?k=5'",
+        ]
+    )

@@ -1,0 +1,188 @@
+"""The stages in a row, each skipped when its output is there and matches: what `recray up` runs."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from recray import batch, cluster, evaluation
+from recray.bundle import KIND, Bundle, write_bundle
+from recray.config import Settings, build_settings
+from recray.data import ingest
+from recray.data.prepared import Prepared
+from recray.data.source import Source
+from recray.errors import RecrayError
+from recray.recommender import Recommender
+from recray.serving import deployment, verify
+from recray.storage import Folder
+from recray.training import trainer
+from recray.training.checkpoint import RunFolder
+
+Say = Callable[[str], None]
+
+
+def export(run_path: str, out: str, replace: bool = False) -> Bundle:
+    """Write the best checkpoint of a run as a bundle, measured on the test split.
+
+    Raises:
+        RecrayError: There is no run, the prepared data have changed since, or the folder is taken.
+    """
+    run = RunFolder(run_path)
+    facts = run.facts()
+    settings = build_settings(facts["settings"])
+    prepared = Prepared.open(facts["prepared"], verify=True)
+    if prepared.fingerprint != facts["fingerprint"]:
+        raise RecrayError(f"{prepared.folder} has changed since {run_path} was trained; train again")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def measured(bundle: Bundle) -> dict[str, Any]:
+        return evaluation.evaluate(bundle) if len(bundle.holdout) else {}
+
+    return write_bundle(out, prepared, run.best(), settings, created, measured, replace)
+
+
+def evaluate(
+    bundle_path: str,
+    settings: evaluation.EvaluateSettings | None = None,
+    prepared_path: str | None = None,
+    workers: int = 1,
+    address: str = cluster.LOCAL,
+) -> dict[str, Any]:
+    """Measure a bundle on its hold-out with the given number of workers.
+
+    Args:
+        bundle_path: The bundle.
+        settings: Cut-offs and relevance; the bundle's own by default.
+        prepared_path: If given, must be the very data set the bundle was trained on.
+        workers: Ray Data tasks; the digits do not depend on them.
+        address: Ray cluster.
+
+    Raises:
+        RecrayError: The prepared data set is another one, or has changed since.
+    """
+    bundle = Bundle.open(bundle_path)
+    if prepared_path is not None:
+        prepared = Prepared.open(prepared_path, verify=True)
+        if prepared.manifest["fingerprints"] != bundle.config["fingerprints"]:
+            raise RecrayError(
+                f"{prepared.folder} ({prepared.manifest['dataset']}) is not what {bundle_path} was trained "
+                f"on ({bundle.config['dataset']}), or it has changed since"
+            )
+    return batch.evaluate(bundle, settings, workers, address)
+
+
+@dataclass
+class Stages:
+    """The folders of `recray up` and what each stage took.
+
+    Args:
+        out: Folder that holds prepared, run and bundle.
+        settings: The resolved settings.
+        workers: Training processes.
+        address: Ray cluster.
+        say: Told what happens, a line each.
+    """
+
+    out: Folder
+    settings: Settings
+    workers: int
+    address: str
+    say: Say
+    on_epoch: trainer.OnEpoch | None = None
+
+    def __post_init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - begin, 3)
+
+    def prepare(self, given: Source) -> Prepared:
+        """The prepared data set of the source."""
+        with self._timed("prepare"):
+            folder = self.out.child("prepared")
+            if folder.published():
+                there = Prepared.open(folder.path)
+                if ingest.same_settings(there, given, self.settings):
+                    self.say(f"prepare: {folder} is there and matches")
+                    return there
+            self.say(f"prepare: {given.name} into {folder}")
+            return ingest.prepare(given, folder.path, self.settings, self.address, replace=True)
+
+    def train(self, prepared: Prepared) -> str:
+        """The finished run on the data set."""
+        with self._timed("train"):
+            folder = self.out.child("run")
+            wanted = build_settings(self.settings.plain() | prepared.manifest["settings"])
+            if folder.exists("run.json"):
+                facts = RunFolder(folder.path).facts()
+                same = facts["settings"] == wanted.plain()
+                if not same or facts["fingerprint"] != prepared.fingerprint:
+                    folder.delete()
+            words = "is there and matches" if folder.published() else f"{self.settings.preset}"
+            self.say(f"train: {folder} {words}")
+            trainer.run(
+                wanted, prepared.folder.path, folder.path, self.workers, True, self.address, self.on_epoch
+            )
+            return folder.path
+
+    def export(self, run: str, prepared: Prepared) -> Bundle:
+        """The measured bundle of the run."""
+        with self._timed("evaluate"):
+            folder = self.out.child("bundle")
+            if folder.published() and folder.manifest().get("kind") == KIND:
+                there = Bundle.open(folder.path)
+                same = there.config["settings"] == RunFolder(run).facts()["settings"]
+                if same and there.config["fingerprints"] == prepared.manifest["fingerprints"]:
+                    self.say(f"evaluate: {folder} is there and matches")
+                    return there
+            self.say("evaluate: on the test split")
+            return export(run, folder.path, replace=True)
+
+
+@contextlib.contextmanager
+def up(
+    given: Source,
+    out: str,
+    settings: Settings,
+    workers: int = 1,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    address: str = cluster.LOCAL,
+    say: Say = print,
+    on_epoch: trainer.OnEpoch | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Run every stage, serve, check the service against the bundle, and serve while the block runs.
+
+    Yields:
+        {"bundle", "url", "verified", "evaluation", "seconds": {"prepare", "train", "evaluate",
+        "serve"}}
+
+    Raises:
+        RecrayError: What the user can fix, of any stage.
+    """
+    if address == cluster.LOCAL:
+        cluster.require_local(workers)
+        deployment.refuse_taken_port(host, port)
+    stages = Stages(Folder(out), settings, workers, address, say, on_epoch)
+    with cluster.session(address):
+        prepared = stages.prepare(given)
+        run = stages.train(prepared)
+        bundle = stages.export(run, prepared)
+        begin = time.perf_counter()
+        say(f"serve: http://{host}:{port}")
+        with deployment.serving(bundle.folder.path, host, port, address=address) as url:
+            checked = verify.verify(url, Recommender(bundle))
+            stages.seconds["serve"] = round(time.perf_counter() - begin, 3)
+            yield {
+                "bundle": bundle.folder.path,
+                "url": url,
+                "verified": checked["verified"],
+                "verification": checked,
+                "evaluation": bundle.metrics,
+                "seconds": stages.seconds,
+            }

@@ -1,0 +1,198 @@
+"""Versions of a bundle, one of them current; promoted through a gate, rolled back in one step.
+
+    REGISTRY/versions/<version>/    bundles, never changed
+    REGISTRY/current.json           {"version", "before": [...]}, swapped in a single step
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from recray.bundle import KIND, Bundle
+from recray.data.prepared import Ratings
+from recray.errors import RecrayError, unknown_name
+from recray.evaluation import Comparison, UserTable, blocks_of, compare, measure
+from recray.recommender import History, Ranker
+from recray.storage import Folder, expect_kind, publish
+
+VERSIONS, CURRENT = "versions", "current.json"
+
+
+class Registry:
+    """A registry on disk.
+
+    Args:
+        path: Local path or URI; made by the first `add`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.folder = Folder(path)
+
+    def add(self, bundle_path: str) -> str:
+        """Copy a bundle in, checking every file; return its version. Adding it again is fine.
+
+        Raises:
+            RecrayError: It is no bundle, or damaged.
+        """
+        source = Folder(bundle_path)
+        expect_kind(source, KIND, "recray export")
+        manifest = source.verify()
+        version: str = manifest["version"]
+        target = self._version(version)
+        if not target.published():
+            with publish(target) as folder:
+                for entry in manifest["files"]:
+                    folder.write_bytes(entry["name"], source.read_bytes(entry["name"]))
+                facts = {k: v for k, v in manifest.items() if k not in ("kind", "files")}
+                folder.write_manifest(KIND, facts)
+        return version
+
+    def _version(self, version: str) -> Folder:
+        return self.folder.child(VERSIONS).child(version)
+
+    def list(self) -> list[dict[str, Any]]:
+        """The versions with data set, preset and creation time; the current one is marked."""
+        current = self._pointer()["version"]
+        rows = []
+        for version in self.folder.child(VERSIONS).folders():
+            folder = self._version(version)
+            if not folder.published():
+                continue
+            manifest = folder.manifest()
+            facts = {k: manifest[k] for k in ("version", "dataset", "preset", "created")}
+            rows.append(facts | {"current": version == current})
+        return sorted(rows, key=lambda row: row["created"])
+
+    def _pointer(self) -> dict[str, Any]:
+        if not self.folder.exists(CURRENT):
+            return {"version": None, "before": []}
+        pointer: dict[str, Any] = self.folder.read_json(CURRENT)
+        return pointer
+
+    def current(self) -> Folder:
+        """The folder of the current version.
+
+        Raises:
+            RecrayError: No version has been promoted.
+        """
+        version = self._pointer()["version"]
+        if version is None:
+            raise RecrayError(f"{self.folder} has no current version; use `recray registry promote`")
+        return self._version(version)
+
+    def promote(self, version: str, force: bool = False) -> dict[str, Any]:
+        """Make a version current, if it is not worse than the one that is.
+
+        Returns:
+            The new version, the one before, and the comparison in words.
+
+        Raises:
+            RecrayError: The version is unknown, is worse on the current one's hold-out, or has
+                seen that hold-out in training.
+        """
+        known = [row["version"] for row in self.list()]
+        if version not in known:
+            raise unknown_name("version", version, known or ["none yet"])
+        pointer = self._pointer()
+        live = pointer["version"]
+        words = "first version"
+        if live not in (None, version) and not force:
+            words = gate(Bundle.open(self._version(version).path), Bundle.open(self.current().path))
+        elif force:
+            words = "forced"
+        before = [*pointer["before"], live] if live not in (None, version) else pointer["before"]
+        self._point(version, before)
+        return {"version": version, "before": live, "verdict": words}
+
+    def rollback(self) -> dict[str, Any]:
+        """Make the version before the current one current again.
+
+        Raises:
+            RecrayError: There is none before.
+        """
+        pointer = self._pointer()
+        if not pointer["before"]:
+            raise RecrayError(f"{self.folder} has no earlier version to go back to")
+        *before, version = pointer["before"]
+        self._point(version, before)
+        return {"version": version, "before": pointer["version"]}
+
+    def _point(self, version: str, before: "list[str]") -> None:
+        content = json.dumps({"version": version, "before": before}, indent=1)
+        self.folder.replace_bytes(CURRENT, content.encode())
+
+
+def resolve_bundle(path: str) -> str:
+    """The bundle that a path means: itself, or the current version of a registry."""
+    folder = Folder(path)
+    if folder.exists(CURRENT) or (folder.exists(VERSIONS) and not folder.published()):
+        return Registry(path).current().path
+    return path
+
+
+def gate(candidate: Bundle, live: Bundle) -> str:
+    """Compare a candidate with the live bundle on the live one's hold-out; the verdict in words.
+
+    Raises:
+        RecrayError: The candidate is worse by the paired interval, or was trained on hold-out rows.
+    """
+    targets = _in_ids_of(candidate, live, live.holdout)
+    leaked = _pairs(candidate.history, candidate) & _pairs(live.holdout, live)
+    if leaked:
+        raise RecrayError(
+            f"{candidate.version} was trained on {len(leaked):,} ratings of the hold-out that it would be "
+            f"compared on; prepare with the same split settings, or use --force"
+        )
+    metric = "ndcg@10" if live.settings.ranks else "rmse"
+    if metric == "rmse" and candidate.settings.ranks:
+        metric = "ndcg@10"
+    comparison = _compare(candidate, live, targets, metric)
+    words = comparison.words(f"the live version {live.version}")
+    if comparison.sign < 0:
+        raise RecrayError(f"{candidate.version} is not promoted: {words}; use --force to promote it")
+    return words
+
+
+def _pairs(ratings: Ratings, bundle: Bundle) -> set[tuple[int, int]]:
+    users, items = bundle.user_ids.raw[ratings.user], bundle.item_ids.raw[ratings.item]
+    return set(zip(users.tolist(), items.tolist(), strict=True))
+
+
+def _in_ids_of(bundle: Bundle, other: Bundle, ratings: Ratings) -> Ratings:
+    """Ratings in another bundle's ids, in this one's; what it does not know gets ids past its own."""
+    columns = []
+    for ids, raw in (
+        (bundle.user_ids, other.user_ids.raw[ratings.user]),
+        (bundle.item_ids, other.item_ids.raw[ratings.item]),
+    ):
+        dense = ids.encode(raw)
+        missing, place = np.unique(raw[dense < 0], return_inverse=True)
+        dense[dense < 0] = (len(ids) + place).astype(np.int32)
+        columns.append((dense, len(missing)))
+    (user, _), (item, _) = columns
+    return Ratings(user, item, ratings.rating, ratings.timestamp)
+
+
+def _compare(candidate: Bundle, live: Bundle, targets: Ratings, metric: str) -> Comparison:
+    """Both bundles on the same people's held-out ratings, lined up by raw user id."""
+    # Lines of `targets` and of live.holdout are the same ratings in the same order.
+    raw = live.user_ids.raw[live.holdout.user]
+    first = _table(candidate, targets, raw)
+    second = _table(live, live.holdout, raw)
+    return compare(first, second, metric)
+
+
+def _table(bundle: Bundle, targets: Ratings, raw_user: np.ndarray) -> UserTable:
+    settings = bundle.settings.evaluate.model_copy(update={"k": (10,)})
+    order = np.argsort(targets.user, kind="stable")
+    ordered = Ratings(*(getattr(targets, n)[order] for n in ("user", "item", "rating", "timestamp")))
+    total = max(len(bundle.user_ids), int(ordered.user[-1]) + 1)
+    history = History.of(bundle.history, total, bundle.item_ids.known)
+    ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
+    table = UserTable.join(measure(ranker, ordered, b, settings) for b in blocks_of(ordered))
+    dense, place = np.unique(ordered.user, return_index=True)
+    raw = raw_user[order][place]
+    by_raw = np.argsort(raw)
+    values = {name: column[by_raw] for name, column in table.values.items()}
+    return UserTable(raw[by_raw], values, table.shown)

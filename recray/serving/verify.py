@@ -1,0 +1,142 @@
+"""Replays a bundle's hold-out users over HTTP and compares with what the bundle says offline."""
+
+import http.client
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from recray import metrics
+from recray.errors import RecrayError
+from recray.recommender import NONE, Recommender
+
+SAME_SCORE = 1e-5
+
+
+class Client:
+    """One kept-alive connection to a service.
+
+    Args:
+        url: http:// or https:// address.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise RecrayError(f"{url!r} is no service address; write http://HOST:PORT")
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self.url = url.rstrip("/")
+        self._prefix = parts.path.rstrip("/")
+        self._connection = kind(parts.hostname, parts.port, timeout=30)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status and JSON of one request.
+
+        Raises:
+            RecrayError: Nothing answers there, or not with JSON.
+        """
+        content = None if body is None else json.dumps(body)
+        headers = {"content-type": "application/json"} if content else {}
+        try:
+            self._connection.request(method, self._prefix + path, content, headers)
+            reply = self._connection.getresponse()
+            return reply.status, json.loads(reply.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise RecrayError(f"{self.url} does not answer as recray does: {error}") from error
+
+
+def verify(url: str, recommender: Recommender, users: int = 500, k: int = 10) -> dict[str, Any]:
+    """Compare a service with a bundle.
+
+    Args:
+        url: The service.
+        recommender: The bundle, opened here.
+        users: How many hold-out users at most, taken at even distances.
+        k: Length of the lists.
+
+    Returns:
+        {"verified", "users", "differences", "ndcg": {"offline", "online"}, "model_version"}; items
+        may change places where their scores differ by under 1e-5.
+
+    Raises:
+        RecrayError: The service does not answer, or there is no hold-out.
+    """
+    holdout = recommender.bundle.holdout
+    everyone = np.unique(holdout.user)
+    if not len(everyone):
+        raise RecrayError("the bundle's test split has no ratings: there is nobody to replay")
+    step = max(1, len(everyone) // users)
+    chosen = everyone[::step][:users].astype(np.int64)
+    k = min(k, recommender.items.known)
+    with Client(url) as client:
+        status, model = client.call("GET", "/v1/model")
+        if status != 200 or model.get("model_version") != recommender.version:
+            return {
+                "verified": False,
+                "users": 0,
+                "differences": [
+                    f"{url} serves version {model.get('model_version')}, the bundle is {recommender.version}"
+                ],
+            }
+        return _replay(client, recommender, chosen, k)
+
+
+def _replay(client: Client, recommender: Recommender, users: Any, k: int) -> dict[str, Any]:
+    offline = recommender.ranker.rank(users, k)
+    online = np.full(offline.item.shape, NONE, np.int64)
+    differences = []
+    for row, user in enumerate(users):
+        raw = int(recommender.users.raw[user])
+        status, reply = client.call("GET", f"/v1/users/{raw}/recommendations?k={k}")
+        if status != 200:
+            differences.append(f"user {raw}: status {status}")
+            continue
+        items = recommender.items.encode(np.array([i["item"] for i in reply["items"]], np.int64))
+        online[row, : len(items)] = items
+        scores = np.array([i["score"] for i in reply["items"]])
+        problem = _difference(offline.item[row], offline.score[row], items, scores)
+        if problem:
+            differences.append(f"user {raw}: {problem}")
+    ndcg = {
+        name: round(float(np.nanmean(_ndcg(recommender, users, lists, k))), 9)
+        for name, lists in (("offline", offline.item), ("online", online))
+    }
+    return {
+        "verified": not differences,
+        "users": len(users),
+        "differences": differences[:20],
+        "ndcg": ndcg,
+        "model_version": recommender.version,
+    }
+
+
+def _difference(items: Any, scores: Any, online: Any, online_scores: Any) -> str | None:
+    """Why two lists differ, None if they do not."""
+    length = int((items != NONE).sum())
+    if len(online) != length:
+        return f"{len(online)} items online, {length} offline"
+    close = 10 * SAME_SCORE
+    if length and np.abs(scores[:length] - online_scores).max() > close + 1e-5 * np.abs(scores).max():
+        return "scores differ"
+    for place in np.flatnonzero(items[:length] != online):
+        if abs(scores[place] - online_scores[place]) > SAME_SCORE:
+            return f"place {place + 1}: item {online[place]} online, {items[place]} offline"
+    return None
+
+
+def _ndcg(recommender: Recommender, users: Any, lists: Any, k: int) -> Any:
+    holdout = recommender.bundle.holdout
+    hits = np.zeros(lists.shape, bool)
+    relevant = np.zeros(len(users), np.int64)
+    for row, user in enumerate(users):
+        wanted = holdout.item[holdout.user == user]
+        hits[row] = np.isin(lists[row], wanted)
+        relevant[row] = len(wanted)
+    return metrics.ndcg(hits, relevant, k)
