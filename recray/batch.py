@@ -104,7 +104,10 @@ class _RecommendPart:
         recommender = _recommender(self.path, self.version)
         first = part * USERS_PER_PART
         users = np.arange(first, min(first + USERS_PER_PART, len(recommender.users)))
-        tables = [_lists(recommender, block, self.k) for block in np.split(users, range(256, len(users), 256))]
+        tables = [
+            _lists(recommender, block, self.k)
+            for block in np.split(users, range(256, len(users), 256))
+        ]
         self.out.write_table(f"part-{part:05d}.parquet", pa.concat_tables(tables))
         return {"users": len(users)}
 

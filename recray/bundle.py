@@ -1,7 +1,7 @@
 """The exported model: one folder that holds all that answering needs. No pickled code in it.
 
-    weights.safetensors  ids.parquet  items.parquet  history.parquet  holdout.parquet
-    config.json  metrics.json  manifest.json
+weights.safetensors  ids.parquet  items.parquet  history.parquet  holdout.parquet
+config.json  metrics.json  manifest.json
 """
 
 import hashlib

@@ -62,17 +62,30 @@ def _shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             "--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes."
         ),
         "address": click.option(
-            "--address", default="local", show_default=True, help="Ray cluster: local, auto, HOST:PORT."
+            "--address",
+            default="local",
+            show_default=True,
+            help="Ray cluster: local, auto, HOST:PORT.",
         ),
-        "mirror": click.option("--mirror", metavar="URL|FOLDER", help="Where NAME.zip lies instead."),
+        "mirror": click.option(
+            "--mirror", metavar="URL|FOLDER", help="Where NAME.zip lies instead."
+        ),
         "host": click.option(
             "--host", default="127.0.0.1", show_default=True, help="Interface to bind."
         ),
         "port": click.option(
-            "--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="HTTP port."
+            "--port",
+            default=8000,
+            show_default=True,
+            type=click.IntRange(1, 65535),
+            help="HTTP port.",
         ),
         "k": click.option(
-            "-k", default=10, show_default=True, type=click.IntRange(min=1), help="Length of a list."
+            "-k",
+            default=10,
+            show_default=True,
+            type=click.IntRange(min=1),
+            help="Length of a list.",
         ),
     }
 
@@ -84,7 +97,9 @@ def _shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         wrapped: Callable[..., Any] = with_console
         for name in reversed(names):
             wrapped = options[name](wrapped)
-        return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(wrapped)
+        return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(
+            wrapped
+        )
 
     return decorate
 
@@ -135,9 +150,18 @@ def up(
     from recray import pipeline
     from recray.data.source import recognise
 
+    ui.epochs = settings.train.epochs
     given = recognise(source, mirror)
     stages = pipeline.up(
-        given, out or f"recray-out/{given.name}", settings, workers, host, port, address, ui.say, ui.epoch
+        given,
+        out or f"recray-out/{given.name}",
+        settings,
+        workers,
+        host,
+        port,
+        address,
+        ui.say,
+        ui.epoch,
     )
     with stages as result:
         ui.result(result, console.up(result, _some_user(result["bundle"])))
@@ -207,6 +231,7 @@ def train(
     settings = load_settings(preset, config, overrides)
     from recray.training import trainer  # Ray: loaded only by the commands that use it
 
+    ui.epochs = settings.train.epochs
     summary = trainer.run(settings, prepared, out, workers, resume, address, ui.epoch)
     if summary["already_finished"]:
         ui.say(f"{out} was finished before: {summary['epochs']} epochs; nothing was trained")
@@ -236,7 +261,9 @@ def export(ui: Console, run: str, out: str) -> None:
 
 @cli.command()
 @click.argument("bundle")
-@click.option("--prepared", metavar="PREPARED", help="Insist that the bundle comes from this data set.")
+@click.option(
+    "--prepared", metavar="PREPARED", help="Insist that the bundle comes from this data set."
+)
 @click.option("-k", multiple=True, type=click.IntRange(min=1), help="Cut-off; may be repeated.")
 @click.option("--relevant-from", type=float, metavar="STARS", help="Held-out ratings that count.")
 @_shared("workers", "address")
@@ -291,7 +318,9 @@ def recommend(
         recray recommend bundles/mse --all --out lists
     """
     if (user is not None) + bool(rate) + everyone != 1:
-        raise RecrayError("give exactly one of --user ID, --rate ITEM=STARS (repeated) and --all --out DIR")
+        raise RecrayError(
+            "give exactly one of --user ID, --rate ITEM=STARS (repeated) and --all --out DIR"
+        )
     if everyone and out is None:
         raise RecrayError("--all writes files: give --out DIR")
     ratings = [_parse_rating(text) for text in rate]
@@ -325,7 +354,9 @@ def _parse_rating(text: str) -> tuple[int, float]:
 
 @cli.command()
 @click.argument("bundle")
-@click.option("--replicas", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
+@click.option(
+    "--replicas", default=1, show_default=True, type=click.IntRange(min=1), help="Processes."
+)
 @_shared("host", "port", "address")
 def serve(ui: Console, bundle: str, replicas: int, host: str, port: int, address: str) -> None:
     """Serve a BUNDLE, or the current version of a registry, until Ctrl-C.
@@ -346,7 +377,9 @@ def serve(ui: Console, bundle: str, replicas: int, host: str, port: int, address
 @cli.command()
 @click.argument("url")
 @click.argument("bundle")
-@click.option("--users", default=500, show_default=True, type=click.IntRange(min=1), help="At most.")
+@click.option(
+    "--users", default=500, show_default=True, type=click.IntRange(min=1), help="At most."
+)
 @_shared("k")
 def verify(ui: Console, url: str, bundle: str, users: int, k: int) -> None:
     """Replay a BUNDLE's test users at URL and compare; exit 1 if anything differs.
@@ -400,7 +433,9 @@ def registry_list(ui: Console, path: str) -> None:
 
     versions = Registry(path).list()
     columns = ["version", "dataset", "preset", "created", "current"]
-    rows = [[("*" if v[c] else "") if c == "current" else str(v[c]) for c in columns] for v in versions]
+    rows = [
+        [("*" if v[c] else "") if c == "current" else str(v[c]) for c in columns] for v in versions
+    ]
     ui.result({"versions": versions}, console.table("", columns, rows))
 
 

@@ -165,6 +165,7 @@ def map_tasks(function: Callable[..., dict[str, Any]], count: int, *arguments: A
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     tasks = ray.data.range(count, override_num_blocks=count)
     rows = tasks.map_batches(call, batch_size=None).take_all()
     results = sorted((json.loads(row["result"]) for row in rows), key=lambda r: r["id"])

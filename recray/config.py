@@ -140,7 +140,9 @@ class Settings(Group):
 def preset_names() -> list[str]:
     """Names of the recipes that come with recray."""
     folder = resources.files("recray") / "presets"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def load_settings(

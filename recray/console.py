@@ -3,7 +3,10 @@
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class Console:
@@ -15,22 +18,58 @@ class Console:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
+        self.epochs = 0
         self._begin = time.monotonic()
+        self._bar: Progress | None = None
 
     def say(self, line: str) -> None:
         """Tell of progress, on stderr, with the seconds since the start."""
+        self._close_bar()
         print(f"[{time.monotonic() - self._begin:6.1f} s] {line}", file=sys.stderr, flush=True)
 
     def epoch(self, entry: dict[str, Any]) -> None:
-        """Tell of one finished epoch."""
+        """Tell of one finished epoch: a bar on a terminal, a line elsewhere."""
         shown = {k: v for k, v in entry.items() if k in ("loss", "rmse", "ndcg@10")}
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        self.say(f"epoch {entry['epoch']:>3}  {numbers}  {entry['seconds']:.2f} s")
+        if not sys.stderr.isatty():
+            self.say(f"epoch {entry['epoch']:>3}  {numbers}  {entry['seconds']:.2f} s")
+            return
+        if self._bar is None:
+            self._bar = _bar()
+            self._bar.start()
+            self._bar.add_task("epochs", total=self.epochs or None, numbers="")
+        self._bar.update(self._bar.task_ids[0], completed=entry["epoch"], numbers=numbers)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def result(self, value: dict[str, Any], text: str = "") -> None:
         """Print a command's result: the value as JSON, or the text."""
+        self._close_bar()
         out = json.dumps(value, ensure_ascii=False) if self.as_json else text or _plain(value)
         print(out, flush=True)
+
+
+def _bar() -> "Progress":
+    from rich.console import Console as Terminal
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("epochs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Terminal(stderr=True))
 
 
 def _plain(value: dict[str, Any]) -> str:
@@ -107,7 +146,9 @@ def recommendations(answer: dict[str, Any]) -> str:
 
 def up(result: dict[str, Any], dataset_user: int) -> str:
     """The end of `recray up`: the table, where the time went, and one line to try."""
-    report = evaluation(result["evaluation"]) if result["evaluation"] else "no test split to measure on"
+    report = (
+        evaluation(result["evaluation"]) if result["evaluation"] else "no test split to measure on"
+    )
     seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in result["seconds"].items())
     check = result["verification"]
     words = (

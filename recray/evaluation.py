@@ -316,7 +316,8 @@ class Evaluator:
             "preset": self.bundle.settings.preset,
             "model_version": self.bundle.version,
             "users": len(tables["model"].user),
-            "split": config["split"] | {"rows": {k: v["rows"] for k, v in config["splits"].items()}},
+            "split": config["split"]
+            | {"rows": {k: v["rows"] for k, v in config["splits"].items()}},
             "metrics": summarise(tables["model"], names),
             "coverage": float((shown > 0).mean()),
             "baselines": {n: summarise(tables[n], m) for n, m in baseline_names.items()},

@@ -56,7 +56,9 @@ class Objective(ABC):
             RecrayError: They do not go together.
         """
         if not isinstance(model, LinearModel):
-            raise RecrayError(f"objective {type(self).__name__} cannot train {type(model).__name__}")
+            raise RecrayError(
+                f"objective {type(self).__name__} cannot train {type(model).__name__}"
+            )
 
     @abstractmethod
     def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
@@ -187,7 +189,9 @@ class WholeData(Objective):
     def check(self, model: Model) -> None:
         """Refuse all but the plain dot product."""
         if type(model).__name__ != "Dot":
-            raise RecrayError("objective.kind=whole-data solves for vectors alone: use model.kind=dot")
+            raise RecrayError(
+                "objective.kind=whole-data solves for vectors alone: use model.kind=dot"
+            )
 
     def gram(self, rows: Tensor) -> Tensor:
         """(N, D) fixed vectors to alpha0 times their (D, D) Gram matrix."""

@@ -34,7 +34,9 @@ def export(run_path: str, out: str, replace: bool = False) -> Bundle:
     settings = build_settings(facts["settings"])
     prepared = Prepared.open(facts["prepared"], verify=True)
     if prepared.fingerprint != facts["fingerprint"]:
-        raise RecrayError(f"{prepared.folder} has changed since {run_path} was trained; train again")
+        raise RecrayError(
+            f"{prepared.folder} has changed since {run_path} was trained; train again"
+        )
     created = datetime.now(UTC).isoformat(timespec="seconds")
 
     def measured(bundle: Bundle) -> dict[str, Any]:
@@ -126,7 +128,13 @@ class Stages:
             words = "is there and matches" if folder.published() else f"{self.settings.preset}"
             self.say(f"train: {folder} {words}")
             trainer.run(
-                wanted, prepared.folder.path, folder.path, self.workers, True, self.address, self.on_epoch
+                wanted,
+                prepared.folder.path,
+                folder.path,
+                self.workers,
+                True,
+                self.address,
+                self.on_epoch,
             )
             return folder.path
 

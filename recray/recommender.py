@@ -181,7 +181,9 @@ class Ranker:
             RecrayError: The model ranks and does not predict stars.
         """
         if self.model.returns != "stars":
-            raise RecrayError("this model ranks and does not predict stars; rmse and mae need a rating model")
+            raise RecrayError(
+                "this model ranks and does not predict stars; rmse and mae need a rating model"
+            )
         known_item = item < self.model.items
         stars = self._bias_only_stars(user, item)
         warm = known_item & (user < self.model.users)
@@ -319,9 +321,7 @@ class Recommender:
         item, rating = self._dense_ratings(ratings)
         source = np.array([1 if len(item) else 2], np.int8)
         state = (
-            self.ranker.fold_in(item, rating)
-            if len(item)
-            else self.ranker.states(np.array([0]))[0]
+            self.ranker.fold_in(item, rating) if len(item) else self.ranker.states(np.array([0]))[0]
         )
         scores = self.ranker.scores(state, source)
         if exclude_seen:
@@ -372,7 +372,9 @@ class Recommender:
             RecrayError: k is out of range.
         """
         if not 1 <= k <= self.items.known:
-            raise RecrayError(f"k={k} is out of range: 1 to {self.items.known}, the catalogue's size")
+            raise RecrayError(
+                f"k={k} is out of range: 1 to {self.items.known}, the catalogue's size"
+            )
 
     def _answer(
         self, items: NDArray[np.int64], scores: NDArray[np.float32], source: int

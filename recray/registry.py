@@ -1,7 +1,7 @@
 """Versions of a bundle, one of them current; promoted through a gate, rolled back in one step.
 
-    REGISTRY/versions/<version>/    bundles, never changed
-    REGISTRY/current.json           {"version", "before": [...]}, swapped in a single step
+REGISTRY/versions/<version>/    bundles, never changed
+REGISTRY/current.json           {"version", "before": [...]}, swapped in a single step
 """
 
 import json
@@ -78,7 +78,9 @@ class Registry:
         """
         version = self._pointer()["version"]
         if version is None:
-            raise RecrayError(f"{self.folder} has no current version; use `recray registry promote`")
+            raise RecrayError(
+                f"{self.folder} has no current version; use `recray registry promote`"
+            )
         return self._version(version)
 
     def promote(self, version: str, force: bool = False) -> dict[str, Any]:
@@ -150,7 +152,9 @@ def gate(candidate: Bundle, live: Bundle) -> str:
     comparison = _compare(candidate, live, targets, metric)
     words = comparison.words(f"the live version {live.version}")
     if comparison.sign < 0:
-        raise RecrayError(f"{candidate.version} is not promoted: {words}; use --force to promote it")
+        raise RecrayError(
+            f"{candidate.version} is not promoted: {words}; use --force to promote it"
+        )
     return words
 
 
@@ -186,7 +190,9 @@ def _compare(candidate: Bundle, live: Bundle, targets: Ratings, metric: str) -> 
 def _table(bundle: Bundle, targets: Ratings, raw_user: np.ndarray) -> UserTable:
     settings = bundle.settings.evaluate.model_copy(update={"k": (10,)})
     order = np.argsort(targets.user, kind="stable")
-    ordered = Ratings(*(getattr(targets, n)[order] for n in ("user", "item", "rating", "timestamp")))
+    ordered = Ratings(
+        *(getattr(targets, n)[order] for n in ("user", "item", "rating", "timestamp"))
+    )
     total = max(len(bundle.user_ids), int(ordered.user[-1]) + 1)
     history = History.of(bundle.history, total, bundle.item_ids.known)
     ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)

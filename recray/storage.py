@@ -38,7 +38,9 @@ def open_input(path: str) -> pa.NativeFile:
         RecrayError: It is missing or not readable.
     """
     try:
-        filesystem, inner = pafs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+        filesystem, inner = pafs.FileSystem.from_uri(
+            path if is_uri(path) else os.path.abspath(path)
+        )
         return filesystem.open_input_file(inner)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise RecrayError(f"cannot read {path}: {error}") from error
@@ -239,7 +241,9 @@ def expect_kind(folder: Folder, kind: str, made_by: str) -> dict[str, Any]:
 
 def fingerprint(manifest: dict[str, Any], prefix: str = "") -> str:
     """Hash of the content that a manifest lists, limited to names with the prefix."""
-    lines = [f"{f['name']} {f['sha256']}" for f in manifest["files"] if f["name"].startswith(prefix)]
+    lines = [
+        f"{f['name']} {f['sha256']}" for f in manifest["files"] if f["name"].startswith(prefix)
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -255,7 +259,11 @@ def storage_errors(path: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        known = {errno.ENOSPC: "no space left", errno.EROFS: "read-only", errno.EDQUOT: "over quota"}
+        known = {
+            errno.ENOSPC: "no space left",
+            errno.EROFS: "read-only",
+            errno.EDQUOT: "over quota",
+        }
         reason = known.get(error.errno or 0, error.strerror or str(error))
         raise StorageError(f"cannot write {path}: {reason}") from error
 

@@ -136,7 +136,9 @@ def _copy(address: str, target: Path, release: Release) -> None:
                 while block := reply.read(1 << 20):
                     size += len(block)
                     if size > limit:
-                        raise RecrayError(f"{address} sends more than the official {limit - 1} bytes")
+                        raise RecrayError(
+                            f"{address} sends more than the official {limit - 1} bytes"
+                        )
                     out.write(block)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)

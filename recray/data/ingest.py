@@ -172,7 +172,9 @@ class _ItemRules:
 def _item_rules(given: Source, settings: DataSettings) -> _ItemRules:
     movies = given.movies
     if (settings.min_year or settings.merge_titles) and not len(movies):
-        raise RecrayError(f"{given.name} has no films' titles, so min_year and merge_titles cannot work")
+        raise RecrayError(
+            f"{given.name} has no films' titles, so min_year and merge_titles cannot work"
+        )
     kept = merged = None
     raw = movies["raw_item"].to_numpy()
     if settings.min_year is not None:
@@ -197,9 +199,7 @@ class _Gather:
         """Collect the rows of one bucket of users, clean and split them, count their ids."""
         width = split.SLOTS // self.buckets
         parts = [
-            read_arrow(
-                self.spill, s.name, s.begins[bucket * width], s.begins[(bucket + 1) * width]
-            )
+            read_arrow(self.spill, s.name, s.begins[bucket * width], s.begins[(bucket + 1) * width])
             for s in self.spilled
         ]
         user, item, rating, timestamp = _columns(pa.concat_tables(parts))
@@ -329,9 +329,7 @@ class _Encode:
         return result
 
 
-def _write_items(
-    folder: Folder, given: Source, spill: Folder, items: IdMap, buckets: int
-) -> None:
+def _write_items(folder: Folder, given: Source, spill: Folder, items: IdMap, buckets: int) -> None:
     raw, counts = _union(spill, "items", buckets)
     trained = np.zeros(len(items), np.int64)
     trained[items.encode(raw)] = counts[split.TRAIN]
@@ -381,9 +379,7 @@ def _facts(given: Source, settings: Settings, scan: _Scanned) -> dict[str, Any]:
     }
 
 
-def _counts(
-    encoded: list[Any], gathered: list[Any], users: IdMap, items: IdMap
-) -> dict[str, Any]:
+def _counts(encoded: list[Any], gathered: list[Any], users: IdMap, items: IdMap) -> dict[str, Any]:
     splits = {}
     for name in schema.SPLITS:
         rows = sum(e[name]["rows"] for e in encoded)

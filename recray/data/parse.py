@@ -126,9 +126,7 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
         table = pacsv.read_csv(
             pa.BufferReader(content),
             pacsv.ReadOptions(use_threads=False, block_size=1 << 24, column_names=names),
-            pacsv.ParseOptions(
-                delimiter="\t" if layout.delimiter == "::" else layout.delimiter
-            ),
+            pacsv.ParseOptions(delimiter="\t" if layout.delimiter == "::" else layout.delimiter),
             pacsv.ConvertOptions(
                 column_types={n: types.get(n, pa.string()) for n in names},
                 include_columns=[n for n in names if n in types],
@@ -150,7 +148,9 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
 def _all_between(column: pa.ChunkedArray, low: float, high: float | None) -> bool:
     values = column.to_numpy()
     # Written so that NaN fails both comparisons.
-    return not len(values) or bool((values >= low).all() and (high is None or (values <= high).all()))
+    return not len(values) or bool(
+        (values >= low).all() and (high is None or (values <= high).all())
+    )
 
 
 def _as_raw(table: pa.Table) -> pa.Table:
@@ -217,7 +217,9 @@ def _parse_checked(content: bytes, layout: RatingsFormat, lines: int) -> ParsedR
         {
             "line": bad_rows,
             "byte": start[bad_rows],
-            "text": pc.utf8_slice_codeunits(text, 0, 200).take(pa.array(bad_rows)).cast(pa.string()),
+            "text": pc.utf8_slice_codeunits(text, 0, 200)
+            .take(pa.array(bad_rows))
+            .cast(pa.string()),
             "reason": pa.array(reason[bad_rows].tolist(), pa.string()),
         }
     )
@@ -317,7 +319,9 @@ def parse_movies_csv(content: bytes) -> pa.Table:
     reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
     wanted = {"movieId", "title", "genres"}
     if not wanted <= set(reader.fieldnames or ()):
-        raise RecrayError(f"movies.csv has columns {reader.fieldnames}; {sorted(wanted)} are needed")
+        raise RecrayError(
+            f"movies.csv has columns {reader.fieldnames}; {sorted(wanted)} are needed"
+        )
     rows = []
     for row in reader:
         title = (row["title"] or "").strip()

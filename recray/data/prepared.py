@@ -54,9 +54,7 @@ class Ratings:
 
     def where(self, mask: NDArray[np.bool_]) -> "Ratings":
         """The rows that the mask keeps."""
-        return Ratings(
-            self.user[mask], self.item[mask], self.rating[mask], self.timestamp[mask]
-        )
+        return Ratings(self.user[mask], self.item[mask], self.rating[mask], self.timestamp[mask])
 
 
 @dataclass(frozen=True)

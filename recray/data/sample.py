@@ -22,7 +22,16 @@ _SECOND = (
     "Valley Voyage Window Witness Island Lantern Machine Melody Mountain Ocean Parade Stranger "
     "Carnival Empire Horizon Kingdom Detective"
 ).split()
-_PLACE = ["", " of Glass", " by the Sea", " in Winter", ", The", " at Dawn", " Returns", " of Tomorrow"]
+_PLACE = [
+    "",
+    " of Glass",
+    " by the Sea",
+    " in Winter",
+    ", The",
+    " at Dawn",
+    " Returns",
+    " of Tomorrow",
+]
 
 
 def files(seed: int = 0) -> dict[str, bytes]:
@@ -56,9 +65,9 @@ def _ratings(
     taste_UG = rng.normal(0, 1, (USERS, len(GENRES)))
     match_UI = taste_UG @ (genre_IG / np.sqrt(genre_IG.sum(axis=1, keepdims=True))).T
     quality_I = rng.normal(0, 0.4, ITEMS)
-    popularity_I = np.log(1 / (rng.permutation(ITEMS) + 12.0)) * 1.15
+    popularity_I = np.log(1 / (rng.permutation(ITEMS) + 12.0)) * 0.9
     # Gumbel top-n: n films without replacement, likelier where popularity and taste say so.
-    key_UI = popularity_I + 0.9 * match_UI + rng.gumbel(size=(USERS, ITEMS))
+    key_UI = popularity_I + 1.4 * match_UI + rng.gumbel(size=(USERS, ITEMS))
     share_U = rng.lognormal(0, 0.8, USERS)
     count_U = np.clip((share_U / share_U.sum() * RATINGS).astype(int), 20, ITEMS // 2)
     order_UI = np.argsort(-key_UI, axis=1)

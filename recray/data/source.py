@@ -1,6 +1,7 @@
 """What the user gave as SOURCE, recognised by its content, as pieces that workers can read alone."""
 
 import hashlib
+import io
 import os
 import zipfile
 import zlib
@@ -163,9 +164,7 @@ def _plain(path: str, name: str) -> Source:
     if begin >= size:
         raise RecrayError(f"{path} is empty: it has no ratings")
     edges = [*range(begin, size, PIECE_BYTES), size]
-    pieces = tuple(
-        Piece(path, path, "", a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)
-    )
+    pieces = tuple(Piece(path, path, "", a, b) for a, b in zip(edges[:-1], edges[1:], strict=True))
     local = "" if is_uri(path) else str(os.stat(path).st_mtime_ns)
     identity = hashlib.sha256(f"{path} {size} {local}".encode()).hexdigest()
 
@@ -236,7 +235,7 @@ def chunks(piece: Piece, layout: RatingsFormat) -> Iterator[tuple[int, bytes]]:
                 begin = len(stream.readline()) if layout.header else 0
                 yield from _whole_lines(stream, begin, None)
     else:
-        with closing(open_input(piece.path)) as stream:
+        with io.BufferedReader(open_input(piece.path)) as stream:
             begin = piece.start
             if begin > 0:  # the byte before tells whether a line begins right here
                 stream.seek(begin - 1)

@@ -45,7 +45,9 @@ def buckets_for(rows: int) -> int:
     return wanted
 
 
-def assign(user: Ids, item: Ids, timestamp: Ids | None, settings: SplitSettings) -> NDArray[np.int8]:
+def assign(
+    user: Ids, item: Ids, timestamp: Ids | None, settings: SplitSettings
+) -> NDArray[np.int8]:
     """Which split each rating belongs to: TRAIN, VALID or TEST.
 
     Args:

@@ -23,7 +23,9 @@ MAX_ID = 10**18
 class Rating(BaseModel):
     """One rating of somebody's."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"item": 1, "rating": 5}})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"item": 1, "rating": 5}}
+    )
     item: Annotated[int, Field(ge=0, lt=MAX_ID, description="Raw item id.")]
     rating: Annotated[float, Field(allow_inf_nan=False, description="Stars, on the data's scale.")]
 
@@ -94,9 +96,7 @@ def _failure(status: int, code: str, message: str) -> JSONResponse:
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [
-            f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:3]
-        ]
+        problems = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:3]]
         return _failure(422, "invalid", "; ".join(problems))
 
     @app.exception_handler(RecrayError)
@@ -122,7 +122,10 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 
 def _recommendations(app: FastAPI, recommender: Recommender) -> None:
     @app.get(
-        "/v1/users/{user}/recommendations", response_model=Answer, responses=_FAILURES, tags=["recommend"]
+        "/v1/users/{user}/recommendations",
+        response_model=Answer,
+        responses=_FAILURES,
+        tags=["recommend"],
     )
     async def for_user(
         user: Annotated[str, Path(max_length=100, description="Raw user id.", examples=["1"])],
@@ -142,7 +145,10 @@ def _recommendations(app: FastAPI, recommender: Recommender) -> None:
         return JSONResponse(answer.plain())
 
     @app.post(
-        "/v1/recommendations", response_model=Answer, responses={422: _FAILURES[422]}, tags=["recommend"]
+        "/v1/recommendations",
+        response_model=Answer,
+        responses={422: _FAILURES[422]},
+        tags=["recommend"],
     )
     async def for_ratings(wish: Wish) -> JSONResponse:
         """The best items for somebody who was not in training."""

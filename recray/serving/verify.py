@@ -25,7 +25,9 @@ class Client:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise RecrayError(f"{url!r} is no service address; write http://HOST:PORT")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        kind = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
         self.url = url.rstrip("/")
         self._prefix = parts.path.rstrip("/")
         self._connection = kind(parts.hostname, parts.port, timeout=30)
@@ -123,7 +125,10 @@ def _difference(items: Any, scores: Any, online: Any, online_scores: Any) -> str
     if len(online) != length:
         return f"{len(online)} items online, {length} offline"
     close = 10 * SAME_SCORE
-    if length and np.abs(scores[:length] - online_scores).max() > close + 1e-5 * np.abs(scores).max():
+    if (
+        length
+        and np.abs(scores[:length] - online_scores).max() > close + 1e-5 * np.abs(scores).max()
+    ):
         return "scores differ"
     for place in np.flatnonzero(items[:length] != online):
         if abs(scores[place] - online_scores[place]) > SAME_SCORE:

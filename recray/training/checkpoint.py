@@ -106,7 +106,9 @@ class RunFolder:
         target = self.folder.child(CHECKPOINTS).child(_name(progress.epoch))
         with publish(target, replace=True) as folder:
             folder.write_bytes("weights.safetensors", safetensors.torch.save(checkpoint.weights))
-            folder.write_bytes("optimizer.safetensors", safetensors.torch.save(checkpoint.optimizer))
+            folder.write_bytes(
+                "optimizer.safetensors", safetensors.torch.save(checkpoint.optimizer)
+            )
             folder.write_json("state.json", asdict(progress))
             folder.write_manifest("checkpoint", {"epoch": progress.epoch})
         self.folder.replace_bytes("epochs.json", json.dumps(progress.history, indent=1).encode())

@@ -31,12 +31,12 @@ def statistics_of(shard: Shard, users: int, items: int, workers: Workers) -> Sta
         sums[row].index_add_(0, shard.user, values)
         sums[row].index_add_(0, shard.item + users, values)
     workers.sum(sums)
-    # Extremes as a sum of one-hot votes would need a range; ratings are few values: use max of both.
-    low, high = (float(v) for v in _extremes(stars, workers))
+    low, high = _extremes(stars, workers)
     return Statistics(sums[0, :users], sums[1, :users], sums[0, users:], sums[1, users:], low, high)
 
 
 def _extremes(stars: torch.Tensor, workers: Workers) -> tuple[float, float]:
+    """Lowest and highest rating of all workers, each told through its own row of a sum."""
     own = [-math.inf, -math.inf] if not len(stars) else [-float(stars.min()), float(stars.max())]
     table = torch.zeros(workers.size, 2, dtype=torch.float64)
     table[workers.rank] = torch.tensor(own).nan_to_num(neginf=-1e30)
@@ -111,9 +111,11 @@ class TrainingRun:
     def _epoch(self, epochs: Epochs, progress: Progress) -> None:
         begin = time.perf_counter()
         loss_sum, rows = self.workers.sum_floats(*epochs.run(progress.epoch))
-        if not math.isfinite(loss_sum):
+        # The loss is that before the last step, which may have been the one too far.
+        whole = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        if not (math.isfinite(loss_sum) and whole):
             raise RecrayError(
-                f"the loss became {loss_sum} in epoch {progress.epoch + 1} with "
+                f"the loss became {loss_sum if whole else math.nan} in epoch {progress.epoch + 1} with "
                 f"train.lr={self.settings.train.lr:g}; use a smaller train.lr or a larger train.l2"
             )
         metrics = {"loss": loss_sum / rows, **self._validation()}

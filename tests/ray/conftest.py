@@ -1,0 +1,39 @@
+"""One Ray for all tests of this folder: the only tests that start it."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in Path(item.path).parents:
+            item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    from recray import cluster
+
+    with cluster.session():
+        yield
+
+
+@pytest.fixture(scope="session")
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def movielens() -> Path:
+    """Folder of real MovieLens zips."""
+    folder = os.environ.get("RECRAY_TEST_DATA")
+    if not folder:
+        pytest.skip("RECRAY_TEST_DATA is not set: no real MovieLens files here")
+    return Path(folder)

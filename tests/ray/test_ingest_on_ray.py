@@ -1,0 +1,116 @@
+"""The three maps of ingest on Ray Data."""
+
+import hashlib
+import json
+
+import pytest
+
+from recray.config import load_settings
+from recray.data import ingest, sample, source
+from recray.data.prepared import Prepared
+from recray.errors import RecrayError
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture
+def sample_folder(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name, content in sample.files().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def data_hash(prepared: Prepared) -> str:
+    """Hash of every data file by name and bytes."""
+    files = [f for f in prepared.manifest["files"] if f["name"].endswith(".parquet")]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_blocks(sample_folder, tmp_path, monkeypatch):
+    settings, hashes = load_settings(), set()
+    for piece_bytes in (64 << 20, 700_000, 200_000):
+        monkeypatch.setattr(source, "PIECE_BYTES", piece_bytes)
+        given = source.recognise(str(sample_folder))
+        hashes.add(data_hash(ingest.prepare(given, str(tmp_path / f"p{piece_bytes}"), settings)))
+    assert len(hashes) == 1
+
+
+def test_the_bytes_do_not_depend_on_the_order_of_rows(sample_folder, tmp_path):
+    settings = load_settings()
+    first = ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "a"), settings)
+    path = sample_folder / "ratings.csv"
+    header, *rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(header + b"".join(reversed(rows)))
+    second = ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "b"), settings)
+    assert data_hash(first) == data_hash(second)
+
+
+def test_every_row_of_a_user_is_in_one_part_and_no_row_is_lost(sample_folder, tmp_path):
+    given = source.recognise(str(sample_folder))
+    prepared = ingest.prepare(given, str(tmp_path / "p"), load_settings())
+    homes: dict[int, int] = {}
+    total = 0
+    for part in range(prepared.buckets):
+        for split in ("train", "valid", "test"):
+            rows = prepared.load(split, [part])
+            total += len(rows)
+            for user in set(rows.user.tolist()):
+                assert homes.setdefault(user, part) == part
+    assert total == prepared.manifest["rows_read"]
+
+
+def test_bad_rows_are_counted_by_reason_with_their_place(sample_folder, tmp_path):
+    path = sample_folder / "ratings.csv"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[3] = b"1,5,nan,3\r\n"
+    lines[100] = b"1,5\r\n"
+    lines[101] = b"-1,5,3,3\r\n"
+    path.write_bytes(b"".join(lines))
+    prepared = ingest.prepare(
+        source.recognise(str(sample_folder)), str(tmp_path / "p"), load_settings()
+    )
+    assert prepared.manifest["rejected"] == {
+        "rows": 3,
+        "reasons": {"missing column": 1, "rating is not finite": 1, "user is negative": 1},
+    }
+    rejected = prepared.folder.read_table("rejected.parquet").to_pylist()
+    assert [r["line"] for r in rejected] == [4, 101, 102]
+    assert rejected[1]["byte"] == sum(len(line) for line in lines[:100])
+
+
+def test_too_many_bad_rows_fail_and_leave_nothing(sample_folder, tmp_path):
+    path = sample_folder / "ratings.csv"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], *(b"x" + line for line in lines[1:1000]), *lines[1000:]]))
+    with pytest.raises(RecrayError, match="max_rejected=0.01") as failure:
+        ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "p"), load_settings())
+    assert "line 2 user is not a number" in str(failure.value)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["own"]
+
+
+def test_a_split_by_time_needs_times(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_text(
+        "userId,movieId,rating\n" + "".join(f"{u},{i},4\n" for u in range(9) for i in range(9))
+    )
+    settings = load_settings("ranking", None, ["split.kind=leave-one-out"])
+    with pytest.raises(RecrayError, match="needs timestamps"):
+        ingest.prepare(source.recognise(str(path)), str(tmp_path / "p"), settings)
+
+
+def test_two_sets_of_the_seed_systems_are_exact(movielens, tmp_path):
+    small = source.recognise(str(movielens / "ml-latest-small.zip"))
+    settings = load_settings("mf-normalised")
+    counts = ingest.prepare(small, str(tmp_path / "small"), settings).manifest["counts"]
+    assert counts["items"] + counts["unseen_items"] == 4778
+    assert counts["users"] + counts["unseen_users"] == 443
+    assert counts["ratings"] == 39_253
+
+    hundred = source.recognise(str(movielens / "ml-100k.zip"))
+    settings = load_settings("ranking", None, ["data.merge_titles=true"])
+    manifest = ingest.prepare(hundred, str(tmp_path / "100k"), settings).manifest
+    assert manifest["counts"]["items"] + manifest["counts"]["unseen_items"] == 1664
+    assert manifest["counts"]["ratings"] == 99_693
+    assert len(manifest["ratings"]["levels"]) == 9

@@ -1,0 +1,76 @@
+"""Releases: fetched once, and never kept when they are not the official archive."""
+
+import hashlib
+
+import pytest
+
+from recray.data import catalog
+from recray.data.catalog import RELEASES, Release, cache_folder, fetch
+from recray.errors import RecrayError
+
+CONTENT = b"the official archive"
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """A mirror folder that holds tiny.zip, and an empty cache folder."""
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    monkeypatch.setattr(catalog, "RELEASES", {"tiny": Release("tiny", len(CONTENT), 3, digest)})
+    mirror, cache = tmp_path / "mirror", tmp_path / "deep" / "cache"
+    mirror.mkdir()
+    (mirror / "tiny.zip").write_bytes(CONTENT)
+    return mirror, cache
+
+
+def test_the_official_archive_is_kept_and_not_fetched_twice(places):
+    mirror, cache = places
+    path = fetch("tiny", str(mirror), cache)
+    assert path == cache / "tiny.zip"
+    (mirror / "tiny.zip").unlink()
+    assert fetch("tiny", str(mirror), cache).read_bytes() == CONTENT
+    assert [f.name for f in cache.iterdir()] == ["tiny.zip"]
+
+
+def test_a_wrong_checksum_is_refused_and_leaves_nothing(places):
+    mirror, cache = places
+    (mirror / "tiny.zip").write_bytes(CONTENT[:-1] + b"E")
+    with pytest.raises(RecrayError, match=r"tiny.zip from .*mirror has sha256 .*the official"):
+        fetch("tiny", str(mirror), cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_damaged_archive_in_the_cache_is_fetched_again(places):
+    mirror, cache = places
+    cache.mkdir(parents=True)
+    (cache / "tiny.zip").write_bytes(CONTENT[:5])
+    assert fetch("tiny", f"{mirror}/", cache).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("name", "mirror", "message"),
+    [
+        ("tyni", None, "unknown release 'tyni': did you mean 'tiny'"),
+        ("tiny", "/no/such/folder", "no such file: /no/such/folder/tiny.zip"),
+        ("tiny", "http://localhost/x", "give a folder or an https:// address"),
+    ],
+)
+def test_what_cannot_be_fetched_is_refused(places, name, mirror, message):
+    _, cache = places
+    with pytest.raises(RecrayError, match=message):
+        fetch(name, mirror, cache)
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_the_cache_folder_can_be_chosen(monkeypatch, tmp_path):
+    monkeypatch.setenv("RECRAY_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("RECRAY_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "recray"
+
+
+def test_every_release_has_a_checksum_of_its_own():
+    digests = {release.sha256 for release in RELEASES.values()}
+    assert len(digests) == len(RELEASES)
+    assert all(len(bytes.fromhex(digest)) == 32 for digest in digests)
+    assert all(name == release.name for name, release in RELEASES.items())

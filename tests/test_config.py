@@ -1,0 +1,127 @@
+"""Settings: preset < file < --set, and every mistake named."""
+
+import pytest
+from pydantic import ValidationError
+
+from recray.config import Settings, build_settings, load_settings, preset_names
+from recray.errors import RecrayError
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Write a settings file and return its path."""
+
+    def write(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_a_file_goes_over_the_preset_and_set_goes_over_the_file(config):
+    preset = load_settings("dot-mse")
+    assert (preset.train.epochs, preset.train.batch_size, preset.model.dim) == (30, 512, 64)
+    file = config("train: {epochs: 7, batch_size: 32}\n")
+    from_file = load_settings("dot-mse", file)
+    assert (from_file.train.epochs, from_file.train.batch_size) == (7, 32)
+    final = load_settings("dot-mse", file, ["train.epochs=9", "train.epochs=10", "model.dim=8"])
+    assert (final.train.epochs, final.train.batch_size, final.model.dim) == (10, 32, 8)
+    assert final.train.patience == preset.train.patience, "what nobody names stays as preset"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads_and_survives_a_round_trip(name):
+    settings = load_settings(name)
+    assert settings.preset == name
+    assert build_settings(settings.plain()) == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=5", r"unknown setting train.epoch: did you mean train.epochs\?"),
+        ("split.test_size=0.2", r"unknown setting split.test_size: did you mean split.test\?"),
+        ("trian.lr=1", r"unknown setting trian: did you mean train.lr\?"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(override, message):
+    with pytest.raises(RecrayError, match=message):
+        load_settings("dot-mse", None, [override])
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(RecrayError, match="unknown preset 'rankign': did you mean 'ranking'"):
+        load_settings("rankign")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs=0", "setting train.epochs=0: input should be greater than or equal to 1"),
+        ("train.epochs=many", "setting train.epochs='many': input should be a valid integer"),
+        ("train.epochs=1.5", "setting train.epochs=1.5: "),
+        ("train.lr=.nan", "setting train.lr=nan: input should be a finite number"),
+        ("train.lr=0", "setting train.lr=0: input should be greater than 0"),
+        ("split.kind=newest", "setting split.kind='newest': .*'leave-one-out'"),
+        ("split.test=0.95", "test \\+ valid is 1.05; it must be below 1"),
+        ("objective.kind=whole-data", "whole-data needs alternating"),
+        ("evaluate.k=[]", "setting evaluate.k="),
+        ("epochs=5", "--set 'epochs=5': write group.key=value"),
+        ("train.epochs", "--set 'train.epochs': write group.key=value"),
+        ("train.epochs=[", "the value is not YAML"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(override, message):
+    with pytest.raises(RecrayError, match=message):
+        load_settings("dot-mse", None, [override])
+
+
+def test_all_bad_values_are_named_at_once():
+    with pytest.raises(RecrayError, match=r"model.dim=0.*; .*train.lr=-1") as caught:
+        load_settings("dot-mse", None, ["train.lr=-1", "model.dim=0"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must hold settings by group"),
+        ("- train\n", "must hold settings by group"),
+        ("train: [\n", "is not YAML"),
+        ("train: 5\n", "setting train=5"),
+        ("train:\n", "setting train=None"),
+        ("train: {epoch: 5}\n", "did you mean train.epochs"),
+    ],
+)
+def test_a_wrong_file_is_refused(config, text, message):
+    with pytest.raises(RecrayError, match=message):
+        load_settings("dot-mse", config(text))
+
+
+def test_a_missing_file_is_refused():
+    with pytest.raises(RecrayError, match=r"no such file: /no/mine.yaml"):
+        load_settings("dot-mse", "/no/mine.yaml")
+
+
+def test_values_are_read_as_yaml():
+    settings = load_settings(
+        "dot-mse", None, ["train.lr=1e-3", "train.patience=null", "evaluate.k=[5, 20]"]
+    )
+    assert settings.train.lr == 0.001
+    assert settings.train.patience is None
+    assert settings.evaluate.k == (5, 20)
+
+
+def test_settings_are_frozen():
+    settings = Settings.model_validate({"train": {"optimizer": "adam"}})
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.train = settings.train
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.train.epochs = 3
+
+
+def test_the_metric_follows_from_what_training_aims_at():
+    assert load_settings("ranking").metric == "ndcg@10"
+    assert load_settings("dot-mse").metric == "rmse"
+    assert load_settings("dot-mse", None, ["train.metric=mae"]).metric == "mae"

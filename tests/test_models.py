@@ -1,0 +1,171 @@
+"""One contract for every registered model."""
+
+import pytest
+import torch
+
+from recray.config import load_settings
+from recray.errors import RecrayError
+from recray.models import BASELINES, MODELS, build_model
+from recray.models.base import Statistics
+
+USERS, ITEMS = 7, 9
+
+
+def statistics() -> Statistics:
+    generator = torch.Generator().manual_seed(3)
+    user = torch.randint(0, USERS, (60,), generator=generator)
+    item = torch.randint(0, ITEMS, (60,), generator=generator)
+    stars = torch.randint(1, 6, (60,), generator=generator).double()
+
+    def sums(ids, size, values):
+        return torch.zeros(size, dtype=torch.float64).index_add_(0, ids, values)
+
+    ones = torch.ones_like(stars)
+    return Statistics(
+        sums(user, USERS, stars),
+        sums(user, USERS, ones),
+        sums(item, ITEMS, stars),
+        sums(item, ITEMS, ones),
+        1.0,
+        5.0,
+    )
+
+
+def make(kind: str, **changes):
+    torch.manual_seed(0)
+    arguments = {"users": USERS, "items": ITEMS} | changes
+    if kind not in BASELINES:
+        arguments["dim"] = 4
+    model = MODELS[kind](**arguments)
+    model.observe(statistics())
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias.weight"):  # biases start at 0, which would hide a missing one
+            torch.nn.init.normal_(parameter)
+    return model.eval()
+
+
+CASES = [(kind, {}) for kind in MODELS] + [("dot-bias", {"output": "sigmoid"})]
+every_model = pytest.mark.parametrize(
+    ("kind", "changes"), CASES, ids=[f"{k}{'-sigmoid' * bool(c)}" for k, c in CASES]
+)
+
+
+@every_model
+@pytest.mark.parametrize("size", [0, 1, 2, 7])
+def test_one_score_per_pair(kind, changes, size):
+    ids = torch.arange(size)
+    assert make(kind, **changes)(ids, ids).shape == (size,)
+
+
+@every_model
+def test_a_block_of_scores_equals_the_scores_of_its_pairs(kind, changes):
+    model = make(kind, **changes)
+    with torch.no_grad():
+        block = model.score(model.user_state(torch.arange(USERS)))
+        user, item = torch.meshgrid(torch.arange(USERS), torch.arange(ITEMS), indexing="ij")
+        pairs = model(user.reshape(-1), item.reshape(-1)).reshape(USERS, ITEMS)
+    assert torch.allclose(block, pairs, atol=1e-5)
+
+
+@every_model
+def test_blocks_of_items_join_to_the_whole(kind, changes, monkeypatch):
+    model = make(kind, **changes)
+    state = model.user_state(torch.arange(USERS))
+    whole = model.score(state)
+    monkeypatch.setattr("recray.models.base.ITEM_BLOCK", 4)
+    assert torch.allclose(model.score(state), whole, atol=1e-6)
+
+
+@every_model
+def test_says_what_its_scores_are(kind, changes):
+    assert make(kind, **changes).returns in ("stars", "logits")
+
+
+@every_model
+def test_weights_survive_a_round_trip(kind, changes):
+    model, other = make(kind, **changes), MODELS[kind]
+    fresh = make(kind, **changes)
+    for tensor in fresh.state_dict().values():
+        tensor.zero_()
+    fresh.load_state_dict(model.state_dict())
+    ids = torch.arange(USERS)
+    assert isinstance(fresh, other)
+    assert torch.equal(fresh(ids, ids), model(ids, ids))
+
+
+@every_model
+def test_every_parameter_moves_the_score(kind, changes):
+    model = make(kind, **changes)
+    ids = torch.arange(USERS)
+    if list(model.parameters()):
+        model(ids, ids).sum().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_dot_is_the_product_of_its_rows():
+    model = make("dot")
+    user, item = model.user_vectors.weight[3], model.item_vectors.weight[5]
+    assert model(torch.tensor([3]), torch.tensor([5])).item() == pytest.approx((user @ item).item())
+
+
+def test_dot_bias_adds_mean_and_biases():
+    model = make("dot-bias")
+    expected = (
+        model.user_vectors.weight[3] @ model.item_vectors.weight[5]
+        + model.user_bias.weight[3, 0]
+        + model.item_bias.weight[5, 0]
+        + statistics().mean
+    )
+    score = model(torch.tensor([3]), torch.tensor([5])).item()
+    assert score == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_sigmoid_output_stays_on_the_scale():
+    model = make("dot-bias", output="sigmoid")
+    torch.nn.init.constant_(model.item_bias.weight, 1000.0)
+    ids = torch.arange(USERS)
+    assert torch.all(model(ids, ids) == 5.0)
+    torch.nn.init.constant_(model.item_bias.weight, -1000.0)
+    assert torch.all(model(ids, ids) == 1.0)
+
+
+def test_mf_normalised_starts_from_each_films_mean():
+    model = make("mf-normalised")
+    torch.nn.init.zeros_(model.user_vectors.weight)
+    torch.nn.init.zeros_(model.user_bias.weight)
+    torch.nn.init.zeros_(model.item_bias.weight)
+    seen = statistics()
+    expected = (seen.item_sum / seen.item_count).float()
+    scores = model(torch.zeros(ITEMS, dtype=torch.int64), torch.arange(ITEMS))
+    assert torch.allclose(scores, expected, atol=1e-5)
+
+
+def test_popularity_scores_by_share():
+    seen = statistics()
+    model = make("popularity")
+    scores = model(torch.zeros(ITEMS, dtype=torch.int64), torch.arange(ITEMS))
+    assert torch.allclose(scores, (seen.item_count / 60).float())
+
+
+def test_bias_only_shrinks_by_five():
+    model = MODELS["bias-only"](users=2, items=2)
+    # Item 0 has 4 and 2 stars, item 1 has 5 and 5: mean 4, deviations -2 and +2 in all.
+    pairs = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
+    stars = torch.tensor([4.0, 2.0, 5.0, 5.0])
+    sums = torch.tensor([6.0, 10.0]), torch.tensor([2.0, 2.0])
+    model.observe(Statistics(*sums, *sums, 2.0, 5.0))
+    assert model.item_bias.tolist() == pytest.approx([-2 / 7, 2 / 7])
+    model.fit_users(pairs[:, 0], pairs[:, 1], stars)
+    assert model.user_bias.tolist() == pytest.approx([1 / 7, -1 / 7])
+
+
+def test_a_baseline_cannot_be_trained():
+    with pytest.raises(RecrayError, match="baseline"):
+        build_model(load_settings("ranking", None, ["model.kind=popularity"]), 3, 3)
+
+
+def test_an_unknown_model_is_named_with_its_nearest():
+    with pytest.raises(RecrayError, match="did you mean 'dot-bias'"):
+        build_model(load_settings("dot-mse", None, ["model.kind=dotbias"]), 3, 3)

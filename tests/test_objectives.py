@@ -1,0 +1,166 @@
+"""Every objective against its formula in float64, and fold-in against the objective itself."""
+
+import pytest
+import torch
+
+from recray.config import load_settings
+from recray.errors import RecrayError
+from recray.models.base import Statistics
+from recray.models.factorization import Dot, DotBias
+from recray.objectives import Bce, FoldInPrior, Mse, WholeData, build_objective
+
+USERS, ITEMS, DIM = 5, 6, 3
+
+
+def rated() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    user = torch.tensor([0, 0, 1, 2, 2, 2, 4])
+    item = torch.tensor([0, 3, 1, 0, 2, 5, 4])
+    return user, item, torch.tensor([5.0, 1.0, 3.0, 4.0, 2.0, 5.0, 3.0])
+
+
+def model_with_bias(output: str = "raw") -> DotBias:
+    torch.manual_seed(1)
+    model = DotBias(USERS, ITEMS, DIM, output).double()
+    for table in (model.user_bias, model.item_bias, model.user_vectors, model.item_vectors):
+        torch.nn.init.normal_(table.weight)
+    ones = torch.ones(ITEMS, dtype=torch.float64)
+    model.observe(Statistics(ones[:USERS], ones[:USERS], 3 * ones, ones, 1.0, 5.0))
+    return model
+
+
+def test_mse_is_the_squared_error_plus_the_touched_rows():
+    model, (user, item, stars) = model_with_bias(), rated()
+    rows = [t.weight for t in (model.user_vectors, model.user_bias)]
+    columns = [t.weight for t in (model.item_vectors, model.item_bias)]
+    for n in range(len(user)):
+        u, i = user[n], item[n]
+        guess = 3 + rows[0][u] @ columns[0][i] + rows[1][u, 0] + columns[1][i, 0]
+        size = sum((r[u] ** 2).sum() for r in rows) + sum((c[i] ** 2).sum() for c in columns)
+        expected = (stars[n] - guess) ** 2 + 0.1 * size
+        assert Mse(0.1).loss(model, user, item, stars)[n].item() == pytest.approx(expected.item())
+
+
+def test_bce_is_the_cross_entropy_of_the_scaled_rating():
+    model, (user, item, stars) = model_with_bias("sigmoid"), rated()
+    chance = (model(user, item) - 1) / 4
+    target = (stars - 1) / 4
+    expected = -(target * chance.log() + (1 - target) * (1 - chance).log())
+    assert torch.allclose(Bce(0.0, 1.0, 5.0).loss(model, user, item, stars.double()), expected)
+
+
+@pytest.mark.parametrize("objective", [Mse(0.2), Bce(0.2, 1.0, 5.0)])
+def test_gradients_equal_finite_differences(objective):
+    model, (user, item, stars) = model_with_bias("sigmoid"), rated()
+    stars = stars.double()
+    objective.loss(model, user, item, stars).sum().backward()
+    for parameter in model.parameters():
+        flat, slope = parameter.data.reshape(-1), parameter.grad.reshape(-1)
+        for place in range(0, len(flat), 4):
+            values = []
+            for step in (1e-6, -2e-6):
+                flat[place] += step
+                values.append(objective.loss(model, user, item, stars).sum().item())
+            flat[place] += 1e-6
+            assert slope[place].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
+
+
+def whole_data_loss(w, h, pairs, alpha0, l2) -> float:
+    """The formula over every single pair."""
+    total = 0.0
+    for u in range(len(w)):
+        for i in range(len(h)):
+            score = (w[u] @ h[i]).item()
+            total += alpha0 * score**2 + ((1 - score) ** 2 if (u, i) in pairs else 0)
+    for u in range(len(w)):
+        count = sum(p[0] == u for p in pairs)
+        total += l2 * (count + alpha0 * len(h)) * (w[u] @ w[u]).item()
+    for i in range(len(h)):
+        count = sum(p[1] == i for p in pairs)
+        total += l2 * (count + alpha0 * len(w)) * (h[i] @ h[i]).item()
+    return total
+
+
+def test_a_whole_data_solve_is_the_minimum_over_all_pairs():
+    user, item, _ = rated()
+    pairs = set(zip(user.tolist(), item.tolist(), strict=True))
+    objective = WholeData(alpha0=0.3, l2=0.05)
+    torch.manual_seed(2)
+    h = torch.randn(ITEMS, DIM, dtype=torch.float64)
+    begins = torch.searchsorted(user, torch.arange(USERS + 1))
+    w = objective.solve(h, begins, item, objective.gram(h), ITEMS)
+    best = whole_data_loss(w, h, pairs, 0.3, 0.05)
+    for u in range(USERS):
+        for axis in range(DIM):
+            for step in (1e-4, -1e-4):
+                moved = w.clone()
+                moved[u, axis] += step
+                assert whole_data_loss(moved, h, pairs, 0.3, 0.05) > best
+
+
+def test_a_user_without_ratings_gets_the_zero_vector():
+    objective = WholeData(0.3, 0.05)
+    h = torch.randn(ITEMS, DIM, dtype=torch.float64)
+    begins = torch.tensor([0, 0])
+    none = torch.zeros(0, dtype=torch.int64)
+    assert torch.all(objective.solve(h, begins, none, objective.gram(h), ITEMS) == 0)
+
+
+def test_folding_in_a_users_own_ratings_gives_their_trained_row():
+    user, item, _ = rated()
+    objective, model = WholeData(0.3, 0.05), Dot(USERS, ITEMS, DIM, "logits")
+    h = model.item_vectors.weight.detach()
+    begins = torch.searchsorted(user, torch.arange(USERS + 1))
+    w = objective.solve(h, begins, item, objective.gram(h), ITEMS)
+    state = objective.fold_in(model, item[user == 2], torch.ones(3), noise=1.0)
+    assert torch.allclose(state[0], w[2], atol=1e-6)
+
+
+def stationary(objective, model, item, stars, noise) -> torch.Tensor:
+    """Slope of (loss / scale + prior) at the folded-in state; zero at the optimum."""
+    state = objective.fold_in(model, item, stars, noise).double().requires_grad_()
+    prior = FoldInPrior.of(model, noise)
+    linear = (model.item_rows(item) * state).sum(dim=-1) + model.item_offset(item)
+    if isinstance(objective, Mse):
+        loss = ((stars - linear) ** 2).sum() / (2 * noise)
+    else:
+        target = (stars - 1) / 4
+        loss = (torch.nn.functional.softplus(linear) - target * linear).sum()
+    loss = loss + 0.5 * (prior.precision * (state[0] - prior.mean) ** 2).sum()
+    return torch.autograd.grad(loss, state)[0]
+
+
+def test_folding_in_stars_is_a_ridge_regression():
+    slope = stationary(
+        Mse(0.0), model_with_bias(), torch.tensor([1, 4]), torch.tensor([5.0, 2.0]), 0.8
+    )
+    assert slope.abs().max() < 1e-5
+
+
+def test_folding_in_for_cross_entropy_is_a_logistic_regression():
+    objective, model = Bce(0.0, 1.0, 5.0), model_with_bias("sigmoid")
+    slope = stationary(objective, model, torch.tensor([1, 4]), torch.tensor([5.0, 2.0]), 0.8)
+    assert slope.abs().max() < 1e-5
+
+
+def test_nobody_in_particular_gets_the_mean_user():
+    model = model_with_bias()
+    none = torch.zeros(0, dtype=torch.int64)
+    state = Mse(0.0).fold_in(model, none, torch.zeros(0), 1.0)
+    mean = model.user_state(torch.arange(USERS)).mean(dim=0)
+    assert torch.allclose(state[0].double(), mean, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("preset", "change", "words"),
+    [
+        ("dot-mse", ["model.kind=dot-bias", "model.output=sigmoid"], "output=raw"),
+        ("dot-bias-bce", ["model.output=raw"], "probability"),
+        ("ranking", ["model.kind=dot-bias"], "model.kind=dot"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(preset, change, words):
+    from recray.models import build_model
+
+    settings = load_settings(preset, None, change)
+    with pytest.raises(RecrayError, match=words):
+        build_objective(settings, 1.0, 5.0).check(build_model(settings, 3, 3))

@@ -1,0 +1,290 @@
+"""Parsing: every layout, every reason for rejecting a row, and films."""
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recray import schema
+from recray.data import parse
+from recray.data.parse import ML_1M, ML_100K, RatingsFormat, format_of_header, parse_ratings
+from recray.errors import RecrayError
+
+COLUMNS = ("raw_user", "raw_item", "rating", "timestamp")
+CSV = RatingsFormat(",", COLUMNS, header=True)
+ANY_SCALE = RatingsFormat(",", COLUMNS, header=True, scale=None)
+
+
+def rows(table: pa.Table) -> list[tuple]:
+    assert table.schema == schema.RAW_RATINGS
+    return [tuple(row.values()) for row in table.to_pylist()]
+
+
+def rejected(parsed: parse.ParsedRatings) -> list[tuple]:
+    return [(r["line"], r["byte"], r["text"], r["reason"]) for r in parsed.rejected.to_pylist()]
+
+
+def checked(content: bytes, layout: RatingsFormat) -> parse.ParsedRatings:
+    lines = content.count(b"\n") + (not content.endswith(b"\n") and len(content) > 0)
+    return parse._parse_checked(content, layout, lines)
+
+
+# ------------------------------------------------------------------------------------ ratings
+
+
+@pytest.mark.parametrize(
+    ("content", "layout"),
+    [
+        (b"1\t20\t3\t400\n5\t6\t4.5\t0\n", ML_100K),
+        (b"1::20::3::400\n5::6::4.5::0\n", ML_1M),
+        (b"1,20,3.0,400\n5,6,4.5,0\n", CSV),
+        (b"1;20;3;400\n5;6;4.5;0\n", RatingsFormat(";", COLUMNS, header=True)),
+        (b'"1","20","3","400"\n"5","6","4.5","0"\n', CSV),
+        (b"1,20,3,400\r\n5,6,4.5,0\r\n", CSV),
+        (b"1,20,3,400\n5,6,4.5,0", CSV),
+        (b"\n1,20,3,400\n\r\n  \n5,6,4.5,0\n\n", CSV),
+        (b" 1 , 20,3 ,400\n5,6,4.5,0\n", CSV),
+    ],
+    ids=["tab", "colons", "csv", "semicolon", "quoted", "crlf", "no-end", "blank", "spaces"],
+)
+def test_every_layout_gives_the_same_rows_on_both_paths(content, layout):
+    expected = [(1, 20, 3.0, 400), (5, 6, 4.5, 0)]
+    for parsed in (parse_ratings(content, layout), checked(content, layout)):
+        assert rows(parsed.table) == expected
+        assert rejected(parsed) == []
+
+
+def test_columns_may_stand_in_any_order_and_unused_ones_are_skipped():
+    layout = RatingsFormat(",", ("", "raw_item", "timestamp", "raw_user", "rating"), header=True)
+    content = b"abc,20,400,1,3\n,6,0,5,4.5\n"
+    for parsed in (parse_ratings(content, layout), checked(content, layout)):
+        assert rows(parsed.table) == [(1, 20, 3.0, 400), (5, 6, 4.5, 0)]
+
+
+def test_without_a_rating_column_every_row_counts_one():
+    layout = RatingsFormat(",", ("raw_user", "raw_item"), header=True)
+    assert layout.implicit
+    parsed = parse_ratings(b"1,2\nx,2\n3,4\n", layout)
+    assert rows(parsed.table) == [(1, 2, 1.0, None), (3, 4, 1.0, None)]
+    assert rejected(parsed) == [(1, 4, "x,2", "user is not a number")]
+
+
+BAD_ROWS = [
+    (b"1,2", "missing column"),
+    (b"1,2,3,4,5", "too many columns"),
+    (b"1,2,3,\x004", "NUL byte"),
+    (b"1,2,3,4\xe9", "not UTF-8"),
+    (b",2,3,4", "user is empty"),
+    (b"u7,2,3,4", "user is not a number"),
+    (b"1.5,2,3,4", "user is not a number"),
+    (b"-1,2,3,4", "user is negative"),
+    (b"9999999999999999999,2,3,4", "user is too large"),
+    (b"1,,3,4", "item is empty"),
+    (b"1,tt12,3,4", "item is not a number"),
+    (b"1,-2,3,4", "item is negative"),
+    (b"1,99999999999999999999,3,4", "item is too large"),
+    (b"1,2,,4", "rating is empty"),
+    (b"1,2,good,4", "rating is not a number"),
+    (b"1,2,nan,4", "rating is not finite"),
+    (b"1,2,-Infinity,4", "rating is not finite"),
+    (b"1,2,0,4", "rating outside the scale"),
+    (b"1,2,5.01,4", "rating outside the scale"),
+    (b"1,2,-3,4", "rating outside the scale"),
+    (b"1,2,1e999,4", "rating outside the scale"),
+    (b"1,2,3,", "timestamp is empty"),
+    (b"1,2,3,1997-12-04", "timestamp is not a number"),
+    (b"1,2,3,-4", "timestamp is negative"),
+    (b"u7,2,nan,-4", "user is not a number"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_ROWS, ids=lambda value: str(value))
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+def test_a_bad_row_costs_only_itself(line, reason, end):
+    first, last = b"1,20,3,400" + end, b"5,6,4.5,0" + end
+    parsed = parse_ratings(first + line + end + last, CSV)
+    assert rows(parsed.table) == [(1, 20, 3.0, 400), (5, 6, 4.5, 0)]
+    text = line.decode("utf-8", errors="replace")
+    assert rejected(parsed) == [(1, len(first), text, reason)]
+    assert parsed.lines == 3
+
+
+def test_all_bad_rows_are_placed_by_line_and_byte_past_blank_lines():
+    content = b"x::2::3::4\n\n1::20::3::400\n1::2::9::4\n\xff\n1::2::3"
+    parsed = parse_ratings(content, ML_1M)
+    assert rows(parsed.table) == [(1, 20, 3.0, 400)]
+    assert rejected(parsed) == [
+        (0, 0, "x::2::3::4", "user is not a number"),
+        (3, 26, "1::2::9::4", "rating outside the scale"),
+        (4, 37, "\ufffd", "not UTF-8"),
+        (5, 39, "1::2::3", "missing column"),
+    ]
+    assert parsed.lines == 6
+
+
+def test_the_text_of_a_rejected_row_is_cut_at_200_characters():
+    parsed = parse_ratings(b"9" * 5000 + b"\n", CSV)
+    assert [r["text"] for r in parsed.rejected.to_pylist()] == ["9" * 200]
+
+
+def test_a_tab_among_colons_is_not_taken_for_a_delimiter():
+    parsed = parse_ratings(b"1\t2\t3\t4\n1::20::3::400\n", ML_1M)
+    assert rows(parsed.table) == [(1, 20, 3.0, 400)]
+    assert rejected(parsed) == [(0, 0, "1\t2\t3\t4", "missing column")]
+
+
+def test_a_file_with_its_own_scale_takes_every_finite_rating():
+    parsed = parse_ratings(b"1,2,-80,4\n1,3,1e9,4\n1,4,1e39,4\n1,5,inf,4\n", ANY_SCALE)
+    assert rows(parsed.table) == [(1, 2, -80.0, 4), (1, 3, 1e9, 4)]
+    assert [r[3] for r in rejected(parsed)] == ["rating outside the scale", "rating is not finite"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\r\n\r\n"])
+def test_no_rows_give_an_empty_table(content):
+    parsed = parse_ratings(content, CSV)
+    assert rows(parsed.table) == []
+    assert rejected(parsed) == []
+
+
+stars = st.integers(1, 10).map(lambda halves: halves / 2)
+ids = st.integers(0, 10**18 - 1)
+ratings = st.tuples(ids, ids, stars, ids)
+
+
+@given(
+    st.lists(ratings, max_size=20),
+    st.sampled_from(["\t", "::", ",", ";"]),
+    st.sampled_from(["\n", "\r\n"]),
+    st.booleans(),
+)
+def test_on_rows_in_order_the_clean_path_equals_the_checked_path(wanted, delimiter, end, whole):
+    layout = RatingsFormat(delimiter, COLUMNS)
+    text = "".join(delimiter.join(str(field) for field in row) + end for row in wanted)
+    content = (text if whole else text.removesuffix(end)).encode()
+    clean = parse._parse_clean(content, layout)
+    assert clean is not None or not content, "rows in order must not take the slow path"
+    assert rows(checked(content, layout).table) == wanted
+    if clean is not None:
+        assert rows(clean) == wanted
+
+
+@given(st.text("123.5,\n e+x", max_size=40).map(lambda text: text.encode()))
+def test_on_any_text_the_clean_path_gives_up_or_equals_the_checked_path(content):
+    layout = RatingsFormat(",", ("raw_user", "rating", "raw_item"))
+    clean, slow = parse._parse_clean(content, layout), checked(content, layout)
+    blank = sum(not line.strip() for line in content.split(b"\n"))
+    seen = len(slow.table) + len(slow.rejected)
+    assert seen == content.count(b"\n") + 1 - blank, "every line is accepted or rejected"
+    if clean is not None:
+        assert len(slow.rejected) == 0
+        assert clean.equals(slow.table)
+
+
+# ------------------------------------------------------------------------------------- headers
+
+
+@pytest.mark.parametrize(
+    ("line", "delimiter", "columns"),
+    [
+        (b"userId,movieId,rating,timestamp\r", ",", COLUMNS),
+        (b"\xef\xbb\xbfuserId,movieId,rating,timestamp", ",", COLUMNS),
+        (b'"user_id";"item_id";"stars"', ";", ("raw_user", "raw_item", "rating")),
+        (b"ITEM\tUSER\tcomment", "\t", ("raw_item", "raw_user", "")),
+        (b"user,item,movie", ",", ("raw_user", "raw_item", "")),
+    ],
+    ids=["movielens", "bom", "quoted", "tab", "two-items"],
+)
+def test_a_header_tells_the_columns(line, delimiter, columns):
+    layout = format_of_header(line, "x.csv")
+    assert (layout.delimiter, layout.columns, layout.header) == (delimiter, columns, True)
+
+
+def test_only_the_header_of_movielens_brings_its_scale():
+    assert format_of_header(b"userId,movieId,rating", "x.csv").scale == (0.5, 5.0)
+    assert format_of_header(b"user,item,rating", "x.csv").scale is None
+
+
+@pytest.mark.parametrize(("line", "word"), [(b"who,item", "user"), (b"user,what", "item")])
+def test_a_header_without_user_or_item_is_refused(line, word):
+    with pytest.raises(RecrayError, match=f"x.csv has no {word} column: its columns are "):
+        format_of_header(line, "x.csv")
+
+
+# --------------------------------------------------------------------------------------- films
+
+
+def movies(table: pa.Table) -> list[tuple]:
+    assert table.schema == schema.MOVIES
+    return [tuple(row.values()) for row in table.to_pylist()]
+
+
+def flags(*on: int) -> str:
+    return "|".join("1" if genre in on else "0" for genre in range(19))
+
+
+def test_films_of_100k_are_latin_1_with_genre_flags():
+    lines = [
+        f"3|Misérables, Les (1995)|01-Jan-1996||http://x|{flags(8, 18)}",
+        "",
+        f"2|Untold|22-Dec-1997|||{flags(0)}",
+        f"1|unknown||||{flags(0)}",
+    ]
+    assert movies(parse.parse_movies_100k("\n".join(lines).encode("latin-1"))) == [
+        (1, "unknown", 0, []),
+        (2, "Untold", 1997, []),
+        (3, "Misérables, Les (1995)", 1995, ["Drama", "Western"]),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_films_of_1m_and_10m_differ_in_encoding_only(encoding):
+    content = "7::Café (2000)::Drama|War\r\n2::Heat (1995)::(no genres listed)\r\n".encode(encoding)
+    assert movies(parse.parse_movies_1m(content)) == [
+        (2, "Heat (1995)", 1995, []),
+        (7, "Café (2000)", 2000, ["Drama", "War"]),
+    ]
+
+
+def test_films_of_a_csv_have_quoted_titles():
+    content = (
+        "\ufeffmovieId,title,genres\r\n"
+        '11,"American President, The (1995)",Comedy|Drama\r\n'
+        '2,"A ""B"" C, née (2001) ",(no genres listed)\r\n'
+    )
+    assert movies(parse.parse_movies_csv(content.encode())) == [
+        (2, 'A "B" C, née (2001)', 2001, []),
+        (11, "American President, The (1995)", 1995, ["Comedy", "Drama"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "message"),
+    [
+        (parse.parse_movies_100k, b"1|A|B", "u.item line 1 has 3 fields"),
+        (parse.parse_movies_1m, b"1::A (1999)::War\n2::B", "movies.dat line 2 has 2 fields"),
+        (parse.parse_movies_csv, b"id,name\n1,A\n", "movies.csv has columns"),
+        (parse.parse_movies_csv, b"movieId,title,genres\n", "movies.csv lists no films"),
+        (parse.parse_movies_100k, b"", "u.item lists no films"),
+    ],
+)
+def test_a_damaged_film_list_is_refused(read, content, message):
+    with pytest.raises(RecrayError, match=message):
+        read(content)
+
+
+@pytest.mark.parametrize(
+    ("title", "year"),
+    [
+        ("Heat (1995)", 1995),
+        ("Heat (1995) ", 1995),
+        ("2001: A Space Odyssey (1968)", 1968),
+        ("Shall We Dance? (1937) (2004)", 2004),
+        ("Nikita (La Femme)", 0),
+        ("Heat 1995", 0),
+        ("Babylon 5 (95)", 0),
+        ("Heat (1995) Uncut", 0),
+        ("", 0),
+    ],
+)
+def test_the_year_stands_in_the_last_brackets(title, year):
+    assert parse.year_of(title) == year

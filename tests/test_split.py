@@ -1,0 +1,178 @@
+"""Splits: pure functions of ids and a seed, whatever the order and the place of rows."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recray.config import SplitSettings
+from recray.data.split import (
+    SLOTS,
+    TEST,
+    TRAIN,
+    VALID,
+    assign,
+    buckets_for,
+    hash_ids,
+    user_slot,
+)
+from recray.errors import RecrayError
+
+KINDS = ("random", "per-user-random", "leave-one-out")
+PER_USER = ("per-user-random", "leave-one-out")
+
+# Few users, items and times, so that users have several rows and times tie.
+pairs = st.tuples(st.integers(0, 6), st.integers(0, 40))
+row_sets = st.dictionaries(pairs, st.integers(0, 5), min_size=1, max_size=60)
+fractions = st.sampled_from([0.0, 0.1, 0.25, 0.4])
+all_settings = st.builds(
+    SplitSettings,
+    kind=st.sampled_from(KINDS),
+    test=fractions,
+    valid=fractions,
+    seed=st.integers(0, 2**32),
+)
+
+
+def columns(rows):
+    user, item, time = (np.array(c, np.int64) for c in zip(*rows, strict=True))
+    return user, item, time
+
+
+def split_by_pair(rows, settings):
+    """The split of each (user, item)."""
+    user, item, time = columns(rows)
+    which = assign(user, item, time, settings)
+    assert len(which) == len(rows)
+    return {row[:2]: int(split) for row, split in zip(rows, which, strict=True)}
+
+
+@given(row_sets, all_settings, st.randoms(use_true_random=False))
+def test_every_row_has_one_split_whatever_the_order_of_the_rows(ratings, settings, random):
+    rows = [(*pair, time) for pair, time in ratings.items()]
+    whole = split_by_pair(rows, settings)
+    assert set(whole) == set(ratings)
+    assert set(whole.values()) <= {TRAIN, VALID, TEST}
+    shuffled = random.sample(rows, len(rows))
+    assert split_by_pair(shuffled, settings) == whole
+
+
+@given(row_sets, all_settings, st.integers(0, 127))
+def test_the_split_is_the_same_when_users_lie_on_different_workers(ratings, settings, mask):
+    rows = [(*pair, time) for pair, time in ratings.items()]
+    parts = [[r for r in rows if (mask >> r[0] & 1) == side] for side in (0, 1)]
+    found = {}
+    for part in filter(None, parts):
+        found |= split_by_pair(part, settings)
+    assert found == split_by_pair(rows, settings)
+
+
+@given(row_sets, all_settings.filter(lambda s: s.kind in PER_USER))
+def test_every_user_keeps_a_training_row_in_the_per_user_kinds(ratings, settings):
+    whole = split_by_pair([(*pair, time) for pair, time in ratings.items()], settings)
+    trained = {user for (user, _), split in whole.items() if split == TRAIN}
+    assert trained == {user for user, _ in ratings}
+
+
+@given(row_sets)
+def test_leave_one_out_never_trains_on_what_came_later(ratings):
+    settings = SplitSettings(kind="leave-one-out")
+    whole = split_by_pair([(*pair, time) for pair, time in ratings.items()], settings)
+    for user in {user for user, _ in ratings}:
+        mine = [(split, ratings[pair]) for pair, split in whole.items() if pair[0] == user]
+        times = {s: [t for split, t in mine if split == s] for s in (TRAIN, VALID, TEST)}
+        assert len(times[TEST]) == (len(mine) >= 2)
+        assert len(times[VALID]) == (len(mine) >= 3)
+        assert max(times[TRAIN]) <= min(times[VALID] + times[TEST], default=np.inf)
+        assert max(times[VALID], default=0) <= min(times[TEST], default=np.inf)
+
+
+def test_leave_one_out_takes_the_latest_row():
+    user, item, time = columns(
+        [(1, 10, 50), (1, 11, 90), (1, 12, 70), (2, 10, 3), (2, 11, 2), (3, 9, 1)]
+    )
+    settings = SplitSettings(kind="leave-one-out")
+    assert assign(user, item, time, settings).tolist() == [TRAIN, TEST, VALID, TEST, TRAIN, TRAIN]
+    no_valid = SplitSettings(kind="leave-one-out", valid=0)
+    assert assign(user, item, time, no_valid).tolist() == [TRAIN, TEST, TRAIN, TEST, TRAIN, TRAIN]
+
+
+def test_leave_one_out_refuses_data_without_timestamps():
+    ids = np.arange(3)
+    with pytest.raises(RecrayError, match=r"leave-one-out needs timestamps.*per-user-random"):
+        assign(ids, ids, None, SplitSettings(kind="leave-one-out"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "test", "valid", "expected"),
+    [
+        (10, 0.2, 0.1, (7, 1, 2)),
+        (5, 0.1, 0.1, (3, 1, 1)),  # 0.5 rounds up
+        (4, 0.1, 0.1, (4, 0, 0)),
+        (2, 0.4, 0.4, (1, 0, 1)),
+        (1, 0.5, 0.4, (1, 0, 0)),
+        (8, 0.0, 0.25, (6, 2, 0)),
+    ],
+)
+def test_per_user_random_takes_the_rounded_fraction_of_each_user(rows, test, valid, expected):
+    user, item = np.repeat([4, 9], rows), np.tile(np.arange(rows), 2)
+    settings = SplitSettings(kind="per-user-random", test=test, valid=valid)
+    which = assign(user, item, None, settings)
+    for one in (4, 9):
+        assert tuple(np.bincount(which[user == one], minlength=3)) == expected
+
+
+def test_random_takes_about_the_fractions_of_all_rows():
+    user, item = (grid.ravel() for grid in np.meshgrid(np.arange(200), np.arange(200)))
+    which = assign(user, item, None, SplitSettings(kind="random", test=0.2, valid=0.1))
+    shares = np.bincount(which, minlength=3) / len(which)
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["random", "per-user-random"])
+def test_another_valid_fraction_leaves_the_test_split_as_it_is(kind):
+    user, item = np.repeat(np.arange(20), 30), np.tile(np.arange(30), 20)
+    little, much = (
+        assign(user, item, None, SplitSettings(kind=kind, test=0.2, valid=v)) for v in (0.0, 0.5)
+    )
+    assert ((little == TEST) == (much == TEST)).all()
+    assert (little == TEST).any()
+
+
+@pytest.mark.parametrize("kind", ["random", "per-user-random"])
+def test_another_seed_gives_another_split(kind):
+    user, item = np.repeat(np.arange(20), 30), np.tile(np.arange(30), 20)
+    one, two = (assign(user, item, None, SplitSettings(kind=kind, seed=s)) for s in (0, 1))
+    assert (one != two).any()
+
+
+def splitmix(state):
+    """One output of splitmix64 from a state, in Python's own integers."""
+    top = (1 << 64) - 1
+    value = (state + 0x9E3779B97F4A7C15) & top
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & top
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & top
+    return value ^ value >> 31
+
+
+def test_the_hash_chains_splitmix64_over_seed_and_ids():
+    assert splitmix(0) == 0xE220A8397B1DCDAF, "published first output for seed 0"
+    for seed, user, item in [(0, 0, 0), (0, 1, 2), (0, 2, 1), (7, 10**18, 3)]:
+        expected = splitmix(splitmix(splitmix(seed) + user) + item)
+        assert int(hash_ids(seed, np.array([user]), np.array([item]))[0]) == expected
+
+
+def test_users_spread_evenly_over_the_slots():
+    counts = np.bincount(user_slot(np.arange(SLOTS * 100)), minlength=SLOTS)
+    assert len(counts) == SLOTS
+    assert counts.min() > 50
+    assert counts.max() < 150
+
+
+@pytest.mark.parametrize(
+    ("rows", "buckets"),
+    [(0, 8), (4_000_000, 8), (4_000_001, 16), (32_000_204, 128), (10**12, 256)],
+)
+def test_the_number_of_buckets_follows_from_the_rows(rows, buckets):
+    assert buckets_for(rows) == buckets
+    assert SLOTS % buckets == 0

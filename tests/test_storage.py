@@ -1,0 +1,218 @@
+"""Folders that appear whole or not at all."""
+
+import errno
+import json
+import os
+
+import pyarrow as pa
+import pytest
+
+from recray.errors import RecrayError, StorageError
+from recray.storage import (
+    MANIFEST,
+    UNFINISHED,
+    Folder,
+    expect_kind,
+    fingerprint,
+    publish,
+    storage_errors,
+    sweep_unfinished,
+)
+
+
+def write(path, replace=False, **contents):
+    """Publish a folder of kind `thing` with these files."""
+    with publish(Folder(str(path)), replace) as folder:
+        for name, content in contents.items():
+            folder.write_bytes(f"sub/{name}", content)
+        folder.write_manifest("thing", {"size": 7})
+    return Folder(str(path))
+
+
+def left(path):
+    return sorted(f.name for f in path.iterdir())
+
+
+def test_a_folder_appears_only_when_the_block_has_ended(tmp_path):
+    target = tmp_path / "deep" / "out"
+    with publish(Folder(str(target))) as folder:
+        folder.write_bytes("a", b"1")
+        folder.write_manifest("thing", {})
+        assert not target.exists()
+    assert left(target) == ["a", MANIFEST]
+    assert left(target.parent) == ["out"]
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_nothing(tmp_path, kind):
+    def fail():
+        with publish(Folder(str(tmp_path / "out"))) as folder:
+            folder.write_bytes("a", b"1")
+            raise kind
+
+    with pytest.raises(kind):
+        fail()
+    assert left(tmp_path) == []
+
+
+def test_a_finished_folder_is_not_overwritten_by_chance(tmp_path):
+    out = write(tmp_path / "out", a=b"old")
+    with pytest.raises(RecrayError, match="exists already"):
+        write(tmp_path / "out", a=b"new")
+    assert out.read_bytes("sub/a") == b"old"
+
+
+def test_replacing_swaps_the_whole_folder(tmp_path):
+    write(tmp_path / "out", a=b"old", b=b"old")
+    out = write(tmp_path / "out", replace=True, a=b"new")
+    assert out.files() == [MANIFEST, "sub/a"]
+    assert out.read_bytes("sub/a") == b"new"
+    assert left(tmp_path) == ["out"]
+
+
+def test_a_replacement_that_fails_leaves_the_old_folder(tmp_path):
+    out = write(tmp_path / "out", a=b"old")
+
+    def fail():
+        with publish(out, replace=True) as folder:
+            folder.write_bytes("sub/a", b"new")
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    assert out.verify()["size"] == 7
+    assert out.read_bytes("sub/a") == b"old"
+    assert left(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_is_not_ours_is_never_replaced(tmp_path, replace):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years")
+    (tmp_path / "file").write_text("years")
+    with pytest.raises(RecrayError, match="is not empty and not recray's"):
+        write(tmp_path / "home", replace=replace)
+    with pytest.raises(RecrayError, match="is a file; give a folder"):
+        write(tmp_path / "file", replace=replace)
+    assert left(tmp_path / "home") == ["thesis.txt"]
+    assert left(tmp_path) == ["file", "home"]
+
+
+def test_an_empty_folder_may_be_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    assert write(tmp_path / "out", a=b"1").published()
+
+
+def test_the_manifest_lists_every_other_file(tmp_path):
+    out = write(tmp_path / "out", b=b"hello", a=b"")
+    assert out.verify() == {
+        "kind": "thing",
+        "size": 7,
+        "files": [
+            {
+                "name": "sub/a",
+                "bytes": 0,
+                "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            },
+            {
+                "name": "sub/b",
+                "bytes": 5,
+                "sha256": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
+            },
+        ],
+    }
+
+
+def test_verify_finds_a_flipped_byte_and_a_missing_file(tmp_path):
+    out = write(tmp_path / "out", a=b"hello", b=b"there")
+    out.write_bytes("sub/a", b"hellp")
+    with pytest.raises(RecrayError, match="sub/a is damaged"):
+        out.verify()
+    (tmp_path / "out" / "sub" / "a").unlink()
+    with pytest.raises(RecrayError, match="lacks sub/a"):
+        out.verify()
+
+
+def test_a_folder_of_another_kind_or_unfinished_is_refused(tmp_path):
+    out = write(tmp_path / "out")
+    assert expect_kind(out, "thing", "recray make")["size"] == 7
+    with pytest.raises(RecrayError, match="is a thing, not a bundle; make one with `recray pack`"):
+        expect_kind(out, "bundle", "recray pack")
+    (tmp_path / "out" / MANIFEST).write_text("{")
+    with pytest.raises(RecrayError, match="is damaged"):
+        out.manifest()
+    (tmp_path / "out" / MANIFEST).unlink()
+    with pytest.raises(RecrayError, match="is unfinished or not recray's"):
+        out.manifest()
+    with pytest.raises(RecrayError, match="no such folder"):
+        Folder(str(tmp_path / "nowhere")).manifest()
+
+
+def test_a_fingerprint_follows_content_and_prefix(tmp_path):
+    one = write(tmp_path / "one", a=b"1", b=b"2").manifest()
+    same = write(tmp_path / "same", b=b"2", a=b"1").manifest()
+    other = write(tmp_path / "other", a=b"1", b=b"3").manifest()
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+    assert fingerprint(one, "sub/a") == fingerprint(other, "sub/a")
+    assert fingerprint(one, "sub/b") != fingerprint(other, "sub/b")
+
+
+def test_one_file_is_swapped_in_a_single_step(tmp_path, monkeypatch):
+    folder = Folder(str(tmp_path / "out"))
+    folder.write_bytes("current", b"one")
+    seen = []
+    replace = os.replace
+
+    def watched(source, target):
+        seen.append((folder.read_bytes("current"), source.read_bytes()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    folder.replace_bytes("current", b"two")
+    assert seen == [(b"one", b"two")], "the old content stays until the new one is whole"
+    assert folder.read_bytes("current") == b"two"
+    assert folder.files() == ["current"]
+
+
+def test_equal_tables_give_equal_bytes_and_come_back(tmp_path):
+    folder = Folder(str(tmp_path))
+    table = pa.table({"user": pa.array([1, 2, 3], pa.int32()), "title": ["a", None, "é"]})
+    chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    folder.write_table("one.parquet", table)
+    folder.write_table("two.parquet", chunked)
+    assert folder.read_bytes("one.parquet") == folder.read_bytes("two.parquet")
+    assert folder.read_table("one.parquet").equals(table)
+    assert folder.read_table("one.parquet", ["title"]).column_names == ["title"]
+    folder.write_bytes("one.parquet", folder.read_bytes("one.parquet")[:-9])
+    with pytest.raises(RecrayError, match=r"one.parquet is damaged"):
+        folder.read_table("one.parquet")
+
+
+def test_json_keeps_letters_as_they_are(tmp_path):
+    folder = Folder(str(tmp_path))
+    folder.write_json("x.json", {"title": "Amélie"})
+    assert "Amélie".encode() in folder.read_bytes("x.json")
+    assert json.loads(folder.read_bytes("x.json")) == folder.read_json("x.json")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "read-only")]
+)
+def test_a_full_or_read_only_disk_is_one_line_with_exit_code_3(code, reason):
+    with (
+        pytest.raises(StorageError, match=f"cannot write /out: {reason}") as caught,
+        storage_errors("/out"),
+    ):
+        raise OSError(code, "system words")
+    assert caught.value.exit_code == 3
+
+
+def test_only_old_leftovers_of_the_same_folder_are_swept(tmp_path):
+    names = {"old": "out-1", "young": "out-2", "foreign": "other-1"}
+    for age, name in names.items():
+        path = tmp_path / f"{UNFINISHED}{name}"
+        path.mkdir()
+        if age != "young":
+            os.utime(path, (0, 0))
+    sweep_unfinished(tmp_path / "out")
+    assert left(tmp_path) == [f"{UNFINISHED}other-1", f"{UNFINISHED}out-2"]

@@ -1,0 +1,299 @@
+"""The loop without any cluster: it learns what was planted, stops, resumes, and shares work."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from recray.config import load_settings
+from recray.errors import RecrayError
+from recray.models import build_model
+from recray.objectives import build_objective
+from recray.training.batches import StepPlan, epoch_generator, shuffled_batches
+from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.loop import TrainingRun, epochs_of
+from recray.training.steps import Shard
+from recray.training.sync import Workers
+
+SIZE = 20
+
+
+def two_tastes() -> tuple[Shard, tuple[torch.Tensor, torch.Tensor]]:
+    """20 x 20 ratings: 5 stars if user and item have the same parity, else 1; a few are held out."""
+    user, item = (
+        ids.reshape(-1) for ids in torch.meshgrid(*[torch.arange(SIZE)] * 2, indexing="ij")
+    )
+    rating = torch.where((user + item) % 2 == 0, 5.0, 1.0)
+    held_out = (user + 2 * item) % 7 == 0
+    seen = ~held_out
+    shard = Shard(user[seen], item[seen], rating[seen], torch.ones(SIZE, dtype=torch.bool))
+    return shard, (user[held_out], item[held_out])
+
+
+def liked_only(shard: Shard) -> Shard:
+    keep = shard.rating == 5
+    return Shard(shard.user[keep], shard.item[keep], shard.rating[keep], shard.owned)
+
+
+def training_run(folder: Path, preset: str, shard: Shard, changes=(), **given) -> TrainingRun:
+    settings = load_settings(preset, None, ["model.dim=4", "train.patience=null", *changes])
+    torch.manual_seed(settings.train.seed)
+    model = build_model(settings, SIZE, SIZE)
+    arguments = {
+        "settings": settings,
+        "model": model,
+        "objective": build_objective(settings, 1.0, 5.0),
+        "shard": shard,
+        "folder": RunFolder(str(folder)),
+        "workers": Workers(),
+        "validate": None,
+        "report": lambda _metrics: None,
+    }
+    return TrainingRun(**(arguments | given))
+
+
+RATING_RECIPES = [
+    ("dot-mse", ["train.lr=0.05", "train.batch_size=64", "train.epochs=40"]),
+    ("dot-bias-bce", ["train.lr=0.05", "train.epochs=40"]),
+    ("mf-normalised", ["train.lr=0.05", "train.l2=0.001"]),
+]
+
+
+@pytest.mark.parametrize(("preset", "changes"), RATING_RECIPES)
+def test_learns_two_tastes(tmp_path, preset, changes):
+    shard, (user, item) = two_tastes()
+    run = training_run(tmp_path, preset, shard, changes)
+    run.fit()
+    truth = torch.where((user + item) % 2 == 0, 5.0, 1.0)
+    with torch.no_grad():
+        rmse = (run.model(user, item) - truth).square().mean().sqrt()
+    assert rmse < 0.5, "guessing the mean scores 2"
+
+
+def test_ranks_the_held_out_half_of_two_tastes_first(tmp_path):
+    shard, (user, item) = two_tastes()
+    run = training_run(tmp_path, "ranking", liked_only(shard))
+    run.fit()
+    liked = (user + item) % 2 == 0
+    with torch.no_grad():
+        score = run.model(user, item)
+    assert score[liked].min() > score[~liked].max()
+
+
+@pytest.mark.parametrize(("preset", "changes"), [*RATING_RECIPES, ("ranking", [])])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, preset, changes):
+    shard, _ = two_tastes()
+    whole = training_run(tmp_path / "whole", preset, shard, [*changes, "train.epochs=6"])
+    whole.fit()
+
+    class Killed(Exception):
+        pass
+
+    def kill(metrics):
+        if metrics["epoch"] == 3:
+            raise Killed
+
+    broken = training_run(
+        tmp_path / "broken", preset, shard, [*changes, "train.epochs=6"], report=kill
+    )
+    with pytest.raises(Killed):
+        broken.fit()
+    resumed = training_run(tmp_path / "broken", preset, shard, [*changes, "train.epochs=6"])
+    progress = resumed.fit()
+    assert [entry["epoch"] for entry in progress.history] == [1, 2, 3, 4, 5, 6]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_the_best_epoch_is_kept_and_patience_stops(tmp_path):
+    shard, _ = two_tastes()
+    values = iter([1.0, 0.5, 0.6, 0.7, 0.8])
+    run = training_run(
+        tmp_path,
+        "dot-mse",
+        shard,
+        ["train.epochs=50", "train.patience=2"],
+        validate=lambda _model: {"rmse": (next(values) ** 2, 1.0)},
+    )
+    progress = run.fit()
+    assert (progress.epoch, progress.best_epoch, progress.stopped) == (4, 2, True)
+    assert run.folder.best().progress.epoch == 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+    shard, _ = two_tastes()
+    small = ["train.batch_size=32", "train.optimizer=sgd"]
+    training_run(tmp_path, "dot-mse", shard, [*small, "train.epochs=2"]).fit()
+    bad = training_run(tmp_path, "dot-mse", shard, [*small, "train.epochs=9", "train.lr=1e30"])
+    with pytest.raises(RecrayError, match=r"train\.lr=1e\+30"):
+        bad.fit()
+    assert RunFolder(str(tmp_path)).latest().progress.epoch == 2
+
+
+# ------------------------------------------------------------------------------- step plan
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("total", ["1", "W-1", "W", "W+1", "31"])
+def test_every_row_occurs_once_and_every_worker_takes_every_step(workers, total):
+    count = max(1, eval(total, {"W": workers}))
+    rows = tuple(
+        len(range(rank, count, workers + 1)) for rank in range(workers)
+    )  # some are left out
+    plan = StepPlan.of(rows, 4)
+    weights = []
+    for rank, count in enumerate(rows):
+        ids = torch.arange(count)
+        generator = epoch_generator(0, 0, rank)
+        batches = list(shuffled_batches(ids, ids, ids.float(), plan, generator))
+        assert len(batches) == plan.steps
+        assert all(len(b.user) == plan.batch for b in batches)
+        real = torch.cat([b.user[b.weight > 0] for b in batches])
+        assert sorted(real.tolist()) == list(range(count))
+        weights.append([int(b.weight.sum()) for b in batches])
+    assert [sum(step) for step in zip(*weights, strict=True)] == [
+        plan.real_rows(step) for step in range(plan.steps)
+    ]
+
+
+def test_a_batch_of_all_is_one_step():
+    assert StepPlan.of((10, 7), "all").steps == 1
+
+
+# ------------------------------------------------------------------------------ many workers
+
+
+def _train_part(rank: int, size: int, folder: str, preset: str, address: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    shard, _ = two_tastes()
+    if preset == "ranking":
+        shard = liked_only(shard)
+    own = shard.user % size == rank
+    owned = torch.arange(SIZE) % size == rank
+    part = Shard(shard.user[own], shard.item[own], shard.rating[own].double(), owned)
+    changes = ["train.epochs=4", "train.batch_size=all", "train.optimizer=sgd", "train.lr=0.1"]
+    run = training_run(Path(folder), preset, part, changes if preset != "ranking" else changes[:1])
+    run.model.double()
+    run = TrainingRun(**(vars(run) | {"workers": Workers(rank, size)}))
+    run.fit()
+    dist.destroy_process_group()
+
+
+def trained_by(size: int, folder: Path, preset: str) -> dict[str, torch.Tensor]:
+    address = f"file://{folder}-rendezvous"
+    arguments = (size, str(folder), preset, address)
+    mp.start_processes(_train_part, arguments, nprocs=size, start_method="fork")
+    return RunFolder(str(folder)).latest().weights
+
+
+@pytest.mark.parametrize("preset", ["dot-mse", "mf-normalised", "ranking"])
+def test_several_workers_take_the_steps_of_one(tmp_path, preset):
+    one = trained_by(1, tmp_path / "one", preset)
+    for size in (2, 3):
+        several = trained_by(size, tmp_path / f"w{size}", preset)
+        for name, tensor in one.items():
+            assert torch.allclose(several[name], tensor, atol=1e-9), f"{name} with {size} workers"
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+
+def saved(folder: RunFolder, epoch: int, best: int = 1) -> None:
+    weights = {"table": torch.full((2, 2), float(epoch))}
+    history = [{"epoch": e} for e in range(1, epoch + 1)]
+    folder.save(Checkpoint(weights, {}, Progress(epoch, best, 1.0, history)))
+
+
+def test_the_best_and_the_last_two_checkpoints_stay(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    for epoch in range(1, 7):
+        saved(folder, epoch, best=min(epoch, 2))
+    names = sorted(os.listdir(tmp_path / "checkpoints"))
+    assert names == ["epoch-00002", "epoch-00005", "epoch-00006"]
+    assert folder.best().weights["table"][0, 0] == 2
+
+
+@pytest.mark.parametrize(
+    "file", ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+)
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog, file, damage):
+    folder = RunFolder(str(tmp_path))
+    saved(folder, 1)
+    saved(folder, 2)
+    path = tmp_path / "checkpoints" / "epoch-00002" / file
+    content = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    assert folder.latest().progress.epoch == 1
+    assert len(caplog.records) == 1
+
+
+def test_when_no_checkpoint_is_whole_the_file_is_named(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    saved(folder, 1)
+    (tmp_path / "checkpoints" / "epoch-00001" / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(RecrayError, match=r"weights\.safetensors"):
+        folder.latest()
+
+
+def facts(**changes) -> dict:
+    settings = load_settings("dot-mse").plain()
+    return {"dataset": "a", "fingerprint": "f", "settings": settings, **changes}
+
+
+def test_a_run_folder_is_not_taken_over_in_silence(tmp_path):
+    RunFolder(str(tmp_path)).start(facts(), resume=False)
+    with pytest.raises(RecrayError, match="--resume"):
+        RunFolder(str(tmp_path)).start(facts(), resume=False)
+    RunFolder(str(tmp_path)).start(facts(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "b"}, r"a \(now b\)"),
+        ({"fingerprint": "g"}, "has changed"),
+        (
+            {"settings": load_settings("dot-mse", None, ["train.lr=0.5"]).plain()},
+            r"train\.lr=0\.001 \(now 0\.5\)",
+        ),
+    ],
+)
+def test_resuming_something_else_is_refused(tmp_path, changes, words):
+    RunFolder(str(tmp_path)).start(facts(), resume=False)
+    with pytest.raises(RecrayError, match=words):
+        RunFolder(str(tmp_path)).start(facts(**changes), resume=True)
+
+
+def test_the_history_is_there_to_be_read_while_training(tmp_path):
+    shard, _ = two_tastes()
+    training_run(tmp_path, "dot-mse", shard, ["train.epochs=3"]).fit()
+    assert [e["epoch"] for e in json.loads((tmp_path / "epochs.json").read_text())] == [1, 2, 3]
+
+
+def test_workers_start_from_the_same_weights_and_shuffle_apart():
+    first, second = (epoch_generator(0, 0, rank) for rank in (0, 1))
+    assert not torch.equal(
+        torch.randperm(50, generator=first), torch.randperm(50, generator=second)
+    )
+    again = epoch_generator(0, 0, 0)
+    assert torch.equal(
+        torch.randperm(50, generator=again), torch.randperm(50, generator=epoch_generator(0, 0, 0))
+    )
+
+
+def test_alternating_epochs_lower_the_whole_loss(tmp_path):
+    shard, _ = two_tastes()
+    run = training_run(tmp_path, "ranking", liked_only(shard))
+    epochs = epochs_of(run.model, run.objective, run.shard, run.settings, Workers())
+    losses = [epochs.run(epoch)[0] for epoch in range(4)]
+    assert losses == sorted(losses, reverse=True)
