@@ -19,6 +19,14 @@ from recray.console import Console
 from recray.errors import CheckFailed, RecrayError
 
 
+class _Failure(click.ClickException):
+    """One line, with the error's own exit code: 2, or 3 for storage; click's default is 1."""
+
+    def __init__(self, error: RecrayError) -> None:
+        super().__init__(" ".join(str(error).split()))
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click declares it on the class
+
+
 class Commands(click.Group):
     """Show a RecrayError as one line on stderr; a bug keeps its traceback."""
 
@@ -27,9 +35,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except RecrayError as error:
-            failure = click.ClickException(" ".join(str(error).split()))
-            failure.exit_code = error.exit_code  # 2, or 3 for storage; click's own default is 1
-            raise failure from error
+            raise _Failure(error) from error
 
 
 def main() -> None:
@@ -226,7 +232,7 @@ def train(
 
     \b
     Example:
-        recray train prepared/ml-1m --out runs/mse --preset dot-mse --set train.epochs=20 --workers 2
+        recray train prepared/ml-1m --out runs/mse --preset dot-mse --workers 2
     """
     settings = load_settings(preset, config, overrides)
     from recray.training import trainer  # Ray: loaded only by the commands that use it
@@ -431,7 +437,7 @@ def registry_list(ui: Console, path: str) -> None:
     """
     from recray.registry import Registry
 
-    versions = Registry(path).list()
+    versions = Registry(path).versions()
     columns = ["version", "dataset", "preset", "created", "current"]
     rows = [
         [("*" if v[c] else "") if c == "current" else str(v[c]) for c in columns] for v in versions

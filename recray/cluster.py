@@ -103,7 +103,7 @@ def _set_environment() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "ray" in sys.modules:  # Ray reads the token mode once, when it is imported
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore[attr-defined]  # compiled
 
         Config.initialize("")
 
@@ -167,7 +167,8 @@ def map_tasks(function: Callable[..., dict[str, Any]], count: int, *arguments: A
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     tasks = ray.data.range(count, override_num_blocks=count)
-    rows = tasks.map_batches(call, batch_size=None).take_all()
+    mapped = tasks.map_batches(call, batch_size=None)  # type: ignore[arg-type]  # numpy in, lists out
+    rows = mapped.take_all()
     results = sorted((json.loads(row["result"]) for row in rows), key=lambda r: r["id"])
     for result in results:
         if "error" in result:

@@ -50,7 +50,7 @@ class SplitSettings(Group):
     def _something_left_to_train(self) -> Self:
         if self.test + self.valid >= 1:
             raise ValueError(
-                f"test + valid is {self.test + self.valid:g}; it must be below 1 to leave training rows"
+                f"test + valid is {self.test + self.valid:g}; it must be below 1 to leave any"
             )
         return self
 

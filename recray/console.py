@@ -99,7 +99,8 @@ def evaluation(report: dict[str, Any]) -> str:
     split = report["split"]
     rows = split["rows"]
     title = (
-        f"{report['dataset']}, preset {report['preset']}: {report['users']:,} users, split {split['kind']} "
+        f"{report['dataset']}, preset {report['preset']}: {report['users']:,} users, "
+        f"split {split['kind']} "
         f"(train {rows['train']:,}, valid {rows['valid']:,}, test {rows['test']:,})"
     )
     baselines = report["baselines"]

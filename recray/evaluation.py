@@ -103,11 +103,15 @@ def measure(
     }
     if ranker.model.returns == "stars":
         error = ranker.predict(users[place], item).astype(np.float64) - rating
-        values["squared_error"] = np.bincount(place, error**2, len(users))
-        values["absolute_error"] = np.bincount(place, np.abs(error), len(users))
-        values["ratings"] = np.bincount(place, minlength=len(users)).astype(np.float64)
+        values["squared_error"] = _sums(place, error**2, len(users))
+        values["absolute_error"] = _sums(place, np.abs(error), len(users))
+        values["ratings"] = _sums(place, np.ones(len(place)), len(users))
     shown = np.bincount(ranked.item[ranked.item != NONE].ravel(), minlength=items)
     return UserTable(users, values, shown)
+
+
+def _sums(place: NDArray[np.int64], weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    return np.bincount(place, weights, size).astype(np.float64)
 
 
 def sums_of(table: UserTable | None, names: Iterable[str]) -> dict[str, tuple[float, float]]:
@@ -291,7 +295,8 @@ class Evaluator:
         largest = max(self.settings.k)
         if largest > self.bundle.item_ids.known:
             raise RecrayError(
-                f"evaluate.k={largest} is larger than the catalogue of {self.bundle.item_ids.known} items"
+                f"evaluate.k={largest} is larger than the catalogue of "
+                f"{self.bundle.item_ids.known} items"
             )
 
     def measure_block(self, block: int) -> dict[str, UserTable]:

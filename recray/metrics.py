@@ -52,7 +52,7 @@ def ndcg(hits: Hits, relevant: Counts, k: int) -> PerUser:
 
 
 def recall(hits: Hits, relevant: Counts, k: int) -> PerUser:
-    """Share of a user's relevant items that the list shows: hits / relevant (never / min(k, ...))."""
+    """Share of the relevant items that the list shows: hits / relevant, never / min(k, ...)."""
     hits_UK, divisor = _checked(hits, relevant, k)
     return hits_UK.sum(axis=1) / divisor
 

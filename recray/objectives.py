@@ -11,6 +11,7 @@ the objective for a handful of ratings while the items stay as they are.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -137,7 +138,8 @@ class Bce(PairLoss):
         super().check(model)
         if getattr(model, "output", "raw") != "sigmoid":
             raise RecrayError(
-                "objective.kind=bce needs a probability: use model.kind=dot-bias with model.output=sigmoid"
+                "objective.kind=bce needs a probability: "
+                "use model.kind=dot-bias with model.output=sigmoid"
             )
 
     def _target(self, rating: Tensor) -> Tensor:
@@ -235,11 +237,11 @@ class WholeData(Objective):
         return out
 
     def _normal_equations(self, fixed: Tensor, begins: Tensor, places: Tensor) -> Tensor:
-        """(R, D, D + 2): for each row its matrix, its right side and its count, ready to be summed."""
+        """(R, D, D + 2): each row's matrix, right side and count, ready to be summed."""
         dim = fixed.shape[1]
         system = fixed.new_zeros(len(begins) - 1, dim, dim + 2)
         edges = begins.tolist()
-        for row, (begin, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for row, (begin, end) in enumerate(pairwise(edges)):
             if end > begin:
                 vectors = fixed[places[begin:end]]
                 torch.mm(vectors.T, vectors, out=system[row, :, :dim])

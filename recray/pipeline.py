@@ -9,7 +9,7 @@ from typing import Any
 
 from recray import batch, cluster, evaluation
 from recray.bundle import KIND, Bundle, write_bundle
-from recray.config import Settings, build_settings
+from recray.config import EvaluateSettings, Settings, build_settings
 from recray.data import ingest
 from recray.data.prepared import Prepared
 from recray.data.source import Source
@@ -47,7 +47,7 @@ def export(run_path: str, out: str, replace: bool = False) -> Bundle:
 
 def evaluate(
     bundle_path: str,
-    settings: evaluation.EvaluateSettings | None = None,
+    settings: EvaluateSettings | None = None,
     prepared_path: str | None = None,
     workers: int = 1,
     address: str = cluster.LOCAL,
@@ -69,8 +69,8 @@ def evaluate(
         prepared = Prepared.open(prepared_path, verify=True)
         if prepared.manifest["fingerprints"] != bundle.config["fingerprints"]:
             raise RecrayError(
-                f"{prepared.folder} ({prepared.manifest['dataset']}) is not what {bundle_path} was trained "
-                f"on ({bundle.config['dataset']}), or it has changed since"
+                f"{prepared.folder} ({prepared.manifest['dataset']}) is not what {bundle_path} was "
+                f"trained on ({bundle.config['dataset']}), or it has changed since"
             )
     return batch.evaluate(bundle, settings, workers, address)
 

@@ -51,7 +51,7 @@ class Registry:
     def _version(self, version: str) -> Folder:
         return self.folder.child(VERSIONS).child(version)
 
-    def list(self) -> list[dict[str, Any]]:
+    def versions(self) -> list[dict[str, Any]]:
         """The versions with data set, preset and creation time; the current one is marked."""
         current = self._pointer()["version"]
         rows = []
@@ -93,7 +93,7 @@ class Registry:
             RecrayError: The version is unknown, is worse on the current one's hold-out, or has
                 seen that hold-out in training.
         """
-        known = [row["version"] for row in self.list()]
+        known = [row["version"] for row in self.versions()]
         if version not in known:
             raise unknown_name("version", version, known or ["none yet"])
         pointer = self._pointer()
@@ -120,7 +120,7 @@ class Registry:
         self._point(version, before)
         return {"version": version, "before": pointer["version"]}
 
-    def _point(self, version: str, before: "list[str]") -> None:
+    def _point(self, version: str, before: list[str]) -> None:
         content = json.dumps({"version": version, "before": before}, indent=1)
         self.folder.replace_bytes(CURRENT, content.encode())
 
@@ -143,8 +143,8 @@ def gate(candidate: Bundle, live: Bundle) -> str:
     leaked = _pairs(candidate.history, candidate) & _pairs(live.holdout, live)
     if leaked:
         raise RecrayError(
-            f"{candidate.version} was trained on {len(leaked):,} ratings of the hold-out that it would be "
-            f"compared on; prepare with the same split settings, or use --force"
+            f"{candidate.version} was trained on {len(leaked):,} ratings of the hold-out that it "
+            f"would be compared on; prepare with the same split settings, or use --force"
         )
     metric = "ndcg@10" if live.settings.ranks else "rmse"
     if metric == "rmse" and candidate.settings.ranks:
@@ -164,7 +164,7 @@ def _pairs(ratings: Ratings, bundle: Bundle) -> set[tuple[int, int]]:
 
 
 def _in_ids_of(bundle: Bundle, other: Bundle, ratings: Ratings) -> Ratings:
-    """Ratings in another bundle's ids, in this one's; what it does not know gets ids past its own."""
+    """Ratings of another bundle in this one's ids; what it does not know gets ids past its own."""
     columns = []
     for ids, raw in (
         (bundle.user_ids, other.user_ids.raw[ratings.user]),
@@ -197,7 +197,7 @@ def _table(bundle: Bundle, targets: Ratings, raw_user: np.ndarray) -> UserTable:
     history = History.of(bundle.history, total, bundle.item_ids.known)
     ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
     table = UserTable.join(measure(ranker, ordered, b, settings) for b in blocks_of(ordered))
-    dense, place = np.unique(ordered.user, return_index=True)
+    _, place = np.unique(ordered.user, return_index=True)
     raw = raw_user[order][place]
     by_raw = np.argsort(raw)
     values = {name: column[by_raw] for name, column in table.values.items()}

@@ -23,7 +23,7 @@ SIZE = 20
 
 
 def two_tastes() -> tuple[Shard, tuple[torch.Tensor, torch.Tensor]]:
-    """20 x 20 ratings: 5 stars if user and item have the same parity, else 1; a few are held out."""
+    """20 x 20 ratings: 5 stars if user and item have the same parity, else 1; some are held out."""
     user, item = (
         ids.reshape(-1) for ids in torch.meshgrid(*[torch.arange(SIZE)] * 2, indexing="ij")
     )

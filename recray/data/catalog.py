@@ -143,7 +143,7 @@ def _copy(address: str, target: Path, release: Release) -> None:
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise RecrayError(
-            f"cannot download {address}: {reason}; give --mirror, or the path of an archive you have"
+            f"cannot download {address}: {reason}; give --mirror, or the path of an archive"
         ) from error
 
 

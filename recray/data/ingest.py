@@ -10,10 +10,9 @@ a file or one bucket of users, never by the data, and no row passes through the 
 """
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -202,43 +201,53 @@ class _Gather:
             read_arrow(self.spill, s.name, s.begins[bucket * width], s.begins[(bucket + 1) * width])
             for s in self.spilled
         ]
-        user, item, rating, timestamp = _columns(pa.concat_tables(parts))
-        item, keep = self._apply_item_rules(item)
-        user, item, rating, timestamp = (c[keep] for c in (user, item, rating, timestamp))
-        mean = self.settings.data.duplicates == "mean" or self.settings.data.merge_titles
-        before = len(user)
-        user, item, rating, timestamp = drop_duplicates(user, item, rating, timestamp, mean)
-        duplicates = before - len(user)
-        if self.settings.data.min_rating is not None:
-            keep = rating >= self.settings.data.min_rating
-            user, item, rating, timestamp = (c[keep] for c in (user, item, rating, timestamp))
-        which = split.assign(user, item, timestamp if timed else None, self.settings.split)
-        columns = {"raw_user": user, "raw_item": item, "rating": rating, "timestamp": timestamp}
-        write_arrow(self.spill, f"bucket-{bucket}.arrow", pa.table(columns | {"split": which}))
-        for name, ids in (("users", user), ("items", item)):
+        data = self.settings.data
+        gathered = self._apply_item_rules(Rows.of(pa.concat_tables(parts)))
+        rows = drop_duplicates(*gathered, mean=data.duplicates == "mean" or data.merge_titles)
+        duplicates = len(gathered.user) - len(rows.user)
+        if data.min_rating is not None:
+            rows = rows.at(rows.rating >= data.min_rating)
+        times = rows.timestamp if timed else None
+        which = split.assign(rows.user, rows.item, times, self.settings.split)
+        write_arrow(self.spill, f"bucket-{bucket}.arrow", rows.table(which))
+        for name, ids in (("users", rows.user), ("items", rows.item)):
             write_arrow(self.spill, f"{name}-{bucket}.arrow", _counts_by_split(ids, which))
         return {"duplicates": duplicates}
 
-    def _apply_item_rules(
-        self, item: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        keep = np.ones(len(item), bool)
+    def _apply_item_rules(self, rows: "Rows") -> "Rows":
         if self.rules.kept is not None:
-            keep = np.isin(item, self.rules.kept)
+            rows = rows.at(np.isin(rows.item, self.rules.kept))
         if self.rules.merged is not None:
             raw, target = self.rules.merged  # sorted by raw id, as schema.MOVIES tables are
-            place = np.minimum(np.searchsorted(raw, item), len(raw) - 1)
-            item = np.where(raw[place] == item, target[place], item)
-        return item, keep
+            place = np.minimum(np.searchsorted(raw, rows.item), len(raw) - 1)
+            item = np.where(raw[place] == rows.item, target[place], rows.item)
+            rows = rows._replace(item=item)
+        return rows
 
 
-def _columns(table: pa.Table) -> tuple[NDArray[Any], ...]:
-    return (
-        table["raw_user"].to_numpy(),
-        table["raw_item"].to_numpy(),
-        table["rating"].to_numpy(),
-        table["timestamp"].combine_chunks().fill_null(0).to_numpy(),
-    )
+class Rows(NamedTuple):
+    """Ratings as columns, in raw ids: (R,) each; timestamp is 0 where unknown."""
+
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    rating: NDArray[np.float32]
+    timestamp: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "Rows":
+        """Take the columns of a table of schema.RAW_RATINGS."""
+        user, item, rating = (table[n].to_numpy() for n in ("raw_user", "raw_item", "rating"))
+        return cls(user, item, rating, table["timestamp"].combine_chunks().fill_null(0).to_numpy())
+
+    def at(self, index: NDArray[Any]) -> "Rows":
+        """The rows that a mask or places choose."""
+        user, item, rating, timestamp = self
+        return Rows(user[index], item[index], rating[index], timestamp[index])
+
+    def table(self, which: NDArray[np.int8]) -> pa.Table:
+        """The rows with the split of each."""
+        columns = dict(zip(schema.RAW_RATINGS.names, self, strict=True))
+        return pa.table({**columns, "split": which})
 
 
 def drop_duplicates(
@@ -247,7 +256,7 @@ def drop_duplicates(
     rating: NDArray[np.float32],
     timestamp: NDArray[np.int64],
     mean: bool,
-) -> tuple[NDArray[Any], ...]:
+) -> Rows:
     """One row for each (user, item), sorted by both.
 
     Args:
@@ -258,19 +267,17 @@ def drop_duplicates(
         mean: Average the ratings and keep the latest time; otherwise the latest row stays, and
             of several at that time the last in the file.
     """
-    order = np.lexsort((timestamp, item, user))
-    user, item, rating, timestamp = (c[order] for c in (user, item, rating, timestamp))
-    if not len(user):
-        return user, item, rating, timestamp
-    changes = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
+    rows = Rows(user, item, rating, timestamp).at(np.lexsort((timestamp, item, user)))
+    if not len(rows.user):
+        return rows
+    changes = (rows.user[1:] != rows.user[:-1]) | (rows.item[1:] != rows.item[:-1])
     begins = np.concatenate([[0], np.flatnonzero(changes) + 1])
-    last = np.concatenate([begins[1:], [len(user)]]) - 1
-    if mean and len(begins) < len(user):
-        sums = np.add.reduceat(rating.astype(np.float64), begins)
-        rating = (sums / (last - begins + 1)).astype(np.float32)
-    else:
-        rating = rating[last]
-    return user[last], item[last], rating, timestamp[last]
+    last = np.concatenate([begins[1:], [len(rows.user)]]) - 1
+    if not mean:
+        return rows.at(last)
+    sums = np.add.reduceat(rows.rating.astype(np.float64), begins)
+    means = (sums / (last - begins + 1)).astype(np.float32)
+    return rows.at(last)._replace(rating=means)
 
 
 def _counts_by_split(ids: NDArray[np.int64], which: NDArray[np.int8]) -> pa.Table:

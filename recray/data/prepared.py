@@ -38,9 +38,9 @@ class Ratings:
     @classmethod
     def of(cls, table: pa.Table) -> Self:
         """Take the columns of a table of schema.RATINGS."""
+        user, item, rating = (table[name].to_numpy() for name in ("user", "item", "rating"))
         timestamp = table["timestamp"].combine_chunks().fill_null(0).to_numpy()
-        columns = (table[name].to_numpy() for name in ("user", "item", "rating"))
-        return cls(*columns, timestamp)
+        return cls(user, item, rating, timestamp)
 
     @classmethod
     def concatenate(cls, parts: list["Ratings"]) -> Self:

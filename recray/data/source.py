@@ -1,7 +1,8 @@
-"""What the user gave as SOURCE, recognised by its content, as pieces that workers can read alone."""
+"""What the user gave as SOURCE, recognised by its content, in pieces that workers read alone."""
 
 import hashlib
 import io
+import itertools
 import os
 import zipfile
 import zlib
@@ -164,7 +165,7 @@ def _plain(path: str, name: str) -> Source:
     if begin >= size:
         raise RecrayError(f"{path} is empty: it has no ratings")
     edges = [*range(begin, size, PIECE_BYTES), size]
-    pieces = tuple(Piece(path, path, "", a, b) for a, b in zip(edges[:-1], edges[1:], strict=True))
+    pieces = tuple(Piece(path, path, "", a, b) for a, b in itertools.pairwise(edges))
     local = "" if is_uri(path) else str(os.stat(path).st_mtime_ns)
     identity = hashlib.sha256(f"{path} {size} {local}".encode()).hexdigest()
 
@@ -230,10 +231,13 @@ def chunks(piece: Piece, layout: RatingsFormat) -> Iterator[tuple[int, bytes]]:
         begin = content.index(b"\n") + 1
         yield begin, content[begin:]
     elif piece.member:
-        with open_zip(piece.path) as archive, _reading(piece.path):
-            with archive.open(piece.member) as stream:
-                begin = len(stream.readline()) if layout.header else 0
-                yield from _whole_lines(stream, begin, None)
+        with (
+            open_zip(piece.path) as archive,
+            _reading(piece.path),
+            archive.open(piece.member) as stream,
+        ):
+            begin = len(stream.readline()) if layout.header else 0
+            yield from _whole_lines(stream, begin, None)
     else:
         with io.BufferedReader(open_input(piece.path)) as stream:
             begin = piece.start

@@ -1,6 +1,6 @@
 """What every model offers, and the family whose score is linear in what it knows of a user."""
 
-# Shape letters: B = pairs in the batch, U = users, I = items in a block, S = length of a user state.
+# Shape letters: B = pairs in the batch, U = users, I = items, S = length of a user state.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Model(nn.Module, ABC):
         self.items = items
         self.returns: Returns = returns
 
-    def observe(self, statistics: Statistics) -> None:  # noqa: B027 - most models need nothing
+    def observe(self, statistics: Statistics) -> None:
         """Take what must be known before training, such as the mean rating."""
 
     @abstractmethod

@@ -88,17 +88,16 @@ def serving(
             http_options=HTTPOptions(host=host, port=port),
             logging_config=quiet,
         )
-        deployment = serve.deployment(
-            serve.ingress(_builder(bundle))(),
+        app = serve.deployment(
             name=NAME,
             num_replicas=replicas,
             max_ongoing_requests=100,
             ray_actor_options={"num_cpus": 0.25},
             logging_config=quiet,
-        )
+        )(serve.ingress(_builder(bundle))()).bind()
         try:
             try:
-                serve.run(deployment.bind(), name=NAME, route_prefix="/")
+                serve.run(app, name=NAME, route_prefix="/")
             except RuntimeError as error:
                 raise RecrayError(f"the service did not start: {error}") from error
             yield f"http://{host}:{port}"

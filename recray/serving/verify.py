@@ -84,7 +84,8 @@ def verify(url: str, recommender: Recommender, users: int = 500, k: int = 10) ->
                 "verified": False,
                 "users": 0,
                 "differences": [
-                    f"{url} serves version {model.get('model_version')}, the bundle is {recommender.version}"
+                    f"{url} serves version {model.get('model_version')}, "
+                    f"the bundle is {recommender.version}"
                 ],
             }
         return _replay(client, recommender, chosen, k)

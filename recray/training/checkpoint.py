@@ -76,7 +76,8 @@ class RunFolder:
             before = self.folder.read_json("run.json")
             if not resume:
                 raise RecrayError(
-                    f"{self.folder} holds a run already; give --resume to continue it, or another folder"
+                    f"{self.folder} holds a run already; give --resume to continue it, "
+                    "or another folder"
                 )
             for name in ("dataset", "fingerprint", "settings"):
                 if before[name] != json.loads(json.dumps(facts[name])):
@@ -101,7 +102,7 @@ class RunFolder:
         return facts
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Publish a checkpoint, then drop those that nobody needs: the best and the last two stay."""
+        """Publish a checkpoint; of the others only the best and the one before stay."""
         progress = checkpoint.progress
         target = self.folder.child(CHECKPOINTS).child(_name(progress.epoch))
         with publish(target, replace=True) as folder:

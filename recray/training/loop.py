@@ -115,8 +115,9 @@ class TrainingRun:
         whole = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
         if not (math.isfinite(loss_sum) and whole):
             raise RecrayError(
-                f"the loss became {loss_sum if whole else math.nan} in epoch {progress.epoch + 1} with "
-                f"train.lr={self.settings.train.lr:g}; use a smaller train.lr or a larger train.l2"
+                f"the loss became {loss_sum if whole else math.nan} in epoch {progress.epoch + 1} "
+                f"with train.lr={self.settings.train.lr:g}; "
+                "use a smaller train.lr or a larger train.l2"
             )
         metrics = {"loss": loss_sum / rows, **self._validation()}
         progress.epoch += 1

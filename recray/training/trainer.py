@@ -83,7 +83,8 @@ def _with_data_settings(settings: Settings, prepared: Prepared) -> Settings:
 def _check(settings: Settings, prepared: Prepared, workers: int, address: str) -> None:
     if workers > prepared.buckets:
         raise RecrayError(
-            f"--workers {workers}: the data set has {prepared.buckets} parts, one is needed per worker"
+            f"--workers {workers}: the data set has {prepared.buckets} parts, "
+            "one is needed per worker"
         )
     if address == cluster.LOCAL:
         cluster.require_local(workers)
@@ -138,10 +139,12 @@ def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
             num_workers=workers, resources_per_worker={"CPU": 1} if workers else None
         ),
         # Every attempt is a fresh Ray run: what resumes is our own checkpoint.
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one before V2
             name=f"attempt-{uuid.uuid4().hex[:12]}",
             storage_path=folder.child(".ray").path,
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
+            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                max_failures=0, controller_failure_limit=3
+            ),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
         torch_config=ray.train.torch.TorchConfig(backend="gloo", timeout_s=120),

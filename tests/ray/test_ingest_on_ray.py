@@ -84,7 +84,7 @@ def test_too_many_bad_rows_fail_and_leave_nothing(sample_folder, tmp_path):
     path = sample_folder / "ratings.csv"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], *(b"x" + line for line in lines[1:1000]), *lines[1000:]]))
-    with pytest.raises(RecrayError, match="max_rejected=0.01") as failure:
+    with pytest.raises(RecrayError, match=r"max_rejected=0\.01") as failure:
         ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "p"), load_settings())
     assert "line 2 user is not a number" in str(failure.value)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["own"]
