@@ -44,7 +44,7 @@ class SplitSettings(Group):
     kind: Literal["random", "per-user-random", "leave-one-out"] = "per-user-random"
     test: Fraction = 0.1
     valid: Fraction = 0.1
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
     def _something_left_to_train(self) -> Self:
@@ -89,7 +89,7 @@ class TrainSettings(Group):
     """Stop after this many epochs without a better validation metric; null: run all epochs."""
     metric: str = "auto"
     """Picks the best epoch on the validation split: rmse, mae, or a ranking metric like ndcg@10."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 class EvaluateSettings(Group):
@@ -150,15 +150,18 @@ def load_settings(
 ) -> Settings:
     """Resolve settings: preset, then a YAML file, then `key=value` overrides.
 
+    A `preset:` in the file names the recipe that it starts from.
+
     Raises:
         RecrayError: The preset or a key is unknown, or a value is not allowed.
     """
+    given = _read_yaml(config) if config is not None else {}
+    preset = str(given.pop("preset", preset))
     if preset not in preset_names():
         raise unknown_name("preset", preset, preset_names())
     text = (resources.files("recray") / "presets" / f"{preset}.yaml").read_text()
     values = {"preset": preset, **yaml.safe_load(text)}
-    if config is not None:
-        _merge(values, _read_yaml(config))
+    _merge(values, given)
     for override in overrides:
         _merge(values, _parse_override(override))
     return build_settings(values)
@@ -173,7 +176,9 @@ def build_settings(values: dict[str, Any]) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise RecrayError("; ".join(_explain(e) for e in error.errors())) from error
+        # A setting that may be of several kinds fails once for each: the first says enough.
+        first = {e["loc"][:2]: e for e in reversed(error.errors())}
+        raise RecrayError("; ".join(_explain(e) for e in reversed(first.values()))) from error
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

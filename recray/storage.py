@@ -155,6 +155,7 @@ class Folder:
                     os.fsync(stream.fileno())
                 return
             filesystem, path = self._open(name)
+            filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
             with filesystem.open_output_stream(path) as stream:
                 stream.write(content)
 
@@ -183,6 +184,11 @@ class Folder:
         filesystem, path = self._open(name)
         if filesystem.get_file_info(path).type == pafs.FileType.Directory:
             filesystem.delete_dir(path)
+
+    def delete_file(self, name: str) -> None:
+        """Remove one file; missing is an error."""
+        filesystem, path = self._open(name)
+        filesystem.delete_file(path)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of a published folder.
@@ -218,7 +224,7 @@ class Folder:
         """List every file of the folder with its bytes and sha256; written last."""
         entries = []
         for name in self.files():
-            if name != MANIFEST:
+            if name not in (MANIFEST, UNFINISHED):
                 content = self.read_bytes(name)
                 digest = hashlib.sha256(content).hexdigest()
                 entries.append({"name": name, "bytes": len(content), "sha256": digest})
@@ -281,15 +287,17 @@ def publish(target: Folder, replace: bool = False) -> Iterator[Folder]:
     """
     if target.published() and not replace:
         raise RecrayError(f"{target} exists already; give another folder or remove it")
+    if not is_uri(target.path) and os.path.isfile(target.path):
+        raise RecrayError(f"{target} is a file; give a folder")
+    if target.files() and not (target.published() or target.exists(UNFINISHED)):
+        raise RecrayError(f"{target} is not empty and not recray's; give another folder")
     if is_uri(target.path):
         target.delete()
+        target.write_bytes(UNFINISHED, b"")  # marks what a killed writer leaves as ours
         yield target
+        target.delete_file(UNFINISHED)
         return
     path = Path(target.path)
-    if path.exists() and not path.is_dir():
-        raise RecrayError(f"{target} is a file; give a folder")
-    if path.is_dir() and any(path.iterdir()) and not target.published():
-        raise RecrayError(f"{target} is not empty and not recray's; give another folder")
     staging = path.with_name(f"{UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
     with storage_errors(target.path):
         sweep_unfinished(path)

@@ -125,3 +125,8 @@ def test_the_metric_follows_from_what_training_aims_at():
     assert load_settings("ranking").metric == "ndcg@10"
     assert load_settings("dot-mse").metric == "rmse"
     assert load_settings("dot-mse", None, ["train.metric=mae"]).metric == "mae"
+
+
+def test_a_seed_beyond_64_bits_is_refused_as_a_setting():
+    with pytest.raises(RecrayError, match="less than"):
+        load_settings("dot-mse", None, ["split.seed=99999999999999999999"])

@@ -288,3 +288,51 @@ def test_a_damaged_film_list_is_refused(read, content, message):
 )
 def test_the_year_stands_in_the_last_brackets(title, year):
     assert parse.year_of(title) == year
+
+
+NOTED = RatingsFormat(",", ("raw_user", "raw_item", "rating", ""), header=True)
+
+
+def raw_ids(parsed):
+    return list(
+        zip(parsed.table["raw_user"].to_pylist(), parsed.table["raw_item"].to_pylist(), strict=True)
+    )
+
+
+def test_a_bad_row_does_not_cost_its_neighbours_with_a_quoted_comma():
+    good = b'1,2,3,"Heat, The"\n'
+    assert raw_ids(parse_ratings(good, NOTED)) == [(1, 2)]
+    assert raw_ids(parse_ratings(good + b"x,2,3,a\n", NOTED)) == [(1, 2)]
+
+
+def test_a_bad_row_does_not_cost_its_neighbours_with_a_latin_1_note():
+    good = b"1,2,3,caf\xe9\n"
+    alone = len(parse_ratings(good, NOTED).table)
+    assert len(parse_ratings(good + b"x,2,3,a\n", NOTED).table) == alone
+
+
+def test_an_open_quote_never_swallows_a_row_silently():
+    parsed = parse_ratings(b'1,2,3,"abc\n4,5,3,x\n', NOTED)
+    assert len(parsed.table) + len(parsed.rejected) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"0x10,2,3,4\n",
+        b"1000000000000000000,2,3,4\n",
+        b"1,2,3,4\r5,6,3,4\n",
+        b"\xef\xbb\xbf1,2,3,4\n",
+        b"\t1,2,3,4\n",
+        b"-0,2,3,4\n",
+    ],
+    ids=["hex", "19-digits", "lone-cr", "bom", "leading-tab", "minus-zero"],
+)
+def test_a_bad_neighbour_does_not_change_how_a_row_is_read(line):
+    alone, beside = parse_ratings(line, CSV), parse_ratings(line + b"x,2,3,4\n", CSV)
+    assert raw_ids(alone) == raw_ids(beside)
+
+
+def test_a_line_separator_inside_a_title_is_no_line_end():
+    films = parse.parse_movies_1m("1::A\u2028B (1995)::War\n".encode())
+    assert films["year"].to_pylist() == [1995]

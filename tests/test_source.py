@@ -246,3 +246,33 @@ def test_a_release_comes_from_the_catalog(tmp_path, monkeypatch):
     assert asked == [("ml-1m", "/mirror")]
     assert found.name == "ml-1m"
     assert read(found) == (RATINGS, 0)
+
+
+@pytest.mark.parametrize("size", [2, 10, 21])
+def test_a_zip_cut_to_a_few_bytes_is_one_line(tmp_path, size):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("ratings.csv", "user,item\n1,2\n")
+    (tmp_path / "x.zip").write_bytes(out.getvalue()[:size])
+    with pytest.raises(RecrayError, match="damaged zip archive"):
+        recognise(str(tmp_path / "x.zip"))
+
+
+def test_a_zip_with_an_unknown_compression_is_one_line(tmp_path):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("ratings.csv", "user,item\n1,2\n")
+    content = bytearray(out.getvalue())
+    for signature, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        content[content.index(signature) + method] = 9  # Deflate64, as Windows writes large files
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(RecrayError):
+        recognise(str(tmp_path / "x.zip"))
+
+
+def test_a_title_above_the_field_limit_of_csv_is_one_line(tmp_path):
+    (tmp_path / "ratings.csv").write_bytes(b"userId,movieId\n1,2\n")
+    title = b'1,"' + b"x" * 140_000  # a quote that is never closed
+    (tmp_path / "movies.csv").write_bytes(b"movieId,title,genres\n" + title)
+    with pytest.raises(RecrayError):
+        recognise(str(tmp_path))

@@ -216,3 +216,24 @@ def test_only_old_leftovers_of_the_same_folder_are_swept(tmp_path):
             os.utime(path, (0, 0))
     sweep_unfinished(tmp_path / "out")
     assert left(tmp_path) == [f"{UNFINISHED}other-1", f"{UNFINISHED}out-2"]
+
+
+def test_publishing_to_a_uri_refuses_a_foreign_folder(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years")
+    with (
+        pytest.raises(RecrayError),
+        publish(Folder((tmp_path / "home").as_uri())) as folder,
+    ):
+        folder.write_bytes("a", b"1")
+    assert (tmp_path / "home" / "thesis.txt").exists()
+
+
+def test_a_folder_in_a_store_counts_as_finished_by_its_manifest(tmp_path):
+    uri = (tmp_path / "out").as_uri()
+    with publish(Folder(uri)) as folder:
+        folder.write_bytes("a", b"1")
+        assert not Folder(uri).published()
+        folder.write_manifest("thing", {})
+    assert Folder(uri).verify()["kind"] == "thing"
+    assert Folder(uri).child("x").name == "x"

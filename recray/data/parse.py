@@ -26,6 +26,8 @@ COLUMN_NAMES = {
     "timestamp": ("timestamp", "time", "ts", "unix_timestamp", "unixtime"),
 }
 MOVIELENS_SCALE = (0.5, 5.0)
+ID_LIMIT = 10**18
+"""Ids and times are below this, so that they fit 64 bits with room for arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,15 @@ def _no_rejected() -> pa.Table:
 
 
 def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
-    """The table if every single row is in order, else None."""
+    """The table if every single row is in order, else None.
+
+    Only chunks of bare numbers come this way, so that whatever has two readings (quotes, signs,
+    other alphabets, a lone CR) has its one place in _parse_checked.
+    """
+    allowed = b"0123456789.\r\n" + layout.delimiter.encode()
+    if content.translate(None, allowed) or content.count(b"\r") != content.count(b"\r\n"):
+        return None
     if layout.delimiter == "::":
-        if b"\t" in content:
-            return None
         content = content.replace(b"::", b"\t")
     names = [role or f"unused{i}" for i, role in enumerate(layout.columns)]
     types = {f.name: f.type for f in schema.RAW_RATINGS} | {"rating": pa.float64()}
@@ -126,7 +133,9 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
         table = pacsv.read_csv(
             pa.BufferReader(content),
             pacsv.ReadOptions(use_threads=False, block_size=1 << 24, column_names=names),
-            pacsv.ParseOptions(delimiter="\t" if layout.delimiter == "::" else layout.delimiter),
+            pacsv.ParseOptions(
+                delimiter="\t" if layout.delimiter == "::" else layout.delimiter, quote_char=False
+            ),
             pacsv.ConvertOptions(
                 column_types={n: types.get(n, pa.string()) for n in names},
                 include_columns=[n for n in names if n in types],
@@ -138,19 +147,22 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
         return None
     clean = all(table[name].null_count == 0 for name in table.column_names)
     for name in ("raw_user", "raw_item", "timestamp"):
-        clean = clean and (name not in table.column_names or _all_between(table[name], 0, None))
+        within = name not in table.column_names or _all_between(table[name], 0, ID_LIMIT - 1)
+        clean = clean and within
     if clean and not layout.implicit:
-        low, high = layout.scale or (-np.finfo("f4").max, np.finfo("f4").max)
-        clean = _all_between(table["rating"], float(low), float(high))
+        clean = _all_between(table["rating"], *_limits(layout.scale))
     return _as_raw(table) if clean else None
 
 
-def _all_between(column: pa.ChunkedArray, low: float, high: float | None) -> bool:
+def _limits(scale: tuple[float, float] | None) -> tuple[float, float]:
+    largest = float(np.finfo(np.float32).max)
+    return scale or (-largest, largest)
+
+
+def _all_between(column: pa.ChunkedArray, low: float, high: float) -> bool:
     values = column.to_numpy()
     # Written so that NaN fails both comparisons.
-    return not len(values) or bool(
-        (values >= low).all() and (high is None or (values <= high).all())
-    )
+    return not len(values) or bool(((values >= low) & (values <= high)).all())
 
 
 def _as_raw(table: pa.Table) -> pa.Table:
@@ -177,9 +189,9 @@ def _parse_checked(content: bytes, layout: RatingsFormat, lines: int) -> ParsedR
         text = raw.cast(pa.large_string())
         broken_text = np.zeros(lines, bool)
     except pa.ArrowInvalid:
-        decoded = [bytes(line).decode("utf-8", errors="replace") for line in raw.to_pylist()]
+        broken_text = np.array([not _is_utf8(line) for line in raw.to_pylist()])
+        decoded = [line.decode("utf-8", errors="replace") for line in raw.to_pylist()]
         text = pa.array(decoded, pa.large_string())
-        broken_text = pc.match_substring(text, "\ufffd").to_numpy(zero_copy_only=False)
     text = pc.utf8_rtrim(text, "\r\n")
     blank = pc.equal(pc.utf8_trim_whitespace(text), "").to_numpy(zero_copy_only=False)
 
@@ -191,7 +203,7 @@ def _parse_checked(content: bytes, layout: RatingsFormat, lines: int) -> ParsedR
     nul = pc.match_substring(text, "\x00").to_numpy(zero_copy_only=False)
     reject(nul, "NUL byte")
     reject(broken_text, "not UTF-8")
-    parts = pc.split_pattern(text, layout.delimiter)
+    parts = pc.split_pattern(_hide_quoted(text, layout.delimiter), layout.delimiter)
     count = pc.list_value_length(parts).to_numpy(zero_copy_only=False)
     reject(count < len(layout.columns), "missing column")
     reject(count > len(layout.columns), "too many columns")
@@ -203,7 +215,7 @@ def _parse_checked(content: bytes, layout: RatingsFormat, lines: int) -> ParsedR
     for position, role in enumerate(layout.columns):
         if not role:
             continue
-        field = pc.utf8_trim(pc.list_element(fields, position), ' "')
+        field = pc.utf8_trim(pc.list_element(fields, position), ' "\ufeff')
         values, bad, why = _check_field(role, field, layout.scale)
         target = reason[usable]
         newly = bad & (target == "")
@@ -226,7 +238,31 @@ def _parse_checked(content: bytes, layout: RatingsFormat, lines: int) -> ParsedR
     return ParsedRatings(_as_raw(table), rejected, lines)
 
 
-_INTEGER = r"^[0-9]{1,18}$"
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _hide_quoted(text: pa.Array, delimiter: str) -> pa.Array:
+    """Replace delimiters inside quoted fields by a space; such a field is never a number."""
+    if delimiter == "::":  # ml-1m has no quoting
+        return text
+    pattern = f'"[^"]*{delimiter}[^"]*"'
+    quoted = pc.match_substring_regex(text, pattern)
+    if not pc.any(quoted).as_py():
+        return text
+    lines = text.filter(quoted).to_pylist()
+    hidden = [
+        " ".join(p.replace(delimiter, " ") if i % 2 else p for i, p in enumerate(line.split('"')))
+        for line in lines
+    ]
+    return pc.replace_with_mask(text, quoted, pa.array(hidden, text.type))
+
+
+_INTEGER = rf"^[0-9]{{1,{len(str(ID_LIMIT)) - 1}}}$"
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
 
 
@@ -245,7 +281,7 @@ def _check_field(
         number = matches(_NUMBER)
         clean = pc.if_else(pa.array(number), field, "0").cast(pa.float64())
         values = clean.to_numpy()
-        low, high = scale or (-float(np.finfo("f4").max), float(np.finfo("f4").max))
+        low, high = _limits(scale)
         outside = number & ~((values >= low) & (values <= high))
         why[matches(r"(?i)^[+-]?(nan|inf|infinity)$")] = "rating is not finite"
         why[outside] = "rating outside the scale"
@@ -285,8 +321,8 @@ def _movies(rows: list[tuple[int, str, int, list[str]]], file: str) -> pa.Table:
 def parse_movies_100k(content: bytes) -> pa.Table:
     """ml-100k's u.item: 24 fields between bars, latin-1, the last 19 are genre flags."""
     rows = []
-    for number, line in enumerate(content.decode("latin-1").splitlines(), 1):
-        fields = line.split("|")
+    for number, line in enumerate(content.decode("latin-1").split("\n"), 1):
+        fields = line.rstrip("\r").split("|")
         if not line.strip():
             continue
         if len(fields) != 24:
@@ -304,10 +340,10 @@ def parse_movies_1m(content: bytes) -> pa.Table:
     except UnicodeDecodeError:
         text = content.decode("latin-1")
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        fields = line.split("::")
+        fields = line.rstrip("\r").split("::")
         if len(fields) != 3:
             raise RecrayError(f"movies.dat line {number} has {len(fields)} fields; 3 are expected")
         rows.append((int(fields[0]), fields[1].strip(), year_of(fields[1]), _genres(fields[2])))

@@ -1,5 +1,6 @@
 """What the user gave as SOURCE, recognised by its content, in pieces that workers read alone."""
 
+import csv
 import hashlib
 import io
 import itertools
@@ -113,7 +114,7 @@ def _movies_of(file: str, read: Callable[[str], bytes | None]) -> pa.Table:
         if content is not None:
             try:
                 return parser(content)
-            except (ValueError, IndexError) as error:
+            except (ValueError, IndexError, csv.Error) as error:
                 raise RecrayError(f"{name} beside {file} cannot be read: {error}") from error
     return schema.MOVIES.empty_table()
 
@@ -191,7 +192,7 @@ class _reading:
         """Nothing to prepare."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (zipfile.BadZipFile, EOFError, zlib.error)):
+        if isinstance(error, (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError)):
             raise RecrayError(f"{self.path} is a damaged zip archive: {error}") from error
         if isinstance(error, RuntimeError) and "encrypted" in str(error):
             raise RecrayError(f"{self.path} is encrypted; give an open archive") from error
@@ -206,7 +207,7 @@ def open_zip(path: str) -> zipfile.ZipFile:
     stream: Any = open_input(path)
     try:
         archive = zipfile.ZipFile(stream)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, pa.ArrowInvalid) as error:
         raise RecrayError(f"{path} is a damaged zip archive: {error}") from error
     unpacked = sum(m.file_size for m in archive.infolist())
     packed = sum(m.compress_size for m in archive.infolist())

@@ -152,6 +152,8 @@ def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
     try:
         with contextlib.redirect_stdout(None):
             trainer.fit()
+    except SystemExit as error:  # Ray's own SIGINT handler leaves with sys.exit(0)
+        raise KeyboardInterrupt from error
     except Exception as error:
         failure = cluster.user_error(error)
         if failure is not None:

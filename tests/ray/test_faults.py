@@ -1,0 +1,148 @@
+"""What happens when the main job is stopped, killed, or sent to another cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recray.training.checkpoint import RunFolder
+
+pytestmark = pytest.mark.slow
+
+RECRAY = [sys.executable, "-m", "recray"]
+LONG = ["--preset", "dot-mse", "--set", "train.epochs=400", "--set", "train.patience=null"]
+SHORT = ["--preset", "dot-mse", "--set", "train.epochs=12", "--set", "train.patience=null"]
+
+
+def recray(*arguments: object, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*RECRAY, *map(str, arguments)], capture_output=True, text=True, timeout=180, **options
+    )
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    """Run in a process group of its own, as a shell would."""
+    return subprocess.Popen(
+        [*RECRAY, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def children_of(group: int) -> list[int]:
+    """Live processes of a session (Ray keeps its daemons in the session of the driver)."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == group and fields[0] != "Z":
+            found.append(int(status.parent.name))
+    return found
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+
+
+def epochs(run: Path) -> int:
+    try:
+        return len(json.loads((run / "epochs.json").read_text()))
+    except (OSError, ValueError):
+        return 0
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("faults") / "prepared"
+    done = recray("prepare", "sample", "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_resumes_to_the_same_bits(prepared, tmp_path, workers):
+    options = [prepared, *SHORT, "--workers", workers, "--out"]
+    assert recray("train", *options, tmp_path / "whole").returncode == 0
+    killed = start("train", *options, tmp_path / "killed")
+    try:
+        wait_for(lambda: epochs(tmp_path / "killed") >= 3)
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.communicate()
+    for pid in children_of(killed.pid):
+        os.kill(pid, signal.SIGKILL)
+    assert epochs(tmp_path / "killed") < 12, "killed too late to show anything"
+    resumed = recray("train", *options, tmp_path / "killed", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    whole, again = (RunFolder(str(tmp_path / name)).best().weights for name in ("whole", "killed"))
+    assert all((whole[name] == again[name]).all() for name in whole)
+
+
+def test_ctrl_c_exits_with_130_and_leaves_no_process(prepared, tmp_path):
+    running = start("train", prepared, *LONG, "--out", tmp_path / "run", "--workers", 2)
+    wait_for(lambda: epochs(tmp_path / "run") >= 2)
+    os.killpg(running.pid, signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "Traceback" not in errors
+    wait_for(lambda: not children_of(running.pid), 30)
+
+
+def test_a_terminated_service_exits_with_143(tmp_path):
+    running = start("up", "sample", "--out", tmp_path / "o", "--port", 18731)
+    wait_for(lambda: "serving on" in running.stderr.readline())
+    os.kill(running.pid, signal.SIGTERM)
+    running.communicate(timeout=60)
+    assert running.returncode == 143
+    wait_for(lambda: not children_of(running.pid), 30)
+
+
+def test_a_killed_prepare_leaves_nothing_under_its_name(tmp_path):
+    out = tmp_path / "prepared"
+    running = start("prepare", "sample", "--out", out)
+    wait_for(lambda: list(tmp_path.glob(".unfinished-*/.spill/*")))
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    for pid in children_of(running.pid):
+        os.kill(pid, signal.SIGKILL)
+    assert not out.exists()
+    assert recray("prepare", "sample", "--out", out).returncode == 0
+
+
+def test_the_same_commands_run_on_a_cluster_that_is_there_already(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    token.chmod(0o600)
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    ray = [str(Path(sys.executable).with_name("ray"))]
+    head = [*ray, "start", "--head", "--port=16379", "--num-cpus=4", "--include-dashboard=false"]
+    subprocess.run(head, env=environment, check=True, capture_output=True, timeout=120)
+    address = ["--address", "127.0.0.1:16379"]
+    try:
+        done = recray(
+            "up", "sample", "--once", "--json", "--workers", 2, "--port", 18732,
+            "--out", tmp_path / "o", *address, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["verified"]
+        refused = recray(
+            "train", tmp_path / "o" / "prepared", "--out", tmp_path / "r", "--workers", 6,
+            *address, env=environment,
+        )  # fmt: skip
+        assert refused.returncode == 2
+        assert "the cluster has 4 CPUs" in refused.stderr
+        assert not (tmp_path / "r").exists()
+    finally:
+        subprocess.run([*ray, "stop", "--force"], env=environment, capture_output=True, timeout=60)
