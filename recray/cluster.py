@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,6 +100,24 @@ def session(address: str = LOCAL) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _refuse_unreachable(address: str) -> None:
+    """Ray would try for minutes what a connection shows at once.
+
+    Raises:
+        RecrayError: Nothing listens there.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # `auto`, or a form that only Ray can read
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except OSError as error:
+        raise RecrayError(
+            f"no Ray cluster answers at {address}: {error}; "
+            "give --address local, auto, or HOST:PORT of a running head"
+        ) from error
+
+
 def _set_environment() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -130,6 +149,7 @@ def _start(address: str) -> None:
             "include_dashboard": False,
         }
     else:
+        _refuse_unreachable(address)
         options |= {"address": address}
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a job brings its own working folder
             options["runtime_env"] = {"py_modules": [str(Path(__file__).parent)]}

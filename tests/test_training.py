@@ -251,10 +251,11 @@ def facts(**changes) -> dict:
 
 
 def test_a_run_folder_is_not_taken_over_in_silence(tmp_path):
-    RunFolder(str(tmp_path)).start(facts(), resume=False)
+    RunFolder(str(tmp_path)).check(facts(), resume=False)
+    RunFolder(str(tmp_path)).claim(facts())
     with pytest.raises(RecrayError, match="--resume"):
-        RunFolder(str(tmp_path)).start(facts(), resume=False)
-    RunFolder(str(tmp_path)).start(facts(), resume=True)
+        RunFolder(str(tmp_path)).check(facts(), resume=False)
+    RunFolder(str(tmp_path)).check(facts(), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -269,9 +270,9 @@ def test_a_run_folder_is_not_taken_over_in_silence(tmp_path):
     ],
 )
 def test_resuming_something_else_is_refused(tmp_path, changes, words):
-    RunFolder(str(tmp_path)).start(facts(), resume=False)
+    RunFolder(str(tmp_path)).claim(facts())
     with pytest.raises(RecrayError, match=words):
-        RunFolder(str(tmp_path)).start(facts(**changes), resume=True)
+        RunFolder(str(tmp_path)).check(facts(**changes), resume=True)
 
 
 def test_the_history_is_there_to_be_read_while_training(tmp_path):

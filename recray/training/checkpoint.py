@@ -62,8 +62,8 @@ class RunFolder:
     def __init__(self, path: str) -> None:
         self.folder = Folder(path)
 
-    def start(self, facts: dict[str, Any], resume: bool) -> None:
-        """Claim the folder for a run, or make sure that it holds this very run.
+    def check(self, facts: dict[str, Any], resume: bool) -> None:
+        """Make sure that the folder is free for a run, or holds this very run; writes nothing.
 
         Args:
             facts: What the run is; compared on resuming.
@@ -88,10 +88,14 @@ class RunFolder:
             return
         if self.folder.files():
             raise RecrayError(f"{self.folder} is not empty and holds no run; give another folder")
-        self.folder.write_json("run.json", facts)
+
+    def claim(self, facts: dict[str, Any]) -> None:
+        """Make the folder this run's, before its first checkpoint; again is fine."""
+        if not self.folder.exists("run.json"):
+            self.folder.write_json("run.json", facts)
 
     def facts(self) -> dict[str, Any]:
-        """What `start` wrote.
+        """What `claim` wrote.
 
         Raises:
             RecrayError: There is no run.

@@ -60,18 +60,19 @@ def run(
     _check(settings, prepared, workers, address)
     folder = RunFolder(out)
     facts = _facts(settings, prepared, workers)
-    if folder.finished and resume:
-        folder.start(facts, resume)
+    folder.check(facts, resume)
+    if folder.finished:
         return _summary(folder, already=True)
-    folder.start(facts, resume)
     config = {
         "settings": settings.plain(),
         "prepared": prepared.folder.path,
         "run": folder.folder.path,
     }
-    with cluster.session(address), _following(folder.folder, on_epoch):
+    with cluster.session(address):
         cluster.require(workers)
-        _fit(config, folder.folder, 0 if workers == 1 and address == cluster.LOCAL else workers)
+        folder.claim(facts)
+        with _following(folder.folder, on_epoch):
+            _fit(config, folder.folder, 0 if workers == 1 and address == cluster.LOCAL else workers)
     folder.finish(facts | {"summary": _summary(folder)})
     return _summary(folder)
 

@@ -127,9 +127,9 @@ def test_the_same_commands_run_on_a_cluster_that_is_there_already(tmp_path):
     token.chmod(0o600)
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     ray = [str(Path(sys.executable).with_name("ray"))]
-    head = [*ray, "start", "--head", "--port=16379", "--num-cpus=4", "--include-dashboard=false"]
+    head = [*ray, "start", "--head", "--port=6399", "--num-cpus=4", "--include-dashboard=false"]
     subprocess.run(head, env=environment, check=True, capture_output=True, timeout=120)
-    address = ["--address", "127.0.0.1:16379"]
+    address = ["--address", "127.0.0.1:6399"]
     try:
         done = recray(
             "up", "sample", "--once", "--json", "--workers", 2, "--port", 18732,
@@ -144,5 +144,14 @@ def test_the_same_commands_run_on_a_cluster_that_is_there_already(tmp_path):
         assert refused.returncode == 2
         assert "the cluster has 4 CPUs" in refused.stderr
         assert not (tmp_path / "r").exists()
+        lost = recray(
+            "train",
+            tmp_path / "o" / "prepared",
+            "--out",
+            tmp_path / "r",
+            "--address",
+            "127.0.0.1:1",
+        )
+        assert (lost.returncode, lost.stderr.count("\n")) == (2, 1)
     finally:
         subprocess.run([*ray, "stop", "--force"], env=environment, capture_output=True, timeout=60)
