@@ -130,7 +130,7 @@ class Settings(Group):
         """The validation metric that picks the best epoch."""
         if self.train.metric != "auto":
             return self.train.metric
-        return "ndcg@10" if self.ranks else "rmse"
+        return f"ndcg@{self.evaluate.k[0]}" if self.ranks else "rmse"
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON-ready values."""

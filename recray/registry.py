@@ -52,7 +52,13 @@ class Registry:
         return self.folder.child(VERSIONS).child(version)
 
     def versions(self) -> list[dict[str, Any]]:
-        """The versions with data set, preset and creation time; the current one is marked."""
+        """The versions with data set, preset and creation time; the current one is marked.
+
+        Raises:
+            RecrayError: There is no registry.
+        """
+        if not self.folder.exists(VERSIONS):
+            raise RecrayError(f"no registry at {self.folder}; `recray registry add` makes one")
         current = self._pointer()["version"]
         rows = []
         for version in self.folder.child(VERSIONS).folders():

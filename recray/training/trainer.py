@@ -91,15 +91,15 @@ def _check(settings: Settings, prepared: Prepared, workers: int, address: str) -
         cluster.require_local(workers)
     if not settings.ranks:
         refuse_equal_ratings(prepared)
-    low, high = prepared.rating_range
-    objective = build_objective(settings, low, high)
-    objective.check(build_model(settings, 1, 1))
-    check_metric(settings.metric, settings.evaluate, stars=not settings.ranks)
     if max(settings.evaluate.k) > prepared.items:
         raise RecrayError(
             f"evaluate.k={max(settings.evaluate.k)} is larger than the catalogue "
             f"of {prepared.items} items"
         )
+    low, high = prepared.rating_range
+    objective = build_objective(settings, low, high)
+    objective.check(build_model(settings, 1, 1))
+    check_metric(settings.metric, settings.evaluate, stars=not settings.ranks)
 
 
 def _facts(settings: Settings, prepared: Prepared, workers: int) -> dict[str, Any]:

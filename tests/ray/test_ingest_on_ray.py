@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 
 import pytest
 
@@ -98,6 +99,22 @@ def test_a_split_by_time_needs_times(tmp_path):
     settings = load_settings("ranking", None, ["split.kind=leave-one-out"])
     with pytest.raises(RecrayError, match="needs timestamps"):
         ingest.prepare(source.recognise(str(path)), str(tmp_path / "p"), settings)
+
+
+def test_ml_1m_has_the_same_bytes_from_an_archive_and_from_any_number_of_pieces(
+    movielens, tmp_path, monkeypatch
+):
+    archive = movielens / "ml-1m-no-timestamps.zip"
+    prepared = ingest.prepare(source.recognise(str(archive)), str(tmp_path / "a"), load_settings())
+    assert prepared.manifest["counts"]["ratings"] == 1_000_209
+    with zipfile.ZipFile(archive) as opened:
+        for name in ("ratings.dat", "movies.dat"):
+            (tmp_path / name).write_bytes(opened.read(f"ml-1m/{name}"))
+    for piece_bytes in (20_000_000, 3_000_001):
+        monkeypatch.setattr(source, "PIECE_BYTES", piece_bytes)
+        given = source.recognise(str(tmp_path))
+        again = ingest.prepare(given, str(tmp_path / f"p{piece_bytes}"), load_settings())
+        assert data_hash(again) == data_hash(prepared)
 
 
 def test_two_sets_of_the_seed_systems_are_exact(movielens, tmp_path):

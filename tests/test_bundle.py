@@ -1,0 +1,58 @@
+"""Bundles: whole, versioned by content, and without pickled code."""
+
+import pytest
+import torch
+
+from recray.bundle import Bundle
+from recray.errors import RecrayError
+
+FILES = [
+    "weights.safetensors",
+    "ids.parquet",
+    "items.parquet",
+    "history.parquet",
+    "holdout.parquet",
+    "config.json",
+    "metrics.json",
+]
+
+
+def test_what_was_written_is_what_opens(make_bundle):
+    made = make_bundle()
+    opened = Bundle.open(made.folder.path)
+    assert opened.version == made.version
+    assert torch.equal(opened.model.user_vectors.weight, made.model.user_vectors.weight)
+    assert opened.user_ids.raw.tolist() == made.user_ids.raw.tolist()
+    assert len(opened.history) == 12 * 4 + 1
+    assert opened.settings.preset == "ranking"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_in_any_file_is_refused_by_name(make_bundle, name):
+    bundle = make_bundle()
+    with open(f"{bundle.folder.path}/{name}", "r+b") as stream:
+        first = stream.read(1)
+        stream.seek(0)
+        stream.write(bytes([first[0] ^ 1]))
+    with pytest.raises(RecrayError, match=name):
+        Bundle.open(bundle.folder.path)
+
+
+def test_the_version_follows_from_the_content(make_bundle):
+    assert make_bundle("a").version == make_bundle("b").version
+    assert make_bundle("c", flip=True).version != make_bundle("a2").version
+
+
+def test_a_bundle_holds_nothing_that_runs_code_when_opened(make_bundle):
+    assert sorted(make_bundle().folder.files()) == sorted([*FILES, "manifest.json"])
+
+
+def test_a_folder_of_another_kind_is_no_bundle(prepared):
+    with pytest.raises(RecrayError, match="not a bundle"):
+        Bundle.open(prepared.folder.path)
+
+
+def test_a_bundle_is_not_written_over(make_bundle):
+    make_bundle("a")
+    with pytest.raises(RecrayError, match="exists already"):
+        make_bundle("a")

@@ -1,0 +1,96 @@
+"""The command line: thin, documented, one line for a mistake."""
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from recray.cli import cli
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def commands(group: click.Group, prefix: str = "recray"):
+    """Every command with the words one types."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
+
+
+ALL = dict(commands(cli))
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_a_command_shows_an_example_of_itself(words):
+    assert f"{words} " in f"{ALL[words].help} " or f"{words}\n" in ALL[words].help
+    assert "Example" in ALL[words].help
+
+
+@pytest.mark.parametrize("words", [w for w in ALL if not w.startswith("recray registry")])
+def test_the_readme_names_every_command(words):
+    assert words in README
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_every_command_can_print_json(words):
+    assert "--json" in [o for p in ALL[words].params for o in p.opts]
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["up", "nofile.zip"], "no such file or folder: nofile.zip"),
+        (["up", "ml-100"], "did you mean 'ml-100k'"),
+        (["up", "sample", "--preset", "rankng"], "did you mean 'ranking'"),
+        (["up", "sample", "--set", "train.epoch=3"], "did you mean train.epochs"),
+        (["up", "sample", "--set", "nonsense"], "write group.key=value"),
+        (["up", "sample", "--workers", "999"], "at most"),
+        (["train", "/nowhere", "--out", "r"], "no such folder: /nowhere"),
+        (["export", "/nowhere", "--out", "b"], "holds no run"),
+        (["recommend", "/nowhere", "--user", "1"], "no such folder"),
+        (["recommend", "/nowhere"], "exactly one of"),
+        (["recommend", "/nowhere", "--all"], "--out DIR"),
+        (["recommend", "/nowhere", "--rate", "five"], "ITEM=STARS"),
+        (["serve", "/nowhere"], "no such folder"),
+        (["registry", "list", "/nowhere"], "no registry at"),
+        (["train", "p", "--out", "r", "--workers", "0"], "--workers"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(arguments, words):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert words in done.output
+    assert "Traceback" not in done.output
+    assert sum(line.startswith("Error") for line in done.output.splitlines()) == 1
+
+
+def test_recommend_prints_one_json_object(make_bundle):
+    done = run("recommend", make_bundle().folder.path, "--user", 110, "-k", 2, "--json")
+    assert done.exit_code == 0
+    answer = json.loads(done.stdout)
+    assert len(answer["items"]) == 2
+    assert answer["source"] == "model"
+
+
+def test_recommend_prints_titles_for_people(make_bundle):
+    done = run("recommend", make_bundle().folder.path, "--rate", "110=5", "-k", 2)
+    assert "source fold_in" in done.stdout
+    assert "Film 9 (1999)" in done.stdout
+
+
+def test_an_unknown_user_is_one_line(make_bundle):
+    done = run("recommend", make_bundle().folder.path, "--user", 7)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "no user 7 in tiny" in done.stderr
+
+
+def test_presets_are_listed():
+    assert "ranking" in run("presets").stdout.split()

@@ -1,0 +1,164 @@
+"""Measuring: planted answers, the same digits in any order, honest verdicts."""
+
+import numpy as np
+import pytest
+import torch
+
+from recray.config import EvaluateSettings
+from recray.data.prepared import Ratings
+from recray.errors import RecrayError
+from recray.evaluation import Evaluator, UserTable, compare, evaluate, measure, summarise
+from recray.models.factorization import Dot
+from recray.recommender import History, Ranker
+
+
+def planted(users: int = 40, items: int = 12) -> tuple[Ranker, Ratings]:
+    """A model that scores item i as -i for everybody; user u's only held-out item is u % items."""
+    model = Dot(users, items, 1, "logits")
+    with torch.no_grad():
+        model.user_vectors.weight.fill_(1.0)
+        model.item_vectors.weight[:, 0] = -torch.arange(items).float()
+    none = Ratings(*(np.zeros(0, t) for t in (np.int32, np.int32, np.float32, np.int64)))
+    user = np.arange(users, dtype=np.int32)
+    stars = np.where(user % 2, 5.0, 1.0).astype(np.float32)
+    targets = Ratings(user, user % items, stars, np.zeros(users, np.int64))
+    return Ranker(model, None, History.of(none, users, items)), targets
+
+
+def test_each_user_is_measured_by_the_rank_of_their_item():
+    ranker, targets = planted()
+    table = measure(ranker, targets, np.arange(40), EvaluateSettings(k=(3,)))
+    rank = np.arange(40) % 12
+    expected = np.where(rank < 3, 1 / (rank + 1), 0)
+    assert table.values["mrr@3"] == pytest.approx(expected)
+    assert table.shown.tolist() == [40, 40, 40] + [0] * 9
+
+
+def test_only_ratings_from_the_bar_on_are_relevant():
+    ranker, targets = planted()
+    settings = EvaluateSettings(k=(3,), relevant_from=4.0)
+    values = measure(ranker, targets, np.arange(40), settings).values["recall@3"]
+    assert np.isnan(values[::2]).all()
+    assert not np.isnan(values[1::2]).any()
+
+
+def test_an_item_that_training_does_not_know_is_relevant_and_never_found():
+    ranker, targets = planted()
+    extra = Ratings(
+        np.array([0], np.int32),
+        np.array([99], np.int32),
+        np.ones(1, np.float32),
+        np.zeros(1, np.int64),
+    )
+    both = Ratings.concatenate([targets, extra])
+    table = measure(ranker, both, np.array([0]), EvaluateSettings(k=(3,)))
+    assert table.values["recall@3"].tolist() == [0.5]
+
+
+def test_blocks_in_any_order_give_the_same_digits():
+    ranker, targets = planted()
+    settings = EvaluateSettings(k=(3, 5))
+    cuts = [np.arange(a, a + 8) for a in range(0, 40, 8)]
+    parts = [measure(ranker, targets, block, settings) for block in cuts]
+    first, second = UserTable.join(parts), UserTable.join(parts[::-1])
+    names = ["ndcg@3", "recall@5"]
+    assert summarise(first, names) == summarise(second, names)
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_more_users():
+    widths = []
+    for users in (40, 4000):
+        ranker, targets = planted(users)
+        table = measure(ranker, targets, np.arange(users), EvaluateSettings(k=(3,)))
+        value = summarise(table, ["recall@3"])["recall@3"]
+        assert value["value"] == pytest.approx(table.values["recall@3"].mean())
+        assert value["low"] <= value["value"] <= value["high"]
+        widths.append(value["high"] - value["low"])
+    assert widths[1] < widths[0] / 5
+
+
+def table_of(metric: str, values) -> UserTable:
+    values = np.asarray(values, float)
+    columns = {metric: values}
+    if metric == "rmse":
+        columns = {
+            "squared_error": values,
+            "absolute_error": values,
+            "ratings": np.ones(len(values)),
+        }
+    return UserTable(np.arange(len(values)), columns, np.zeros(3, np.int64))
+
+
+def test_a_table_is_not_distinguishable_from_itself():
+    values = np.random.default_rng(0).random(200)
+    comparison = compare(table_of("ndcg@10", values), table_of("ndcg@10", values), "ndcg@10")
+    assert comparison.sign == 0
+    assert "not distinguishable from popularity" in comparison.words("popularity")
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("ndcg@10", 1), ("rmse", -1)])
+def test_higher_is_better_but_for_errors(metric, sign):
+    values = np.random.default_rng(0).random(200)
+    high, low = table_of(metric, values + 0.1), table_of(metric, values)
+    assert compare(high, low, metric).sign == sign
+    assert compare(low, high, metric).sign == -sign
+
+
+def test_noise_is_hardly_ever_called_a_difference():
+    rng = np.random.default_rng(1)
+    calls = [
+        compare(
+            table_of("ndcg@10", rng.random(100)), table_of("ndcg@10", rng.random(100)), "ndcg@10"
+        )
+        for _ in range(100)
+    ]
+    assert sum(c.sign != 0 for c in calls) <= 12  # 5 are expected, 13 have a chance of 1 in 1,000
+
+
+def test_a_whole_evaluation_has_the_agreed_keys(make_bundle):
+    report = evaluate(make_bundle(preset="dot-mse"), EvaluateSettings(k=(2,)))
+    assert {
+        "dataset",
+        "preset",
+        "users",
+        "split",
+        "metrics",
+        "baselines",
+        "verdict",
+        "unseen",
+    } <= set(report)
+    assert set(report["metrics"]["ndcg@2"]) == {"value", "low", "high"}
+    assert {"rmse", "mae"} <= set(report["metrics"])
+    assert set(report["baselines"]) == {"popularity", "bias-only"}
+    assert report["unseen"] == {"users": 2, "items": 1, "ratings": 3}
+    assert report["users"] == 14
+
+
+def test_knowing_the_taste_beats_popularity_and_the_opposite_does_not(make_bundle):
+    settings = EvaluateSettings(k=(2,))
+    good = evaluate(make_bundle("good"), settings)
+    bad = evaluate(make_bundle("bad", flip=True), settings)
+    assert "better than popularity" in good["verdict"]
+    assert "better than popularity" not in bad["verdict"]
+    assert "rmse" not in good["metrics"], "a ranking model predicts no stars"
+
+
+def test_blocks_of_any_size_give_the_same_report(make_bundle, monkeypatch):
+    bundle, reports = make_bundle(preset="dot-mse"), []
+    for size in (1, 5, 256):
+        monkeypatch.setattr("recray.evaluation.USER_BLOCK", size)
+        evaluator = Evaluator(bundle, EvaluateSettings(k=(2,)))
+        blocks = list(range(len(evaluator.blocks)))
+        reports.append(evaluator.report([evaluator.measure_block(b) for b in reversed(blocks)]))
+    assert reports[0] == reports[1] == reports[2]
+
+
+def test_a_cut_off_beyond_the_catalogue_is_refused(make_bundle):
+    with pytest.raises(RecrayError, match="catalogue of 10 items"):
+        Evaluator(make_bundle(), EvaluateSettings(k=(11,)))
+
+
+def test_a_split_that_leaves_nobody_is_refused(make_bundle):
+    bundle = make_bundle()
+    with pytest.raises(RecrayError, match="nobody can be evaluated"):
+        Evaluator(bundle, None, bundle.holdout.where(np.zeros(len(bundle.holdout), bool)))

@@ -1,0 +1,154 @@
+"""Ranked lists against a brute force; nothing seen, nothing twice, ties by id."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recray.data.prepared import Ratings
+from recray.errors import RecrayError
+from recray.models.factorization import Dot
+from recray.objectives import WholeData
+from recray.recommender import NONE, History, Ranker, Recommender, top_k
+
+from .conftest import ITEMS, USERS, raw
+
+
+def brute_force(scores: np.ndarray, seen: set[tuple[int, int]], k: int) -> list[list[int]]:
+    """The obvious way: sort every user's unseen items by score, then by id."""
+    lists = []
+    for user, row in enumerate(scores):
+        unseen = [item for item in range(len(row)) if (user, item) not in seen]
+        lists.append(sorted(unseen, key=lambda item, row=row: (-row[item], item))[:k])
+    return lists
+
+
+def ratings(pairs) -> Ratings:
+    user, item = (np.array(c, np.int32) for c in zip(*sorted(pairs), strict=True))
+    return Ratings(user, item, np.ones(len(user), np.float32), np.zeros(len(user), np.int64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_lists_equal_the_brute_force_ties_included(data):
+    users, items = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 9))
+    k = data.draw(st.integers(1, items))
+    cell = st.tuples(st.integers(0, users - 1), st.integers(0, items - 1))
+    seen = data.draw(st.sets(cell, min_size=1, max_size=users * items))
+    model = Dot(users, items, 2, "logits")
+    with torch.no_grad():  # few distinct values, so that many scores are equal
+        for table in (model.user_vectors, model.item_vectors):
+            values = data.draw(
+                st.lists(
+                    st.integers(-1, 1), min_size=table.weight.numel(), max_size=table.weight.numel()
+                )
+            )
+            table.weight.copy_(torch.tensor(values).reshape(table.weight.shape))
+    history = History.of(ratings(seen), users, items)
+    ranked = Ranker(model, None, history).rank(np.arange(users), k)
+    scores = (model.user_vectors.weight @ model.item_vectors.weight.T).detach().numpy()
+    found = [[int(i) for i in row if i != NONE] for row in ranked.item]
+    assert found == brute_force(scores, seen, k)
+
+
+def test_the_lowest_ids_win_where_a_tie_is_torn():
+    scores = torch.tensor([[1.0, 2.0, 1.0, 1.0, 1.0]])
+    item, best = top_k(scores, 3)
+    assert item.tolist() == [[1, 0, 2]]
+    assert best.tolist() == [[2.0, 1.0, 1.0]]
+
+
+def test_too_few_items_leave_empty_places():
+    scores = torch.tensor([[-torch.inf, 3.0, -torch.inf]])
+    assert top_k(scores, 3)[0].tolist() == [[1, NONE, NONE]]
+
+
+def test_any_set_of_users_is_ranked_like_one_by_one():
+    torch.manual_seed(0)
+    model = Dot(7, 9, 3, "logits")
+    history = History.of(ratings({(u, (u * u) % 9) for u in range(7)}), 7, 9)
+    ranker = Ranker(model, None, history)
+    chosen = np.array([6, 2, 5])
+    together = ranker.rank(chosen, 4).item
+    alone = [ranker.rank(np.array([user]), 4).item[0] for user in chosen]
+    assert np.array_equal(together, alone)
+
+
+def test_somebody_unknown_with_history_is_folded_in_and_without_gets_popular_items():
+    torch.manual_seed(0)
+    model, objective = Dot(2, 6, 3, "logits"), WholeData(0.2, 0.01)
+    pairs = {(0, 1), (1, 1), (0, 3), (2, 4)}
+    ranker = Ranker(model, objective, History.of(ratings(pairs), 4, 6))
+    ranked = ranker.rank(np.array([0, 2, 3]), 2)
+    assert ranked.source.tolist() == [0, 1, 2]
+    assert ranked.item[2].tolist() == [1, 3]  # popularity counts the users of training alone
+    state = objective.fold_in(model, torch.tensor([4]), torch.ones(1), 1.0)
+    expected = torch.topk(model.score(state)[0].index_fill(0, torch.tensor([4]), -torch.inf), 2)
+    assert ranked.item[1].tolist() == expected.indices.tolist()
+
+
+def test_items_come_with_raw_ids_titles_and_genres(make_bundle):
+    answer = Recommender(make_bundle()).recommend(int(raw(1)), k=1)
+    assert answer.source == "model"
+    item = answer.items[0]
+    dense = (item["item"] - 100) // 10
+    assert item["title"] == f"Film {dense} ({1990 + dense})"
+    assert (item["year"], item["genres"]) == (1990 + dense, ["Drama"])
+
+
+def test_nothing_that_was_rated_is_recommended(make_bundle):
+    recommender = Recommender(make_bundle())
+    for user in range(USERS):
+        seen = set(recommender.ranker.history.of_user(user)[0].tolist())
+        shown = {
+            (i["item"] - 100) // 10 for i in recommender.recommend(int(raw(user)), ITEMS).items
+        }
+        assert not seen & shown
+        assert seen | shown == set(range(ITEMS))
+
+
+@pytest.mark.parametrize("preset", ["ranking", "dot-mse"])
+def test_somebody_new_gets_their_own_taste(make_bundle, preset):
+    recommender = Recommender(make_bundle(preset=preset))
+    answer = recommender.recommend_from([(int(raw(1)), 5.0), (int(raw(3)), 5.0)], k=3)
+    assert answer.source == "fold_in"
+    assert all(((i["item"] - 100) // 10) % 2 == 1 for i in answer.items)
+
+
+def test_no_ratings_give_popular_items(make_bundle):
+    answer = Recommender(make_bundle()).recommend_from([], k=2)
+    assert answer.source == "popular"
+    assert len(answer.items) == 2
+
+
+def test_of_several_ratings_of_one_item_the_last_counts(make_bundle):
+    recommender = Recommender(make_bundle(preset="dot-mse"))
+    once = recommender.recommend_from([(int(raw(1)), 1.0)], k=3)
+    twice = recommender.recommend_from([(int(raw(1)), 5.0), (int(raw(1)), 1.0)], k=3)
+    assert once == twice
+
+
+@pytest.mark.parametrize(
+    ("given_ratings", "k", "words"),
+    [
+        ([(1, 5.0)], 3, "unknown item 1"),
+        ([(int(raw(ITEMS)), 5.0)], 3, "unknown item"),  # known by name, but not to training
+        ([(int(raw(1)), 6.0)], 3, "off the scale of 1 to 5"),
+        ([], 0, "out of range: 1 to 10"),
+        ([], 11, "out of range: 1 to 10"),
+    ],
+)
+def test_what_cannot_be_used_is_named(make_bundle, given_ratings, k, words):
+    with pytest.raises(RecrayError, match=words):
+        Recommender(make_bundle()).recommend_from(given_ratings, k)
+
+
+def test_an_unknown_user_is_a_key_error(make_bundle):
+    with pytest.raises(KeyError):
+        Recommender(make_bundle()).recommend(1)
+
+
+def test_similar_items_point_the_same_way(make_bundle):
+    answer = Recommender(make_bundle()).similar(int(raw(2)), k=4)
+    assert {(i["item"] - 100) // 10 for i in answer.items} == {0, 4, 6, 8}

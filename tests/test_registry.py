@@ -1,0 +1,85 @@
+"""Versions: added whole, promoted through a gate, rolled back."""
+
+import pytest
+
+from recray.errors import RecrayError
+from recray.registry import Registry, gate, resolve_bundle
+
+
+@pytest.fixture
+def registry(tmp_path):
+    return Registry(str(tmp_path / "registry"))
+
+
+def test_add_promote_and_roll_back(registry, make_bundle):
+    bad, good = (
+        registry.add(make_bundle(n, flip=f).folder.path) for n, f in (("b", True), ("g", False))
+    )
+    registry.promote(bad)
+    promoted = registry.promote(good)
+    assert "better than the live version" in promoted["verdict"]
+    assert registry.current().name == good
+    assert [v["version"] for v in registry.versions() if v["current"]] == [good]
+    assert registry.rollback() == {"version": bad, "before": good}
+    assert registry.current().name == bad
+
+
+def test_adding_twice_is_fine(registry, make_bundle):
+    bundle = make_bundle()
+    assert registry.add(bundle.folder.path) == registry.add(bundle.folder.path)
+    assert len(registry.versions()) == 1
+
+
+def test_a_worse_version_is_refused_unless_forced(registry, make_bundle):
+    good, bad = (
+        registry.add(make_bundle(n, flip=f).folder.path) for n, f in (("g", False), ("b", True))
+    )
+    registry.promote(good)
+    with pytest.raises(RecrayError, match="worse than the live version"):
+        registry.promote(bad)
+    assert registry.current().name == good
+    assert registry.promote(bad, force=True)["version"] == bad
+
+
+def test_a_version_that_was_trained_on_the_hold_out_is_refused(make_bundle):
+    import dataclasses
+
+    live, candidate = make_bundle("live"), make_bundle("candidate")
+    leaky = dataclasses.replace(candidate, history=live.holdout)
+    with pytest.raises(RecrayError, match="trained on 15 ratings of the hold-out"):
+        gate(leaky, live)
+
+
+def test_an_unknown_version_is_named(registry, make_bundle):
+    registry.add(make_bundle().folder.path)
+    with pytest.raises(RecrayError, match="unknown version"):
+        registry.promote("nonsense")
+
+
+def test_there_is_nothing_to_roll_back_to_at_first(registry, make_bundle):
+    registry.promote(registry.add(make_bundle().folder.path))
+    with pytest.raises(RecrayError, match="no earlier version"):
+        registry.rollback()
+
+
+def test_a_registry_stands_for_its_current_bundle(registry, make_bundle):
+    bundle = make_bundle()
+    version = registry.add(bundle.folder.path)
+    with pytest.raises(RecrayError, match="no current version"):
+        resolve_bundle(registry.folder.path)
+    registry.promote(version)
+    assert resolve_bundle(registry.folder.path).endswith(version)
+    assert resolve_bundle(bundle.folder.path) == bundle.folder.path
+
+
+def test_there_is_no_registry_where_there_is_none(tmp_path):
+    with pytest.raises(RecrayError, match="no registry at"):
+        Registry(str(tmp_path / "none")).versions()
+
+
+def test_a_damaged_bundle_is_not_added(registry, make_bundle):
+    bundle = make_bundle()
+    with open(f"{bundle.folder.path}/items.parquet", "ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(RecrayError, match=r"items\.parquet"):
+        registry.add(bundle.folder.path)
