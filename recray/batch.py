@@ -9,8 +9,10 @@ import pyarrow as pa
 from recray import cluster
 from recray.bundle import Bundle
 from recray.config import EvaluateSettings
-from recray.evaluation import Evaluator, UserTable
-from recray.recommender import NONE, SOURCES, Recommender
+from recray.evaluation import Evaluator
+from recray.measuring import UserTable
+from recray.ranking import NONE, SOURCES
+from recray.recommender import Recommender
 from recray.storage import Folder, publish
 
 USERS_PER_PART = 8192

@@ -115,7 +115,7 @@ def evaluation(report: dict[str, Any]) -> str:
         f"{unseen['ratings']:,} of {rows['test']:,} test ratings"
     )
     columns = ["metric", "model", "95 % interval", *baselines]
-    return "\n".join([table(title, columns, body), report["verdict"], cold])
+    return "\n".join([table(title, columns, body), *report["verdict"].split("; "), cold])
 
 
 def prepared(manifest: dict[str, Any]) -> str:

@@ -1,6 +1,4 @@
-"""From a model to ranked lists: the one scorer and filter behind evaluation, batch and HTTP."""
-
-# Shape letters: U = users, I = items, K = length of a list, S = length of a user state.
+"""Answers about one bundle, in raw ids and with titles."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,215 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recray.bundle import Bundle
-from recray.data.prepared import Ratings
 from recray.errors import RecrayError
-from recray.models.base import Model, Statistics
-from recray.models.baselines import BiasOnly
-from recray.objectives import Objective
-
-SOURCES = ("model", "fold_in", "popular")
-NONE = -1
-
-
-def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best items of each user, by score, then by ascending item id.
-
-    Args:
-        scores: (U, I) scores; -inf marks items that must not appear.
-        k: Length of the lists, 1 <= k <= I.
-
-    Returns:
-        (U, K) int64 items, NONE where too few remain, and (U, K) their scores.
-    """
-    best, item = torch.topk(scores, k, dim=1)
-    # Equal scores at the edge: topk takes any of them, we take the lowest ids.
-    edge = best[:, -1:]
-    torn = (scores == edge).sum(dim=1) > (best == edge).sum(dim=1)
-    for row in torch.nonzero(torn & torch.isfinite(edge[:, 0]))[:, 0].tolist():
-        item[row] = torch.argsort(-scores[row], stable=True)[:k]
-        best[row] = scores[row][item[row]]
-    item, order = torch.sort(item, dim=1)
-    best = best.gather(1, order)
-    order = torch.argsort(-best, dim=1, stable=True)
-    item, best = item.gather(1, order), best.gather(1, order)
-    return item.masked_fill(torch.isneginf(best), NONE), best
-
-
-@dataclass(frozen=True)
-class History:
-    """What each user has rated among the items that training knows, as rows of a sparse matrix.
-
-    Args:
-        begins: (users + 1,) int64; user u has the ratings begins[u]..begins[u + 1] - 1.
-        item: (R,) int64 ids.
-        rating: (R,) float32 stars.
-    """
-
-    begins: NDArray[np.int64]
-    item: NDArray[np.int64]
-    rating: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, ratings: Ratings, users: int, items: int) -> Self:
-        """Keep the ratings of items below `items`; ratings are sorted by user."""
-        known = ratings.where(ratings.item < items)
-        begins = np.searchsorted(known.user, np.arange(users + 1))
-        return cls(begins, known.item.astype(np.int64), known.rating)
-
-    def of_user(self, user: int) -> tuple[Tensor, Tensor]:
-        """(N,) items and (N,) stars of one user."""
-        rows = slice(self.begins[user], self.begins[user + 1])
-        return torch.from_numpy(self.item[rows]), torch.from_numpy(self.rating[rows])
-
-    def cells(self, users: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Rows (in `users`) and columns of all that these users have rated."""
-        counts = self.begins[users + 1] - self.begins[users]
-        row = np.repeat(np.arange(len(users)), counts)
-        shift = np.repeat(self.begins[users] - np.concatenate([[0], counts.cumsum()[:-1]]), counts)
-        return torch.from_numpy(row), torch.from_numpy(self.item[np.arange(len(row)) + shift])
-
-
-def statistics_of_history(history: History, users: int, items: int) -> Statistics:
-    """Sums and counts of the ratings of the first `users` users."""
-    end = int(history.begins[users])
-    user = np.repeat(np.arange(users), np.diff(history.begins[: users + 1]))
-    item, stars = history.item[:end], history.rating[:end].astype(np.float64)
-
-    def sums(ids: NDArray[Any], weights: NDArray[Any] | None, size: int) -> Tensor:
-        return torch.from_numpy(np.bincount(ids, weights, size).astype(np.float64))
-
-    low, high = (float(stars.min()), float(stars.max())) if end else (0.0, 0.0)
-    return Statistics(
-        sums(user, stars, users), sums(user, None, users),
-        sums(item, stars, items), sums(item, None, items), low, high,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Lists of several users.
-
-    Args:
-        item: (U, K) int64 dense ids, best first; NONE where too few items remain.
-        score: (U, K) float32; stars or logits, as the model says.
-        source: (U,) int8 index into SOURCES.
-    """
-
-    item: NDArray[np.int64]
-    score: NDArray[np.float32]
-    source: NDArray[np.int8]
-
-
-class Ranker:
-    """Ranks all items for users: known ones, folded-in ones, and those nobody knows.
-
-    Args:
-        model: A trained model.
-        objective: Folds in; None for baselines, which rank the unknown by popularity.
-        history: What users have rated; those from model.users on were not in training.
-        noise: Variance of a rating around its prediction, for folding in.
-    """
-
-    def __init__(
-        self, model: Model, objective: Objective | None, history: History, noise: float = 1.0
-    ) -> None:
-        self.model = model.eval()
-        self.objective, self.history, self.noise = objective, history, noise
-        statistics = statistics_of_history(
-            history, min(model.users, len(history.begins) - 1), model.items
-        )
-        self.popularity = statistics.item_count.float()
-        self.bias_only = fit_bias_only(history, model.users, model.items)
-
-    @torch.no_grad()
-    def states(self, users: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int8]]:
-        """(U, S) states of users, and where each comes from."""
-        known = users < self.model.users
-        state = self.model.user_state(torch.from_numpy(np.where(known, users, 0)))
-        source = np.where(known, 0, 2).astype(np.int8)
-        for row in np.flatnonzero(~known).tolist():
-            item, rating = self.history.of_user(int(users[row]))
-            if len(item) and self.objective is not None:
-                state[row] = self.fold_in(item, rating)[0]
-                source[row] = 1
-        return state, source
-
-    @torch.no_grad()
-    def fold_in(self, item: Tensor, rating: Tensor) -> Tensor:
-        """(1, S) state of somebody with these ratings: (N,) items, each once, and (N,) stars."""
-        if self.objective is None:
-            raise ValueError("a ranker without an objective cannot fold in")
-        return self.objective.fold_in(self.model, item, rating, self.noise)
-
-    @torch.no_grad()
-    def scores(self, state: Tensor, source: NDArray[np.int8]) -> Tensor:
-        """(U, I) scores; popularity where nothing is known of a user."""
-        scores = self.model.score(state)
-        scores[torch.from_numpy(source == 2)] = self.popularity
-        return scores
-
-    def rank(self, users: NDArray[np.int64], k: int, exclude_seen: bool = True) -> Ranked:
-        """The k best items of each user.
-
-        Args:
-            users: (U,) int64 dense ids.
-            k: Length of the lists; cut to the number of items.
-            exclude_seen: Leave out what the user has rated.
-        """
-        state, source = self.states(users)
-        scores = self.scores(state, source)
-        if exclude_seen:
-            scores[self.history.cells(users)] = -torch.inf
-        item, best = top_k(scores, min(k, self.model.items))
-        return Ranked(item.numpy(), best.numpy(), source)
-
-    @torch.no_grad()
-    def predict(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Predicted stars of pairs; a pair with an unknown side gets mean and known biases.
-
-        Raises:
-            RecrayError: The model ranks and does not predict stars.
-        """
-        if self.model.returns != "stars":
-            raise RecrayError(
-                "this model ranks and does not predict stars; rmse and mae need a rating model"
-            )
-        known_item = item < self.model.items
-        stars = self._bias_only_stars(user, item)
-        warm = known_item & (user < self.model.users)
-        u, i = (torch.from_numpy(ids[warm].astype(np.int64)) for ids in (user, item))
-        stars[warm] = self.model(u, i).numpy()
-        folded = np.unique(user[known_item & (user >= self.model.users)])
-        for one in folded.tolist():
-            rows = known_item & (user == one)
-            rated, rating = self.history.of_user(one)
-            if len(rated) and self.objective is not None:
-                scores = self.model.score(self.fold_in(rated, rating))[0]
-                stars[rows] = scores[torch.from_numpy(item[rows].astype(np.int64))].numpy()
-        return stars
-
-    def _bias_only_stars(
-        self, user: NDArray[np.int64], item: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        base = self.bias_only
-        user_bias = np.append(base.user_bias.numpy(), 0.0)[np.minimum(user, base.users)]
-        item_bias = np.append(base.item_bias.numpy(), 0.0)[np.minimum(item, base.items)]
-        return (float(base.mean) + user_bias + item_bias).astype(np.float32)
-
-
-def fit_bias_only(history: History, users: int, items: int) -> BiasOnly:
-    """The bias-only baseline on all ratings of users that training knows."""
-    model = BiasOnly(users, items)
-    users = min(users, len(history.begins) - 1)
-    model.observe(statistics_of_history(history, users, items))
-    end = int(history.begins[users])
-    user = np.repeat(np.arange(users), np.diff(history.begins[: users + 1]))
-    columns = (user, history.item[:end], history.rating[:end])
-    model.fit_users(*(torch.from_numpy(column) for column in columns))
-    return model
-
-
-# ------------------------------------------------------------------------- with raw ids and titles
+from recray.ranking import NONE, SOURCES, History, Ranker, top_k
 
 
 @dataclass(frozen=True)
@@ -330,15 +121,12 @@ class Recommender:
         return self._answer(best_items[0].numpy(), best[0].numpy(), int(source[0]))
 
     def _dense_ratings(self, ratings: list[tuple[int, float]]) -> tuple[Tensor, Tensor]:
-        raw = np.array([item for item, _ in ratings], np.int64)
-        dense = self.items.encode(raw)
-        unknown = raw[(dense == NONE) | (dense >= self.items.known)]
-        if len(unknown):
-            raise RecrayError(
-                f"unknown item {unknown[0]}: rate items that the model was trained on"
-            )
+        dense = [self.items.encode_one(item) for item, _ in ratings]
+        for (item, _), place in zip(ratings, dense, strict=True):
+            if not 0 <= place < self.items.known:
+                raise RecrayError(f"unknown item {item}: rate items that the model was trained on")
         low, high = self.bundle.rating_range
-        last = dict(zip(dense.tolist(), (stars for _, stars in ratings), strict=True))
+        last = dict(zip(dense, (stars for _, stars in ratings), strict=True))
         for stars in last.values():
             if not low <= stars <= high:
                 raise RecrayError(f"rating {stars:g} is off the scale of {low:g} to {high:g}")

@@ -12,8 +12,9 @@ import numpy as np
 from recray.bundle import KIND, Bundle
 from recray.data.prepared import Ratings
 from recray.errors import RecrayError, unknown_name
-from recray.evaluation import Comparison, UserTable, blocks_of, compare, measure
-from recray.recommender import History, Ranker
+from recray.measuring import UserTable, blocks_of, measure
+from recray.ranking import History, Ranker
+from recray.significance import Comparison, compare
 from recray.storage import Folder, expect_kind, publish
 
 VERSIONS, CURRENT = "versions", "current.json"

@@ -172,3 +172,35 @@ def test_a_service_that_leaves_out_the_best_item_is_found(serve, recommender, ma
 def test_no_service_is_one_line(recommender, url):
     with pytest.raises(RecrayError, match=url):
         verify(url, recommender)
+
+
+class Says:
+    """A recommender whose service always gives the same list."""
+
+    def __init__(self, recommender, change):
+        self.recommender, self.change = recommender, change
+
+    def __getattr__(self, name):
+        return getattr(self.recommender, name)
+
+    def recommend(self, user, k=10, exclude_seen=True):
+        answer = self.recommender.recommend(user, k, exclude_seen)
+        self.change(answer.items)
+        return answer
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda items: items[0].update(item=int(raw(ITEMS))),
+        lambda items: items[0].update(item=items[1]["item"]),
+        lambda items: items[0].update(score=items[0]["score"] + 0.01),
+        lambda items: items.reverse(),
+        lambda items: items.append(items[0]),
+        lambda items: items[0].pop("score"),
+    ],
+    ids=["another item", "an item twice", "score", "order", "too many", "no score"],
+)
+def test_every_way_of_differing_is_found(serve, recommender, change):
+    url = serve(build_app(Says(recommender, change)))
+    assert not verify(url, recommender, k=3)["verified"]

@@ -17,7 +17,8 @@ FLOORS = [
     ["models"],
     ["objectives"],
     ["training", "bundle"],
-    ["recommender"],
+    ["ranking", "recommender"],
+    ["measuring", "significance"],
     ["evaluation"],
     ["registry"],
     ["cluster"],
@@ -117,7 +118,15 @@ def test_help_loads_neither_ray_nor_torch():
 
 @pytest.mark.parametrize(
     "module",
-    ["recommender", "evaluation", "registry", "training.loop", "serving.api", "serving.verify"],
+    [
+        "recommender",
+        "evaluation",
+        "registry",
+        "measuring",
+        "training.loop",
+        "serving.api",
+        "serving.verify",
+    ],
 )
 def test_the_core_runs_without_ray(module):
     assert "ray" not in loaded_after(f"import recray.{module}")

@@ -7,9 +7,11 @@ import torch
 from recray.config import EvaluateSettings
 from recray.data.prepared import Ratings
 from recray.errors import RecrayError
-from recray.evaluation import Evaluator, UserTable, compare, evaluate, measure, summarise
+from recray.evaluation import Evaluator, evaluate
+from recray.measuring import UserTable, measure
 from recray.models.factorization import Dot
-from recray.recommender import History, Ranker
+from recray.ranking import History, Ranker
+from recray.significance import compare, summarise
 
 
 def planted(users: int = 40, items: int = 12) -> tuple[Ranker, Ratings]:
@@ -146,7 +148,7 @@ def test_knowing_the_taste_beats_popularity_and_the_opposite_does_not(make_bundl
 def test_blocks_of_any_size_give_the_same_report(make_bundle, monkeypatch):
     bundle, reports = make_bundle(preset="dot-mse"), []
     for size in (1, 5, 256):
-        monkeypatch.setattr("recray.evaluation.USER_BLOCK", size)
+        monkeypatch.setattr("recray.measuring.USER_BLOCK", size)
         evaluator = Evaluator(bundle, EvaluateSettings(k=(2,)))
         blocks = list(range(len(evaluator.blocks)))
         reports.append(evaluator.report([evaluator.measure_block(b) for b in reversed(blocks)]))
@@ -162,3 +164,13 @@ def test_a_split_that_leaves_nobody_is_refused(make_bundle):
     bundle = make_bundle()
     with pytest.raises(RecrayError, match="nobody can be evaluated"):
         Evaluator(bundle, None, bundle.holdout.where(np.zeros(len(bundle.holdout), bool)))
+
+
+def test_a_bar_that_no_rating_reaches_is_refused(make_bundle):
+    with pytest.raises(RecrayError, match="has 6 stars or more"):
+        evaluate(make_bundle(), EvaluateSettings(relevant_from=6.0))
+
+
+def test_what_cannot_be_measured_cannot_be_told_apart():
+    table = table_of("ndcg@10", np.full(5, np.nan))
+    assert compare(table, table, "ndcg@10").sign == 0

@@ -10,7 +10,8 @@ from recray.data.prepared import Ratings
 from recray.errors import RecrayError
 from recray.models.factorization import Dot
 from recray.objectives import WholeData
-from recray.recommender import NONE, History, Ranker, Recommender, top_k
+from recray.ranking import NONE, History, Ranker, top_k
+from recray.recommender import Recommender
 
 from .conftest import ITEMS, USERS, raw
 
@@ -133,6 +134,7 @@ def test_of_several_ratings_of_one_item_the_last_counts(make_bundle):
     ("given_ratings", "k", "words"),
     [
         ([(1, 5.0)], 3, "unknown item 1"),
+        ([(10**20, 5.0)], 3, "unknown item 1000"),
         ([(int(raw(ITEMS)), 5.0)], 3, "unknown item"),  # known by name, but not to training
         ([(int(raw(1)), 6.0)], 3, "off the scale of 1 to 5"),
         ([], 0, "out of range: 1 to 10"),
@@ -144,9 +146,10 @@ def test_what_cannot_be_used_is_named(make_bundle, given_ratings, k, words):
         Recommender(make_bundle()).recommend_from(given_ratings, k)
 
 
-def test_an_unknown_user_is_a_key_error(make_bundle):
+@pytest.mark.parametrize("user", [1, 10**20])
+def test_an_unknown_user_is_a_key_error(make_bundle, user):
     with pytest.raises(KeyError):
-        Recommender(make_bundle()).recommend(1)
+        Recommender(make_bundle()).recommend(user)
 
 
 def test_similar_items_point_the_same_way(make_bundle):

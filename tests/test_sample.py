@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recray.data import parse, sample
+from recray.data import films, parse, sample
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,9 @@ def test_few_films_are_popular(ratings):
 
 
 def test_every_film_has_a_title_a_year_and_genres(made):
-    films = parse.parse_movies_csv(made["movies.csv"]).to_pylist()
-    assert [film["raw_item"] for film in films] == list(range(1, 1501))
-    assert len({film["title"] for film in films}) == 1500
-    assert all(1950 <= film["year"] < 2020 for film in films)
-    assert all(1 <= len(film["genres"]) <= 3 for film in films)
-    assert all(set(film["genres"]) <= set(sample.GENRES) for film in films)
+    listed = films.parse_movies_csv(made["movies.csv"]).to_pylist()
+    assert [film["raw_item"] for film in listed] == list(range(1, 1501))
+    assert len({film["title"] for film in listed}) == 1500
+    assert all(1950 <= film["year"] < 2020 for film in listed)
+    assert all(1 <= len(film["genres"]) <= 3 for film in listed)
+    assert all(set(film["genres"]) <= set(sample.GENRES) for film in listed)

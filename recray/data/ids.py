@@ -6,6 +6,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+ID_LIMIT = 10**18
+"""Raw ids are below this, so that they fit 64 bits with room for arithmetic."""
+
 
 @dataclass(frozen=True)
 class IdMap:
@@ -48,4 +51,4 @@ class IdMap:
 
     def encode_one(self, raw: int) -> int:
         """Dense id of one raw id, -1 if there is none."""
-        return int(self.encode(np.array([raw], np.int64))[0])
+        return int(self.encode(np.array([raw], np.int64))[0]) if 0 <= raw < ID_LIMIT else -1

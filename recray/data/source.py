@@ -16,7 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from recray import schema
-from recray.data import catalog, parse, sample
+from recray.data import catalog, films, parse, sample
 from recray.data.parse import RatingsFormat
 from recray.errors import RecrayError, unknown_name
 from recray.storage import is_uri, open_input
@@ -93,9 +93,9 @@ def recognise(given: str, mirror: str | None = None) -> Source:
 
 
 _MOVIES: dict[str, tuple[str, Callable[[bytes], pa.Table]]] = {
-    "u.data": ("u.item", parse.parse_movies_100k),
-    "ratings.dat": ("movies.dat", parse.parse_movies_1m),
-    "ratings.csv": ("movies.csv", parse.parse_movies_csv),
+    "u.data": ("u.item", films.parse_movies_100k),
+    "ratings.dat": ("movies.dat", films.parse_movies_1m),
+    "ratings.csv": ("movies.csv", films.parse_movies_csv),
 }
 
 
@@ -124,7 +124,7 @@ def _sample() -> Source:
     layout = _layout("ratings.csv", lambda: made["ratings.csv"].split(b"\n", 1)[0])
     pieces = (Piece("ratings.csv", SAMPLE, "ratings.csv", 0, None),)
     identity = hashlib.sha256(made["ratings.csv"] + made["movies.csv"]).hexdigest()
-    return Source(SAMPLE, layout, pieces, parse.parse_movies_csv(made["movies.csv"]), identity)
+    return Source(SAMPLE, layout, pieces, films.parse_movies_csv(made["movies.csv"]), identity)
 
 
 def _archive(path: str, name: str) -> Source:

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from recray import __version__
+from recray.data.ids import ID_LIMIT
 from recray.errors import RecrayError
 from recray.recommender import Recommender
 
 MAX_K = 500
 MAX_RATINGS = 1000
-MAX_ID = 10**18
 
 
 class Rating(BaseModel):
@@ -26,7 +26,7 @@ class Rating(BaseModel):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"item": 1, "rating": 5}}
     )
-    item: Annotated[int, Field(ge=0, lt=MAX_ID, description="Raw item id.")]
+    item: Annotated[int, Field(ge=0, lt=ID_LIMIT, description="Raw item id.")]
     rating: Annotated[float, Field(allow_inf_nan=False, description="Stars, on the data's scale.")]
 
 

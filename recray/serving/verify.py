@@ -9,7 +9,8 @@ import numpy as np
 
 from recray import metrics
 from recray.errors import RecrayError
-from recray.recommender import NONE, Recommender
+from recray.ranking import NONE
+from recray.recommender import Recommender
 
 SAME_SCORE = 1e-5
 
@@ -83,6 +84,8 @@ def verify(url: str, recommender: Recommender, users: int = 500, k: int = 10) ->
             return {
                 "verified": False,
                 "users": 0,
+                "ndcg": {"offline": None, "online": None},
+                "model_version": recommender.version,
                 "differences": [
                     f"{url} serves version {model.get('model_version')}, "
                     f"the bundle is {recommender.version}"
@@ -92,19 +95,26 @@ def verify(url: str, recommender: Recommender, users: int = 500, k: int = 10) ->
 
 
 def _replay(client: Client, recommender: Recommender, users: Any, k: int) -> dict[str, Any]:
-    offline = recommender.ranker.rank(users, k)
+    ranker = recommender.ranker
+    offline = ranker.rank(users, k)
     online = np.full(offline.item.shape, NONE, np.int64)
     differences = []
     for row, user in enumerate(users):
         raw = int(recommender.users.raw[user])
         status, reply = client.call("GET", f"/v1/users/{raw}/recommendations?k={k}")
-        if status != 200:
-            differences.append(f"user {raw}: status {status}")
+        expected = offline.item[row][offline.item[row] != NONE]
+        try:
+            listed = [(int(entry["item"]), float(entry["score"])) for entry in reply["items"]]
+        except (KeyError, TypeError, ValueError):
+            differences.append(f"user {raw}: status {status}, and no list of items")
             continue
-        items = recommender.items.encode(np.array([i["item"] for i in reply["items"]], np.int64))
+        if len(listed) != len(expected):
+            differences.append(f"user {raw}: {len(listed)} items online, {len(expected)} offline")
+            continue
+        items = np.array([recommender.items.encode_one(item) for item, _ in listed], np.int64)
         online[row, : len(items)] = items
-        scores = np.array([i["score"] for i in reply["items"]])
-        problem = _difference(offline.item[row], offline.score[row], items, scores)
+        scores = ranker.scores(*ranker.states(users[row : row + 1]))[0].numpy()
+        problem = _difference(scores, expected, items, np.array([score for _, score in listed]))
         if problem:
             differences.append(f"user {raw}: {problem}")
     ndcg = {
@@ -120,21 +130,17 @@ def _replay(client: Client, recommender: Recommender, users: Any, k: int) -> dic
     }
 
 
-def _difference(items: Any, scores: Any, online: Any, online_scores: Any) -> str | None:
-    """Why two lists differ, None if they do not."""
-    length = int((items != NONE).sum())
-    if len(online) != length:
-        return f"{len(online)} items online, {length} offline"
-    close = 10 * SAME_SCORE
-    if (
-        length
-        and np.abs(scores[:length] - online_scores).max() > close + 1e-5 * np.abs(scores).max()
-    ):
-        return "scores differ"
-    for place in np.flatnonzero(items[:length] != online):
-        if abs(scores[place] - online_scores[place]) > SAME_SCORE:
-            return f"place {place + 1}: item {online[place]} online, {items[place]} offline"
-    return None
+def _difference(scores: Any, offline: Any, online: Any, online_scores: Any) -> str | None:
+    """Why two lists differ, None if they do not: at each place the offline score of the item
+    online, and the score it came with, must be that of the item offline.
+    """
+    for place, (expected, item) in enumerate(zip(offline, online, strict=True), 1):
+        limit = SAME_SCORE * max(1.0, abs(float(scores[expected])))
+        if not 0 <= item < len(scores) or abs(scores[item] - scores[expected]) > limit:
+            return f"place {place}: another item online than item {expected} offline"
+        if abs(online_scores[place - 1] - scores[expected]) > limit:
+            return f"place {place}: the scores differ"
+    return "an item is listed twice" if len(set(online.tolist())) < len(online) else None
 
 
 def _ndcg(recommender: Recommender, users: Any, lists: Any, k: int) -> Any:

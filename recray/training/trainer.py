@@ -15,11 +15,11 @@ from recray import cluster
 from recray.config import Settings, build_settings
 from recray.data.prepared import Prepared, Ratings, refuse_equal_ratings
 from recray.errors import RecrayError
-from recray.evaluation import UserTable, blocks_of, check_metric, measure, metric_names, sums_of
+from recray.measuring import UserTable, blocks_of, check_metric, measure, metric_names, sums_of
 from recray.models import build_model
 from recray.models.base import Model
 from recray.objectives import Objective, build_objective
-from recray.recommender import History, Ranker
+from recray.ranking import History, Ranker
 from recray.storage import Folder
 from recray.training.checkpoint import Progress, RunFolder
 from recray.training.loop import TrainingRun, Validate

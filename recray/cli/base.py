@@ -1,0 +1,97 @@
+"""What all commands share: the group, its options, and how an error is shown."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from recray import __version__
+from recray.console import Console
+from recray.errors import RecrayError
+
+
+class _Failure(click.ClickException):
+    """One line, with the error's own exit code: 2, or 3 for storage; click's default is 1."""
+
+    def __init__(self, error: RecrayError) -> None:
+        super().__init__(" ".join(str(error).split()))
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click declares it on the class
+
+
+class Commands(click.Group):
+    """Show a RecrayError as one line on stderr; a bug keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command and translate its RecrayError."""
+        try:
+            return super().invoke(ctx)
+        except RecrayError as error:
+            raise _Failure(error) from error
+
+
+def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options that several commands have: --json always, the others by name."""
+    options = {
+        "preset": click.option(
+            "--preset", default="ranking", show_default=True, help="Recipe to start from."
+        ),
+        "config": click.option("--config", metavar="FILE", help="YAML with settings by group."),
+        "set": click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting."
+        ),
+        "workers": click.option(
+            "--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes."
+        ),
+        "address": click.option(
+            "--address",
+            default="local",
+            show_default=True,
+            help="Ray cluster: local, auto, HOST:PORT.",
+        ),
+        "mirror": click.option(
+            "--mirror", metavar="URL|FOLDER", help="Where NAME.zip lies instead."
+        ),
+        "host": click.option(
+            "--host", default="127.0.0.1", show_default=True, help="Interface to bind."
+        ),
+        "port": click.option(
+            "--port",
+            default=8000,
+            show_default=True,
+            type=click.IntRange(1, 65535),
+            help="HTTP port.",
+        ),
+        "k": click.option(
+            "-k",
+            default=10,
+            show_default=True,
+            type=click.IntRange(min=1),
+            help="Length of a list.",
+        ),
+    }
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_console(*args: Any, as_json: bool, **kwargs: Any) -> Any:
+            return command(Console(as_json), *args, **kwargs)
+
+        wrapped: Callable[..., Any] = with_console
+        for name in reversed(names):
+            wrapped = options[name](wrapped)
+        return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(
+            wrapped
+        )
+
+    return decorate
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="recray")
+def cli() -> None:
+    """From raw ratings to a trained, measured and served recommender on any Ray cluster.
+
+    \b
+    SOURCE is `sample` (generated, no network), a MovieLens release (ml-100k ... ml-32m), or the
+    path or URI of a zip, folder or csv file.
+    """

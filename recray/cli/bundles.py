@@ -1,0 +1,149 @@
+"""What one does with a bundle: evaluate, recommend, serve, verify."""
+
+import click
+
+from recray import console
+from recray.cli.base import cli, shared
+from recray.cli.up import wait_for_stop
+from recray.config import EvaluateSettings
+from recray.console import Console
+from recray.errors import CheckFailed, RecrayError
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option(
+    "--prepared", metavar="PREPARED", help="Insist that the bundle comes from this data set."
+)
+@click.option("-k", multiple=True, type=click.IntRange(min=1), help="Cut-off; may be repeated.")
+@click.option("--relevant-from", type=float, metavar="STARS", help="Held-out ratings that count.")
+@shared("workers", "address")
+def evaluate(
+    ui: Console,
+    bundle: str,
+    prepared: str | None,
+    k: tuple[int, ...],
+    relevant_from: float | None,
+    workers: int,
+    address: str,
+) -> None:
+    """Measure a BUNDLE on its test split; the digits do not depend on --workers.
+
+    \b
+    Example:
+        recray evaluate bundles/mse --workers 2 -k 10 -k 20
+    """
+    from recray import pipeline
+    from recray.registry import resolve_bundle
+
+    settings = None
+    if k or relevant_from is not None:
+        settings = EvaluateSettings(k=k or (10,), relevant_from=relevant_from)
+    report = pipeline.evaluate(resolve_bundle(bundle), settings, prepared, workers, address)
+    ui.result(report, console.evaluation(report))
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option("--user", type=int, help="A user of the data set.")
+@click.option("--rate", multiple=True, metavar="ITEM=STARS", help="Ratings of somebody new.")
+@click.option("--all", "everyone", is_flag=True, help="Every user, as parquet into --out.")
+@click.option("--out", metavar="DIR", help="Folder for --all.")
+@shared("k", "address")
+def recommend(
+    ui: Console,
+    bundle: str,
+    user: int | None,
+    rate: tuple[str, ...],
+    everyone: bool,
+    out: str | None,
+    k: int,
+    address: str,
+) -> None:
+    """Recommend from a BUNDLE: to a user, to somebody new, or to everybody.
+
+    \b
+    Example:
+        recray recommend bundles/mse --user 4
+        recray recommend bundles/mse --rate 1=5 --rate 50=4.5
+        recray recommend bundles/mse --all --out lists
+    """
+    if (user is not None) + bool(rate) + everyone != 1:
+        raise RecrayError(
+            "give exactly one of --user ID, --rate ITEM=STARS (repeated) and --all --out DIR"
+        )
+    if everyone and out is None:
+        raise RecrayError("--all writes files: give --out DIR")
+    ratings = [_parse_rating(text) for text in rate]
+    from recray.recommender import Recommender
+    from recray.registry import resolve_bundle
+
+    recommender = Recommender.open(resolve_bundle(bundle))
+    if everyone:
+        from recray import batch
+
+        result = batch.recommend_all(recommender.bundle, str(out), k, address)
+        ui.result(result)
+        return
+    if user is None:
+        answer = recommender.recommend_from(ratings, k)
+    else:
+        try:
+            answer = recommender.recommend(user, k)
+        except KeyError:
+            raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
+    ui.result(answer.plain(), console.recommendations(answer.plain()))
+
+
+def _parse_rating(text: str) -> tuple[int, float]:
+    item, _, stars = text.partition("=")
+    try:
+        return int(item), float(stars)
+    except ValueError:
+        raise RecrayError(f"--rate {text!r}: write ITEM=STARS, such as 50=4.5") from None
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option(
+    "--replicas", default=1, show_default=True, type=click.IntRange(min=1), help="Processes."
+)
+@shared("host", "port", "address")
+def serve(ui: Console, bundle: str, replicas: int, host: str, port: int, address: str) -> None:
+    """Serve a BUNDLE, or the current version of a registry, until Ctrl-C.
+
+    \b
+    Example:
+        recray serve bundles/mse --port 8000
+    """
+    from recray.registry import resolve_bundle
+    from recray.serving.deployment import serving
+
+    path = resolve_bundle(bundle)
+    with serving(path, host, port, replicas, address) as url:
+        ui.result({"url": url, "bundle": path}, f"service: {url}  (documentation: {url}/docs)")
+        wait_for_stop(ui, url)
+
+
+@cli.command()
+@click.argument("url")
+@click.argument("bundle")
+@click.option(
+    "--users", default=500, show_default=True, type=click.IntRange(min=1), help="At most."
+)
+@shared("k")
+def verify(ui: Console, url: str, bundle: str, users: int, k: int) -> None:
+    """Replay a BUNDLE's test users at URL and compare; exit 1 if anything differs.
+
+    \b
+    Example:
+        recray verify http://127.0.0.1:8000 bundles/mse
+    """
+    from recray.recommender import Recommender
+    from recray.registry import resolve_bundle
+    from recray.serving import verify as verification
+
+    result = verification.verify(url, Recommender.open(resolve_bundle(bundle)), users, k)
+    ui.result(result)
+    if not result["verified"]:
+        raise CheckFailed(f"{url} and {bundle} disagree: {result['differences'][0]}")

@@ -1,0 +1,80 @@
+"""Versions of a bundle: add, list, promote, rollback."""
+
+import click
+
+from recray import console
+from recray.cli.base import Commands, cli, shared
+from recray.console import Console
+
+
+@cli.group(cls=Commands)
+def registry() -> None:
+    """Versions of a bundle: add, list, promote, rollback."""
+
+
+@registry.command("add")
+@click.argument("path", metavar="REGISTRY")
+@click.argument("bundle")
+@shared()
+def registry_add(ui: Console, path: str, bundle: str) -> None:
+    """Copy a BUNDLE into a REGISTRY; nothing is served from it before `promote`.
+
+    \b
+    Example:
+        recray registry add registry bundles/mse
+    """
+    from recray.registry import Registry
+
+    ui.result({"registry": path, "version": Registry(path).add(bundle)})
+
+
+@registry.command("list")
+@click.argument("path", metavar="REGISTRY")
+@shared()
+def registry_list(ui: Console, path: str) -> None:
+    """Show the versions of a REGISTRY.
+
+    \b
+    Example:
+        recray registry list registry
+    """
+    from recray.registry import Registry
+
+    versions = Registry(path).versions()
+    columns = ["version", "dataset", "preset", "created", "current"]
+    rows = [
+        [("*" if v[c] else "") if c == "current" else str(v[c]) for c in columns] for v in versions
+    ]
+    ui.result({"versions": versions}, console.table("", columns, rows))
+
+
+@registry.command("promote")
+@click.argument("path", metavar="REGISTRY")
+@click.argument("version")
+@click.option("--force", is_flag=True, help="Even if it is worse, or was trained on the hold-out.")
+@shared()
+def registry_promote(ui: Console, path: str, version: str, force: bool) -> None:
+    """Make VERSION current, unless it is worse than the one that is.
+
+    \b
+    Example:
+        recray registry promote registry 0123456789ab
+    """
+    from recray.registry import Registry
+
+    ui.result(Registry(path).promote(version, force))
+
+
+@registry.command("rollback")
+@click.argument("path", metavar="REGISTRY")
+@shared()
+def registry_rollback(ui: Console, path: str) -> None:
+    """Go back to the version before the current one.
+
+    \b
+    Example:
+        recray registry rollback registry
+    """
+    from recray.registry import Registry
+
+    ui.result(Registry(path).rollback())

@@ -1,0 +1,103 @@
+"""The stages from ratings to a bundle: prepare, train, export."""
+
+import click
+
+from recray import console
+from recray.cli.base import cli, shared
+from recray.config import load_settings, preset_names
+from recray.console import Console
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--out", required=True, metavar="PREPARED", help="Folder of the data set.")
+@shared("preset", "config", "set", "mirror", "address")
+def prepare(
+    ui: Console,
+    source: str,
+    out: str,
+    preset: str,
+    config: str | None,
+    overrides: tuple[str, ...],
+    mirror: str | None,
+    address: str,
+) -> None:
+    """Read, check, split and encode SOURCE; --set data.* and split.* apply here.
+
+    \b
+    Example:
+        recray prepare ml-1m.zip --out prepared/ml-1m --set split.kind=leave-one-out
+    """
+    settings = load_settings(preset, config, overrides)
+    from recray.data import ingest
+    from recray.data.source import recognise
+
+    made = ingest.prepare(recognise(source, mirror), out, settings, address)
+    facts = {k: v for k, v in made.manifest.items() if k != "files"}
+    ui.result({"prepared": made.folder.path, **facts}, console.prepared(made.manifest))
+
+
+@cli.command()
+@click.argument("prepared")
+@click.option("--out", required=True, metavar="RUN", help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@shared("preset", "config", "set", "workers", "address")
+def train(
+    ui: Console,
+    prepared: str,
+    out: str,
+    resume: bool,
+    preset: str,
+    config: str | None,
+    overrides: tuple[str, ...],
+    workers: int,
+    address: str,
+) -> None:
+    """Train a model on the PREPARED data set.
+
+    \b
+    Example:
+        recray train prepared/ml-1m --out runs/mse --preset dot-mse --workers 2
+    """
+    settings = load_settings(preset, config, overrides)
+    from recray.training import trainer  # Ray: loaded only by the commands that use it
+
+    ui.epochs = settings.train.epochs
+    summary = trainer.run(settings, prepared, out, workers, resume, address, ui.epoch)
+    if summary["already_finished"]:
+        ui.say(f"{out} was finished before: {summary['epochs']} epochs; nothing was trained")
+    best = ", ".join(f"{k} {v:.4f}" for k, v in summary["best"].items() if isinstance(v, float))
+    text = f"{out}: {summary['epochs']} epochs, best epoch {summary['best_epoch']} ({best})"
+    ui.result(summary, text)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--out", required=True, metavar="BUNDLE", help="Folder of the bundle.")
+@shared()
+def export(ui: Console, run: str, out: str) -> None:
+    """Write the best epoch of a RUN as a bundle, measured on the test split.
+
+    \b
+    Example:
+        recray export runs/mse --out bundles/mse
+    """
+    from recray import pipeline
+
+    bundle = pipeline.export(run, out)
+    result = {"bundle": bundle.folder.path, "version": bundle.version, "evaluation": bundle.metrics}
+    text = console.evaluation(bundle.metrics) if bundle.metrics else "no test split to measure on"
+    ui.result(result, f"{text}\nbundle: {bundle.folder} (version {bundle.version})")
+
+
+@cli.command()
+@shared()
+def presets(ui: Console) -> None:
+    """List the recipes that come with recray.
+
+    \b
+    Example:
+        recray presets
+    """
+    names = preset_names()
+    ui.result({"presets": names}, "\n".join(names))

@@ -1,0 +1,74 @@
+"""`recray up`: everything, then serve."""
+
+import signal
+
+import click
+
+from recray import console
+from recray.cli.base import cli, shared
+from recray.config import load_settings
+from recray.console import Console
+from recray.errors import CheckFailed
+
+
+def wait_for_stop(ui: Console, url: str) -> None:
+    """Sleep until a signal ends the process."""
+    ui.say(f"serving on {url}; Ctrl-C stops it")
+    signal.pause()
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--out", metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]")
+@click.option("--once", is_flag=True, help="Serve, check over HTTP, stop and exit.")
+@shared("preset", "config", "set", "workers", "host", "port", "mirror", "address")
+def up(
+    ui: Console,
+    source: str,
+    out: str | None,
+    once: bool,
+    preset: str,
+    config: str | None,
+    overrides: tuple[str, ...],
+    workers: int,
+    host: str,
+    port: int,
+    mirror: str | None,
+    address: str,
+) -> None:
+    """Do everything: prepare SOURCE, train, measure, serve, and check the service.
+
+    \b
+    Example:
+        recray up sample
+        recray up ml-100k --preset dot-mse --once --json
+    """
+    settings = load_settings(preset, config, overrides)
+    from recray import pipeline
+    from recray.data.source import recognise
+
+    ui.epochs = settings.train.epochs
+    given = recognise(source, mirror)
+    stages = pipeline.up(
+        given,
+        out or f"recray-out/{given.name}",
+        settings,
+        workers,
+        host,
+        port,
+        address,
+        ui.say,
+        ui.epoch,
+    )
+    with stages as result:
+        ui.result(result, console.up(result, _some_user(result["bundle"])))
+        if not result["verified"]:
+            raise CheckFailed("the service and the bundle disagree; see verification in --json")
+        if not once:
+            wait_for_stop(ui, result["url"])
+
+
+def _some_user(bundle: str) -> int:
+    from recray.bundle import Bundle
+
+    return int(Bundle.open(bundle).user_ids.raw[0])

@@ -1,0 +1,145 @@
+"""Measures each user's ranked list and predicted stars on their held-out ratings.
+
+Users are measured in fixed blocks, each by the same code wherever it runs; the vectors are put
+together in the order of users and reduced once. So the digits do not depend on the worker count.
+"""
+
+# Shape letters: U = users measured.
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recray import metrics
+from recray.config import EvaluateSettings
+from recray.data.prepared import Ratings
+from recray.errors import RecrayError, unknown_name
+from recray.ranking import NONE, Ranker
+
+USER_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class UserTable:
+    """What was measured of each user.
+
+    Args:
+        user: (U,) dense ids, ascending.
+        values: Name to (U,) float64; nan where the metric does not apply to the user. Squared and
+            absolute errors are sums over the user's ratings; "ratings" counts them.
+        shown: (items,) int64; how many lists show each item.
+    """
+
+    user: NDArray[np.int64]
+    values: dict[str, NDArray[np.float64]]
+    shown: NDArray[np.int64]
+
+    @classmethod
+    def join(cls, parts: Iterable["UserTable"]) -> Self:
+        """All users of the parts, in order; parts may come in any order.
+
+        Raises:
+            ValueError: There are no parts.
+        """
+        ordered = sorted(parts, key=lambda part: int(part.user[0]))
+        if not ordered:
+            raise ValueError("no parts: nobody was measured")
+        values = {
+            name: np.concatenate([part.values[name] for part in ordered])
+            for name in ordered[0].values
+        }
+        shown = np.sum([part.shown for part in ordered], axis=0)
+        return cls(np.concatenate([part.user for part in ordered]), values, shown)
+
+
+def blocks_of(targets: Ratings) -> list[NDArray[np.int64]]:
+    """The users with held-out ratings in fixed blocks, ascending."""
+    users = np.unique(targets.user).astype(np.int64)
+    return [users[first : first + USER_BLOCK] for first in range(0, len(users), USER_BLOCK)]
+
+
+def measure(
+    ranker: Ranker, targets: Ratings, users: NDArray[np.int64], settings: EvaluateSettings
+) -> UserTable:
+    """Measure a block of users on their held-out ratings.
+
+    Args:
+        ranker: Ranks the whole catalogue, without what its history holds.
+        targets: Held-out ratings, sorted by user; those of other users are not looked at.
+        users: (U,) int64 ids, ascending, each with held-out ratings.
+        settings: Cut-offs, and from how many stars a rating is relevant.
+
+    Returns:
+        One row per user. A held-out item that training does not know counts as relevant and is
+        never found.
+    """
+    begin = np.searchsorted(targets.user, users, "left")
+    end = np.searchsorted(targets.user, users, "right")
+    rows = np.concatenate([np.arange(a, b) for a, b in zip(begin, end, strict=True)])
+    place = np.repeat(np.arange(len(users)), end - begin)
+    item, rating = targets.item[rows].astype(np.int64), targets.rating[rows]
+    relevant = np.ones(len(rows), bool)
+    if settings.relevant_from is not None:
+        relevant = rating >= settings.relevant_from
+    items = ranker.model.items
+    longest = min(max(settings.k), items)
+    ranked = ranker.rank(users, longest)
+    wanted = np.unique(place[relevant] * np.int64(1 << 32) + item[relevant])
+    listed = np.arange(len(users))[:, None] * np.int64(1 << 32) + ranked.item
+    hits = np.isin(listed, wanted) & (ranked.item != NONE)
+    count = np.bincount(place[relevant], minlength=len(users)).astype(np.int64)
+    values = {
+        f"{name}@{k}": metric(hits, count, min(k, items))
+        for k in settings.k
+        for name, metric in metrics.RANKING.items()
+    }
+    if ranker.model.returns == "stars":
+        error = ranker.predict(users[place], item).astype(np.float64) - rating
+        values["squared_error"] = _sums(place, error**2, len(users))
+        values["absolute_error"] = _sums(place, np.abs(error), len(users))
+        values["ratings"] = _sums(place, np.ones(len(place)), len(users))
+    shown = np.bincount(ranked.item[ranked.item != NONE].ravel(), minlength=items)
+    return UserTable(users, values, shown)
+
+
+def _sums(place: NDArray[np.int64], weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    return np.bincount(place, weights, size).astype(np.float64)
+
+
+def sums_of(table: UserTable | None, names: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """(sum, count) of each metric over a worker's users, to be added to those of others; rmse is
+    given as the mean of squares.
+    """
+    sums = {}
+    for name in names:
+        if table is None:
+            sums[name] = (0.0, 0.0)
+        elif name in metrics.RATING:
+            error = table.values["squared_error" if name == "rmse" else "absolute_error"]
+            sums[name] = (float(error.sum()), float(table.values["ratings"].sum()))
+        else:
+            values = table.values[name]
+            sums[name] = (float(np.nansum(values)), float((~np.isnan(values)).sum()))
+    return sums
+
+
+def metric_names(settings: EvaluateSettings, stars: bool) -> list[str]:
+    """The metrics that a model can give: ranking at each k, and errors if it predicts stars."""
+    names = [f"{name}@{k}" for k in settings.k for name in metrics.RANKING]
+    return names + list(metrics.RATING) if stars else names
+
+
+def check_metric(name: str, settings: EvaluateSettings, stars: bool) -> None:
+    """Refuse a validation metric that the model cannot give.
+
+    Raises:
+        RecrayError: It is unknown, or rmse or mae of a model that ranks.
+    """
+    known = metric_names(settings, stars)
+    if name not in known:
+        if name in metrics.RATING:
+            raise RecrayError(f"train.metric={name}: a ranking model does not predict stars")
+        raise unknown_name("metric", name, known)

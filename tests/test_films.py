@@ -1,0 +1,90 @@
+"""Films: titles, years and genres of every layout."""
+
+import pyarrow as pa
+import pytest
+
+from recray import schema
+from recray.data import films
+from recray.errors import RecrayError
+
+
+def movies(table: pa.Table) -> list[tuple]:
+    assert table.schema == schema.MOVIES
+    return [tuple(row.values()) for row in table.to_pylist()]
+
+
+def flags(*on: int) -> str:
+    return "|".join("1" if genre in on else "0" for genre in range(19))
+
+
+def test_films_of_100k_are_latin_1_with_genre_flags():
+    lines = [
+        f"3|Misérables, Les (1995)|01-Jan-1996||http://x|{flags(8, 18)}",
+        "",
+        f"2|Untold|22-Dec-1997|||{flags(0)}",
+        f"1|unknown||||{flags(0)}",
+    ]
+    assert movies(films.parse_movies_100k("\n".join(lines).encode("latin-1"))) == [
+        (1, "unknown", 0, []),
+        (2, "Untold", 1997, []),
+        (3, "Misérables, Les (1995)", 1995, ["Drama", "Western"]),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_films_of_1m_and_10m_differ_in_encoding_only(encoding):
+    content = "7::Café (2000)::Drama|War\r\n2::Heat (1995)::(no genres listed)\r\n".encode(encoding)
+    assert movies(films.parse_movies_1m(content)) == [
+        (2, "Heat (1995)", 1995, []),
+        (7, "Café (2000)", 2000, ["Drama", "War"]),
+    ]
+
+
+def test_films_of_a_csv_have_quoted_titles():
+    content = (
+        "\ufeffmovieId,title,genres\r\n"
+        '11,"American President, The (1995)",Comedy|Drama\r\n'
+        '2,"A ""B"" C, née (2001) ",(no genres listed)\r\n'
+    )
+    assert movies(films.parse_movies_csv(content.encode())) == [
+        (2, 'A "B" C, née (2001)', 2001, []),
+        (11, "American President, The (1995)", 1995, ["Comedy", "Drama"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "message"),
+    [
+        (films.parse_movies_100k, b"1|A|B", "u.item line 1 has 3 fields"),
+        (films.parse_movies_1m, b"1::A (1999)::War\n2::B", "movies.dat line 2 has 2 fields"),
+        (films.parse_movies_csv, b"id,name\n1,A\n", "movies.csv has columns"),
+        (films.parse_movies_csv, b"movieId,title,genres\n", "movies.csv lists no films"),
+        (films.parse_movies_100k, b"", "u.item lists no films"),
+    ],
+)
+def test_a_damaged_film_list_is_refused(read, content, message):
+    with pytest.raises(RecrayError, match=message):
+        read(content)
+
+
+@pytest.mark.parametrize(
+    ("title", "year"),
+    [
+        ("Heat (1995)", 1995),
+        ("Heat (1995) ", 1995),
+        ("2001: A Space Odyssey (1968)", 1968),
+        ("Shall We Dance? (1937) (2004)", 2004),
+        ("Nikita (La Femme)", 0),
+        ("Heat 1995", 0),
+        ("Babylon 5 (95)", 0),
+        ("Heat (1995) Uncut", 0),
+        ("", 0),
+    ],
+)
+def test_the_year_stands_in_the_last_brackets(title, year):
+    assert films.year_of(title) == year
+
+
+def test_a_line_separator_inside_a_title_is_no_line_end():
+    found = films.parse_movies_1m("1::A\u2028B (1995)::War\n".encode())
+    assert found["year"].to_pylist() == [1995]
