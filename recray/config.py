@@ -36,18 +36,36 @@ class DataSettings(Group):
     """What several ratings of one user for one item become; the last by time, then by file."""
     min_rating: float | None = None
     """Keep ratings of this many stars and more."""
+    core: Annotated[int, Field(ge=1)] | None = None
+    """Keep users and items with at least this many ratings each, repeatedly until all have."""
 
 
 class SplitSettings(Group):
     """How ratings are divided; a pure function of the data and the seed."""
 
-    kind: Literal["random", "per-user-random", "leave-one-out"] = "per-user-random"
+    kind: Literal[
+        "random",
+        "per-user-random",
+        "per-item-random",
+        "per-user-ratio",
+        "leave-one-out",
+        "temporal",
+        "kfold",
+    ] = "per-user-random"
     test: Fraction = 0.1
+    """Share of the ratings; leave-one-out and kfold have their own."""
     valid: Fraction = 0.1
+    """Share of the ratings; with kfold of those outside the fold; 0: no validation split."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    folds: Annotated[int, Field(ge=2, le=1000)] = 5
+    """kfold: number of equal parts."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """kfold: which part is the test split, from 0."""
 
     @model_validator(mode="after")
     def _something_left_to_train(self) -> Self:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold={self.fold} must be below folds={self.folds}")
         if self.test + self.valid >= 1:
             raise ValueError(
                 f"test + valid is {self.test + self.valid:g}; it must be below 1 to leave any"

@@ -122,11 +122,15 @@ def prepared(manifest: dict[str, Any]) -> str:
     """What a prepared data set holds."""
     counts, splits = manifest["counts"], manifest["splits"]
     rows = [
-        [name, f"{s['rows']:,}", f"{s['unseen']:,}", f"{s['unseen_percent']:.2f} %"]
+        [
+            name,
+            *(f"{s[column]:,}" for column in ("rows", "users", "items", "unseen")),
+            f"{s['unseen_percent']:.2f} %",
+        ]
         for name, s in splits.items()
     ]
     title = f"{manifest['dataset']}: {counts['users']:,} users, {counts['items']:,} items"
-    lines = [table(title, ["split", "ratings", "with unseen ids", "share"], rows)]
+    lines = [table(title, ["split", "ratings", "users", "items", "with unseen ids", "share"], rows)]
     if manifest["rejected"]["rows"]:
         reasons = ", ".join(f"{n:,} {why}" for why, n in manifest["rejected"]["reasons"].items())
         lines.append(f"rejected: {reasons} (see rejected.parquet)")

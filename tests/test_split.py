@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recray.config import SplitSettings
+from recray.data import split
 from recray.data.split import (
     SLOTS,
     TEST,
@@ -14,7 +15,7 @@ from recray.data.split import (
     assign,
     buckets_for,
     hash_ids,
-    user_slot,
+    slot_of,
 )
 from recray.errors import RecrayError
 
@@ -163,7 +164,7 @@ def test_the_hash_chains_splitmix64_over_seed_and_ids():
 
 
 def test_users_spread_evenly_over_the_slots():
-    counts = np.bincount(user_slot(np.arange(SLOTS * 100)), minlength=SLOTS)
+    counts = np.bincount(slot_of(np.arange(SLOTS * 100)), minlength=SLOTS)
     assert len(counts) == SLOTS
     assert counts.min() > 50
     assert counts.max() < 150
@@ -176,3 +177,73 @@ def test_users_spread_evenly_over_the_slots():
 def test_the_number_of_buckets_follows_from_the_rows(rows, buckets):
     assert buckets_for(rows) == buckets
     assert SLOTS % buckets == 0
+
+
+# ------------------------------------------------------------------------ folds, times, items
+
+
+@given(st.integers(0, 5))
+def test_every_rating_is_in_the_test_of_exactly_one_fold(seed):
+    user, item = (ids.reshape(-1) for ids in np.meshgrid(np.arange(30), np.arange(20)))
+    tests = [
+        assign(user, item, None, SplitSettings(kind="kfold", folds=4, fold=f, seed=seed)) == TEST
+        for f in range(4)
+    ]
+    assert np.sum(tests, axis=0).tolist() == [1] * 600
+    assert all(100 < fold.sum() < 200 for fold in tests)
+
+
+def test_a_fold_beyond_the_last_is_refused():
+    with pytest.raises(ValueError, match="fold=5 must be below folds=5"):
+        SplitSettings(kind="kfold", fold=5)
+
+
+def test_per_user_ratio_takes_the_last_share_of_each_user():
+    user = np.repeat([1, 2], [10, 5])
+    time = np.concatenate([np.arange(10)[::-1], np.arange(5)])
+    settings = SplitSettings(kind="per-user-ratio", test=0.2, valid=0.2)
+    which = assign(user, np.arange(15), time, settings)
+    assert time[(user == 1) & (which == TEST)].tolist() == [9, 8]
+    assert time[(user == 1) & (which == VALID)].tolist() == [7, 6]
+    assert time[(user == 2) & (which == TEST)].tolist() == [4]
+    assert time[(user == 2) & (which == VALID)].tolist() == [3]
+
+
+def test_temporal_is_one_cut_for_all():
+    time = np.array([5, 1, 3, 2, 4])
+    ids = np.arange(5)
+    which = assign(ids, ids, time, SplitSettings(kind="temporal"), cuts=(3, 5))
+    assert which.tolist() == [TEST, TRAIN, VALID, TRAIN, VALID]
+
+
+@given(
+    st.lists(st.integers(0, 10**9) | st.integers(0, 20), min_size=2, max_size=60),
+    st.floats(0.01, 0.9),
+)
+def test_a_cut_is_the_earliest_that_leaves_no_more_than_the_share(times, share):
+    times = np.array(times)
+
+    def count(begin, end, width):
+        inside = times[(times >= begin) & (times < end)]
+        return np.bincount((inside - begin) // width, minlength=split.BINS)
+
+    allowed = share * len(times)
+    cut = split.cut_at(count, int(times.min()), int(times.max()), allowed)
+    assert (times >= cut).sum() <= allowed
+    assert (times >= cut - 1).sum() > allowed
+
+
+def test_whole_items_are_split_by_their_share():
+    item = np.repeat([1, 2, 3], [20, 10, 1])
+    key = split.hash_ids(0, item, np.arange(31))
+    which = split.assign_by_share(item, key, SplitSettings(kind="per-item-random"))
+    for raw, (tests, valids) in {1: (2, 2), 2: (1, 1), 3: (0, 0)}.items():
+        assert (which[item == raw] == TEST).sum() == tests
+        assert (which[item == raw] == VALID).sum() == valids
+
+
+@pytest.mark.parametrize("kind", ["per-user-ratio", "temporal", "leave-one-out"])
+def test_what_needs_time_refuses_data_without(kind):
+    ids = np.arange(4)
+    with pytest.raises(RecrayError, match="needs timestamps"):
+        assign(ids, ids, None, SplitSettings(kind=kind))

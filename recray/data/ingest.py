@@ -1,9 +1,11 @@
-"""RAY DATA: raw ratings to the prepared data set, in three maps and one shuffle.
+"""RAY DATA: raw ratings to the prepared data set, in a few maps and one shuffle.
 
 1. scan: each piece of the files is parsed; accepted rows go, sorted by user slot, to spill files.
-2. gather: each bucket of users reads its slots of every spill file (the one shuffle), drops
-   duplicates, applies the filters and splits its users' rows.
-3. encode: with the ids of the training split known, each bucket writes its part files.
+2. gather: each bucket of users reads its slots of every spill file (the one shuffle) and drops
+   duplicates and what the filters drop; `core` repeats a count and a drop until nothing goes.
+3. split: each bucket decides the split of its rows (`temporal` counts times first, and
+   `per-item-random` exchanges keys by item) and counts its ids.
+4. encode: with the ids of the training split known, each bucket writes its part files.
 
 Between the maps only counts and distinct ids meet on the driver. Memory is bounded by one chunk of
 a file or one bucket of users, never by the data, and no row passes through the object store.
@@ -12,7 +14,7 @@ a file or one bucket of users, never by the data, and no row passes through the 
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +22,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recray import cluster, schema, storage
-from recray.config import DataSettings, Settings
-from recray.data import parse, source, split
+from recray.config import Settings
+from recray.data import buckets as maps
+from recray.data import scan, split
 from recray.data.ids import IdMap
-from recray.data.prepared import KIND, Prepared, part_name
-from recray.data.source import Piece, Source
+from recray.data.prepared import KIND, Prepared
+from recray.data.rows import read_arrow
+from recray.data.source import Source
 from recray.errors import RecrayError
 from recray.storage import Folder
 
@@ -49,297 +53,111 @@ def prepare(
     """
     with cluster.session(address), storage.publish(Folder(out), replace) as folder:
         spill = folder.child(SPILL)
-        scan = _scan(given, spill, settings.data)
-        buckets = split.buckets_for(scan.rows)
-        gather = _Gather(spill, scan.spilled, buckets, _item_rules(given, settings.data), settings)
-        gathered = cluster.map_tasks(gather, buckets, scan.timed)
-        users, items = (_ids(spill, name, buckets) for name in ("users", "items"))
-        if not users.known:
+        scanned = _scan(given, spill, settings)
+        buckets = split.buckets_for(scanned.rows)
+        gathered, rounds = _gather(given, spill, scanned, buckets, settings)
+        _split(spill, buckets, scanned.timed, gathered, settings)
+        users, items = (_count(spill, name, buckets) for name in ("users", "items"))
+        if not users.ids.known:
             raise RecrayError(
                 f"{given.name}: no rating is left to train on after the filters "
                 f"{settings.data.model_dump(exclude_defaults=True)}"
             )
-        encoded = cluster.map_tasks(_Encode(spill, folder, users, items, scan.timed), buckets)
-        _write_items(folder, given, spill, items, buckets)
-        _write_users(folder, spill, users, buckets)
-        folder.write_table("rejected.parquet", scan.rejected)
+        encode = maps.Encode(spill, folder, users.ids, items.ids, scanned.timed)
+        encoded = cluster.map_tasks(encode, buckets)
+        _write_items(folder, given, items)
+        _write_users(folder, users)
+        folder.write_table("rejected.parquet", scanned.rejected)
         spill.delete()
-        facts = _facts(given, settings, scan)
-        facts |= {"buckets": buckets} | _counts(encoded, gathered, users, items)
+        facts = _facts(given, settings, scanned)
+        facts |= {"buckets": buckets, "core_rounds": rounds}
+        facts |= _counts(encoded, gathered, users, items)
         folder.write_manifest(KIND, facts | _fingerprints(folder))
     return Prepared.open(out)
 
 
-# -------------------------------------------------------------------------------- 1. scan
+def _scan(given: Source, spill: Folder, settings: Settings) -> scan.Scanned:
+    task = scan.Scan(given.pieces, given.layout, spill)
+    return scan.join(given, cluster.map_tasks(task, len(given.pieces)), settings.data)
+
+
+def _gather(
+    given: Source, spill: Folder, scanned: scan.Scanned, buckets: int, settings: Settings
+) -> tuple[list[Any], int]:
+    """Fill the buckets; return what each holds, and how many rounds `core` took."""
+    rules = maps.item_rules(given, settings.data)
+    gather = maps.Gather(spill, scanned.spilled, buckets, rules, settings.data)
+    held = cluster.map_tasks(gather, buckets)
+    rounds, core = 0, settings.data.core
+    while core is not None:
+        cluster.map_tasks(maps.CountItems(spill), buckets)
+        table = pa.concat_tables([read_arrow(spill, f"core-{b}.arrow") for b in range(buckets)])
+        raw, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
+        count = np.bincount(place, table["count"].to_numpy(), len(raw))
+        dropped = cluster.map_tasks(maps.DropRare(spill, raw[count >= core], core), buckets)
+        held = [before | after for before, after in zip(held, dropped, strict=True)]
+        rounds += 1
+        if not sum(result["dropped"] for result in dropped):
+            break
+    return held, rounds
+
+
+def _split(
+    spill: Folder, buckets: int, timed: bool, gathered: list[Any], settings: Settings
+) -> None:
+    """Decide the split of every row."""
+    wanted = settings.split
+    cuts = by_item = None
+    if wanted.kind == "temporal" and timed:
+        cuts = _cuts(spill, buckets, gathered, settings)
+    if wanted.kind == "per-item-random":
+        keys = cluster.map_tasks(maps.KeysByItem(spill, buckets, wanted.seed), buckets)
+        task = maps.SplitItems(spill, [result["begins"] for result in keys], wanted)
+        by_item = [result["begins"] for result in cluster.map_tasks(task, buckets)]
+    cluster.map_tasks(maps.Split(spill, wanted, timed, cuts, by_item), buckets)
+
+
+def _cuts(spill: Folder, buckets: int, gathered: list[Any], settings: Settings) -> tuple[int, int]:
+    """Where valid and test begin, in seconds: at most their share of the rows is at or after it."""
+    held = [result for result in gathered if result["rows"]]
+    first, last = min(r["first"] for r in held), max(r["last"] for r in held)
+    rows = sum(r["rows"] for r in held)
+
+    def count(begin: int, end: int, width: int) -> NDArray[np.int64]:
+        results = cluster.map_tasks(maps.CountTimes(spill, begin, end, width), buckets)
+        return np.sum([result["counts"] for result in results], axis=0)
+
+    shares = settings.split.test, settings.split.test + settings.split.valid
+    test, valid = (split.cut_at(count, first, last, share * rows) for share in shares)
+    return valid, test
 
 
 @dataclass(frozen=True)
-class _Spilled:
-    """A spill file: rows sorted by user slot, and where each of the 256 slots begins."""
-
-    name: str
-    begins: list[int]
-
-
-@dataclass(frozen=True)
-class _Scanned:
-    rows: int
-    spilled: list[_Spilled]
-    rejected: pa.Table
-    reasons: dict[str, int]
-    timed: bool
-
-
-@dataclass(frozen=True)
-class _Scan:
-    pieces: tuple[Piece, ...]
-    layout: parse.RatingsFormat
-    spill: Folder
-
-    def __call__(self, number: int) -> dict[str, Any]:
-        """Parse one piece, chunk by chunk; spill the rows and return counts."""
-        spilled, reasons = [], Counter[str]()
-        rejected: list[dict[str, Any]] = []
-        lines = rows = 0
-        timed = False
-        for chunk, (begin, content) in enumerate(source.chunks(self.pieces[number], self.layout)):
-            parsed = parse.parse_ratings(content, self.layout)
-            reasons.update(parsed.rejected["reason"].to_pylist())
-            for row in parsed.rejected.slice(0, schema.REJECTED_KEPT - len(rejected)).to_pylist():
-                row |= {"line": row["line"] + lines, "byte": row["byte"] + begin}
-                rejected.append(row)
-            lines += parsed.lines
-            rows += len(parsed.table)
-            timed = timed or bool(pc.any(pc.greater(parsed.table["timestamp"], 0)).as_py())
-            name = f"rows-{number:05d}-{chunk:05d}.arrow"
-            spilled.append({"name": name, "begins": self._write(name, parsed.table)})
-        return {
-            "rows": rows,
-            "lines": lines,
-            "timed": timed,
-            "spilled": spilled,
-            "reasons": reasons,
-            "rejected": rejected,
-        }
-
-    def _write(self, name: str, table: pa.Table) -> list[int]:
-        slot = split.user_slot(table["raw_user"].to_numpy())
-        # Stable, so that rows of a user stay in file order.
-        table = table.take(pa.array(np.argsort(slot, kind="stable")))
-        write_arrow(self.spill, name, table)
-        counts = np.bincount(slot, minlength=split.SLOTS)
-        return [0, *np.cumsum(counts).tolist()]
-
-
-def _scan(given: Source, spill: Folder, settings: DataSettings) -> _Scanned:
-    results = cluster.map_tasks(_Scan(given.pieces, given.layout, spill), len(given.pieces))
-    reasons: Counter[str] = sum((Counter(r["reasons"]) for r in results), Counter())
-    rejected, first_line = [], 1 + given.layout.header
-    for piece, result in zip(given.pieces, results, strict=True):
-        for row in result["rejected"]:
-            rejected.append({"file": piece.file, **row, "line": row["line"] + first_line})
-        first_line += result["lines"]
-    rows, bad = sum(r["rows"] for r in results), sum(reasons.values())
-    if bad > settings.max_rejected * (rows + bad):
-        first = "; ".join(f"line {r['line']} {r['reason']}: {r['text']!r}" for r in rejected[:3])
-        raise RecrayError(
-            f"{given.name}: {bad:,} of {rows + bad:,} rows cannot be read, more than "
-            f"data.max_rejected={settings.max_rejected:g} allows; {first}"
-        )
-    if not rows:
-        raise RecrayError(f"{given.name} is empty: it has no ratings")
-    return _Scanned(
-        rows=rows,
-        spilled=[_Spilled(s["name"], s["begins"]) for r in results for s in r["spilled"]],
-        rejected=pa.Table.from_pylist(rejected[: schema.REJECTED_KEPT], schema.REJECTED),
-        reasons=dict(sorted(reasons.items())),
-        timed=any(r["timed"] for r in results),
-    )
-
-
-# ------------------------------------------------------------------------------ 2. gather
-
-
-@dataclass(frozen=True)
-class _ItemRules:
-    """Which items stay, and what they become; None where nothing changes."""
-
-    kept: NDArray[np.int64] | None
-    merged: tuple[NDArray[np.int64], NDArray[np.int64]] | None
-
-
-def _item_rules(given: Source, settings: DataSettings) -> _ItemRules:
-    movies = given.movies
-    if (settings.min_year or settings.merge_titles) and not len(movies):
-        raise RecrayError(
-            f"{given.name} has no films' titles, so min_year and merge_titles cannot work"
-        )
-    kept = merged = None
-    raw = movies["raw_item"].to_numpy()
-    if settings.min_year is not None:
-        kept = raw[movies["year"].to_numpy() >= settings.min_year]
-    if settings.merge_titles:
-        code = pc.dictionary_encode(movies["title"].combine_chunks()).indices.to_numpy()
-        lowest = np.full(code.max() + 1, np.iinfo(np.int64).max)
-        np.minimum.at(lowest, code, raw)
-        merged = (raw, lowest[code])
-    return _ItemRules(kept, merged)
-
-
-@dataclass(frozen=True)
-class _Gather:
-    spill: Folder
-    spilled: list[_Spilled]
-    buckets: int
-    rules: _ItemRules
-    settings: Settings
-
-    def __call__(self, bucket: int, timed: bool) -> dict[str, Any]:
-        """Collect the rows of one bucket of users, clean and split them, count their ids."""
-        width = split.SLOTS // self.buckets
-        parts = [
-            read_arrow(self.spill, s.name, s.begins[bucket * width], s.begins[(bucket + 1) * width])
-            for s in self.spilled
-        ]
-        data = self.settings.data
-        gathered = self._apply_item_rules(Rows.of(pa.concat_tables(parts)))
-        rows = drop_duplicates(*gathered, mean=data.duplicates == "mean" or data.merge_titles)
-        duplicates = len(gathered.user) - len(rows.user)
-        if data.min_rating is not None:
-            rows = rows.at(rows.rating >= data.min_rating)
-        times = rows.timestamp if timed else None
-        which = split.assign(rows.user, rows.item, times, self.settings.split)
-        write_arrow(self.spill, f"bucket-{bucket}.arrow", rows.table(which))
-        for name, ids in (("users", rows.user), ("items", rows.item)):
-            write_arrow(self.spill, f"{name}-{bucket}.arrow", _counts_by_split(ids, which))
-        return {"duplicates": duplicates}
-
-    def _apply_item_rules(self, rows: "Rows") -> "Rows":
-        if self.rules.kept is not None:
-            rows = rows.at(np.isin(rows.item, self.rules.kept))
-        if self.rules.merged is not None:
-            raw, target = self.rules.merged  # sorted by raw id, as schema.MOVIES tables are
-            place = np.minimum(np.searchsorted(raw, rows.item), len(raw) - 1)
-            item = np.where(raw[place] == rows.item, target[place], rows.item)
-            rows = rows._replace(item=item)
-        return rows
-
-
-class Rows(NamedTuple):
-    """Ratings as columns, in raw ids: (R,) each; timestamp is 0 where unknown."""
-
-    user: NDArray[np.int64]
-    item: NDArray[np.int64]
-    rating: NDArray[np.float32]
-    timestamp: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, table: pa.Table) -> "Rows":
-        """Take the columns of a table of schema.RAW_RATINGS."""
-        user, item, rating = (table[n].to_numpy() for n in ("raw_user", "raw_item", "rating"))
-        return cls(user, item, rating, table["timestamp"].combine_chunks().fill_null(0).to_numpy())
-
-    def at(self, index: NDArray[Any]) -> "Rows":
-        """The rows that a mask or places choose."""
-        user, item, rating, timestamp = self
-        return Rows(user[index], item[index], rating[index], timestamp[index])
-
-    def table(self, which: NDArray[np.int8]) -> pa.Table:
-        """The rows with the split of each."""
-        columns = dict(zip(schema.RAW_RATINGS.names, self, strict=True))
-        return pa.table({**columns, "split": which})
-
-
-def drop_duplicates(
-    user: NDArray[np.int64],
-    item: NDArray[np.int64],
-    rating: NDArray[np.float32],
-    timestamp: NDArray[np.int64],
-    mean: bool,
-) -> Rows:
-    """One row for each (user, item), sorted by both.
+class _Counted:
+    """All users, or all items.
 
     Args:
-        user: (R,) raw ids, rows in file order.
-        item: (R,) raw ids.
-        rating: (R,) stars.
-        timestamp: (R,) seconds.
-        mean: Average the ratings and keep the latest time; otherwise the latest row stays, and
-            of several at that time the last in the file.
+        ids: Their raw and dense ids.
+        counts: (3, N) ratings of each dense id in each split.
     """
-    rows = Rows(user, item, rating, timestamp).at(np.lexsort((timestamp, item, user)))
-    if not len(rows.user):
-        return rows
-    changes = (rows.user[1:] != rows.user[:-1]) | (rows.item[1:] != rows.item[:-1])
-    begins = np.concatenate([[0], np.flatnonzero(changes) + 1])
-    last = np.concatenate([begins[1:], [len(rows.user)]]) - 1
-    if not mean:
-        return rows.at(last)
-    sums = np.add.reduceat(rows.rating.astype(np.float64), begins)
-    means = (sums / (last - begins + 1)).astype(np.float32)
-    return rows.at(last)._replace(rating=means)
+
+    ids: IdMap
+    counts: NDArray[np.int64]
 
 
-def _counts_by_split(ids: NDArray[np.int64], which: NDArray[np.int8]) -> pa.Table:
-    raw, place = np.unique(ids, return_inverse=True)
-    counts = np.zeros((len(schema.SPLITS), len(raw)), np.int64)
-    np.add.at(counts, (which, place), 1)
-    return pa.table({"raw": raw} | dict(zip(schema.SPLITS, counts, strict=True)))
-
-
-def _union(spill: Folder, name: str, buckets: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct raw ids (N,) and their counts (3, N) over all buckets."""
+def _count(spill: Folder, name: str, buckets: int) -> _Counted:
+    """Put the ids that the buckets counted together, and number them."""
     table = pa.concat_tables([read_arrow(spill, f"{name}-{b}.arrow") for b in range(buckets)])
     raw, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
     counts = np.zeros((len(schema.SPLITS), len(raw)), np.int64)
     for row, part in enumerate(schema.SPLITS):
         np.add.at(counts[row], place, table[part].to_numpy())
-    return raw, counts
+    ids = IdMap.build(raw, counts[split.TRAIN] > 0)
+    return _Counted(ids, counts[:, np.searchsorted(raw, ids.raw)])
 
 
-def _ids(spill: Folder, name: str, buckets: int) -> IdMap:
-    raw, counts = _union(spill, name, buckets)
-    return IdMap.build(raw, counts[split.TRAIN] > 0)
-
-
-# ------------------------------------------------------------------------------ 3. encode
-
-
-@dataclass(frozen=True)
-class _Encode:
-    spill: Folder
-    folder: Folder
-    users: IdMap
-    items: IdMap
-    timed: bool
-
-    def __call__(self, bucket: int) -> dict[str, Any]:
-        """Write the part files of one bucket; return their counts."""
-        table = read_arrow(self.spill, f"bucket-{bucket}.arrow")
-        user = self.users.encode(table["raw_user"].to_numpy())
-        item = self.items.encode(table["raw_item"].to_numpy())
-        rating, timestamp = table["rating"].to_numpy(), table["timestamp"].to_numpy()
-        which = table["split"].to_numpy()
-        order = np.lexsort((item, timestamp, user))
-        result: dict[str, Any] = {}
-        for code, name in enumerate(schema.SPLITS):
-            rows = order[which[order] == code]
-            times = pa.array(timestamp[rows]) if self.timed else pa.nulls(len(rows), pa.int64())
-            columns = [user[rows], item[rows], rating[rows], times]
-            part = pa.table(columns, schema=schema.RATINGS)
-            self.folder.write_table(part_name(name, bucket), part)
-            cold = (user[rows] >= self.users.known) | (item[rows] >= self.items.known)
-            result[name] = {"rows": len(rows), "unseen": int(cold.sum())}
-            if code == split.TRAIN:
-                values, counts = np.unique(rating[rows], return_counts=True)
-                result["levels"] = {float(v): int(c) for v, c in zip(values, counts, strict=True)}
-        return result
-
-
-def _write_items(folder: Folder, given: Source, spill: Folder, items: IdMap, buckets: int) -> None:
-    raw, counts = _union(spill, "items", buckets)
-    trained = np.zeros(len(items), np.int64)
-    trained[items.encode(raw)] = counts[split.TRAIN]
+def _write_items(folder: Folder, given: Source, counted: _Counted) -> None:
+    items = counted.ids
     movies = given.movies
     known = movies["raw_item"].to_numpy()
     place = np.searchsorted(known, items.raw)
@@ -353,28 +171,21 @@ def _write_items(folder: Folder, given: Source, spill: Folder, items: IdMap, buc
         "title": title,
         "year": pc.fill_null(movies["year"].take(rows), 0),
         "genres": genres,
-        "ratings": trained,
+        "ratings": counted.counts[split.TRAIN],
     }
     folder.write_table("items.parquet", pa.table(columns, schema=schema.ITEMS))
 
 
-def _write_users(folder: Folder, spill: Folder, users: IdMap, buckets: int) -> None:
-    raw, counts = _union(spill, "users", buckets)
-    place = users.encode(raw)
-    columns: dict[str, Any] = {
-        "user": np.arange(len(users), dtype=np.int32),
-        "raw_user": users.raw,
-    }
-    for row, name in enumerate(schema.SPLITS):
-        columns[name] = np.zeros(len(users), np.int64)
-        columns[name][place] = counts[row]
+def _write_users(folder: Folder, counted: _Counted) -> None:
+    dense = np.arange(len(counted.ids), dtype=np.int32)
+    columns = [dense, counted.ids.raw, *counted.counts]
     folder.write_table("users.parquet", pa.table(columns, schema=schema.USERS))
 
 
 # ------------------------------------------------------------------------------- manifest
 
 
-def _facts(given: Source, settings: Settings, scan: _Scanned) -> dict[str, Any]:
+def _facts(given: Source, settings: Settings, scan: scan.Scanned) -> dict[str, Any]:
     return {
         "dataset": given.name,
         "source": given.identity,
@@ -386,22 +197,30 @@ def _facts(given: Source, settings: Settings, scan: _Scanned) -> dict[str, Any]:
     }
 
 
-def _counts(encoded: list[Any], gathered: list[Any], users: IdMap, items: IdMap) -> dict[str, Any]:
+def _counts(
+    encoded: list[Any], gathered: list[Any], users: _Counted, items: _Counted
+) -> dict[str, Any]:
     splits = {}
-    for name in schema.SPLITS:
+    for row, name in enumerate(schema.SPLITS):
         rows = sum(e[name]["rows"] for e in encoded)
         unseen = sum(e[name]["unseen"] for e in encoded)
         share = round(100 * unseen / rows, 3) if rows else 0.0
-        splits[name] = {"rows": rows, "unseen": unseen, "unseen_percent": share}
+        splits[name] = {
+            "rows": rows,
+            "users": int((users.counts[row] > 0).sum()),
+            "items": int((items.counts[row] > 0).sum()),
+            "unseen": unseen,
+            "unseen_percent": share,
+        }
     levels: Counter[float] = Counter()
     for result in encoded:
         levels.update({float(k): v for k, v in result["levels"].items()})
     return {
         "counts": {
-            "users": users.known,
-            "items": items.known,
-            "unseen_users": len(users) - users.known,
-            "unseen_items": len(items) - items.known,
+            "users": users.ids.known,
+            "items": items.ids.known,
+            "unseen_users": len(users.ids) - users.ids.known,
+            "unseen_items": len(items.ids) - items.ids.known,
             "duplicates": sum(g["duplicates"] for g in gathered),
             "ratings": sum(s["rows"] for s in splits.values()),
         },
@@ -423,27 +242,6 @@ def _fingerprints(folder: Folder) -> dict[str, Any]:
                 digest.update(file.encode() + hashlib.sha256(folder.read_bytes(file)).digest())
         prints[name] = digest.hexdigest()
     return {"fingerprints": prints}
-
-
-# ------------------------------------------------------------------------------ spill files
-
-
-def write_arrow(folder: Folder, name: str, table: pa.Table) -> None:
-    """Write an uncompressed Arrow file, which a reader on this machine can map."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    folder.write_bytes(name, sink.getvalue())
-
-
-def read_arrow(folder: Folder, name: str, begin: int = 0, end: int | None = None) -> pa.Table:
-    """Rows begin..end-1 of an Arrow file; on a local disk only their pages are read."""
-    if storage.is_uri(folder.path):
-        stream: Any = pa.BufferReader(folder.read_bytes(name))
-    else:
-        stream = pa.memory_map(f"{folder.path}/{name}")
-    table = pa.ipc.open_file(stream).read_all()
-    return table.slice(begin, None if end is None else end - begin)
 
 
 def same_settings(prepared: Prepared, given: Source, settings: Settings) -> bool:

@@ -4,6 +4,8 @@ They are decided from a stable hash, never from the order or the place of rows, 
 of workers, blocks and files gives the same split. All functions expect every row of a user.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,7 @@ from recray.errors import RecrayError
 
 TRAIN, VALID, TEST = 0, 1, 2
 SLOTS = 256
+BINS = 4096
 
 Ids = NDArray[np.int64]
 _U64 = np.uint64
@@ -32,9 +35,9 @@ def hash_ids(seed: int, *ids: Ids) -> NDArray[np.uint64]:
     return state
 
 
-def user_slot(raw_user: Ids) -> NDArray[np.uint8]:
-    """Which of the 256 slots each user falls into; a bucket is a run of slots."""
-    return (hash_ids(0, raw_user) >> _U64(56)).astype(np.uint8)
+def slot_of(raw: Ids) -> NDArray[np.uint8]:
+    """Which of the 256 slots each user (or item) falls into; a bucket is a run of slots."""
+    return (hash_ids(0, raw) >> _U64(56)).astype(np.uint8)
 
 
 def buckets_for(rows: int) -> int:
@@ -46,7 +49,11 @@ def buckets_for(rows: int) -> int:
 
 
 def assign(
-    user: Ids, item: Ids, timestamp: Ids | None, settings: SplitSettings
+    user: Ids,
+    item: Ids,
+    timestamp: Ids | None,
+    settings: SplitSettings,
+    cuts: tuple[int, int] | None = None,
 ) -> NDArray[np.int8]:
     """Which split each rating belongs to: TRAIN, VALID or TEST.
 
@@ -54,45 +61,123 @@ def assign(
         user: (R,) raw ids; all rows of a user are here, no (user, item) pair twice.
         item: (R,) raw ids.
         timestamp: (R,) seconds; None where unknown.
-        settings: The kind, fractions and seed.
+        settings: The kind, fractions and seed. `per-item-random` looks at whole items, which are
+            not here; see assign_by_share.
+        cuts: For `temporal`: where valid and test begin, in seconds; see cut_at.
 
     Raises:
         RecrayError: The kind needs time and there is none.
     """
     key = hash_ids(settings.seed, user, item)
-    if settings.kind == "random":
-        return _by_threshold(key, settings)
-    if settings.kind == "per-user-random":
-        rank, count = _rank_in_user(user, key)
-        return _by_share(rank, count, settings)
+    match settings.kind:
+        case "random":
+            return _by_threshold(key, settings)
+        case "kfold":
+            again = hash_ids(settings.seed + 1, user, item)
+            return _by_fold(key, again, settings)
+        case "per-user-random":
+            return assign_by_share(user, key, settings)
+        case "per-item-random":
+            raise ValueError("per-item-random is decided item by item, by assign_by_share")
     if timestamp is None:
         raise RecrayError(
             f"split.kind={settings.kind} needs timestamps, and this data has none; "
-            "use random or per-user-random"
+            "use random, per-user-random, per-item-random or kfold"
         )
-    rank, count = _rank_in_user(user, key, -timestamp)
+    if settings.kind == "temporal":
+        if cuts is None:
+            raise ValueError("temporal needs the cuts of the whole data")
+        return _by_time(timestamp, cuts, settings)
+    rank, count = _rank_in_group(user, key, -timestamp)
+    if settings.kind == "per-user-ratio":
+        return _by_share(rank, count, settings)
     return _latest(rank, count, settings)
 
 
+def assign_by_share(
+    group: Ids, key: NDArray[np.uint64], settings: SplitSettings
+) -> NDArray[np.int8]:
+    """Split each user (or item) by itself: the fractions of its rows, those with the lowest keys.
+
+    Args:
+        group: (R,) raw ids of users or items; all rows of each are here.
+        key: (R,) hashes of the rows.
+        settings: The fractions.
+    """
+    rank, count = _rank_in_group(group, key)
+    return _by_share(rank, count, settings)
+
+
+def cut_at(
+    count: Callable[[int, int, int], NDArray[np.int64]], first: int, last: int, allowed: float
+) -> int:
+    """The earliest time such that at most so many rows are at or after it.
+
+    Args:
+        count: count(begin, end, width) gives the rows in bins of that width from begin on, rows
+            from end on left out.
+        first: The earliest time of a row, in seconds.
+        last: The latest.
+        allowed: Rows; fewer than there are.
+
+    Returns:
+        A time in first + 1..last + 1; all rows of one second are on one side of it.
+    """
+    # More rows than allowed are at or after `low`; `after` rows, not too many, from `high` on.
+    low, high, after = first, last + 1, 0
+    while high - low > 1:
+        width = -(-(high - low) // BINS)
+        counts = np.asarray(count(low, high, width))
+        from_edge = np.append(counts[::-1].cumsum()[::-1], 0) + after
+        edge = int(np.flatnonzero(from_edge <= allowed)[0])
+        after = int(from_edge[edge])
+        low, high = low + (edge - 1) * width, min(low + edge * width, high)
+    return high
+
+
+def _share(key: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Hashes as numbers in [0, 1)."""
+    return (key >> _U64(11)).astype(np.float64) * 2.0**-53
+
+
 def _by_threshold(key: NDArray[np.uint64], settings: SplitSettings) -> NDArray[np.int8]:
-    share = (key >> _U64(11)) * 2.0**-53
+    share = _share(key)
     split = np.full(len(key), TRAIN, np.int8)
     split[share < settings.test + settings.valid] = VALID
     split[share < settings.test] = TEST
     return split
 
 
-def _rank_in_user(
-    user: Ids, tie: NDArray[np.uint64], first: Ids | None = None
+def _by_fold(
+    key: NDArray[np.uint64], again: NDArray[np.uint64], settings: SplitSettings
+) -> NDArray[np.int8]:
+    split = np.full(len(key), TRAIN, np.int8)
+    split[_share(again) < settings.valid] = VALID
+    split[(_share(key) * settings.folds).astype(np.int64) == settings.fold] = TEST
+    return split
+
+
+def _by_time(timestamp: Ids, cuts: tuple[int, int], settings: SplitSettings) -> NDArray[np.int8]:
+    valid, test = cuts
+    split = np.full(len(timestamp), TRAIN, np.int8)
+    if settings.valid > 0:
+        split[timestamp >= valid] = VALID
+    if settings.test > 0:
+        split[timestamp >= test] = TEST
+    return split
+
+
+def _rank_in_group(
+    group: Ids, tie: NDArray[np.uint64], first: Ids | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each row's place among its user's rows, and how many rows the user has."""
-    order = np.lexsort((tie, user) if first is None else (tie, first, user))
+    """Each row's place among the rows of its user (or item), and how many those are."""
+    order = np.lexsort((tie, group) if first is None else (tie, first, group))
     _, start, inverse, count = np.unique(
-        user[order], return_index=True, return_inverse=True, return_counts=True
+        group[order], return_index=True, return_inverse=True, return_counts=True
     )
-    rank = np.empty(len(user), np.int64)
-    rank[order] = np.arange(len(user)) - start[inverse]
-    counts = np.empty(len(user), np.int64)
+    rank = np.empty(len(group), np.int64)
+    rank[order] = np.arange(len(group)) - start[inverse]
+    counts = np.empty(len(group), np.int64)
     counts[order] = count[inverse]
     return rank, counts
 
@@ -100,7 +185,7 @@ def _rank_in_user(
 def _by_share(
     rank: NDArray[np.int64], count: NDArray[np.int64], settings: SplitSettings
 ) -> NDArray[np.int8]:
-    """The fraction of each user's rows, rounded; at least one row of each user trains."""
+    """The fraction of each group's rows, rounded; at least one row of each group trains."""
     test = np.minimum(np.floor(count * settings.test + 0.5), count - 1)
     valid = np.minimum(np.floor(count * settings.valid + 0.5), count - 1 - test)
     split = np.full(len(rank), TRAIN, np.int8)

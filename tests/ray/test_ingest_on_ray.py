@@ -3,7 +3,9 @@
 import hashlib
 import json
 import zipfile
+from collections import Counter
 
+import numpy as np
 import pytest
 
 from recray.config import load_settings
@@ -131,3 +133,60 @@ def test_two_sets_of_the_seed_systems_are_exact(movielens, tmp_path):
     assert manifest["counts"]["items"] + manifest["counts"]["unseen_items"] == 1664
     assert manifest["counts"]["ratings"] == 99_693
     assert len(manifest["ratings"]["levels"]) == 9
+
+
+@pytest.mark.parametrize(
+    "kind", ["per-item-random", "per-user-ratio", "leave-one-out", "temporal", "kfold"]
+)
+def test_every_split_is_the_same_for_any_number_of_pieces(
+    sample_folder, tmp_path, monkeypatch, kind
+):
+    settings, hashes = load_settings("ranking", None, [f"split.kind={kind}"]), set()
+    for piece_bytes in (64 << 20, 300_000):
+        monkeypatch.setattr(source, "PIECE_BYTES", piece_bytes)
+        given = source.recognise(str(sample_folder))
+        prepared = ingest.prepare(given, str(tmp_path / f"p{piece_bytes}"), settings)
+        hashes.add(data_hash(prepared))
+        rows = {name: s["rows"] for name, s in prepared.manifest["splits"].items()}
+        assert sum(rows.values()) == prepared.manifest["rows_read"]
+        assert min(rows.values()) >= 590
+    assert len(hashes) == 1
+
+
+def test_nothing_before_the_cut_is_in_the_test_of_a_temporal_split(sample_folder, tmp_path):
+    settings = load_settings("ranking", None, ["split.kind=temporal"])
+    prepared = ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "p"), settings)
+    train, valid, test = (prepared.load(name).timestamp for name in ("train", "valid", "test"))
+    assert train.max() < valid.min() <= valid.max() < test.min()
+    total = len(train) + len(valid) + len(test)
+    assert len(test) / total == pytest.approx(0.1, abs=0.001)
+    assert len(valid) / total == pytest.approx(0.1, abs=0.001)
+
+
+def test_each_item_gives_its_share_in_a_per_item_split(sample_folder, tmp_path):
+    settings = load_settings("ranking", None, ["split.kind=per-item-random"])
+    prepared = ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "p"), settings)
+    counts = {
+        name: np.bincount(prepared.load(name).item, minlength=prepared.items)
+        for name in ("train", "valid", "test")
+    }
+    total = sum(counts.values())
+    assert counts["test"].tolist() == np.minimum(np.floor(total * 0.1 + 0.5), total - 1).tolist()
+    assert counts["train"].min() >= 1
+
+
+def test_a_core_leaves_only_users_and_items_with_enough_ratings(sample_folder, tmp_path):
+    lines = (sample_folder / "ratings.csv").read_text().splitlines()[1:]
+    pairs = {tuple(line.split(",")[:2]) for line in lines}
+    while True:  # the definition, one drop at a time
+        users, items = (Counter(column) for column in zip(*pairs, strict=True))
+        kept = {p for p in pairs if users[p[0]] >= 40 and items[p[1]] >= 40}
+        if kept == pairs:
+            break
+        pairs = kept
+    settings = load_settings("ranking", None, ["data.core=40", "split.valid=0", "split.test=0"])
+    prepared = ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "p"), settings)
+    rows = prepared.load("train")
+    raw = prepared.user_ids.raw[rows.user], prepared.item_ids.raw[rows.item]
+    assert {(str(u), str(i)) for u, i in zip(*raw, strict=True)} == pairs
+    assert prepared.manifest["core_rounds"] >= 2

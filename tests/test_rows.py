@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recray.data.ingest import drop_duplicates
+from recray.data.rows import drop_duplicates
 
 
 def drop(rows, mean):
