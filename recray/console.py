@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -118,9 +119,55 @@ def evaluation(report: dict[str, Any]) -> str:
     return "\n".join([table(title, columns, body), *report["verdict"].split("; "), cold])
 
 
-def prepared(manifest: dict[str, Any]) -> str:
-    """What a prepared data set holds."""
-    counts, splits = manifest["counts"], manifest["splits"]
+def releases(rows: list[dict[str, Any]], licence: str) -> str:
+    """The MovieLens releases."""
+    body = [
+        [
+            row["name"],
+            f"{row['ratings']:,}",
+            f"{row['users']:,}",
+            f"{row['items']:,}",
+            f"{row['bytes'] / 1e6:,.1f} MB" if row["bytes"] else "?",
+            "cached" if row["cached"] else "",
+        ]
+        for row in rows
+    ]
+    columns = ["release", "ratings", "users", "films", "archive", ""]
+    return "\n".join([table("", columns, body), *textwrap.wrap(licence, 90)])
+
+
+def description(facts: dict[str, Any]) -> str:
+    """Counts and histograms of a data set."""
+    counts = ", ".join(f"{facts[n]:,} {n}" for n in ("ratings", "users", "items"))
+    lines = [f"{facts['dataset']}: {counts}"]
+    for name, word in (("per_user", "ratings per user"), ("per_item", "ratings per item")):
+        if facts[name]:
+            low, q1, median, q3, high = (f"{value:,.0f}" for value in facts[name])
+            lines.append(f"{word}: {low} to {high}, half of them {q1} to {q3}, median {median}")
+    lines += ["", "ratings by stars", *_histogram(facts["levels"])]
+    if facts["years"]:
+        lines += ["", "ratings by year", *_histogram(facts["years"])]
+    if "splits" in facts:
+        lines += ["", _splits(facts["splits"])]
+    rejected = facts["rejected"]
+    reasons = ", ".join(f"{count:,} {why}" for why, count in rejected["reasons"].items())
+    lines += ["", f"rejected rows: {rejected['rows']:,}" + (f" ({reasons})" if reasons else "")]
+    return "\n".join(lines)
+
+
+def _histogram(pairs: list[list[Any]], width: int = 50) -> list[str]:
+    """A bar for each value; at most 30, neighbours put together."""
+    step = -(-len(pairs) // 30)
+    groups = [pairs[first : first + step] for first in range(0, len(pairs), step)]
+    counts = [sum(count for _, count in group) for group in groups]
+    most = max(counts, default=1)
+    return [
+        f"{group[0][0]:>8g}  {count:>12,}  {'#' * max(1, round(width * count / most))}"
+        for group, count in zip(groups, counts, strict=True)
+    ]
+
+
+def _splits(splits: dict[str, Any], title: str = "") -> str:
     rows = [
         [
             name,
@@ -129,8 +176,15 @@ def prepared(manifest: dict[str, Any]) -> str:
         ]
         for name, s in splits.items()
     ]
+    columns = ["split", "ratings", "users", "items", "with unseen ids", "share"]
+    return table(title, columns, rows)
+
+
+def prepared(manifest: dict[str, Any]) -> str:
+    """What a prepared data set holds."""
+    counts = manifest["counts"]
     title = f"{manifest['dataset']}: {counts['users']:,} users, {counts['items']:,} items"
-    lines = [table(title, ["split", "ratings", "users", "items", "with unseen ids", "share"], rows)]
+    lines = [_splits(manifest["splits"], title)]
     if manifest["rejected"]["rows"]:
         reasons = ", ".join(f"{n:,} {why}" for why, n in manifest["rejected"]["reasons"].items())
         lines.append(f"rejected: {reasons} (see rejected.parquet)")

@@ -1,0 +1,70 @@
+"""What one does with raw data: list, fetch, describe."""
+
+import click
+
+from recray import console
+from recray.cli.base import Commands, cli, shared
+from recray.console import Console
+
+
+@cli.group(cls=Commands)
+def data() -> None:
+    """Raw data: list the releases, fetch one, describe what came in."""
+
+
+@data.command("list")
+@shared()
+def data_list(ui: Console) -> None:
+    """Show the MovieLens releases that are known by name, and which are in the cache.
+
+    \b
+    Example:
+        recray data list
+    """
+    from recray.data import catalog
+
+    rows = [vars(r) | {"cached": catalog.is_cached(r.name)} for r in catalog.RELEASES.values()]
+    ui.result(
+        {"releases": rows, "licence": catalog.LICENCE}, console.releases(rows, catalog.LICENCE)
+    )
+
+
+@data.command("fetch")
+@click.argument("name")
+@shared("mirror")
+def data_fetch(ui: Console, name: str, mirror: str | None) -> None:
+    """Download the release NAME, compare its sha256, and keep it in the cache (RECRAY_CACHE).
+
+    \b
+    Example:
+        recray data fetch ml-1m
+    """
+    from recray.data import catalog
+
+    release = catalog.release(name)
+    size = f"{release.bytes / 1e6:,.1f} MB" if release.bytes else "size not known"
+    ui.say(f"{name}: {size}, {release.ratings:,} ratings; {catalog.LICENCE}")
+    path = catalog.fetch(name, mirror)
+    ui.result({"name": name, "path": str(path), "sha256": release.sha256}, str(path))
+
+
+@data.command("describe")
+@click.argument("source")
+@shared("mirror")
+def data_describe(ui: Console, source: str, mirror: str | None) -> None:
+    """Count what is in SOURCE, or in the folder of a prepared data set.
+
+    \b
+    Example:
+        recray data describe ml-100k.zip
+    """
+    from recray.data import describe
+    from recray.data.prepared import Prepared
+    from recray.data.source import recognise
+    from recray.storage import Folder
+
+    if Folder(source).published():
+        facts = describe.describe_prepared(Prepared.open(source))
+    else:
+        facts = describe.describe_source(recognise(source, mirror))
+    ui.result(facts, console.description(facts))
