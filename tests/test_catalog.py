@@ -15,7 +15,9 @@ CONTENT = b"the official archive"
 def places(tmp_path, monkeypatch):
     """A mirror folder that holds tiny.zip, and an empty cache folder."""
     digest = hashlib.sha256(CONTENT).hexdigest()
-    monkeypatch.setattr(catalog, "RELEASES", {"tiny": Release("tiny", len(CONTENT), 3, digest)})
+    monkeypatch.setattr(
+        catalog, "RELEASES", {"tiny": Release("tiny", len(CONTENT), 3, 1, 1, digest)}
+    )
     mirror, cache = tmp_path / "mirror", tmp_path / "deep" / "cache"
     mirror.mkdir()
     (mirror / "tiny.zip").write_bytes(CONTENT)
