@@ -35,7 +35,11 @@ class _MeasureBlocks:
         """Measure the blocks of one worker; JSON keeps every digit of a float."""
         evaluator = _evaluator(self.path, self.version, self.settings)
         own = range(worker, len(evaluator.blocks), self.workers)
-        return {"parts": [_pack(evaluator.measure_block(block)) for block in own]}
+        parts = [evaluator.measure_block(block) for block in own]
+        if not parts:
+            return {"tables": None}
+        joined = {name: UserTable.join(part[name] for part in parts) for name in parts[0]}
+        return {"tables": _pack(joined)}
 
 
 def _pack(tables: dict[str, UserTable]) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def evaluate(
         cluster.require(workers)
         task = _MeasureBlocks(bundle, evaluator.settings, workers)
         results = cluster.map_tasks(task, workers)
-    return evaluator.report([_unpack(part) for result in results for part in result["parts"]])
+    return evaluator.report([_unpack(r["tables"]) for r in results if r["tables"] is not None])
 
 
 # -------------------------------------------------------------------------------- all users

@@ -39,20 +39,21 @@ class UserTable:
 
     @classmethod
     def join(cls, parts: Iterable["UserTable"]) -> Self:
-        """All users of the parts, in order; parts may come in any order.
+        """All users of the parts, in order; parts may come in any order, and be joined before.
 
         Raises:
             ValueError: There are no parts.
         """
-        ordered = sorted(parts, key=lambda part: int(part.user[0]))
-        if not ordered:
+        tables = list(parts)
+        if not tables:
             raise ValueError("no parts: nobody was measured")
+        user = np.concatenate([table.user for table in tables])
+        order = np.argsort(user)
         values = {
-            name: np.concatenate([part.values[name] for part in ordered])
-            for name in ordered[0].values
+            name: np.concatenate([table.values[name] for table in tables])[order]
+            for name in tables[0].values
         }
-        shown = np.sum([part.shown for part in ordered], axis=0)
-        return cls(np.concatenate([part.user for part in ordered]), values, shown)
+        return cls(user[order], values, np.sum([table.shown for table in tables], axis=0))
 
 
 def blocks_of(targets: Ratings) -> list[NDArray[np.int64]]:

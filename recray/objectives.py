@@ -22,6 +22,8 @@ from recray.errors import RecrayError
 from recray.models.base import LinearModel, Model
 
 AllReduce = Callable[[Tensor], Tensor]
+FoldIn = Callable[[Tensor, Tensor], Tensor]
+"""From (N,) item ids and (N,) stars of one user to their (1, S) state."""
 ROW_BLOCK = 512
 
 
@@ -62,18 +64,21 @@ class Objective(ABC):
             )
 
     @abstractmethod
-    def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
-        """The user state that is best for these ratings, the items fixed.
+    def folding(self, model: Model, noise: float) -> FoldIn:
+        """Prepare to fold somebody in: everything that does not depend on their ratings.
 
         Args:
             model: A trained model.
-            item: (N,) int64 ids of rated items, each once.
-            rating: (N,) stars.
             noise: Variance of a rating around its prediction; what the bundle carries.
 
         Returns:
-            (1, S) state.
+            From (N,) int64 ids of rated items, each once, and (N,) stars to the (1, S) user state
+            that is best for them, the items fixed.
         """
+
+    def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
+        """Fold one user in; see folding, which is better for several."""
+        return self.folding(model, noise)(item, rating)
 
 
 class PairLoss(Objective):
@@ -109,15 +114,18 @@ class Mse(PairLoss):
         if getattr(model, "output", "raw") != "raw":
             raise RecrayError("objective.kind=mse needs model.output=raw; for sigmoid use bce")
 
-    def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
+    def folding(self, model: Model, noise: float) -> FoldIn:
         """Ridge regression towards the trained users' mean state."""
-        prior = FoldInPrior.of(model, noise)
-        linear = as_linear(model)
-        rows = linear.item_rows(item).detach().double()
-        left = rating.double() - linear.item_offset(item).detach().double()
-        matrix = rows.T @ rows / prior.noise + torch.diag(prior.precision)
-        right = rows.T @ left / prior.noise + prior.precision * prior.mean
-        return torch.linalg.solve(matrix, right)[None].float()
+        linear, prior = as_linear(model), FoldInPrior.of(model, noise)
+
+        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
+            rows = linear.item_rows(item).detach().double()
+            left = rating.double() - linear.item_offset(item).detach().double()
+            matrix = rows.T @ rows / prior.noise + torch.diag(prior.precision)
+            right = rows.T @ left / prior.noise + prior.precision * prior.mean
+            return torch.linalg.solve(matrix, right)[None].float()
+
+        return fold_in
 
 
 class Bce(PairLoss):
@@ -151,22 +159,25 @@ class Bce(PairLoss):
             model.linear(user, item), self._target(rating), reduction="none"
         )
 
-    def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
+    def folding(self, model: Model, noise: float) -> FoldIn:
         """Logistic regression with the trained users' spread as prior, by Newton's method."""
-        prior = FoldInPrior.of(model, noise)
-        linear = as_linear(model)
-        rows = linear.item_rows(item).detach().double()
-        offset = linear.item_offset(item).detach().double()
-        target, state = self._target(rating.double()), prior.mean.clone()
-        for _ in range(20):
-            chance = torch.sigmoid(rows @ state + offset)
-            slope = rows.T @ (chance - target) + prior.precision * (state - prior.mean)
-            curve = (rows.T * (chance * (1 - chance))) @ rows + torch.diag(prior.precision)
-            step = torch.linalg.solve(curve, slope)
-            state = state - step
-            if step.abs().max() < 1e-9:
-                break
-        return state[None].float()
+        linear, prior = as_linear(model), FoldInPrior.of(model, noise)
+
+        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
+            rows = linear.item_rows(item).detach().double()
+            offset = linear.item_offset(item).detach().double()
+            target, state = self._target(rating.double()), prior.mean.clone()
+            for _ in range(20):
+                chance = torch.sigmoid(rows @ state + offset)
+                slope = rows.T @ (chance - target) + prior.precision * (state - prior.mean)
+                curve = (rows.T * (chance * (1 - chance))) @ rows + torch.diag(prior.precision)
+                step = torch.linalg.solve(curve, slope)
+                state = state - step
+                if step.abs().max() < 1e-9:
+                    break
+            return state[None].float()
+
+        return fold_in
 
 
 class WholeData(Objective):
@@ -249,11 +260,16 @@ class WholeData(Objective):
                 system[row, :, dim + 1] = end - begin
         return system
 
-    def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
-        """The same exact solve for one row; stars are not used."""
+    def folding(self, model: Model, noise: float) -> FoldIn:
+        """The same exact solve for one row; stars are not used, nor is the noise."""
         vectors = as_linear(model).item_rows(slice(None)).detach()
-        begins = torch.tensor([0, len(item)])
-        return self.solve(vectors, begins, item, self.gram(vectors), model.items)
+        gram = self.gram(vectors)
+
+        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
+            begins = torch.tensor([0, len(item)])
+            return self.solve(vectors, begins, item, gram, model.items)
+
+        return fold_in
 
 
 def as_linear(model: Model) -> LinearModel:

@@ -3,6 +3,7 @@
 # Shape letters: U = users, I = items, K = length of a list, S = length of a user state.
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from recray.data.prepared import Ratings
 from recray.errors import RecrayError
 from recray.models.base import Model, Statistics
 from recray.models.baselines import BiasOnly
-from recray.objectives import Objective
+from recray.objectives import FoldIn, Objective
 
 SOURCES = ("model", "fold_in", "popular")
 NONE = -1
@@ -124,11 +125,24 @@ class Ranker:
     ) -> None:
         self.model = model.eval()
         self.objective, self.history, self.noise = objective, history, noise
-        statistics = statistics_of_history(
-            history, min(model.users, len(history.begins) - 1), model.items
-        )
-        self.popularity = statistics.item_count.float()
-        self.bias_only = fit_bias_only(history, model.users, model.items)
+
+    @cached_property
+    def popularity(self) -> Tensor:
+        """(items,) float32 ratings of each item by the users that training knows."""
+        users = min(self.model.users, len(self.history.begins) - 1)
+        statistics = statistics_of_history(self.history, users, self.model.items)
+        return statistics.item_count.float()
+
+    @cached_property
+    def bias_only(self) -> BiasOnly:
+        """Predicts where the model cannot: a pair with an unknown side."""
+        return fit_bias_only(self.history, self.model.users, self.model.items)
+
+    @cached_property
+    def _folding(self) -> FoldIn:
+        if self.objective is None:
+            raise ValueError("a ranker without an objective cannot fold in")
+        return self.objective.folding(self.model, self.noise)
 
     @torch.no_grad()
     def states(self, users: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int8]]:
@@ -146,15 +160,14 @@ class Ranker:
     @torch.no_grad()
     def fold_in(self, item: Tensor, rating: Tensor) -> Tensor:
         """(1, S) state of somebody with these ratings: (N,) items, each once, and (N,) stars."""
-        if self.objective is None:
-            raise ValueError("a ranker without an objective cannot fold in")
-        return self.objective.fold_in(self.model, item, rating, self.noise)
+        return self._folding(item, rating)
 
     @torch.no_grad()
     def scores(self, state: Tensor, source: NDArray[np.int8]) -> Tensor:
         """(U, I) scores; popularity where nothing is known of a user."""
         scores = self.model.score(state)
-        scores[torch.from_numpy(source == 2)] = self.popularity
+        if (source == 2).any():
+            scores[torch.from_numpy(source == 2)] = self.popularity
         return scores
 
     def rank(self, users: NDArray[np.int64], k: int, exclude_seen: bool = True) -> Ranked:
@@ -183,18 +196,20 @@ class Ranker:
             raise RecrayError(
                 "this model ranks and does not predict stars; rmse and mae need a rating model"
             )
+        stars = np.full(len(user), np.nan, np.float32)
         known_item = item < self.model.items
-        stars = self._bias_only_stars(user, item)
         warm = known_item & (user < self.model.users)
         u, i = (torch.from_numpy(ids[warm].astype(np.int64)) for ids in (user, item))
         stars[warm] = self.model(u, i).numpy()
-        folded = np.unique(user[known_item & (user >= self.model.users)])
-        for one in folded.tolist():
+        for one in np.unique(user[known_item & ~warm]).tolist():
             rows = known_item & (user == one)
             rated, rating = self.history.of_user(one)
             if len(rated) and self.objective is not None:
                 scores = self.model.score(self.fold_in(rated, rating))[0]
                 stars[rows] = scores[torch.from_numpy(item[rows].astype(np.int64))].numpy()
+        rest = np.isnan(stars)
+        if rest.any():
+            stars[rest] = self._bias_only_stars(user[rest], item[rest])
         return stars
 
     def _bias_only_stars(
