@@ -26,6 +26,7 @@ from recray.training.checkpoint import Checkpoint
 
 KIND = "bundle"
 UNVERSIONED = ("metrics.json",)
+CONFIG = ("dataset", "settings", "users", "items", "rating_range", "fold_in", "fingerprints")
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,15 @@ class Bundle:
             RecrayError: It is missing, damaged, or not a bundle.
         """
         folder = Folder(path)
-        storage.expect_kind(folder, KIND, "recray export")
-        return cls.read(folder, folder.verify())
+        return cls.read(folder, check_bundle(folder))
 
     @classmethod
     def read(cls, folder: Folder, manifest: dict[str, Any]) -> Self:
         """Read a folder whose files are known to be whole."""
         config = folder.read_json("config.json")
+        lacking = [name for name in CONFIG if name not in config]
+        if lacking:
+            raise RecrayError(f"{folder}/config.json lacks {', '.join(lacking)}")
         settings = build_settings(config["settings"])
         model = build_model(settings, config["users"], config["items"])
         try:
@@ -113,6 +116,21 @@ class Bundle:
             Ratings.of(folder.read_table("history.parquet")),
             Ratings.of(folder.read_table("holdout.parquet")),
         )
+
+
+def check_bundle(folder: Folder) -> dict[str, Any]:
+    """Compare every file with the manifest, and the version with the content.
+
+    Raises:
+        RecrayError: It is missing, damaged, not a bundle, or bears another's version.
+    """
+    storage.expect_kind(folder, KIND, "recray export")
+    manifest = folder.verify()
+    if manifest.get("version") != _version(folder):
+        raise RecrayError(
+            f"{folder} says version {manifest.get('version')!r}, its content is {_version(folder)}"
+        )
+    return manifest
 
 
 def write_bundle(
@@ -201,6 +219,6 @@ def _version(folder: Folder) -> str:
     """Twelve hex digits from everything that answers depend on."""
     digest = hashlib.sha256()
     for name in folder.files():
-        if name not in UNVERSIONED:
+        if name not in UNVERSIONED and name != storage.MANIFEST:
             digest.update(name.encode() + hashlib.sha256(folder.read_bytes(name)).digest())
     return digest.hexdigest()[:12]

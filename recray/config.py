@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recray.errors import RecrayError, unknown_name
 
@@ -117,6 +117,11 @@ class EvaluateSettings(Group):
     relevant_from: float | None = None
     """A held-out rating counts as relevant from this many stars; null: every one does."""
 
+    @field_validator("k", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
+
 
 class Settings(Group):
     """All settings of one recipe."""
@@ -164,17 +169,19 @@ def preset_names() -> list[str]:
 
 
 def load_settings(
-    preset: str = "ranking", config: str | None = None, overrides: Iterable[str] = ()
+    preset: str | None = None, config: str | None = None, overrides: Iterable[str] = ()
 ) -> Settings:
     """Resolve settings: preset, then a YAML file, then `key=value` overrides.
 
-    A `preset:` in the file names the recipe that it starts from.
+    A `preset:` in the file names the recipe that it starts from, unless one is given; the default
+    is `ranking`.
 
     Raises:
         RecrayError: The preset or a key is unknown, or a value is not allowed.
     """
     given = _read_yaml(config) if config is not None else {}
-    preset = str(given.pop("preset", preset))
+    named = given.pop("preset", "ranking")
+    preset = str(named) if preset is None else preset
     if preset not in preset_names():
         raise unknown_name("preset", preset, preset_names())
     text = (resources.files("recray") / "presets" / f"{preset}.yaml").read_text()

@@ -30,7 +30,8 @@ class Console:
 
     def epoch(self, entry: dict[str, Any]) -> None:
         """Tell of one finished epoch: a bar on a terminal, a line elsewhere."""
-        shown = {k: v for k, v in entry.items() if k in ("loss", "rmse", "ndcg@10")}
+        ndcg = next((name for name in entry if name.startswith("ndcg@")), "")
+        shown = {k: v for k, v in entry.items() if k in ("loss", "rmse", ndcg)}
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         if not sys.stderr.isatty():
             self.say(f"epoch {entry['epoch']:>3}  {numbers}  {entry['seconds']:.2f} s")

@@ -9,7 +9,7 @@ from typing import Any
 
 from recray import batch, cluster, evaluation
 from recray.bundle import KIND, Bundle, write_bundle
-from recray.config import EvaluateSettings, Settings, build_settings
+from recray.config import Settings, build_settings
 from recray.data import ingest
 from recray.data.prepared import Prepared
 from recray.data.source import Source
@@ -47,7 +47,7 @@ def export(run_path: str, out: str, replace: bool = False) -> Bundle:
 
 def evaluate(
     bundle_path: str,
-    settings: EvaluateSettings | None = None,
+    changes: dict[str, Any] | None = None,
     prepared_path: str | None = None,
     workers: int = 1,
     address: str = cluster.LOCAL,
@@ -56,7 +56,7 @@ def evaluate(
 
     Args:
         bundle_path: The bundle.
-        settings: Cut-offs and relevance; the bundle's own by default.
+        changes: Evaluate settings that differ from the bundle's own.
         prepared_path: If given, must be the very data set the bundle was trained on.
         workers: Ray Data tasks; the digits do not depend on them.
         address: Ray cluster.
@@ -72,7 +72,9 @@ def evaluate(
                 f"{prepared.folder} ({prepared.manifest['dataset']}) is not what {bundle_path} was "
                 f"trained on ({bundle.config['dataset']}), or it has changed since"
             )
-    return batch.evaluate(bundle, settings, workers, address)
+    values = bundle.settings.plain()
+    values["evaluate"] |= changes or {}
+    return batch.evaluate(bundle, build_settings(values).evaluate, workers, address)
 
 
 @dataclass
@@ -124,6 +126,7 @@ class Stages:
                 facts = RunFolder(folder.path).facts()
                 same = facts["settings"] == wanted.plain()
                 if not same or facts["fingerprint"] != prepared.fingerprint:
+                    trainer.check(wanted, prepared, self.workers, self.address)
                     folder.delete()
             words = "is there and matches" if folder.published() else f"{self.settings.preset}"
             self.say(f"train: {folder} {words}")

@@ -118,13 +118,26 @@ class Ranker:
         objective: Folds in; None for baselines, which rank the unknown by popularity.
         history: What users have rated; those from model.users on were not in training.
         noise: Variance of a rating around its prediction, for folding in.
+        bias_only: Predicts where the model cannot; fitted on the history by default. A worker that
+            holds a part of the history gives the one of the whole.
+        popularity: (items,) how often each item was rated; from the history by default.
     """
 
     def __init__(
-        self, model: Model, objective: Objective | None, history: History, noise: float = 1.0
+        self,
+        model: Model,
+        objective: Objective | None,
+        history: History,
+        noise: float = 1.0,
+        bias_only: BiasOnly | None = None,
+        popularity: Tensor | None = None,
     ) -> None:
         self.model = model.eval()
         self.objective, self.history, self.noise = objective, history, noise
+        if bias_only is not None:
+            self.bias_only = bias_only
+        if popularity is not None:
+            self.popularity = popularity
 
     @cached_property
     def popularity(self) -> Tensor:

@@ -8,14 +8,16 @@ import json
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from recray.bundle import KIND, Bundle
+from recray.bundle import KIND, Bundle, check_bundle
+from recray.config import EvaluateSettings
 from recray.data.prepared import Ratings
 from recray.errors import RecrayError, unknown_name
 from recray.measuring import UserTable, blocks_of, measure
 from recray.ranking import History, Ranker
 from recray.significance import Comparison, compare
-from recray.storage import Folder, expect_kind, publish
+from recray.storage import Folder, publish
 
 VERSIONS, CURRENT = "versions", "current.json"
 
@@ -37,8 +39,7 @@ class Registry:
             RecrayError: It is no bundle, or damaged.
         """
         source = Folder(bundle_path)
-        expect_kind(source, KIND, "recray export")
-        manifest = source.verify()
+        manifest = check_bundle(source)
         version: str = manifest["version"]
         target = self._version(version)
         if not target.published():
@@ -105,7 +106,7 @@ class Registry:
             raise unknown_name("version", version, known or ["none yet"])
         pointer = self._pointer()
         live = pointer["version"]
-        words = "first version"
+        words = "first version" if live is None else "is current already"
         if live not in (None, version) and not force:
             words = gate(Bundle.open(self._version(version).path), Bundle.open(self.current().path))
         elif force:
@@ -146,6 +147,14 @@ def gate(candidate: Bundle, live: Bundle) -> str:
     Raises:
         RecrayError: The candidate is worse by the paired interval, or was trained on hold-out rows.
     """
+    datasets = candidate.config["dataset"], live.config["dataset"]
+    if datasets[0] != datasets[1]:
+        raise RecrayError(
+            f"{candidate.version} comes from {datasets[0]}, the live version from {datasets[1]}: "
+            "they cannot be compared; use --force to promote it"
+        )
+    if not len(live.holdout):
+        raise RecrayError("the live version has no hold-out to compare on; use --force to promote")
     targets = _in_ids_of(candidate, live, live.holdout)
     leaked = _pairs(candidate.history, candidate) & _pairs(live.holdout, live)
     if leaked:
@@ -189,13 +198,15 @@ def _compare(candidate: Bundle, live: Bundle, targets: Ratings, metric: str) -> 
     """Both bundles on the same people's held-out ratings, lined up by raw user id."""
     # Lines of `targets` and of live.holdout are the same ratings in the same order.
     raw = live.user_ids.raw[live.holdout.user]
-    first = _table(candidate, targets, raw)
-    second = _table(live, live.holdout, raw)
+    settings = live.settings.evaluate.model_copy(update={"k": (10,)})
+    first = _table(candidate, targets, raw, settings)
+    second = _table(live, live.holdout, raw, settings)
     return compare(first, second, metric)
 
 
-def _table(bundle: Bundle, targets: Ratings, raw_user: np.ndarray) -> UserTable:
-    settings = bundle.settings.evaluate.model_copy(update={"k": (10,)})
+def _table(
+    bundle: Bundle, targets: Ratings, raw_user: NDArray[np.int64], settings: EvaluateSettings
+) -> UserTable:
     order = np.argsort(targets.user, kind="stable")
     ordered = Ratings(
         *(getattr(targets, n)[order] for n in ("user", "item", "rating", "timestamp"))

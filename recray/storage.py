@@ -46,6 +46,12 @@ def open_input(path: str) -> pa.NativeFile:
         raise RecrayError(f"cannot read {path}: {error}") from error
 
 
+def modified(path: str) -> int:
+    """When a file was last written, in nanoseconds; 0 where the store does not say."""
+    filesystem, inner = pafs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+    return filesystem.get_file_info(inner).mtime_ns or 0
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder by its path or URI; cheap to make and to pickle.
@@ -84,7 +90,10 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or the file of that name in it, is there."""
         filesystem, path = self._open(name)
-        return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+        try:
+            return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+        except OSError as error:
+            raise RecrayError(f"cannot look for {path}: {error}") from error
 
     def published(self) -> bool:
         """Whether the folder was finished: its manifest is there."""
@@ -161,7 +170,7 @@ class Folder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write the value as indented JSON."""
-        self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+        self.replace_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write the table as parquet; equal tables give equal bytes."""
@@ -175,9 +184,12 @@ class Folder:
             self.write_bytes(name, content)
             return
         temporary = f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{name}"
-        self.write_bytes(temporary, content)
-        with storage_errors(self.path):
-            os.replace(Path(self.path) / temporary, Path(self.path) / name)
+        try:
+            self.write_bytes(temporary, content)
+            with storage_errors(self.path):
+                os.replace(Path(self.path) / temporary, Path(self.path) / name)
+        finally:
+            (Path(self.path) / temporary).unlink(missing_ok=True)
 
     def delete(self, name: str = "") -> None:
         """Remove the folder, or the folder of that name inside it; missing is fine."""
@@ -209,7 +221,7 @@ class Folder:
             RecrayError: A file is missing, or its bytes are not those of the manifest.
         """
         manifest = self.manifest()
-        for entry in manifest["files"]:
+        for entry in _entries(manifest, self.path):
             if not self.exists(entry["name"]):
                 raise RecrayError(f"{self.path} lacks {entry['name']}, which its manifest lists")
             found = hashlib.sha256(self.read_bytes(entry["name"])).hexdigest()
@@ -224,11 +236,28 @@ class Folder:
         """List every file of the folder with its bytes and sha256; written last."""
         entries = []
         for name in self.files():
-            if name not in (MANIFEST, UNFINISHED):
+            if name != MANIFEST and not name.startswith(UNFINISHED):
                 content = self.read_bytes(name)
                 digest = hashlib.sha256(content).hexdigest()
                 entries.append({"name": name, "bytes": len(content), "sha256": digest})
         self.write_json(MANIFEST, {"kind": kind, **facts, "files": entries})
+
+
+def _entries(manifest: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """The files that a manifest lists, each inside its folder.
+
+    Raises:
+        RecrayError: The manifest is none of ours, or names a file elsewhere.
+    """
+    try:
+        entries = [{"name": str(e["name"]), "sha256": str(e["sha256"])} for e in manifest["files"]]
+    except (KeyError, TypeError) as error:
+        raise RecrayError(f"{path}/{MANIFEST} is damaged: it lists no files") from error
+    for entry in entries:
+        parts = entry["name"].split("/")
+        if not all(parts) or {".", ".."} & set(parts) or "\\" in entry["name"]:
+            raise RecrayError(f"{path}/{MANIFEST} names a file outside: {entry['name']!r}")
+    return entries
 
 
 def expect_kind(folder: Folder, kind: str, made_by: str) -> dict[str, Any]:
@@ -315,7 +344,12 @@ def _swap(staging: Path, path: Path) -> None:
     old = path.with_name(f"{UNFINISHED}{path.name}-old-{uuid.uuid4().hex[:8]}")
     if path.exists():
         os.rename(path, old)
-    os.rename(staging, path)
+    try:
+        os.rename(staging, path)
+    except OSError:
+        if old.exists():
+            os.rename(old, path)
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -68,7 +68,7 @@ def prepared(tmp_path) -> Prepared:
             "splits": splits,
             "ratings": {"range": [1.0, 5.0], "levels": []},
             "settings": {"data": {}, "split": {"kind": "random"}},
-            "fingerprints": {"train": "a" * 64, "valid": "b" * 64, "test": "c" * 64},
+            "fingerprints": {name: name * 8 for name in ("train", "valid", "test", "ids", "items")},
         }
         folder.write_manifest(KIND, facts)
     return Prepared.open(str(tmp_path / "prepared"))

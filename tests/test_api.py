@@ -74,6 +74,7 @@ def test_somebody_new_is_folded_in_and_nobody_is_popular(client):
         {"ratings": [{"item": 10**30, "rating": 5}]},
         {"ratings": [{"item": int(raw(1)), "rating": 5}] * 1001},
         {"ratings": "all"},
+        {"ratings": [{"item": True, "rating": 5}]},
         {"k": 0},
         {"wish": 1},
         [],
@@ -168,7 +169,9 @@ def test_a_service_that_leaves_out_the_best_item_is_found(serve, recommender, ma
     assert result["ndcg"]["online"] < result["ndcg"]["offline"]
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:8000", "http://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "127.0.0.1:8000", "http://127.0.0.1:1", "http://127.0.0.1:99999"]
+)
 def test_no_service_is_one_line(recommender, url):
     with pytest.raises(RecrayError, match=url):
         verify(url, recommender)

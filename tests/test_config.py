@@ -130,3 +130,14 @@ def test_the_metric_follows_from_what_training_aims_at():
 def test_a_seed_beyond_64_bits_is_refused_as_a_setting():
     with pytest.raises(RecrayError, match="less than"):
         load_settings("dot-mse", None, ["split.seed=99999999999999999999"])
+
+
+def test_a_preset_that_is_given_wins_over_the_files(config):
+    path = config("preset: dot-mse\ntrain: {epochs: 3}\n")
+    assert load_settings(None, path).preset == "dot-mse"
+    assert load_settings("ranking", path).preset == "ranking"
+    assert load_settings().preset == "ranking"
+
+
+def test_one_cut_off_need_not_be_a_list():
+    assert load_settings("ranking", None, ["evaluate.k=20"]).evaluate.k == (20,)

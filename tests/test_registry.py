@@ -83,3 +83,42 @@ def test_a_damaged_bundle_is_not_added(registry, make_bundle):
         stream.write(b"x")
     with pytest.raises(RecrayError, match=r"items\.parquet"):
         registry.add(bundle.folder.path)
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "/etc/x", "a/../../b", "a//b", "..\\x"])
+def test_a_manifest_that_names_files_elsewhere_is_refused(registry, make_bundle, name):
+    bundle = make_bundle()
+    manifest = bundle.folder.manifest()
+    manifest["files"][0]["name"] = name
+    bundle.folder.write_json("manifest.json", manifest)
+    with pytest.raises(RecrayError, match="names a file outside"):
+        registry.add(bundle.folder.path)
+    assert not registry.folder.exists()
+
+
+@pytest.mark.parametrize("version", ["../../escaped", "aaaaaaaaaaaa", None])
+def test_a_version_that_is_not_the_contents_is_refused(registry, make_bundle, version):
+    bundle = make_bundle()
+    bundle.folder.write_json("manifest.json", bundle.folder.manifest() | {"version": version})
+    with pytest.raises(RecrayError, match="its content is"):
+        registry.add(bundle.folder.path)
+    assert not registry.folder.exists()
+
+
+def test_both_versions_are_measured_with_the_live_ones_settings(make_bundle):
+    import dataclasses
+
+    live, same = make_bundle("live"), make_bundle("same")
+    strict = same.settings.model_copy(
+        update={"evaluate": same.settings.evaluate.model_copy(update={"relevant_from": 4.5})}
+    )
+    assert "+0.0000" in gate(dataclasses.replace(same, settings=strict), live)
+
+
+def test_bundles_of_different_data_are_not_compared(make_bundle):
+    import dataclasses
+
+    live, other = make_bundle("live"), make_bundle("other")
+    other = dataclasses.replace(other, config=other.config | {"dataset": "elsewhere"})
+    with pytest.raises(RecrayError, match="cannot be compared"):
+        gate(other, live)

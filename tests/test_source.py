@@ -276,3 +276,26 @@ def test_a_title_above_the_field_limit_of_csv_is_one_line(tmp_path):
     (tmp_path / "movies.csv").write_bytes(b"movieId,title,genres\n" + title)
     with pytest.raises(RecrayError):
         recognise(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content", [b"1\t20\t3\t400\n5\t6\t4.5\t0\n", b"1::20::3::400\n5::6::4.5::0\n"]
+)
+def test_a_release_layout_is_recognised_under_any_name(tmp_path, content):
+    (tmp_path / "mine.txt").write_bytes(content)
+    assert read(recognise(str(tmp_path / "mine.txt")))[0] == RATINGS
+
+
+@pytest.mark.parametrize(("magic", "word"), [(b"PAR1\x00", "parquet"), (b"\x1f\x8b\x08", "gzip")])
+def test_a_file_of_another_kind_is_named(tmp_path, magic, word):
+    (tmp_path / "ratings").write_bytes(magic)
+    with pytest.raises(RecrayError, match=f"is a {word} file"):
+        recognise(str(tmp_path / "ratings"))
+
+
+def test_the_identity_changes_with_the_films(tmp_path):
+    for name, content in RELEASES["csv"].items():
+        (tmp_path / name).write_bytes(content)
+    before = recognise(str(tmp_path)).identity
+    (tmp_path / "movies.csv").write_bytes(MOVIES_CSV.replace(b"1995", b"1996"))
+    assert recognise(str(tmp_path)).identity != before

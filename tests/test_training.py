@@ -298,3 +298,17 @@ def test_alternating_epochs_lower_the_whole_loss(tmp_path):
     epochs = epochs_of(run.model, run.objective, run.shard, run.settings, Workers())
     losses = [epochs.run(epoch)[0] for epoch in range(4)]
     assert losses == sorted(losses, reverse=True)
+
+
+def test_the_best_epoch_of_the_checkpoint_before_is_still_there(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    for epoch, best in ((1, 1), (2, 1), (3, 1), (4, 4)):
+        saved(folder, epoch, best)
+    (tmp_path / "checkpoints" / "epoch-00004" / "weights.safetensors").write_bytes(b"")
+    assert folder.best().progress.epoch == 1
+
+
+def test_a_run_file_cut_by_a_kill_is_never_seen(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    folder.claim(facts())
+    assert [f.name for f in tmp_path.iterdir()] == ["run.json"]

@@ -33,9 +33,7 @@ class Commands(click.Group):
 def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options that several commands have: --json always, the others by name."""
     options = {
-        "preset": click.option(
-            "--preset", default="ranking", show_default=True, help="Recipe to start from."
-        ),
+        "preset": click.option("--preset", help="Recipe to start from.  [default: ranking]"),
         "config": click.option("--config", metavar="FILE", help="YAML with settings by group."),
         "set": click.option(
             "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting."

@@ -5,7 +5,6 @@ import click
 from recray import console
 from recray.cli.base import cli, shared
 from recray.cli.up import wait_for_stop
-from recray.config import EvaluateSettings
 from recray.console import Console
 from recray.errors import CheckFailed, RecrayError
 
@@ -36,10 +35,9 @@ def evaluate(
     from recray import pipeline
     from recray.registry import resolve_bundle
 
-    settings = None
-    if k or relevant_from is not None:
-        settings = EvaluateSettings(k=k or (10,), relevant_from=relevant_from)
-    report = pipeline.evaluate(resolve_bundle(bundle), settings, prepared, workers, address)
+    given = {"k": list(k) or None, "relevant_from": relevant_from}
+    changes = {name: value for name, value in given.items() if value is not None}
+    report = pipeline.evaluate(resolve_bundle(bundle), changes, prepared, workers, address)
     ui.result(report, console.evaluation(report))
 
 

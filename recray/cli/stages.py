@@ -6,6 +6,18 @@ from recray import console
 from recray.cli.base import cli, shared
 from recray.config import load_settings, preset_names
 from recray.console import Console
+from recray.errors import RecrayError
+
+
+def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: str) -> None:
+    """Refuse settings that another command takes, which would be ignored here.
+
+    Raises:
+        RecrayError: One of them is given.
+    """
+    for text in overrides:
+        if text.split(".")[0].strip() in groups:
+            raise RecrayError(f"--set {text}: this is decided by `{command}`; give it there")
 
 
 @cli.command()
@@ -16,7 +28,7 @@ def prepare(
     ui: Console,
     source: str,
     out: str,
-    preset: str,
+    preset: str | None,
     config: str | None,
     overrides: tuple[str, ...],
     mirror: str | None,
@@ -28,6 +40,7 @@ def prepare(
     Example:
         recray prepare ml-1m.zip --out prepared/ml-1m --set split.kind=leave-one-out
     """
+    refuse_groups(overrides, ("model", "objective", "train", "evaluate"), "recray train")
     settings = load_settings(preset, config, overrides)
     from recray.data import ingest
     from recray.data.source import recognise
@@ -47,7 +60,7 @@ def train(
     prepared: str,
     out: str,
     resume: bool,
-    preset: str,
+    preset: str | None,
     config: str | None,
     overrides: tuple[str, ...],
     workers: int,
@@ -59,6 +72,7 @@ def train(
     Example:
         recray train prepared/ml-1m --out runs/mse --preset dot-mse --workers 2
     """
+    refuse_groups(overrides, ("data", "split"), "recray prepare")
     settings = load_settings(preset, config, overrides)
     from recray.training import trainer  # Ray: loaded only by the commands that use it
 

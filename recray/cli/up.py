@@ -27,7 +27,7 @@ def up(
     source: str,
     out: str | None,
     once: bool,
-    preset: str,
+    preset: str | None,
     config: str | None,
     overrides: tuple[str, ...],
     workers: int,

@@ -49,7 +49,7 @@ def item_rules(given: Source, settings: DataSettings) -> ItemRules:
         RecrayError: They need titles and years, and the source has none.
     """
     movies = given.movies
-    if (settings.min_year or settings.merge_titles) and not len(movies):
+    if (settings.min_year is not None or settings.merge_titles) and not len(movies):
         raise RecrayError(
             f"{given.name} has no films' titles, so min_year and merge_titles cannot work"
         )

@@ -5,6 +5,7 @@ archive has the binding text. Sizes and checksums are those of the official arch
 """
 
 import hashlib
+import http.client
 import os
 import shutil
 import urllib.error
@@ -12,6 +13,7 @@ import urllib.request
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from recray.errors import RecrayError, unknown_name
 from recray.storage import UNFINISHED, storage_errors
@@ -163,7 +165,7 @@ def fetch(name: str, mirror: str | None = None, cache: Path | None = None) -> Pa
 
 
 def _copy(address: str, target: Path, release: Release) -> None:
-    limit = (release.bytes or 10_000_000) + 1
+    limit = release.bytes or 10_000_000
     if "://" not in address:
         if not Path(address).is_file():
             raise RecrayError(f"no such file: {address}")
@@ -174,20 +176,26 @@ def _copy(address: str, target: Path, release: Release) -> None:
         raise RecrayError(f"--mirror {address}: give a folder or an https:// address")
     try:
         with urllib.request.urlopen(address, timeout=60) as reply:
-            size = 0
-            with storage_errors(str(target)), open(target, "wb") as out:
-                while block := reply.read(1 << 20):
-                    size += len(block)
-                    if size > limit:
-                        raise RecrayError(
-                            f"{address} sends more than the official {limit - 1} bytes"
-                        )
-                    out.write(block)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            _save(reply, target, limit)
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         raise RecrayError(
             f"cannot download {address}: {reason}; give --mirror, or the path of an archive"
         ) from error
+
+
+def _save(reply: BinaryIO, target: Path, limit: int) -> None:
+    """Write what comes; an OSError of the disk is told apart from one of the network."""
+    with storage_errors(str(target)):
+        out = open(target, "wb")  # noqa: SIM115 - only opening and writing are the disk's
+    with out:
+        size = 0
+        while block := reply.read(1 << 20):
+            size += len(block)
+            if size > limit:
+                raise RecrayError(f"{target.name}: more than the official {limit:,} bytes come")
+            with storage_errors(str(target)):
+                out.write(block)
 
 
 def _sha256(path: Path) -> str:

@@ -72,7 +72,7 @@ def prepare(
         facts = _facts(given, settings, scanned)
         facts |= {"buckets": buckets, "core_rounds": rounds}
         facts |= _counts(encoded, gathered, users, items)
-        folder.write_manifest(KIND, facts | _fingerprints(folder))
+        folder.write_manifest(KIND, facts | _fingerprints(folder, users.ids, items.ids))
     return Prepared.open(out)
 
 
@@ -232,9 +232,15 @@ def _counts(
     }
 
 
-def _fingerprints(folder: Folder) -> dict[str, Any]:
-    """Hashes per split, so that what training saw can be proven not to depend on test."""
-    prints = {}
+def _fingerprints(folder: Folder, users: IdMap, items: IdMap) -> dict[str, Any]:
+    """Hashes per split, so that what training saw can be proven not to depend on test; of the ids
+    of the training split; and of what is said of the items.
+    """
+    known = users.raw[: users.known].tobytes() + items.raw[: items.known].tobytes()
+    prints = {
+        "ids": hashlib.sha256(known).hexdigest(),
+        "items": hashlib.sha256(folder.read_bytes("items.parquet")).hexdigest(),
+    }
     for name in schema.SPLITS:
         digest = hashlib.sha256()
         for file in folder.files():

@@ -111,7 +111,7 @@ class Prepared:
     def fingerprint(self) -> str:
         """Hash of everything that training may see: the splits train and valid, and the ids."""
         prints = self.manifest["fingerprints"]
-        return f"{prints['train'][:16]}-{prints['valid'][:16]}"
+        return "-".join(prints[name][:16] for name in ("train", "valid", "ids"))
 
     @cached_property
     def user_ids(self) -> IdMap:

@@ -51,7 +51,9 @@ def drop_duplicates(
         mean: Average the ratings and keep the latest time; otherwise the latest row stays, and
             of several at that time the last in the file.
     """
-    rows = Rows(user, item, rating, timestamp).at(np.lexsort((timestamp, item, user)))
+    # A mean must not depend on the order of the file; the last of several must.
+    keys = (rating, timestamp, item, user) if mean else (timestamp, item, user)
+    rows = Rows(user, item, rating, timestamp).at(np.lexsort(keys))
     if not len(rows.user):
         return rows
     changes = (rows.user[1:] != rows.user[:-1]) | (rows.item[1:] != rows.item[:-1])

@@ -4,7 +4,9 @@ import csv
 import hashlib
 import io
 import itertools
+import lzma
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from recray import schema
 from recray.data import catalog, films, parse, sample
 from recray.data.parse import RatingsFormat
 from recray.errors import RecrayError, unknown_name
-from recray.storage import is_uri, open_input
+from recray.storage import is_uri, modified, open_input
 
 PIECE_BYTES = 64 << 20
 CHUNK_BYTES = 16 << 20
@@ -102,7 +104,16 @@ _MOVIES: dict[str, tuple[str, Callable[[bytes], pa.Table]]] = {
 def _layout(file: str, first_line: Callable[[], bytes]) -> RatingsFormat:
     known = {"u.data": parse.ML_100K, "ratings.dat": parse.ML_1M}
     base = file.rsplit("/", 1)[-1]
-    return known[base] if base in known else parse.format_of_header(first_line(), file)
+    if base in known:
+        return known[base]
+    line = first_line()
+    if line.startswith((b"PAR1", b"\x1f\x8b")):
+        kind = "parquet" if line.startswith(b"PAR1") else "gzip"
+        raise RecrayError(f"{file} is a {kind} file; give it as csv, or in a zip archive")
+    for layout in known.values():
+        if re.match(rb"\d+" + (layout.delimiter.encode() + rb"[\d.]+") * 3 + rb"\s*$", line):
+            return layout
+    return parse.format_of_header(line, file)
 
 
 def _movies_of(file: str, read: Callable[[str], bytes | None]) -> pa.Table:
@@ -114,7 +125,7 @@ def _movies_of(file: str, read: Callable[[str], bytes | None]) -> pa.Table:
         if content is not None:
             try:
                 return parser(content)
-            except (ValueError, IndexError, csv.Error) as error:
+            except (ValueError, IndexError, TypeError, OverflowError, csv.Error) as error:
                 raise RecrayError(f"{name} beside {file} cannot be read: {error}") from error
     return schema.MOVIES.empty_table()
 
@@ -167,8 +178,6 @@ def _plain(path: str, name: str) -> Source:
         raise RecrayError(f"{path} is empty: it has no ratings")
     edges = [*range(begin, size, PIECE_BYTES), size]
     pieces = tuple(Piece(path, path, "", a, b) for a, b in itertools.pairwise(edges))
-    local = "" if is_uri(path) else str(os.stat(path).st_mtime_ns)
-    identity = hashlib.sha256(f"{path} {size} {local}".encode()).hexdigest()
 
     def read(other: str) -> bytes | None:
         if not is_uri(other) and not os.path.exists(other):
@@ -176,10 +185,18 @@ def _plain(path: str, name: str) -> Source:
         with closing(open_input(other)) as stream:
             return bytes(stream.read())
 
-    return Source(name, layout, pieces, _movies_of(path, read), identity)
+    listed = _movies_of(path, read)
+    told = pa.BufferOutputStream()
+    with pa.ipc.new_stream(told, listed.schema) as writer:
+        writer.write_table(listed)
+    facts = f"{path} {size} {modified(path)}".encode() + told.getvalue().to_pybytes()
+    return Source(name, layout, pieces, listed, hashlib.sha256(facts).hexdigest())
 
 
 # ------------------------------------------------------------------------------------ reading
+
+
+_DAMAGED = (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, zlib.error, lzma.LZMAError)
 
 
 class _reading:
@@ -192,7 +209,7 @@ class _reading:
         """Nothing to prepare."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError)):
+        if isinstance(error, _DAMAGED):
             raise RecrayError(f"{self.path} is a damaged zip archive: {error}") from error
         if isinstance(error, RuntimeError) and "encrypted" in str(error):
             raise RecrayError(f"{self.path} is encrypted; give an open archive") from error

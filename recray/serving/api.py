@@ -26,7 +26,7 @@ class Rating(BaseModel):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"item": 1, "rating": 5}}
     )
-    item: Annotated[int, Field(ge=0, lt=ID_LIMIT, description="Raw item id.")]
+    item: Annotated[int, Field(strict=True, ge=0, lt=ID_LIMIT, description="Raw item id.")]
     rating: Annotated[float, Field(allow_inf_nan=False, description="Stars, on the data's scale.")]
 
 

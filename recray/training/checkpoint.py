@@ -117,10 +117,13 @@ class RunFolder:
             folder.write_json("state.json", asdict(progress))
             folder.write_manifest("checkpoint", {"epoch": progress.epoch})
         self.folder.replace_bytes("epochs.json", json.dumps(progress.history, indent=1).encode())
-        keep = {_name(e) for e in (progress.best_epoch, progress.epoch, progress.epoch - 1)}
         parent = self.folder.child(CHECKPOINTS)
+        keep = {progress.best_epoch, progress.epoch, progress.epoch - 1}
+        before = parent.child(_name(progress.epoch - 1))
+        if before.exists("state.json"):  # what it calls the best must be there if it is needed
+            keep.add(before.read_json("state.json")["best_epoch"])
         for name in parent.folders():
-            if name.startswith("epoch-") and name not in keep:
+            if name.startswith("epoch-") and name not in map(_name, keep):
                 parent.delete(name)
 
     def latest(self) -> Checkpoint | None:

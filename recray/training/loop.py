@@ -20,7 +20,7 @@ Validate = Callable[[Model], dict[str, tuple[float, float]]]
 """From the model to (sum, count) of each metric over this worker's users."""
 Report = Callable[[dict[str, float]], None]
 
-LOWER_IS_BETTER = ("rmse", "mae", "loss")
+LOWER_IS_BETTER = ("rmse", "mae")
 
 
 def statistics_of(shard: Shard, users: int, items: int, workers: Workers) -> Statistics:

@@ -17,12 +17,13 @@ from recray.data.prepared import Prepared, Ratings, refuse_equal_ratings
 from recray.errors import RecrayError
 from recray.measuring import UserTable, blocks_of, check_metric, measure, metric_names, sums_of
 from recray.models import build_model
-from recray.models.base import Model
+from recray.models.base import Model, Statistics
+from recray.models.baselines import BiasOnly
 from recray.objectives import Objective, build_objective
 from recray.ranking import History, Ranker
 from recray.storage import Folder
 from recray.training.checkpoint import Progress, RunFolder
-from recray.training.loop import TrainingRun, Validate
+from recray.training.loop import TrainingRun, Validate, statistics_of
 from recray.training.steps import Shard
 from recray.training.sync import Workers
 
@@ -57,11 +58,11 @@ def run(
     """
     prepared = Prepared.open(prepared_path, verify=True)
     settings = _with_data_settings(settings, prepared)
-    _check(settings, prepared, workers, address)
+    check(settings, prepared, workers, address)
     folder = RunFolder(out)
     facts = _facts(settings, prepared, workers)
     folder.check(facts, resume)
-    if folder.finished:
+    if folder.finished and _at_its_end(folder, settings):
         return _summary(folder, already=True)
     config = {
         "settings": settings.plain(),
@@ -81,7 +82,12 @@ def _with_data_settings(settings: Settings, prepared: Prepared) -> Settings:
     return build_settings(settings.plain() | prepared.manifest["settings"])
 
 
-def _check(settings: Settings, prepared: Prepared, workers: int, address: str) -> None:
+def check(settings: Settings, prepared: Prepared, workers: int, address: str) -> None:
+    """Refuse what cannot be trained, before anything starts or is written.
+
+    Raises:
+        RecrayError: Too many workers, or settings that do not fit each other or the data.
+    """
     if workers > prepared.buckets:
         raise RecrayError(
             f"--workers {workers}: the data set has {prepared.buckets} parts, "
@@ -97,6 +103,12 @@ def _check(settings: Settings, prepared: Prepared, workers: int, address: str) -
             f"of {prepared.items} items"
         )
     low, high = prepared.rating_range
+    bar = settings.evaluate.relevant_from
+    if bar is not None and bar > high:
+        raise RecrayError(
+            f"evaluate.relevant_from={bar:g}: no rating is above {high:g}, "
+            "nothing would be relevant"
+        )
     objective = build_objective(settings, low, high)
     objective.check(build_model(settings, 1, 1))
     check_metric(settings.metric, settings.evaluate, stars=not settings.ranks)
@@ -110,6 +122,14 @@ def _facts(settings: Settings, prepared: Prepared, workers: int) -> dict[str, An
         "settings": settings.plain(),
         "workers": workers,
     }
+
+
+def _at_its_end(folder: RunFolder, settings: Settings) -> bool:
+    """Whether the newest checkpoint that can be read is the run's last."""
+    newest = folder.latest()
+    if newest is None:
+        return False
+    return newest.progress.stopped or newest.progress.epoch >= settings.train.epochs
 
 
 def _summary(folder: RunFolder, already: bool = False) -> dict[str, Any]:
@@ -208,24 +228,40 @@ def build_run(
         torch.from_numpy(train.rating.copy()),
         owned,
     )
-    has_valid = prepared.manifest["splits"]["valid"]["rows"] > 0
-    validate = _validation(settings, prepared, train, valid, objective) if has_valid else None
+    validate = None
+    if prepared.manifest["splits"]["valid"]["rows"]:
+        whole = statistics_of(shard, prepared.users, prepared.items, workers)
+        validate = _validation(settings, prepared, train, valid, objective, whole)
     return TrainingRun(
         settings, model, objective, shard, RunFolder(run_folder), workers, validate, report
     )
 
 
 def _validation(
-    settings: Settings, prepared: Prepared, train: Ratings, valid: Ratings, objective: Objective
+    settings: Settings,
+    prepared: Prepared,
+    train: Ratings,
+    valid: Ratings,
+    objective: Objective,
+    whole: Statistics,
 ) -> Validate:
-    """Ranks this worker's validation users among all items they have not trained on."""
+    """Ranks this worker's validation users among all items they have not trained on.
+
+    What stands in for the unknown (popularity, biases) comes from the statistics of all workers,
+    so that the summed metrics do not depend on how many there are.
+    """
     total = max(int(valid.user.max(initial=-1)) + 1, prepared.users)
     history = History.of(train, total, prepared.items)
     names = metric_names(settings.evaluate, stars=not settings.ranks)
     blocks = blocks_of(valid)
+    biases = BiasOnly(prepared.users, prepared.items)
+    biases.observe(whole)
+    user, item = (torch.from_numpy(ids.astype(np.int64)) for ids in (train.user, train.item))
+    biases.fit_users(user, item, torch.from_numpy(train.rating.copy()))
+    popularity = whole.item_count.float()
 
     def validate(model: Model) -> dict[str, tuple[float, float]]:
-        ranker = Ranker(model, objective, history)
+        ranker = Ranker(model, objective, history, 1.0, biases, popularity)
         tables = [measure(ranker, valid, block, settings.evaluate) for block in blocks]
         return sums_of(UserTable.join(tables) if tables else None, names)
 

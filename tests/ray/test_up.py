@@ -68,6 +68,13 @@ def test_the_digits_of_an_evaluation_do_not_depend_on_the_workers(sample_up):
         assert recray("evaluate", out / "bundle", "--workers", workers) == before["evaluation"]
 
 
+def test_evaluate_keeps_the_bundles_settings_but_for_what_is_given(sample_up):
+    out, before = sample_up
+    report = recray("evaluate", out / "bundle", "-k", 5, "-k", 10)
+    assert report["metrics"]["recall@10"] == before["evaluation"]["metrics"]["recall@10"]
+    assert "recall@5" in report["metrics"]
+
+
 def test_each_stage_alone_gives_the_same_bundle(sample_up, tmp_path):
     _, before = sample_up
     recray("prepare", "sample", "--out", tmp_path / "p")
@@ -82,6 +89,38 @@ def test_two_workers_under_ray_train_reach_the_same_model(sample_up, tmp_path):
     one, two = (RunFolder(str(path)).best().weights for path in (out / "run", tmp_path / "two"))
     for name, tensor in one.items():
         assert np.allclose(two[name], tensor, atol=1e-3), name
+
+
+def test_validation_metrics_do_not_depend_on_the_workers(tmp_path):
+    path = tmp_path / "ratings.csv"
+    rows = [f"{u},{i},{1 + (u * i) % 5},{u}\n" for u in range(40) for i in range(u % 7, 60, 7)]
+    path.write_text("userId,movieId,rating,timestamp\n" + "".join(rows))
+    recray(
+        "prepare",
+        path,
+        "--out",
+        tmp_path / "p",
+        "--set",
+        "split.kind=random",
+        "--set",
+        "split.valid=0.4",
+    )
+    histories = []
+    for workers in (1, 2):
+        out = tmp_path / f"r{workers}"
+        changes = ["--set", "train.epochs=2", "--set", "model.dim=4", "--preset", "mf-normalised"]
+        recray("train", tmp_path / "p", "--out", out, "--workers", workers, *changes)
+        histories.append(json.loads((out / "epochs.json").read_text()))
+    for one, two in zip(*histories, strict=True):
+        del one["seconds"], two["seconds"]
+        assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_up_without_a_test_split_serves_all_the_same(tmp_path, port):
+    result = recray(
+        "up", "sample", "--once", "--out", tmp_path, "--port", port, "--set", "split.test=0"
+    )
+    assert (result["verified"], result["evaluation"]) == (True, {})
 
 
 def test_a_finished_run_says_so(sample_up):
