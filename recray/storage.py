@@ -274,14 +274,6 @@ def expect_kind(folder: Folder, kind: str, made_by: str) -> dict[str, Any]:
     return manifest
 
 
-def fingerprint(manifest: dict[str, Any], prefix: str = "") -> str:
-    """Hash of the content that a manifest lists, limited to names with the prefix."""
-    lines = [
-        f"{f['name']} {f['sha256']}" for f in manifest["files"] if f["name"].startswith(prefix)
-    ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 @contextmanager
 def storage_errors(path: str) -> Iterator[None]:
     """Translate a full or read-only disk into one line with exit code 3.

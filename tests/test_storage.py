@@ -13,7 +13,6 @@ from recray.storage import (
     UNFINISHED,
     Folder,
     expect_kind,
-    fingerprint,
     publish,
     storage_errors,
     sweep_unfinished,
@@ -146,15 +145,6 @@ def test_a_folder_of_another_kind_or_unfinished_is_refused(tmp_path):
         out.manifest()
     with pytest.raises(RecrayError, match="no such folder"):
         Folder(str(tmp_path / "nowhere")).manifest()
-
-
-def test_a_fingerprint_follows_content_and_prefix(tmp_path):
-    one = write(tmp_path / "one", a=b"1", b=b"2").manifest()
-    same = write(tmp_path / "same", b=b"2", a=b"1").manifest()
-    other = write(tmp_path / "other", a=b"1", b=b"3").manifest()
-    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
-    assert fingerprint(one, "sub/a") == fingerprint(other, "sub/a")
-    assert fingerprint(one, "sub/b") != fingerprint(other, "sub/b")
 
 
 def test_one_file_is_swapped_in_a_single_step(tmp_path, monkeypatch):
