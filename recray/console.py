@@ -204,7 +204,7 @@ def recommendations(answer: dict[str, Any]) -> str:
     return table(title, ["title", "genres", "item", "score"], rows)
 
 
-def up(result: dict[str, Any], dataset_user: int) -> str:
+def up(result: dict[str, Any]) -> str:
     """The end of `recray up`: the table, where the time went, and one line to try."""
     report = (
         evaluation(result["evaluation"]) if result["evaluation"] else "no test split to measure on"
@@ -225,6 +225,6 @@ def up(result: dict[str, Any], dataset_user: int) -> str:
             f"{words}; {seconds}",
             f"bundle: {result['bundle']}",
             f"service: {url}  (documentation: {url}/docs)",
-            f"try: curl '{url}/v1/users/{dataset_user}/recommendations?k=5'",
+            f"try: curl '{url}/v1/users/{result['example_user']}/recommendations?k=5'",
         ]
     )

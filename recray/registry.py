@@ -162,9 +162,7 @@ def gate(candidate: Bundle, live: Bundle) -> str:
             f"{candidate.version} was trained on {len(leaked):,} ratings of the hold-out that it "
             f"would be compared on; prepare with the same split settings, or use --force"
         )
-    metric = "ndcg@10" if live.settings.ranks else "rmse"
-    if metric == "rmse" and candidate.settings.ranks:
-        metric = "ndcg@10"
+    metric = "ndcg@10" if live.settings.ranks or candidate.settings.ranks else "rmse"
     comparison = _compare(candidate, live, targets, metric)
     words = comparison.words(f"the live version {live.version}")
     if comparison.sign < 0:
@@ -187,10 +185,10 @@ def _in_ids_of(bundle: Bundle, other: Bundle, ratings: Ratings) -> Ratings:
         (bundle.item_ids, other.item_ids.raw[ratings.item]),
     ):
         dense = ids.encode(raw)
-        missing, place = np.unique(raw[dense < 0], return_inverse=True)
+        _, place = np.unique(raw[dense < 0], return_inverse=True)
         dense[dense < 0] = (len(ids) + place).astype(np.int32)
-        columns.append((dense, len(missing)))
-    (user, _), (item, _) = columns
+        columns.append(dense)
+    user, item = columns
     return Ratings(user, item, ratings.rating, ratings.timestamp)
 
 

@@ -284,8 +284,6 @@ def storage_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, StorageError):
-            raise
         known = {
             errno.ENOSPC: "no space left",
             errno.EROFS: "read-only",

@@ -61,14 +61,8 @@ def up(
         ui.epoch,
     )
     with stages as result:
-        ui.result(result, console.up(result, _some_user(result["bundle"])))
+        ui.result(result, console.up(result))
         if not result["verified"]:
             raise CheckFailed("the service and the bundle disagree; see verification in --json")
         if not once:
             wait_for_stop(ui, result["url"])
-
-
-def _some_user(bundle: str) -> int:
-    from recray.bundle import Bundle
-
-    return int(Bundle.open(bundle).user_ids.raw[0])

@@ -17,9 +17,9 @@ from recray.data.prepared import Prepared, Ratings, refuse_equal_ratings
 from recray.errors import RecrayError
 from recray.measuring import UserTable, blocks_of, check_metric, measure, metric_names, sums_of
 from recray.models import build_model
-from recray.models.base import Model, Statistics
+from recray.models.base import Model
 from recray.models.baselines import BiasOnly
-from recray.objectives import Objective, build_objective
+from recray.objectives import build_objective
 from recray.ranking import History, Ranker
 from recray.storage import Folder
 from recray.training.checkpoint import Progress, RunFolder
@@ -62,8 +62,10 @@ def run(
     folder = RunFolder(out)
     facts = _facts(settings, prepared, workers)
     folder.check(facts, resume)
-    if folder.finished and _at_its_end(folder, settings):
-        return _summary(folder, already=True)
+    if folder.finished:
+        before = _progress(folder)
+        if before.stopped or before.epoch >= settings.train.epochs:
+            return _summary(folder, before, already=True)
     config = {
         "settings": settings.plain(),
         "prepared": prepared.folder.path,
@@ -74,8 +76,9 @@ def run(
         folder.claim(facts)
         with _following(folder.folder, on_epoch):
             _fit(config, folder.folder, 0 if workers == 1 and address == cluster.LOCAL else workers)
-    folder.finish(facts | {"summary": _summary(folder)})
-    return _summary(folder)
+    summary = _summary(folder, _progress(folder))
+    folder.finish(facts | {"summary": summary})
+    return summary
 
 
 def _with_data_settings(settings: Settings, prepared: Prepared) -> Settings:
@@ -124,25 +127,20 @@ def _facts(settings: Settings, prepared: Prepared, workers: int) -> dict[str, An
     }
 
 
-def _at_its_end(folder: RunFolder, settings: Settings) -> bool:
-    """Whether the newest checkpoint that can be read is the run's last."""
+def _progress(folder: RunFolder) -> Progress:
+    """How far the newest checkpoint that can be read has come."""
     newest = folder.latest()
-    if newest is None:
-        return False
-    return newest.progress.stopped or newest.progress.epoch >= settings.train.epochs
+    return newest.progress if newest is not None else Progress()
 
 
-def _summary(folder: RunFolder, already: bool = False) -> dict[str, Any]:
-    progress = folder.best().progress
-    newest = folder.latest()
-    last: Progress = newest.progress if newest is not None else progress
-    best = next(e for e in last.history if e["epoch"] == last.best_epoch)
+def _summary(folder: RunFolder, progress: Progress, already: bool = False) -> dict[str, Any]:
+    best = next(e for e in progress.history if e["epoch"] == progress.best_epoch)
     return {
         "run": folder.folder.path,
-        "epochs": last.epoch,
-        "best_epoch": last.best_epoch,
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
         "best": best,
-        "stopped_early": last.stopped,
+        "stopped_early": progress.stopped,
         "already_finished": already,
     }
 
@@ -230,39 +228,32 @@ def build_run(
     )
     validate = None
     if prepared.manifest["splits"]["valid"]["rows"]:
+        # What stands in for the unknown comes from the ratings of all workers, so that the summed
+        # metrics do not depend on how many there are.
         whole = statistics_of(shard, prepared.users, prepared.items, workers)
-        validate = _validation(settings, prepared, train, valid, objective, whole)
+        biases = BiasOnly(prepared.users, prepared.items)
+        biases.observe(whole)
+        biases.fit_users(shard.user, shard.item, shard.rating)
+        total = max(int(valid.user.max(initial=-1)) + 1, prepared.users)
+        history = History.of(train, total, prepared.items)
+
+        def ranker(model: Model) -> Ranker:
+            return Ranker(model, objective, history, 1.0, biases, whole.item_count.float())
+
+        validate = _validation(settings, valid, ranker)
     return TrainingRun(
         settings, model, objective, shard, RunFolder(run_folder), workers, validate, report
     )
 
 
-def _validation(
-    settings: Settings,
-    prepared: Prepared,
-    train: Ratings,
-    valid: Ratings,
-    objective: Objective,
-    whole: Statistics,
-) -> Validate:
-    """Ranks this worker's validation users among all items they have not trained on.
-
-    What stands in for the unknown (popularity, biases) comes from the statistics of all workers,
-    so that the summed metrics do not depend on how many there are.
-    """
-    total = max(int(valid.user.max(initial=-1)) + 1, prepared.users)
-    history = History.of(train, total, prepared.items)
+def _validation(settings: Settings, valid: Ratings, ranker: Callable[[Model], Ranker]) -> Validate:
+    """Ranks this worker's validation users among all items they have not trained on."""
     names = metric_names(settings.evaluate, stars=not settings.ranks)
     blocks = blocks_of(valid)
-    biases = BiasOnly(prepared.users, prepared.items)
-    biases.observe(whole)
-    user, item = (torch.from_numpy(ids.astype(np.int64)) for ids in (train.user, train.item))
-    biases.fit_users(user, item, torch.from_numpy(train.rating.copy()))
-    popularity = whole.item_count.float()
 
     def validate(model: Model) -> dict[str, tuple[float, float]]:
-        ranker = Ranker(model, objective, history, 1.0, biases, popularity)
-        tables = [measure(ranker, valid, block, settings.evaluate) for block in blocks]
+        made = ranker(model)
+        tables = [measure(made, valid, block, settings.evaluate) for block in blocks]
         return sums_of(UserTable.join(tables) if tables else None, names)
 
     return validate
