@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import safetensors.torch
 
 from recray import schema, storage
@@ -44,7 +45,7 @@ class Bundle:
         user_ids: Raw and dense user ids.
         item_ids: Raw and dense item ids.
         item_table: schema.ITEMS.
-        history: Ratings known before the test: train and valid.
+        history: Ratings known before the test: train, valid, and what is known of held-out users.
         holdout: The test ratings.
     """
 
@@ -99,8 +100,8 @@ class Bundle:
         ids = folder.read_table("ids.parquet")
         maps = {}
         for kind, known in (("user", config["users"]), ("item", config["items"])):
-            raw = ids.filter(pa.compute.equal(ids["kind"], kind))["raw"].to_numpy()
-            maps[kind] = IdMap(raw, known)
+            own = ids.filter(pc.equal(ids["kind"], kind))
+            maps[kind] = IdMap.of(own["text" if own["raw"].null_count else "raw"], known)
         low, high = config["rating_range"]
         return cls(
             folder,
@@ -161,7 +162,7 @@ def write_bundle(
         folder.write_bytes("weights.safetensors", safetensors.torch.save(checkpoint.weights))
         folder.write_table("ids.parquet", _id_table(prepared))
         folder.write_table("items.parquet", prepared.item_table)
-        history = Ratings.concatenate([prepared.load("train"), prepared.load("valid")])
+        history = Ratings.concatenate([prepared.load(p) for p in ("train", "valid", "fold_in")])
         folder.write_table("history.parquet", _rating_table(history))
         folder.write_table("holdout.parquet", _rating_table(prepared.load("test")))
         folder.write_json("config.json", _config(prepared, checkpoint, settings))
@@ -199,14 +200,17 @@ def _config(prepared: Prepared, checkpoint: Checkpoint, settings: Settings) -> d
 
 
 def _id_table(prepared: Prepared) -> pa.Table:
-    maps = {"user": prepared.user_ids, "item": prepared.item_ids}
-    return pa.table(
-        {
-            "kind": pa.array([kind for kind, ids in maps.items() for _ in range(len(ids))]),
-            "id": np.concatenate([np.arange(len(ids), dtype=np.int32) for ids in maps.values()]),
-            "raw": np.concatenate([ids.raw for ids in maps.values()]),
+    """Both kinds of ids: raw where they are integers, text where they are not."""
+    tables = []
+    for kind, ids in (("user", prepared.user_ids), ("item", prepared.item_ids)):
+        columns = {
+            "kind": pa.array([kind] * len(ids), pa.string()),
+            "id": np.arange(len(ids), dtype=np.int32),
+            "raw": pa.nulls(len(ids), pa.int64()) if ids.text else ids.column(),
+            "text": ids.column() if ids.text else pa.nulls(len(ids), pa.string()),
         }
-    )
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
 
 
 def _rating_table(ratings: Ratings) -> pa.Table:

@@ -26,6 +26,10 @@ class Group(BaseModel):
 class DataSettings(Group):
     """Which ratings are used; applied in this order, before the split."""
 
+    columns: dict[Literal["user", "item", "rating", "timestamp"], str] | None = None
+    """Names of columns that are not the usual ones; places from 1 in a file without a header."""
+    ids: Literal["auto", "integer", "text"] = "auto"
+    """What raw ids are; auto: text where most of the first are no integers."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Largest share of rows that may be unreadable; above it the run fails."""
     min_year: int | None = None
@@ -51,16 +55,24 @@ class SplitSettings(Group):
         "leave-one-out",
         "temporal",
         "kfold",
+        "held-out-users",
+        "given",
     ] = "per-user-random"
     test: Fraction = 0.1
-    """Share of the ratings; leave-one-out and kfold have their own."""
+    """Share of the ratings (held-out-users: of the users); not for leave-one-out, kfold, given."""
     valid: Fraction = 0.1
-    """Share of the ratings; with kfold of those outside the fold; 0: no validation split."""
+    """The same; with kfold and given of those outside the test split; 0: no validation split."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     folds: Annotated[int, Field(ge=2, le=1000)] = 5
     """kfold: number of equal parts."""
     fold: Annotated[int, Field(ge=0)] = 0
     """kfold: which part is the test split, from 0."""
+    fold_in: Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)] = 0.8
+    """held-out-users: share or number of a held-out user's ratings that are known."""
+    train_file: str | None = None
+    """given: the file of the training ratings inside the source, such as u1.base."""
+    test_file: str | None = None
+    """given: the file of the test ratings, such as u1.test."""
 
     @model_validator(mode="after")
     def _something_left_to_train(self) -> Self:

@@ -196,5 +196,5 @@ def up(
                 "verification": checked,
                 "evaluation": bundle.metrics,
                 "seconds": stages.seconds,
-                "example_user": int(bundle.user_ids.raw[0]),
+                "example_user": bundle.user_ids.raw[:1].tolist()[0],
             }

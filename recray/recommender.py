@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recray.bundle import Bundle
+from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.ranking import NONE, SOURCES, History, Ranker, top_k
 
@@ -49,6 +50,7 @@ class Recommender:
         history = History.of(bundle.history, len(self.users), self.items.known)
         self.ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
         table = bundle.item_table
+        self._raw_items: list[RawId] = self.items.raw.tolist()
         self._titles = table["title"].to_pylist()
         self._years = table["year"].to_pylist()
         self._genres = table["genres"].to_pylist()
@@ -70,13 +72,13 @@ class Recommender:
     def describe(self, item: int) -> dict[str, Any]:
         """Raw id, title, year and genres of a dense item id; year is None where unknown."""
         return {
-            "item": int(self.items.raw[item]),
+            "item": self._raw_items[item],
             "title": self._titles[item],
             "year": self._years[item] or None,
             "genres": self._genres[item],
         }
 
-    def recommend(self, user: int, k: int = 10, exclude_seen: bool = True) -> Recommendations:
+    def recommend(self, user: RawId, k: int = 10, exclude_seen: bool = True) -> Recommendations:
         """The k best items for a user of the data set.
 
         Args:
@@ -96,7 +98,7 @@ class Recommender:
         return self._answer(ranked.item[0], ranked.score[0], int(ranked.source[0]))
 
     def recommend_from(
-        self, ratings: list[tuple[int, float]], k: int = 10, exclude_seen: bool = True
+        self, ratings: list[tuple[RawId, float]], k: int = 10, exclude_seen: bool = True
     ) -> Recommendations:
         """The k best items for somebody who was not in training.
 
@@ -120,11 +122,13 @@ class Recommender:
         best_items, best = top_k(scores, k)
         return self._answer(best_items[0].numpy(), best[0].numpy(), int(source[0]))
 
-    def _dense_ratings(self, ratings: list[tuple[int, float]]) -> tuple[Tensor, Tensor]:
+    def _dense_ratings(self, ratings: list[tuple[RawId, float]]) -> tuple[Tensor, Tensor]:
         dense = [self.items.encode_one(item) for item, _ in ratings]
         for (item, _), place in zip(ratings, dense, strict=True):
             if not 0 <= place < self.items.known:
-                raise RecrayError(f"unknown item {item}: rate items that the model was trained on")
+                raise RecrayError(
+                    f"unknown item {item!r}: rate items that the model was trained on"
+                )
         low, high = self.bundle.rating_range
         last = dict(zip(dense, (stars for _, stars in ratings), strict=True))
         for stars in last.values():
@@ -133,7 +137,7 @@ class Recommender:
         keys = sorted(last)
         return torch.tensor(keys, dtype=torch.int64), torch.tensor([last[key] for key in keys])
 
-    def similar(self, item: int, k: int = 10) -> Recommendations:
+    def similar(self, item: RawId, k: int = 10) -> Recommendations:
         """The k items whose vectors point most nearly the same way (cosine).
 
         Raises:

@@ -3,6 +3,9 @@
 import pyarrow as pa
 
 SPLITS = ("train", "valid", "test")
+FOLD_IN = "fold_in"
+"""What is known of the users whom `held-out-users` keeps from training, beside the splits."""
+PARTS = (*SPLITS, FOLD_IN)
 
 # Dense ids: 0..n-1 are the n users (items) of the training split, by ascending raw id.
 # rating: stars, or 1.0 in implicit data. timestamp: Unix seconds UTC, null where unknown.
@@ -15,7 +18,7 @@ RATINGS = pa.schema(
     ]
 )
 
-# As parsed: raw ids are int64 in all MovieLens releases.
+# As parsed. Raw ids are int64 in all MovieLens releases; own data may have strings instead.
 RAW_RATINGS = pa.schema(
     [
         ("raw_user", pa.int64()),
@@ -32,14 +35,31 @@ MOVIES = pa.schema(
         ("title", pa.string()),
         ("year", pa.int32()),
         ("genres", pa.list_(pa.string())),
+        ("imdb", pa.string()),  # tt0114709; null where unknown, like tmdb
+        ("tmdb", pa.int64()),
     ]
 )
 
 ITEMS = pa.schema([("item", pa.int32()), *MOVIES, ("ratings", pa.int64())])
 
-# Ratings of each user per split.
+# What a release says of its users; null where it says nothing.
+PEOPLE = pa.schema(
+    [
+        ("raw_user", pa.int64()),
+        ("age", pa.int32()),
+        ("gender", pa.string()),
+        ("occupation", pa.string()),
+    ]
+)
+
+# Ratings of each user in each split and in fold_in.
 USERS = pa.schema(
-    [("user", pa.int32()), ("raw_user", pa.int64()), *((split, pa.int64()) for split in SPLITS)]
+    [
+        ("user", pa.int32()),
+        ("raw_user", pa.int64()),
+        *((part, pa.int64()) for part in PARTS),
+        *list(PEOPLE)[1:],
+    ]
 )
 
 # line counts from 1, byte from 0, both within the file.

@@ -46,6 +46,21 @@ def open_input(path: str) -> pa.NativeFile:
         raise RecrayError(f"cannot read {path}: {error}") from error
 
 
+def file_type(path: str) -> pafs.FileType:
+    """What is there: a file, a folder, or nothing.
+
+    Raises:
+        RecrayError: The store cannot be asked.
+    """
+    try:
+        filesystem, inner = pafs.FileSystem.from_uri(
+            path if is_uri(path) else os.path.abspath(path)
+        )
+        return filesystem.get_file_info(inner).type
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise RecrayError(f"cannot read {path}: {error}") from error
+
+
 def modified(path: str) -> int:
     """When a file was last written, in nanoseconds; 0 where the store does not say."""
     filesystem, inner = pafs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))

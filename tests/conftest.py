@@ -54,12 +54,15 @@ def prepared(tmp_path) -> Prepared:
             "title": [f"Film {i} ({1990 + i})" for i in items],
             "year": 1990 + items,
             "genres": [["Drama"] if i % 2 else ["Comedy", "War"] for i in items],
+            "imdb": [f"tt{i:07d}" for i in items],
+            "tmdb": items,
             "ratings": np.ones(ITEMS + 1),
         }
         folder.write_table("items.parquet", pa.table(columns, schema=schema.ITEMS))
         users = np.arange(USERS + COLD)
         zeros = np.zeros(len(users), np.int64)
-        columns = [users, raw(users), zeros, zeros, zeros]
+        unknown = [pa.nulls(len(users))] * 3
+        columns = [users, raw(users), zeros, zeros, zeros, zeros, *unknown]
         folder.write_table("users.parquet", pa.table(columns, schema=schema.USERS))
         facts = {
             "dataset": "tiny",
@@ -68,7 +71,7 @@ def prepared(tmp_path) -> Prepared:
             "splits": splits,
             "ratings": {"range": [1.0, 5.0], "levels": []},
             "settings": {"data": {}, "split": {"kind": "random"}},
-            "fingerprints": {name: name * 8 for name in ("train", "valid", "test", "ids", "items")},
+            "fingerprints": {name: name * 8 for name in (*schema.PARTS, "ids", "items")},
         }
         folder.write_manifest(KIND, facts)
     return Prepared.open(str(tmp_path / "prepared"))

@@ -1,11 +1,15 @@
 """Releases: fetched once, and never kept when they are not the official archive."""
 
+import functools
 import hashlib
+import http.server
+import threading
 
 import pytest
 
 from recray.data import catalog
 from recray.data.catalog import RELEASES, Release, cache_folder, fetch
+from recray.data.source import recognise
 from recray.errors import RecrayError
 
 CONTENT = b"the official archive"
@@ -76,3 +80,44 @@ def test_every_release_has_a_checksum_of_its_own():
     assert len(digests) == len(RELEASES)
     assert all(len(bytes.fromhex(digest)) == 32 for digest in digests)
     assert all(name == release.name for name, release in RELEASES.items())
+
+
+# ------------------------------------------------------------------------- files of one's own
+
+
+@pytest.fixture
+def web(tmp_path):
+    """Serves a folder on loopback; its address and what was asked for."""
+    root = tmp_path / "web"
+    root.mkdir()
+    (root / "own.csv").write_bytes(b"user,item\n1,2\n")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=root)
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield root, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_file_on_the_web_is_a_source_and_kept_until_it_changes(web, tmp_path, monkeypatch):
+    root, address = web
+    monkeypatch.setenv("RECRAY_CACHE", str(tmp_path / "cache"))
+    first = recognise(f"{address}/own.csv")
+    assert (first.name, len(first.pieces)) == ("own", 1)
+    assert recognise(f"{address}/own.csv").identity == first.identity
+    assert len(list((tmp_path / "cache" / "downloads").iterdir())) == 1
+    (root / "own.csv").write_bytes(b"user,item\n1,2\n3,4\n")
+    assert recognise(f"{address}/own.csv").identity != first.identity
+
+
+def test_a_file_that_is_not_on_the_web_is_one_line(web, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECRAY_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(RecrayError, match=r"cannot download .*/no.csv: .*ound"):
+        recognise(f"{web[1]}/no.csv")
+    assert not (tmp_path / "cache").exists()

@@ -41,7 +41,7 @@ def test_every_preset_loads_and_survives_a_round_trip(name):
     ("override", "message"),
     [
         ("train.epoch=5", r"unknown setting train.epoch: did you mean train.epochs\?"),
-        ("split.test_size=0.2", r"unknown setting split.test_size: did you mean split.test\?"),
+        ("split.tests=0.2", r"unknown setting split.tests: did you mean split.test\?"),
         ("trian.lr=1", r"unknown setting trian: did you mean train.lr\?"),
     ],
 )

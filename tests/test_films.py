@@ -4,13 +4,13 @@ import pyarrow as pa
 import pytest
 
 from recray import schema
-from recray.data import films
+from recray.data import films, people
 from recray.errors import RecrayError
 
 
 def movies(table: pa.Table) -> list[tuple]:
     assert table.schema == schema.MOVIES
-    return [tuple(row.values()) for row in table.to_pylist()]
+    return [tuple(row.values())[:4] for row in table.to_pylist()]
 
 
 def flags(*on: int) -> str:
@@ -57,8 +57,8 @@ def test_films_of_a_csv_have_quoted_titles():
     [
         (films.parse_movies_100k, b"1|A|B", "u.item line 1 has 3 fields"),
         (films.parse_movies_1m, b"1::A (1999)::War\n2::B", "movies.dat line 2 has 2 fields"),
-        (films.parse_movies_csv, b"id,name\n1,A\n", "movies.csv has columns"),
-        (films.parse_movies_csv, b"movieId,title,genres\n", "movies.csv lists no films"),
+        (films.parse_movies_csv, b"id,name\n1,A\n", "has columns \\['id', 'name'\\]"),
+        (films.parse_movies_csv, b"movieId,title,genres\n", "lists no films"),
         (films.parse_movies_100k, b"", "u.item lists no films"),
     ],
 )
@@ -88,3 +88,41 @@ def test_the_year_stands_in_the_last_brackets(title, year):
 def test_a_line_separator_inside_a_title_is_no_line_end():
     found = films.parse_movies_1m("1::A\u2028B (1995)::War\n".encode())
     assert found["year"].to_pylist() == [1995]
+
+
+# -------------------------------------------------------------------------- links and people
+
+
+def test_links_are_kept_by_film():
+    listed = films.parse_movies_csv(b"movieId,title,genres\n1,A,x\n2,B,x\n3,C,x\n")
+    linked = films.add_links(listed, b"movieId,imdbId,tmdbId\r\n1,0114709,862\r\n3,15398776,\r\n")
+    assert linked.schema == schema.MOVIES
+    assert linked["imdb"].to_pylist() == ["tt0114709", None, "tt15398776"]
+    assert linked["tmdb"].to_pylist() == [862, None, None]
+
+
+def test_own_items_may_have_text_ids_and_a_year():
+    table = films.parse_movies_csv(b"year,Title,item_id\n1999,Heat,b-2\n,Alien (1979),a-1\n", True)
+    assert table["raw_item"].to_pylist() == ["a-1", "b-2"]
+    assert table["title"].to_pylist() == ["Alien (1979)", "Heat"]
+    assert table["year"].to_pylist() == [1979, 1999]
+    assert table["genres"].to_pylist() == [[], []]
+
+
+def test_people_of_both_releases_are_told_alike():
+    hundred = people.parse_100k(b"2|53|F|other|94043\n1|24|M|technician|85711\n")
+    assert hundred.schema == schema.PEOPLE
+    assert [tuple(p.values()) for p in hundred.to_pylist()] == [
+        (1, 24, "M", "technician"),
+        (2, 53, "F", "other"),
+    ]
+    million = people.parse_1m(b"1::F::1::10::48067\n2::M::56::16::70072\n")
+    assert [tuple(p.values()) for p in million.to_pylist()] == [
+        (1, 1, "F", "K-12 student"),
+        (2, 56, "M", "self-employed"),
+    ]
+
+
+def test_a_damaged_list_of_people_is_refused():
+    with pytest.raises(RecrayError, match=r"users.dat line 2 has 2 fields"):
+        people.parse_1m(b"1::F::1::10::48067\n2::M\n")

@@ -1,10 +1,13 @@
 """Raw ids and dense ids."""
 
 import numpy as np
+import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recray.data.ids import IdMap
+from recray.data.ids import ID_LIMIT, IdMap, Texts, keys_of
+from recray.errors import RecrayError
 
 flagged = st.dictionaries(st.integers(0, 2**62), st.booleans(), max_size=30)
 
@@ -46,3 +49,51 @@ def test_an_id_map_does_not_depend_on_the_order_it_was_given():
 def test_one_id_encodes_alone():
     made = build({5: True, 2: False})
     assert [made.encode_one(raw) for raw in (5, 2, 3, 6)] == [0, 1, -1, -1]
+
+
+# -------------------------------------------------------------------------------------- text
+
+texts = st.dictionaries(st.text(min_size=1, max_size=6), st.booleans(), max_size=20)
+
+
+def build_text(ids: dict[str, bool]) -> IdMap:
+    return IdMap.build(np.array(list(ids), object), np.array(list(ids.values()), bool))
+
+
+@given(texts)
+def test_text_ids_ascend_by_code_point_with_training_first(ids):
+    made = build_text(ids)
+    assert made.raw.tolist() == sorted(ids, key=lambda raw: (not ids[raw], raw))
+    assert [made.encode_one(raw) for raw in made.raw] == list(range(len(ids)))
+
+
+def test_numbers_and_text_are_never_each_other():
+    numbers, words = build({7: True}), build_text({"7": True})
+    assert (numbers.encode_one("7"), words.encode_one(7)) == (-1, -1)
+    assert (numbers.encode_one(numbers.parse("7")), words.encode_one(words.parse("7"))) == (0, 0)
+    assert numbers.encode(np.array(["7"], object)).tolist() == [-1]
+
+
+@pytest.mark.parametrize("written", ["x", "", "-1", "1.5", "9" * 19])
+def test_what_is_written_for_a_number_must_be_one(written):
+    with pytest.raises(KeyError):
+        build({7: True}).parse(written)
+
+
+def test_keys_of_text_are_stable_and_those_of_numbers_are_themselves():
+    assert keys_of(pa.array([5, 2])).tolist() == [5, 2]
+    key = keys_of(pa.array(["ann", "bob", "ann"]))
+    assert key.tolist() == [key[0], key[1], key[0]]
+    assert 0 <= key.min() <= key.max() < ID_LIMIT
+    assert key[:2].tolist() == [203920426015911114, 374657433658891730]
+
+
+def test_texts_come_back_from_their_keys():
+    pairs = pa.table({"key": keys_of(pa.array(["b", "a", "b"])), "text": ["b", "a", "b"]})
+    made = Texts.join([pairs, pairs.slice(1)])
+    assert made.of(pairs["key"].to_numpy()).tolist() == ["b", "a", "b"]
+
+
+def test_two_texts_with_one_key_are_refused():
+    with pytest.raises(RecrayError, match="have one hash"):
+        Texts.join([pa.table({"key": [1, 1], "text": ["a", "b"]})])

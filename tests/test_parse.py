@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from recray import schema
 from recray.data import parse
-from recray.data.parse import ML_1M, ML_100K, RatingsFormat, format_of_header, parse_ratings
+from recray.data.layout import ML_1M, ML_100K, RatingsFormat, format_of_text
+from recray.data.parse import parse_ratings
 from recray.errors import RecrayError
 
 COLUMNS = ("raw_user", "raw_item", "rating", "timestamp")
@@ -195,19 +196,19 @@ def test_on_any_text_the_clean_path_gives_up_or_equals_the_checked_path(content)
     ids=["movielens", "bom", "quoted", "tab", "two-items"],
 )
 def test_a_header_tells_the_columns(line, delimiter, columns):
-    layout = format_of_header(line, "x.csv")
+    layout = format_of_text("x.csv", line)
     assert (layout.delimiter, layout.columns, layout.header) == (delimiter, columns, True)
 
 
 def test_only_the_header_of_movielens_brings_its_scale():
-    assert format_of_header(b"userId,movieId,rating", "x.csv").scale == (0.5, 5.0)
-    assert format_of_header(b"user,item,rating", "x.csv").scale is None
+    assert format_of_text("x.csv", b"userId,movieId,rating").scale == (0.5, 5.0)
+    assert format_of_text("x.csv", b"user,item,rating").scale is None
 
 
 @pytest.mark.parametrize(("line", "word"), [(b"who,item", "user"), (b"user,what", "item")])
 def test_a_header_without_user_or_item_is_refused(line, word):
     with pytest.raises(RecrayError, match=f"x.csv has no {word} column: its columns are "):
-        format_of_header(line, "x.csv")
+        format_of_text("x.csv", line)
 
 
 # --------------------------------------------------------------------------------------- films
@@ -254,3 +255,49 @@ def test_an_open_quote_never_swallows_a_row_silently():
 def test_a_bad_neighbour_does_not_change_how_a_row_is_read(line):
     alone, beside = parse_ratings(line, CSV), parse_ratings(line + b"x,2,3,4\n", CSV)
     assert raw_ids(alone) == raw_ids(beside)
+
+
+# ---------------------------------------------------------------------------------- text ids
+
+TEXT = RatingsFormat(",", COLUMNS, scale=None, text=frozenset({"raw_user", "raw_item"}))
+
+
+def test_text_ids_stay_as_they_are_but_for_blanks_and_quotes():
+    content = 'ann,B-7,3,400\n bob ,"Ä, b",4.5,0\n007,7,1,1\n'.encode()
+    parsed = parse_ratings(content, TEXT)
+    assert parsed.table["raw_user"].to_pylist() == ["ann", "bob", "007"]
+    assert parsed.table["raw_item"].to_pylist()[::2] == ["B-7", "7"]
+    assert rejected(parsed) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b",x,3,4\n", "user is empty"),
+        (b"a," + b"x" * 201 + b",3,4\n", "item is too long"),
+        (b"a,x,high,4\n", "rating is not a number"),
+        (b"a,x,3,late\n", "timestamp is not a number"),
+        (b"a,x\x00,3,4\n", "NUL byte"),
+    ],
+)
+def test_a_bad_row_among_text_ids_is_rejected(line, reason):
+    parsed = parse_ratings(b"ann,x,3,4\n" + line, TEXT)
+    assert len(parsed.table) == 1
+    assert [row[3] for row in rejected(parsed)] == [reason]
+
+
+@given(st.lists(st.text(st.sampled_from("01x9.-+eEinaf \"'"), max_size=5), min_size=4, max_size=4))
+def test_both_paths_read_a_line_with_text_alike(fields):
+    for layout in (TEXT, RatingsFormat(",", ("raw_user", "", "rating", "timestamp"))):
+        line = ",".join(fields).encode() + b"\n"
+        fast, slow = parse_ratings(line, layout), checked(line, layout)
+        assert fast.table.to_pylist() == slow.table.to_pylist()
+        assert rejected(fast) == rejected(slow)
+
+
+@pytest.mark.parametrize(
+    ("line", "row"),
+    [(b"7.0,8.00,3,4", (7, 8, 3.0, 4)), (b"7,8,3,978300760.25", (7, 8, 3.0, 978300760))],
+)
+def test_whole_numbers_with_a_point_and_times_with_a_fraction_are_repaired(line, row):
+    assert rows(parse_ratings(line, CSV).table) == [row]

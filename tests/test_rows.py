@@ -5,18 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recray.data.rows import drop_duplicates
+from recray.data.rows import Rows, drop_duplicates
 
 
 def drop(rows, mean):
     user, item, rating, time = zip(*rows, strict=True) if rows else ((), (), (), ())
-    columns = drop_duplicates(
+    given = Rows(
         np.array(user, np.int64),
         np.array(item, np.int64),
         np.array(rating, np.float32),
         np.array(time, np.int64),
-        mean,
     )
+    columns = drop_duplicates(given, mean)[:4]
     assert [c.dtype for c in columns] == [np.int64, np.int64, np.float32, np.int64]
     return list(zip(*(c.tolist() for c in columns), strict=True))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from recray.data import films, parse, sample
+from recray.data.layout import format_of_text
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +15,7 @@ def made():
 @pytest.fixture(scope="module")
 def ratings(made):
     header, body = made["ratings.csv"].split(b"\n", 1)
-    parsed = parse.parse_ratings(body, parse.format_of_header(header, "ratings.csv"))
+    parsed = parse.parse_ratings(body, format_of_text("ratings.csv", header))
     assert len(parsed.rejected) == 0
     return {name: parsed.table[name].to_numpy() for name in parsed.table.column_names}
 

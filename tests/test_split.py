@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from recray.config import SplitSettings
 from recray.data import split
 from recray.data.split import (
+    FOLD_IN,
     SLOTS,
     TEST,
     TRAIN,
@@ -16,6 +17,7 @@ from recray.data.split import (
     buckets_for,
     hash_ids,
     slot_of,
+    within_given,
 )
 from recray.errors import RecrayError
 
@@ -247,3 +249,43 @@ def test_what_needs_time_refuses_data_without(kind):
     ids = np.arange(4)
     with pytest.raises(RecrayError, match="needs timestamps"):
         assign(ids, ids, None, SplitSettings(kind=kind))
+
+
+# ---------------------------------------------------------------------- held-out users, given
+
+
+def people(users, each):
+    """Ratings of so many users, each with so many items."""
+    return np.repeat(np.arange(users), each), np.tile(np.arange(each), users)
+
+
+@pytest.mark.parametrize(("fold_in", "known"), [(0.8, 16), (0.01, 1), (0.99, 19), (5, 5), (1, 1)])
+def test_held_out_users_are_whole_and_known_by_a_part(fold_in, known):
+    user, item = people(2000, 20)
+    settings = SplitSettings(kind="held-out-users", test=0.2, valid=0.1, fold_in=fold_in)
+    which = assign(user, item, None, settings).reshape(2000, 20)
+    trains = (which == TRAIN).all(axis=1)
+    for code, share in ((TEST, 0.2), (VALID, 0.1)):
+        held = (which == code).any(axis=1)
+        assert not (held & trains).any()
+        assert abs(held.mean() - share) < 0.03
+        assert ((which[held] == FOLD_IN).sum(axis=1) == known).all()
+        assert ((which[held] == code).sum(axis=1) == 20 - known).all()
+    assert trains.sum() + ((which == TEST) | (which == VALID)).any(axis=1).sum() == 2000
+
+
+@pytest.mark.parametrize(("each", "fold_in"), [(1, 0.5), (5, 5), (3, 10)])
+def test_a_user_with_too_few_ratings_to_ask_for_any_trains(each, fold_in):
+    user, item = people(100, each)
+    settings = SplitSettings(kind="held-out-users", test=0.5, valid=0.1, fold_in=fold_in)
+    assert (assign(user, item, None, settings) == TRAIN).all()
+
+
+def test_what_the_source_says_stays_but_for_a_share_that_validates():
+    user, item = people(500, 20)
+    part = np.where(item < 15, TRAIN, TEST).astype(np.int8)
+    which = within_given(user, item, part, SplitSettings(kind="given", valid=0.2))
+    assert ((which == TEST) == (part == TEST)).all()
+    assert abs((which[part == TRAIN] == VALID).mean() - 0.2) < 0.02
+    none = within_given(user, item, part, SplitSettings(kind="given", valid=0.0))
+    assert (none == part).all()

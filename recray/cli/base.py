@@ -1,6 +1,7 @@
 """What all commands share: the group, its options, and how an error is shown."""
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,17 @@ class Commands(click.Group):
             raise _Failure(error) from error
 
 
+def _columns(_context: click.Context, _option: click.Parameter, given: Any) -> tuple[str, ...]:
+    """user=customer,item=sku as a setting."""
+    if not given:
+        return ()
+    pairs = [pair.partition("=") for pair in given.split(",")]
+    if not all(role.strip() and name.strip() for role, _, name in pairs):
+        raise click.BadParameter(f"{given!r}: write user=NAME,item=NAME")
+    named = {role.strip(): name.strip() for role, _, name in pairs}
+    return (f"data.columns={json.dumps(named)}",)
+
+
 def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options that several commands have: --json always, the others by name."""
     options = {
@@ -46,6 +58,13 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             default="local",
             show_default=True,
             help="Ray cluster: local, auto, HOST:PORT.",
+        ),
+        "columns": click.option(
+            "--columns",
+            callback=_columns,
+            metavar="ROLE=NAME,...",
+            help="Columns of your own file, such as user=customer,item=sku; by place, from 1, "
+            "where there is no header.",
         ),
         "mirror": click.option(
             "--mirror", metavar="URL|FOLDER", help="Where NAME.zip lies instead."

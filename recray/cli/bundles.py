@@ -6,6 +6,7 @@ from recray import console
 from recray.cli.base import cli, shared
 from recray.cli.up import wait_for_stop
 from recray.console import Console
+from recray.data.ids import IdMap, RawId
 from recray.errors import CheckFailed, RecrayError
 
 
@@ -43,7 +44,7 @@ def evaluate(
 
 @cli.command()
 @click.argument("bundle")
-@click.option("--user", type=int, help="A user of the data set.")
+@click.option("--user", help="A user of the data set.")
 @click.option("--rate", multiple=True, metavar="ITEM=STARS", help="Ratings of somebody new.")
 @click.option("--all", "everyone", is_flag=True, help="Every user, as parquet into --out.")
 @click.option("--out", metavar="DIR", help="Folder for --all.")
@@ -51,7 +52,7 @@ def evaluate(
 def recommend(
     ui: Console,
     bundle: str,
-    user: int | None,
+    user: str | None,
     rate: tuple[str, ...],
     everyone: bool,
     out: str | None,
@@ -84,21 +85,30 @@ def recommend(
         ui.result(result)
         return
     if user is None:
-        answer = recommender.recommend_from(ratings, k)
+        answer = recommender.recommend_from(_raw_items(recommender.items, ratings), k)
     else:
         try:
-            answer = recommender.recommend(user, k)
+            answer = recommender.recommend(recommender.users.parse(user), k)
         except KeyError:
             raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
     ui.result(answer.plain(), console.recommendations(answer.plain()))
 
 
-def _parse_rating(text: str) -> tuple[int, float]:
-    item, _, stars = text.partition("=")
+def _parse_rating(text: str) -> tuple[str, float]:
+    item, _, stars = text.rpartition("=")
     try:
-        return int(item), float(stars)
+        return item, float(stars)
     except ValueError:
         raise RecrayError(f"--rate {text!r}: write ITEM=STARS, such as 50=4.5") from None
+
+
+def _raw_items(items: IdMap, ratings: list[tuple[str, float]]) -> list[tuple[RawId, float]]:
+    try:
+        return [(items.parse(item), stars) for item, stars in ratings]
+    except KeyError as error:
+        raise RecrayError(
+            f"--rate {error.args[0]}=...: the items of this data are numbers"
+        ) from None
 
 
 @cli.command()

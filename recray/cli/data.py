@@ -4,6 +4,7 @@ import click
 
 from recray import console
 from recray.cli.base import Commands, cli, shared
+from recray.config import load_settings
 from recray.console import Console
 
 
@@ -50,8 +51,8 @@ def data_fetch(ui: Console, name: str, mirror: str | None) -> None:
 
 @data.command("describe")
 @click.argument("source")
-@shared("mirror")
-def data_describe(ui: Console, source: str, mirror: str | None) -> None:
+@shared("columns", "mirror")
+def data_describe(ui: Console, source: str, columns: tuple[str, ...], mirror: str | None) -> None:
     """Count what is in SOURCE, or in the folder of a prepared data set.
 
     \b
@@ -66,5 +67,6 @@ def data_describe(ui: Console, source: str, mirror: str | None) -> None:
     if Folder(source).published():
         facts = describe.describe_prepared(Prepared.open(source))
     else:
-        facts = describe.describe_source(recognise(source, mirror))
+        settings = load_settings(overrides=columns)
+        facts = describe.describe_source(recognise(source, settings, mirror))
     ui.result(facts, console.description(facts))

@@ -23,7 +23,7 @@ def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: 
 @cli.command()
 @click.argument("source")
 @click.option("--out", required=True, metavar="PREPARED", help="Folder of the data set.")
-@shared("preset", "config", "set", "mirror", "address")
+@shared("preset", "config", "set", "columns", "mirror", "address")
 def prepare(
     ui: Console,
     source: str,
@@ -31,6 +31,7 @@ def prepare(
     preset: str | None,
     config: str | None,
     overrides: tuple[str, ...],
+    columns: tuple[str, ...],
     mirror: str | None,
     address: str,
 ) -> None:
@@ -41,11 +42,11 @@ def prepare(
         recray prepare ml-1m.zip --out prepared/ml-1m --set split.kind=leave-one-out
     """
     refuse_groups(overrides, ("model", "objective", "train", "evaluate"), "recray train")
-    settings = load_settings(preset, config, overrides)
+    settings = load_settings(preset, config, (*overrides, *columns))
     from recray.data import ingest
     from recray.data.source import recognise
 
-    made = ingest.prepare(recognise(source, mirror), out, settings, address)
+    made = ingest.prepare(recognise(source, settings, mirror), out, settings, address)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
     ui.result({"prepared": made.folder.path, **facts}, console.prepared(made.manifest))
 

@@ -21,7 +21,7 @@ def wait_for_stop(ui: Console, url: str) -> None:
 @click.argument("source")
 @click.option("--out", metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]")
 @click.option("--once", is_flag=True, help="Serve, check over HTTP, stop and exit.")
-@shared("preset", "config", "set", "workers", "host", "port", "mirror", "address")
+@shared("preset", "config", "set", "workers", "host", "port", "columns", "mirror", "address")
 def up(
     ui: Console,
     source: str,
@@ -33,6 +33,7 @@ def up(
     workers: int,
     host: str,
     port: int,
+    columns: tuple[str, ...],
     mirror: str | None,
     address: str,
 ) -> None:
@@ -43,12 +44,12 @@ def up(
         recray up sample
         recray up ml-100k --preset dot-mse --once --json
     """
-    settings = load_settings(preset, config, overrides)
+    settings = load_settings(preset, config, (*overrides, *columns))
     from recray import pipeline
     from recray.data.source import recognise
 
     ui.epochs = settings.train.epochs
-    given = recognise(source, mirror)
+    given = recognise(source, settings, mirror)
     stages = pipeline.up(
         given,
         out or f"recray-out/{given.name}",

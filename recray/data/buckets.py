@@ -15,9 +15,15 @@ from numpy.typing import NDArray
 from recray import schema
 from recray.config import DataSettings, SplitSettings
 from recray.data import split
-from recray.data.ids import IdMap
+from recray.data.ids import keys_of
 from recray.data.prepared import part_name
-from recray.data.rows import Rows, drop_duplicates, read_arrow, write_arrow
+from recray.data.rows import (
+    Rows,
+    drop_duplicates,
+    in_several_parts,
+    read_arrow,
+    write_arrow,
+)
 from recray.data.scan import Spilled
 from recray.data.source import Source
 from recray.errors import RecrayError
@@ -54,14 +60,15 @@ def item_rules(given: Source, settings: DataSettings) -> ItemRules:
             f"{given.name} has no films' titles, so min_year and merge_titles cannot work"
         )
     kept = merged = None
-    raw = movies["raw_item"].to_numpy()
+    key = keys_of(movies["raw_item"].combine_chunks())
     if settings.min_year is not None:
-        kept = raw[movies["year"].to_numpy() >= settings.min_year]
+        kept = key[movies["year"].to_numpy() >= settings.min_year]
     if settings.merge_titles:
-        code = pc.dictionary_encode(movies["title"].combine_chunks()).indices.to_numpy()
-        lowest = np.full(code.max() + 1, np.iinfo(np.int64).max)
-        np.minimum.at(lowest, code, raw)
-        merged = (raw, lowest[code])
+        coded = pc.dictionary_encode(movies["title"].combine_chunks()).indices.to_numpy()
+        # Films are sorted by raw id, so the first of a title is the one with the lowest.
+        _, first = np.unique(coded, return_index=True)
+        order = np.argsort(key)
+        merged = (key[order], key[first[coded]][order])
     return ItemRules(kept, merged)
 
 
@@ -91,19 +98,20 @@ class Gather:
             read_arrow(self.spill, s.name, s.begins[first], s.begins[last]) for s in self.spilled
         ]
         gathered = self._apply_item_rules(Rows.of(pa.concat_tables(parts)))
+        overlap = in_several_parts(gathered)
         mean = self.settings.duplicates == "mean" or self.settings.merge_titles
-        rows = drop_duplicates(*gathered, mean=mean)
+        rows = drop_duplicates(gathered, mean)
         duplicates = len(gathered.user) - len(rows.user)
         if self.settings.min_rating is not None:
             rows = rows.at(rows.rating >= self.settings.min_rating)
         write_bucket(self.spill, bucket, rows)
-        return {"duplicates": duplicates, **_extent(rows)}
+        return {"duplicates": duplicates, "overlap": overlap, **_extent(rows)}
 
     def _apply_item_rules(self, rows: Rows) -> Rows:
         if self.rules.kept is not None:
             rows = rows.at(np.isin(rows.item, self.rules.kept))
         if self.rules.merged is not None:
-            raw, target = self.rules.merged  # sorted by raw id, as schema.MOVIES tables are
+            raw, target = self.rules.merged
             place = np.minimum(np.searchsorted(raw, rows.item), len(raw) - 1)
             item = np.where(raw[place] == rows.item, target[place], rows.item)
             rows = rows._replace(item=item)
@@ -259,6 +267,8 @@ class Split:
         rows = read_bucket(self.spill, bucket)
         if self.by_item is not None:
             which = self._from_items(bucket, len(rows.user))
+        elif rows.part is not None:
+            which = split.within_given(rows.user, rows.item, rows.part, self.settings)
         else:
             times = rows.timestamp if self.timed else None
             which = split.assign(rows.user, rows.item, times, self.settings, self.cuts)
@@ -279,9 +289,28 @@ class Split:
 
 def _counts_by_split(ids: NDArray[np.int64], which: NDArray[np.int8]) -> pa.Table:
     raw, place = np.unique(ids, return_inverse=True)
-    counts = np.zeros((len(schema.SPLITS), len(raw)), np.int64)
+    counts = np.zeros((len(schema.PARTS), len(raw)), np.int64)
     np.add.at(counts, (which, place), 1)
-    return pa.table({"raw": raw} | dict(zip(schema.SPLITS, counts, strict=True)))
+    return pa.table({"raw": raw} | dict(zip(schema.PARTS, counts, strict=True)))
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Dense ids of keys.
+
+    Args:
+        key: (N,) ascending.
+        dense: (N,) int32 dense id of each.
+        known: How many of them training knows.
+    """
+
+    key: NDArray[np.int64]
+    dense: NDArray[np.int32]
+    known: int
+
+    def of(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
+        """(K,) dense ids of keys that are all there."""
+        return self.dense[np.searchsorted(self.key, keys)]
 
 
 @dataclass(frozen=True)
@@ -291,26 +320,29 @@ class Encode:
     Args:
         spill: Where the split buckets are.
         folder: The data set's folder.
-        users: Ids of all users.
-        items: Ids of all items.
+        users: Numbers all users.
+        items: Numbers all items.
         timed: Whether times are known.
+        parts: The splits that are written, as codes of schema.PARTS.
     """
 
     spill: Folder
     folder: Folder
-    users: IdMap
-    items: IdMap
+    users: Numbering
+    items: Numbering
     timed: bool
+    parts: tuple[int, ...]
 
     def __call__(self, bucket: int) -> dict[str, Any]:
         """Write the part files of one bucket; return their counts."""
         rows = read_bucket(self.spill, bucket)
-        user, item = self.users.encode(rows.user), self.items.encode(rows.item)
+        user, item = self.users.of(rows.user), self.items.of(rows.item)
         rating, timestamp = rows.rating, rows.timestamp
         which = read_arrow(self.spill, f"split-{bucket}.arrow")["split"].to_numpy()
         order = np.lexsort((item, timestamp, user))
         result: dict[str, Any] = {}
-        for code, name in enumerate(schema.SPLITS):
+        for code in self.parts:
+            name = schema.PARTS[code]
             own = order[which[order] == code]
             times = pa.array(timestamp[own]) if self.timed else pa.nulls(len(own), pa.int64())
             columns = [user[own], item[own], rating[own], times]

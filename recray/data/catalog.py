@@ -9,8 +9,11 @@ import http.client
 import os
 import shutil
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -164,6 +167,49 @@ def fetch(name: str, mirror: str | None = None, cache: Path | None = None) -> Pa
     return target
 
 
+def download(address: str, cache: Path | None = None) -> Path:
+    """A file of the user's own from the web, kept until the server says that it has changed.
+
+    Args:
+        address: An https:// or http:// address.
+        cache: Where to keep it; cache_folder() by default.
+
+    Raises:
+        RecrayError: It cannot be had, or not whole.
+    """
+    with _reply(address) as reply:
+        told = [reply.headers.get(name, "") for name in ("ETag", "Last-Modified", "Content-Length")]
+        key = hashlib.sha256("\n".join([address, *told]).encode()).hexdigest()[:16]
+        name = urllib.parse.urlparse(address).path.rstrip("/").rsplit("/", 1)[-1] or "download"
+        target = (cache or cache_folder()) / "downloads" / key / name
+        if target.is_file() and (told[0] or told[1]):
+            return target
+        with storage_errors(str(target.parent)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{name}")
+        try:
+            _save(reply, temporary, int(told[2] or 1 << 40))
+            if told[2] and temporary.stat().st_size < int(told[2]):
+                raise RecrayError(f"{address}: the connection ended before the file did")
+            with storage_errors(str(target)):
+                os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+@contextmanager
+def _reply(address: str) -> Iterator[http.client.HTTPResponse]:
+    try:
+        with urllib.request.urlopen(address, timeout=60) as reply:
+            yield reply
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise RecrayError(
+            f"cannot download {address}: {reason}; give --mirror, or the path of an archive"
+        ) from error
+
+
 def _copy(address: str, target: Path, release: Release) -> None:
     limit = release.bytes or 10_000_000
     if "://" not in address:
@@ -174,14 +220,8 @@ def _copy(address: str, target: Path, release: Release) -> None:
         return
     if not address.startswith("https://"):
         raise RecrayError(f"--mirror {address}: give a folder or an https:// address")
-    try:
-        with urllib.request.urlopen(address, timeout=60) as reply:
-            _save(reply, target, limit)
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise RecrayError(
-            f"cannot download {address}: {reason}; give --mirror, or the path of an archive"
-        ) from error
+    with _reply(address) as reply:
+        _save(reply, target, limit)
 
 
 def _save(reply: BinaryIO, target: Path, limit: int) -> None:
@@ -193,7 +233,7 @@ def _save(reply: BinaryIO, target: Path, limit: int) -> None:
         while block := reply.read(1 << 20):
             size += len(block)
             if size > limit:
-                raise RecrayError(f"{target.name}: more than the official {limit:,} bytes come")
+                raise RecrayError(f"{target.name}: more than the expected {limit:,} bytes come")
             with storage_errors(str(target)):
                 out.write(block)
 

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recray.data import source
-from recray.data.parse import parse_ratings
+from recray.data import reading
 from recray.data.prepared import Prepared
 from recray.data.source import Source
 
@@ -26,8 +25,7 @@ def describe_source(given: Source) -> dict[str, Any]:
     users: Counter[int] = Counter()
     items: Counter[int] = Counter()
     for piece in given.pieces:
-        for _, content in source.chunks(piece, given.layout):
-            parsed = parse_ratings(content, given.layout)
+        for _, parsed in reading.parsed(piece):
             reasons.update(parsed.rejected["reason"].to_pylist())
             for name, total in (("raw_user", users), ("raw_item", items), ("rating", levels)):
                 total.update(_counts(parsed.table[name].to_numpy()))

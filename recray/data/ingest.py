@@ -25,7 +25,7 @@ from recray import cluster, schema, storage
 from recray.config import Settings
 from recray.data import buckets as maps
 from recray.data import scan, split
-from recray.data.ids import IdMap
+from recray.data.ids import IdMap, Texts, training_first
 from recray.data.prepared import KIND, Prepared
 from recray.data.rows import read_arrow
 from recray.data.source import Source
@@ -51,33 +51,62 @@ def prepare(
         RecrayError: Too many rows cannot be read, or nothing is left after the filters.
         StorageError: The folder cannot be written.
     """
+    _refuse_useless(given, settings)
     with cluster.session(address), storage.publish(Folder(out), replace) as folder:
         spill = folder.child(SPILL)
         scanned = _scan(given, spill, settings)
         buckets = split.buckets_for(scanned.rows)
         gathered, rounds = _gather(given, spill, scanned, buckets, settings)
         _split(spill, buckets, scanned.timed, gathered, settings)
-        users, items = (_count(spill, name, buckets) for name in ("users", "items"))
+        users, items = (
+            _count(spill, word, buckets, _texts(spill, given, f"raw_{word}"))
+            for word in ("user", "item")
+        )
         if not users.ids.known:
             raise RecrayError(
                 f"{given.name}: no rating is left to train on after the filters "
                 f"{settings.data.model_dump(exclude_defaults=True)}"
             )
-        encode = maps.Encode(spill, folder, users.ids, items.ids, scanned.timed)
+        numbers = users.numbers, items.numbers
+        encode = maps.Encode(spill, folder, *numbers, scanned.timed, _parts(settings))
         encoded = cluster.map_tasks(encode, buckets)
         _write_items(folder, given, items)
-        _write_users(folder, users)
+        _write_users(folder, given, users)
         folder.write_table("rejected.parquet", scanned.rejected)
         spill.delete()
         facts = _facts(given, settings, scanned)
         facts |= {"buckets": buckets, "core_rounds": rounds}
-        facts |= _counts(encoded, gathered, users, items)
+        facts |= _counts(encoded, gathered, users, items, _parts(settings))
         folder.write_manifest(KIND, facts | _fingerprints(folder, users.ids, items.ids))
     return Prepared.open(out)
 
 
+def _refuse_useless(given: Source, settings: Settings) -> None:
+    """Refuse settings that another kind of split would ignore."""
+    named = settings.split.train_file or settings.split.test_file
+    if named and settings.split.kind != "given":
+        raise RecrayError(
+            f"split.train_file and test_file go with split.kind=given, not {settings.split.kind}"
+        )
+    if settings.split.kind == "held-out-users" and settings.split.test == 0:
+        raise RecrayError("split.kind=held-out-users with split.test=0 holds nobody out")
+
+
+def _parts(settings: Settings) -> tuple[int, ...]:
+    codes = (split.TRAIN, split.VALID, split.TEST)
+    return (*codes, split.FOLD_IN) if settings.split.kind == "held-out-users" else codes
+
+
+def _texts(spill: Folder, given: Source, role: str) -> Texts | None:
+    """The texts of one kind of id, None where ids are integers."""
+    if role not in given.text:
+        return None
+    names = (scan.texts_name(role, number) for number in range(len(given.pieces)))
+    return Texts.join([read_arrow(spill, name) for name in names if spill.exists(name)])
+
+
 def _scan(given: Source, spill: Folder, settings: Settings) -> scan.Scanned:
-    task = scan.Scan(given.pieces, given.layout, spill)
+    task = scan.Scan(given.pieces, spill)
     return scan.join(given, cluster.map_tasks(task, len(given.pieces)), settings.data)
 
 
@@ -88,6 +117,12 @@ def _gather(
     rules = maps.item_rules(given, settings.data)
     gather = maps.Gather(spill, scanned.spilled, buckets, rules, settings.data)
     held = cluster.map_tasks(gather, buckets)
+    overlap = sum(result["overlap"] for result in held)
+    if overlap:
+        raise RecrayError(
+            f"{overlap:,} pairs of user and item are both in {settings.split.train_file} and in "
+            f"{settings.split.test_file}: the test split would be no test"
+        )
     rounds, core = 0, settings.data.core
     while core is not None:
         cluster.map_tasks(maps.CountItems(spill), buckets)
@@ -138,48 +173,68 @@ class _Counted:
 
     Args:
         ids: Their raw and dense ids.
-        counts: (3, N) ratings of each dense id in each split.
+        counts: (4, N) ratings of each dense id in each of schema.PARTS.
+        numbers: Their keys and dense ids.
     """
 
     ids: IdMap
     counts: NDArray[np.int64]
+    numbers: maps.Numbering
 
 
-def _count(spill: Folder, name: str, buckets: int) -> _Counted:
+def _count(spill: Folder, word: str, buckets: int, texts: Texts | None) -> _Counted:
     """Put the ids that the buckets counted together, and number them."""
-    table = pa.concat_tables([read_arrow(spill, f"{name}-{b}.arrow") for b in range(buckets)])
-    raw, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
-    counts = np.zeros((len(schema.SPLITS), len(raw)), np.int64)
-    for row, part in enumerate(schema.SPLITS):
+    table = pa.concat_tables([read_arrow(spill, f"{word}s-{b}.arrow") for b in range(buckets)])
+    key, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
+    counts = np.zeros((len(schema.PARTS), len(key)), np.int64)
+    for row, part in enumerate(schema.PARTS):
         np.add.at(counts[row], place, table[part].to_numpy())
-    ids = IdMap.build(raw, counts[split.TRAIN] > 0)
-    return _Counted(ids, counts[:, np.searchsorted(raw, ids.raw)])
+    raw = key if texts is None else texts.of(key)
+    in_training = counts[split.TRAIN] > 0
+    order = training_first(raw, in_training)
+    dense = np.empty(len(key), np.int32)
+    dense[order] = np.arange(len(key), dtype=np.int32)
+    known = int(in_training.sum())
+    return _Counted(IdMap(raw[order], known), counts[:, order], maps.Numbering(key, dense, known))
 
 
 def _write_items(folder: Folder, given: Source, counted: _Counted) -> None:
     items = counted.ids
     movies = given.movies
-    known = movies["raw_item"].to_numpy()
-    place = np.searchsorted(known, items.raw)
-    found = np.isin(items.raw, known)
-    rows = pa.array(place, mask=~found)
-    title = pc.coalesce(movies["title"].take(rows), pa.array(items.raw).cast(pa.string()))
+    rows = pc.index_in(items.column(), movies["raw_item"].combine_chunks())
+    title = pc.coalesce(movies["title"].take(rows), items.column().cast(pa.string()))
     genres = pc.coalesce(movies["genres"].take(rows), pa.scalar([], pa.list_(pa.string())))
     columns = {
         "item": np.arange(len(items), dtype=np.int32),
-        "raw_item": items.raw,
+        "raw_item": items.column(),
         "title": title,
         "year": pc.fill_null(movies["year"].take(rows), 0),
         "genres": genres,
+        "imdb": movies["imdb"].take(rows),
+        "tmdb": movies["tmdb"].take(rows),
         "ratings": counted.counts[split.TRAIN],
     }
-    folder.write_table("items.parquet", pa.table(columns, schema=schema.ITEMS))
+    wanted = _with_ids(schema.ITEMS, "raw_item", items)
+    folder.write_table("items.parquet", pa.table(columns, schema=wanted))
 
 
-def _write_users(folder: Folder, counted: _Counted) -> None:
-    dense = np.arange(len(counted.ids), dtype=np.int32)
-    columns = [dense, counted.ids.raw, *counted.counts]
-    folder.write_table("users.parquet", pa.table(columns, schema=schema.USERS))
+def _write_users(folder: Folder, given: Source, counted: _Counted) -> None:
+    users = counted.ids
+    columns: dict[str, Any] = {"user": np.arange(len(users), dtype=np.int32)}
+    columns |= {"raw_user": users.column()}
+    columns |= dict(zip(schema.PARTS, counted.counts, strict=True))
+    # A release that tells of its users numbers them.
+    told = schema.PEOPLE.empty_table() if users.text else given.people
+    raw = pa.nulls(len(users), pa.int64()) if users.text else users.column()
+    rows = pc.index_in(raw, told["raw_user"].combine_chunks())
+    columns |= {name: told[name].take(rows) for name in told.column_names[1:]}
+    wanted = _with_ids(schema.USERS, "raw_user", users)
+    folder.write_table("users.parquet", pa.table(columns, schema=wanted))
+
+
+def _with_ids(wanted: pa.Schema, name: str, ids: IdMap) -> pa.Schema:
+    """The schema with the type that the raw ids have."""
+    return wanted.set(wanted.get_field_index(name), pa.field(name, ids.column().type))
 
 
 # ------------------------------------------------------------------------------- manifest
@@ -191,17 +246,22 @@ def _facts(given: Source, settings: Settings, scan: scan.Scanned) -> dict[str, A
         "source": given.identity,
         "settings": {g: getattr(settings, g).model_dump(mode="json") for g in ("data", "split")},
         "timestamps": scan.timed,
-        "implicit": given.layout.implicit,
+        "implicit": given.implicit,
         "rejected": {"rows": sum(scan.reasons.values()), "reasons": scan.reasons},
         "rows_read": scan.rows,
     }
 
 
 def _counts(
-    encoded: list[Any], gathered: list[Any], users: _Counted, items: _Counted
+    encoded: list[Any],
+    gathered: list[Any],
+    users: _Counted,
+    items: _Counted,
+    parts: tuple[int, ...],
 ) -> dict[str, Any]:
     splits = {}
-    for row, name in enumerate(schema.SPLITS):
+    for row in parts:
+        name = schema.PARTS[row]
         rows = sum(e[name]["rows"] for e in encoded)
         unseen = sum(e[name]["unseen"] for e in encoded)
         share = round(100 * unseen / rows, 3) if rows else 0.0
@@ -236,12 +296,11 @@ def _fingerprints(folder: Folder, users: IdMap, items: IdMap) -> dict[str, Any]:
     """Hashes per split, so that what training saw can be proven not to depend on test; of the ids
     of the training split; and of what is said of the items.
     """
-    known = users.raw[: users.known].tobytes() + items.raw[: items.known].tobytes()
     prints = {
-        "ids": hashlib.sha256(known).hexdigest(),
+        "ids": hashlib.sha256(users.content() + items.content()).hexdigest(),
         "items": hashlib.sha256(folder.read_bytes("items.parquet")).hexdigest(),
     }
-    for name in schema.SPLITS:
+    for name in schema.PARTS:
         digest = hashlib.sha256()
         for file in folder.files():
             if file.startswith(f"{name}/"):

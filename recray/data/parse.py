@@ -6,76 +6,16 @@ the exact rows, so that one bad row costs one chunk some time and nothing else.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
+from numpy.typing import NDArray
 
 from recray import schema
-from recray.data.ids import ID_LIMIT
-from recray.errors import RecrayError
-
-COLUMN_NAMES = {
-    "raw_user": ("user", "userid", "user_id", "raw_user", "uid"),
-    "raw_item": ("item", "itemid", "item_id", "movieid", "movie_id", "movie", "raw_item", "iid"),
-    "rating": ("rating", "score", "stars", "value"),
-    "timestamp": ("timestamp", "time", "ts", "unix_timestamp", "unixtime"),
-}
-MOVIELENS_SCALE = (0.5, 5.0)
-
-
-@dataclass(frozen=True)
-class RatingsFormat:
-    """How the lines of a ratings file look.
-
-    Args:
-        delimiter: What stands between two fields.
-        columns: The meaning of each field by position, a name of schema.RAW_RATINGS or "" for a
-            field that is not used.
-        header: Whether the first line names the columns.
-        scale: Lowest and highest allowed rating, in stars; None allows every finite number.
-    """
-
-    delimiter: Literal["\t", "::", ",", ";"]
-    columns: tuple[str, ...]
-    header: bool = False
-    scale: tuple[float, float] | None = MOVIELENS_SCALE
-
-    @property
-    def implicit(self) -> bool:
-        """Whether the file has no rating column; every row then counts as 1.0."""
-        return "rating" not in self.columns
-
-
-ML_100K = RatingsFormat("\t", ("raw_user", "raw_item", "rating", "timestamp"))
-ML_1M = RatingsFormat("::", ("raw_user", "raw_item", "rating", "timestamp"))
-
-
-def format_of_header(line: bytes, file: str) -> RatingsFormat:
-    """Recognise the columns of a csv file by the names in its first line.
-
-    Raises:
-        RecrayError: No user column or no item column.
-    """
-    text = line.decode("utf-8-sig", errors="replace").strip()
-    delimiter: Literal["\t", ",", ";"] = "\t" if "\t" in text else ";" if ";" in text else ","
-    names = [name.strip().strip('"').lower() for name in text.split(delimiter)]
-    roles = []
-    for name in names:
-        role = next((r for r, known in COLUMN_NAMES.items() if name in known), "")
-        roles.append(role if role not in roles else "")
-    for role, word in (("raw_user", "user"), ("raw_item", "item")):
-        if role not in roles:
-            raise RecrayError(
-                f"{file} has no {word} column: its columns are {', '.join(names)[:200]}; "
-                f"a {word} column is named one of {', '.join(COLUMN_NAMES[role])}"
-            )
-    own_name = "movieid" not in names
-    return RatingsFormat(
-        delimiter, tuple(roles), header=True, scale=None if own_name else MOVIELENS_SCALE
-    )
+from recray.data.ids import ID_LENGTH, ID_LIMIT
+from recray.data.layout import IDS, RatingsFormat
 
 
 @dataclass(frozen=True)
@@ -83,7 +23,8 @@ class ParsedRatings:
     """One chunk of a ratings file.
 
     Args:
-        table: Accepted rows, in file order, as schema.RAW_RATINGS.
+        table: Accepted rows, in file order, as schema.RAW_RATINGS, with ids as string where the
+            layout has text.
         rejected: Rows of schema.REJECTED without the file's name; line counts from 0 and byte
             from 0 at the chunk's start.
         lines: Lines in the chunk, blank ones included.
@@ -112,19 +53,28 @@ def _no_rejected() -> pa.Table:
     return schema.REJECTED.remove(0).empty_table()
 
 
+_DIGITS = b"0123456789.\r\n"
+_PLAIN = bytes(c for c in range(33, 127) if c != ord('"')) + b"\r\n"
+
+
 def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
     """The table if every single row is in order, else None.
 
-    Only chunks of bare numbers come this way, so that whatever has two readings (quotes, signs,
-    other alphabets, a lone CR) has its one place in _parse_checked.
+    Only chunks of bare numbers come this way, or of plain ASCII where some column is text, so that
+    whatever has two readings (quotes, blanks, other alphabets, a lone CR) has its one place in
+    _parse_checked.
     """
-    allowed = b"0123456789.\r\n" + layout.delimiter.encode()
+    wordy = bool(layout.text) or "" in layout.columns
+    allowed = (_PLAIN if wordy else _DIGITS) + layout.delimiter.encode()
     if content.translate(None, allowed) or content.count(b"\r") != content.count(b"\r\n"):
+        return None
+    if wordy and (b"0x" in content or b"0X" in content):  # pyarrow reads it as hexadecimal
         return None
     if layout.delimiter == "::":
         content = content.replace(b"::", b"\t")
     names = [role or f"unused{i}" for i, role in enumerate(layout.columns)]
     types = {f.name: f.type for f in schema.RAW_RATINGS} | {"rating": pa.float64()}
+    types |= dict.fromkeys(layout.text, pa.string())
     try:
         table = pacsv.read_csv(
             pa.BufferReader(content),
@@ -142,12 +92,17 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
     except pa.ArrowInvalid:
         return None
     clean = all(table[name].null_count == 0 for name in table.column_names)
-    for name in ("raw_user", "raw_item", "timestamp"):
-        within = name not in table.column_names or _all_between(table[name], 0, ID_LIMIT - 1)
-        clean = clean and within
+    for name in (*IDS, "timestamp"):
+        if clean and name in layout.text:
+            length = pc.min_max(pc.binary_length(table[name]))
+            clean = (
+                not len(table) or 0 < length["min"].as_py() <= length["max"].as_py() <= ID_LENGTH
+            )
+        elif clean and name in table.column_names:
+            clean = _all_between(table[name], 0, ID_LIMIT - 1)
     if clean and not layout.implicit:
         clean = _all_between(table["rating"], *_limits(layout.scale))
-    return _as_raw(table) if clean else None
+    return as_raw(table, layout) if clean else None
 
 
 def _limits(scale: tuple[float, float] | None) -> tuple[float, float]:
@@ -161,16 +116,25 @@ def _all_between(column: pa.ChunkedArray, low: float, high: float) -> bool:
     return not len(values) or bool(((values >= low) & (values <= high)).all())
 
 
-def _as_raw(table: pa.Table) -> pa.Table:
+def raw_schema(text: frozenset[str]) -> pa.Schema:
+    """schema.RAW_RATINGS, with ids as string where they are text."""
+    return pa.schema(
+        [pa.field(f.name, pa.string()) if f.name in text else f for f in schema.RAW_RATINGS]
+    )
+
+
+def as_raw(table: pa.Table, layout: RatingsFormat) -> pa.Table:
+    """Columns of checked values as raw_schema: 1.0 for missing ratings, null for times."""
+    wanted = raw_schema(layout.text)
     columns = []
-    for field in schema.RAW_RATINGS:
+    for field in wanted:
         if field.name in table.column_names:
             columns.append(table[field.name].cast(field.type))
         elif field.name == "rating":
             columns.append(pa.chunked_array([np.ones(len(table), np.float32)]))
         else:
             columns.append(pa.chunked_array([pa.nulls(len(table), field.type)]))
-    return pa.table(columns, schema=schema.RAW_RATINGS)
+    return pa.table(columns, schema=wanted)
 
 
 def _parse_checked(content: bytes, layout: RatingsFormat, lines: int) -> ParsedRatings:
@@ -206,20 +170,15 @@ def _parse_checked(content: bytes, layout: RatingsFormat, lines: int) -> ParsedR
     usable = np.flatnonzero((reason == "") & ~blank)
     fields = pc.take(parts, pa.array(usable))
 
-    columns: dict[str, pa.Array] = {}
-    good = np.ones(len(usable), bool)
-    for position, role in enumerate(layout.columns):
-        if not role:
-            continue
-        field = pc.utf8_trim(pc.list_element(fields, position), ' "\ufeff')
-        values, bad, why = _check_field(role, field, layout.scale)
-        target = reason[usable]
-        newly = bad & (target == "")
-        target[newly] = why[newly]
-        reason[usable] = target
-        good &= ~bad
-        columns[role] = values
-    table = pa.table(columns).filter(pa.array(good)) if columns else pa.table({})
+    table, why = check_fields(
+        {
+            role: pc.utf8_trim(pc.list_element(fields, position), ' "\ufeff')
+            for position, role in enumerate(layout.columns)
+            if role
+        },
+        layout,
+    )
+    reason[usable] = why
     bad_rows = np.flatnonzero(reason != "")
     rejected = pa.table(
         {
@@ -231,7 +190,31 @@ def _parse_checked(content: bytes, layout: RatingsFormat, lines: int) -> ParsedR
             "reason": pa.array(reason[bad_rows].tolist(), pa.string()),
         }
     )
-    return ParsedRatings(_as_raw(table), rejected, lines)
+    return ParsedRatings(table, rejected, lines)
+
+
+def check_fields(
+    fields: dict[str, pa.Array], layout: RatingsFormat
+) -> tuple[pa.Table, NDArray[np.object_]]:
+    """Check trimmed texts column by column.
+
+    Args:
+        fields: Role to (R,) texts, in the order in which reasons apply.
+        layout: The scale, and which ids are text.
+
+    Returns:
+        The good rows as raw_schema, and for each row why it is bad, "" if it is not.
+    """
+    reason = np.full(len(next(iter(fields.values()))), "", dtype=object)
+    columns: dict[str, pa.Array] = {}
+    for role, field in fields.items():
+        values, bad, why = (
+            _check_text(role, field) if role in layout.text else _check_field(role, field, layout)
+        )
+        newly = bad & (reason == "")
+        reason[newly] = why[newly]
+        columns[role] = values
+    return as_raw(pa.table(columns).filter(pa.array(reason == "")), layout), reason
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -258,18 +241,29 @@ def _hide_quoted(text: pa.Array, delimiter: str) -> pa.Array:
     return pc.replace_with_mask(text, quoted, pa.array(hidden, text.type))
 
 
-_INTEGER = rf"^[0-9]{{1,{len(str(ID_LIMIT)) - 1}}}$"
+_WHOLE = rf"(-0+|[0-9]{{1,{len(str(ID_LIMIT)) - 1}}})"
+_INTEGER = rf"^{_WHOLE}(\.0*)?$"
+_SECONDS = rf"^{_WHOLE}(\.[0-9]*)?$"
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
 
+_Checked = tuple[pa.Array, NDArray[np.bool_], NDArray[np.object_]]
 
-def _check_field(
-    role: str, field: pa.Array, scale: tuple[float, float] | None
-) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+
+def _check_text(role: str, field: pa.Array) -> _Checked:
+    """Texts as ids, which rows are bad, and why."""
+    word = role.removeprefix("raw_")
+    why = np.full(len(field), f"{word} is too long", dtype=object)
+    length = pc.utf8_length(field).to_numpy(zero_copy_only=False)
+    why[length == 0] = f"{word} is empty"
+    return field, (length == 0) | (length > ID_LENGTH), why
+
+
+def _check_field(role: str, field: pa.Array, layout: RatingsFormat) -> _Checked:
     """Values (0 where bad), which rows are bad, and why."""
     word = role.removeprefix("raw_")
     why = np.full(len(field), f"{word} is not a number", dtype=object)
 
-    def matches(pattern: str) -> np.ndarray:
+    def matches(pattern: str) -> NDArray[np.bool_]:
         return pc.match_substring_regex(field, pattern).to_numpy(zero_copy_only=False)
 
     empty = pc.equal(field, "").to_numpy(zero_copy_only=False)
@@ -277,15 +271,16 @@ def _check_field(
         number = matches(_NUMBER)
         clean = pc.if_else(pa.array(number), field, "0").cast(pa.float64())
         values = clean.to_numpy()
-        low, high = _limits(scale)
+        low, high = _limits(layout.scale)
         outside = number & ~((values >= low) & (values <= high))
         why[matches(r"(?i)^[+-]?(nan|inf|infinity)$")] = "rating is not finite"
         why[outside] = "rating outside the scale"
         why[empty] = "rating is empty"
         return clean, ~number | outside, why
-    integer = matches(_INTEGER)
-    why[matches(r"^-[0-9]+$")] = f"{word} is negative"
-    why[matches(r"^[0-9]{19,}$")] = f"{word} is too large"
-    why[empty] = f"{word} is empty"
-    clean = pc.if_else(pa.array(integer), field, "0").cast(pa.int64())
-    return clean, ~integer, why
+    # Whole numbers may come as 7.0, as pandas writes a column with gaps; times lose a fraction.
+    integer = matches(_SECONDS if role == "timestamp" else _INTEGER)
+    why[matches(r"^-[0-9.]+$")] = f"{word} is negative"
+    why[matches(r"^[0-9]{19,}(\.0*)?$")] = f"{word} is too large"
+    why[matches(r"(?i)^(nan|null|none)?$")] = f"{word} is empty"
+    whole = pc.replace_substring_regex(field, r"\..*$", "")
+    return pc.if_else(pa.array(integer), whole, "0").cast(pa.int64()), ~integer, why

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from recray import storage
+from recray import schema, storage
 from recray.data.ids import IdMap
 from recray.errors import RecrayError
 from recray.storage import Folder
@@ -109,20 +109,22 @@ class Prepared:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that training may see: the splits train and valid, and the ids."""
+        """Hash of everything that training may see: train, valid, what is known of held-out users,
+        and the ids.
+        """
         prints = self.manifest["fingerprints"]
-        return "-".join(prints[name][:16] for name in ("train", "valid", "ids"))
+        return "-".join(prints[name][:16] for name in ("train", "valid", "fold_in", "ids"))
 
     @cached_property
     def user_ids(self) -> IdMap:
         """Raw and dense user ids."""
         table = self.folder.read_table("users.parquet", ["raw_user"])
-        return IdMap(table["raw_user"].to_numpy(), self.users)
+        return IdMap.of(table["raw_user"], self.users)
 
     @cached_property
     def item_ids(self) -> IdMap:
         """Raw and dense item ids."""
-        return IdMap(self.item_table["raw_item"].to_numpy(), self.items)
+        return IdMap.of(self.item_table["raw_item"], self.items)
 
     @cached_property
     def item_table(self) -> pa.Table:
@@ -133,9 +135,11 @@ class Prepared:
         """The rows of a split, of all parts or some of them.
 
         Args:
-            split: train, valid or test.
+            split: train, valid, test or fold_in; the last is empty unless users are held out.
             parts: Numbers of the parts; None loads all.
         """
+        if split not in self.manifest["splits"]:
+            return Ratings.of(schema.RATINGS.empty_table())
         numbers = range(self.buckets) if parts is None else parts
         tables = [self.folder.read_table(part_name(split, number)) for number in numbers]
         return Ratings.concatenate([Ratings.of(table) for table in tables])

@@ -1,4 +1,4 @@
-"""Ratings in raw ids between the maps of ingest: columns, files of them, and what cleans them."""
+"""Ratings between the maps of ingest: columns, files of them, and what cleans them."""
 
 from typing import Any, NamedTuple
 
@@ -11,59 +11,74 @@ from recray.storage import Folder
 
 
 class Rows(NamedTuple):
-    """Ratings as columns, in raw ids: (R,) each; timestamp is 0 where unknown."""
+    """Ratings as columns by the keys of raw ids: (R,) each; timestamp is 0 where unknown.
+
+    `part` is the split that the source itself says a row belongs to, None where it says nothing.
+    """
 
     user: NDArray[np.int64]
     item: NDArray[np.int64]
     rating: NDArray[np.float32]
     timestamp: NDArray[np.int64]
+    part: NDArray[np.int8] | None = None
 
     @classmethod
     def of(cls, table: pa.Table) -> "Rows":
-        """Take the columns of a table of schema.RAW_RATINGS."""
+        """Take the columns of a table of schema.RAW_RATINGS, with or without `part`."""
         user, item, rating = (table[n].to_numpy() for n in ("raw_user", "raw_item", "rating"))
-        return cls(user, item, rating, table["timestamp"].combine_chunks().fill_null(0).to_numpy())
+        timestamp = table["timestamp"].combine_chunks().fill_null(0).to_numpy()
+        part = table["part"].to_numpy() if "part" in table.column_names else None
+        return cls(user, item, rating, timestamp, part)
 
     def at(self, index: NDArray[Any]) -> "Rows":
         """The rows that a mask or places choose."""
-        user, item, rating, timestamp = self
-        return Rows(user[index], item[index], rating[index], timestamp[index])
+        user, item, rating, timestamp, part = self
+        chosen = None if part is None else part[index]
+        return Rows(user[index], item[index], rating[index], timestamp[index], chosen)
 
     def table(self) -> pa.Table:
-        """The columns as a table of schema.RAW_RATINGS."""
-        return pa.table(list(self), schema=schema.RAW_RATINGS)
+        """The columns as a table of schema.RAW_RATINGS, with `part` where there is one."""
+        table = pa.table(list(self[:4]), schema=schema.RAW_RATINGS)
+        return table if self.part is None else table.append_column("part", pa.array(self.part))
 
 
-def drop_duplicates(
-    user: NDArray[np.int64],
-    item: NDArray[np.int64],
-    rating: NDArray[np.float32],
-    timestamp: NDArray[np.int64],
-    mean: bool,
-) -> Rows:
+def drop_duplicates(given: Rows, mean: bool) -> Rows:
     """One row for each (user, item), sorted by both.
 
     Args:
-        user: (R,) raw ids, rows in file order.
-        item: (R,) raw ids.
-        rating: (R,) stars.
-        timestamp: (R,) seconds.
+        given: Rows in file order.
         mean: Average the ratings and keep the latest time; otherwise the latest row stays, and
             of several at that time the last in the file.
     """
     # A mean must not depend on the order of the file; the last of several must.
-    keys = (rating, timestamp, item, user) if mean else (timestamp, item, user)
-    rows = Rows(user, item, rating, timestamp).at(np.lexsort(keys))
+    keys: tuple[NDArray[Any], ...] = (given.timestamp, given.item, given.user)
+    rows = given.at(np.lexsort((given.rating, *keys) if mean else keys))
     if not len(rows.user):
         return rows
-    changes = (rows.user[1:] != rows.user[:-1]) | (rows.item[1:] != rows.item[:-1])
-    begins = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    begins = _pair_begins(rows)
     last = np.concatenate([begins[1:], [len(rows.user)]]) - 1
     if not mean:
         return rows.at(last)
     sums = np.add.reduceat(rows.rating.astype(np.float64), begins)
     means = (sums / (last - begins + 1)).astype(np.float32)
     return rows.at(last)._replace(rating=means)
+
+
+def _pair_begins(rows: Rows) -> NDArray[np.int64]:
+    """Where each (user, item) begins in sorted rows."""
+    changes = (rows.user[1:] != rows.user[:-1]) | (rows.item[1:] != rows.item[:-1])
+    return np.concatenate([[0], np.flatnonzero(changes) + 1])
+
+
+def in_several_parts(given: Rows) -> int:
+    """How many (user, item) pairs the source puts into more than one split."""
+    if given.part is None or not len(given.user):
+        return 0
+    rows = given.at(np.lexsort((given.item, given.user)))
+    begins = _pair_begins(rows)
+    part = np.asarray(rows.part)
+    differs = np.maximum.reduceat(part, begins) != np.minimum.reduceat(part, begins)
+    return int(differs.sum())
 
 
 def write_arrow(folder: Folder, name: str, table: pa.Table) -> None:

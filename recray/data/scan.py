@@ -10,9 +10,11 @@ import pyarrow.compute as pc
 
 from recray import schema
 from recray.config import DataSettings
-from recray.data import parse, source, split
+from recray.data import reading, split
+from recray.data.ids import keys_of
+from recray.data.reading import Piece
 from recray.data.rows import write_arrow
-from recray.data.source import Piece, Source
+from recray.data.source import Source
 from recray.errors import RecrayError
 from recray.storage import Folder
 
@@ -50,22 +52,21 @@ class Scan:
 
     Args:
         pieces: All pieces.
-        layout: How the lines look.
         spill: Where spill files go.
     """
 
     pieces: tuple[Piece, ...]
-    layout: parse.RatingsFormat
     spill: Folder
 
     def __call__(self, number: int) -> dict[str, Any]:
         """Parse one piece, chunk by chunk; spill the rows and return counts."""
         spilled, reasons = [], Counter[str]()
         rejected: list[dict[str, Any]] = []
+        texts: dict[str, list[pa.Table]] = {}
         lines = rows = 0
         timed = False
-        for chunk, (begin, content) in enumerate(source.chunks(self.pieces[number], self.layout)):
-            parsed = parse.parse_ratings(content, self.layout)
+        piece = self.pieces[number]
+        for chunk, (begin, parsed) in enumerate(reading.parsed(piece)):
             reasons.update(parsed.rejected["reason"].to_pylist())
             for row in parsed.rejected.slice(0, schema.REJECTED_KEPT - len(rejected)).to_pylist():
                 row |= {"line": row["line"] + lines, "byte": row["byte"] + begin}
@@ -74,7 +75,11 @@ class Scan:
             rows += len(parsed.table)
             timed = timed or bool(pc.any(pc.greater(parsed.table["timestamp"], 0)).as_py())
             name = f"rows-{number:05d}-{chunk:05d}.arrow"
-            spilled.append({"name": name, "begins": self._write(name, parsed.table)})
+            keyed = _keyed(parsed.table, piece.file.layout.text, texts)
+            spilled.append({"name": name, "begins": self._write(name, keyed, piece.file.part)})
+        for role, tables in texts.items():
+            distinct = pa.concat_tables(tables).group_by(["key", "text"]).aggregate([])
+            write_arrow(self.spill, texts_name(role, number), distinct)
         return {
             "rows": rows,
             "lines": lines,
@@ -84,13 +89,33 @@ class Scan:
             "rejected": rejected,
         }
 
-    def _write(self, name: str, table: pa.Table) -> list[int]:
+    def _write(self, name: str, table: pa.Table, part: str) -> list[int]:
         slot = split.slot_of(table["raw_user"].to_numpy())
         # Stable, so that rows of a user stay in file order.
         table = table.take(pa.array(np.argsort(slot, kind="stable")))
+        if part:
+            code = np.full(len(table), schema.PARTS.index(part), np.int8)
+            table = table.append_column("part", pa.array(code))
         write_arrow(self.spill, name, table)
         counts = np.bincount(slot, minlength=split.SLOTS)
         return [0, *np.cumsum(counts).tolist()]
+
+
+def texts_name(role: str, piece: int) -> str:
+    """The spill file with the texts of one kind of id in one piece."""
+    return f"texts-{role}-{piece:05d}.arrow"
+
+
+def _keyed(table: pa.Table, text: frozenset[str], texts: dict[str, list[pa.Table]]) -> pa.Table:
+    """Replace ids that are text by their keys, and note the texts."""
+    for role in sorted(text):
+        column = table[role].combine_chunks()
+        key = pa.array(keys_of(column))
+        place = table.schema.get_field_index(role)
+        table = table.set_column(place, pa.field(role, pa.int64()), key)
+        pairs = pa.table({"key": key, "text": column}).group_by(["key", "text"]).aggregate([])
+        texts.setdefault(role, []).append(pairs)
+    return table
 
 
 def join(given: Source, results: list[Any], settings: DataSettings) -> Scanned:
@@ -100,11 +125,13 @@ def join(given: Source, results: list[Any], settings: DataSettings) -> Scanned:
         RecrayError: Too many rows cannot be read, or there are none.
     """
     reasons: Counter[str] = sum((Counter(r["reasons"]) for r in results), Counter())
-    rejected, first_line = [], 1 + given.layout.header
+    rejected, first_line = [], dict[str, int]()
     for piece, result in zip(given.pieces, results, strict=True):
+        file = piece.file
+        begin = first_line.setdefault(file.name, 1 + file.layout.header)
         for row in result["rejected"]:
-            rejected.append({"file": piece.file, **row, "line": row["line"] + first_line})
-        first_line += result["lines"]
+            rejected.append({"file": file.name, **row, "line": row["line"] + begin})
+        first_line[file.name] += result["lines"]
     rows, bad = sum(r["rows"] for r in results), sum(reasons.values())
     if bad > settings.max_rejected * (rows + bad):
         first = "; ".join(f"line {r['line']} {r['reason']}: {r['text']!r}" for r in rejected[:3])

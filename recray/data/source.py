@@ -1,52 +1,32 @@
 """What the user gave as SOURCE, recognised by its content, in pieces that workers read alone."""
 
-import csv
 import hashlib
-import io
 import itertools
-import lzma
 import os
-import re
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
-from recray import schema
-from recray.data import catalog, films, parse, sample
-from recray.data.parse import RatingsFormat
+from recray.config import DataSettings, Settings
+from recray.data import beside, catalog, layout, reading, sample
+from recray.data.beside import Read
+from recray.data.layout import RatingsFormat
+from recray.data.reading import Piece, RatingsFile
 from recray.errors import RecrayError, unknown_name
-from recray.storage import is_uri, modified, open_input
+from recray.storage import Folder, file_type, is_uri, modified, open_input
 
 PIECE_BYTES = 64 << 20
-CHUNK_BYTES = 16 << 20
+HEAD_BYTES = 64 << 10
 SAMPLE = "sample"
-MAX_UNPACKED = 4 << 30
-MAX_RATIO = 100
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a ratings file: the lines that begin at bytes start..stop-1.
-
-    Args:
-        file: The file's name as shown to people.
-        path: Local path or URI; "sample" for the generated data set.
-        member: The file's name inside a zip archive, "" for a plain file.
-        start: First byte that belongs to the piece.
-        stop: End of the piece; None means the file's end.
-    """
-
-    file: str
-    path: str
-    member: str
-    start: int
-    stop: int | None
+MOVIELENS = ("u.data", "ratings.dat", "ratings.csv")
+ENDINGS = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
+NOT_RATINGS = ("movies.csv", "items.csv", "links.csv", "tags.csv", "users.csv")
+"""Files of a folder that are not ratings."""
 
 
 @dataclass(frozen=True)
@@ -55,223 +35,279 @@ class Source:
 
     Args:
         name: Short name for tables and folders.
-        layout: How its ratings lines look.
         pieces: All of its ratings, in order.
         movies: Its films as schema.MOVIES; empty if it has none.
+        people: What it says of its users, as schema.PEOPLE; empty if nothing.
         identity: Changes when the files change (names, sizes, times); free to compute.
     """
 
     name: str
-    layout: RatingsFormat
     pieces: tuple[Piece, ...]
     movies: pa.Table
+    people: pa.Table
     identity: str
 
+    @property
+    def text(self) -> frozenset[str]:
+        """Which of raw_user and raw_item are text."""
+        return self.pieces[0].file.layout.text
 
-def recognise(given: str, mirror: str | None = None) -> Source:
+    @property
+    def implicit(self) -> bool:
+        """Whether there are no ratings, only pairs."""
+        return self.pieces[0].file.layout.implicit
+
+
+def recognise(given: str, settings: Settings | None = None, mirror: str | None = None) -> Source:
     """Turn `sample`, a release's name, or a path or URI into a source.
+
+    Args:
+        given: What the user gave.
+        settings: data.columns, data.ids and split's given files are used.
+        mirror: Where a release lies instead of its official address.
 
     Raises:
         RecrayError: There is no such file or name, or nothing in it looks like ratings.
     """
+    settings = settings or Settings()
     if given == SAMPLE:
-        return _sample()
+        return _sample(settings)
     if given in catalog.RELEASES:
-        return _archive(str(catalog.fetch(given, mirror)), given)
-    if not is_uri(given):
-        given = os.path.expanduser(given)
-        if not os.path.exists(given):
-            if os.sep in given or "." in given:
-                raise RecrayError(f"no such file or folder: {given}")
-            raise unknown_name("source", given, [SAMPLE, *catalog.RELEASES])
-        if os.path.isdir(given):
-            return _folder(given)
+        return _archive(str(catalog.fetch(given, mirror)), given, settings)
+    name = given.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
+    if given.startswith(("https://", "http://")):
+        given = str(catalog.download(given))
+    elif not is_uri(given):
+        given = os.path.abspath(os.path.expanduser(given)) if _exists(given) else given
+    if file_type(given) == pafs.FileType.Directory:
+        return _folder(given, name or Folder(given).name, settings)
     with closing(open_input(given)) as stream:
         head = stream.read(4)
     if not head:
         raise RecrayError(f"{given} is empty")
-    name = given.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
-    return _archive(given, name) if head[:2] == b"PK" else _plain(given, name)
+    if head[:2] == b"PK":
+        return _archive(given, name, settings)
+    files = [_Found(given.rsplit("/", 1)[-1], given, _kind(head))]
+    return _files(files, name, settings, _reader(given))
 
 
-_MOVIES: dict[str, tuple[str, Callable[[bytes], pa.Table]]] = {
-    "u.data": ("u.item", films.parse_movies_100k),
-    "ratings.dat": ("movies.dat", films.parse_movies_1m),
-    "ratings.csv": ("movies.csv", films.parse_movies_csv),
-}
+def _exists(given: str) -> bool:
+    if os.path.exists(os.path.expanduser(given)):
+        return True
+    if os.sep in given or "." in given:
+        raise RecrayError(f"no such file or folder: {given}")
+    raise unknown_name("source", given, [SAMPLE, *catalog.RELEASES])
 
 
-def _layout(file: str, first_line: Callable[[], bytes]) -> RatingsFormat:
-    known = {"u.data": parse.ML_100K, "ratings.dat": parse.ML_1M}
-    base = file.rsplit("/", 1)[-1]
-    if base in known:
-        return known[base]
-    line = first_line()
-    if line.startswith((b"PAR1", b"\x1f\x8b")):
-        kind = "parquet" if line.startswith(b"PAR1") else "gzip"
-        raise RecrayError(f"{file} is a {kind} file; give it as csv, or in a zip archive")
-    for layout in known.values():
-        if re.match(rb"\d+" + (layout.delimiter.encode() + rb"[\d.]+") * 3 + rb"\s*$", line):
-            return layout
-    return parse.format_of_header(line, file)
+def _kind(head: bytes) -> reading.FileKind:
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    return "gzip" if head.startswith(b"\x1f\x8b") else "plain"
 
 
-def _movies_of(file: str, read: Callable[[str], bytes | None]) -> pa.Table:
-    """The films beside a ratings file; the file may be missing, but not damaged."""
-    base = file.rsplit("/", 1)[-1]
-    if base in _MOVIES:
-        name, parser = _MOVIES[base]
-        content = read(file.removesuffix(base) + name)
-        if content is not None:
-            try:
-                return parser(content)
-            except (ValueError, IndexError, TypeError, OverflowError, csv.Error) as error:
-                raise RecrayError(f"{name} beside {file} cannot be read: {error}") from error
-    return schema.MOVIES.empty_table()
+@dataclass(frozen=True)
+class _Found:
+    """A file of ratings before its columns are known; the name is the one inside its source."""
+
+    name: str
+    path: str
+    kind: reading.FileKind
+    part: Literal["", "train", "test"] = ""
 
 
-def _sample() -> Source:
+# ------------------------------------------------------------------------------ kinds of source
+
+
+def _sample(settings: Settings) -> Source:
     made = sample.files()
-    layout = _layout("ratings.csv", lambda: made["ratings.csv"].split(b"\n", 1)[0])
-    pieces = (Piece("ratings.csv", SAMPLE, "ratings.csv", 0, None),)
-    identity = hashlib.sha256(made["ratings.csv"] + made["movies.csv"]).hexdigest()
-    return Source(SAMPLE, layout, pieces, films.parse_movies_csv(made["movies.csv"]), identity)
+    files = [_Found("ratings.csv", SAMPLE, "sample")]
+    return _files(files, SAMPLE, settings, made.get)
 
 
-def _archive(path: str, name: str) -> Source:
-    with open_zip(path) as archive:
-        members = {m.filename: m for m in archive.infolist()}
-        ratings = sorted((m for m in members if _is_ratings(m)), key=lambda m: (m.count("/"), m))
-        if not ratings:
-            raise RecrayError(
-                f"{path} holds no ratings: expected {', '.join(_MOVIES)} somewhere in the archive"
-            )
-        member = ratings[0]
-        with _reading(path):
-            layout = _layout(member, lambda: archive.open(member).readline())
-            movies = _movies_of(member, lambda m: archive.read(m) if m in members else None)
-        identity = "\n".join(f"{m.filename} {m.file_size} {m.CRC}" for m in archive.infolist())
-    piece = Piece(member, path, member, 0, None)
-    digest = hashlib.sha256(identity.encode()).hexdigest()
-    return Source(name, layout, (piece,), movies, digest)
+def _archive(path: str, name: str, settings: Settings) -> Source:
+    with reading.open_zip(path) as archive:
+        members = sorted(m.filename for m in archive.infolist() if not m.is_dir())
+        chosen = _choose(members, path, settings, "archive")
+
+        def read(member: str) -> bytes | None:
+            with reading.reading(path):
+                return archive.read(member) if member in members else None
+
+        facts = "\n".join(f"{m.filename} {m.file_size} {m.CRC}" for m in archive.infolist())
+        files = [_Found(member, path, "zip", part) for member, part in chosen]
+        return _files(files, name, settings, read, archive, facts)
 
 
-def _is_ratings(member: str) -> bool:
-    return member.rsplit("/", 1)[-1] in _MOVIES
+def _folder(path: str, name: str, settings: Settings) -> Source:
+    folder = Folder(path)
+    files = []
+    for member, part in _choose(folder.files(), path, settings, "folder"):
+        whole = f"{folder.path.rstrip('/')}/{member}"
+        with closing(open_input(whole)) as stream:
+            files.append(_Found(member, whole, _kind(stream.read(4)), part))
+    return _files(files, name, settings, _reader(f"{folder.path.rstrip('/')}/"))
 
 
-def _folder(path: str) -> Source:
-    top = Path(path)
-    ratings = [f for name in _MOVIES for f in (*top.glob(name), *top.glob(f"*/{name}"))]
-    if not ratings:
-        raise RecrayError(f"{path} holds no ratings: expected {', '.join(_MOVIES)} in the folder")
-    return _plain(str(ratings[0]), top.resolve().name)
+def _reader(path: str) -> Read:
+    """Reads files by their name relative to the folder of a path."""
+    top = path.rsplit("/", 1)[0]
 
-
-def _plain(path: str, name: str) -> Source:
-    with closing(open_input(path)) as stream:
-        size = stream.size()
-        first = stream.read(min(size, 1 << 16)).split(b"\n", 1)[0]
-    layout = _layout(path, lambda: first)
-    begin = len(first) + 1 if layout.header else 0
-    if begin >= size:
-        raise RecrayError(f"{path} is empty: it has no ratings")
-    edges = [*range(begin, size, PIECE_BYTES), size]
-    pieces = tuple(Piece(path, path, "", a, b) for a, b in itertools.pairwise(edges))
-
-    def read(other: str) -> bytes | None:
-        if not is_uri(other) and not os.path.exists(other):
+    def read(name: str) -> bytes | None:
+        whole = f"{top}/{name}"
+        if file_type(whole) != pafs.FileType.File:
             return None
-        with closing(open_input(other)) as stream:
+        with closing(open_input(whole)) as stream:
             return bytes(stream.read())
 
-    listed = _movies_of(path, read)
-    told = pa.BufferOutputStream()
-    with pa.ipc.new_stream(told, listed.schema) as writer:
-        writer.write_table(listed)
-    facts = f"{path} {size} {modified(path)}".encode() + told.getvalue().to_pybytes()
-    return Source(name, layout, pieces, listed, hashlib.sha256(facts).hexdigest())
+    return read
 
 
-# ------------------------------------------------------------------------------------ reading
-
-
-_DAMAGED = (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, zlib.error, lzma.LZMAError)
-
-
-class _reading:
-    """Turn what zipfile raises for damaged or encrypted members into one line."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, _DAMAGED):
-            raise RecrayError(f"{self.path} is a damaged zip archive: {error}") from error
-        if isinstance(error, RuntimeError) and "encrypted" in str(error):
-            raise RecrayError(f"{self.path} is encrypted; give an open archive") from error
-
-
-def open_zip(path: str) -> zipfile.ZipFile:
-    """Open an archive for reading from inside it; nothing is ever unpacked to the disk.
-
-    Raises:
-        RecrayError: It is truncated, no zip at all, or would unpack to an absurd size.
-    """
-    stream: Any = open_input(path)
-    try:
-        archive = zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, NotImplementedError, pa.ArrowInvalid) as error:
-        raise RecrayError(f"{path} is a damaged zip archive: {error}") from error
-    unpacked = sum(m.file_size for m in archive.infolist())
-    packed = sum(m.compress_size for m in archive.infolist())
-    if unpacked > MAX_UNPACKED or unpacked > MAX_RATIO * max(packed, 1 << 20):
+def _choose(
+    names: Sequence[str], path: str, settings: Settings, what: str
+) -> list[tuple[str, Literal["", "train", "test"]]]:
+    """The ratings among the files of an archive or folder, with the split each one is."""
+    if settings.split.kind == "given":
+        return [(_named(file, names, path), part) for part, file in _given_files(settings)]
+    usual = [n for n in names if _base(n) in MOVIELENS and n.count("/") <= 1 + (what == "archive")]
+    if usual:
+        # Of several the one nearest to the top, by name.
+        return [(min(usual, key=lambda n: (n.count("/"), MOVIELENS.index(_base(n)), n)), "")]
+    own = [
+        n
+        for n in names
+        if n.lower().endswith(ENDINGS) and _base(n) not in NOT_RATINGS and _base(n)[0] not in "._"
+    ]
+    if not own:
         raise RecrayError(
-            f"{path} would unpack to {unpacked:,} bytes; at most {MAX_UNPACKED:,} "
-            f"and {MAX_RATIO} times its size are read"
+            f"{path} holds no ratings: expected {', '.join(MOVIELENS)}, or files that end with "
+            f"{', '.join(ENDINGS)}, in the {what}"
         )
-    return archive
+    return [(n, "") for n in own]
 
 
-def chunks(piece: Piece, layout: RatingsFormat) -> Iterator[tuple[int, bytes]]:
-    """Yield whole lines of the piece in bounded chunks, with the byte each begins at.
-
-    A header line is left out. A line belongs to the piece in which it begins.
-
-    Raises:
-        RecrayError: The file is damaged.
-    """
-    if piece.path == SAMPLE:
-        content = sample.files()[piece.member]
-        begin = content.index(b"\n") + 1
-        yield begin, content[begin:]
-    elif piece.member:
-        with (
-            open_zip(piece.path) as archive,
-            _reading(piece.path),
-            archive.open(piece.member) as stream,
-        ):
-            begin = len(stream.readline()) if layout.header else 0
-            yield from _whole_lines(stream, begin, None)
-    else:
-        with io.BufferedReader(open_input(piece.path)) as stream:
-            begin = piece.start
-            if begin > 0:  # the byte before tells whether a line begins right here
-                stream.seek(begin - 1)
-                begin = begin - 1 + len(stream.readline())
-            yield from _whole_lines(stream, begin, piece.stop)
+def _base(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
 
 
-def _whole_lines(stream: IO[bytes], position: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    while stop is None or position < stop:
-        wanted = CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - position)
-        content = stream.read(wanted)
-        if not content:
-            return
-        if not content.endswith(b"\n"):
-            content += stream.readline()
-        yield position, content
-        position += len(content)
+def _given_files(settings: Settings) -> list[tuple[Literal["train", "test"], str]]:
+    train, test = settings.split.train_file, settings.split.test_file
+    if train is None or test is None:
+        raise RecrayError(
+            "split.kind=given needs split.train_file and split.test_file, such as u1.base, u1.test"
+        )
+    return [("train", train), ("test", test)]
+
+
+def _named(file: str, names: Sequence[str], path: str) -> str:
+    """The one file of that name, or of that path inside the source."""
+    found = [n for n in names if n == file] or [n for n in names if n.endswith(f"/{file}")]
+    if not found:
+        near = sorted(n for n in names if not n.endswith("/"))
+        raise RecrayError(f"{path} has no file {file!r}; it has {', '.join(near)[:300]}")
+    if len(found) > 1:
+        raise RecrayError(f"{path} has several files {file!r}: {', '.join(found)}; give the path")
+    return found[0]
+
+
+# ------------------------------------------------------------------------------------- columns
+
+
+def _files(
+    found: list[_Found],
+    name: str,
+    settings: Settings,
+    read: Read,
+    archive: zipfile.ZipFile | None = None,
+    facts: str = "",
+) -> Source:
+    """Recognise the columns of files and cut them into pieces."""
+    if settings.split.kind == "given" and not found[0].part:
+        raise RecrayError(f"split.kind=given needs a folder or archive; {found[0].path} is a file")
+    heads = [_head(f, archive) for f in found]
+    layouts = [_layout(f, head, settings.data) for f, head in zip(found, heads, strict=True)]
+    if len({one.implicit for one in layouts}) > 1:
+        bare = next(f.name for f, one in zip(found, layouts, strict=True) if one.implicit)
+        raise RecrayError(f"{bare} has no rating column, and other files of {name} have one")
+    first: dict[str, list[str]] = {role: [] for role in layout.IDS}
+    for one, head in zip(layouts, heads, strict=True):
+        ids = (
+            reading.ids_of_table(head, one)
+            if isinstance(head, pa.Table)
+            else layout.first_ids(one, head)
+        )
+        for role in layout.IDS:
+            first[role] += ids[role]
+    text = layout.text_roles(settings.data.ids, first)
+    files = [
+        RatingsFile(f.name, f.path, f.kind, replace(one, text=text), f.name, f.part)
+        for f, one in zip(found, layouts, strict=True)
+    ]
+    pieces = tuple(piece for file in files for piece in _pieces(file))
+    if not pieces:
+        raise RecrayError(f"{found[0].path} is empty: it has no ratings")
+    movies = beside.movies_of(files[0], read, "raw_item" in text)
+    people = beside.people_of(files[0], read)
+    return Source(name, pieces, movies, people, _identity(files, facts, movies, people))
+
+
+def _head(file: _Found, archive: zipfile.ZipFile | None) -> bytes | pa.Table:
+    """The first whole lines of a file, or the first rows of a parquet file."""
+    if file.kind == "parquet":
+        opened = reading.open_parquet(file.path)
+        batches = opened.iter_batches(1000, use_threads=False)
+        return pa.Table.from_batches(itertools.islice(batches, 1), opened.schema_arrow)
+    if file.kind == "sample":
+        return sample.files()[file.name]
+    with reading.reading(file.path):
+        if archive is not None:
+            with archive.open(file.name) as member:
+                head = member.read(HEAD_BYTES)
+        else:
+            opened_file = reading.open_gzip if file.kind == "gzip" else open_input
+            with closing(opened_file(file.path)) as stream:
+                head = bytes(stream.read(HEAD_BYTES))
+    return head if len(head) < HEAD_BYTES else head[: head.rfind(b"\n") + 1] or head
+
+
+def _layout(file: _Found, head: bytes | pa.Table, settings: DataSettings) -> RatingsFormat:
+    if isinstance(head, pa.Table):
+        return layout.format_of_names(file.name, head.column_names, settings.columns)
+    if not head.strip():
+        raise RecrayError(f"{file.name} is empty: it has no ratings")
+    if head.startswith((b"PAR1", b"\x1f\x8b")):
+        raise RecrayError(f"{file.name} is packed twice; unpack {file.path} first")
+    return layout.format_of_text(file.name, head, settings.columns)
+
+
+def _pieces(file: RatingsFile) -> list[Piece]:
+    if file.kind == "parquet":
+        groups = reading.open_parquet(file.path).num_row_groups
+        return [Piece(file, group, group + 1) for group in range(groups)]
+    if file.kind != "plain":
+        return [Piece(file)]
+    with closing(open_input(file.path)) as stream:
+        size = stream.size()
+        begin = 0
+        if file.layout.header:
+            head = stream.read(min(size, HEAD_BYTES))
+            begin = head.index(b"\n") + 1 if b"\n" in head else size
+    edges = [*range(begin, size, PIECE_BYTES), size]
+    return [Piece(file, a, b) for a, b in itertools.pairwise(edges)]
+
+
+def _identity(files: list[RatingsFile], facts: str, *tables: pa.Table) -> str:
+    """A hash of names, sizes and times, and of what is said of films and users."""
+    digest = hashlib.sha256(facts.encode())
+    for file in files:
+        if file.kind == "sample":
+            digest.update(sample.files()[file.name])
+        elif file.kind != "zip":
+            with closing(open_input(file.path)) as stream:
+                digest.update(f"{file.path} {stream.size()} {modified(file.path)}".encode())
+        digest.update(repr((file.name, file.layout, file.part)).encode())
+    for table in tables:
+        told = pa.BufferOutputStream()
+        with pa.ipc.new_stream(told, table.schema) as writer:
+            writer.write_table(table)
+        digest.update(told.getvalue().to_pybytes())
+    return digest.hexdigest()

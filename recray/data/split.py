@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from recray.config import SplitSettings
 from recray.errors import RecrayError
 
-TRAIN, VALID, TEST = 0, 1, 2
+TRAIN, VALID, TEST, FOLD_IN = 0, 1, 2, 3
+"""Codes of schema.PARTS."""
 SLOTS = 256
 BINS = 4096
 
@@ -55,7 +56,7 @@ def assign(
     settings: SplitSettings,
     cuts: tuple[int, int] | None = None,
 ) -> NDArray[np.int8]:
-    """Which split each rating belongs to: TRAIN, VALID or TEST.
+    """Which split each rating belongs to: TRAIN, VALID, TEST or FOLD_IN.
 
     Args:
         user: (R,) raw ids; all rows of a user are here, no (user, item) pair twice.
@@ -77,8 +78,12 @@ def assign(
             return _by_fold(key, again, settings)
         case "per-user-random":
             return assign_by_share(user, key, settings)
+        case "held-out-users":
+            return _by_user(user, key, settings)
         case "per-item-random":
             raise ValueError("per-item-random is decided item by item, by assign_by_share")
+        case "given":
+            raise ValueError("given is decided by the source, see within_given")
     if timestamp is None:
         raise RecrayError(
             f"split.kind={settings.kind} needs timestamps, and this data has none; "
@@ -154,6 +159,40 @@ def _by_fold(
     split = np.full(len(key), TRAIN, np.int8)
     split[_share(again) < settings.valid] = VALID
     split[(_share(key) * settings.folds).astype(np.int64) == settings.fold] = TEST
+    return split
+
+
+def within_given(
+    user: Ids, item: Ids, part: NDArray[np.int8], settings: SplitSettings
+) -> NDArray[np.int8]:
+    """Which split each rating belongs to where the source says TRAIN or TEST.
+
+    Args:
+        user: (R,) raw ids.
+        item: (R,) raw ids.
+        part: (R,) what the source says.
+        settings: valid is the share of the training rows that validate, and the seed.
+    """
+    share = _share(hash_ids(settings.seed, user, item))
+    return np.where((part == TRAIN) & (share < settings.valid), VALID, part).astype(np.int8)
+
+
+def _by_user(user: Ids, key: NDArray[np.uint64], settings: SplitSettings) -> NDArray[np.int8]:
+    """Whole users to test and valid; of each, the known rows to FOLD_IN.
+
+    A user with too few rows to know some and to ask for others trains.
+    """
+    share = _share(hash_ids(settings.seed, user))
+    rank, count = _rank_in_group(user, key)
+    if isinstance(settings.fold_in, int):
+        known = np.full(len(user), settings.fold_in)
+    else:
+        known = np.clip(np.floor(count * settings.fold_in + 0.5), 1, np.maximum(count - 1, 1))
+    split = np.full(len(user), TRAIN, np.int8)
+    split[share < settings.test + settings.valid] = VALID
+    split[share < settings.test] = TEST
+    split[(split != TRAIN) & (rank < known)] = FOLD_IN
+    split[known >= count] = TRAIN
     return split
 
 

@@ -12,12 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from recray import __version__
-from recray.data.ids import ID_LIMIT
+from recray.data.ids import ID_LENGTH, ID_LIMIT
 from recray.errors import RecrayError
 from recray.recommender import Recommender
 
 MAX_K = 500
 MAX_RATINGS = 1000
+
+
+ItemId = Annotated[
+    Annotated[int, Field(strict=True, ge=0, lt=ID_LIMIT)]
+    | Annotated[str, Field(strict=True, min_length=1, max_length=ID_LENGTH)],
+    Field(description="Raw item id, as the data has it: a number or a text."),
+]
 
 
 class Rating(BaseModel):
@@ -26,7 +33,7 @@ class Rating(BaseModel):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"item": 1, "rating": 5}}
     )
-    item: Annotated[int, Field(strict=True, ge=0, lt=ID_LIMIT, description="Raw item id.")]
+    item: ItemId
     rating: Annotated[float, Field(allow_inf_nan=False, description="Stars, on the data's scale.")]
 
 
@@ -44,7 +51,7 @@ class Wish(BaseModel):
 class Item(BaseModel):
     """One recommended item."""
 
-    item: int
+    item: ItemId
     title: str
     year: int | None
     genres: list[str]
@@ -122,19 +129,21 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 
 def _recommendations(app: FastAPI, recommender: Recommender) -> None:
     @app.get(
-        "/v1/users/{user}/recommendations",
+        "/v1/users/{user:path}/recommendations",
         response_model=Answer,
         responses=_FAILURES,
         tags=["recommend"],
     )
     async def for_user(
-        user: Annotated[str, Path(max_length=100, description="Raw user id.", examples=["1"])],
+        user: Annotated[
+            str, Path(max_length=ID_LENGTH, description="Raw user id.", examples=["1"])
+        ],
         k: Annotated[int, Query(ge=1, le=MAX_K, description="Length of the list.")] = 10,
         exclude_seen: Annotated[bool, Query(description="Leave out rated items.")] = True,
     ) -> JSONResponse:
         """The best items for a user of the data set."""
         try:
-            answer = recommender.recommend(_id(user), k, exclude_seen)
+            answer = recommender.recommend(recommender.users.parse(user), k, exclude_seen)
         except KeyError:
             return _failure(
                 404,
@@ -155,12 +164,6 @@ def _recommendations(app: FastAPI, recommender: Recommender) -> None:
         ratings = [(rating.item, rating.rating) for rating in wish.ratings]
         answer = recommender.recommend_from(ratings, wish.k, wish.exclude_seen)
         return JSONResponse(answer.plain())
-
-
-def _id(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise KeyError(text)
-    return int(text)
 
 
 def _about(app: FastAPI, recommender: Recommender) -> None:

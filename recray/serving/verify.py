@@ -3,7 +3,7 @@
 import http.client
 import json
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 
@@ -108,11 +108,11 @@ def _replay(client: Client, recommender: Recommender, users: Any, k: int) -> dic
     online = np.full(offline.item.shape, NONE, np.int64)
     differences = []
     for row, user in enumerate(users):
-        raw = int(recommender.users.raw[user])
+        raw = quote(str(recommender.users.raw[user]), safe="")
         status, reply = client.call("GET", f"/v1/users/{raw}/recommendations?k={k}")
         expected = offline.item[row][offline.item[row] != NONE]
         try:
-            listed = [(int(entry["item"]), float(entry["score"])) for entry in reply["items"]]
+            listed = [(entry["item"], float(entry["score"])) for entry in reply["items"]]
         except (KeyError, TypeError, ValueError):
             differences.append(f"user {raw}: status {status}, and no list of items")
             continue

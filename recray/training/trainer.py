@@ -234,8 +234,9 @@ def build_run(
         biases = BiasOnly(prepared.users, prepared.items)
         biases.observe(whole)
         biases.fit_users(shard.user, shard.item, shard.rating)
-        total = max(int(valid.user.max(initial=-1)) + 1, prepared.users)
-        history = History.of(train, total, prepared.items)
+        known = Ratings.concatenate([train, prepared.load("fold_in", parts)])
+        last = max(int(valid.user.max(initial=-1)), int(known.user.max(initial=-1)))
+        history = History.of(known, max(last + 1, prepared.users), prepared.items)
 
         def ranker(model: Model) -> Ranker:
             return Ranker(model, objective, history, 1.0, biases, whole.item_count.float())

@@ -110,7 +110,7 @@ def test_ml_1m_has_the_same_bytes_from_an_archive_and_from_any_number_of_pieces(
     prepared = ingest.prepare(source.recognise(str(archive)), str(tmp_path / "a"), load_settings())
     assert prepared.manifest["counts"]["ratings"] == 1_000_209
     with zipfile.ZipFile(archive) as opened:
-        for name in ("ratings.dat", "movies.dat"):
+        for name in ("ratings.dat", "movies.dat", "users.dat"):
             (tmp_path / name).write_bytes(opened.read(f"ml-1m/{name}"))
     for piece_bytes in (20_000_000, 3_000_001):
         monkeypatch.setattr(source, "PIECE_BYTES", piece_bytes)
