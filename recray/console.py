@@ -228,3 +228,23 @@ def up(result: dict[str, Any]) -> str:
             f"try: curl '{url}/v1/users/{result['example_user']}/recommendations?k=5'",
         ]
     )
+
+
+def benchmark(name: str, result: dict[str, Any]) -> str:
+    """A benchmark: its rows, then its figures, with the machine and its load."""
+    columns = list(dict.fromkeys(key for row in result["rows"] for key in row))
+    body = [[_cell(row.get(column)) for column in columns] for row in result["rows"]]
+    facts = result["machine"]
+    title = (
+        f"{name} on {facts['cpus']} CPUs, load {facts['load']} before, {facts['load_after']} after"
+    )
+    figures = [[figure, _cell(value)] for figure, value in result["figures"].items()]
+    return "\n\n".join([table(title, columns, body), table("", ["figure", ""], figures)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,14 +183,40 @@ class Folder:
             with filesystem.open_output_stream(path) as stream:
                 stream.write(content)
 
+    @contextmanager
+    def write_stream(self, name: str) -> Iterator[pa.NativeFile]:
+        """Write a file piece by piece, making its folder, without waiting for the disk.
+
+        Raises:
+            StorageError: No space, read-only or not permitted.
+        """
+        with storage_errors(self.path):
+            filesystem, path = self._open(name)
+            filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+            with filesystem.open_output_stream(path, compression=None) as stream:
+                yield stream
+
     def write_json(self, name: str, value: Any) -> None:
         """Write the value as indented JSON."""
         self.replace_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Write the table as parquet; equal tables give equal bytes."""
+    def write_table(self, name: str, table: pa.Table, few: Sequence[str] | None = None) -> None:
+        """Write the table as parquet; equal tables give equal bytes.
+
+        Args:
+            name: The file.
+            table: What to write.
+            few: Columns of few distinct values, worth a dictionary; None tries every column.
+        """
         sink = pa.BufferOutputStream()
-        pq.write_table(table.combine_chunks(), sink, compression="zstd", version="2.6")
+        dictionary = True if few is None else list(few)
+        pq.write_table(
+            table.combine_chunks(),
+            sink,
+            compression="zstd",
+            version="2.6",
+            use_dictionary=dictionary,
+        )
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def replace_bytes(self, name: str, content: bytes) -> None:

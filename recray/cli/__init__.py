@@ -10,7 +10,14 @@ import sys
 
 import click
 
-from recray.cli import bundles, data, registry, stages, up  # noqa: F401 - each adds its commands
+from recray.cli import (  # noqa: F401 - each adds its commands
+    benchmark,
+    bundles,
+    data,
+    registry,
+    stages,
+    up,
+)
 from recray.cli.base import cli
 
 __all__ = ["cli", "main"]

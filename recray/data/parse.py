@@ -53,6 +53,11 @@ def _no_rejected() -> pa.Table:
     return schema.REJECTED.remove(0).empty_table()
 
 
+def _lone_returns(content: bytes) -> bool:
+    # Looking for the first one is much faster than counting.
+    return b"\r" in content and content.count(b"\r") != content.count(b"\r\n")
+
+
 _DIGITS = b"0123456789.\r\n"
 _PLAIN = bytes(c for c in range(33, 127) if c != ord('"')) + b"\r\n"
 
@@ -66,7 +71,7 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
     """
     wordy = bool(layout.text) or "" in layout.columns
     allowed = (_PLAIN if wordy else _DIGITS) + layout.delimiter.encode()
-    if content.translate(None, allowed) or content.count(b"\r") != content.count(b"\r\n"):
+    if content.translate(None, allowed) or _lone_returns(content):
         return None
     if wordy and (b"0x" in content or b"0X" in content):  # pyarrow reads it as hexadecimal
         return None
@@ -78,7 +83,7 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
     try:
         table = pacsv.read_csv(
             pa.BufferReader(content),
-            pacsv.ReadOptions(use_threads=False, block_size=1 << 24, column_names=names),
+            pacsv.ReadOptions(use_threads=False, block_size=1 << 22, column_names=names),
             pacsv.ParseOptions(
                 delimiter="\t" if layout.delimiter == "::" else layout.delimiter, quote_char=False
             ),

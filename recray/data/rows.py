@@ -7,6 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recray import schema, storage
+from recray.data.order import begins_of, order_by
 from recray.storage import Folder
 
 
@@ -50,12 +51,13 @@ def drop_duplicates(given: Rows, mean: bool) -> Rows:
         mean: Average the ratings and keep the latest time; otherwise the latest row stays, and
             of several at that time the last in the file.
     """
-    # A mean must not depend on the order of the file; the last of several must.
-    keys: tuple[NDArray[Any], ...] = (given.timestamp, given.item, given.user)
-    rows = given.at(np.lexsort((given.rating, *keys) if mean else keys))
-    if not len(rows.user):
+    if not len(given.user):
+        return given
+    rows = given.at(order_by(given.user, given.item))
+    begins = begins_of(rows.user, rows.item)
+    if len(begins) == len(rows.user):
         return rows
-    begins = _pair_begins(rows)
+    rows = rows.at(_by_time_in_runs(rows, begins, mean))
     last = np.concatenate([begins[1:], [len(rows.user)]]) - 1
     if not mean:
         return rows.at(last)
@@ -64,29 +66,39 @@ def drop_duplicates(given: Rows, mean: bool) -> Rows:
     return rows.at(last)._replace(rating=means)
 
 
-def _pair_begins(rows: Rows) -> NDArray[np.int64]:
-    """Where each (user, item) begins in sorted rows."""
-    changes = (rows.user[1:] != rows.user[:-1]) | (rows.item[1:] != rows.item[:-1])
-    return np.concatenate([[0], np.flatnonzero(changes) + 1])
+def _by_time_in_runs(rows: Rows, begins: NDArray[np.int64], by_rating: bool) -> NDArray[np.int64]:
+    """The order in which each pair's repeated ratings, usually few, stand by their time.
+
+    A mean must not depend on the order of the file, so the rating decides between equal times; for
+    the last of several the file's order does.
+    """
+    count = np.diff(begins, append=len(rows.user))
+    repeated = np.flatnonzero(np.repeat(count > 1, count))
+    some = rows.at(repeated)
+    keys: tuple[NDArray[Any], ...] = (some.timestamp, some.item, some.user)
+    order = np.arange(len(rows.user))
+    order[repeated] = repeated[np.lexsort((some.rating, *keys) if by_rating else keys)]
+    return order
 
 
 def in_several_parts(given: Rows) -> int:
     """How many (user, item) pairs the source puts into more than one split."""
     if given.part is None or not len(given.user):
         return 0
-    rows = given.at(np.lexsort((given.item, given.user)))
-    begins = _pair_begins(rows)
+    rows = given.at(order_by(given.user, given.item))
+    begins = begins_of(rows.user, rows.item)
     part = np.asarray(rows.part)
     differs = np.maximum.reduceat(part, begins) != np.minimum.reduceat(part, begins)
     return int(differs.sum())
 
 
 def write_arrow(folder: Folder, name: str, table: pa.Table) -> None:
-    """Write an uncompressed Arrow file, which a reader on this machine can map."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
+    """Write an uncompressed Arrow file, which a reader on this machine can map.
+
+    It does not wait for the disk: what only this run reads need not survive it.
+    """
+    with folder.write_stream(name) as stream, pa.ipc.new_file(stream, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    folder.write_bytes(name, sink.getvalue())
 
 
 def read_arrow(folder: Folder, name: str, begin: int = 0, end: int | None = None) -> pa.Table:

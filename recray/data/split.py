@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recray.config import SplitSettings
+from recray.data.order import begins_of, order_by
 from recray.errors import RecrayError
 
 TRAIN, VALID, TEST, FOLD_IN = 0, 1, 2, 3
@@ -210,14 +211,14 @@ def _rank_in_group(
     group: Ids, tie: NDArray[np.uint64], first: Ids | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Each row's place among the rows of its user (or item), and how many those are."""
-    order = np.lexsort((tie, group) if first is None else (tie, first, group))
-    _, start, inverse, count = np.unique(
-        group[order], return_index=True, return_inverse=True, return_counts=True
-    )
-    rank = np.empty(len(group), np.int64)
-    rank[order] = np.arange(len(group)) - start[inverse]
-    counts = np.empty(len(group), np.int64)
-    counts[order] = count[inverse]
+    rank, counts = np.empty(len(group), np.int64), np.empty(len(group), np.int64)
+    if not len(group):
+        return rank, counts
+    order = order_by(group, tie) if first is None else order_by(group, first, tie)
+    begins = begins_of(group[order])
+    count = np.diff(begins, append=len(group))
+    rank[order] = np.arange(len(group)) - np.repeat(begins, count)
+    counts[order] = np.repeat(count, count)
     return rank, counts
 
 

@@ -1,0 +1,197 @@
+"""Ingest against textbook Ray Data and pandas: rows a second, and peak memory against size."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from recray import cluster
+from recray.benchmarks.harness import interleaved, peak_memory, timed
+from recray.config import Settings
+from recray.data import ingest, reading, source
+from recray.data.buckets import Numbering
+from recray.data.reading import Piece
+from recray.data.rows import read_arrow, write_arrow
+from recray.storage import Folder
+
+Say = Callable[[str], None]
+CHUNK = 1_000_000
+REPETITIONS = 3
+
+
+def run(quick: bool, say: Say) -> dict[str, Any]:
+    """Compare at 1M and 5M rows, and measure memory up to 25M; quick: 5M and its memory only."""
+    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder:
+        rows: list[dict[str, Any]] = []
+        for size in (5_000_000,) if quick else (1_000_000, 5_000_000):
+            for kind in ("csv",) if quick else ("csv", "parquet"):
+                path = generate(Path(folder), size, kind)
+                rows += _compare(path, size, kind, Path(folder), 2 if quick else REPETITIONS, say)
+        peaks = {}
+        for size in (1_000_000, 5_000_000) if quick else (5_000_000, 25_000_000):
+            peaks[size], row = _peak(generate(Path(folder), size, "csv"), size, Path(folder), say)
+            rows.append(row)
+    return {"figures": _figures(rows, peaks), "rows": rows}
+
+
+def _figures(rows: list[dict[str, Any]], peaks: dict[int, float | None]) -> dict[str, float | None]:
+    seconds = {
+        r["way"]: r["seconds"] for r in rows if r["rows"] == 5_000_000 and r["file"] == "csv"
+    }
+    small, large = peaks.get(5_000_000), peaks.get(25_000_000)
+    return {
+        "read_encode_over_textbook": seconds["textbook"] / seconds["read+encode"],
+        "prepare_over_textbook": seconds["textbook"] / seconds["prepare"],
+        "read_encode_over_pandas": seconds["pandas"] / seconds["read+encode"],
+        "peak_mb_25m_over_5m": large / small if small and large else None,
+    }
+
+
+def generate(folder: Path, rows: int, kind: str) -> Path:
+    """Write ratings of as many users and items as ml-25m has for its rows; returns the file."""
+    path = folder / f"ratings-{rows}.{kind}"
+    if path.exists():
+        return path
+    rng = np.random.default_rng(0)
+    users, items = max(1, rows // 154), 59_047
+    popularity = 1 / (10 + np.arange(items))
+    edges = np.cumsum(popularity / popularity.sum())
+    write: Any = pacsv.CSVWriter if kind == "csv" else pq.ParquetWriter
+    writer = None
+    for first in range(0, rows, CHUNK):
+        size = min(CHUNK, rows - first)
+        user = np.sort(
+            rng.integers(first * users // rows, (first + size) * users // rows + 1, size)
+        )
+        columns = {
+            "userId": user + 1,
+            "movieId": np.searchsorted(edges, rng.random(size)) + 1,
+            "rating": rng.integers(1, 11, size) / 2,
+            "timestamp": rng.integers(9 * 10**8, 15 * 10**8, size),
+        }
+        table = pa.table(columns)
+        writer = writer or write(str(path), table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+    return path
+
+
+def _compare(
+    path: Path, size: int, kind: str, folder: Path, repetitions: int, say: Say
+) -> list[dict[str, Any]]:
+    """All ways on one file, in one Ray."""
+    from recray.benchmarks import textbook
+
+    out = folder / "out"
+    ways: dict[str, Callable[[], object]] = {
+        "read+encode": lambda: read_encode(str(path), out),
+        "prepare": lambda: _prepare(str(path), out),
+        "pandas": lambda: _pandas(str(path)),
+        "textbook": lambda: textbook.read_encode(str(path)),
+    }
+    with cluster.session():
+        cluster.map_tasks(_Nothing(), 2 * cluster.local_cpus())  # worker processes are started
+        found = interleaved(ways, repetitions)
+    rows = []
+    for way, seconds in found.items():
+        rows.append(
+            {"way": way, "file": kind, "rows": size, "rows_per_s": round(size / seconds["seconds"])}
+            | {name: round(value, 3) for name, value in seconds.items()}
+        )
+        say(f"{size:,} rows {kind}: {way} {seconds['seconds']:.2f} s")
+    return rows
+
+
+def _peak(path: Path, size: int, folder: Path, say: Say) -> tuple[float | None, dict[str, Any]]:
+    """Peak memory of a whole prepare, with a Ray of its own, whose processes are counted."""
+    with peak_memory() as peak, cluster.session():
+        seconds = timed(lambda: _prepare(str(path), folder / "out"))
+    mb = None if peak.mb is None else round(peak.mb)
+    say(f"{size:,} rows csv: whole prepare {seconds:.1f} s, peak {mb} MB")
+    row = {"way": "prepare, memory", "file": "csv", "rows": size, "seconds": round(seconds, 3)}
+    return peak.mb, row | {"rows_per_s": round(size / seconds), "peak_mb": mb}
+
+
+def _prepare(path: str, out: Path) -> None:
+    settings = Settings()
+    ingest.prepare(source.recognise(path, settings), str(out), settings)
+    shutil.rmtree(out)
+
+
+def _pandas(path: str) -> None:
+    frame = pd.read_csv(path) if path.endswith(".csv") else pd.read_parquet(path)
+    for column in ("userId", "movieId"):
+        frame[column] = pd.factorize(frame[column], sort=True)[0]
+
+
+class _Nothing:
+    def __call__(self, _number: int) -> dict[str, Any]:
+        return {}
+
+
+# ----------------------------------------------------------------- the first and last of the maps
+
+
+def read_encode(path: str, out: Path) -> None:
+    """Parse the files and encode the ids, without the shuffle, the split and the parquet files."""
+    given = source.recognise(path, Settings())
+    spill = Folder(str(out))
+    out.mkdir()
+    read = cluster.map_tasks(_Read(given.pieces, spill), len(given.pieces))
+    names = [name for result in read for name in result["names"]]
+    numberings = []
+    for column in ("raw_user", "raw_item"):
+        parts = [read_arrow(spill, f"{column}-{name}")["id"].to_numpy() for name in names]
+        key = np.unique(np.concatenate(parts))
+        numberings.append(Numbering(key, np.arange(len(key), dtype=np.int32), len(key)))
+    cluster.map_tasks(_Encode(spill, names, *numberings), len(names))
+    shutil.rmtree(out)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The parsed rows of one piece, and their distinct ids."""
+
+    pieces: tuple[Piece, ...]
+    spill: Folder
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        names = []
+        for chunk, (_, parsed) in enumerate(reading.parsed(self.pieces[number])):
+            names.append(f"{number:05d}-{chunk:05d}.arrow")
+            write_arrow(self.spill, names[-1], parsed.table)
+            for column in ("raw_user", "raw_item"):
+                distinct = pc.unique(parsed.table[column])
+                write_arrow(self.spill, f"{column}-{names[-1]}", pa.table({"id": distinct}))
+        return {"names": names}
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """The dense ids of one spill file."""
+
+    spill: Folder
+    names: list[str]
+    users: Numbering
+    items: Numbering
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        table = read_arrow(self.spill, self.names[number])
+        columns = {
+            "user": self.users.of(table["raw_user"].to_numpy()),
+            "item": self.items.of(table["raw_item"].to_numpy()),
+            "rating": table["rating"],
+            "timestamp": table["timestamp"],
+        }
+        write_arrow(self.spill, f"encoded-{self.names[number]}", pa.table(columns))
+        return {}

@@ -1,0 +1,24 @@
+"""Benchmarks, each beside what it is compared with."""
+
+import click
+
+from recray import console
+from recray.cli.base import cli, shared
+from recray.console import Console
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--quick", is_flag=True, help="Leave out what takes long; under 3 minutes.")
+@shared()
+def benchmark(ui: Console, name: str, quick: bool) -> None:
+    """Run the benchmark NAME: ingest.
+
+    \b
+    Example:
+        recray benchmark ingest --quick
+    """
+    from recray import benchmarks
+
+    result = benchmarks.run(name, quick, ui.say)
+    ui.result(result, console.benchmark(name, result))
