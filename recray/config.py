@@ -94,14 +94,48 @@ class ModelSettings(Group):
     """Length of the user and item vectors."""
     output: Literal["raw", "sigmoid"] = "raw"
     """raw: the sum itself; sigmoid: squeezed between the lowest and the highest rating."""
+    mlp_dim: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Length of the vectors that the layers of mlp and neumf take."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (128, 64, 32)
+    """Widths of the ReLU layers, first to last."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each layer's values that training drops."""
+    levels: tuple[float, ...] | None = None
+    """softmax-dnn: the ratings that are classes; null: all that the training ratings have."""
+
+    @field_validator("layers", "levels", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (int, float)) else value
 
 
 class ObjectiveSettings(Group):
     """What training minimises."""
 
-    kind: Literal["mse", "bce", "whole-data"] = "mse"
+    kind: Literal[
+        "mse",
+        "bce",
+        "classes",
+        "whole-data",
+        "logistic",
+        "bpr",
+        "item-softmax",
+        "unrated-class",
+    ] = "mse"
     alpha0: Annotated[float, Field(gt=0)] = 0.1
-    """whole-data: weight of the pairs nobody rated."""
+    """whole-data, and logistic against all items: weight of the pairs nobody rated."""
+    negatives: Annotated[int, Field(ge=1)] | Literal["all"] = 4
+    """logistic, bpr, item-softmax, unrated-class: items drawn for each rating, anew each epoch."""
+    sampling: Literal["uniform", "popularity"] = "uniform"
+    """popularity: negatives are drawn by the number of their ratings to the power of 0.75."""
+    exclude_known: bool = False
+    """Never draw what the user has rated."""
+
+    @model_validator(mode="after")
+    def _all_items_where_that_is_possible(self) -> Self:
+        if self.negatives == "all" and self.kind in ("bpr", "unrated-class"):
+            raise ValueError(f"kind={self.kind} draws negatives: negatives must be a number")
+        return self
 
 
 class TrainSettings(Group):
@@ -109,12 +143,15 @@ class TrainSettings(Group):
 
     epochs: Annotated[int, Field(ge=1)] = 20
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 8192
-    """Ratings per step over all workers; all: the whole split in one step."""
+    """Ratings per step over all workers, or users where negatives are all items; all: every one in
+    one step."""
     optimizer: Literal["adam", "sgd", "alternating"] = "adam"
     """alternating: exact solves of users, then items (whole-data only)."""
     lr: Annotated[float, Field(gt=0)] = 0.001
     l2: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared vectors and biases of the rows in a batch, per rating."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """adam: share of every vector that a step takes away, times lr (decoupled, as in AdamW)."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many epochs without a better validation metric; null: run all epochs."""
     metric: str = "auto"
@@ -158,7 +195,7 @@ class Settings(Group):
     @property
     def ranks(self) -> bool:
         """Whether training aims at ranking; otherwise it aims at the stars."""
-        return self.objective.kind == "whole-data"
+        return self.objective.kind not in ("mse", "bce", "classes")
 
     @property
     def metric(self) -> str:

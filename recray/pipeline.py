@@ -121,7 +121,7 @@ class Stages:
         """The finished run on the data set."""
         with self._timed("train"):
             folder = self.out.child("run")
-            wanted = build_settings(self.settings.plain() | prepared.manifest["settings"])
+            wanted = trainer.for_data(self.settings, prepared)
             if folder.exists("run.json"):
                 facts = RunFolder(folder.path).facts()
                 same = facts["settings"] == wanted.plain()

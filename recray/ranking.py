@@ -155,7 +155,7 @@ class Ranker:
     def _folding(self) -> FoldIn:
         if self.objective is None:
             raise ValueError("a ranker without an objective cannot fold in")
-        return self.objective.folding(self.model, self.noise)
+        return self.objective.folding(self.model, self.noise, self.popularity)
 
     @torch.no_grad()
     def states(self, users: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int8]]:

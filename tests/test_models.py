@@ -1,11 +1,13 @@
 """One contract for every registered model."""
 
+import inspect
+
 import pytest
 import torch
 
 from recray.config import load_settings
 from recray.errors import RecrayError
-from recray.models import BASELINES, MODELS, build_model
+from recray.models import MODELS, build_model
 from recray.models.base import Statistics
 
 USERS, ITEMS = 7, 9
@@ -34,8 +36,9 @@ def statistics() -> Statistics:
 def make(kind: str, **changes):
     torch.manual_seed(0)
     arguments = {"users": USERS, "items": ITEMS} | changes
-    if kind not in BASELINES:
-        arguments["dim"] = 4
+    sizes = {"dim": 4, "mlp_dim": 3, "layers": (6, 5), "levels": (1.0, 2.5, 5.0)}
+    wanted = inspect.signature(MODELS[kind]).parameters
+    arguments |= {name: size for name, size in sizes.items() if name in wanted}
     model = MODELS[kind](**arguments)
     model.observe(statistics())
     for name, parameter in model.named_parameters():

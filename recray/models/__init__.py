@@ -7,11 +7,17 @@ from recray.errors import RecrayError, unknown_name
 from recray.models.base import LinearModel, Model
 from recray.models.baselines import BiasOnly, Popularity
 from recray.models.factorization import Dot, DotBias, MfNormalised
+from recray.models.neumf import Gmf, Mlp, NeuMf
+from recray.models.softmax import SoftmaxDnn
 
 MODELS: dict[str, type[Model]] = {
     "dot": Dot,
     "dot-bias": DotBias,
     "mf-normalised": MfNormalised,
+    "gmf": Gmf,
+    "mlp": Mlp,
+    "neumf": NeuMf,
+    "softmax-dnn": SoftmaxDnn,
     "popularity": Popularity,
     "bias-only": BiasOnly,
 }
@@ -35,12 +41,15 @@ def build_model(settings: Settings, users: int, items: int) -> Model:
     """The untrained network of the settings, with its sizes.
 
     Raises:
-        RecrayError: The model's name is unknown, or it is a baseline, which is never trained.
+        RecrayError: The model's name is unknown, it is a baseline, which is never trained, or it
+            needs rating levels that are not known.
     """
     kind = settings.model.kind
     made = model_class(kind)
     if kind in BASELINES:
         raise RecrayError(f"model.kind={kind} is a baseline; it stands beside every evaluation")
+    if kind == "softmax-dnn" and not settings.model.levels:
+        raise RecrayError("model.kind=softmax-dnn needs model.levels, the ratings that are classes")
     values = {**settings.model.model_dump(), "returns": "logits" if settings.ranks else "stars"}
     wanted = inspect.signature(made).parameters
     return made(users, items, **{k: v for k, v in values.items() if k in wanted})

@@ -58,16 +58,41 @@ class Model(nn.Module, ABC):
         """Take what must be known before training, such as the mean rating."""
 
     @abstractmethod
-    def forward(self, user: Tensor, item: Tensor) -> Tensor:
-        """Score B pairs: (B,) int64 ids and (B,) int64 ids to (B,) scores."""
-
-    @abstractmethod
     def user_state(self, user: Tensor) -> Tensor:
         """What scoring needs to know of users: (U,) int64 ids to (U, S)."""
 
     @abstractmethod
+    def raw(self, state: Tensor, item: Tensor) -> Tensor:
+        """Scores of pairs before the link: (B, S) states and (B,) int64 ids to (B,)."""
+
+    @abstractmethod
+    def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
+        """Scores before the link for the items first..last-1: (U, S) to (U, last - first)."""
+
+    def link(self, raw: Tensor) -> Tensor:
+        """From the raw score to what the model returns; strictly increasing."""
+        return raw
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """Score B pairs: (B,) int64 ids and (B,) int64 ids to (B,) scores."""
+        return self.link(self.raw(self.user_state(user), item))
+
     def score_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """Scores of users for the items first..last-1: (U, S) to (U, last - first)."""
+        return self.link(self.raw_block(state, first, last))
+
+    def tables(self) -> dict[str, nn.Embedding]:
+        """The embedding tables by name; the last part begins with user_ or item_."""
+        named = self.named_modules()
+        return {name: table for name, table in named if isinstance(table, nn.Embedding)}
+
+    def penalty(self, user: Tensor, item: Tensor) -> Tensor:
+        """(B,) squared length of the embedding rows that each pair touches."""
+        total = torch.zeros((), device=user.device)
+        for name, table in self.tables().items():
+            rows = table(user if is_user_table(name) else item)
+            total = total + rows.square().sum(dim=-1)
+        return total
 
     def score(self, state: Tensor) -> Tensor:
         """Scores of users for all items: (U, S) to (U, items), by blocks of items."""
@@ -80,6 +105,11 @@ class Model(nn.Module, ABC):
     def item_vectors_for_similarity(self) -> Tensor | None:
         """(items, D) vectors whose angle means likeness; None if the model has none."""
         return None
+
+
+def is_user_table(name: str) -> bool:
+    """Whether the table of that name has a row for each user; otherwise for each item."""
+    return name.rsplit(".", 1)[-1].startswith("user_")
 
 
 class LinearModel(Model):
@@ -97,29 +127,11 @@ class LinearModel(Model):
     def item_offset(self, item: Tensor | slice) -> Tensor:
         """(I,) part of the score that does not depend on the user."""
 
-    def link(self, linear: Tensor) -> Tensor:
-        """From the linear score to what the model returns; strictly increasing."""
-        return linear
+    def raw(self, state: Tensor, item: Tensor) -> Tensor:
+        """Scores of pairs before the link: (B, S) states and (B,) int64 ids to (B,)."""
+        return (state * self.item_rows(item)).sum(dim=-1) + self.item_offset(item)
 
-    def linear(self, user: Tensor, item: Tensor) -> Tensor:
-        """The score before the link: (B,) ids and (B,) ids to (B,)."""
-        return (self.user_state(user) * self.item_rows(item)).sum(dim=-1) + self.item_offset(item)
-
-    def forward(self, user: Tensor, item: Tensor) -> Tensor:
-        """Score B pairs: (B,) int64 ids and (B,) int64 ids to (B,) scores."""
-        return self.link(self.linear(user, item))
-
-    def score_block(self, state: Tensor, first: int, last: int) -> Tensor:
-        """Scores of users for the items first..last-1: (U, S) to (U, last - first)."""
+    def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
+        """Scores before the link for the items first..last-1: (U, S) to (U, last - first)."""
         block = slice(first, last)
-        return self.link(
-            torch.addmm(self.item_offset(block)[None, :], state, self.item_rows(block).T)
-        )
-
-    def penalty(self, user: Tensor, item: Tensor) -> Tensor:
-        """(B,) squared length of the trained rows that each pair touches."""
-        total = torch.zeros((), device=user.device)
-        for name, table in self.named_children():
-            rows = table(user if name.startswith("user_") else item)
-            total = total + rows.square().sum(dim=-1)
-        return total
+        return torch.addmm(self.item_offset(block)[None, :], state, self.item_rows(block).T)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from recray.models.base import LinearModel, Returns, Statistics
 
 
-def _table(rows: int, dim: int, std: float) -> nn.Embedding:
+def embedding(rows: int, dim: int, std: float) -> nn.Embedding:
+    """A table of vectors that start normal around 0."""
     table = nn.Embedding(rows, dim)
     nn.init.normal_(table.weight, std=std)
     return table
@@ -30,8 +31,8 @@ class Dot(LinearModel):
 
     def __init__(self, users: int, items: int, dim: int, returns: Returns = "stars") -> None:
         super().__init__(users, items, returns)
-        self.user_vectors = _table(users, dim, 0.1 * dim**-0.5)
-        self.item_vectors = _table(items, dim, 0.1 * dim**-0.5)
+        self.user_vectors = embedding(users, dim, 0.1 * dim**-0.5)
+        self.item_vectors = embedding(items, dim, 0.1 * dim**-0.5)
         if returns == "stars":  # the product itself must reach 1..5, so start larger
             nn.init.normal_(self.user_vectors.weight, std=dim**-0.5)
             nn.init.normal_(self.item_vectors.weight, std=dim**-0.5)
@@ -77,8 +78,8 @@ class DotBias(LinearModel):
     ) -> None:
         super().__init__(users, items, returns)
         self.output = output
-        self.user_vectors = _table(users, dim, 0.1 * dim**-0.5)
-        self.item_vectors = _table(items, dim, 0.1 * dim**-0.5)
+        self.user_vectors = embedding(users, dim, 0.1 * dim**-0.5)
+        self.item_vectors = embedding(items, dim, 0.1 * dim**-0.5)
         self.user_bias = nn.Embedding(users, 1)
         self.item_bias = nn.Embedding(items, 1)
         nn.init.zeros_(self.user_bias.weight)
@@ -109,11 +110,11 @@ class DotBias(LinearModel):
         """(I,) mean + item bias."""
         return self.mean + self.item_bias.weight[item, 0]
 
-    def link(self, linear: Tensor) -> Tensor:
+    def link(self, raw: Tensor) -> Tensor:
         """Stars; through the sigmoid if the output asks for it."""
         if self.output == "raw":
-            return linear
-        return self.range[0] + (self.range[1] - self.range[0]) * torch.sigmoid(linear)
+            return raw
+        return self.range[0] + (self.range[1] - self.range[0]) * torch.sigmoid(raw)
 
     def item_vectors_for_similarity(self) -> Tensor:
         """(items, D) vectors."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from recray.config import Settings
+from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
-from recray.models.base import LinearModel, Model, Statistics
-from recray.objectives import Objective, PairLoss, WholeData
-from recray.training.batches import StepPlan
+from recray.models.base import Model, Statistics
+from recray.objectives import Contrast, Objective, PairLoss, WholeData, as_linear
+from recray.training.alternating import AlternatingEpochs
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
-from recray.training.steps import AlternatingEpochs, Epochs, GradientEpochs, Shard
+from recray.training.steps import Epochs, GradientEpochs, Shard, UserEpochs
 from recray.training.sync import Workers
 
 Validate = Callable[[Model], dict[str, tuple[float, float]]]
@@ -49,16 +50,30 @@ def epochs_of(
 ) -> Epochs:
     """The kind of epoch that the objective needs."""
     objective.check(model)
-    if not isinstance(model, LinearModel):
-        raise ValueError(f"{type(model).__name__} has no training loop")
     if isinstance(objective, WholeData):
-        return AlternatingEpochs(model, objective, shard, workers)
+        return AlternatingEpochs(as_linear(model), objective, shard, workers)
     if not isinstance(objective, PairLoss):
         raise ValueError(f"{type(objective).__name__} has no training loop")
-    rows = torch.zeros(workers.size, dtype=torch.int64)
-    rows[workers.rank] = len(shard.user)
-    plan = StepPlan.of(tuple(workers.sum(rows).tolist()), settings.train.batch_size)
-    return GradientEpochs(model, objective, shard, plan, settings.train, workers)
+    if isinstance(objective, Contrast) and objective.negatives is None:
+        return UserEpochs(model, objective, shard, settings.train, workers)
+    sampler = _sampler(model, shard, settings, workers)
+    return GradientEpochs(model, objective, shard, settings.train, workers, sampler)
+
+
+def _sampler(
+    model: Model, shard: Shard, settings: Settings, workers: Workers
+) -> NegativeSampler | None:
+    """What draws the negatives of the objective, None if it has none."""
+    wanted = settings.objective
+    if not settings.ranks or wanted.negatives == "all":
+        return None
+    popularity = known = None
+    if wanted.sampling == "popularity":
+        counts = torch.bincount(shard.item, minlength=model.items)
+        popularity = workers.sum(counts.double())
+    if wanted.exclude_known:
+        known = torch.sort(shard.user * model.items + shard.item).values
+    return NegativeSampler(model.items, wanted.negatives, popularity, known)
 
 
 @dataclass(frozen=True)

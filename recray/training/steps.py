@@ -1,14 +1,16 @@
-"""One epoch of an objective: gradient steps in batches, or alternating exact solves."""
+"""Epochs of gradient steps: over ratings, with or without negatives, or over users."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from recray.config import TrainSettings
-from recray.models.base import LinearModel
-from recray.objectives import PairLoss, WholeData
+from recray.data.negatives import NegativeSampler
+from recray.models.base import Model
+from recray.objectives import Contrast, PairLoss
+from recray.objectives.ranking import raw_scores
 from recray.training.batches import StepPlan, epoch_generator, shuffled_batches
 from recray.training.sync import Workers
 
@@ -43,52 +45,34 @@ class Epochs(Protocol):
         """Go on from such a state."""
 
 
-class GradientEpochs:
-    """Mini-batch steps of a torch optimizer; gradients are summed over workers.
+class Gradient:
+    """A torch optimizer whose gradients are summed over workers.
 
     Args:
         model: The model, equal on every worker.
-        objective: Loss of each row.
-        shard: This worker's rows.
-        plan: Steps of an epoch.
-        settings: Optimizer, lr and seed.
+        settings: Optimizer, lr and weight decay.
         workers: The group.
     """
 
-    def __init__(
-        self,
-        model: LinearModel,
-        objective: PairLoss,
-        shard: Shard,
-        plan: StepPlan,
-        settings: TrainSettings,
-        workers: Workers,
-    ) -> None:
-        self.model, self.objective, self.shard, self.plan = model, objective, shard, plan
-        self.settings, self.workers = settings, workers
-        self.parameters = list(model.parameters())
-        if settings.optimizer == "adam":
-            self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
-                self.parameters, lr=settings.lr, fused=True
-            )
-        else:
-            self.optimizer = torch.optim.SGD(self.parameters, lr=settings.lr)
+    def __init__(self, model: Model, settings: TrainSettings, workers: Workers) -> None:
+        self.workers, self.parameters = workers, list[Tensor](model.parameters())
+        if settings.optimizer == "sgd":
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.parameters, lr=settings.lr)
+            return
+        # Vectors decay, layers do not: those of a rare user or item have little else to hold them.
+        tables: list[Tensor] = [table.weight for table in model.tables().values()]
+        rest = [p for p in self.parameters if not any(p is table for table in tables)]
+        self.parameters = [*tables, *rest]
+        groups: list[dict[str, Any]] = [{"params": tables, "weight_decay": settings.weight_decay}]
+        groups += [{"params": rest}] if rest else []
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.0, fused=True)
 
-    def run(self, epoch: int) -> tuple[float, float]:
-        """Train one epoch; return this worker's sum of losses and the rows it covers."""
-        self.model.train()
-        generator = epoch_generator(self.settings.seed, epoch, self.workers.rank)
-        shard, total = self.shard, torch.zeros((), dtype=torch.float64)
-        batches = shuffled_batches(shard.user, shard.item, shard.rating, self.plan, generator)
-        for step, batch in enumerate(batches):
-            loss_B = self.objective.loss(self.model, batch.user, batch.item, batch.rating)
-            loss = (loss_B * batch.weight).sum()
-            self.optimizer.zero_grad(set_to_none=True)
-            (loss / self.plan.real_rows(step)).backward()
-            self._sum_gradients()
-            self.optimizer.step()
-            total += loss.detach()
-        return float(total), float(len(shard.user))  # float() waits for the GPU: once an epoch
+    def step(self, loss: Tensor) -> None:
+        """Take one step down a loss that is this worker's part of the whole."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._sum_gradients()
+        self.optimizer.step()
 
     def _sum_gradients(self) -> None:
         """One message for all tables. User rows have one owner each, so summing them only copies;
@@ -123,69 +107,112 @@ class GradientEpochs:
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 
-class AlternatingEpochs:
-    """Exact solves of all users, then all items, then the users again for these items.
+def _plan(own: int, batch_size: int | str, workers: Workers) -> StepPlan:
+    """The steps of an epoch, from how many rows each worker has."""
+    rows = torch.zeros(workers.size, dtype=torch.int64)
+    rows[workers.rank] = own
+    return StepPlan.of(tuple(workers.sum(rows).tolist()), batch_size)
 
-    Users are solved where their ratings are; for items the normal equations are summed over
-    workers in blocks of items.
+
+class GradientEpochs:
+    """Mini-batch steps over ratings.
 
     Args:
-        model: A plain dot product, equal on every worker.
-        objective: The whole-data loss.
+        model: The model, equal on every worker.
+        objective: Loss of each row.
         shard: This worker's rows.
+        settings: Optimizer, batch size and seed.
+        workers: The group.
+        sampler: Draws the negatives of each row; None where the objective has none.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        objective: PairLoss,
+        shard: Shard,
+        settings: TrainSettings,
+        workers: Workers,
+        sampler: NegativeSampler | None = None,
+    ) -> None:
+        self.model, self.objective, self.shard, self.sampler = model, objective, shard, sampler
+        self.settings, self.workers = settings, workers
+        self.plan = _plan(len(shard.user), settings.batch_size, workers)
+        self.gradient = Gradient(model, settings, workers)
+        self.state, self.load_state = self.gradient.state, self.gradient.load_state
+
+    def run(self, epoch: int) -> tuple[float, float]:
+        """Train one epoch; return this worker's sum of losses and the rows it covers."""
+        self.model.train()
+        generator = epoch_generator(self.settings.seed, epoch, self.workers.rank)
+        torch.manual_seed(generator.initial_seed())  # dropout; a resumed run drops the same
+        shard, total = self.shard, torch.zeros((), dtype=torch.float64)
+        batches = shuffled_batches(shard.user, shard.item, shard.rating, self.plan, generator)
+        for step, batch in enumerate(batches):
+            drawn = self.sampler.draw(batch.user, generator) if self.sampler else None
+            loss_B = self.objective.loss(self.model, batch.user, batch.item, batch.rating, drawn)
+            loss = (loss_B * batch.weight).sum()
+            self.gradient.step(loss / self.plan.real_rows(step))
+            total += loss.detach()
+        return float(total), float(len(shard.user))  # float() waits for the GPU: once an epoch
+
+
+class UserEpochs:
+    """Mini-batch steps over users, each with all of their ratings against all items.
+
+    Args:
+        model: The model, equal on every worker.
+        objective: Loss of each user.
+        shard: This worker's rows.
+        settings: Optimizer, users of a step, and seed.
         workers: The group.
     """
 
     def __init__(
-        self, model: LinearModel, objective: WholeData, shard: Shard, workers: Workers
+        self,
+        model: Model,
+        objective: Contrast,
+        shard: Shard,
+        settings: TrainSettings,
+        workers: Workers,
     ) -> None:
-        self.model, self.objective, self.shard, self.workers = model, objective, shard, workers
-        users, items = model.users, model.items
-        self.user_begins = torch.searchsorted(shard.user, torch.arange(users + 1))
-        order = torch.argsort(shard.item, stable=True)
-        self.item_begins = torch.searchsorted(shard.item[order], torch.arange(items + 1))
-        self.item_users = shard.user[order]
+        self.model, self.objective, self.shard = model, objective, shard
+        self.settings, self.workers = settings, workers
+        self.users, self.counts = torch.unique_consecutive(shard.user, return_counts=True)
+        self.begins = self.counts.cumsum(dim=0) - self.counts
+        self.plan = _plan(len(self.users), settings.batch_size, workers)
+        ratings, users = workers.sum_floats(float(len(shard.user)), float(len(self.users)))
+        self.each = ratings / users  # so that lr means the same as where a row is a rating
+        self.share = torch.full((model.items,), 1.0 / model.items)
+        self.gradient = Gradient(model, settings, workers)
+        self.state, self.load_state = self.gradient.state, self.gradient.load_state
 
-    @torch.no_grad()
     def run(self, epoch: int) -> tuple[float, float]:
-        """Train one epoch; return this worker's part of the loss and the rows it covers."""
-        self.model.eval()
-        user_table = self.model.get_parameter("user_vectors.weight")
-        item_table = self.model.get_parameter("item_vectors.weight")
-        if epoch == 0:
-            self._solve_users(user_table, item_table)
-        own = user_table * self.shard.owned[:, None]
-        gram = self.workers.sum(self.objective.gram(own))
-        summed = self.workers.sum if self.workers.size > 1 else None
-        item_table.copy_(
-            self.objective.solve(
-                user_table, self.item_begins, self.item_users, gram, self.model.users, summed
-            )
-        )
-        self._solve_users(user_table, item_table)
-        return self._loss(user_table, item_table), float(len(self.shard.user))
+        """Train one epoch; return this worker's sum of losses and the rows it covers."""
+        self.model.train()
+        generator = epoch_generator(self.settings.seed, epoch, self.workers.rank)
+        torch.manual_seed(generator.initial_seed())  # dropout; a resumed run drops the same
+        order = torch.randperm(len(self.users), generator=generator)
+        total = torch.zeros((), dtype=torch.float64)
+        for step in range(self.plan.steps):
+            chosen = order[step * self.plan.batch : (step + 1) * self.plan.batch]
+            loss = self._loss(chosen)
+            self.gradient.step(loss / (self.plan.real_rows(step) * self.each))
+            total += loss.detach()
+        return float(total), float(len(self.shard.user))
 
-    def _solve_users(self, user_table: Tensor, item_table: Tensor) -> None:
-        gram = self.objective.gram(item_table)
-        solved = self.objective.solve(
-            item_table, self.user_begins, self.shard.item, gram, self.model.items
-        )
-        # Everybody gets every user's row: each is nonzero on its owner alone.
-        user_table.copy_(self.workers.sum(solved * self.shard.owned[:, None]))
-
-    def _loss(self, user_table: Tensor, item_table: Tensor) -> float:
-        """This worker's users' part of the objective, without the penalty, over its ratings."""
-        seen, error = self.shard, torch.zeros((), dtype=torch.float64)
-        for user, item in zip(seen.user.split(1 << 16), seen.item.split(1 << 16), strict=True):
-            score = (user_table[user] * item_table[item]).sum(dim=-1)
-            error += (1 - score).square().sum()
-        own = user_table * seen.owned[:, None]
-        gram = self.objective.gram(item_table)
-        return float(error) + float(((own @ gram) * own).sum())
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing: the weights are all there is."""
-        return {}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Nothing to load."""
+    def _loss(self, chosen: Tensor) -> Tensor:
+        """The sum of losses of these users; 0 for none, who still takes part in the step."""
+        count = self.counts[chosen]
+        row = torch.repeat_interleave(torch.arange(len(chosen)), count)
+        first = torch.repeat_interleave(self.begins[chosen] - (count.cumsum(dim=0) - count), count)
+        rating = first + torch.arange(len(row))
+        item = self.shard.item[rating]
+        if not len(chosen):
+            return sum((p.sum() * 0 for p in self.model.parameters()), torch.zeros(()))
+        scores = raw_scores(self.model, self.model.user_state(self.users[chosen]))
+        losses = self.objective.against_all(scores, row, item, self.share).sum()
+        if self.objective.l2:
+            user = self.shard.user[rating]
+            losses = losses + self.objective.l2 * self.model.penalty(user, item).sum()
+        return losses

@@ -13,13 +13,14 @@ import torch
 
 from recray import cluster
 from recray.config import Settings, build_settings
+from recray.data.negatives import NegativeSampler
 from recray.data.prepared import Prepared, Ratings, refuse_equal_ratings
 from recray.errors import RecrayError
 from recray.measuring import UserTable, blocks_of, check_metric, measure, metric_names, sums_of
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.baselines import BiasOnly
-from recray.objectives import build_objective
+from recray.objectives import Contrast, UnratedClass, build_objective
 from recray.ranking import History, Ranker
 from recray.storage import Folder
 from recray.training.checkpoint import Progress, RunFolder
@@ -57,7 +58,7 @@ def run(
         RecrayError: What the user can fix; see the message.
     """
     prepared = Prepared.open(prepared_path, verify=True)
-    settings = _with_data_settings(settings, prepared)
+    settings = for_data(settings, prepared)
     check(settings, prepared, workers, address)
     folder = RunFolder(out)
     facts = _facts(settings, prepared, workers)
@@ -81,8 +82,22 @@ def run(
     return summary
 
 
-def _with_data_settings(settings: Settings, prepared: Prepared) -> Settings:
-    return build_settings(settings.plain() | prepared.manifest["settings"])
+def for_data(settings: Settings, prepared: Prepared) -> Settings:
+    """The settings with what the data set decides: its own groups, and the rating levels.
+
+    Raises:
+        RecrayError: The model needs rating levels, and the data have too many.
+    """
+    values = settings.plain() | prepared.manifest["settings"]
+    if settings.model.kind == "softmax-dnn" and settings.model.levels is None:
+        levels = [level for level, _ in prepared.manifest["ratings"]["levels"]]
+        if not levels:
+            raise RecrayError(
+                f"{prepared.folder} has more than 100 different ratings: "
+                "model.kind=softmax-dnn needs model.levels"
+            )
+        values["model"]["levels"] = levels
+    return build_settings(values)
 
 
 def check(settings: Settings, prepared: Prepared, workers: int, address: str) -> None:
@@ -114,6 +129,9 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
         )
     objective = build_objective(settings, low, high)
     objective.check(build_model(settings, 1, 1))
+    negatives = settings.objective.negatives
+    if isinstance(objective, Contrast | UnratedClass) and negatives != "all":
+        NegativeSampler(prepared.items, negatives)  # refuses more than the catalogue can give
     check_metric(settings.metric, settings.evaluate, stars=not settings.ranks)
 
 

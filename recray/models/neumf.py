@@ -1,0 +1,228 @@
+"""Neural matrix factorisation: a weighted product of vectors, a tower of layers, and both."""
+
+# Shape letters: B = pairs in the batch, U = users, I = items, D = length of the product's vectors,
+# M = length of the tower's vectors, H = width of the tower's first layer.
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recray.models.base import LinearModel, Model, Returns, Statistics
+from recray.models.factorization import embedding
+
+PAIRS_AT_ONCE = 1 << 14
+"""Pairs whose first layer is held at once in a block: few enough to stay in a core's cache."""
+
+
+class Gmf(LinearModel):
+    """Score of a pair: w . (user vector * item vector) + b, the product element by element.
+
+    Args:
+        users: Number of users.
+        items: Number of items.
+        dim: Vector length D.
+        returns: stars or logits.
+
+    Source: He et al. (2017), WWW, "Neural collaborative filtering", eq. 8 and 9.
+    """
+
+    def __init__(self, users: int, items: int, dim: int, returns: Returns = "stars") -> None:
+        super().__init__(users, items, returns)
+        std = dim**-0.5 if returns == "stars" else 0.1
+        self.user_vectors = embedding(users, dim, std)
+        self.item_vectors = embedding(items, dim, std)
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def observe(self, statistics: Statistics) -> None:
+        """Start at the mean rating, where ratings are predicted."""
+        if self.returns == "stars":
+            self.bias.data.fill_(statistics.mean)
+
+    def user_state(self, user: Tensor) -> Tensor:
+        """(U,) ids to (U, D) vectors."""
+        return self.user_vectors(user)
+
+    def item_rows(self, item: Tensor | slice) -> Tensor:
+        """(I, D) item vectors times w."""
+        return self.item_vectors.weight[item] * self.weight
+
+    def item_offset(self, item: Tensor | slice) -> Tensor:
+        """(I,) b for every item."""
+        return self.bias + 0 * self.item_vectors.weight[item, 0]
+
+    def item_vectors_for_similarity(self) -> Tensor:
+        """(items, D) vectors."""
+        return self.item_vectors.weight * self.weight
+
+
+class Tower(nn.Module):
+    """ReLU layers over a user's and an item's vector side by side.
+
+    The first layer is the sum of a user half and an item half, so that ranking computes each half
+    once for a user and once for an item, and only the rest for every pair.
+
+    Args:
+        dim: Length of each of the two vectors.
+        layers: Widths of the layers, first to last.
+        outputs: Width of the linear layer at the end.
+        dropout: Share of each layer's values that training drops.
+    """
+
+    def __init__(self, dim: int, layers: Sequence[int], outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.user_half = nn.Linear(dim, layers[0])
+        self.item_half = nn.Linear(dim, layers[0], bias=False)
+        self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(layers))
+        self.last = nn.Linear(layers[-1], outputs)
+        self.dropout = dropout
+
+    def halves(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """(U, M) and (I, M) vectors to what each adds to the first layer, (U, H) and (I, H)."""
+        return self.user_half(user), self.item_half(item)
+
+    def forward(self, first: Tensor) -> Tensor:
+        """(..., H) sums of halves to (..., outputs)."""
+        hidden = self._drop(functional.relu(first))
+        for layer in self.rest:
+            hidden = self._drop(functional.relu(layer(hidden)))
+        return self.last(hidden)
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        return functional.dropout(hidden, self.dropout, self.training) if self.dropout else hidden
+
+    def pairs(self, user: Tensor, item: Tensor) -> Tensor:
+        """(B, M) and (B, M) vectors to (B, outputs)."""
+        user_half, item_half = self.halves(user, item)
+        return self(user_half + item_half)
+
+    def block(self, user: Tensor, item: Tensor) -> Tensor:
+        """(U, M) and (I, M) vectors to (U, I, outputs), a few pairs at a time."""
+        user_half, item_half = self.halves(user, item)
+        width = max(1, PAIRS_AT_ONCE // max(1, len(user)))
+        parts = [self(user_half[:, None] + part[None]) for part in item_half.split(width)]
+        return torch.cat(parts, dim=1)
+
+
+class Mlp(Model):
+    """Score of a pair: ReLU layers over user vector and item vector, then a linear layer.
+
+    Args:
+        users: Number of users.
+        items: Number of items.
+        mlp_dim: Vector length M.
+        layers: Widths of the layers, first to last.
+        dropout: Share of each layer's values that training drops.
+        returns: stars or logits.
+
+    Source: He et al. (2017), eq. 10.
+    """
+
+    def __init__(
+        self,
+        users: int,
+        items: int,
+        mlp_dim: int,
+        layers: Sequence[int],
+        dropout: float = 0.0,
+        returns: Returns = "stars",
+    ) -> None:
+        super().__init__(users, items, returns)
+        self.user_vectors = embedding(users, mlp_dim, 0.1)
+        self.item_vectors = embedding(items, mlp_dim, 0.1)
+        self.tower = Tower(mlp_dim, layers, 1, dropout)
+
+    def observe(self, statistics: Statistics) -> None:
+        """Start at the mean rating, where ratings are predicted."""
+        if self.returns == "stars":
+            self.tower.last.bias.data.fill_(statistics.mean)
+
+    def user_state(self, user: Tensor) -> Tensor:
+        """(U,) ids to (U, M) vectors."""
+        return self.user_vectors(user)
+
+    def raw(self, state: Tensor, item: Tensor) -> Tensor:
+        """(B, M) states and (B,) ids to (B,) scores."""
+        return self.tower.pairs(state, self.item_vectors(item)).squeeze(-1)
+
+    def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
+        """(U, M) states to (U, last - first) scores."""
+        return self.tower.block(state, self.item_vectors.weight[first:last]).squeeze(-1)
+
+    def item_vectors_for_similarity(self) -> Tensor:
+        """(items, M) vectors."""
+        return self.item_vectors.weight
+
+
+class NeuMf(Model):
+    """Score of a pair: the sum of a Gmf and an Mlp, each with vectors of its own.
+
+    Args:
+        users: Number of users.
+        items: Number of items.
+        dim: Length D of the product's vectors.
+        mlp_dim: Length M of the tower's vectors.
+        layers: Widths of the tower's layers, first to last.
+        dropout: Share of each layer's values that training drops.
+        returns: stars or logits.
+
+    Source: He et al. (2017), eq. 12; the final layer over both parts side by side is the sum of
+        the two parts' own final layers.
+    """
+
+    def __init__(
+        self,
+        users: int,
+        items: int,
+        dim: int,
+        mlp_dim: int,
+        layers: Sequence[int],
+        dropout: float = 0.0,
+        returns: Returns = "stars",
+    ) -> None:
+        super().__init__(users, items, returns)
+        self.gmf = Gmf(users, items, dim, returns)
+        self.mlp = Mlp(users, items, mlp_dim, layers, dropout, returns)
+
+    def observe(self, statistics: Statistics) -> None:
+        """Start at the mean rating, where ratings are predicted."""
+        self.gmf.observe(statistics)
+
+    def user_state(self, user: Tensor) -> Tensor:
+        """(U,) ids to (U, D + M): the product's vector, then the tower's."""
+        return torch.cat([self.gmf.user_state(user), self.mlp.user_state(user)], dim=-1)
+
+    def _parts(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        dims = [self.gmf.user_vectors.embedding_dim, self.mlp.user_vectors.embedding_dim]
+        product, tower = state.split(dims, dim=-1)
+        return product, tower
+
+    def raw(self, state: Tensor, item: Tensor) -> Tensor:
+        """(B, D + M) states and (B,) ids to (B,) scores."""
+        product, tower = self._parts(state)
+        return self.gmf.raw(product, item) + self.mlp.raw(tower, item)
+
+    def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
+        """(U, D + M) states to (U, last - first) scores."""
+        product, tower = self._parts(state)
+        return self.gmf.raw_block(product, first, last) + self.mlp.raw_block(tower, first, last)
+
+    def item_vectors_for_similarity(self) -> Tensor:
+        """(items, D + M) vectors of both parts."""
+        return torch.cat(
+            [self.gmf.item_vectors_for_similarity(), self.mlp.item_vectors.weight], dim=-1
+        )
+
+    @torch.no_grad()
+    def merge(self, alpha: float) -> None:
+        """Weigh two parts that were trained alone: alpha for the product, the rest for the tower.
+
+        Source: He et al. (2017), eq. 13.
+        """
+        self.gmf.weight.mul_(alpha)
+        self.gmf.bias.mul_(alpha)
+        self.mlp.tower.last.weight.mul_(1 - alpha)
+        self.mlp.tower.last.bias.mul_(1 - alpha)

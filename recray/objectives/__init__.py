@@ -1,0 +1,55 @@
+"""What training minimises, by name."""
+
+from recray.config import Settings
+from recray.objectives.base import FoldIn, FoldInPrior, Objective, PairLoss, as_linear
+from recray.objectives.ranking import Bpr, Contrast, ItemSoftmax, Logistic, UnratedClass
+from recray.objectives.ratings import Bce, Classes, Mse
+from recray.objectives.whole_data import WholeData
+
+__all__ = [
+    "Bce",
+    "Bpr",
+    "Classes",
+    "Contrast",
+    "FoldIn",
+    "FoldInPrior",
+    "ItemSoftmax",
+    "Logistic",
+    "Mse",
+    "Objective",
+    "PairLoss",
+    "UnratedClass",
+    "WholeData",
+    "as_linear",
+    "build_objective",
+]
+
+
+def build_objective(settings: Settings, low: float, high: float) -> Objective:
+    """The objective of the settings.
+
+    Args:
+        settings: Its `objective` group and `train.l2` are used.
+        low: Lowest training rating, in stars.
+        high: Highest training rating, in stars.
+    """
+    wanted, l2 = settings.objective, settings.train.l2
+    negatives = None if wanted.negatives == "all" else wanted.negatives
+    drawn = (l2, negatives, wanted.sampling == "popularity")
+    match wanted.kind:
+        case "mse":
+            return Mse(l2)
+        case "bce":
+            return Bce(l2, low, high)
+        case "classes":
+            return Classes(l2)
+        case "whole-data":
+            return WholeData(wanted.alpha0, l2)
+        case "logistic":
+            return Logistic(*drawn, wanted.alpha0)
+        case "bpr":
+            return Bpr(*drawn)
+        case "item-softmax":
+            return ItemSoftmax(*drawn)
+        case "unrated-class":
+            return UnratedClass(*drawn)

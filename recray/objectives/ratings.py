@@ -1,0 +1,158 @@
+"""Objectives that predict the stars people gave: squared error, cross-entropy, and classes."""
+
+# Shape letters: B = pairs in the batch, N = ratings of one user.
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recray.data.negatives import Drawn
+from recray.errors import RecrayError
+from recray.models.base import LinearModel, Model
+from recray.models.softmax import SoftmaxDnn
+from recray.objectives.base import (
+    FoldIn,
+    FoldInPrior,
+    PairLoss,
+    as_linear,
+    fold_in_by_steps,
+    refuse_squeezed,
+)
+
+
+class Mse(PairLoss):
+    """Squared error of the predicted stars: (rating - prediction)^2."""
+
+    def row_loss(
+        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
+    ) -> Tensor:
+        """(B,) squared errors, in stars squared."""
+        return (rating - model(user, item)).square()
+
+    def check(self, model: Model) -> None:
+        """Refuse a squeezed output, for which fold-in is no ridge regression."""
+        refuse_squeezed(model, "mse")
+
+    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+        """Ridge regression towards the trained users' mean state; steps where none is exact."""
+        prior = FoldInPrior.of(model, noise)
+        if not isinstance(model, LinearModel):
+            return self._by_steps(model, prior)
+        linear = model
+
+        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
+            rows = linear.item_rows(item).detach().double()
+            left = rating.double() - linear.item_offset(item).detach().double()
+            matrix = rows.T @ rows / prior.noise + torch.diag(prior.precision)
+            right = rows.T @ left / prior.noise + prior.precision * prior.mean
+            return torch.linalg.solve(matrix, right)[None].float()
+
+        return fold_in
+
+    def _by_steps(self, model: Model, prior: FoldInPrior) -> FoldIn:
+        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
+            def loss(state: Tensor) -> Tensor:
+                error = rating - model.raw(state.expand(len(item), -1), item)
+                return error.square().sum() / (2 * prior.noise)
+
+            return fold_in_by_steps(prior, loss)
+
+        return fold_in
+
+
+class Bce(PairLoss):
+    """Binary cross-entropy of the rating scaled to 0..1: -(t log p + (1 - t) log(1 - p)).
+
+    Args:
+        l2: Weight of the squared rows that a rating touches.
+        low: Rating that becomes 0, in stars.
+        high: Rating that becomes 1, in stars.
+    """
+
+    def __init__(self, l2: float, low: float, high: float) -> None:
+        super().__init__(l2)
+        self.low, self.high = low, high
+
+    def check(self, model: Model) -> None:
+        """Refuse a model that gives no probability."""
+        if getattr(model, "output", "raw") != "sigmoid":
+            raise RecrayError(
+                "objective.kind=bce needs a probability: "
+                "use model.kind=dot-bias with model.output=sigmoid"
+            )
+
+    def _target(self, rating: Tensor) -> Tensor:
+        return (rating - self.low) / (self.high - self.low)
+
+    def row_loss(
+        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
+    ) -> Tensor:
+        """(B,) cross-entropies in nats."""
+        return functional.binary_cross_entropy_with_logits(
+            model.raw(model.user_state(user), item), self._target(rating), reduction="none"
+        )
+
+    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+        """Logistic regression with the trained users' spread as prior, by Newton's method."""
+        linear, prior = as_linear(model), FoldInPrior.of(model, noise)
+
+        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
+            rows = linear.item_rows(item).detach().double()
+            offset = linear.item_offset(item).detach().double()
+            target, state = self._target(rating.double()), prior.mean.clone()
+            for _ in range(20):
+                chance = torch.sigmoid(rows @ state + offset)
+                slope = rows.T @ (chance - target) + prior.precision * (state - prior.mean)
+                curve = (rows.T * (chance * (1 - chance))) @ rows + torch.diag(prior.precision)
+                step = torch.linalg.solve(curve, slope)
+                state = state - step
+                if step.abs().max() < 1e-9:
+                    break
+            return state[None].float()
+
+        return fold_in
+
+
+def as_classes(model: Model) -> SoftmaxDnn:
+    """The model as one that gives classes.
+
+    Raises:
+        RecrayError: It gives none.
+    """
+    if not isinstance(model, SoftmaxDnn):
+        raise RecrayError(
+            f"objective.kind=classes needs rating levels: use model.kind=softmax-dnn, "
+            f"not {type(model).__name__}"
+        )
+    return model
+
+
+class Classes(PairLoss):
+    """Cross-entropy of the class of the rating, one class for each level: -log p(rating)."""
+
+    def check(self, model: Model) -> None:
+        """Refuse a model without classes."""
+        as_classes(model)
+
+    def row_loss(
+        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
+    ) -> Tensor:
+        """(B,) cross-entropies in nats."""
+        network = as_classes(model)
+        classes = network.classes(network.user_state(user), item)
+        return functional.cross_entropy(classes, network.class_of(rating), reduction="none")
+
+    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+        """Steps on the cross-entropy with the trained users' spread as prior."""
+        network, prior = as_classes(model), FoldInPrior.of(model, noise)
+
+        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
+            target = network.class_of(rating)
+
+            def loss(state: Tensor) -> Tensor:
+                classes = network.classes(state.expand(len(item), -1), item)
+                return functional.cross_entropy(classes, target, reduction="sum")
+
+            return fold_in_by_steps(prior, loss)
+
+        return fold_in

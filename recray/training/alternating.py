@@ -1,0 +1,77 @@
+"""Epochs of exact solves: all users, then all items, each with the other side fixed."""
+
+import torch
+from torch import Tensor
+
+from recray.models.base import LinearModel
+from recray.objectives import WholeData
+from recray.training.steps import Shard
+from recray.training.sync import Workers
+
+
+class AlternatingEpochs:
+    """Exact solves of all users, then all items, then the users again for these items.
+
+    Users are solved where their ratings are; for items the normal equations are summed over
+    workers in blocks of items.
+
+    Args:
+        model: A plain dot product, equal on every worker.
+        objective: The whole-data loss.
+        shard: This worker's rows.
+        workers: The group.
+    """
+
+    def __init__(
+        self, model: LinearModel, objective: WholeData, shard: Shard, workers: Workers
+    ) -> None:
+        self.model, self.objective, self.shard, self.workers = model, objective, shard, workers
+        users, items = model.users, model.items
+        self.user_begins = torch.searchsorted(shard.user, torch.arange(users + 1))
+        order = torch.argsort(shard.item, stable=True)
+        self.item_begins = torch.searchsorted(shard.item[order], torch.arange(items + 1))
+        self.item_users = shard.user[order]
+
+    @torch.no_grad()
+    def run(self, epoch: int) -> tuple[float, float]:
+        """Train one epoch; return this worker's part of the loss and the rows it covers."""
+        self.model.eval()
+        user_table = self.model.get_parameter("user_vectors.weight")
+        item_table = self.model.get_parameter("item_vectors.weight")
+        if epoch == 0:
+            self._solve_users(user_table, item_table)
+        own = user_table * self.shard.owned[:, None]
+        gram = self.workers.sum(self.objective.gram(own))
+        summed = self.workers.sum if self.workers.size > 1 else None
+        item_table.copy_(
+            self.objective.solve(
+                user_table, self.item_begins, self.item_users, gram, self.model.users, summed
+            )
+        )
+        self._solve_users(user_table, item_table)
+        return self._loss(user_table, item_table), float(len(self.shard.user))
+
+    def _solve_users(self, user_table: Tensor, item_table: Tensor) -> None:
+        gram = self.objective.gram(item_table)
+        solved = self.objective.solve(
+            item_table, self.user_begins, self.shard.item, gram, self.model.items
+        )
+        # Everybody gets every user's row: each is nonzero on its owner alone.
+        user_table.copy_(self.workers.sum(solved * self.shard.owned[:, None]))
+
+    def _loss(self, user_table: Tensor, item_table: Tensor) -> float:
+        """This worker's users' part of the objective, without the penalty, over its ratings."""
+        seen, error = self.shard, torch.zeros((), dtype=torch.float64)
+        for user, item in zip(seen.user.split(1 << 16), seen.item.split(1 << 16), strict=True):
+            score = (user_table[user] * item_table[item]).sum(dim=-1)
+            error += (1 - score).square().sum()
+        own = user_table * seen.owned[:, None]
+        gram = self.objective.gram(item_table)
+        return float(error) + float(((own @ gram) * own).sum())
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: the weights are all there is."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Nothing to load."""
