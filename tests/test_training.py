@@ -40,7 +40,9 @@ def liked_only(shard: Shard) -> Shard:
 
 
 def training_run(folder: Path, preset: str, shard: Shard, changes=(), **given) -> TrainingRun:
-    settings = load_settings(preset, None, ["model.dim=4", "train.patience=null", *changes])
+    small = ["model.dim=4", "model.mlp_dim=4", "model.layers=[16,8]", "train.patience=null"]
+    small += ["model.levels=[1,5]"]
+    settings = load_settings(preset, None, [*small, *changes])
     torch.manual_seed(settings.train.seed)
     model = build_model(settings, SIZE, SIZE)
     arguments = {
@@ -60,6 +62,18 @@ RATING_RECIPES = [
     ("dot-mse", ["train.lr=0.05", "train.batch_size=64", "train.epochs=40"]),
     ("dot-bias-bce", ["train.lr=0.05", "train.epochs=40"]),
     ("mf-normalised", ["train.lr=0.05", "train.l2=0.001"]),
+    ("gmf", ["train.lr=0.05", "train.epochs=60"]),
+    ("neumf", ["train.lr=0.02", "train.epochs=80", "model.dropout=0.1"]),
+    ("softmax-dnn", ["train.lr=0.02", "train.epochs=60"]),
+]
+RANKING_RECIPES = [
+    ["objective.kind=logistic", "objective.exclude_known=true"],
+    ["objective.kind=logistic", "objective.negatives=all"],
+    ["objective.kind=bpr", "objective.exclude_known=true"],
+    ["objective.kind=item-softmax", "objective.sampling=popularity", "objective.negatives=8"],
+    ["objective.kind=item-softmax", "objective.negatives=all", "train.batch_size=7"],
+    ["objective.kind=item-softmax", "model.kind=neumf", "model.dropout=0.1"],
+    ["objective.kind=unrated-class", "model.kind=softmax-dnn"],
 ]
 
 
@@ -84,7 +98,28 @@ def test_ranks_the_held_out_half_of_two_tastes_first(tmp_path):
     assert score[liked].min() > score[~liked].max()
 
 
-@pytest.mark.parametrize(("preset", "changes"), [*RATING_RECIPES, ("ranking", [])])
+def ranking(changes):
+    """A gradient recipe of two epochs' worth of the objective."""
+    gradient = ["train.optimizer=adam", "train.l2=0", "train.lr=0.03", "train.batch_size=64"]
+    return [*gradient, "train.epochs=40", *changes]
+
+
+@pytest.mark.parametrize("changes", RANKING_RECIPES, ids=lambda c: ",".join(c))
+def test_every_ranking_objective_tells_two_tastes_apart(tmp_path, changes):
+    shard, (user, item) = two_tastes()
+    run = training_run(tmp_path, "ranking", liked_only(shard), ranking(changes))
+    run.fit()
+    liked = (user + item) % 2 == 0
+    with torch.no_grad():
+        score = run.model.eval()(user, item)
+    above = (score[liked][:, None] > score[~liked]).float().mean()
+    assert above > 0.95, "guessing gives 0.5"
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [*RATING_RECIPES, ("ranking", []), *(("ranking", ranking(c)) for c in RANKING_RECIPES)],
+)
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, preset, changes):
     shard, _ = two_tastes()
     whole = training_run(tmp_path / "whole", preset, shard, [*changes, "train.epochs=6"])

@@ -111,7 +111,7 @@ class Logistic(Contrast):
     def against_all(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
         """(U,) cross-entropies; each item counts alpha0, or as often as it would be drawn."""
         chosen = functional.softplus(-scores[row, item])
-        own = torch.zeros(len(scores)).index_add(0, row, chosen)
+        own = scores.new_zeros(len(scores)).index_add(0, row, chosen)
         if self.negatives is None:
             return own + self.alpha0 * functional.softplus(scores).sum(dim=1)
         drawn = _counts(row, len(scores)) * self.negatives
@@ -132,7 +132,7 @@ class Bpr(Contrast):
     def against_all(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
         """(U,) losses."""
         pairs = functional.softplus(scores[row] - scores[row, item][:, None]) @ share
-        return torch.zeros(len(scores)).index_add(0, row, pairs)
+        return scores.new_zeros(len(scores)).index_add(0, row, pairs)
 
 
 class ItemSoftmax(Contrast):
@@ -154,7 +154,7 @@ class ItemSoftmax(Contrast):
         """(U,) cross-entropies over all items."""
         total = torch.logsumexp(scores, dim=1)
         losses = total[row] - scores[row, item]
-        return torch.zeros(len(scores)).index_add(0, row, losses)
+        return scores.new_zeros(len(scores)).index_add(0, row, losses)
 
 
 class UnratedClass(PairLoss):
