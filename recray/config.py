@@ -157,6 +157,12 @@ class TrainSettings(Group):
     metric: str = "auto"
     """Picks the best epoch on the validation split: rmse, mae, or a ranking metric like ndcg@10."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    rows: Literal["train", "train+valid"] = "train"
+    """train+valid: train on both, as long as asked: for a last run whose settings are chosen."""
+    start_from: tuple[str, ...] = ()
+    """Finished runs whose best weights the model starts from; a gmf and an mlp make a neumf."""
+    merge_alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the gmf where a neumf starts from two runs; the mlp has the rest."""
 
 
 class EvaluateSettings(Group):

@@ -1,6 +1,7 @@
 """The stages in a row, each skipped when its output is there and matches: what `recray up` runs."""
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -77,6 +78,56 @@ def evaluate(
     return batch.evaluate(bundle, build_settings(values).evaluate, workers, address)
 
 
+def reproduce(run_path: str, address: str = cluster.LOCAL) -> dict[str, Any]:
+    """Train a run again, elsewhere, and compare every epoch's digits and the best weights.
+
+    Args:
+        run_path: A finished run.
+        address: Ray cluster.
+
+    Returns:
+        {"run", "agrees", "epochs", "differences": [...]}
+
+    Raises:
+        RecrayError: There is no finished run, or its data set is gone or has changed.
+    """
+    run = RunFolder(run_path)
+    facts = run.facts()
+    if not run.finished:
+        raise RecrayError(f"{run_path} is not finished; continue it with `recray train --resume`")
+    prepared = Prepared.open(facts["prepared"], verify=True)
+    if prepared.fingerprint != facts["fingerprint"]:
+        raise RecrayError(f"{prepared.folder} has changed since {run_path} was trained")
+    with tempfile.TemporaryDirectory(prefix="recray-reproduce-") as folder:
+        again = RunFolder(f"{folder}/run")
+        settings = build_settings(facts["settings"])
+        trainer.run(
+            settings, prepared.folder.path, again.folder.path, facts["workers"], False, address
+        )
+        differences = _differences(run, again)
+    return {
+        "run": run.folder.path,
+        "agrees": not differences,
+        "epochs": run.best().progress.epoch,
+        "differences": differences[:20],
+    }
+
+
+def _differences(before: RunFolder, after: RunFolder) -> list[str]:
+    """What two runs do not have in common, digit by digit."""
+    histories = [folder.folder.read_json("epochs.json") for folder in (before, after)]
+    if len(histories[0]) != len(histories[1]):
+        return [f"{len(histories[0])} epochs before, {len(histories[1])} now"]
+    found = [
+        f"epoch {old['epoch']}: {name} {old[name]!r} before, {new.get(name)!r} now"
+        for old, new in zip(*histories, strict=True)
+        for name in old
+        if name != "seconds" and old[name] != new.get(name)
+    ]
+    old, new = before.best().weights, after.best().weights
+    return found + [f"weights of {name} differ" for name in old if not old[name].equal(new[name])]
+
+
 @dataclass
 class Stages:
     """The folders of `recray up` and what each stage took.
@@ -119,16 +170,25 @@ class Stages:
 
     def train(self, prepared: Prepared) -> str:
         """The finished run on the data set."""
+        return self._train(prepared, self.settings, "run")
+
+    def refit(self, prepared: Prepared, epochs: int) -> str:
+        """The finished run of so many epochs on training and validation rows together."""
+        values = self.settings.plain()
+        values["train"] |= {"rows": "train+valid", "epochs": epochs, "patience": None}
+        return self._train(prepared, build_settings(values), "refit")
+
+    def _train(self, prepared: Prepared, settings: Settings, name: str) -> str:
         with self._timed("train"):
-            folder = self.out.child("run")
-            wanted = trainer.for_data(self.settings, prepared)
+            folder = self.out.child(name)
+            wanted = trainer.for_data(settings, prepared)
             if folder.exists("run.json"):
                 facts = RunFolder(folder.path).facts()
                 same = facts["settings"] == wanted.plain()
                 if not same or facts["fingerprint"] != prepared.fingerprint:
                     trainer.check(wanted, prepared, self.workers, self.address)
                     folder.delete()
-            words = "is there and matches" if folder.published() else f"{self.settings.preset}"
+            words = "is there and matches" if folder.published() else f"{settings.preset}"
             self.say(f"train: {folder} {words}")
             trainer.run(
                 wanted,

@@ -25,6 +25,7 @@ FLOORS = [
     ["data.ingest", "training.trainer", "batch"],
     ["serving"],
     ["pipeline"],
+    ["crossvalidation"],
     ["benchmarks"],
     ["console"],
     ["cli"],

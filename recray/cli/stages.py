@@ -6,7 +6,7 @@ from recray import console
 from recray.cli.base import cli, shared
 from recray.config import load_settings, preset_names
 from recray.console import Console
-from recray.errors import RecrayError
+from recray.errors import CheckFailed, RecrayError
 
 
 def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: str) -> None:
@@ -103,6 +103,27 @@ def export(ui: Console, run: str, out: str) -> None:
     result = {"bundle": bundle.folder.path, "version": bundle.version, "evaluation": bundle.metrics}
     text = console.evaluation(bundle.metrics) if bundle.metrics else "no test split to measure on"
     ui.result(result, f"{text}\nbundle: {bundle.folder} (version {bundle.version})")
+
+
+@cli.command()
+@click.argument("run")
+@shared("address")
+def reproduce(ui: Console, run: str, address: str) -> None:
+    """Train a finished RUN again elsewhere; exit 1 if a single digit differs.
+
+    \b
+    Example:
+        recray reproduce runs/mse
+    """
+    from recray import pipeline
+
+    result = pipeline.reproduce(run, address)
+    words = "the digits agree" if result["agrees"] else "the digits differ"
+    ui.result(
+        result, "\n".join([f"{run}: {result['epochs']} epochs; {words}", *result["differences"]])
+    )
+    if not result["agrees"]:
+        raise CheckFailed(f"{run} does not reproduce: {result['differences'][0]}")
 
 
 @cli.command()

@@ -90,6 +90,7 @@ class TrainingRun:
         validate: Sums and counts of validation metrics over this worker's users; None if there
             is no validation split.
         report: Told the summed metrics after each epoch, on every worker.
+        start: Gives the model its first weights, where they are not random.
     """
 
     settings: Settings
@@ -100,6 +101,7 @@ class TrainingRun:
     workers: Workers
     validate: Validate | None
     report: Report
+    start: Callable[[Model], None] | None = None
 
     def fit(self) -> Progress:
         """Train from the newest checkpoint, or from the start, to the end.
@@ -118,6 +120,8 @@ class TrainingRun:
         if checkpoint is None:
             counts = (self.model.users, self.model.items)
             self.model.observe(statistics_of(self.shard, *counts, self.workers))
+            if self.start is not None:
+                self.start(self.model)
             return Progress()
         self.model.load_state_dict(checkpoint.weights)
         epochs.load_state(checkpoint.optimizer)

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from recray.training.checkpoint import Progress, RunFolder
 from recray.training.loop import TrainingRun, Validate, statistics_of
 from recray.training.steps import Shard
 from recray.training.sync import Workers
+from recray.training.warm import read_runs, start_from
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -129,6 +131,10 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
         )
     objective = build_objective(settings, low, high)
     objective.check(build_model(settings, 1, 1))
+    trained = read_runs(settings.train.start_from, prepared.fingerprint)
+    if trained:
+        model = build_model(settings, prepared.users, prepared.items)
+        start_from(model, trained, settings.train.merge_alpha)
     negatives = settings.objective.negatives
     if isinstance(objective, Contrast | UnratedClass) and negatives != "all":
         NegativeSampler(prepared.items, negatives)  # refuses more than the catalogue can give
@@ -231,7 +237,7 @@ def build_run(
 ) -> TrainingRun:
     """Everything one worker needs, with the rows of its own buckets in memory."""
     parts = list(range(workers.rank, prepared.buckets, workers.size))
-    train, valid = prepared.load("train", parts), prepared.load("valid", parts)
+    train, valid = _rows(settings, prepared, parts)
     low, high = prepared.rating_range
     objective = build_objective(settings, low, high)
     torch.manual_seed(settings.train.seed)  # the same start on every worker
@@ -245,7 +251,7 @@ def build_run(
         owned,
     )
     validate = None
-    if prepared.manifest["splits"]["valid"]["rows"]:
+    if settings.train.rows == "train" and prepared.manifest["splits"]["valid"]["rows"]:
         # What stands in for the unknown comes from the ratings of all workers, so that the summed
         # metrics do not depend on how many there are.
         whole = statistics_of(shard, prepared.users, prepared.items, workers)
@@ -260,9 +266,28 @@ def build_run(
             return Ranker(model, objective, history, 1.0, biases, whole.item_count.float())
 
         validate = _validation(settings, valid, ranker)
+    trained = read_runs(settings.train.start_from, prepared.fingerprint)
+    start = partial(start_from, runs=trained, alpha=settings.train.merge_alpha)
     return TrainingRun(
-        settings, model, objective, shard, RunFolder(run_folder), workers, validate, report
+        settings,
+        model,
+        objective,
+        shard,
+        RunFolder(run_folder),
+        workers,
+        validate,
+        report,
+        start if trained else None,
     )
+
+
+def _rows(settings: Settings, prepared: Prepared, parts: list[int]) -> tuple[Ratings, Ratings]:
+    """The rows to train on and to validate with, of users and items that training knows."""
+    train, valid = prepared.load("train", parts), prepared.load("valid", parts)
+    if settings.train.rows == "train":
+        return train, valid
+    known = valid.where((valid.user < prepared.users) & (valid.item < prepared.items))
+    return Ratings.concatenate([train, known]), valid
 
 
 def _validation(settings: Settings, valid: Ratings, ranker: Callable[[Model], Ranker]) -> Validate:

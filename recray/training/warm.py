@@ -1,0 +1,95 @@
+"""Starting a model from the best weights of finished runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recray.errors import RecrayError
+from recray.models.base import Model
+from recray.models.factorization import Dot
+from recray.models.neumf import Gmf, Mlp, NeuMf
+from recray.training.checkpoint import RunFolder
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best weights of a run.
+
+    Args:
+        path: Its folder.
+        kind: The kind of its model.
+        weights: The weights by name.
+    """
+
+    path: str
+    kind: str
+    weights: Weights
+
+
+def read_runs(paths: Sequence[str], fingerprint: str) -> list[Trained]:
+    """Read the runs to start from.
+
+    Raises:
+        RecrayError: One is no run, has no checkpoint, or was trained on other data.
+    """
+    found = []
+    for path in paths:
+        run = RunFolder(path)
+        facts: dict[str, Any] = run.facts()
+        if facts["fingerprint"] != fingerprint:
+            raise RecrayError(
+                f"train.start_from: {path} was trained on {facts['dataset']} as it is prepared "
+                "elsewhere; users and items would not be the same"
+            )
+        found.append(Trained(path, facts["settings"]["model"]["kind"], run.best().weights))
+    return found
+
+
+@torch.no_grad()
+def start_from(model: Model, runs: Sequence[Trained], alpha: float) -> None:
+    """Load one run of the same kind, a dot into a gmf, or a gmf (or dot) and an mlp into a neumf.
+
+    Args:
+        model: The model that is about to be trained.
+        runs: The trained ones.
+        alpha: For a neumf: weight of the product; the tower has the rest.
+
+    Raises:
+        RecrayError: The runs do not fit the model.
+    """
+    if isinstance(model, NeuMf) and len(runs) == 2:
+        towers = {"mlp" if run.kind == "mlp" else "gmf": run for run in runs}
+        if len(towers) < 2:
+            raise _misfit(model, runs)
+        _load(model.gmf, towers["gmf"])
+        _load(model.mlp, towers["mlp"])
+        model.merge(alpha)
+    elif len(runs) == 1:
+        _load(model, runs[0])
+    else:
+        raise _misfit(model, runs)
+
+
+def _load(model: Model, run: Trained) -> None:
+    weights = dict(run.weights)
+    if isinstance(model, Gmf) and run.kind == "dot":  # a product whose every factor weighs 1
+        weights |= {"weight": torch.ones_like(model.weight), "bias": torch.zeros(())}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise _misfit(model, [run]) from error
+
+
+def _misfit(model: Model, runs: Sequence[Trained]) -> RecrayError:
+    names = {NeuMf: "neumf", Gmf: "gmf", Mlp: "mlp", Dot: "dot"}
+    given = ", ".join(f"{run.path} ({run.kind})" for run in runs)
+    return RecrayError(
+        f"train.start_from: a {names.get(type(model), type(model).__name__)} model cannot start "
+        f"from {given}: give one run of the same kind and sizes, a dot for a gmf, or a gmf and an "
+        "mlp for a neumf"
+    )

@@ -1,0 +1,74 @@
+"""Folds and seeds end to end, and a run that is trained again."""
+
+import pytest
+
+from recray import crossvalidation, pipeline
+from recray.config import load_settings
+from recray.data import sample
+from recray.data.prepared import Prepared
+from recray.data.source import recognise
+from recray.errors import RecrayError
+from recray.storage import Folder
+from recray.training.checkpoint import RunFolder
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+QUICK = ["model.dim=4", "train.epochs=2"]
+
+
+def quiet(_line):
+    pass
+
+
+def test_folds_are_measured_apart_and_summed_up(tmp_path):
+    settings = load_settings("ranking", None, QUICK)
+    folds = crossvalidation.kfold(settings, 2)
+    result = crossvalidation.run("sample", folds, str(tmp_path), say=quiet)
+    values = [row["metrics"]["ndcg@10"] for row in result["folds"]]
+    assert [row["fold"] for row in result["folds"]] == ["fold-0", "fold-1"]
+    assert values[0] != values[1]
+    assert result["mean"]["ndcg@10"] == pytest.approx(sum(values) / 2)
+    assert result["sd"]["ndcg@10"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    rows = [Prepared.open(str(tmp_path / f"fold-{n}/prepared")).load("test") for n in (0, 1)]
+    assert sum(map(len, rows)) == sample.files()["ratings.csv"].count(b"\n") - 1
+
+
+def test_folds_that_share_test_rows_are_refused(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    lines = [f"{n % 30}\t{n}\t{1 + n % 5}\t{n + 1}\n" for n in range(300)]
+    for name, test in (("a", slice(0, 60)), ("b", slice(50, 110))):
+        rest = [line for n, line in enumerate(lines) if not test.start <= n < test.stop]
+        (folder / f"{name}.base").write_text("".join(rest))
+        (folder / f"{name}.test").write_text("".join(lines[test]))
+    settings = load_settings("ranking", None, [*QUICK, "split.valid=0"])
+    folds = crossvalidation.given_folds(settings, ["a", "b"])
+    with pytest.raises(RecrayError, match=r"10 test ratings of b are test ratings of a too"):
+        crossvalidation.run(str(folder), folds, str(tmp_path / "out"), say=quiet)
+
+
+def test_a_refit_takes_the_chosen_epochs_on_all_rows_but_the_test(tmp_path):
+    settings = load_settings("ranking", None, QUICK)
+    folds = crossvalidation.seeds(settings, 1)
+    crossvalidation.run("sample", folds, str(tmp_path), refit=True, say=quiet)
+    first, second = (RunFolder(str(tmp_path / f"seed-0/{n}")) for n in ("run", "refit"))
+    assert second.facts()["settings"]["train"]["rows"] == "train+valid"
+    assert second.best().progress.epoch == first.best().progress.best_epoch
+    assert "ndcg@10" in first.best().progress.history[0]
+    assert "ndcg@10" not in second.best().progress.history[0]
+
+
+def test_a_run_reproduces_and_a_changed_one_does_not(tmp_path):
+    settings = load_settings("gmf", None, [*QUICK, "train.batch_size=4096"])
+    stages = pipeline.Stages(Folder(str(tmp_path)), settings, 1, "local", quiet)
+    prepared = stages.prepare(recognise("sample"))
+    run = stages.train(prepared)
+    assert pipeline.reproduce(run) == {
+        "run": run,
+        "agrees": True,
+        "epochs": 2,
+        "differences": [],
+    }
+    epochs = tmp_path / "run" / "epochs.json"
+    epochs.write_text(epochs.read_text().replace('"epoch": 2', '"epoch": 3'))
+    assert not pipeline.reproduce(run)["agrees"]

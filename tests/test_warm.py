@@ -1,0 +1,76 @@
+"""Starting from finished runs: the weights are theirs, and what does not fit is refused."""
+
+import pytest
+import torch
+
+from recray.errors import RecrayError
+from recray.models.factorization import Dot
+from recray.models.neumf import Gmf, Mlp, NeuMf
+from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.warm import Trained, read_runs, start_from
+
+USERS, ITEMS = 4, 5
+USER, ITEM = torch.arange(4), torch.tensor([0, 4, 2, 1])
+
+
+def trained(model, kind):
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return Trained(f"runs/{kind}", kind, model.state_dict())
+
+
+def test_a_neumf_is_the_weighted_sum_of_its_parts():
+    gmf, mlp = Gmf(USERS, ITEMS, 3, "logits"), Mlp(USERS, ITEMS, 2, (4, 3), 0.0, "logits")
+    runs = [trained(mlp, "mlp"), trained(gmf, "gmf")]
+    model = NeuMf(USERS, ITEMS, 3, 2, (4, 3), 0.0, "logits")
+    start_from(model, runs, alpha=0.25)
+    expected = 0.25 * gmf(USER, ITEM) + 0.75 * mlp(USER, ITEM)
+    assert torch.allclose(model(USER, ITEM), expected, atol=1e-6)
+
+
+def test_a_dot_starts_a_gmf_with_the_same_scores():
+    dot, model = Dot(USERS, ITEMS, 3, "logits"), Gmf(USERS, ITEMS, 3, "logits")
+    start_from(model, [trained(dot, "dot")], alpha=0.5)
+    assert torch.allclose(model(USER, ITEM), dot(USER, ITEM))
+
+
+def test_a_model_starts_from_one_of_its_own_kind():
+    before, model = Dot(USERS, ITEMS, 3), Dot(USERS, ITEMS, 3)
+    start_from(model, [trained(before, "dot")], alpha=0.5)
+    assert torch.equal(model(USER, ITEM), before(USER, ITEM))
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [trained(Dot(USERS, ITEMS, 4), "dot")],
+        [trained(Dot(USERS, ITEMS + 1, 3), "dot")],
+        [trained(Dot(USERS, ITEMS, 3), "dot")] * 2,
+        [trained(Mlp(USERS, ITEMS, 2, (4, 3)), "mlp")],
+    ],
+    ids=["dim", "items", "two", "kind"],
+)
+def test_runs_that_do_not_fit_are_refused(runs):
+    with pytest.raises(RecrayError, match=r"train.start_from: a dot model cannot start from runs"):
+        start_from(Dot(USERS, ITEMS, 3), runs, alpha=0.5)
+
+
+def test_two_runs_that_are_no_gmf_and_mlp_are_refused():
+    model = NeuMf(USERS, ITEMS, 3, 2, (4, 3))
+    runs = [trained(Gmf(USERS, ITEMS, 3), "gmf")] * 2
+    with pytest.raises(RecrayError, match="a neumf model cannot start from"):
+        start_from(model, runs, alpha=0.5)
+
+
+def test_a_run_of_other_data_is_refused(tmp_path):
+    run = RunFolder(str(tmp_path / "run"))
+    facts = {"dataset": "tiny", "fingerprint": "a", "settings": {"model": {"kind": "dot"}}}
+    run.claim(facts)
+    weights = Dot(USERS, ITEMS, 3).state_dict()
+    run.save(Checkpoint(weights, {}, Progress(epoch=1, best_epoch=1)))
+    (found,) = read_runs([str(tmp_path / "run")], "a")
+    assert (found.kind, set(found.weights)) == ("dot", set(weights))
+    with pytest.raises(RecrayError, match="was trained on tiny as it is prepared elsewhere"):
+        read_runs([str(tmp_path / "run")], "b")
+    with pytest.raises(RecrayError, match="holds no run"):
+        read_runs([str(tmp_path / "none")], "a")
