@@ -10,9 +10,10 @@ from recray.console import Console
 @cli.command()
 @click.argument("name")
 @click.option("--quick", is_flag=True, help="Leave out what takes long; under 3 minutes.")
+@click.option("--data", metavar="FOLDER", help="quality: archives such as ml-100k.zip.")
 @shared()
-def benchmark(ui: Console, name: str, quick: bool) -> None:
-    """Run the benchmark NAME: ingest.
+def benchmark(ui: Console, name: str, quick: bool, data: str | None) -> None:
+    """Run the benchmark NAME: ingest, quality.
 
     \b
     Example:
@@ -20,5 +21,5 @@ def benchmark(ui: Console, name: str, quick: bool) -> None:
     """
     from recray import benchmarks
 
-    result = benchmarks.run(name, quick, ui.say)
+    result = benchmarks.run(name, quick, ui.say, data)
     ui.result(result, console.benchmark(name, result))

@@ -1,0 +1,146 @@
+"""Quality under published protocols: the presets on real data, popularity and the bars beside."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recray import cluster, crossvalidation
+from recray.config import Settings, load_settings
+from recray.crossvalidation import Fold
+from recray.errors import RecrayError
+
+Say = Callable[[str], None]
+PER_ITEM = ("split.kind=per-item-random", "split.test=0.25", "split.valid=0.1")
+RANDOM_80 = ("split.kind=random", "split.test=0.2", "split.valid=0.1")
+CORE_10 = (
+    "data.min_rating=3",
+    "data.core=10",
+    "split.kind=per-user-random",
+    "split.test=0.1",
+    "split.valid=0.1",
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One row of the table.
+
+    Args:
+        figure: Name of its number; "" for a row that only others are compared with.
+        data: A release.
+        preset: The recipe.
+        settings: What the protocol sets.
+        metric: What is measured.
+        seeds: Repetitions; 0 for the five given folds.
+        must: The bar, None if there is none of its own.
+        peer: The best published number that we know of, with its source.
+    """
+
+    figure: str
+    data: str
+    preset: str
+    settings: tuple[str, ...]
+    metric: str
+    seeds: int
+    must: float | None
+    peer: str
+
+
+PROTOCOLS = (
+    Protocol(
+        "rmse_100k_u1_u5", "ml-100k", "rating", ("split.valid=0.1",), "rmse", 0, 0.915,
+        "0.919 SVD++ (Surprise, 5 folds)",
+    ),
+    Protocol(
+        "recall10_100k", "ml-100k", "ranking", RANDOM_80, "recall@10", 5, 0.2438,
+        "0.2416 logistic MF (Recommenders.jl)",
+    ),
+    Protocol(
+        "ndcg10_100k_per_item", "ml-100k", "ranking", PER_ITEM, "ndcg@10", 5, 0.465,
+        "0.4751 BiVAE (Microsoft Recommenders)",
+    ),
+    Protocol("neumf_100k", "ml-100k", "neumf-ranking", PER_ITEM, "ndcg@10", 5, None, "0.3961 NCF"),
+    Protocol("softmax_100k", "ml-100k", "softmax-dnn-ranking", PER_ITEM, "ndcg@10", 5, None, ""),
+    Protocol("dot_mse_100k", "ml-100k", "dot-mse", RANDOM_80, "recall@10", 1, None, "0.2438 seed"),
+    Protocol(
+        "rmse_1m", "ml-1m", "rating", ("split.kind=random", "split.test=0.1", "split.valid=0.05"),
+        "rmse", 3, 0.845, "0.8140 myFM with times; 0.8227 GLocal-K, epoch chosen on test",
+    ),
+    Protocol(
+        "ndcg10_1m_core10", "ml-1m", "ranking", CORE_10, "ndcg@10", 1, 0.278,
+        "0.2904 ADMM-SLIM, 0.2865 EASE (RecBole)",
+    ),
+    Protocol("neumf_1m", "ml-1m", "neumf-ranking", CORE_10, "ndcg@10", 1, None, "0.2287 (RecBole)"),
+    Protocol("softmax_1m", "ml-1m", "softmax-dnn-ranking", CORE_10, "ndcg@10", 1, None, ""),
+)  # fmt: skip
+
+
+def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
+    """Measure every protocol; quick: those of ml-100k, with one seed or fold.
+
+    Args:
+        quick: Leave out what takes long.
+        say: Told what happens, a line each.
+        data: Folder of archives named after their releases; None downloads them.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="recray-quality-") as out, cluster.session():
+        for protocol in PROTOCOLS:
+            if not quick or protocol.data == "ml-100k":
+                source = _source(protocol.data, data)
+                rows.append(_measure(protocol, source, quick, f"{out}/{protocol.figure}", say))
+    return {"figures": _figures(rows), "rows": rows}
+
+
+def _source(name: str, folder: str | None) -> str:
+    """The archive of a release: NAME.zip in the folder, or the first NAME-*.zip."""
+    if folder is None:
+        return name
+    found = [Path(folder) / f"{name}.zip", *sorted(Path(folder).glob(f"{name}-*.zip"))]
+    there = [path for path in found if path.is_file()]
+    if not there:
+        raise RecrayError(f"--data {folder}: no {name}.zip there")
+    return str(there[0])
+
+
+def _folds(protocol: Protocol, settings: Settings, quick: bool) -> list[Fold]:
+    if protocol.seeds:
+        return crossvalidation.seeds(settings, 1 if quick else protocol.seeds)
+    names = [f"u{n}" for n in range(1, 6)]
+    return crossvalidation.given_folds(settings, names[:1] if quick else names)
+
+
+def _measure(protocol: Protocol, source: str, quick: bool, out: str, say: Say) -> dict[str, Any]:
+    """One protocol: validation picks the epoch, a refit takes all rows but the test."""
+    settings = load_settings(protocol.preset, None, protocol.settings)
+    folds = _folds(protocol, settings, quick)
+    result = crossvalidation.run(source, folds, out, refit=True, say=lambda _line: None)
+    value, popularity = result["mean"][protocol.metric], result["baselines"]["popularity"]
+    say(f"{protocol.data} {protocol.preset}: {protocol.metric} {value:.4f}")
+    return {
+        "figure": protocol.figure,
+        "data": protocol.data,
+        "preset": protocol.preset,
+        "split": settings.split.kind if protocol.seeds else "u1..u5",
+        "metric": protocol.metric,
+        "value": round(value, 4),
+        "sd": round(result["sd"][protocol.metric], 4),
+        "runs": len(result["folds"]),
+        "popularity": round(popularity.get(protocol.metric, float("nan")), 4),
+        "must": protocol.must,
+        "published": protocol.peer,
+    }
+
+
+def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    values = {row["figure"]: row["value"] for row in rows}
+    figures = {row["figure"]: row["value"] for row in rows if row["must"] is not None}
+    for size, dot in (("1m", "ndcg10_1m_core10"), ("100k", "ndcg10_100k_per_item")):
+        for name in ("neumf", "softmax"):
+            if f"{name}_{size}" in values:
+                share = round(values[f"{name}_{size}"] / values[dot], 4)
+                figures.setdefault(f"{name}_over_dot", share)
+                figures[f"{name}_over_dot_{size}"] = share
+    return figures
