@@ -103,6 +103,9 @@ class ModelSettings(Group):
     levels: tuple[float, ...] | None = None
     """softmax-dnn: the ratings that are classes; null: all that the training ratings have."""
 
+    item_features: tuple[str, ...] | None = None
+    """hybrid: names of genres and decades, genre:Drama, decade:1990; null: all of the data."""
+
     @field_validator("layers", "levels", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:

@@ -37,10 +37,13 @@ def make(kind: str, **changes):
     torch.manual_seed(0)
     arguments = {"users": USERS, "items": ITEMS} | changes
     sizes = {"dim": 4, "mlp_dim": 3, "layers": (6, 5), "levels": (1.0, 2.5, 5.0)}
+    sizes["item_features"] = ("a", "b")
     wanted = inspect.signature(MODELS[kind]).parameters
     arguments |= {name: size for name, size in sizes.items() if name in wanted}
     model = MODELS[kind](**arguments)
     model.observe(statistics())
+    if kind == "hybrid":
+        model.describe_items(torch.eye(2).repeat(ITEMS, 1)[:ITEMS])
     for name, parameter in model.named_parameters():
         if name.endswith("bias.weight"):  # biases start at 0, which would hide a missing one
             torch.nn.init.normal_(parameter)

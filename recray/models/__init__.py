@@ -7,6 +7,7 @@ from recray.errors import RecrayError, unknown_name
 from recray.models.base import LinearModel, Model
 from recray.models.baselines import BiasOnly, Popularity
 from recray.models.factorization import Dot, DotBias, MfNormalised
+from recray.models.hybrid import Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
 from recray.models.softmax import SoftmaxDnn
 
@@ -14,6 +15,7 @@ MODELS: dict[str, type[Model]] = {
     "dot": Dot,
     "dot-bias": DotBias,
     "mf-normalised": MfNormalised,
+    "hybrid": Hybrid,
     "gmf": Gmf,
     "mlp": Mlp,
     "neumf": NeuMf,
@@ -50,6 +52,8 @@ def build_model(settings: Settings, users: int, items: int) -> Model:
         raise RecrayError(f"model.kind={kind} is a baseline; it stands beside every evaluation")
     if kind == "softmax-dnn" and not settings.model.levels:
         raise RecrayError("model.kind=softmax-dnn needs model.levels, the ratings that are classes")
+    if kind == "hybrid" and not settings.model.item_features:
+        raise RecrayError("model.kind=hybrid needs model.item_features, names of genres or decades")
     values = {**settings.model.model_dump(), "returns": "logits" if settings.ranks else "stars"}
     wanted = inspect.signature(made).parameters
     return made(users, items, **{k: v for k, v in values.items() if k in wanted})

@@ -14,6 +14,7 @@ import torch
 
 from recray import cluster
 from recray.config import Settings, build_settings
+from recray.data.features import feature_matrix, feature_names
 from recray.data.negatives import NegativeSampler
 from recray.data.prepared import Prepared, Ratings, refuse_equal_ratings
 from recray.errors import RecrayError
@@ -21,6 +22,7 @@ from recray.measuring import UserTable, blocks_of, check_metric, measure, metric
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.baselines import BiasOnly
+from recray.models.hybrid import Hybrid
 from recray.objectives import Contrast, UnratedClass, build_objective
 from recray.ranking import History, Ranker
 from recray.storage import Folder
@@ -99,6 +101,8 @@ def for_data(settings: Settings, prepared: Prepared) -> Settings:
                 "model.kind=softmax-dnn needs model.levels"
             )
         values["model"]["levels"] = levels
+    if settings.model.kind == "hybrid" and settings.model.item_features is None:
+        values["model"]["item_features"] = feature_names(prepared.item_table[: prepared.items])
     return build_settings(values)
 
 
@@ -242,6 +246,10 @@ def build_run(
     objective = build_objective(settings, low, high)
     torch.manual_seed(settings.train.seed)  # the same start on every worker
     model = build_model(settings, prepared.users, prepared.items)
+    if isinstance(model, Hybrid):
+        table = prepared.item_table[: prepared.items]
+        names = settings.model.item_features or ()
+        model.describe_items(torch.from_numpy(feature_matrix(table, names)))
     owned = torch.zeros(prepared.users, dtype=torch.bool)
     owned[torch.from_numpy(np.unique(train.user).astype(np.int64))] = True
     shard = Shard(
