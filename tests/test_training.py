@@ -347,3 +347,12 @@ def test_a_run_file_cut_by_a_kill_is_never_seen(tmp_path):
     folder = RunFolder(str(tmp_path))
     folder.claim(facts())
     assert [f.name for f in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_loss_that_explodes_tells_the_step_and_keeps_the_checkpoint_before(tmp_path):
+    shard, _ = two_tastes()
+    changes = ["train.optimizer=sgd", "train.lr=1e12", "train.batch_size=64", "train.epochs=3"]
+    run = training_run(tmp_path, "dot-mse", shard, changes)
+    with pytest.raises(RecrayError, match=r"in step \d of epoch 1 with train.lr=1e\+12; use a sma"):
+        run.fit()
+    assert run.folder.latest() is None

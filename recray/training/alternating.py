@@ -69,6 +69,10 @@ class AlternatingEpochs:
         gram = self.objective.gram(item_table)
         return float(error) + float(((own @ gram) * own).sum())
 
+    def bad_step(self) -> int | None:
+        """None: a solve has no steps."""
+        return None
+
     def state(self) -> dict[str, Tensor]:
         """Nothing: the weights are all there is."""
         return {}

@@ -133,10 +133,12 @@ class TrainingRun:
         # The loss is that before the last step, which may have been the one too far.
         whole = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
         if not (math.isfinite(loss_sum) and whole):
+            step = epochs.bad_step()
+            where = f"step {step} of epoch" if step is not None else "epoch"
             raise RecrayError(
-                f"the loss became {loss_sum if whole else math.nan} in epoch {progress.epoch + 1} "
-                f"with train.lr={self.settings.train.lr:g}; "
-                "use a smaller train.lr or a larger train.l2"
+                f"the loss became {loss_sum if whole else math.nan} in {where} "
+                f"{progress.epoch + 1} with train.lr={self.settings.train.lr:g}; "
+                "use a smaller train.lr or a larger train.l2; the last good checkpoint stays"
             )
         metrics = {"loss": loss_sum / rows, **self._validation()}
         progress.epoch += 1

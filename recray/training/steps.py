@@ -38,6 +38,9 @@ class Epochs(Protocol):
     def run(self, epoch: int) -> tuple[float, float]:
         """Train one epoch; return this worker's sum of losses and the rows it covers."""
 
+    def bad_step(self) -> int | None:
+        """The first step of the last epoch whose loss was not finite, from 1; None if all were."""
+
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides the weights."""
 
@@ -66,6 +69,19 @@ class Gradient:
         groups: list[dict[str, Any]] = [{"params": tables, "weight_decay": settings.weight_decay}]
         groups += [{"params": rest}] if rest else []
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.0, fused=True)
+
+    def begin(self, steps: int) -> None:
+        """Forget the losses of the epoch before."""
+        self.losses = torch.zeros(steps, dtype=torch.float64)
+
+    def note(self, step: int, loss: Tensor) -> None:
+        """Remember this worker's sum of losses of a step, without waiting for the device."""
+        self.losses[step] = loss.detach()
+
+    def bad_step(self) -> int | None:
+        """The first step of the epoch whose loss was not finite, from 1; None if all were."""
+        bad = torch.nonzero(~torch.isfinite(self.losses))
+        return int(bad[0]) + 1 if len(bad) else None
 
     def step(self, loss: Tensor) -> None:
         """Take one step down a loss that is this worker's part of the whole."""
@@ -140,21 +156,23 @@ class GradientEpochs:
         self.plan = _plan(len(shard.user), settings.batch_size, workers)
         self.gradient = Gradient(model, settings, workers)
         self.state, self.load_state = self.gradient.state, self.gradient.load_state
+        self.bad_step = self.gradient.bad_step
 
     def run(self, epoch: int) -> tuple[float, float]:
         """Train one epoch; return this worker's sum of losses and the rows it covers."""
         self.model.train()
         generator = epoch_generator(self.settings.seed, epoch, self.workers.rank)
         torch.manual_seed(generator.initial_seed())  # dropout; a resumed run drops the same
-        shard, total = self.shard, torch.zeros((), dtype=torch.float64)
+        self.gradient.begin(self.plan.steps)
+        shard = self.shard
         batches = shuffled_batches(shard.user, shard.item, shard.rating, self.plan, generator)
         for step, batch in enumerate(batches):
             drawn = self.sampler.draw(batch.user, generator) if self.sampler else None
             loss_B = self.objective.loss(self.model, batch.user, batch.item, batch.rating, drawn)
             loss = (loss_B * batch.weight).sum()
             self.gradient.step(loss / self.plan.real_rows(step))
-            total += loss.detach()
-        return float(total), float(len(shard.user))  # float() waits for the GPU: once an epoch
+            self.gradient.note(step, loss)
+        return float(self.gradient.losses.sum()), float(len(shard.user))
 
 
 class UserEpochs:
@@ -186,6 +204,7 @@ class UserEpochs:
         self.share = torch.full((model.items,), 1.0 / model.items)
         self.gradient = Gradient(model, settings, workers)
         self.state, self.load_state = self.gradient.state, self.gradient.load_state
+        self.bad_step = self.gradient.bad_step
 
     def run(self, epoch: int) -> tuple[float, float]:
         """Train one epoch; return this worker's sum of losses and the rows it covers."""
@@ -193,13 +212,13 @@ class UserEpochs:
         generator = epoch_generator(self.settings.seed, epoch, self.workers.rank)
         torch.manual_seed(generator.initial_seed())  # dropout; a resumed run drops the same
         order = torch.randperm(len(self.users), generator=generator)
-        total = torch.zeros((), dtype=torch.float64)
+        self.gradient.begin(self.plan.steps)
         for step in range(self.plan.steps):
             chosen = order[step * self.plan.batch : (step + 1) * self.plan.batch]
             loss = self._loss(chosen)
             self.gradient.step(loss / (self.plan.real_rows(step) * self.each))
-            total += loss.detach()
-        return float(total), float(len(self.shard.user))
+            self.gradient.note(step, loss)
+        return float(self.gradient.losses.sum()), float(len(self.shard.user))
 
     def _loss(self, chosen: Tensor) -> Tensor:
         """The sum of losses of these users; 0 for none, who still takes part in the step."""
