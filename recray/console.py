@@ -111,6 +111,9 @@ def evaluation(report: dict[str, Any]) -> str:
         interval = f"{value['low']:.4f} to {value['high']:.4f}"
         others = [f"{b[name]['value']:.4f}" if name in b else "" for b in baselines.values()]
         body.append([name, f"{value['value']:.4f}", interval, *others])
+    for name, number in report.get("catalogue", {}).items():
+        others = [_number(b["catalogue"][name]) for b in baselines.values()]
+        body.append([name, _number(number), "", *others])
     unseen = report["unseen"]
     cold = (
         f"not in training: {unseen['users']:,} users, {unseen['items']:,} items, "
@@ -118,6 +121,10 @@ def evaluation(report: dict[str, Any]) -> str:
     )
     columns = ["metric", "model", "95 % interval", *baselines]
     return "\n".join([table(title, columns, body), *report["verdict"].split("; "), cold])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def releases(rows: list[dict[str, Any]], licence: str) -> str:

@@ -9,7 +9,7 @@ from recray.bundle import Bundle
 from recray.config import EvaluateSettings
 from recray.data.prepared import Ratings
 from recray.errors import RecrayError
-from recray.measuring import UserTable, blocks_of, measure, metric_names
+from recray.measuring import UserTable, blocks_of, catalogue, measure, metric_names
 from recray.models.base import Model
 from recray.models.baselines import Popularity
 from recray.ranking import History, Ranker, statistics_of_history
@@ -73,7 +73,7 @@ class Evaluator:
         names = metric_names(self.settings, stars)
         ranking = metric_names(self.settings, stars=False)
         baseline_names = {"popularity": ranking, "bias-only": [*ranking, *metrics.RATING]}
-        shown = tables["model"].shown
+        groups = {name: catalogue(table, self.settings) for name, table in tables.items()}
         config = self.bundle.config
         return {
             "dataset": config["dataset"],
@@ -83,8 +83,12 @@ class Evaluator:
             "split": config["split"]
             | {"rows": {k: v["rows"] for k, v in config["splits"].items()}},
             "metrics": summarise(tables["model"], names),
-            "coverage": float((shown > 0).mean()),
-            "baselines": {n: summarise(tables[n], m) for n, m in baseline_names.items()},
+            "coverage": groups["model"][f"coverage@{self.settings.k[0]}"],
+            "catalogue": groups["model"],
+            "baselines": {
+                n: summarise(tables[n], m) | {"catalogue": groups[n]}
+                for n, m in baseline_names.items()
+            },
             "verdict": self._verdict(tables, stars),
             "unseen": config["unseen"],
         }
