@@ -1,20 +1,20 @@
 """Evaluates a bundle: the model and its baselines on the hold-out, with intervals and a verdict."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from recray import metrics
+from recray import baselines
 from recray.bundle import Bundle
 from recray.config import EvaluateSettings
 from recray.data.prepared import Ratings
 from recray.errors import RecrayError
 from recray.measuring import UserTable, blocks_of, catalogue, measure, metric_names
-from recray.models.base import Model
-from recray.models.baselines import Popularity
-from recray.ranking import History, Ranker, statistics_of_history
+from recray.protocol import HONEST, Protocol
+from recray.ranking import Ranker
 from recray.recommender import Recommender
-from recray.significance import compare, summarise
+from recray.significance import compare, means, summarise
 
 
 class Evaluator:
@@ -24,9 +24,10 @@ class Evaluator:
         bundle: An opened bundle.
         settings: Cut-offs and relevance; the bundle's own by default.
         targets: Held-out ratings in the bundle's ids; the bundle's own by default.
+        protocol: What is measured, and beside what.
 
     Raises:
-        RecrayError: There is nobody to evaluate.
+        RecrayError: There is nobody to evaluate, or a baseline cannot be measured.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Evaluator:
         bundle: Bundle,
         settings: EvaluateSettings | None = None,
         targets: Ratings | None = None,
+        protocol: Protocol = HONEST,
     ) -> None:
         self.bundle = bundle
         self.settings = settings or bundle.settings.evaluate
@@ -42,8 +44,17 @@ class Evaluator:
         if not self.blocks:
             raise RecrayError("the test split has no ratings: nobody can be evaluated")
         self._check()
-        ranker = Recommender(bundle).ranker
-        self.rankers = {"model": ranker, **baselines(ranker.history, ranker.model)}
+        self.protocol = protocol
+        self.beside = baselines.choose(protocol.baselines, bundle.item_ids.known)
+
+    @cached_property
+    def rankers(self) -> dict[str, Ranker]:
+        """Model and baselines by name; made where blocks are measured, not where they join."""
+        ranker = Recommender(self.bundle).ranker
+        model = ranker.model
+        return {"model": ranker} | baselines.build(
+            self.beside, ranker.history, model.users, model.items
+        )
 
     def _check(self) -> None:
         bar = self.settings.relevant_from
@@ -68,12 +79,10 @@ class Evaluator:
 
     def report(self, parts: list[dict[str, UserTable]]) -> dict[str, Any]:
         """Put the blocks together: means, intervals, baselines and the verdict."""
-        tables = {name: UserTable.join(part[name] for part in parts) for name in self.rankers}
-        stars = self.bundle.model.returns == "stars"
-        names = metric_names(self.settings, stars)
-        ranking = metric_names(self.settings, stars=False)
-        baseline_names = {"popularity": ranking, "bias-only": [*ranking, *metrics.RATING]}
-        groups = {name: catalogue(table, self.settings) for name, table in tables.items()}
+        names = ("model", *self.beside)
+        tables = {name: UserTable.join(part[name] for part in parts) for name in names}
+        measured = {n: self._measured(table) for n, table in tables.items()}
+        groups = {n: catalogue(table, self.settings) for n, table in tables.items()}
         config = self.bundle.config
         return {
             "dataset": config["dataset"],
@@ -82,37 +91,44 @@ class Evaluator:
             "users": len(tables["model"].user),
             "split": config["split"]
             | {"rows": {k: v["rows"] for k, v in config["splits"].items()}},
-            "metrics": summarise(tables["model"], names),
+            "metrics": measured["model"],
             "coverage": groups["model"][f"coverage@{self.settings.k[0]}"],
             "catalogue": groups["model"],
-            "baselines": {
-                n: summarise(tables[n], m) | {"catalogue": groups[n]}
-                for n, m in baseline_names.items()
-            },
-            "verdict": self._verdict(tables, stars),
+            "baselines": {n: measured[n] | {"catalogue": groups[n]} for n in self.beside},
+            "verdict": self._verdict(tables),
             "unseen": config["unseen"],
         }
 
-    def _verdict(self, tables: dict[str, UserTable], stars: bool) -> str:
-        ranking = f"ndcg@{self.settings.k[0]}"
-        pairs = [(ranking, "popularity")]
-        if stars:
-            pairs.insert(0, ("rmse", "bias-only"))
-        model = tables["model"]
-        return "; ".join(compare(model, tables[other], m).words(other) for m, other in pairs)
+    def _measured(self, table: UserTable) -> dict[str, dict[str, float]]:
+        return summarise(table, metric_names(self.settings, _predicts_stars(table)))
+
+    def _verdict(self, tables: dict[str, UserTable]) -> str:
+        """The model against the best baseline: by error if both predict stars, and by ranking."""
+        model, words = tables["model"], []
+        for metric in ("rmse", f"ndcg@{self.settings.k[0]}"):
+            if metric == "rmse" and not _predicts_stars(model):
+                continue
+            others = {
+                name: means(tables[name], [metric])[metric]
+                for name in self.beside
+                if metric != "rmse" or _predicts_stars(tables[name])
+            }
+            if others:
+                sign = -1 if metric == "rmse" else 1
+                best = max(others, key=lambda name: sign * others[name])
+                words.append(compare(model, tables[best], metric).words(best))
+        return "; ".join(words)
 
 
-def baselines(history: History, model: Model) -> dict[str, Ranker]:
-    """Popularity and bias-only on the same history."""
-    users, items = model.users, model.items
-    popularity = Popularity(users, items)
-    known = min(users, len(history.begins) - 1)
-    popularity.observe(statistics_of_history(history, known, items))
-    ranker = Ranker(popularity, None, history)
-    return {"popularity": ranker, "bias-only": Ranker(ranker.bias_only, None, history)}
+def _predicts_stars(table: UserTable) -> bool:
+    return "ratings" in table.values
 
 
-def evaluate(bundle: Bundle, settings: EvaluateSettings | None = None) -> dict[str, Any]:
+def evaluate(
+    bundle: Bundle,
+    settings: EvaluateSettings | None = None,
+    protocol: Protocol = HONEST,
+) -> dict[str, Any]:
     """Evaluate a bundle on its own hold-out in this process; see Evaluator.report for the keys."""
-    evaluator = Evaluator(bundle, settings)
+    evaluator = Evaluator(bundle, settings, None, protocol)
     return evaluator.report([evaluator.measure_block(b) for b in range(len(evaluator.blocks))])

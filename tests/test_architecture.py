@@ -18,7 +18,7 @@ FLOORS = [
     ["objectives"],
     ["training", "bundle"],
     ["ranking", "recommender"],
-    ["measuring", "significance"],
+    ["measuring", "significance", "baselines", "protocol"],
     ["evaluation"],
     ["registry"],
     ["cluster"],

@@ -10,6 +10,7 @@ from recray.errors import RecrayError
 from recray.evaluation import Evaluator, evaluate
 from recray.measuring import UserTable, catalogue, measure
 from recray.models.factorization import Dot
+from recray.protocol import Protocol
 from recray.ranking import History, Ranker
 from recray.significance import compare, summarise
 
@@ -146,7 +147,7 @@ def test_a_whole_evaluation_has_the_agreed_keys(make_bundle):
     } <= set(report)
     assert set(report["metrics"]["ndcg@2"]) == {"value", "low", "high"}
     assert {"rmse", "mae"} <= set(report["metrics"])
-    assert set(report["baselines"]) == {"popularity", "bias-only"}
+    assert set(report["baselines"]) == {"popularity", "bias-only", "item-knn"}
     assert report["unseen"] == {"users": 2, "items": 1, "ratings": 3}
     assert report["users"] == 14
     assert set(report["catalogue"]) == {"coverage@2", "novelty@2", "gini@2"}
@@ -157,12 +158,30 @@ def test_a_whole_evaluation_has_the_agreed_keys(make_bundle):
 
 
 def test_knowing_the_taste_beats_popularity_and_the_opposite_does_not(make_bundle):
-    settings = EvaluateSettings(k=(2,))
-    good = evaluate(make_bundle("good"), settings)
-    bad = evaluate(make_bundle("bad", flip=True), settings)
+    settings, beside = EvaluateSettings(k=(2,)), Protocol(("popularity", "bias-only"))
+    good = evaluate(make_bundle("good"), settings, beside)
+    bad = evaluate(make_bundle("bad", flip=True), settings, beside)
     assert "better than popularity" in good["verdict"]
     assert "better than popularity" not in bad["verdict"]
     assert "rmse" not in good["metrics"], "a ranking model predicts no stars"
+
+
+def test_the_verdict_is_about_the_best_baseline(make_bundle):
+    report = evaluate(make_bundle(), EvaluateSettings(k=(2,)))
+    ndcg = {name: b["ndcg@2"]["value"] for name, b in report["baselines"].items()}
+    assert ndcg["item-knn"] > ndcg["popularity"], "the neighbours of an item have its parity"
+    assert "item-knn" in report["verdict"]
+    assert "popularity" not in report["verdict"]
+
+
+def test_errors_are_compared_with_the_best_that_predicts_stars(make_bundle):
+    bundle = make_bundle(preset="dot-mse")
+    verdict = evaluate(bundle, EvaluateSettings(k=(2,)))["verdict"].split("; ")
+    assert verdict[0].startswith("rmse: ")
+    assert "bias-only" in verdict[0]
+    assert verdict[1].startswith("ndcg@2: ")
+    beside = Protocol(("popularity",))
+    assert evaluate(bundle, EvaluateSettings(k=(2,)), beside)["verdict"].startswith("ndcg@2: ")
 
 
 def test_blocks_of_any_size_give_the_same_report(make_bundle, monkeypatch):

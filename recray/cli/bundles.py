@@ -17,6 +17,9 @@ from recray.errors import CheckFailed, RecrayError
 )
 @click.option("-k", multiple=True, type=click.IntRange(min=1), help="Cut-off; may be repeated.")
 @click.option("--relevant-from", type=float, metavar="STARS", help="Held-out ratings that count.")
+@click.option(
+    "--baselines", metavar="NAME,...", help="Of popularity, bias-only, item-knn and ease."
+)
 @shared("workers", "address")
 def evaluate(
     ui: Console,
@@ -24,6 +27,7 @@ def evaluate(
     prepared: str | None,
     k: tuple[int, ...],
     relevant_from: float | None,
+    baselines: str | None,
     workers: int,
     address: str,
 ) -> None:
@@ -32,14 +36,26 @@ def evaluate(
     \b
     Example:
         recray evaluate bundles/mse --workers 2 -k 10 -k 20
+        recray evaluate bundles/mse --baselines popularity,bias-only,item-knn,ease
     """
     from recray import pipeline
+    from recray.protocol import Protocol
     from recray.registry import resolve_bundle
 
     given = {"k": list(k) or None, "relevant_from": relevant_from}
     changes = {name: value for name, value in given.items() if value is not None}
-    report = pipeline.evaluate(resolve_bundle(bundle), changes, prepared, workers, address)
+    protocol = Protocol(_names(baselines))
+    report = pipeline.evaluate(
+        resolve_bundle(bundle), changes, prepared, workers, address, protocol
+    )
     ui.result(report, console.evaluation(report))
+
+
+def _names(written: str | None) -> tuple[str, ...] | None:
+    """Names between commas; None where the option is not given."""
+    if written is None:
+        return None
+    return tuple(name.strip() for name in written.split(",") if name.strip())
 
 
 @cli.command()
