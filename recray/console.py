@@ -120,7 +120,27 @@ def evaluation(report: dict[str, Any]) -> str:
         f"{unseen['ratings']:,} of {rows['test']:,} test ratings"
     )
     columns = ["metric", "model", "95 % interval", *baselines]
-    return "\n".join([table(title, columns, body), *report["verdict"].split("; "), cold])
+    protocol = report.get("protocol", {"honest": True})
+    lines = [] if protocol["honest"] else [protocol["words"]]
+    lines += [table(title, columns, body), *report["verdict"].split("; "), cold]
+    return "\n".join(lines + _slices(report.get("slices", {}), ["model", *baselines]))
+
+
+def _slices(groups: dict[str, Any], systems: list[str]) -> list[str]:
+    """NDCG by how much is known of users, and recall by how often items are rated."""
+    lines = []
+    titles = {"users": "users by known ratings", "items": "held-out items by known ratings"}
+    for kind, title in titles.items():
+        rows = []
+        for name, group in groups.get(kind, {}).items():
+            counted = "users" if kind == "users" else "ratings"
+            for metric in group["model"]:
+                if kind == "items" or metric.startswith(("ndcg", "rmse")):
+                    values = [_number(group[system].get(metric)) for system in systems]
+                    rows.append([name, f"{group[counted]:,}", metric, *values])
+        if rows:
+            lines += ["", table(title, ["", counted, "metric", *systems], rows)]
+    return lines
 
 
 def _number(value: float | None) -> str:

@@ -3,15 +3,23 @@
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
-from recray import baselines
+from recray import baselines, slices
 from recray.bundle import Bundle
 from recray.config import EvaluateSettings
 from recray.data.prepared import Ratings
 from recray.errors import RecrayError
-from recray.measuring import UserTable, blocks_of, catalogue, measure, metric_names
-from recray.protocol import HONEST, Protocol
+from recray.measuring import (
+    UserTable,
+    blocks_of,
+    catalogue,
+    measure_lists,
+    metric_names,
+    rank_lists,
+)
+from recray.protocol import HONEST, SAMPLED, Protocol
 from recray.ranking import Ranker
 from recray.recommender import Recommender
 from recray.significance import compare, means, summarise
@@ -45,6 +53,7 @@ class Evaluator:
             raise RecrayError("the test split has no ratings: nobody can be evaluated")
         self._check()
         self.protocol = protocol
+        protocol.check(bundle, np.concatenate(self.blocks))
         self.beside = baselines.choose(protocol.baselines, bundle.item_ids.known)
 
     @cached_property
@@ -72,41 +81,56 @@ class Evaluator:
     def measure_block(self, block: int) -> dict[str, UserTable]:
         """Model and baselines on one block of users."""
         torch.set_num_threads(1)  # so that sums are added in one order everywhere
-        return {
-            name: measure(ranker, self.targets, self.blocks[block], self.settings)
-            for name, ranker in self.rankers.items()
-        }
+        return {name: self._measure(ranker, block) for name, ranker in self.rankers.items()}
+
+    def _measure(self, ranker: Ranker, block: int) -> UserTable:
+        users = self.blocks[block]
+        pool = self.protocol.pool(ranker, users)
+        lists = rank_lists(ranker, self.targets, users, self.settings, pool)
+        table = measure_lists(ranker, lists, self.settings)
+        if self.protocol.slices:
+            table = slices.add_columns(table, lists, ranker, self.settings)
+        return table
 
     def report(self, parts: list[dict[str, UserTable]]) -> dict[str, Any]:
         """Put the blocks together: means, intervals, baselines and the verdict."""
         names = ("model", *self.beside)
         tables = {name: UserTable.join(part[name] for part in parts) for name in names}
-        measured = {n: self._measured(table) for n, table in tables.items()}
-        groups = {n: catalogue(table, self.settings) for n, table in tables.items()}
-        config = self.bundle.config
+        measured = {n: self._measured(t) | self._catalogue(t) for n, t in tables.items()}
+        config, group = self.bundle.config, measured["model"].pop("catalogue", {})
         return {
             "dataset": config["dataset"],
             "preset": self.bundle.settings.preset,
             "model_version": self.bundle.version,
+            "protocol": self.protocol.plain(),
             "users": len(tables["model"].user),
             "split": config["split"]
             | {"rows": {k: v["rows"] for k, v in config["splits"].items()}},
             "metrics": measured["model"],
-            "coverage": groups["model"][f"coverage@{self.settings.k[0]}"],
-            "catalogue": groups["model"],
-            "baselines": {n: measured[n] | {"catalogue": groups[n]} for n in self.beside},
+            "baselines": {name: measured[name] for name in self.beside},
             "verdict": self._verdict(tables),
             "unseen": config["unseen"],
+            **({"coverage": next(iter(group.values())), "catalogue": group} if group else {}),
+            **({"slices": slices.report(tables, self.settings)} if self.protocol.slices else {}),
         }
 
-    def _measured(self, table: UserTable) -> dict[str, dict[str, float]]:
-        return summarise(table, metric_names(self.settings, _predicts_stars(table)))
+    def _catalogue(self, table: UserTable) -> dict[str, Any]:
+        """The group of the catalogue; none where the protocol chooses what can be shown."""
+        if self.protocol.kind != "full":
+            return {}
+        return {"catalogue": catalogue(table, self.settings)}
+
+    def _measured(self, table: UserTable) -> dict[str, Any]:
+        names = metric_names(self.settings, _predicts_stars(table))
+        if self.protocol.kind == "sampled":
+            names = [name for name in names if name.partition("@")[0] in SAMPLED]
+        return summarise(table, names)
 
     def _verdict(self, tables: dict[str, UserTable]) -> str:
         """The model against the best baseline: by error if both predict stars, and by ranking."""
         model, words = tables["model"], []
         for metric in ("rmse", f"ndcg@{self.settings.k[0]}"):
-            if metric == "rmse" and not _predicts_stars(model):
+            if metric == "rmse" and (not _predicts_stars(model) or self.protocol.kind == "sampled"):
                 continue
             others = {
                 name: means(tables[name], [metric])[metric]

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recray import metrics
 from recray.config import EvaluateSettings
@@ -90,9 +92,22 @@ class Lists:
 
 
 def rank_lists(
-    ranker: Ranker, targets: Ratings, users: NDArray[np.int64], settings: EvaluateSettings
+    ranker: Ranker,
+    targets: Ratings,
+    users: NDArray[np.int64],
+    settings: EvaluateSettings,
+    pool: tuple[Tensor, Tensor] | None = None,
 ) -> Lists:
-    """Rank for a block of users, and find what was held out; see measure."""
+    """Rank for a block of users, and find what was held out; see measure.
+
+    Args:
+        ranker: Ranks the whole catalogue, without what its history holds.
+        targets: Held-out ratings, sorted by user.
+        users: (U,) int64 ids, ascending, each with held-out ratings.
+        settings: Cut-offs, and from how many stars a rating is relevant.
+        pool: Rows (in `users`) and items; if given, these and the held-out ones are ranked and
+            nothing else, whatever the history holds.
+    """
     begin = np.searchsorted(targets.user, users, "left")
     end = np.searchsorted(targets.user, users, "right")
     rows = np.concatenate([np.arange(a, b) for a, b in zip(begin, end, strict=True)])
@@ -101,7 +116,13 @@ def rank_lists(
     relevant = np.ones(len(rows), bool)
     if settings.relevant_from is not None:
         relevant = rating >= settings.relevant_from
-    ranked = ranker.rank(users, min(max(settings.k), ranker.model.items))
+    longest = min(max(settings.k), ranker.model.items)
+    if pool is None:
+        ranked = ranker.rank(users, longest)
+    else:
+        row = torch.cat([pool[0], torch.from_numpy(place)])
+        column = torch.cat([pool[1], torch.from_numpy(item)])
+        ranked = ranker.rank_among(users, row, column, longest)
     wanted = np.unique(place[relevant] * np.int64(1 << 32) + item[relevant])
     listed = np.arange(len(users))[:, None] * np.int64(1 << 32) + ranked.item
     hits = np.isin(listed, wanted) & (ranked.item != NONE)

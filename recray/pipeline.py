@@ -65,9 +65,11 @@ def evaluate(
         protocol: What is measured, and beside what.
 
     Raises:
-        RecrayError: The prepared data set is another one, or has changed since.
+        RecrayError: The prepared data set is another one, or has changed since; the file of
+            candidates cannot be used.
     """
     bundle = Bundle.open(bundle_path)
+    protocol = protocol.resolved(bundle)
     if prepared_path is not None:
         prepared = Prepared.open(prepared_path, verify=True)
         if prepared.manifest["fingerprints"] != bundle.config["fingerprints"]:

@@ -198,6 +198,24 @@ class Ranker:
         item, best = top_k(scores, min(k, self.model.items))
         return Ranked(item.numpy(), best.numpy(), source)
 
+    def rank_among(self, users: NDArray[np.int64], row: Tensor, item: Tensor, k: int) -> Ranked:
+        """The k best of chosen items for each user, rated or not.
+
+        Args:
+            users: (U,) int64 dense ids.
+            row: (C,) place in `users` of each candidate.
+            item: (C,) dense ids; those that training does not know are left out.
+            k: Length of the lists; cut to the number of items.
+        """
+        state, source = self.states(users)
+        scores = self.scores(state, source)
+        known = item < self.model.items
+        cells = row[known], item[known]
+        among = torch.full_like(scores, -torch.inf)
+        among[cells] = scores[cells]
+        best_items, best = top_k(among, min(k, self.model.items))
+        return Ranked(best_items.numpy(), best.numpy(), source)
+
     @torch.no_grad()
     def predict(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.float32]:
         """Predicted stars of pairs; a pair with an unknown side gets mean and known biases.

@@ -18,7 +18,7 @@ FLOORS = [
     ["objectives"],
     ["training", "bundle"],
     ["ranking", "recommender"],
-    ["measuring", "significance", "baselines", "protocol"],
+    ["measuring", "significance", "baselines", "protocol", "slices"],
     ["evaluation"],
     ["registry"],
     ["cluster"],

@@ -1,5 +1,7 @@
 """What one does with a bundle: evaluate, recommend, serve, verify."""
 
+from typing import Literal
+
 import click
 
 from recray import console
@@ -20,6 +22,24 @@ from recray.errors import CheckFailed, RecrayError
 @click.option(
     "--baselines", metavar="NAME,...", help="Of popularity, bias-only, item-knn and ease."
 )
+@click.option(
+    "--slices", is_flag=True, help="Show groups of users and of items as well; always in --json."
+)
+@click.option(
+    "--among",
+    default="all",
+    show_default=True,
+    type=click.Choice(["all", "rated"]),
+    help="rated: rank only what the user has rated; not honest.",
+)
+@click.option(
+    "--protocol",
+    default="full",
+    show_default=True,
+    type=click.Choice(["full", "sampled"]),
+    help="sampled: rank among candidates from a file, as papers do.",
+)
+@click.option("--negatives", metavar="FILE", help="sampled: csv of user,item in raw ids.")
 @shared("workers", "address")
 def evaluate(
     ui: Console,
@@ -28,6 +48,10 @@ def evaluate(
     k: tuple[int, ...],
     relevant_from: float | None,
     baselines: str | None,
+    slices: bool,
+    among: str,
+    protocol: Literal["full", "sampled"],
+    negatives: str | None,
     workers: int,
     address: str,
 ) -> None:
@@ -36,18 +60,20 @@ def evaluate(
     \b
     Example:
         recray evaluate bundles/mse --workers 2 -k 10 -k 20
-        recray evaluate bundles/mse --baselines popularity,bias-only,item-knn,ease
+        recray evaluate bundles/mse --baselines popularity,item-knn,ease --slices
+        recray evaluate bundles/mse --protocol sampled --negatives candidates.csv
     """
     from recray import pipeline
-    from recray.protocol import Protocol
+    from recray.protocol import Kind, Protocol
     from recray.registry import resolve_bundle
 
     given = {"k": list(k) or None, "relevant_from": relevant_from}
     changes = {name: value for name, value in given.items() if value is not None}
-    protocol = Protocol(_names(baselines))
-    report = pipeline.evaluate(
-        resolve_bundle(bundle), changes, prepared, workers, address, protocol
-    )
+    if among == "rated" and protocol == "sampled":
+        raise RecrayError("--among rated and --protocol sampled exclude each other: give one")
+    kind: Kind = "rated" if among == "rated" else protocol
+    chosen = Protocol(_names(baselines), kind, slices or ui.as_json, negatives)
+    report = pipeline.evaluate(resolve_bundle(bundle), changes, prepared, workers, address, chosen)
     ui.result(report, console.evaluation(report))
 
 
