@@ -231,6 +231,37 @@ def recommendations(answer: dict[str, Any]) -> str:
     return table(title, ["title", "genres", "item", "score"], rows)
 
 
+def explanation(look: dict[str, Any], k: int) -> str:
+    """One user: films rated best, recommended (hits marked) and held out, at most k of each."""
+    stars = look["scores"] == "stars"
+    words = {"score": "predicted"} if stars and look["source"] != "popular" else {}
+
+    def films(title: str, rows: list[dict[str, Any]], *names: str) -> str:
+        body = [
+            [
+                ("* " if film.get("hit") else "  ") + film["title"],
+                ", ".join(film["genres"]),
+                *("?" if film[name] is None else f"{film[name]:g}" for name in names),
+            ]
+            for film in rows[:k]
+        ]
+        columns = ["  title", "genres", *(words.get(name, name) for name in names)]
+        more = f"\n  and {len(rows) - k:,} more" if len(rows) > k else ""
+        return table(title, columns, body) + more
+
+    held, hits = look["held_out"], look["hits"]
+    rated = f"user {look['user']}: the best of {look['ratings']:,} ratings"
+    listed = f"recommended (source {look['source']}, model {look['model_version']})"
+    out = f"held out: {len(held):,} films, {hits} of them recommended (*)"
+    return "\n\n".join(
+        [
+            films(rated, look["rated"], "rating"),
+            films(listed, look["recommended"], "score"),
+            films(out, held, "rating", "score", "rank"),
+        ]
+    )
+
+
 def up(result: dict[str, Any]) -> str:
     """The end of `recray up`: the table, where the time went, and one line to try."""
     report = (

@@ -18,7 +18,7 @@ FLOORS = [
     ["objectives"],
     ["training", "bundle"],
     ["ranking", "recommender"],
-    ["measuring", "significance", "baselines", "protocol", "slices"],
+    ["measuring", "significance", "baselines", "protocol", "slices", "explain"],
     ["evaluation"],
     ["registry"],
     ["cluster"],

@@ -1,4 +1,4 @@
-"""What one does with a bundle: evaluate, recommend, serve, verify."""
+"""What one does with a bundle: evaluate, recommend, explain, serve, verify."""
 
 from typing import Literal
 
@@ -151,6 +151,29 @@ def _raw_items(items: IdMap, ratings: list[tuple[str, float]]) -> list[tuple[Raw
         raise RecrayError(
             f"--rate {error.args[0]}=...: the items of this data are numbers"
         ) from None
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option("--user", required=True, help="A user of the data set.")
+@shared("k")
+def explain(ui: Console, bundle: str, user: str, k: int) -> None:
+    """Show what a user of a BUNDLE rated best, is recommended, and rated in the test split.
+
+    \b
+    Example:
+        recray explain bundles/mse --user 4
+    """
+    from recray import explain as look
+    from recray.recommender import Recommender
+    from recray.registry import resolve_bundle
+
+    recommender = Recommender.open(resolve_bundle(bundle))
+    try:
+        result = look.explain(recommender, recommender.users.parse(user), k)
+    except KeyError:
+        raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
+    ui.result(result, console.explanation(result, k))
 
 
 @cli.command()
