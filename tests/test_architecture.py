@@ -17,7 +17,7 @@ FLOORS = [
     ["models"],
     ["objectives"],
     ["training", "bundle"],
-    ["ranking", "recommender"],
+    ["topk", "ranking", "recommender"],
     ["measuring", "significance", "baselines", "protocol", "slices", "explain"],
     ["evaluation"],
     ["registry"],
