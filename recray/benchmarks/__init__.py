@@ -7,7 +7,7 @@ from typing import Any
 from recray.benchmarks.harness import machine
 from recray.errors import unknown_name
 
-NAMES = ("ingest",)
+NAMES = ("evaluate", "ingest")
 
 Say = Callable[[str], None]
 

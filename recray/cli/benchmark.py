@@ -12,11 +12,12 @@ from recray.console import Console
 @click.option("--quick", is_flag=True, help="Leave out what takes long; under 3 minutes.")
 @shared()
 def benchmark(ui: Console, name: str, quick: bool) -> None:
-    """Run the benchmark NAME: ingest.
+    """Run the benchmark NAME: evaluate or ingest.
 
     \b
     Example:
         recray benchmark ingest --quick
+        recray benchmark evaluate --quick
     """
     from recray import benchmarks
 
