@@ -96,8 +96,8 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(filter(None, [title, lines[0], rule, *lines[1:]]))
 
 
-def evaluation(report: dict[str, Any]) -> str:
-    """An evaluation: data set, split, metrics beside the baselines, verdict."""
+def evaluation(report: dict[str, Any], slices: bool = False) -> str:
+    """An evaluation: data set, split, metrics beside the baselines, verdict; slices if wanted."""
     split = report["split"]
     rows = split["rows"]
     title = (
@@ -123,7 +123,8 @@ def evaluation(report: dict[str, Any]) -> str:
     protocol = report.get("protocol", {"honest": True})
     lines = [] if protocol["honest"] else [protocol["words"]]
     lines += [table(title, columns, body), *report["verdict"].split("; "), cold]
-    return "\n".join(lines + _slices(report.get("slices", {}), ["model", *baselines]))
+    groups = report.get("slices", {}) if slices else {}
+    return "\n".join(lines + _slices(groups, ["model", *baselines]))
 
 
 def _slices(groups: dict[str, Any], systems: list[str]) -> list[str]:

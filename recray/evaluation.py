@@ -88,9 +88,7 @@ class Evaluator:
         pool = self.protocol.pool(ranker, users)
         lists = rank_lists(ranker, self.targets, users, self.settings, pool)
         table = measure_lists(ranker, lists, self.settings)
-        if self.protocol.slices:
-            table = slices.add_columns(table, lists, ranker, self.settings)
-        return table
+        return slices.add_columns(table, lists, ranker, self.settings)
 
     def report(self, parts: list[dict[str, UserTable]]) -> dict[str, Any]:
         """Put the blocks together: means, intervals, baselines and the verdict."""
@@ -111,7 +109,7 @@ class Evaluator:
             "verdict": self._verdict(tables),
             "unseen": config["unseen"],
             **({"coverage": next(iter(group.values())), "catalogue": group} if group else {}),
-            **({"slices": slices.report(tables, self.settings)} if self.protocol.slices else {}),
+            "slices": slices.report(tables, self.settings),
         }
 
     def _catalogue(self, table: UserTable) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How an evaluation is done, beside its cut-offs: among which items, beside what, how finely.
+"""How an evaluation is done, beside its cut-offs: among which items, and beside what.
 
 Only one way is honest: every item that a user has not rated is a candidate. The others exist for
 comparison with papers, and say so.
@@ -120,14 +120,12 @@ class Protocol:
         baselines: Names of what stands beside the model; None: see baselines.choose.
         kind: full: all that a user has not rated is ranked; rated: all that they have rated, in
             training or held out; sampled: the held-out items among candidates from a file.
-        slices: Measure groups of users and of items as well.
         negatives: sampled: the file of the candidates.
         candidates: sampled: what is in it.
     """
 
     baselines: tuple[str, ...] | None = None
     kind: Kind = "full"
-    slices: bool = False
     negatives: str | None = None
     candidates: Candidates | None = None
 

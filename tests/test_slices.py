@@ -10,7 +10,6 @@ from recray.data.prepared import Ratings
 from recray.evaluation import evaluate
 from recray.measuring import UserTable, measure_lists, rank_lists
 from recray.models.factorization import Dot
-from recray.protocol import Protocol
 from recray.ranking import History, Ranker
 from recray.slices import add_columns, report
 
@@ -65,13 +64,10 @@ def test_held_out_items_are_grouped_by_how_often_they_are_rated():
     assert recall == {"head": 1.0, "middle": 0.5, "tail": 0.0}
 
 
-def test_slices_come_only_when_asked_for_and_hold_every_baseline(make_bundle):
-    bundle = make_bundle(preset="dot-mse")
-    assert "slices" not in evaluate(bundle, SETTINGS)
-    whole = evaluate(bundle, SETTINGS, Protocol(slices=True))
+def test_a_report_has_every_slice_and_the_terminal_shows_them_when_asked(make_bundle):
+    whole = evaluate(make_bundle(preset="dot-mse"), SETTINGS)
     groups = whole["slices"]
     assert sum(g["users"] for g in groups["users"].values()) == whole["users"]
     assert {"users", "model", *whole["baselines"]} == set(groups["users"]["1-19"])
-    assert "users by known ratings" in console.evaluation(whole)
-    del whole["slices"]
+    assert "users by known ratings" in console.evaluation(whole, slices=True)
     assert "users by known ratings" not in console.evaluation(whole)

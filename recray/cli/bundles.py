@@ -23,7 +23,9 @@ from recray.errors import CheckFailed, RecrayError
     "--baselines", metavar="NAME,...", help="Of popularity, bias-only, item-knn and ease."
 )
 @click.option(
-    "--slices", is_flag=True, help="Show groups of users and of items as well; always in --json."
+    "--slices",
+    is_flag=True,
+    help="Show groups of users and of items as well; --json has them always.",
 )
 @click.option(
     "--among",
@@ -72,9 +74,9 @@ def evaluate(
     if among == "rated" and protocol == "sampled":
         raise RecrayError("--among rated and --protocol sampled exclude each other: give one")
     kind: Kind = "rated" if among == "rated" else protocol
-    chosen = Protocol(_names(baselines), kind, slices or ui.as_json, negatives)
+    chosen = Protocol(_names(baselines), kind, negatives)
     report = pipeline.evaluate(resolve_bundle(bundle), changes, prepared, workers, address, chosen)
-    ui.result(report, console.evaluation(report))
+    ui.result(report, console.evaluation(report, slices))
 
 
 def _names(written: str | None) -> tuple[str, ...] | None:
