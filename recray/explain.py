@@ -24,8 +24,7 @@ def explain(recommender: Recommender, user: RawId, k: int = 10) -> dict[str, Any
         known, "rated": films with "rating", best first, "recommended": films with "score" and
         "hit", "held_out": films with "rating", "score", "rank" and "hit", by rank, "hits"}.
         A rank counts from 1 among all films that the user has not rated; score and rank are None
-        for a film that training does not know. A hit is a recommended film that was held out and
-        counts as relevant.
+        for a film that training does not know. A hit is recommended, held out and relevant.
 
     Raises:
         KeyError: No split has this user.
@@ -34,13 +33,14 @@ def explain(recommender: Recommender, user: RawId, k: int = 10) -> dict[str, Any
     bundle = recommender.bundle
     answer = recommender.recommend(user, k)
     dense = recommender.users.encode_one(user)
-    known, held_out = (_of_user(ratings, dense) for ratings in (bundle.history, bundle.holdout))
-    held = _held_out(recommender, dense, held_out)
+    known = _of_user(bundle.history, dense)
+    held = _held_out(recommender, dense, _of_user(bundle.holdout, dense))
     listed = {film["item"] for film in answer.items}
     bar = bundle.settings.evaluate.relevant_from
     for film in held:
         film["hit"] = film["item"] in listed and (bar is None or film["rating"] >= bar)
     hits = {film["item"] for film in held if film["hit"]}
+    recommended = [film | {"hit": film["item"] in hits} for film in answer.items]
     return {
         "user": user,
         "source": answer.source,
@@ -48,7 +48,7 @@ def explain(recommender: Recommender, user: RawId, k: int = 10) -> dict[str, Any
         "model_version": answer.model_version,
         "ratings": len(known),
         "rated": _best_rated(recommender, known, k),
-        "recommended": [film | {"hit": film["item"] in hits} for film in answer.items],
+        "recommended": recommended,
         "held_out": held,
         "hits": len(hits),
     }
