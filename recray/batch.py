@@ -11,6 +11,7 @@ from recray.bundle import Bundle
 from recray.config import EvaluateSettings
 from recray.evaluation import Evaluator
 from recray.measuring import UserTable
+from recray.protocol import HONEST, Protocol
 from recray.ranking import NONE, SOURCES
 from recray.recommender import Recommender
 from recray.storage import Folder, publish
@@ -19,21 +20,25 @@ USERS_PER_PART = 8192
 
 
 @functools.lru_cache(maxsize=1)
-def _evaluator(path: str, _version: str, settings: EvaluateSettings) -> Evaluator:
+def _evaluator(
+    path: str, _version: str, settings: EvaluateSettings, protocol: Protocol
+) -> Evaluator:
     """One evaluator per process; the version keeps a replaced bundle from being served stale."""
-    return Evaluator(Bundle.open(path), settings)
+    return Evaluator(Bundle.open(path), settings, None, protocol)
 
 
 class _MeasureBlocks:
     """Every n-th block of users, for one worker."""
 
-    def __init__(self, bundle: Bundle, settings: EvaluateSettings, workers: int) -> None:
-        self.path, self.version = bundle.folder.path, bundle.version
-        self.settings, self.workers = settings, workers
+    def __init__(
+        self, bundle: Bundle, settings: EvaluateSettings, protocol: Protocol, workers: int
+    ) -> None:
+        self.what = bundle.folder.path, bundle.version, settings, protocol
+        self.workers = workers
 
     def __call__(self, worker: int) -> dict[str, Any]:
         """Measure the blocks of one worker; JSON keeps every digit of a float."""
-        evaluator = _evaluator(self.path, self.version, self.settings)
+        evaluator = _evaluator(*self.what)
         own = range(worker, len(evaluator.blocks), self.workers)
         parts = [evaluator.measure_block(block) for block in own]
         if not parts:
@@ -69,6 +74,7 @@ def evaluate(
     settings: EvaluateSettings | None = None,
     workers: int = 1,
     address: str = cluster.LOCAL,
+    protocol: Protocol = HONEST,
 ) -> dict[str, Any]:
     """Evaluate a bundle on its hold-out with several workers; the digits are those of one.
 
@@ -77,16 +83,17 @@ def evaluate(
         settings: Cut-offs and relevance; the bundle's own by default.
         workers: Ray Data tasks that share the blocks of users.
         address: Ray cluster.
+        protocol: What is measured, and beside what.
 
     Raises:
         RecrayError: More workers than the cluster can place, or nobody to evaluate.
     """
-    evaluator = Evaluator(bundle, settings)
+    evaluator = Evaluator(bundle, settings, None, protocol)
     if address == cluster.LOCAL:
         cluster.require_local(workers)
     with cluster.session(address):
         cluster.require(workers)
-        task = _MeasureBlocks(bundle, evaluator.settings, workers)
+        task = _MeasureBlocks(bundle, evaluator.settings, protocol, workers)
         results = cluster.map_tasks(task, workers)
     return evaluator.report([_unpack(r["tables"]) for r in results if r["tables"] is not None])
 

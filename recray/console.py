@@ -96,8 +96,8 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(filter(None, [title, lines[0], rule, *lines[1:]]))
 
 
-def evaluation(report: dict[str, Any]) -> str:
-    """An evaluation: data set, split, metrics beside the baselines, verdict."""
+def evaluation(report: dict[str, Any], slices: bool = False) -> str:
+    """An evaluation: data set, split, metrics beside the baselines, verdict; slices if wanted."""
     split = report["split"]
     rows = split["rows"]
     title = (
@@ -111,13 +111,41 @@ def evaluation(report: dict[str, Any]) -> str:
         interval = f"{value['low']:.4f} to {value['high']:.4f}"
         others = [f"{b[name]['value']:.4f}" if name in b else "" for b in baselines.values()]
         body.append([name, f"{value['value']:.4f}", interval, *others])
+    for name, number in report.get("catalogue", {}).items():
+        others = [_number(b["catalogue"][name]) for b in baselines.values()]
+        body.append([name, _number(number), "", *others])
     unseen = report["unseen"]
     cold = (
         f"not in training: {unseen['users']:,} users, {unseen['items']:,} items, "
         f"{unseen['ratings']:,} of {rows['test']:,} test ratings"
     )
     columns = ["metric", "model", "95 % interval", *baselines]
-    return "\n".join([table(title, columns, body), *report["verdict"].split("; "), cold])
+    protocol = report.get("protocol", {"honest": True})
+    lines = [] if protocol["honest"] else [protocol["words"]]
+    lines += [table(title, columns, body), *report["verdict"].split("; "), cold]
+    groups = report.get("slices", {}) if slices else {}
+    return "\n".join(lines + _slices(groups, ["model", *baselines]))
+
+
+def _slices(groups: dict[str, Any], systems: list[str]) -> list[str]:
+    """NDCG by how much is known of users, and recall by how often items are rated."""
+    lines = []
+    titles = {"users": "users by known ratings", "items": "held-out items by known ratings"}
+    for kind, title in titles.items():
+        rows = []
+        for name, group in groups.get(kind, {}).items():
+            counted = "users" if kind == "users" else "ratings"
+            for metric in group["model"]:
+                if kind == "items" or metric.startswith(("ndcg", "rmse")):
+                    values = [_number(group[system].get(metric)) for system in systems]
+                    rows.append([name, f"{group[counted]:,}", metric, *values])
+        if rows:
+            lines += ["", table(title, ["", counted, "metric", *systems], rows)]
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def releases(rows: list[dict[str, Any]], licence: str) -> str:
@@ -202,6 +230,37 @@ def recommendations(answer: dict[str, Any]) -> str:
     ]
     title = f"source {answer['source']}, model {answer['model_version']}"
     return table(title, ["title", "genres", "item", "score"], rows)
+
+
+def explanation(look: dict[str, Any], k: int) -> str:
+    """One user: films rated best, recommended (hits marked) and held out, at most k of each."""
+    stars = look["scores"] == "stars"
+    words = {"score": "predicted"} if stars and look["source"] != "popular" else {}
+
+    def films(title: str, rows: list[dict[str, Any]], *names: str) -> str:
+        body = [
+            [
+                ("* " if film.get("hit") else "  ") + film["title"],
+                ", ".join(film["genres"]),
+                *("?" if film[name] is None else f"{film[name]:g}" for name in names),
+            ]
+            for film in rows[:k]
+        ]
+        columns = ["  title", "genres", *(words.get(name, name) for name in names)]
+        more = f"\n  and {len(rows) - k:,} more" if len(rows) > k else ""
+        return table(title, columns, body) + more
+
+    held, hits = look["held_out"], look["hits"]
+    rated = f"user {look['user']}: the best of {look['ratings']:,} ratings"
+    listed = f"recommended (source {look['source']}, model {look['model_version']})"
+    out = f"held out: {len(held):,} films, {hits} of them recommended (*)"
+    return "\n\n".join(
+        [
+            films(rated, look["rated"], "rating"),
+            films(listed, look["recommended"], "score"),
+            films(out, held, "rating", "score", "rank"),
+        ]
+    )
 
 
 def up(result: dict[str, Any]) -> str:

@@ -1,20 +1,28 @@
 """Evaluates a bundle: the model and its baselines on the hold-out, with intervals and a verdict."""
 
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
-from recray import metrics
+from recray import baselines, slices
 from recray.bundle import Bundle
 from recray.config import EvaluateSettings
 from recray.data.prepared import Ratings
 from recray.errors import RecrayError
-from recray.measuring import UserTable, blocks_of, measure, metric_names
-from recray.models.base import Model
-from recray.models.baselines import Popularity
-from recray.ranking import History, Ranker, statistics_of_history
+from recray.measuring import (
+    UserTable,
+    blocks_of,
+    catalogue,
+    measure_lists,
+    metric_names,
+    rank_lists,
+)
+from recray.protocol import HONEST, SAMPLED, Protocol
+from recray.ranking import Ranker
 from recray.recommender import Recommender
-from recray.significance import compare, summarise
+from recray.significance import compare, means, summarise
 
 
 class Evaluator:
@@ -24,9 +32,10 @@ class Evaluator:
         bundle: An opened bundle.
         settings: Cut-offs and relevance; the bundle's own by default.
         targets: Held-out ratings in the bundle's ids; the bundle's own by default.
+        protocol: What is measured, and beside what.
 
     Raises:
-        RecrayError: There is nobody to evaluate.
+        RecrayError: There is nobody to evaluate, or a baseline cannot be measured.
     """
 
     def __init__(
@@ -34,6 +43,7 @@ class Evaluator:
         bundle: Bundle,
         settings: EvaluateSettings | None = None,
         targets: Ratings | None = None,
+        protocol: Protocol = HONEST,
     ) -> None:
         self.bundle = bundle
         self.settings = settings or bundle.settings.evaluate
@@ -42,8 +52,18 @@ class Evaluator:
         if not self.blocks:
             raise RecrayError("the test split has no ratings: nobody can be evaluated")
         self._check()
-        ranker = Recommender(bundle).ranker
-        self.rankers = {"model": ranker, **baselines(ranker.history, ranker.model)}
+        self.protocol = protocol
+        protocol.check(bundle, np.concatenate(self.blocks))
+        self.beside = baselines.choose(protocol.baselines, bundle.item_ids.known)
+
+    @cached_property
+    def rankers(self) -> dict[str, Ranker]:
+        """Model and baselines by name; made where blocks are measured, not where they join."""
+        ranker = Recommender(self.bundle).ranker
+        model = ranker.model
+        return {"model": ranker} | baselines.build(
+            self.beside, ranker.history, model.users, model.items
+        )
 
     def _check(self) -> None:
         bar = self.settings.relevant_from
@@ -61,54 +81,76 @@ class Evaluator:
     def measure_block(self, block: int) -> dict[str, UserTable]:
         """Model and baselines on one block of users."""
         torch.set_num_threads(1)  # so that sums are added in one order everywhere
-        return {
-            name: measure(ranker, self.targets, self.blocks[block], self.settings)
-            for name, ranker in self.rankers.items()
-        }
+        return {name: self._measure(ranker, block) for name, ranker in self.rankers.items()}
+
+    def _measure(self, ranker: Ranker, block: int) -> UserTable:
+        users = self.blocks[block]
+        pool = self.protocol.pool(ranker, users)
+        lists = rank_lists(ranker, self.targets, users, self.settings, pool)
+        table = measure_lists(ranker, lists, self.settings)
+        return slices.add_columns(table, lists, ranker, self.settings)
 
     def report(self, parts: list[dict[str, UserTable]]) -> dict[str, Any]:
         """Put the blocks together: means, intervals, baselines and the verdict."""
-        tables = {name: UserTable.join(part[name] for part in parts) for name in self.rankers}
-        stars = self.bundle.model.returns == "stars"
-        names = metric_names(self.settings, stars)
-        ranking = metric_names(self.settings, stars=False)
-        baseline_names = {"popularity": ranking, "bias-only": [*ranking, *metrics.RATING]}
-        shown = tables["model"].shown
-        config = self.bundle.config
+        names = ("model", *self.beside)
+        tables = {name: UserTable.join(part[name] for part in parts) for name in names}
+        measured = {n: self._measured(t) | self._catalogue(t) for n, t in tables.items()}
+        config, group = self.bundle.config, measured["model"].pop("catalogue", {})
         return {
             "dataset": config["dataset"],
             "preset": self.bundle.settings.preset,
             "model_version": self.bundle.version,
+            "protocol": self.protocol.plain(),
             "users": len(tables["model"].user),
             "split": config["split"]
             | {"rows": {k: v["rows"] for k, v in config["splits"].items()}},
-            "metrics": summarise(tables["model"], names),
-            "coverage": float((shown > 0).mean()),
-            "baselines": {n: summarise(tables[n], m) for n, m in baseline_names.items()},
-            "verdict": self._verdict(tables, stars),
+            "metrics": measured["model"],
+            "baselines": {name: measured[name] for name in self.beside},
+            "verdict": self._verdict(tables),
             "unseen": config["unseen"],
+            **({"coverage": next(iter(group.values())), "catalogue": group} if group else {}),
+            "slices": slices.report(tables, self.settings),
         }
 
-    def _verdict(self, tables: dict[str, UserTable], stars: bool) -> str:
-        ranking = f"ndcg@{self.settings.k[0]}"
-        pairs = [(ranking, "popularity")]
-        if stars:
-            pairs.insert(0, ("rmse", "bias-only"))
-        model = tables["model"]
-        return "; ".join(compare(model, tables[other], m).words(other) for m, other in pairs)
+    def _catalogue(self, table: UserTable) -> dict[str, Any]:
+        """The group of the catalogue; none where the protocol chooses what can be shown."""
+        if self.protocol.kind != "full":
+            return {}
+        return {"catalogue": catalogue(table, self.settings)}
+
+    def _measured(self, table: UserTable) -> dict[str, Any]:
+        names = metric_names(self.settings, _predicts_stars(table))
+        if self.protocol.kind == "sampled":
+            names = [name for name in names if name.partition("@")[0] in SAMPLED]
+        return summarise(table, names)
+
+    def _verdict(self, tables: dict[str, UserTable]) -> str:
+        """The model against the best baseline: by error if both predict stars, and by ranking."""
+        model, words = tables["model"], []
+        for metric in ("rmse", f"ndcg@{self.settings.k[0]}"):
+            if metric == "rmse" and (not _predicts_stars(model) or self.protocol.kind == "sampled"):
+                continue
+            others = {
+                name: means(tables[name], [metric])[metric]
+                for name in self.beside
+                if metric != "rmse" or _predicts_stars(tables[name])
+            }
+            if others:
+                sign = -1 if metric == "rmse" else 1
+                best = max(others, key=lambda name: sign * others[name])
+                words.append(compare(model, tables[best], metric).words(best))
+        return "; ".join(words)
 
 
-def baselines(history: History, model: Model) -> dict[str, Ranker]:
-    """Popularity and bias-only on the same history."""
-    users, items = model.users, model.items
-    popularity = Popularity(users, items)
-    known = min(users, len(history.begins) - 1)
-    popularity.observe(statistics_of_history(history, known, items))
-    ranker = Ranker(popularity, None, history)
-    return {"popularity": ranker, "bias-only": Ranker(ranker.bias_only, None, history)}
+def _predicts_stars(table: UserTable) -> bool:
+    return "ratings" in table.values
 
 
-def evaluate(bundle: Bundle, settings: EvaluateSettings | None = None) -> dict[str, Any]:
+def evaluate(
+    bundle: Bundle,
+    settings: EvaluateSettings | None = None,
+    protocol: Protocol = HONEST,
+) -> dict[str, Any]:
     """Evaluate a bundle on its own hold-out in this process; see Evaluator.report for the keys."""
-    evaluator = Evaluator(bundle, settings)
+    evaluator = Evaluator(bundle, settings, None, protocol)
     return evaluator.report([evaluator.measure_block(b) for b in range(len(evaluator.blocks))])

@@ -1,10 +1,11 @@
 """Ranking metrics of each user, as arrays; means and intervals are taken from them elsewhere.
 
-Every function takes hits and relevant as `ndcg` describes them, returns (U,) float64, and gives nan
-where a user has no relevant item.
+Every function of RANKING takes hits and relevant as `ndcg` describes them, returns (U,) float64,
+and gives nan where a user has no relevant item. What follows it is about the catalogue: how much
+of it the lists show, how evenly, and how little known it is.
 """
 
-# Shape letters: U = users, R = ranks, K = cut-off.
+# Shape letters: U = users, R = ranks, K = cut-off, I = items.
 
 from collections.abc import Callable
 
@@ -92,3 +93,53 @@ RANKING: dict[str, Callable[[Hits, Counts, int], PerUser]] = {
     "map": average_precision,
 }
 RATING = ("rmse", "mae")
+
+
+def information(count: NDArray[np.floating]) -> NDArray[np.float64]:
+    """How surprising each item is: -log2 of its share of the training ratings, in bits.
+
+    Args:
+        count: (I,) training ratings of each item; an item without any counts as rated once.
+
+    Source: Zhou et al. (2010), PNAS 107(10), with shares of ratings in place of users.
+    """
+    count_I = np.maximum(count.astype(np.float64), 1.0)
+    return np.log2(count_I.sum()) - np.log2(count_I)
+
+
+def novelty(surprise: NDArray[np.float64], shown: NDArray[np.bool_], k: int) -> PerUser:
+    """Mean information of the items of each user's list, in bits; nan for an empty list.
+
+    Args:
+        surprise: (U, R) information of the item at each rank; any number where there is none.
+        shown: (U, R) whether there is an item at that rank.
+        k: Cut-off in items, 1 <= k <= R.
+    """
+    shown_UK = shown[:, :k]
+    total = np.where(shown_UK, surprise[:, :k], 0.0).sum(axis=1)
+    count = shown_UK.sum(axis=1)
+    return total / np.where(count > 0, count, np.nan)
+
+
+def coverage(shown: Counts) -> float:
+    """Share of the catalogue that is in any list; (I,) counts of lists that show each item."""
+    return float((shown > 0).mean())
+
+
+def gini(shown: Counts) -> float:
+    """How unevenly the places in the lists are shared out: 0 all alike, 1 one item has them all.
+
+    Args:
+        shown: (I,) int64; how many lists show each item.
+
+    Returns:
+        sum_i (2 i - I - 1) shown_i / ((I - 1) sum shown), with shown ascending and i from 1; so 1
+        is reached for any I. nan if nothing is shown or there is one item.
+
+    Source: Shani and Gunawardana (2011), Recommender Systems Handbook, section 8.3.3.
+    """
+    items, total = len(shown), int(shown.sum())
+    if items < 2 or not total:
+        return float("nan")
+    weight = 2 * np.arange(1, items + 1, dtype=np.int64) - items - 1
+    return int((weight * np.sort(shown)).sum()) / ((items - 1) * total)

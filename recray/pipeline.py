@@ -15,6 +15,7 @@ from recray.data import ingest
 from recray.data.prepared import Prepared
 from recray.data.source import Source
 from recray.errors import RecrayError
+from recray.protocol import HONEST, Protocol
 from recray.recommender import Recommender
 from recray.serving import deployment, verify
 from recray.storage import Folder
@@ -52,6 +53,7 @@ def evaluate(
     prepared_path: str | None = None,
     workers: int = 1,
     address: str = cluster.LOCAL,
+    protocol: Protocol = HONEST,
 ) -> dict[str, Any]:
     """Measure a bundle on its hold-out with the given number of workers.
 
@@ -61,11 +63,14 @@ def evaluate(
         prepared_path: If given, must be the very data set the bundle was trained on.
         workers: Ray Data tasks; the digits do not depend on them.
         address: Ray cluster.
+        protocol: What is measured, and beside what.
 
     Raises:
-        RecrayError: The prepared data set is another one, or has changed since.
+        RecrayError: The prepared data set is another one, or has changed since; the file of
+            candidates cannot be used.
     """
     bundle = Bundle.open(bundle_path)
+    protocol = protocol.resolved(bundle)
     if prepared_path is not None:
         prepared = Prepared.open(prepared_path, verify=True)
         if prepared.manifest["fingerprints"] != bundle.config["fingerprints"]:
@@ -75,7 +80,7 @@ def evaluate(
             )
     values = bundle.settings.plain()
     values["evaluate"] |= changes or {}
-    return batch.evaluate(bundle, build_settings(values).evaluate, workers, address)
+    return batch.evaluate(bundle, build_settings(values).evaluate, workers, address, protocol)
 
 
 def reproduce(run_path: str, address: str = cluster.LOCAL) -> dict[str, Any]:

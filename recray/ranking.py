@@ -13,36 +13,14 @@ from torch import Tensor
 
 from recray.data.prepared import Ratings
 from recray.errors import RecrayError
-from recray.models.base import Model, Statistics
+from recray.models.base import ITEM_BLOCK, Model, Statistics
 from recray.models.baselines import BiasOnly
 from recray.objectives import FoldIn, Objective
+from recray.topk import NONE, best_of, top_k
+
+__all__ = ["NONE", "SOURCES", "History", "Ranked", "Ranker", "top_k"]
 
 SOURCES = ("model", "fold_in", "popular")
-NONE = -1
-
-
-def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best items of each user, by score, then by ascending item id.
-
-    Args:
-        scores: (U, I) scores; -inf marks items that must not appear.
-        k: Length of the lists, 1 <= k <= I.
-
-    Returns:
-        (U, K) int64 items, NONE where too few remain, and (U, K) their scores.
-    """
-    best, item = torch.topk(scores, k, dim=1)
-    # Equal scores at the edge: topk takes any of them, we take the lowest ids.
-    edge = best[:, -1:]
-    torn = (scores == edge).sum(dim=1) > (best == edge).sum(dim=1)
-    for row in torch.nonzero(torn & torch.isfinite(edge[:, 0]))[:, 0].tolist():
-        item[row] = torch.argsort(-scores[row], stable=True)[:k]
-        best[row] = scores[row][item[row]]
-    item, order = torch.sort(item, dim=1)
-    best = best.gather(1, order)
-    order = torch.argsort(-best, dim=1, stable=True)
-    item, best = item.gather(1, order), best.gather(1, order)
-    return item.masked_fill(torch.isneginf(best), NONE), best
 
 
 @dataclass(frozen=True)
@@ -183,8 +161,9 @@ class Ranker:
             scores[torch.from_numpy(source == 2)] = self.popularity
         return scores
 
+    @torch.no_grad()
     def rank(self, users: NDArray[np.int64], k: int, exclude_seen: bool = True) -> Ranked:
-        """The k best items of each user.
+        """The k best items of each user, by blocks of items, whose lists are merged.
 
         Args:
             users: (U,) int64 dense ids.
@@ -192,11 +171,57 @@ class Ranker:
             exclude_seen: Leave out what the user has rated.
         """
         state, source = self.states(users)
-        scores = self.scores(state, source)
-        if exclude_seen:
-            scores[self.history.cells(users)] = -torch.inf
-        item, best = top_k(scores, min(k, self.model.items))
+        seen = self.history.cells(users) if exclude_seen else None
+        items = self.model.items
+        blocks = [
+            self._rank_block(state, source, seen, first, min(first + ITEM_BLOCK, items), k)
+            for first in range(0, items, ITEM_BLOCK)
+        ]
+        item, best = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
+        if len(blocks) > 1:
+            item, best = best_of(best, min(k, items), item)
+        item = item.masked_fill(torch.isneginf(best), NONE)
         return Ranked(item.numpy(), best.numpy(), source)
+
+    def _rank_block(
+        self,
+        state: Tensor,
+        source: NDArray[np.int8],
+        seen: tuple[Tensor, Tensor] | None,
+        first: int,
+        last: int,
+        k: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The k best of the items first..last-1: (U, K) ids and (U, K) scores."""
+        scores = self.model.score_block(state, first, last)
+        if (source == 2).any():
+            scores[torch.from_numpy(source == 2)] = self.popularity[first:last]
+        if seen is not None:
+            row, item = seen
+            if last - first < self.model.items:
+                own = (item >= first) & (item < last)
+                row, item = row[own], item[own] - first
+            scores[row, item] = -torch.inf
+        item, best = best_of(scores, min(k, last - first))
+        return item + first, best
+
+    def rank_among(self, users: NDArray[np.int64], row: Tensor, item: Tensor, k: int) -> Ranked:
+        """The k best of chosen items for each user, rated or not.
+
+        Args:
+            users: (U,) int64 dense ids.
+            row: (C,) place in `users` of each candidate.
+            item: (C,) dense ids; those that training does not know are left out.
+            k: Length of the lists; cut to the number of items.
+        """
+        state, source = self.states(users)
+        scores = self.scores(state, source)
+        known = item < self.model.items
+        cells = row[known], item[known]
+        among = torch.full_like(scores, -torch.inf)
+        among[cells] = scores[cells]
+        best_items, best = top_k(among, min(k, self.model.items))
+        return Ranked(best_items.numpy(), best.numpy(), source)
 
     @torch.no_grad()
     def predict(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -44,6 +44,11 @@ def _means(table: UserTable, names: list[str]) -> NDArray[np.float64]:
         return _finish(names, top.sum(axis=0) / bottom.sum(axis=0))
 
 
+def means(table: UserTable, names: list[str]) -> dict[str, float]:
+    """Each metric's mean over users, without an interval."""
+    return dict(zip(names, _means(table, names).tolist(), strict=True))
+
+
 def _draws(tables: list[UserTable], names: list[str], seed: int) -> list[NDArray[np.float64]]:
     """(W, M) bootstrap means of each table; draw w takes the same users of every table."""
     rng = np.random.default_rng(seed)

@@ -8,8 +8,9 @@ from recray.config import EvaluateSettings
 from recray.data.prepared import Ratings
 from recray.errors import RecrayError
 from recray.evaluation import Evaluator, evaluate
-from recray.measuring import UserTable, measure
+from recray.measuring import UserTable, catalogue, measure
 from recray.models.factorization import Dot
+from recray.protocol import Protocol
 from recray.ranking import History, Ranker
 from recray.significance import compare, summarise
 
@@ -33,7 +34,22 @@ def test_each_user_is_measured_by_the_rank_of_their_item():
     rank = np.arange(40) % 12
     expected = np.where(rank < 3, 1 / (rank + 1), 0)
     assert table.values["mrr@3"] == pytest.approx(expected)
-    assert table.shown.tolist() == [40, 40, 40] + [0] * 9
+    assert table.shown.tolist() == [[40, 40, 40] + [0] * 9]
+
+
+def test_coverage_novelty_and_gini_are_cut_at_each_k():
+    # Everybody's list is 0, 1, 2, in order.
+    ranker, targets = planted(users=6)
+    ranker.popularity = torch.tensor([20.0, 10.0] + [1.0] * 10)  # 40 in all
+    settings = EvaluateSettings(k=(1, 2, 3))
+    parts = [measure(ranker, targets, np.arange(a, a + 3), settings) for a in (3, 0)]
+    group = catalogue(UserTable.join(parts), settings)
+    assert [group[f"coverage@{k}"] for k in (1, 2, 3)] == [1 / 12, 2 / 12, 3 / 12]
+    bits = [1.0, 2.0, np.log2(40)]
+    expected = [np.mean(bits[:k]) for k in (1, 2, 3)]
+    assert [group[f"novelty@{k}"] for k in (1, 2, 3)] == pytest.approx(expected)
+    # k equal counts among 12 items: sum of the k largest weights over 11 k, that is (12 - k) / 11.
+    assert [group[f"gini@{k}"] for k in (1, 2, 3)] == pytest.approx([1.0, 10 / 11, 9 / 11])
 
 
 def test_only_ratings_from_the_bar_on_are_relevant():
@@ -88,7 +104,7 @@ def table_of(metric: str, values) -> UserTable:
             "absolute_error": values,
             "ratings": np.ones(len(values)),
         }
-    return UserTable(np.arange(len(values)), columns, np.zeros(3, np.int64))
+    return UserTable(np.arange(len(values)), columns, np.zeros((1, 3), np.int64))
 
 
 def test_a_table_is_not_distinguishable_from_itself():
@@ -131,18 +147,41 @@ def test_a_whole_evaluation_has_the_agreed_keys(make_bundle):
     } <= set(report)
     assert set(report["metrics"]["ndcg@2"]) == {"value", "low", "high"}
     assert {"rmse", "mae"} <= set(report["metrics"])
-    assert set(report["baselines"]) == {"popularity", "bias-only"}
+    assert set(report["baselines"]) == {"popularity", "bias-only", "item-knn"}
     assert report["unseen"] == {"users": 2, "items": 1, "ratings": 3}
     assert report["users"] == 14
+    assert set(report["catalogue"]) == {"coverage@2", "novelty@2", "gini@2"}
+    assert report["coverage"] == report["catalogue"]["coverage@2"]
+    assert all(
+        set(b["catalogue"]) == set(report["catalogue"]) for b in report["baselines"].values()
+    )
 
 
 def test_knowing_the_taste_beats_popularity_and_the_opposite_does_not(make_bundle):
-    settings = EvaluateSettings(k=(2,))
-    good = evaluate(make_bundle("good"), settings)
-    bad = evaluate(make_bundle("bad", flip=True), settings)
+    settings, beside = EvaluateSettings(k=(2,)), Protocol(("popularity", "bias-only"))
+    good = evaluate(make_bundle("good"), settings, beside)
+    bad = evaluate(make_bundle("bad", flip=True), settings, beside)
     assert "better than popularity" in good["verdict"]
     assert "better than popularity" not in bad["verdict"]
     assert "rmse" not in good["metrics"], "a ranking model predicts no stars"
+
+
+def test_the_verdict_is_about_the_best_baseline(make_bundle):
+    report = evaluate(make_bundle(), EvaluateSettings(k=(2,)))
+    ndcg = {name: b["ndcg@2"]["value"] for name, b in report["baselines"].items()}
+    assert ndcg["item-knn"] > ndcg["popularity"], "the neighbours of an item have its parity"
+    assert "item-knn" in report["verdict"]
+    assert "popularity" not in report["verdict"]
+
+
+def test_errors_are_compared_with_the_best_that_predicts_stars(make_bundle):
+    bundle = make_bundle(preset="dot-mse")
+    verdict = evaluate(bundle, EvaluateSettings(k=(2,)))["verdict"].split("; ")
+    assert verdict[0].startswith("rmse: ")
+    assert "bias-only" in verdict[0]
+    assert verdict[1].startswith("ndcg@2: ")
+    beside = Protocol(("popularity",))
+    assert evaluate(bundle, EvaluateSettings(k=(2,)), beside)["verdict"].startswith("ndcg@2: ")
 
 
 def test_blocks_of_any_size_give_the_same_report(make_bundle, monkeypatch):

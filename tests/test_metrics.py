@@ -64,3 +64,41 @@ def test_a_cut_off_outside_the_list_is_refused(name, k):
 def test_arrays_about_different_numbers_of_users_are_refused(name):
     with pytest.raises(ValueError, match="hits has 4 users, relevant has 3"):
         metrics.RANKING[name](HITS, RELEVANT[:3], 2)
+
+
+def test_coverage_counts_items_not_places():
+    assert metrics.coverage(np.array([7, 0, 1, 0])) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ([3, 3, 3], 0.0),
+        ([0, 0, 9], 1.0),
+        ([9, 0, 0], 1.0),  # the order of items does not matter
+        ([1, 0], 1.0),
+        # Ascending 0, 1, 3 with weights -2, 0, 2: 6 / (2 * 4).
+        ([1, 3, 0], 6 / 8),
+        # Ascending 1, 2, 3, 4 with weights -3, -1, 1, 3: 10 / (3 * 10).
+        ([4, 1, 3, 2], 1 / 3),
+    ],
+)
+def test_gini_is_0_for_equal_places_and_1_for_one_item(shown, expected):
+    assert metrics.gini(np.array(shown)) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize("shown", [[0, 0, 0], [5]])
+def test_gini_of_nothing_or_of_one_item_is_not_a_number(shown):
+    assert np.isnan(metrics.gini(np.array(shown)))
+
+
+def test_information_is_bits_of_the_share_and_never_infinite():
+    # Eight ratings: shares 1/2, 1/4, 1/8, and one item without any, which counts as 1 of 8.
+    np.testing.assert_allclose(metrics.information(np.array([4.0, 2, 1, 0])), [1, 2, 3, 3])
+
+
+def test_novelty_is_the_mean_over_what_is_shown():
+    surprise = np.array([[1.0, 2, 6], [1, 2, 6], [1, 2, 6]])
+    shown = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)
+    np.testing.assert_allclose(metrics.novelty(surprise, shown, 3), [3, 1, NAN])
+    np.testing.assert_allclose(metrics.novelty(surprise, shown, 2), [1.5, 1, NAN])

@@ -53,6 +53,40 @@ def test_lists_equal_the_brute_force_ties_included(data):
     assert found == brute_force(scores, seen, k)
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_long_rows_are_cut_like_the_brute_force_ties_included(data):
+    k, items = data.draw(st.integers(1, 4)), data.draw(st.integers(100, 700))
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    levels = np.array([-np.inf, -3.5, -0.0, 0.0, 1e-3, 7.0], np.float32)
+    chances = np.array([3.0, 2, 2, 2, data.draw(st.sampled_from([0, 0.02, 2])), 0.02])
+    scores = rng.choice(levels, (3, items), p=chances / chances.sum())
+    scores[2, rng.permutation(items)[2:]] = -np.inf  # too few are left
+    item, best = top_k(torch.from_numpy(scores), k)
+    gone = {(int(u), int(i)) for u, i in np.argwhere(np.isneginf(scores))}
+    assert [[i for i in row if i != NONE] for row in item.tolist()] == brute_force(scores, gone, k)
+    assert np.array_equal(best.numpy(), -np.sort(-scores, axis=1)[:, :k])
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_lists_of_blocks_of_items_are_merged_to_those_of_the_whole(monkeypatch, exclude_seen):
+    torch.manual_seed(0)
+    model = Dot(5, 23, 2, "logits")
+    with torch.no_grad():  # many equal scores
+        for table in (model.user_vectors, model.item_vectors):
+            table.weight.copy_(table.weight.sign())
+    history = History.of(
+        ratings({(u, (7 * u + 3 * n) % 23) for u in range(5) for n in range(9)}), 7, 23
+    )
+    ranker, users = Ranker(model, None, history), np.arange(7)  # 5 and 6: by popularity
+    whole = ranker.rank(users, 16, exclude_seen)
+    for size in (1, 4, 22):
+        monkeypatch.setattr("recray.ranking.ITEM_BLOCK", size)
+        blocks = ranker.rank(users, 16, exclude_seen)
+        assert np.array_equal(blocks.item, whole.item)
+        assert np.array_equal(blocks.score, whole.score)
+
+
 def test_the_lowest_ids_win_where_a_tie_is_torn():
     scores = torch.tensor([[1.0, 2.0, 1.0, 1.0, 1.0]])
     item, best = top_k(scores, 3)

@@ -1,4 +1,6 @@
-"""What one does with a bundle: evaluate, recommend, serve, verify."""
+"""What one does with a bundle: evaluate, recommend, explain, serve, verify."""
+
+from typing import Literal
 
 import click
 
@@ -17,6 +19,29 @@ from recray.errors import CheckFailed, RecrayError
 )
 @click.option("-k", multiple=True, type=click.IntRange(min=1), help="Cut-off; may be repeated.")
 @click.option("--relevant-from", type=float, metavar="STARS", help="Held-out ratings that count.")
+@click.option(
+    "--baselines", metavar="NAME,...", help="Of popularity, bias-only, item-knn and ease."
+)
+@click.option(
+    "--slices",
+    is_flag=True,
+    help="Show groups of users and of items as well; --json has them always.",
+)
+@click.option(
+    "--among",
+    default="all",
+    show_default=True,
+    type=click.Choice(["all", "rated"]),
+    help="rated: rank only what the user has rated; not honest.",
+)
+@click.option(
+    "--protocol",
+    default="full",
+    show_default=True,
+    type=click.Choice(["full", "sampled"]),
+    help="sampled: rank among candidates from a file, as papers do.",
+)
+@click.option("--negatives", metavar="FILE", help="sampled: csv of user,item in raw ids.")
 @shared("workers", "address")
 def evaluate(
     ui: Console,
@@ -24,6 +49,11 @@ def evaluate(
     prepared: str | None,
     k: tuple[int, ...],
     relevant_from: float | None,
+    baselines: str | None,
+    slices: bool,
+    among: str,
+    protocol: Literal["full", "sampled"],
+    negatives: str | None,
     workers: int,
     address: str,
 ) -> None:
@@ -32,14 +62,28 @@ def evaluate(
     \b
     Example:
         recray evaluate bundles/mse --workers 2 -k 10 -k 20
+        recray evaluate bundles/mse --baselines popularity,item-knn,ease --slices
+        recray evaluate bundles/mse --protocol sampled --negatives candidates.csv
     """
     from recray import pipeline
+    from recray.protocol import Kind, Protocol
     from recray.registry import resolve_bundle
 
     given = {"k": list(k) or None, "relevant_from": relevant_from}
     changes = {name: value for name, value in given.items() if value is not None}
-    report = pipeline.evaluate(resolve_bundle(bundle), changes, prepared, workers, address)
-    ui.result(report, console.evaluation(report))
+    if among == "rated" and protocol == "sampled":
+        raise RecrayError("--among rated and --protocol sampled exclude each other: give one")
+    kind: Kind = "rated" if among == "rated" else protocol
+    chosen = Protocol(_names(baselines), kind, negatives)
+    report = pipeline.evaluate(resolve_bundle(bundle), changes, prepared, workers, address, chosen)
+    ui.result(report, console.evaluation(report, slices))
+
+
+def _names(written: str | None) -> tuple[str, ...] | None:
+    """Names between commas; None where the option is not given."""
+    if written is None:
+        return None
+    return tuple(name.strip() for name in written.split(",") if name.strip())
 
 
 @cli.command()
@@ -109,6 +153,29 @@ def _raw_items(items: IdMap, ratings: list[tuple[str, float]]) -> list[tuple[Raw
         raise RecrayError(
             f"--rate {error.args[0]}=...: the items of this data are numbers"
         ) from None
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option("--user", required=True, help="A user of the data set.")
+@shared("k")
+def explain(ui: Console, bundle: str, user: str, k: int) -> None:
+    """Show what a user of a BUNDLE rated best, is recommended, and rated in the test split.
+
+    \b
+    Example:
+        recray explain bundles/mse --user 4
+    """
+    from recray import explain as look
+    from recray.recommender import Recommender
+    from recray.registry import resolve_bundle
+
+    recommender = Recommender.open(resolve_bundle(bundle))
+    try:
+        result = look.explain(recommender, recommender.users.parse(user), k)
+    except KeyError:
+        raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
+    ui.result(result, console.explanation(result, k))
 
 
 @cli.command()

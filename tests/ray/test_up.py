@@ -50,7 +50,9 @@ def test_up_on_the_sample_beats_popularity_and_verifies(sample_up):
     model, popular = report["metrics"]["ndcg@10"], report["baselines"]["popularity"]["ndcg@10"]
     assert result["verified"]
     assert model["low"] > popular["high"]
-    assert "better than popularity" in report["verdict"]
+    best = max(report["baselines"], key=lambda n: report["baselines"][n]["ndcg@10"]["value"])
+    assert f" {best} (" in report["verdict"]
+    assert "worse" not in report["verdict"]
     assert set(result["seconds"]) == {"prepare", "train", "evaluate", "serve"}
 
 
@@ -66,6 +68,22 @@ def test_the_digits_of_an_evaluation_do_not_depend_on_the_workers(sample_up):
     out, before = sample_up
     for workers in (1, 2, 4):
         assert recray("evaluate", out / "bundle", "--workers", workers) == before["evaluation"]
+
+
+def test_no_protocol_and_no_baseline_makes_the_digits_depend_on_the_workers(sample_up, tmp_path):
+    bundle = Recommender.open(str(sample_up[0] / "bundle")).bundle
+    users, items = bundle.user_ids.raw[np.unique(bundle.holdout.user)], bundle.item_ids.raw[:40]
+    path = tmp_path / "candidates.csv"
+    path.write_text("user,item\n" + "".join(f"{u},{i}\n" for u in users for i in items))
+    for options in (
+        ["--baselines", "item-knn,ease"],
+        ["--among", "rated"],
+        ["--protocol", "sampled", "--negatives", path],
+    ):
+        one, two = (
+            recray("evaluate", bundle.folder.path, *options, "--workers", n) for n in (1, 2)
+        )
+        assert one == two
 
 
 def test_evaluate_keeps_the_bundles_settings_but_for_what_is_given(sample_up):

@@ -1,0 +1,114 @@
+"""Full ranking on one core: users a second against a loop over numpy.argsort, and its memory."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recray.benchmarks.harness import PROC, interleaved, peak_memory
+from recray.measuring import USER_BLOCK
+from recray.models.factorization import Dot
+from recray.ranking import History, Ranker
+
+Say = Callable[[str], None]
+DIM = 64
+K = 10
+RATED = 154
+"""Ratings of each user, as many as ml-25m has on average."""
+
+ML_1M, ML_25M = (6_040, 3_706), (162_541, 59_047)
+REPETITIONS = 7
+LOOPED = 256
+"""Users that the loop ranks; it is too slow for all."""
+
+
+def run(quick: bool, say: Say) -> dict[str, Any]:
+    """Rank at the sizes of ml-1m and ml-25m; quick: fewer users of the larger one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        large = _ranker(*ML_25M)
+        # Memory first: what an earlier run has freed would be used again and not be seen.
+        memory = _memory(large, 8_192 if quick else 32_768, say)
+        small = _speed(_ranker(*ML_1M), ML_1M[0], say)
+        rows = [small, _speed(large, 1_024, say), memory]
+    finally:
+        torch.set_num_threads(threads)
+    return {"figures": _figures(rows), "rows": rows}
+
+
+def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    small, large, memory = rows
+    return {
+        "users_per_s_3706": small["users_per_s"],
+        "users_per_s_59047": large["users_per_s"],
+        "over_argsort": small["over_argsort"],
+        "over_argsort_59047": large["over_argsort"],
+        "peak_mb_59047": memory["peak_mb"],
+    }
+
+
+def _ranker(users: int, items: int) -> Ranker:
+    """A dot product of random vectors, and as many random ratings of each user as ml-25m has."""
+    torch.manual_seed(0)
+    begins = np.arange(users + 1, dtype=np.int64) * RATED
+    item = np.random.default_rng(0).integers(0, items, int(begins[-1]))
+    history = History(begins, item, np.ones(len(item), np.float32))
+    return Ranker(Dot(users, items, DIM, "logits"), None, history)
+
+
+def rank_all(ranker: Ranker, users: int) -> None:
+    """The K best unseen items of the first users, in blocks as evaluation has them."""
+    for first in range(0, users, USER_BLOCK):
+        ranker.rank(np.arange(first, min(first + USER_BLOCK, users)), K)
+
+
+def argsort_loop(ranker: Ranker, users: int) -> NDArray[np.int64]:
+    """The same lists the obvious way, (users, K): score all, then sort the row of each user."""
+    state, _ = ranker.states(np.arange(users))
+    with torch.no_grad():
+        scores = ranker.model.score(state).numpy()
+    lists = []
+    for user, row in enumerate(scores):
+        row[ranker.history.of_user(user)[0].numpy()] = -np.inf
+        lists.append(np.argsort(-row, kind="stable")[:K])
+    return np.stack(lists)
+
+
+def _speed(ranker: Ranker, measured: int, say: Say) -> dict[str, Any]:
+    items = ranker.model.items
+    found = interleaved(
+        {
+            "ranker": lambda: rank_all(ranker, measured),
+            "argsort": lambda: argsort_loop(ranker, LOOPED),
+        },
+        REPETITIONS,
+    )
+    rate = measured / found["ranker"]["seconds"]
+    loop = LOOPED / found["argsort"]["seconds"]
+    say(f"{items:,} items: {rate:,.0f} users/s, argsort loop {loop:,.0f}")
+    return {
+        "items": items,
+        "users": measured,
+        "users_per_s": round(rate),
+        "slowest_per_s": round(measured / found["ranker"]["high"]),
+        "fastest_per_s": round(measured / found["ranker"]["low"]),
+        "argsort_per_s": round(loop),
+        "over_argsort": rate / loop,
+    }
+
+
+def _memory(ranker: Ranker, users: int, say: Say) -> dict[str, Any]:
+    """Peak memory of ranking less what the vectors and the history take."""
+    with peak_memory() as before:
+        time.sleep(0.5 if PROC.is_dir() else 0.0)
+    begin = time.perf_counter()
+    with peak_memory() as during:
+        rank_all(ranker, users)
+    seconds = time.perf_counter() - begin
+    peak = None if during.mb is None or before.mb is None else round(during.mb - before.mb, 1)
+    say(f"{users:,} of {ML_25M[0]:,} users: {seconds:.1f} s, {peak} MB above the tables")
+    return {"items": ranker.model.items, "users": users, "peak_mb": peak}

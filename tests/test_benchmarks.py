@@ -1,0 +1,11 @@
+"""What benchmarks compare must be the same thing."""
+
+import numpy as np
+
+from recray.benchmarks import evaluate
+
+
+def test_the_ranker_and_the_loop_it_is_compared_with_give_the_same_lists():
+    ranker = evaluate._ranker(20, 400)
+    lists = evaluate.argsort_loop(ranker, 20)
+    assert np.array_equal(ranker.rank(np.arange(20), evaluate.K).item, lists)

@@ -1,0 +1,167 @@
+"""Other protocols than the honest one: planted cases in which they differ, and bad files."""
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from recray.cli import cli
+from recray.config import EvaluateSettings
+from recray.data.ids import IdMap
+from recray.data.prepared import Ratings
+from recray.errors import RecrayError
+from recray.evaluation import evaluate
+from recray.measuring import measure_lists, rank_lists
+from recray.models.factorization import Dot
+from recray.protocol import Candidates, Protocol
+from recray.ranking import History, Ranker
+
+from .conftest import raw
+
+SETTINGS = EvaluateSettings(k=(1, 10))
+
+
+def ratings(pairs, stars=4.0) -> Ratings:
+    user, item = (np.array(c, np.int32) for c in zip(*sorted(pairs), strict=True))
+    return Ratings(user, item, np.full(len(user), stars, np.float32), np.zeros(len(user), np.int64))
+
+
+def ranker_of(scores: list[float], seen: list[tuple[int, int]], users: int = 2) -> Ranker:
+    """A model with these scores of items for everybody."""
+    model = Dot(users, len(scores), 1, "logits")
+    with torch.no_grad():
+        model.user_vectors.weight.fill_(1.0)
+        model.item_vectors.weight[:, 0] = torch.tensor(scores)
+    return Ranker(model, None, History.of(ratings(seen), users, len(scores)))
+
+
+def measured(ranker: Ranker, held_out: Ratings, protocol: Protocol) -> dict[str, list[float]]:
+    users = np.unique(held_out.user).astype(np.int64)
+    lists = rank_lists(ranker, held_out, users, SETTINGS, protocol.pool(ranker, users))
+    return {n: v.tolist() for n, v in measure_lists(ranker, lists, SETTINGS).values.items()}
+
+
+def candidates(pairs) -> Candidates:
+    user, item = (np.array(c, np.int64) for c in zip(*sorted(pairs), strict=True))
+    return Candidates("file", user, item)
+
+
+def test_the_sampled_order_of_two_models_may_be_the_opposite_of_the_full_one():
+    # Item 0 is held out, 9 has been seen. A ranks it third, behind 1 and 2, which are no
+    # candidates; B ranks it second, behind 3, which is one.
+    a = ranker_of([5, 9, 8, 1, 1, 1, 1, 1, 1, 99], [(0, 9)])
+    b = ranker_of([5, 1, 1, 9, 1, 1, 1, 1, 1, 99], [(0, 9)])
+    held_out = ratings([(0, 0)])
+    sampled = Protocol(kind="sampled", candidates=candidates([(0, 3), (0, 4), (0, 5)]))
+    full = [measured(r, held_out, Protocol())["ndcg@10"][0] for r in (a, b)]
+    few = [measured(r, held_out, sampled)["ndcg@10"][0] for r in (a, b)]
+    assert full == pytest.approx([1 / np.log2(4), 1 / np.log2(3)])
+    assert few == pytest.approx([1.0, 1 / np.log2(3)])
+    assert [measured(r, held_out, sampled)["hitrate@1"][0] for r in (a, b)] == [1.0, 0.0]
+
+
+def test_held_out_items_are_ranked_among_the_candidates_as_one_set_with_ties_by_id():
+    # Scores by id: 7 3 7 7 1; held out are 2 and 4, candidates 0 and 1: order 0, 2, 1, 4.
+    ranker = ranker_of([7, 3, 7, 7, 1], [(0, 3)])
+    held_out = ratings([(0, 2), (0, 4)])
+    sampled = Protocol(kind="sampled", candidates=candidates([(0, 0), (0, 1), (1, 3)]))
+    values = measured(ranker, held_out, sampled)
+    best = 1 + 1 / np.log2(3)
+    assert values["ndcg@10"] == pytest.approx([(1 / np.log2(3) + 1 / np.log2(5)) / best])
+    assert values["hitrate@1"] == [0.0]
+
+
+def test_among_rated_items_nothing_is_masked_and_nothing_else_is_ranked():
+    # Order of the rated ones: 0 (training), 3 (held out), 4 (training); 1 and 2 are not rated.
+    ranker = ranker_of([9, 8, 7, 6, 5], [(0, 0), (0, 4), (1, 1)])
+    rated = measured(ranker, ratings([(0, 3)]), Protocol(kind="rated"))
+    assert rated["mrr@10"] == [1 / 2]
+    full = measured(ranker, ratings([(0, 3)]), Protocol())
+    assert full["mrr@10"] == [1 / 3]
+
+
+def test_a_candidate_that_training_does_not_know_is_left_out():
+    ranker = ranker_of([1, 2], [(1, 0)])
+    sampled = Protocol(kind="sampled", candidates=candidates([(0, 1), (0, 7)]))
+    assert measured(ranker, ratings([(0, 0)]), sampled)["mrr@10"] == [1 / 2]
+
+
+IDS = IdMap(np.array([100, 110, 120]), 3)
+
+
+def read(tmp_path, text: str) -> Candidates:
+    path = tmp_path / "negatives.csv"
+    path.write_text(text)
+    return Candidates.read(str(path), IDS, IDS)
+
+
+def test_a_file_is_read_in_raw_ids_and_sorted_by_user(tmp_path):
+    found = read(tmp_path, "item,user\n100,120\n110,100\n120,120\n")
+    assert (found.user.tolist(), found.item.tolist()) == ([0, 2, 2], [1, 0, 2])
+    again = read(tmp_path, "user,item\n100,110\n120,100\n120,120\n")
+    assert found == again
+    assert len({found, again}) == 1
+    assert found != read(tmp_path, "user,item\n100,110\n120,100\n120,110\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("user,item\n100,110\n7,110\n8,110\n", "unknown user '7' in row 2"),
+        ("user,item\n100,110\n110,five\n", "unknown item 'five' in row 2"),
+        ("user,film\n100,110\n", "columns user, film; rows of user,item are needed"),
+        ("user,item\n", "has 0 rows"),
+        ("user,item\n1,2,3\n", "no csv file"),
+        ("user,item\n,100\n", "unknown user '' in row 1"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_its_first_mistake(tmp_path, text, words):
+    with pytest.raises(RecrayError, match=words):
+        read(tmp_path, text)
+
+
+def negatives_of(bundle, path, users) -> str:
+    rows = [f"{raw(u)},{raw(i)}\n" for u in users for i in range(10)]
+    path.write_text("user,item\n" + "".join(rows))
+    return str(path)
+
+
+def test_a_sampled_report_is_labelled_and_has_the_papers_metrics_only(make_bundle, tmp_path):
+    bundle = make_bundle(preset="dot-mse")
+    file = negatives_of(bundle, tmp_path / "n.csv", range(14))
+    sampled = Protocol(kind="sampled", negatives=file).resolved(bundle)
+    report = evaluate(bundle, EvaluateSettings(k=(2,)), sampled)
+    assert set(report["metrics"]) == {"ndcg@2", "hitrate@2"}
+    assert report["protocol"]["kind"] == "sampled"
+    assert not report["protocol"]["honest"]
+    assert "catalogue" not in report
+    assert "rmse" not in report["verdict"]
+    assert evaluate(bundle, EvaluateSettings(k=(2,)))["protocol"]["honest"]
+
+
+def test_somebody_without_candidates_is_refused(make_bundle, tmp_path):
+    bundle = make_bundle()
+    file = negatives_of(bundle, tmp_path / "n.csv", range(1, 13))
+    sampled = Protocol(kind="sampled", negatives=file).resolved(bundle)
+    with pytest.raises(RecrayError, match=r"no candidates for 2 of 14 users .* first is 100"):
+        evaluate(bundle, EvaluateSettings(k=(2,)), sampled)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--protocol", "sampled"], "give both"),
+        (["--negatives", "FILE"], "give both"),
+        (["--protocol", "sampled", "--negatives", "FILE"], "unknown user '7' in row 1"),
+        (["--protocol", "sampled", "--negatives", "/nowhere.csv"], "cannot read /nowhere.csv"),
+        (["--protocol", "sampled", "--negatives", "FILE", "--among", "rated"], "exclude"),
+        (["--baselines", "ease,knn"], "unknown baseline 'knn'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(make_bundle, tmp_path, options, words):
+    (tmp_path / "n.csv").write_text("user,item\n7,100\n")
+    given = [str(tmp_path / "n.csv") if o == "FILE" else o for o in options]
+    done = CliRunner().invoke(cli, ["evaluate", make_bundle().folder.path, *given])
+    assert done.exit_code == 2, done.output
+    assert words in done.output
+    assert sum(line.startswith("Error") for line in done.output.splitlines()) == 1
