@@ -99,9 +99,17 @@ class ModelSettings(Group):
 class ObjectiveSettings(Group):
     """What training minimises."""
 
-    kind: Literal["mse", "bce", "whole-data"] = "mse"
+    kind: Literal["mse", "bce", "whole-data", "bayes"] = "mse"
     alpha0: Annotated[float, Field(gt=0)] = 0.1
     """whole-data: weight of the pairs nobody rated."""
+    factors: Annotated[int, Field(ge=1, le=1024)] = 32
+    """bayes: length of the vectors of one sample; model.dim, of their mean, is no smaller."""
+    tastes: Annotated[int, Field(ge=1, le=1024)] = 128
+    """bayes: directions of who rated what that tell of vectors before any star does."""
+    sweeps: Annotated[int, Field(ge=1)] = 10
+    """bayes: samples in an epoch."""
+    burn_in: Annotated[int, Field(ge=0)] = 2
+    """bayes: first epochs, whose samples are forgotten."""
 
 
 class TrainSettings(Group):
@@ -110,8 +118,10 @@ class TrainSettings(Group):
     epochs: Annotated[int, Field(ge=1)] = 20
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 8192
     """Ratings per step over all workers; all: the whole split in one step."""
-    optimizer: Literal["adam", "sgd", "alternating"] = "adam"
-    """alternating: exact solves of users, then items (whole-data only)."""
+    optimizer: Literal["adam", "sgd", "alternating", "gibbs"] = "adam"
+    """alternating: exact solves of users, then items (whole-data only); gibbs: random draws of them
+    from the posterior (bayes only).
+    """
     lr: Annotated[float, Field(gt=0)] = 0.001
     l2: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared vectors and biases of the rows in a batch, per rating."""
@@ -152,6 +162,11 @@ class Settings(Group):
             raise ValueError(
                 f"train.optimizer={self.train.optimizer} does not go with "
                 f"objective.kind={self.objective.kind}; whole-data needs alternating, and only it"
+            )
+        if (self.train.optimizer == "gibbs") != (self.objective.kind == "bayes"):
+            raise ValueError(
+                f"train.optimizer={self.train.optimizer} does not go with "
+                f"objective.kind={self.objective.kind}; bayes needs gibbs, and only it"
             )
         return self
 

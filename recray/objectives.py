@@ -20,6 +20,7 @@ from torch.nn import functional
 from recray.config import Settings
 from recray.errors import RecrayError
 from recray.models.base import LinearModel, Model
+from recray.models.posterior import PosteriorDot
 
 AllReduce = Callable[[Tensor], Tensor]
 FoldIn = Callable[[Tensor, Tensor], Tensor]
@@ -272,6 +273,50 @@ class WholeData(Objective):
         return fold_in
 
 
+class Bayes(Objective):
+    """The posterior of a factorisation with normal noise, whose mean prediction is wanted.
+
+    stars ~ N(mean + b_u + b_i + <w_u, v_i>, noise of u); rows of users and of items are normal
+    around a linear function of which items, or whose ratings, they have, stars aside; everything
+    that says how much is learned beside them.
+
+    Args:
+        factors: Length of the vectors in one sample.
+        tastes: Directions of who rated what.
+        sweeps: Samples in an epoch.
+        burn_in: First epochs, whose samples are forgotten.
+    """
+
+    def __init__(self, factors: int, tastes: int, sweeps: int, burn_in: int) -> None:
+        self.factors, self.tastes = factors, tastes
+        self.sweeps, self.burn_in = sweeps, burn_in
+
+    def check(self, model: Model) -> None:
+        """Refuse all but a mean of samples that has room for one."""
+        if not isinstance(model, PosteriorDot):
+            raise RecrayError("objective.kind=bayes averages samples: use model.kind=posterior-dot")
+        dim = model.user_vectors.embedding_dim
+        if dim < self.factors:
+            raise RecrayError(
+                f"model.dim={dim} cannot hold a sample: use objective.factors={dim} or less"
+            )
+
+    def folding(self, model: Model, noise: float) -> FoldIn:
+        """Ridge regression towards what the rated items say; prior and noise are the model's."""
+        if not isinstance(model, PosteriorDot):
+            raise ValueError(f"{type(model).__name__} holds no prior")
+        precision, error = model.prior_precision.double(), float(model.noise)
+
+        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
+            rows = model.item_rows(item).detach().double()
+            left = rating.double() - model.item_offset(item).detach().double()
+            matrix = rows.T @ rows / error + precision
+            right = rows.T @ left / error + precision @ model.expected_state(item).double()
+            return torch.linalg.solve(matrix, right)[None].to(model.mean.dtype)
+
+        return fold_in
+
+
 def as_linear(model: Model) -> LinearModel:
     """The model as one that is linear in the user's state.
 
@@ -298,3 +343,6 @@ def build_objective(settings: Settings, low: float, high: float) -> Objective:
             return Bce(settings.train.l2, low, high)
         case "whole-data":
             return WholeData(settings.objective.alpha0, settings.train.l2)
+        case "bayes":
+            group = settings.objective
+            return Bayes(group.factors, group.tastes, group.sweeps, group.burn_in)

@@ -7,11 +7,13 @@ from recray.errors import RecrayError, unknown_name
 from recray.models.base import LinearModel, Model
 from recray.models.baselines import BiasOnly, Popularity
 from recray.models.factorization import Dot, DotBias, MfNormalised
+from recray.models.posterior import PosteriorDot
 
 MODELS: dict[str, type[Model]] = {
     "dot": Dot,
     "dot-bias": DotBias,
     "mf-normalised": MfNormalised,
+    "posterior-dot": PosteriorDot,
     "popularity": Popularity,
     "bias-only": BiasOnly,
 }

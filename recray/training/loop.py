@@ -10,9 +10,11 @@ import torch
 from recray.config import Settings
 from recray.errors import RecrayError
 from recray.models.base import LinearModel, Model, Statistics
-from recray.objectives import Objective, PairLoss, WholeData
+from recray.models.posterior import PosteriorDot
+from recray.objectives import Bayes, Objective, PairLoss, WholeData
 from recray.training.batches import StepPlan
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.gibbs import GibbsEpochs
 from recray.training.steps import AlternatingEpochs, Epochs, GradientEpochs, Shard
 from recray.training.sync import Workers
 
@@ -53,6 +55,8 @@ def epochs_of(
         raise ValueError(f"{type(model).__name__} has no training loop")
     if isinstance(objective, WholeData):
         return AlternatingEpochs(model, objective, shard, workers)
+    if isinstance(objective, Bayes) and isinstance(model, PosteriorDot):
+        return GibbsEpochs(model, objective, shard, settings.train.seed, workers)
     if not isinstance(objective, PairLoss):
         raise ValueError(f"{type(objective).__name__} has no training loop")
     rows = torch.zeros(workers.size, dtype=torch.int64)
