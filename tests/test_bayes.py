@@ -158,12 +158,17 @@ def test_compressing_is_the_truncated_singular_value_decomposition():
     assert torch.allclose(wide[0] @ wide[1].T, left @ right.T)
 
 
-def test_the_model_is_the_mean_of_the_samples_after_burn_in():
+def sampler(**sizes) -> GibbsEpochs:
     shard, _ = planted()
     model = PosteriorDot(USERS, ITEMS, 12).double()
     model.mean.fill_(3.0)
-    epochs = GibbsEpochs(model, Bayes(3, 5, sweeps=1, burn_in=1), shard, 0, Workers())
-    samples = []
+    sizes = {"factors": 3, "tastes": 5, "sweeps": 2, "burn_in": 0} | sizes
+    return GibbsEpochs(model, Bayes(**sizes), shard, 0, Workers())
+
+
+def test_the_model_is_the_mean_of_the_samples_after_burn_in():
+    epochs = sampler(sweeps=1, burn_in=1)
+    model, samples = epochs.model, []
     for epoch in range(4):
         epochs.run(epoch)
         mine, other = epochs.user_rows, epochs.item_rows
@@ -171,6 +176,44 @@ def test_the_model_is_the_mean_of_the_samples_after_burn_in():
         samples.append(3.0 + epochs.unit * dots)
     scores = model.score(model.user_state(torch.arange(USERS)))
     assert torch.allclose(scores, torch.stack(samples[1:]).mean(dim=0), atol=1e-9)
+
+
+def test_a_rating_counts_by_its_users_noise_on_both_sides(monkeypatch):
+    seen = []
+
+    def remember(system, mean, _precision, _noise):
+        seen.append(system)
+        return mean
+
+    epochs, one = sampler(), rng()
+    epochs.weight = torch.from_numpy(one.random(USERS))
+    monkeypatch.setattr("recray.training.gibbs.draw_rows", remember)
+    user, item = epochs.shard.user, epochs.shard.item
+    target = normal(one, len(user))
+    for own, other, draw in ((user, item, "_draw_users"), (item, user, "_draw_items")):
+        fixed = (epochs.item_rows if own is user else epochs.user_rows).clone()
+        getattr(epochs, draw)(target, one)
+        for row in (0, 17, 59):
+            expected = torch.zeros(4, 5, dtype=torch.float64)
+            for n in torch.nonzero(own == row)[:, 0].tolist():
+                vector = torch.cat([fixed[other[n], :-1], torch.ones(1)])
+                left = torch.cat([vector, (target[n] - fixed[other[n], -1])[None]])
+                expected += epochs.weight[user[n]] * torch.outer(vector, left)
+            assert torch.allclose(seen[-1][row], expected)
+
+
+def test_the_size_of_blocks_changes_nothing(monkeypatch):
+    whole = sampler()
+    monkeypatch.setattr("recray.training.gibbs.RATING_BLOCK", 100)
+    monkeypatch.setattr("recray.training.gibbs.ROW_BLOCK", 4)
+    cut = sampler()
+    assert len(cut.item_blocks) > 10
+    assert torch.equal(torch.cat(cut.item_blocks), torch.arange(ITEMS))
+    whole.run(0)
+    cut.run(0)
+    everybody = torch.arange(USERS)
+    scores = [e.model.score(e.model.user_state(everybody)) for e in (whole, cut)]
+    assert torch.allclose(*scores, atol=1e-8)
 
 
 # -------------------------------------------------------------------------------- the whole

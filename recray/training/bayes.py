@@ -15,7 +15,8 @@ from torch import Tensor
 from recray.models.posterior import TASTE_POWER
 from recray.training.sync import Workers
 
-PASSES = 8
+PASSES = 8  # of orthogonal iteration
+CONSTANT_ROWS = 2.0
 
 
 def normal(rng: np.random.Generator, *shape: int) -> Tensor:
@@ -64,8 +65,8 @@ def draw_rows(system: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) ->
 class RowPrior:
     """What is believed of the rows of one side: normal around features_r @ weights.
 
-    Precision and weights have the conjugate normal-Wishart prior with identity scale, and the
-    weights of all but the first feature, the constant 1, a learned shrinkage.
+    Precision and weights have the conjugate normal-Wishart prior with identity scale. The first
+    feature, the constant, counts as two rows of zeros; the others share a learned shrinkage.
 
     Args:
         features: (R, K) float64; the first column is 1.
@@ -85,7 +86,7 @@ class RowPrior:
         """Draw precision, weights and shrinkage, given (R, D) rows."""
         rows, (count, dim) = table.double(), self.weights.shape
         ridge = torch.full((count,), float(self.shrink), dtype=torch.float64)
-        ridge[0] = 2.0
+        ridge[0] = CONSTANT_ROWS
         matrix = self.gram + torch.diag(ridge)
         factor = torch.linalg.cholesky(matrix)
         mean = torch.cholesky_solve(self.features.T @ rows, factor)

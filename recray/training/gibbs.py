@@ -21,6 +21,7 @@ from recray.training.steps import Shard
 from recray.training.sync import Workers
 
 PRIOR_STEPS = 2
+RATING_BLOCK = 1 << 20
 
 
 class GibbsEpochs:
@@ -44,8 +45,6 @@ class GibbsEpochs:
         self.model, self.objective, self.shard = model, objective, shard
         self.seed, self.workers = seed, workers
         users, items, dim = model.users, model.items, objective.factors + 1
-        own = torch.nonzero(shard.owned)[:, 0]
-        self.own_blocks = own.split(ROW_BLOCK) if len(own) else ()
         self.user_begins = torch.searchsorted(shard.user, torch.arange(users + 1))
         self.item_order = torch.argsort(shard.item, stable=True)
         self.item_begins = torch.searchsorted(shard.item[self.item_order], torch.arange(items + 1))
@@ -54,8 +53,10 @@ class GibbsEpochs:
         sums = torch.stack([torch.tensor(len(stars)), stars.sum(), stars.square().sum()])
         number, total, squares = workers.sum(sums).tolist()
         self.unit = max(squares / number - (total / number) ** 2, 1e-12) ** 0.5
-        counts = self.user_begins.diff().double() * shard.owned
-        self.user_counts = workers.sum(counts)
+        self.user_counts = workers.sum(self.user_begins.diff().double())
+        item_counts = workers.sum(self.item_begins.diff().double())
+        self.own_blocks = _blocks(torch.nonzero(shard.owned)[:, 0], self.user_counts)
+        self.item_blocks = _blocks(torch.arange(items), item_counts)
         user_features, item_features, self.taste_table = taste_features(
             shard.user, shard.item, users, items, objective.tastes, workers
         )
@@ -117,7 +118,7 @@ class GibbsEpochs:
         noise = normal(rng, *self.item_rows.shape)
         by_item = target[self.item_order]
         root, fixed = self.weight.sqrt().to(target.dtype), _with_one(self.user_rows)
-        for rows in torch.arange(len(self.item_rows)).split(ROW_BLOCK):
+        for rows in self.item_blocks:
             begins = self.item_begins[rows[0] : rows[-1] + 2]
             place = slice(int(begins[0]), int(begins[-1]))
             user = self.item_users[place]
@@ -220,6 +221,15 @@ class GibbsEpochs:
         self.item_prior.shrink = state["item_shrink"]
         self.weight = state["weight"]
         self.typical, self.samples = float(state["typical"]), int(state["samples"])
+
+
+def _blocks(rows: Tensor, counts: Tensor) -> list[Tensor]:
+    """Rows in order, cut so that a block has few rows, and few ratings unless it is one row."""
+    if not len(rows):
+        return []
+    filled = counts[rows].cumsum(dim=0) // RATING_BLOCK
+    sizes = torch.unique_consecutive(filled, return_counts=True)[1].tolist()
+    return [block for part in rows.split(sizes) for block in part.split(ROW_BLOCK)]
 
 
 def _with_one(rows: Tensor) -> Tensor:
