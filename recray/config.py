@@ -124,6 +124,7 @@ class ObjectiveSettings(Group):
         "bpr",
         "item-softmax",
         "unrated-class",
+        "bayes",
     ] = "mse"
     alpha0: Annotated[float, Field(gt=0)] = 0.1
     """whole-data, and logistic against all items: weight of the pairs nobody rated."""
@@ -133,6 +134,14 @@ class ObjectiveSettings(Group):
     """popularity: negatives are drawn by the number of their ratings to the power of 0.75."""
     exclude_known: bool = False
     """Never draw what the user has rated."""
+    factors: Annotated[int, Field(ge=1, le=1024)] = 32
+    """bayes: length of the vectors of one sample; model.dim, of their mean, is no smaller."""
+    tastes: Annotated[int, Field(ge=1, le=1024)] = 128
+    """bayes: directions of who rated what that tell of vectors before any star does."""
+    sweeps: Annotated[int, Field(ge=1)] = 10
+    """bayes: samples in an epoch."""
+    burn_in: Annotated[int, Field(ge=0)] = 2
+    """bayes: first epochs, whose samples are forgotten."""
 
     @model_validator(mode="after")
     def _all_items_where_that_is_possible(self) -> Self:
@@ -148,8 +157,10 @@ class TrainSettings(Group):
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 8192
     """Ratings per step over all workers, or users where negatives are all items; all: every one in
     one step."""
-    optimizer: Literal["adam", "sgd", "alternating"] = "adam"
-    """alternating: exact solves of users, then items (whole-data only)."""
+    optimizer: Literal["adam", "sgd", "alternating", "gibbs"] = "adam"
+    """alternating: exact solves of users, then items (whole-data only); gibbs: random draws of them
+    from the posterior (bayes only).
+    """
     lr: Annotated[float, Field(gt=0)] = 0.001
     l2: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared vectors and biases of the rows in a batch, per rating."""
@@ -199,12 +210,17 @@ class Settings(Group):
                 f"train.optimizer={self.train.optimizer} does not go with "
                 f"objective.kind={self.objective.kind}; whole-data needs alternating, and only it"
             )
+        if (self.train.optimizer == "gibbs") != (self.objective.kind == "bayes"):
+            raise ValueError(
+                f"train.optimizer={self.train.optimizer} does not go with "
+                f"objective.kind={self.objective.kind}; bayes needs gibbs, and only it"
+            )
         return self
 
     @property
     def ranks(self) -> bool:
         """Whether training aims at ranking; otherwise it aims at the stars."""
-        return self.objective.kind not in ("mse", "bce", "classes")
+        return self.objective.kind not in ("mse", "bce", "classes", "bayes")
 
     @property
     def metric(self) -> str:

@@ -9,6 +9,7 @@ from recray.models.baselines import BiasOnly, Popularity
 from recray.models.factorization import Dot, DotBias, MfNormalised
 from recray.models.hybrid import Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
+from recray.models.posterior import PosteriorDot
 from recray.models.softmax import SoftmaxDnn
 
 MODELS: dict[str, type[Model]] = {
@@ -20,6 +21,7 @@ MODELS: dict[str, type[Model]] = {
     "mlp": Mlp,
     "neumf": NeuMf,
     "softmax-dnn": SoftmaxDnn,
+    "posterior-dot": PosteriorDot,
     "popularity": Popularity,
     "bias-only": BiasOnly,
 }

@@ -2,11 +2,14 @@
 
 from recray.config import Settings
 from recray.objectives.base import FoldIn, FoldInPrior, Objective, PairLoss, as_linear
+from recray.objectives.bayes import Bayes
 from recray.objectives.ranking import Bpr, Contrast, ItemSoftmax, Logistic, UnratedClass
 from recray.objectives.ratings import Bce, Classes, Mse
-from recray.objectives.whole_data import WholeData
+from recray.objectives.whole_data import ROW_BLOCK, WholeData
 
 __all__ = [
+    "ROW_BLOCK",
+    "Bayes",
     "Bce",
     "Bpr",
     "Classes",
@@ -45,6 +48,8 @@ def build_objective(settings: Settings, low: float, high: float) -> Objective:
             return Classes(l2)
         case "whole-data":
             return WholeData(wanted.alpha0, l2)
+        case "bayes":
+            return Bayes(wanted.factors, wanted.tastes, wanted.sweeps, wanted.burn_in)
         case "logistic":
             return Logistic(*drawn, wanted.alpha0)
         case "bpr":

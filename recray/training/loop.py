@@ -11,9 +11,11 @@ from recray.config import Settings
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.models.base import Model, Statistics
-from recray.objectives import Contrast, Objective, PairLoss, WholeData, as_linear
+from recray.models.posterior import PosteriorDot
+from recray.objectives import Bayes, Contrast, Objective, PairLoss, WholeData, as_linear
 from recray.training.alternating import AlternatingEpochs
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.gibbs import GibbsEpochs
 from recray.training.steps import Epochs, GradientEpochs, Shard, UserEpochs
 from recray.training.sync import Workers
 
@@ -52,6 +54,8 @@ def epochs_of(
     objective.check(model)
     if isinstance(objective, WholeData):
         return AlternatingEpochs(as_linear(model), objective, shard, workers)
+    if isinstance(objective, Bayes) and isinstance(model, PosteriorDot):
+        return GibbsEpochs(model, objective, shard, settings.train.seed, workers)
     if not isinstance(objective, PairLoss):
         raise ValueError(f"{type(objective).__name__} has no training loop")
     if isinstance(objective, Contrast) and objective.negatives is None:

@@ -1,0 +1,246 @@
+"""Epochs of Gibbs sampling: the model becomes the mean of what the samples predict."""
+
+# Shape letters: R = rows, N = ratings, D = length of a sampled row, S = length of a user state.
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recray.models.posterior import PosteriorDot
+from recray.objectives import ROW_BLOCK, Bayes
+from recray.training.bayes import (
+    RowPrior,
+    compress,
+    draw_noise,
+    draw_rows,
+    normal,
+    normal_equations,
+    taste_features,
+)
+from recray.training.steps import Shard
+from recray.training.sync import Workers
+
+PRIOR_STEPS = 2
+RATING_BLOCK = 1 << 20
+
+
+class GibbsEpochs:
+    """Sweeps over users and items, each drawn given the other; their predictions are averaged.
+
+    A sample has a row for each user and item: vector, then bias. Users are drawn where their
+    ratings are; for items the normal equations are summed over workers. Samples are in units of
+    the ratings' standard deviation.
+
+    Args:
+        model: Equal on every worker.
+        objective: Sizes of the samples, and how many.
+        shard: This worker's rows.
+        seed: Decides, with the epoch's number, every draw.
+        workers: The group.
+    """
+
+    def __init__(
+        self, model: PosteriorDot, objective: Bayes, shard: Shard, seed: int, workers: Workers
+    ) -> None:
+        self.model, self.objective, self.shard = model, objective, shard
+        self.seed, self.workers = seed, workers
+        users, items, dim = model.users, model.items, objective.factors + 1
+        self.user_begins = torch.searchsorted(shard.user, torch.arange(users + 1))
+        self.item_order = torch.argsort(shard.item, stable=True)
+        self.item_begins = torch.searchsorted(shard.item[self.item_order], torch.arange(items + 1))
+        self.item_users = shard.user[self.item_order]
+        stars = shard.rating.double()
+        sums = torch.stack([torch.tensor(len(stars)), stars.sum(), stars.square().sum()])
+        number, total, squares = workers.sum(sums).tolist()
+        self.unit = max(squares / number - (total / number) ** 2, 1e-12) ** 0.5
+        self.user_counts = workers.sum(self.user_begins.diff().double())
+        item_counts = workers.sum(self.item_begins.diff().double())
+        self.own_blocks = _blocks(torch.nonzero(shard.owned)[:, 0], self.user_counts)
+        self.item_blocks = _blocks(torch.arange(items), item_counts)
+        user_features, item_features, self.taste_table = taste_features(
+            shard.user, shard.item, users, items, objective.tastes, workers
+        )
+        self.user_prior, self.item_prior = (
+            RowPrior(torch.cat([torch.ones(len(f), 1), f], dim=1), dim)
+            for f in (user_features, item_features)
+        )
+        rng, dtype = np.random.default_rng(seed), model.mean.dtype
+        self.user_rows = (0.1 * normal(rng, users, dim)).to(dtype)
+        self.item_rows = (0.1 * normal(rng, items, dim)).to(dtype)
+        self.weight = torch.ones(users, dtype=torch.float64)
+        self.typical, self.samples = 1.0, 0
+
+    @torch.no_grad()
+    def run(self, epoch: int) -> tuple[float, float]:
+        """Draw and average one epoch's samples; return this worker's squared error and rows."""
+        self.model.eval()
+        rng = np.random.default_rng([self.seed, epoch])
+        target = (self.shard.rating.to(self.model.mean.dtype) - self.model.mean) / self.unit
+        if epoch <= self.objective.burn_in:
+            self.samples = 0  # what came before is forgotten
+        for _ in range(self.objective.sweeps):
+            self._draw_users(target, rng)
+            self._draw_items(target, rng)
+            self._draw_noise(target, rng)
+            self._average()
+        loss = self._squared_error()
+        error, rows = self.workers.sum_floats(loss, float(len(target)))
+        self.model.noise.fill_(max(error / rows, 1e-6))
+        self._learn_prior()
+        return loss, float(len(target))
+
+    def _draw_users(self, target: Tensor, rng: np.random.Generator) -> None:
+        self.user_prior.draw(self.user_rows, rng)
+        noise = normal(rng, *self.user_rows.shape)
+        drawn, fixed = torch.zeros_like(self.user_rows), _with_one(self.item_rows)
+        for rows in self.own_blocks:
+            system = self._user_system(rows, fixed, target)
+            system = system * self.weight[rows].to(system.dtype)[:, None, None]
+            drawn[rows] = self._draw(system, rows, self.user_prior, noise)
+        # Everybody gets every user's row: each is nonzero on its owner alone.
+        self.user_rows = self.workers.sum(drawn)
+
+    def _user_system(self, rows: Tensor, fixed: Tensor, target: Tensor) -> Tensor:
+        """Normal equations of some of this worker's users.
+
+        Args:
+            rows: (R,) int64 users, ascending; between them are no ratings of others.
+            fixed: (items, D + 1); what a user's row is multiplied with, then what is added.
+            target: (N,) what comes out.
+        """
+        edges = torch.cat([self.user_begins[rows], self.user_begins[rows[-1:] + 1]])
+        place = slice(int(edges[0]), int(edges[-1]))
+        other = fixed[self.shard.item[place]]
+        return normal_equations(other[:, :-1], target[place] - other[:, -1], edges - edges[0])
+
+    def _draw_items(self, target: Tensor, rng: np.random.Generator) -> None:
+        self.item_prior.draw(self.item_rows, rng)
+        noise = normal(rng, *self.item_rows.shape)
+        by_item = target[self.item_order]
+        root, fixed = self.weight.sqrt().to(target.dtype), _with_one(self.user_rows)
+        for rows in self.item_blocks:
+            begins = self.item_begins[rows[0] : rows[-1] + 2]
+            place = slice(int(begins[0]), int(begins[-1]))
+            user = self.item_users[place]
+            other, scale = fixed[user], root[user]
+            system = normal_equations(
+                other[:, :-1] * scale[:, None],
+                (by_item[place] - other[:, -1]) * scale,
+                begins - begins[0],
+            )
+            system = self.workers.sum(system)
+            self.item_rows[rows] = self._draw(system, rows, self.item_prior, noise)
+
+    def _draw(self, system: Tensor, rows: Tensor, prior: RowPrior, noise: Tensor) -> Tensor:
+        mean = prior.features[rows] @ prior.weights
+        kind = system.dtype
+        return draw_rows(system, mean.to(kind), prior.precision.to(kind), noise[rows].to(kind))
+
+    def _draw_noise(self, target: Tensor, rng: np.random.Generator) -> None:
+        squares = torch.zeros(len(self.user_rows), dtype=torch.float64)
+        fixed = _with_one(self.item_rows)
+        for place in torch.arange(len(target)).split(1 << 16):
+            user = self.shard.user[place]
+            mine, other = self.user_rows[user], fixed[self.shard.item[place]]
+            guess = (mine * other[:, :-1]).sum(dim=-1) + other[:, -1]
+            squares.index_add_(0, user, (target[place] - guess).double().square())
+        squares = self.workers.sum(squares)
+        self.weight, self.typical = draw_noise(squares, self.user_counts, self.typical, rng)
+
+    def _average(self) -> None:
+        """Take the newest sample into the mean."""
+        self.samples += 1
+        model, share = self.model, 1 / self.samples
+        users, items = self.user_rows * self.unit, self.item_rows
+        model.user_bias.weight.lerp_(users[:, -1:], share)
+        model.item_bias.weight.lerp_(items[:, -1:] * self.unit, share)
+        old, new = (1 - share) ** 0.5, share**0.5
+        left, right = compress(
+            torch.cat([old * model.user_vectors.weight, new * users[:, :-1]], dim=1),
+            torch.cat([old * model.item_vectors.weight, new * items[:, :-1]], dim=1),
+            model.user_vectors.embedding_dim,
+        )
+        model.user_vectors.weight.copy_(left)
+        model.item_vectors.weight.copy_(right)
+
+    def _squared_error(self) -> float:
+        seen, error = self.shard, torch.zeros((), dtype=torch.float64)
+        columns = (column.split(1 << 16) for column in (seen.user, seen.item, seen.rating))
+        for user, item, rating in zip(*columns, strict=True):
+            error += (rating - self.model(user, item)).double().square().sum()
+        return float(error)
+
+    def _learn_prior(self) -> None:
+        """What the trained users tell of somebody new: their states regressed on their tastes, and
+        the spread around that by a few steps of expectation maximisation, the items fixed.
+        """
+        model, features = self.model, self.user_prior.features
+        states = model.user_state(torch.arange(model.users)).double()
+        ridge = torch.full((features.shape[1],), float(self.user_prior.shrink)).double()
+        ridge[0] = 1e-6
+        weights = torch.linalg.solve(self.user_prior.gram + torch.diag(ridge), features.T @ states)
+        means = features @ weights
+        spread = (states - means).T @ (states - means) / len(states)
+        for _ in range(PRIOR_STEPS):
+            spread = self._expected_spread(means, _inverse(spread))
+        model.prior_mean.copy_(weights[0])
+        model.taste_rows.copy_(self.taste_table @ weights[1:])
+        model.prior_precision.copy_(_inverse(spread))
+
+    def _expected_spread(self, means: Tensor, precision: Tensor) -> Tensor:
+        """(S, S) mean of (state - mean) (state - mean)' under each user's posterior."""
+        model, size = self.model, means.shape[1]
+        whole = slice(None)
+        fixed = torch.cat([model.item_rows(whole), model.item_offset(whole)[:, None]], dim=1)
+        fixed, target = fixed.double(), self.shard.rating.double()
+        total = means.new_zeros(size, size)
+        for rows in self.own_blocks:
+            system = self._user_system(rows, fixed, target) / float(model.noise)
+            inverse = torch.linalg.inv(system[:, :, :size] + precision)
+            right = system[:, :, size] + means[rows] @ precision
+            away = (inverse @ right[:, :, None])[:, :, 0] - means[rows]
+            total += inverse.sum(dim=0) + away.T @ away
+        return self.workers.sum(total) / max(model.users, 1)
+
+    def bad_step(self) -> int | None:
+        """None: a draw has no steps."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """The newest sample, and how many the mean covers; the mean itself is the model."""
+        return {
+            "user_rows": self.user_rows,
+            "item_rows": self.item_rows,
+            "user_shrink": self.user_prior.shrink,
+            "item_shrink": self.item_prior.shrink,
+            "weight": self.weight,
+            "typical": torch.tensor(self.typical, dtype=torch.float64),
+            "samples": torch.tensor(self.samples),
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from such a sample."""
+        self.user_rows, self.item_rows = state["user_rows"].clone(), state["item_rows"].clone()
+        self.user_prior.shrink = state["user_shrink"]
+        self.item_prior.shrink = state["item_shrink"]
+        self.weight = state["weight"]
+        self.typical, self.samples = float(state["typical"]), int(state["samples"])
+
+
+def _blocks(rows: Tensor, counts: Tensor) -> list[Tensor]:
+    """Rows in order, cut so that a block has few rows, and few ratings unless it is one row."""
+    if not len(rows):
+        return []
+    filled = counts[rows].cumsum(dim=0) // RATING_BLOCK
+    sizes = torch.unique_consecutive(filled, return_counts=True)[1].tolist()
+    return [block for part in rows.split(sizes) for block in part.split(ROW_BLOCK)]
+
+
+def _with_one(rows: Tensor) -> Tensor:
+    """(R, D) vectors with their bias to (R, D + 1): vector, the 1 for the other's bias, bias."""
+    return torch.cat([rows[:, :-1], torch.ones_like(rows[:, :1]), rows[:, -1:]], dim=1)
+
+
+def _inverse(spread: Tensor) -> Tensor:
+    """Inverse of a covariance, also where some directions have no spread."""
+    return torch.linalg.inv(spread + 1e-6 * torch.eye(len(spread), dtype=spread.dtype))
