@@ -307,3 +307,14 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def folds(result: dict[str, Any]) -> str:
+    """Folds or seeds: a row each, then mean, standard deviation, and the mean of each baseline."""
+    names = list(result["mean"])
+    body = [[r["fold"], *(f"{r['metrics'][n]:.4f}" for n in names)] for r in result["folds"]]
+    for label, values in (("mean", result["mean"]), ("sd", result["sd"])):
+        body.append([label, *(f"{values[n]:.4f}" for n in names)])
+    for name, values in result["baselines"].items():
+        body.append([name, *(f"{values[n]:.4f}" if n in values else "" for n in names)])
+    return table("", ["fold", *names], body)

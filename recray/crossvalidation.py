@@ -125,7 +125,7 @@ def _measure(stages: Stages, prepared: Prepared, refit: bool) -> dict[str, Any]:
     return {
         "metrics": {name: value["value"] for name, value in report["metrics"].items()},
         "baselines": {
-            name: {metric: value["value"] for metric, value in metrics.items()}
+            name: {metric: v["value"] for metric, v in metrics.items() if "value" in v}
             for name, metrics in report["baselines"].items()
         },
         "best_epoch": epoch,

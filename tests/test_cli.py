@@ -7,6 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from recray import console
 from recray.cli import cli
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -65,6 +66,13 @@ def run(*arguments: object):
         (["verify", "http://127.0.0.1:99999", "/nowhere"], "no such folder"),
         (["registry", "list", "/nowhere"], "no registry at"),
         (["train", "p", "--out", "r", "--workers", "0"], "--workers"),
+        (["evaluate", "sample", "--kfold", "3", "--seeds", "2"], "--kfold and --seeds exclude"),
+        (["evaluate", "/nowhere", "--refit"], "go with folds or seeds"),
+        (["evaluate", "/nowhere", "--set", "train.lr=1"], "go with folds or seeds"),
+        (["reproduce", "/nowhere"], "holds no run"),
+        (["benchmark", "qualty"], "did you mean 'quality'"),
+        (["benchmark", "ingest", "--data", "x"], "makes its own data"),
+        (["prepare", "sample", "--out", "p", "--columns", "user"], "write user=NAME,item=NAME"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, words):
@@ -93,6 +101,23 @@ def test_an_unknown_user_is_one_line(make_bundle):
     done = run("recommend", make_bundle().folder.path, "--user", 7)
     assert (done.exit_code, done.stdout) == (2, "")
     assert "no user 7 in tiny" in done.stderr
+
+
+def test_folds_are_a_table_with_their_mean():
+    rows = [
+        {"fold": name, "metrics": {"rmse": value}, "baselines": {}, "best_epoch": 1}
+        for name, value in (("u1", 0.9), ("u2", 0.8))
+    ]
+    result = {"folds": rows, "mean": {"rmse": 0.85}, "sd": {"rmse": 0.0707}}
+    text = console.folds(result | {"baselines": {"popularity": {}, "bias-only": {"rmse": 0.94}}})
+    assert [line.split() for line in text.splitlines()[2:]] == [
+        ["u1", "0.9000"],
+        ["u2", "0.8000"],
+        ["mean", "0.8500"],
+        ["sd", "0.0707"],
+        ["popularity"],
+        ["bias-only", "0.9400"],
+    ]
 
 
 def test_presets_are_listed():

@@ -1,6 +1,7 @@
 """Quality under published protocols: the presets on real data, popularity and the bars beside."""
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,7 @@ def _measure(protocol: Protocol, source: str, quick: bool, out: str, say: Say) -
     settings = load_settings(protocol.preset, None, protocol.settings)
     folds = _folds(protocol, settings, quick)
     refit = settings.split.valid > 0
+    begin = time.perf_counter()
     result = crossvalidation.run(source, folds, out, refit, say=lambda _line: None)
     value, popularity = result["mean"][protocol.metric], result["baselines"]["popularity"]
     say(f"{protocol.data} {protocol.preset}: {protocol.metric} {value:.4f}")
@@ -131,6 +133,7 @@ def _measure(protocol: Protocol, source: str, quick: bool, out: str, say: Say) -
         "value": round(value, 4),
         "sd": round(result["sd"][protocol.metric], 4),
         "runs": len(result["folds"]),
+        "seconds": round(time.perf_counter() - begin, 1),
         "popularity": round(popularity.get(protocol.metric, float("nan")), 4),
         "must": protocol.must,
         "published": protocol.peer,

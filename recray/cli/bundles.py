@@ -1,12 +1,13 @@
 """What one does with a bundle: evaluate, recommend, explain, serve, verify."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from recray import console
 from recray.cli.base import cli, shared
 from recray.cli.up import wait_for_stop
+from recray.config import Settings, load_settings
 from recray.console import Console
 from recray.data.ids import IdMap, RawId
 from recray.errors import CheckFailed, RecrayError
@@ -42,7 +43,12 @@ from recray.errors import CheckFailed, RecrayError
     help="sampled: rank among candidates from a file, as papers do.",
 )
 @click.option("--negatives", metavar="FILE", help="sampled: csv of user,item in raw ids.")
-@shared("workers", "address")
+@click.option("--kfold", type=click.IntRange(min=2), help="Train and measure so many folds.")
+@click.option("--folds", metavar="u1,u2,...", help="The same on given u1.base, u1.test, ...")
+@click.option("--seeds", type=click.IntRange(min=1), help="The same with so many seeds.")
+@click.option("--refit", is_flag=True, help="Folds: train again on train + valid first.")
+@click.option("--out", metavar="DIR", help="Of the folds.  [default: recray-out/folds-NAME]")
+@shared("preset", "config", "set", "workers", "address")
 def evaluate(
     ui: Console,
     bundle: str,
@@ -54,17 +60,41 @@ def evaluate(
     among: str,
     protocol: Literal["full", "sampled"],
     negatives: str | None,
+    kfold: int | None,
+    folds: str | None,
+    seeds: int | None,
+    refit: bool,
+    out: str | None,
+    preset: str | None,
+    config: str | None,
+    overrides: tuple[str, ...],
     workers: int,
     address: str,
 ) -> None:
     """Measure a BUNDLE on its test split; the digits do not depend on --workers.
+
+    With --kfold, --folds or --seeds BUNDLE is a SOURCE, and the recipe is trained on every fold.
 
     \b
     Example:
         recray evaluate bundles/mse --workers 2 -k 10 -k 20
         recray evaluate bundles/mse --baselines popularity,item-knn,ease --slices
         recray evaluate bundles/mse --protocol sampled --negatives candidates.csv
+        recray evaluate ml-100k --preset rating --folds u1,u2,u3,u4,u5 --set split.valid=0
     """
+    ways = {"--kfold": kfold, "--folds": folds, "--seeds": seeds}
+    chosen_ways = [name for name, value in ways.items() if value is not None]
+    if len(chosen_ways) > 1:
+        raise RecrayError(f"{' and '.join(chosen_ways)} exclude each other: give one")
+    if chosen_ways:
+        settings = load_settings(preset, config, overrides)
+        result = measure_folds(
+            ui, bundle, settings, kfold, _names(folds), seeds, refit, out, address
+        )
+        ui.result(result, console.folds(result))
+        return
+    if refit or out or preset or config or overrides:
+        raise RecrayError("--refit, --out, --preset, --config and --set go with folds or seeds")
     from recray import pipeline
     from recray.protocol import Kind, Protocol
     from recray.registry import resolve_bundle
@@ -77,6 +107,31 @@ def evaluate(
     chosen = Protocol(_names(baselines), kind, negatives)
     report = pipeline.evaluate(resolve_bundle(bundle), changes, prepared, workers, address, chosen)
     ui.result(report, console.evaluation(report, slices))
+
+
+def measure_folds(
+    ui: Console,
+    source: str,
+    settings: Settings,
+    kfold: int | None,
+    names: tuple[str, ...] | None,
+    seeds: int | None,
+    refit: bool,
+    out: str | None,
+    address: str,
+) -> dict[str, Any]:
+    """Train and measure the recipe on every fold or seed of a source."""
+    from recray import crossvalidation
+
+    if kfold is not None:
+        folds = crossvalidation.kfold(settings, kfold)
+    elif names is not None:
+        folds = crossvalidation.given_folds(settings, list(names))
+    else:
+        folds = crossvalidation.seeds(settings, seeds or 1)
+    base = source.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
+    folder = out or f"recray-out/folds-{base}"
+    return crossvalidation.run(source, folds, folder, refit, address, ui.say)
 
 
 def _names(written: str | None) -> tuple[str, ...] | None:
