@@ -95,7 +95,8 @@ def run(
         mirror: Where a release lies instead.
 
     Returns:
-        {"folds": [{"fold", "metrics", "baselines", "best_epoch"}], "mean", "sd", "baselines"}
+        {"folds": [{"fold", "metrics", "baselines", "best_epoch", "verdict"}], "mean", "sd",
+        "baselines"}
 
     Raises:
         RecrayError: Test rows of one fold are in another's test split, or what a stage refuses.
@@ -129,6 +130,7 @@ def _measure(stages: Stages, prepared: Prepared, refit: bool) -> dict[str, Any]:
             for name, metrics in report["baselines"].items()
         },
         "best_epoch": epoch,
+        "verdict": report["verdict"],
     }
 
 

@@ -65,6 +65,14 @@ PROTOCOLS = (
     Protocol("neumf_100k", "ml-100k", "neumf-ranking", PER_ITEM, "ndcg@10", 5, None, "0.3961 NCF"),
     Protocol("softmax_100k", "ml-100k", "softmax-dnn-ranking", PER_ITEM, "ndcg@10", 5, None, ""),
     Protocol("dot_mse_100k", "ml-100k", "dot-mse", RANDOM_80, "recall@10", 1, None, "0.2438 seed"),
+    *(
+        Protocol(
+            f"fold_in_{count}_{preset}", "ml-100k", preset,
+            ("split.kind=held-out-users", f"split.fold_in={count}"), "ndcg@10", 1, None, "",
+        )
+        for preset in ("ranking", "neumf-ranking", "softmax-dnn-ranking")
+        for count in (5, 10, 20)
+    ),
     Protocol(
         "rmse_1m", "ml-1m", "rating", ("split.kind=random", "split.test=0.1", "split.valid=0"),
         "rmse", 3, 0.845, "0.8140 myFM with times; 0.8227 GLocal-K, epoch chosen on test",
@@ -79,7 +87,7 @@ PROTOCOLS = (
 
 
 def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
-    """Measure every protocol; quick: those of ml-100k, with one seed or fold.
+    """Measure every protocol; quick: ml-100k with one seed or fold, one network only.
 
     Args:
         quick: Leave out what takes long.
@@ -89,10 +97,16 @@ def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory(prefix="recray-quality-") as out, cluster.session():
         for protocol in PROTOCOLS:
-            if not quick or protocol.data == "ml-100k":
+            if not quick or _is_quick(protocol):
                 source = _source(protocol.data, data)
                 rows.append(_measure(protocol, source, quick, f"{out}/{protocol.figure}", say))
     return {"figures": _figures(rows), "rows": rows}
+
+
+def _is_quick(protocol: Protocol) -> bool:
+    networks = ("neumf-ranking", "softmax-dnn-ranking")
+    slow = protocol.preset in networks and protocol.figure != "neumf_100k"
+    return protocol.data == "ml-100k" and not slow
 
 
 def _source(name: str, folder: str | None) -> str:
@@ -119,7 +133,7 @@ def _measure(protocol: Protocol, source: str, quick: bool, out: str, say: Say) -
     """
     settings = load_settings(protocol.preset, None, protocol.settings)
     folds = _folds(protocol, settings, quick)
-    refit = settings.split.valid > 0
+    refit = settings.split.valid > 0 and settings.split.kind != "held-out-users"
     begin = time.perf_counter()
     result = crossvalidation.run(source, folds, out, refit, say=lambda _line: None)
     value, popularity = result["mean"][protocol.metric], result["baselines"]["popularity"]
@@ -136,6 +150,7 @@ def _measure(protocol: Protocol, source: str, quick: bool, out: str, say: Say) -
         "seconds": round(time.perf_counter() - begin, 1),
         "popularity": round(popularity.get(protocol.metric, float("nan")), 4),
         "must": protocol.must,
+        "verdict": result["folds"][0]["verdict"],
         "published": protocol.peer,
     }
 
