@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from recray.benchmarks.harness import PROC, interleaved, peak_memory
 from recray.measuring import USER_BLOCK
 from recray.models.factorization import Dot
+from recray.models.neumf import NeuMf
 from recray.ranking import History, Ranker
 
 Say = Callable[[str], None]
@@ -34,20 +35,21 @@ def run(quick: bool, say: Say) -> dict[str, Any]:
         # Memory first: what an earlier run has freed would be used again and not be seen.
         memory = _memory(large, 8_192 if quick else 32_768, say)
         small = _speed(_ranker(*ML_1M), ML_1M[0], say)
-        rows = [small, _speed(large, 1_024, say), memory]
+        rows = [small, _speed(large, 1_024, say), memory, _network(say)]
     finally:
         torch.set_num_threads(threads)
     return {"figures": _figures(rows), "rows": rows}
 
 
 def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    small, large, memory = rows
+    small, large, memory, network = rows
     return {
         "users_per_s_3706": small["users_per_s"],
         "users_per_s_59047": large["users_per_s"],
         "over_argsort": small["over_argsort"],
         "over_argsort_59047": large["over_argsort"],
         "peak_mb_59047": memory["peak_mb"],
+        "neumf_pairs_per_s": network["pairs_per_s"],
     }
 
 
@@ -99,6 +101,18 @@ def _speed(ranker: Ranker, measured: int, say: Say) -> dict[str, Any]:
         "argsort_per_s": round(loop),
         "over_argsort": rate / loop,
     }
+
+
+def _network(say: Say) -> dict[str, Any]:
+    """Every pair of a block of users through a NeuMF of 64 and layers of 128, 64 and 32."""
+    users, items = ML_1M
+    model = NeuMf(users, items, DIM, DIM, (128, 64, 32), 0.0, "logits").eval()
+    state = model.user_state(torch.arange(USER_BLOCK))
+    with torch.no_grad():
+        found = interleaved({"neumf": lambda: model.score(state)}, REPETITIONS)["neumf"]
+    pairs = USER_BLOCK * items
+    say(f"neumf, {items:,} items: {pairs / found['seconds']:,.0f} pairs/s")
+    return {"items": items, "users": USER_BLOCK, "pairs_per_s": round(pairs / found["seconds"])}
 
 
 def _memory(ranker: Ranker, users: int, say: Say) -> dict[str, Any]:

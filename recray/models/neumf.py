@@ -13,8 +13,10 @@ from torch.nn import functional
 from recray.models.base import LinearModel, Model, Returns, Statistics
 from recray.models.factorization import embedding
 
-PAIRS_AT_ONCE = 1 << 14
-"""Pairs whose first layer is held at once in a block: few enough to stay in a core's cache."""
+PAIRS_RANKED, PAIRS_TRAINED = 1 << 12, 1 << 14
+"""Pairs whose layers are held at once in a block: few enough to stay in a core's cache, and when
+training enough to make up for what each block adds to the graph.
+"""
 
 
 class Gmf(LinearModel):
@@ -85,10 +87,11 @@ class Tower(nn.Module):
         return self.user_half(user), self.item_half(item)
 
     def forward(self, first: Tensor) -> Tensor:
-        """(..., H) sums of halves to (..., outputs)."""
-        hidden = self._drop(functional.relu(first))
+        """(..., H) sums of halves, which may be overwritten, to (..., outputs)."""
+        ranking = not torch.is_grad_enabled()  # then nobody asks for the sums again
+        hidden = self._drop(functional.relu(first, inplace=ranking))
         for layer in self.rest:
-            hidden = self._drop(functional.relu(layer(hidden)))
+            hidden = self._drop(functional.relu(layer(hidden), inplace=ranking))
         return self.last(hidden)
 
     def _drop(self, hidden: Tensor) -> Tensor:
@@ -102,7 +105,8 @@ class Tower(nn.Module):
     def block(self, user: Tensor, item: Tensor) -> Tensor:
         """(U, M) and (I, M) vectors to (U, I, outputs), a few pairs at a time."""
         user_half, item_half = self.halves(user, item)
-        width = max(1, PAIRS_AT_ONCE // max(1, len(user)))
+        pairs = PAIRS_TRAINED if torch.is_grad_enabled() else PAIRS_RANKED
+        width = max(1, pairs // max(1, len(user)))
         parts = [self(user_half[:, None] + part[None]) for part in item_half.split(width)]
         return torch.cat(parts, dim=1)
 
