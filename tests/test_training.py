@@ -202,35 +202,46 @@ def test_a_batch_of_all_is_one_step():
 # ------------------------------------------------------------------------------ many workers
 
 
-def _train_part(rank: int, size: int, folder: str, preset: str, address: str) -> None:
+WHOLE = ["train.batch_size=all", "train.lr=0.1"]
+SHARED = {
+    "dot-mse": ("dot-mse", [*WHOLE, "train.optimizer=sgd"]),
+    "adam": ("dot-mse", [*WHOLE, "train.lr=0.01", "train.weight_decay=0.5"]),
+    "mf-normalised": ("mf-normalised", [*WHOLE, "train.optimizer=sgd"]),
+    "neumf": ("neumf", [*WHOLE, "train.optimizer=sgd"]),
+    "all-items": ("neumf-ranking", [*WHOLE, "train.lr=0.01", "model.dropout=0"]),
+    "ranking": ("ranking", []),
+}
+
+
+def _train_part(rank: int, size: int, folder: str, recipe: str, address: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     shard, _ = two_tastes()
-    if preset == "ranking":
+    preset = SHARED[recipe][0]
+    if "ranking" in preset:
         shard = liked_only(shard)
     own = shard.user % size == rank
     owned = torch.arange(SIZE) % size == rank
     part = Shard(shard.user[own], shard.item[own], shard.rating[own].double(), owned)
-    changes = ["train.epochs=4", "train.batch_size=all", "train.optimizer=sgd", "train.lr=0.1"]
-    run = training_run(Path(folder), preset, part, changes if preset != "ranking" else changes[:1])
+    run = training_run(Path(folder), preset, part, ["train.epochs=4", *SHARED[recipe][1]])
     run.model.double()
     run = TrainingRun(**(vars(run) | {"workers": Workers(rank, size)}))
     run.fit()
     dist.destroy_process_group()
 
 
-def trained_by(size: int, folder: Path, preset: str) -> dict[str, torch.Tensor]:
+def trained_by(size: int, folder: Path, recipe: str) -> dict[str, torch.Tensor]:
     address = f"file://{folder}-rendezvous"
-    arguments = (size, str(folder), preset, address)
+    arguments = (size, str(folder), recipe, address)
     mp.start_processes(_train_part, arguments, nprocs=size, start_method="fork")
     return RunFolder(str(folder)).latest().weights
 
 
-@pytest.mark.parametrize("preset", ["dot-mse", "mf-normalised", "ranking"])
-def test_several_workers_take_the_steps_of_one(tmp_path, preset):
-    one = trained_by(1, tmp_path / "one", preset)
+@pytest.mark.parametrize("recipe", SHARED)
+def test_several_workers_take_the_steps_of_one(tmp_path, recipe):
+    one = trained_by(1, tmp_path / "one", recipe)
     for size in (2, 3):
-        several = trained_by(size, tmp_path / f"w{size}", preset)
+        several = trained_by(size, tmp_path / f"w{size}", recipe)
         for name, tensor in one.items():
             assert torch.allclose(several[name], tensor, atol=1e-9), f"{name} with {size} workers"
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recray.config import TrainSettings
 from recray.data.negatives import NegativeSampler
-from recray.models.base import Model
+from recray.models.base import Model, is_user_table
 from recray.objectives import Contrast, PairLoss
 from recray.objectives.ranking import raw_scores
 from recray.training.batches import StepPlan, epoch_generator, shuffled_batches
@@ -49,16 +49,25 @@ class Epochs(Protocol):
 
 
 class Gradient:
-    """A torch optimizer whose gradients are summed over workers.
+    """A torch optimizer on tables and layers, of which every worker has a copy.
+
+    Only what workers share is summed in a step: items and layers. The rows of a user change where
+    the user's ratings are, and nowhere else; they are gathered once an epoch.
 
     Args:
         model: The model, equal on every worker.
+        owned: (users,) bool; whose rows this worker changes. Each user has one owner.
         settings: Optimizer, lr and weight decay.
         workers: The group.
     """
 
-    def __init__(self, model: Model, settings: TrainSettings, workers: Workers) -> None:
+    def __init__(
+        self, model: Model, owned: Tensor, settings: TrainSettings, workers: Workers
+    ) -> None:
         self.workers, self.parameters = workers, list[Tensor](model.parameters())
+        self.owned = owned
+        named = model.tables().items()
+        self.of_users: list[Tensor] = [t.weight for name, t in named if is_user_table(name)]
         if settings.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.parameters, lr=settings.lr)
             return
@@ -90,13 +99,23 @@ class Gradient:
         self._sum_gradients()
         self.optimizer.step()
 
-    def _sum_gradients(self) -> None:
-        """One message for all tables. User rows have one owner each, so summing them only copies;
-        sending item rows alone is the engine's next step.
-        """
+    def gather(self) -> None:
+        """Give every worker the rows of all users, and what the optimizer knows of them."""
         if self.workers.size == 1:
             return
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        for table in self.of_users:
+            slots = self.optimizer.state.get(table, {}).values()
+            rows = [s for s in slots if isinstance(s, Tensor) and s.shape == table.shape]
+            for values in [table.data, *rows]:
+                values.mul_(self.owned[:, None])  # each row is nonzero on its owner alone
+                self.workers.sum(values)
+
+    def _sum_gradients(self) -> None:
+        """One message for all that workers share."""
+        if self.workers.size == 1:
+            return
+        shared = [p for p in self.parameters if not any(p is own for own in self.of_users)]
+        gradients = [p.grad for p in shared if p.grad is not None]
         flat = self.workers.sum(torch.cat([g.reshape(-1) for g in gradients]))
         for gradient, part in zip(
             gradients, flat.split([g.numel() for g in gradients]), strict=True
@@ -154,7 +173,7 @@ class GradientEpochs:
         self.model, self.objective, self.shard, self.sampler = model, objective, shard, sampler
         self.settings, self.workers = settings, workers
         self.plan = _plan(len(shard.user), settings.batch_size, workers)
-        self.gradient = Gradient(model, settings, workers)
+        self.gradient = Gradient(model, shard.owned, settings, workers)
         self.state, self.load_state = self.gradient.state, self.gradient.load_state
         self.bad_step = self.gradient.bad_step
 
@@ -172,6 +191,7 @@ class GradientEpochs:
             loss = (loss_B * batch.weight).sum()
             self.gradient.step(loss / self.plan.real_rows(step))
             self.gradient.note(step, loss)
+        self.gradient.gather()
         return float(self.gradient.losses.sum()), float(len(shard.user))
 
 
@@ -202,7 +222,7 @@ class UserEpochs:
         ratings, users = workers.sum_floats(float(len(shard.user)), float(len(self.users)))
         self.each = ratings / users  # so that lr means the same as where a row is a rating
         self.share = torch.full((model.items,), 1.0 / model.items)
-        self.gradient = Gradient(model, settings, workers)
+        self.gradient = Gradient(model, shard.owned, settings, workers)
         self.state, self.load_state = self.gradient.state, self.gradient.load_state
         self.bad_step = self.gradient.bad_step
 
@@ -218,6 +238,7 @@ class UserEpochs:
             loss = self._loss(chosen)
             self.gradient.step(loss / (self.plan.real_rows(step) * self.each))
             self.gradient.note(step, loss)
+        self.gradient.gather()
         return float(self.gradient.losses.sum()), float(len(self.shard.user))
 
     def _loss(self, chosen: Tensor) -> Tensor:
