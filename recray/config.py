@@ -175,6 +175,11 @@ class TrainSettings(Group):
     """train+valid: train on both, as long as asked: for a last run whose settings are chosen."""
     start_from: tuple[str, ...] = ()
     """Finished runs whose best weights the model starts from; a gmf and an mlp make a neumf."""
+    pretrain: Annotated[int, Field(ge=0)] = 0
+    """mlp, softmax-dnn: the vectors start from so many epochs of exact solves of the whole-data
+    loss, with objective.alpha0 and pretrain_l2.
+    """
+    pretrain_l2: Annotated[float, Field(ge=0)] = 0.02
     merge_alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the gmf where a neumf starts from two runs; the mlp has the rest."""
 

@@ -3,11 +3,22 @@
 import pytest
 import torch
 
+from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.models.factorization import Dot
 from recray.models.neumf import Gmf, Mlp, NeuMf
+from recray.models.softmax import SoftmaxDnn
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
-from recray.training.warm import Trained, read_runs, start_from
+from recray.training.steps import Shard
+from recray.training.sync import Workers
+from recray.training.warm import (
+    SPREAD,
+    Trained,
+    check_pretraining,
+    pretrain,
+    read_runs,
+    start_from,
+)
 
 USERS, ITEMS = 4, 5
 USER, ITEM = torch.arange(4), torch.tensor([0, 4, 2, 1])
@@ -74,3 +85,25 @@ def test_a_run_of_other_data_is_refused(tmp_path):
         read_runs([str(tmp_path / "run")], "b")
     with pytest.raises(RecrayError, match="holds no run"):
         read_runs([str(tmp_path / "none")], "a")
+
+
+def test_pretrained_vectors_know_who_is_alike():
+    user, item = (
+        x.reshape(-1) for x in torch.meshgrid(torch.arange(8), torch.arange(10), indexing="ij")
+    )
+    liked = (user + item) % 2 == 0
+    shard = Shard(user[liked], item[liked], torch.ones(int(liked.sum())), torch.ones(8).bool())
+    model = SoftmaxDnn(8, 10, 2, (4,), (1.0,), 0.0, "logits")
+    settings = load_settings("softmax-dnn-ranking", None, ["train.pretrain=3"])
+    pretrain(model, shard, settings, Workers())
+    users = torch.nn.functional.normalize(model.user_vectors.weight, dim=1)
+    alike = users @ users.T
+    same = (torch.arange(8)[:, None] + torch.arange(8)) % 2 == 0
+    assert alike[same].min() > 0.99 > 0.5 > alike[~same].max()
+    assert model.item_vectors.weight.std().item() == pytest.approx(SPREAD, rel=1e-3)
+
+
+def test_models_without_a_tower_alone_are_not_pretrained():
+    check_pretraining(Mlp(USERS, ITEMS, 2, (4, 3)))
+    with pytest.raises(RecrayError, match=r"train.pretrain goes with model.kind=mlp or"):
+        check_pretraining(Dot(USERS, ITEMS, 3))

@@ -30,7 +30,7 @@ from recray.training.checkpoint import Progress, RunFolder
 from recray.training.loop import TrainingRun, Validate, statistics_of
 from recray.training.steps import Shard
 from recray.training.sync import Workers
-from recray.training.warm import read_runs, start_from
+from recray.training.warm import check_pretraining, pretrain, read_runs, start_from
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -139,6 +139,10 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
     if trained:
         model = build_model(settings, prepared.users, prepared.items)
         start_from(model, trained, settings.train.merge_alpha)
+    if settings.train.pretrain:
+        check_pretraining(build_model(settings, 1, 1))
+        if trained:
+            raise RecrayError("train.pretrain and train.start_from exclude each other")
     negatives = settings.objective.negatives
     if isinstance(objective, Contrast | UnratedClass) and negatives != "all":
         NegativeSampler(prepared.items, negatives)  # refuses more than the catalogue can give
@@ -275,7 +279,11 @@ def build_run(
 
         validate = _validation(settings, valid, ranker)
     trained = read_runs(settings.train.start_from, prepared.fingerprint)
-    start = partial(start_from, runs=trained, alpha=settings.train.merge_alpha)
+    start: Callable[[Model], None] | None = None
+    if trained:
+        start = partial(start_from, runs=trained, alpha=settings.train.merge_alpha)
+    elif settings.train.pretrain:
+        start = partial(pretrain, shard=shard, settings=settings, workers=workers)
     return TrainingRun(
         settings,
         model,
@@ -285,7 +293,7 @@ def build_run(
         workers,
         validate,
         report,
-        start if trained else None,
+        start,
     )
 
 

@@ -1,4 +1,4 @@
-"""Starting a model from the best weights of finished runs."""
+"""Starting a model from the best weights of finished runs, or from exact solves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recray.config import Settings
 from recray.errors import RecrayError
 from recray.models.base import Model
 from recray.models.factorization import Dot
 from recray.models.neumf import Gmf, Mlp, NeuMf
+from recray.models.softmax import SoftmaxDnn
+from recray.objectives import WholeData
+from recray.training.alternating import AlternatingEpochs
 from recray.training.checkpoint import RunFolder
+from recray.training.steps import Shard
+from recray.training.sync import Workers
 
 Weights = dict[str, Tensor]
+SPREAD = 0.3
+"""Standard deviation of the numbers in pretrained vectors, which a ReLU layer can work with."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,42 @@ def _load(model: Model, run: Trained) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise _misfit(model, [run]) from error
+
+
+def check_pretraining(model: Model) -> None:
+    """Refuse a model whose vectors cannot start from exact solves.
+
+    Raises:
+        RecrayError: It is neither an mlp nor a softmax-dnn.
+    """
+    if not isinstance(model, Mlp | SoftmaxDnn):
+        raise RecrayError("train.pretrain goes with model.kind=mlp or softmax-dnn")
+
+
+@torch.no_grad()
+def pretrain(model: Model, shard: Shard, settings: Settings, workers: Workers) -> None:
+    """Start the vectors of a tower from exact solves of the whole-data loss.
+
+    A tower that has to find both who is alike and how likeness makes a score from nothing gets
+    stuck; vectors that know the first leave it the second.
+
+    Args:
+        model: An mlp or a softmax-dnn.
+        shard: This worker's rows.
+        settings: train.pretrain, pretrain_l2 and objective.alpha0 are used.
+        workers: The group.
+    """
+    tables = model.tables()
+    dim = tables["user_vectors"].embedding_dim
+    torch.manual_seed(settings.train.seed)
+    dot = Dot(model.users, model.items, dim, "logits")
+    objective = WholeData(settings.objective.alpha0, settings.train.pretrain_l2)
+    epochs = AlternatingEpochs(dot, objective, shard, workers)
+    for epoch in range(settings.train.pretrain):
+        epochs.run(epoch)
+    for name, table in tables.items():
+        solved = dot.tables()[name].weight
+        table.weight.copy_(solved * (SPREAD / solved.std().clamp(min=1e-9)))
 
 
 def _misfit(model: Model, runs: Sequence[Trained]) -> RecrayError:
