@@ -17,7 +17,7 @@ FLOORS = [
     ["models"],
     ["objectives"],
     ["training", "bundle"],
-    ["ranking", "recommender"],
+    ["ranking", "filters", "titles", "items", "why", "lists", "recommender"],
     ["measuring", "significance"],
     ["evaluation"],
     ["registry"],
