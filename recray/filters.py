@@ -3,7 +3,7 @@
 # Shape letters: P = items to choose from, D = vector length, K = length of a list.
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,11 +50,9 @@ class Wish:
     @property
     def filters(self) -> bool:
         """Whether it may leave items out."""
-        return any(
-            getattr(self, f.name) != f.default
-            for f in fields(self)
-            if f.name not in ("diversity", "explain")
-        )
+        plain = (self.exclude, self.genres, self.not_genres, self.min_popularity)
+        bounds = (self.candidates, self.year_from, self.year_to)
+        return any(map(bool, plain)) or any(bound is not None for bound in bounds)
 
 
 ANYTHING = Wish()

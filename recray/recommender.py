@@ -237,6 +237,23 @@ class Recommender:
             raise KeyError(item)
         return self.facts.facts(dense)
 
+    def find_item(self, written: str) -> RawId:
+        """The raw id that somebody means by an id or by a part of a title.
+
+        Raises:
+            RecrayError: Nothing is called so.
+        """
+        try:
+            raw = self.items.parse(written)
+            if self.items.encode_one(raw) != NONE:
+                return raw
+        except KeyError:
+            pass  # no id; perhaps a title
+        found = self.facts.find(written, 1)
+        if not found:
+            raise RecrayError(f"no item {written!r} in {self.bundle.config['dataset']}")
+        return found[0]["item"]
+
     def user(self, user: RawId) -> dict[str, Any]:
         """What is known of a user: how much, of which genres, and what they rated highest.
 
@@ -265,9 +282,9 @@ class Recommender:
         """The score of each pair of a raw user and a raw item.
 
         Returns:
-            {"user", "item", "score", "source"} each. The source is model, fold_in, or cold where
-            the model knows nothing of one side: then the score is the mean with what is known of
-            the other side if the model predicts stars, and None if it ranks.
+            {"user", "item", "title", "score", "source"} each. The source is model, fold_in, or cold
+            where the model knows nothing of one side: then the score is the mean with what is known
+            of the other side if the model predicts stars, and None if it ranks.
         """
         if not pairs:
             return []
@@ -292,6 +309,7 @@ class Recommender:
             {
                 "user": raw_user,
                 "item": raw_item,
+                "title": self.facts.titles[item[n]] if item[n] < nothing else None,
                 "score": None if np.isnan(score[n]) else round(float(score[n]), 6),
                 "source": SOURCES[origin[n]] if warm[n] else "cold",
             }

@@ -128,6 +128,7 @@ def test_help_loads_neither_ray_nor_torch():
         "measuring",
         "training.loop",
         "serving.api",
+        "serving.protection",
         "serving.verify",
     ],
 )

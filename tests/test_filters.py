@@ -215,7 +215,7 @@ def test_a_state_that_the_ratings_do_not_make_up_is_explained_approximately(reco
 
 def test_models_without_such_a_sum_give_likeness_and_say_so(make_bundle):
     recommender = Recommender(make_bundle(preset="dot-bias-bce"))
-    rated = [(int(raw(1)), 5.0), (int(raw(2)), 1.0)]
+    rated = [(int(raw(1)), 5.0), (int(raw(2)), 5.0), (int(raw(3)), 1.0)]  # 3 was not liked
     answer = recommender.recommend_from(rated, 3, True, Wish(explain=True, genres=("Drama",)))
     for entry in answer.items:
         assert entry["why"]["kind"] == "approximate"
@@ -250,6 +250,7 @@ def test_many_at_once_are_as_one_by_one(make_bundle, monkeypatch, preset, block,
         assert dense(answer) == dense(alone)
         for one, other in zip(answer.items, alone.items, strict=True):
             assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+            assert one.get("why") == other.get("why")
 
 
 def test_who_cannot_be_answered_does_not_stop_the_others(recommender):
