@@ -322,9 +322,9 @@ def test_what_is_known_of_an_item(recommender):
 def test_pairs_are_scored_as_lists_are_and_cold_ones_say_so(make_bundle):
     stars = Recommender(make_bundle("stars", preset="dot-mse"))
     pairs = [(0, 1), (USERS, 1), (USERS + 1, 1), (0, ITEMS)]
-    named = [(int(raw(u)), int(raw(i))) for u, i in pairs] + [("x", "y")]
+    named = [(int(raw(u)), int(raw(i))) for u, i in pairs] + [("x", "y"), (int(raw(0)), 7)]
     scored = stars.score_pairs(named)
-    assert [entry["source"] for entry in scored] == ["model", "fold_in", "cold", "cold", "cold"]
+    assert [entry["source"] for entry in scored] == ["model", "fold_in", *["cold"] * 4]
     for place in (0, 1):
         listed = stars.recommend(named[place][0], ITEMS, False).items
         own = next(entry for entry in listed if entry["item"] == named[place][1])
@@ -333,5 +333,5 @@ def test_pairs_are_scored_as_lists_are_and_cold_ones_say_so(make_bundle):
     assert scored[2]["score"] == pytest.approx(float(base.mean + base.item_bias[1]), abs=1e-5)
     assert scored[4]["score"] == pytest.approx(float(base.mean), abs=1e-5)
     ranking = Recommender(make_bundle("ranking")).score_pairs(named)
-    assert [entry["score"] is None for entry in ranking] == [False, False, True, True, True]
+    assert [entry["score"] is None for entry in ranking] == [False, False, *[True] * 4]
     assert stars.score_pairs([]) == []

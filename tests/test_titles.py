@@ -51,6 +51,12 @@ def test_titles_that_begin_so_come_first_then_by_weight():
     assert index.find("star", 2) == [8, 4]
 
 
+def test_an_article_left_out_or_put_behind_is_still_a_beginning():
+    index = TitleIndex(["Lord of the Ring (1999)", "Ring, The (2002)"], [9.0, 1.0])
+    assert index.find("ring", 2) == [1, 0]
+    assert index.find("Ring, The", 2) == [1, 0]
+
+
 @pytest.mark.parametrize("query", ["", " ", "?!", "\u0301", "zzz", "hawshank"])
 def test_nothing_is_found_for_nothing(query):
     assert TitleIndex(TITLES, [1.0] * len(TITLES)).find(query, 3) == []
