@@ -39,6 +39,7 @@ RAY_HOMES = {
     "serving/deployment.py",
     "cluster.py",
     "benchmarks/textbook.py",  # what recray is compared with
+    "benchmarks/serve.py",  # likewise, an empty deployment
 }
 
 
