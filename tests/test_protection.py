@@ -18,6 +18,7 @@ from recray.serving.protection import (
     Guard,
     Protection,
     add_line,
+    failure,
     is_loopback,
     load_keys,
     new_key,
@@ -161,6 +162,10 @@ def test_a_guarded_service_is_verified_with_its_key(recommender, serve, keys):  
     for wrong in (None, "x"):
         with pytest.raises(RecrayError, match="RECRAY_API_KEY"):
             verify(url, recommender, key=wrong)
+
+
+def test_a_message_that_no_encoding_has_is_written_all_the_same():
+    assert json.loads(failure("invalid", "no \ud800"))["error"]["message"] == "no ?"
 
 
 # ----------------------------------------------------------------------------------- limits
