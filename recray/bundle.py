@@ -36,7 +36,7 @@ class Bundle:
 
     Args:
         folder: Where it lies.
-        version: 12 hex digits that follow from weights, ids, history and settings.
+        manifest: manifest.json.
         config: config.json.
         metrics: metrics.json.
         settings: The resolved settings it was trained with.
@@ -50,7 +50,7 @@ class Bundle:
     """
 
     folder: Folder
-    version: str
+    manifest: dict[str, Any]
     config: dict[str, Any]
     metrics: dict[str, Any]
     settings: Settings
@@ -61,6 +61,16 @@ class Bundle:
     item_table: pa.Table
     history: Ratings
     holdout: Ratings
+
+    @property
+    def version(self) -> str:
+        """12 hex digits that follow from weights, ids, history and settings."""
+        return str(self.manifest["version"])
+
+    @property
+    def created(self) -> str | None:
+        """When it was written, as ISO 8601."""
+        return self.manifest.get("created")
 
     @property
     def rating_range(self) -> tuple[float, float]:
@@ -105,7 +115,7 @@ class Bundle:
         low, high = config["rating_range"]
         return cls(
             folder,
-            manifest["version"],
+            manifest,
             config,
             folder.read_json("metrics.json"),
             settings,

@@ -228,8 +228,18 @@ def recommendations(answer: dict[str, Any]) -> str:
         [f"{place}. {i['title']}", ", ".join(i["genres"]), str(i["item"]), f"{i['score']:.4f}"]
         for place, i in enumerate(answer["items"], 1)
     ]
+    reasons = [
+        f"{place}. because of {_reasons(i['why'])}"
+        for place, i in enumerate(answer["items"], 1)
+        if i.get("why", {}).get("items")
+    ]
     title = f"source {answer['source']}, model {answer['model_version']}"
-    return table(title, ["title", "genres", "item", "score"], rows)
+    return "\n".join([table(title, ["title", "genres", "item", "score"], rows), *reasons])
+
+
+def _reasons(why: dict[str, Any]) -> str:
+    rated = ", ".join(f"{r['title']} ({r['share']:+.3f})" for r in why["items"])
+    return rated if why["kind"] == "exact" else f"{rated}, approximately"
 
 
 def explanation(look: dict[str, Any], k: int) -> str:

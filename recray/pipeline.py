@@ -18,6 +18,13 @@ from recray.errors import RecrayError
 from recray.protocol import HONEST, Protocol
 from recray.recommender import Recommender
 from recray.serving import deployment, verify
+from recray.serving.protection import (
+    Protection,
+    load_keys,
+    new_key,
+    parse_key,
+    refuse_open_door,
+)
 from recray.storage import Folder
 from recray.training import trainer
 from recray.training.checkpoint import RunFolder
@@ -244,6 +251,12 @@ def up(
     if address == cluster.LOCAL:
         cluster.require_local(workers)
         deployment.refuse_taken_port(host, port)
+    # Before the work, where the user sees it; a key of our own checks the service at the end.
+    keys = load_keys(None)
+    refuse_open_door(host, Protection(keys=keys))
+    own, line = new_key("recray-up")
+    if keys:
+        keys = (*keys, parse_key(line, "recray up"))
     stages = Stages(Folder(out), settings, workers, address, say, on_epoch)
     with cluster.session(address):
         prepared = stages.prepare(given)
@@ -251,8 +264,11 @@ def up(
         bundle = stages.export(run, prepared)
         begin = time.perf_counter()
         say(f"serve: http://{host}:{port}")
-        with deployment.serving(bundle.folder.path, host, port, address=address) as url:
-            checked = verify.verify(url, Recommender(bundle))
+        guarded = deployment.serving(
+            bundle.folder.path, host, port, address=address, protection=Protection(keys=keys)
+        )
+        with guarded as url:
+            checked = verify.verify(url, Recommender(bundle), key=own)
             stages.seconds["serve"] = round(time.perf_counter() - begin, 3)
             yield {
                 "bundle": bundle.folder.path,

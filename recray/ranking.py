@@ -247,12 +247,13 @@ class Ranker:
                 stars[rows] = scores[torch.from_numpy(item[rows].astype(np.int64))].numpy()
         rest = np.isnan(stars)
         if rest.any():
-            stars[rest] = self._bias_only_stars(user[rest], item[rest])
+            stars[rest] = self.baseline_stars(user[rest], item[rest])
         return stars
 
-    def _bias_only_stars(
+    def baseline_stars(
         self, user: NDArray[np.int64], item: NDArray[np.int64]
     ) -> NDArray[np.float32]:
+        """Mean and known biases of pairs: (B,) and (B,) dense ids to (B,) stars."""
         base = self.bias_only
         user_bias = np.append(base.user_bias.numpy(), 0.0)[np.minimum(user, base.users)]
         item_bias = np.append(base.item_bias.numpy(), 0.0)[np.minimum(item, base.items)]

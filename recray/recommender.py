@@ -1,40 +1,31 @@
 """Answers about one bundle, in raw ids and with titles."""
 
-from dataclasses import dataclass
+# Shape letter: B = pairs.
+
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from recray.bundle import Bundle
 from recray.data.ids import RawId
 from recray.errors import RecrayError
+from recray.filters import ANYTHING, Wish
+from recray.items import Items
+from recray.lists import FOLD_IN, MODEL, POPULAR, Askers, Lister, Rated, Recommendations, join
 from recray.ranking import NONE, SOURCES, History, Ranker, top_k
 
+HIGHEST = 10
+GivenRatings = list[tuple[RawId, float]]
+"""Raw item ids and stars; of several for one item the last counts."""
 
-@dataclass(frozen=True)
-class Recommendations:
-    """One list with raw ids and titles.
+__all__ = ["GivenRatings", "Recommendations", "Recommender", "UnknownUser"]
 
-    Args:
-        items: {"item", "title", "year", "genres", "score"} each, best first.
-        source: model, fold_in or popular.
-        model_version: The bundle's version.
-    """
 
-    items: list[dict[str, Any]]
-    source: str
-    model_version: str
-
-    def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "items": self.items,
-            "source": self.source,
-            "model_version": self.model_version,
-        }
+class UnknownUser(RecrayError):
+    """No split has this user."""
 
 
 class Recommender:
@@ -49,11 +40,8 @@ class Recommender:
         self.users, self.items = bundle.user_ids, bundle.item_ids
         history = History.of(bundle.history, len(self.users), self.items.known)
         self.ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
-        table = bundle.item_table
-        self._raw_items: list[RawId] = self.items.raw.tolist()
-        self._titles = table["title"].to_pylist()
-        self._years = table["year"].to_pylist()
-        self._genres = table["genres"].to_pylist()
+        self.facts = Items(self.items, bundle.item_table, lambda: self.ranker.popularity)
+        self.lister = Lister(self.ranker, self.facts, bundle.version)
 
     @classmethod
     def open(cls, path: str) -> Self:
@@ -71,59 +59,112 @@ class Recommender:
 
     def describe(self, item: int) -> dict[str, Any]:
         """Raw id, title, year and genres of a dense item id; year is None where unknown."""
-        return {
-            "item": self._raw_items[item],
-            "title": self._titles[item],
-            "year": self._years[item] or None,
-            "genres": self._genres[item],
-        }
+        return self.facts.describe(item)
 
-    def recommend(self, user: RawId, k: int = 10, exclude_seen: bool = True) -> Recommendations:
+    # ------------------------------------------------------------------------------ lists
+
+    def recommend(
+        self, user: RawId, k: int = 10, exclude_seen: bool = True, wish: Wish = ANYTHING
+    ) -> Recommendations:
         """The k best items for a user of the data set.
 
         Args:
             user: Raw user id.
-            k: 1..number of items.
+            k: 1..number of items; fewer come where fewer remain.
             exclude_seen: Leave out what the user has rated.
+            wish: What may be in the list, and how it is arranged.
 
         Raises:
             KeyError: No split has this user.
-            RecrayError: k is out of range.
+            RecrayError: k is out of range, or there is no such genre.
         """
         self.check_k(k)
-        dense = self.users.encode_one(user)
-        if dense == NONE:
-            raise KeyError(user)
-        ranked = self.ranker.rank(np.array([dense]), k, exclude_seen)
-        return self._answer(ranked.item[0], ranked.score[0], int(ranked.source[0]))
+        dense = self.dense_user(user)
+        state, source = self.ranker.states(np.array([dense]))
+        askers = Askers(state, source, [self.ranker.history.of_user(dense)])
+        return self.lister.lists(askers, k, exclude_seen, wish)[0]
 
     def recommend_from(
-        self, ratings: list[tuple[RawId, float]], k: int = 10, exclude_seen: bool = True
+        self,
+        ratings: GivenRatings,
+        k: int = 10,
+        exclude_seen: bool = True,
+        wish: Wish = ANYTHING,
     ) -> Recommendations:
         """The k best items for somebody who was not in training.
 
         Args:
             ratings: Raw item ids and stars; of several for one item the last counts.
-            k: 1..number of items.
+            k: 1..number of items; fewer come where fewer remain.
             exclude_seen: Leave out the rated items.
+            wish: What may be in the list, and how it is arranged.
 
         Raises:
-            RecrayError: An item is unknown, a rating is off the scale, or k is out of range.
+            RecrayError: An item is unknown, a rating is off the scale, k is out of range, or there
+                is no such genre.
         """
         self.check_k(k)
-        item, rating = self._dense_ratings(ratings)
-        source = np.array([1 if len(item) else 2], np.int8)
-        state = (
-            self.ranker.fold_in(item, rating) if len(item) else self.ranker.states(np.array([0]))[0]
-        )
-        scores = self.ranker.scores(state, source)
-        if exclude_seen:
-            scores[0, item] = -torch.inf
-        best_items, best = top_k(scores, k)
-        return self._answer(best_items[0].numpy(), best[0].numpy(), int(source[0]))
+        return self.lister.lists(self._newcomer(ratings), k, exclude_seen, wish)[0]
 
-    def _dense_ratings(self, ratings: list[tuple[RawId, float]]) -> tuple[Tensor, Tensor]:
-        dense = [self.items.encode_one(item) for item, _ in ratings]
+    def recommend_many(
+        self,
+        askers: Sequence[RawId | GivenRatings],
+        k: int = 10,
+        exclude_seen: bool = True,
+        wish: Wish = ANYTHING,
+    ) -> list[Recommendations | RecrayError]:
+        """The lists of many at once, scored by one matrix product; the same as one by one.
+
+        Args:
+            askers: Raw user ids, and ratings of people who were not in training.
+            k: 1..number of items; fewer come where fewer remain.
+            exclude_seen: Leave out what each has rated.
+            wish: What may be in the lists, and how they are arranged.
+
+        Returns:
+            For each a list, or why there is none.
+
+        Raises:
+            RecrayError: k is out of range, or there is no such genre.
+        """
+        self.check_k(k)
+        answers: list[Recommendations | RecrayError | None] = [None] * len(askers)
+        users = self._find_users(askers, answers)
+        state, source = self.ranker.states(np.array(list(users.values()), np.int64))
+        rated = [self.ranker.history.of_user(user) for user in users.values()]
+        groups, rows = [Askers(state, source, rated)], list(users)
+        for row, given in enumerate(askers):
+            if isinstance(given, list):
+                try:
+                    groups.append(self._newcomer(given))
+                    rows.append(row)
+                except RecrayError as error:
+                    answers[row] = error
+        made = self.lister.lists(join(groups), k, exclude_seen, wish)
+        for row, answer in zip(rows, made, strict=True):
+            answers[row] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _find_users(
+        self, askers: Sequence[RawId | GivenRatings], answers: list[Any]
+    ) -> dict[int, int]:
+        """Row to dense id of those who are users; the answers of unknown ones are errors."""
+        raw = {row: given for row, given in enumerate(askers) if not isinstance(given, list)}
+        dense = dict(zip(raw, self.users.encode_all(list(raw.values())).tolist(), strict=True))
+        for row, user in raw.items():
+            if dense[row] == NONE:
+                answers[row] = UnknownUser(self.no_user(user))
+        return {row: user for row, user in dense.items() if user != NONE}
+
+    def _newcomer(self, ratings: GivenRatings) -> Askers:
+        item, rating = self._dense_ratings(ratings)
+        source = np.array([FOLD_IN if len(item) else POPULAR], np.int8)
+        if not len(item):
+            return Askers(self.ranker.states(np.array([0]))[0], source, [(item, rating)])
+        return Askers(self.ranker.fold_in(item, rating), source, [(item, rating)])
+
+    def _dense_ratings(self, ratings: list[tuple[RawId, float]]) -> Rated:
+        dense = self.items.encode_all([item for item, _ in ratings]).tolist()
         for (item, _), place in zip(ratings, dense, strict=True):
             if not 0 <= place < self.items.known:
                 raise RecrayError(
@@ -137,25 +178,25 @@ class Recommender:
         keys = sorted(last)
         return torch.tensor(keys, dtype=torch.int64), torch.tensor([last[key] for key in keys])
 
-    def similar(self, item: RawId, k: int = 10) -> Recommendations:
+    def similar(self, item: RawId, k: int = 10, wish: Wish = ANYTHING) -> Recommendations:
         """The k items whose vectors point most nearly the same way (cosine).
 
         Raises:
             KeyError: The model was not trained on this item.
-            RecrayError: The model has no item vectors, or k is out of range.
+            RecrayError: The model has no item vectors, k is out of range, or no such genre.
         """
         self.check_k(k)
-        dense = self.items.encode_one(item)
-        vectors = self.bundle.model.item_vectors_for_similarity()
-        if vectors is None:
-            raise RecrayError(f"a {self.bundle.settings.model.kind} model has no item vectors")
-        if dense == NONE or dense >= self.items.known:
+        dense, unit = self.items.encode_one(item), self.lister.vectors()
+        if not 0 <= dense < self.items.known:
             raise KeyError(item)
-        unit = torch.nn.functional.normalize(vectors.detach(), dim=-1)
         scores = (unit @ unit[dense])[None, :]
         scores[0, dense] = -torch.inf
+        allowed = self.facts.allowed(wish)
+        if allowed is not None:
+            scores.masked_fill_(~allowed, -torch.inf)
         best_items, best = top_k(scores, k)
-        return self._answer(best_items[0].numpy(), best[0].numpy(), 0)
+        there = best_items[0] != NONE
+        return self.lister.answer(best_items[0][there].numpy(), best[0][there].numpy(), MODEL)
 
     def check_k(self, k: int) -> None:
         """Refuse a list longer than the catalogue.
@@ -168,12 +209,109 @@ class Recommender:
                 f"k={k} is out of range: 1 to {self.items.known}, the catalogue's size"
             )
 
-    def _answer(
-        self, items: NDArray[np.int64], scores: NDArray[np.float32], source: int
-    ) -> Recommendations:
-        rows = [
-            self.describe(int(item)) | {"score": round(float(score), 6)}
-            for item, score in zip(items, scores, strict=True)
-            if item != NONE
+    def dense_user(self, user: RawId) -> int:
+        """Dense id of a user.
+
+        Raises:
+            KeyError: No split has this user.
+        """
+        dense = self.users.encode_one(user)
+        if dense == NONE:
+            raise KeyError(user)
+        return dense
+
+    def no_user(self, user: RawId) -> str:
+        """What to say of a user whom no split has."""
+        return f"no user {user!r} in {self.bundle.config['dataset']}"
+
+    # ------------------------------------------------------------------------------ facts
+
+    def item(self, item: RawId) -> dict[str, Any]:
+        """All that is known of an item: see Items.facts.
+
+        Raises:
+            KeyError: No split has this item.
+        """
+        dense = self.items.encode_one(item)
+        if dense == NONE:
+            raise KeyError(item)
+        return self.facts.facts(dense)
+
+    def find_item(self, written: str) -> RawId:
+        """The raw id that somebody means by an id or by a part of a title.
+
+        Raises:
+            RecrayError: Nothing is called so.
+        """
+        try:
+            raw = self.items.parse(written)
+            if self.items.encode_one(raw) != NONE:
+                return raw
+        except KeyError:
+            pass  # no id; perhaps a title
+        found = self.facts.find(written, 1)
+        if not found:
+            raise RecrayError(f"no item {written!r} in {self.bundle.config['dataset']}")
+        return found[0]["item"]
+
+    def user(self, user: RawId) -> dict[str, Any]:
+        """What is known of a user: how much, of which genres, and what they rated highest.
+
+        Raises:
+            KeyError: No split has this user.
+        """
+        dense = self.dense_user(user)
+        item, rating = (column.numpy() for column in self.ranker.history.of_user(dense))
+        genres = Counter(genre for i in item.tolist() for genre in self.facts.genres[i])
+        best = np.lexsort((item, -rating))[:HIGHEST]
+        known = dense < self.bundle.model.users
+        return {
+            "user": user,
+            "in_training": known,
+            "source": SOURCES[MODEL if known else FOLD_IN if len(item) else POPULAR],
+            "ratings": len(item),
+            "mean_rating": round(float(rating.mean()), 6) if len(item) else None,
+            "genres": [{"genre": genre, "ratings": n} for genre, n in genres.most_common()],
+            "highest": [
+                self.describe(int(item[n])) | {"rating": float(rating[n])} for n in best.tolist()
+            ],
+        }
+
+    @torch.no_grad()
+    def score_pairs(self, pairs: Sequence[tuple[RawId, RawId]]) -> list[dict[str, Any]]:
+        """The score of each pair of a raw user and a raw item.
+
+        Returns:
+            {"user", "item", "title", "score", "source"} each. The source is model, fold_in, or cold
+            where the model knows nothing of one side: then the score is the mean with what is known
+            of the other side if the model predicts stars, and None if it ranks.
+        """
+        if not pairs:
+            return []
+        user = self.users.encode_all([user for user, _ in pairs]).astype(np.int64)
+        item = self.items.encode_all([item for _, item in pairs]).astype(np.int64)
+        nobody, nothing = len(self.users), len(self.items)
+        user, item = np.where(user < 0, nobody, user), np.where(item < 0, nothing, item)
+        own, row = np.unique(user[user < nobody], return_inverse=True)
+        state, source = self.ranker.states(own)
+        place = np.zeros(len(pairs), np.int64)
+        place[user < nobody] = row
+        origin = np.full(len(pairs), POPULAR, np.int8)
+        origin[user < nobody] = source[row]
+        warm = (origin != POPULAR) & (item < self.items.known)
+        score = np.full(len(pairs), np.nan)
+        model = self.bundle.model
+        chosen = state[torch.from_numpy(place[warm])], torch.from_numpy(item[warm])
+        score[warm] = model.link(model.raw(*chosen)).numpy()
+        if model.returns == "stars" and not warm.all():
+            score[~warm] = self.ranker.baseline_stars(user[~warm], item[~warm])
+        return [
+            {
+                "user": raw_user,
+                "item": raw_item,
+                "title": self.facts.titles[item[n]] if item[n] < nothing else None,
+                "score": None if np.isnan(score[n]) else round(float(score[n]), 6),
+                "source": SOURCES[origin[n]] if warm[n] else "cold",
+            }
+            for n, (raw_user, raw_item) in enumerate(pairs)
         ]
-        return Recommendations(rows, SOURCES[source], self.version)

@@ -1,14 +1,20 @@
 """The HTTP interface, and its check against the bundle, without Ray."""
 
+import json
+import re
 import threading
 
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
+from pydantic import TypeAdapter
 
 from recray.errors import RecrayError
+from recray.filters import ANYTHING, Wish
 from recray.recommender import Recommender
+from recray.serving import bodies
 from recray.serving.api import build_app
+from recray.serving.protection import Protection, new_key, parse_key
 from recray.serving.verify import verify
 
 from .conftest import ITEMS, USERS, raw
@@ -97,11 +103,13 @@ def test_other_paths_and_methods_are_errors_of_the_same_form(client):
         assert set(reply.json()["error"]) == {"code", "message"}
 
 
-def test_a_bug_is_500_without_a_trace(client, recommender, monkeypatch):
+def test_a_bug_is_500_without_a_trace_and_the_log_has_it(client, recommender, monkeypatch, capsys):
     monkeypatch.setattr(recommender, "recommend", lambda *_: 1 / 0)
     reply = client.get(f"/v1/users/{raw(0)}/recommendations")
     assert reply.status_code == 500
+    assert reply.json()["error"]["code"] == "internal"
     assert "division" not in reply.text
+    assert "ZeroDivisionError" in json.loads(capsys.readouterr().err)["error"]
 
 
 def test_the_service_tells_what_it_is(client, recommender):
@@ -112,11 +120,199 @@ def test_the_service_tells_what_it_is(client, recommender):
     assert client.get("/docs").status_code == 200
     assert set(client.get("/openapi.json").json()["paths"]) == {
         "/v1/users/{user}/recommendations",
+        "/v1/users/{user}",
         "/v1/recommendations",
+        "/v1/recommendations:batch",
+        "/v1/items",
+        "/v1/items/{item}",
+        "/v1/items/{item}/similar",
+        "/v1/scores",
         "/v1/model",
         "/healthz",
         "/readyz",
     }
+
+
+# ---------------------------------------------------------------------------------- options
+
+
+OPTIONS = [
+    ("genres=Comedy&genres=war", {"genres": ["Comedy", "war"]}),
+    ("not_genres=drama", {"not_genres": ["drama"]}),
+    ("year_from=1992&year_to=1996", {"year_from": 1992, "year_to": 1996}),
+    (f"exclude={raw(9)}&exclude={raw(5)}", {"exclude": [int(raw(9)), int(raw(5))]}),
+    (f"candidates={raw(2)}&candidates=7", {"candidates": [int(raw(2)), 7]}),
+    ("min_popularity=4&diversity=0.7", {"min_popularity": 4, "diversity": 0.7}),
+    ("explain=true", {"explain": True}),
+]
+
+
+@pytest.mark.parametrize(("query", "wish"), OPTIONS)
+def test_options_mean_the_same_in_an_address_a_body_and_a_batch(client, recommender, query, wish):
+    user = int(raw(3))
+    said = recommender.recommend(user, 4, False, Wish(**wish)).plain()
+    assert said["items"] != recommender.recommend(user, 4, False).plain()["items"]
+    path = f"/v1/users/{user}/recommendations?k=4&exclude_seen=false&{query}"
+    assert client.get(path).json() == said
+    wish = {**wish, "k": 4, "exclude_seen": False}
+    asked = {"askers": [{"user": user}], **wish}
+    batch = client.post("/v1/recommendations:batch", json=asked).json()
+    assert batch["results"][0]["items"] == said["items"]
+    ratings = [{"item": int(raw(1)), "rating": 5}]
+    alone = client.post("/v1/recommendations", json={"ratings": ratings, **wish}).json()
+    together = client.post(
+        "/v1/recommendations:batch", json={"askers": [{"ratings": ratings}], **wish}
+    ).json()
+    assert together["results"] == [{"items": alone["items"], "source": "fold_in"}]
+    assert together["model_version"] == recommender.version
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "genre=Drama", "genres=Drma", "genres=", "year_from=0", "year_to=10000", "diversity=1.5",
+        "diversity=nan", "min_popularity=-1", "explain=perhaps", "exclude=", "k=2&k2=3",
+        "&".join(f"exclude={n}" for n in range(1001)),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_cannot_be_used_is_422(client, query):
+    reply = client.get(f"/v1/users/{raw(0)}/recommendations?{query}")
+    assert reply.status_code == 422
+    assert set(reply.json()["error"]) == {"code", "message"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/items/130", "/v1/items/130/similar", "/v1/users/100", "/v1/model", "/v1/items?query=x"],
+)
+def test_an_unknown_parameter_is_422_everywhere(client, path):
+    assert client.get(path).status_code == 200
+    reply = client.get(path + ("&" if "?" in path else "?") + "nonsense=1")
+    assert (reply.status_code, "nonsense" in reply.json()["error"]["message"]) == (422, True)
+
+
+def test_a_batch_answers_each_and_names_who_cannot_be(client, recommender):
+    askers = [{"user": int(raw(0))}, {"user": 7}, {"ratings": [{"item": 7, "rating": 5}]}, {}]
+    results = client.post("/v1/recommendations:batch", json={"askers": askers, "k": 3}).json()
+    kinds = [r.get("source") or r["error"]["code"] for r in results["results"]]
+    assert kinds == ["model", "unknown_user", "invalid", "popular"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"askers": []},
+        {"askers": [{"user": 1}] * 1001},
+        {"askers": [{"user": int(raw(0)), "ratings": []}]},
+        {"askers": [{"user": 1, "k": 3}]},
+        {"askers": [{"user": 1.5}]},
+        {"askers": [{"user": 1}], "k": 501},
+    ],
+)
+def test_a_batch_that_cannot_be_used_is_422(client, body):
+    assert client.post("/v1/recommendations:batch", json=body).status_code == 422
+
+
+# --------------------------------------------------------------------------- items and users
+
+
+def test_items_are_found_by_title_and_told_of(client, recommender):
+    found = client.get("/v1/items?query=FÌLM 3").json()
+    assert [item["title"] for item in found["items"]] == ["Film 3 (1993)"]
+    assert client.get("/v1/items?query=film&k=4").json()["items"][3]["item"]
+    facts = client.get(f"/v1/items/{raw(3)}").json()
+    assert facts == {**recommender.item(int(raw(3))), "model_version": recommender.version}
+    similar = client.get(f"/v1/items/{raw(2)}/similar?k=2&year_from=1995").json()
+    assert {item["item"] for item in similar["items"]} == {int(raw(6)), int(raw(8))}
+    assert similar["item"]["title"] == "Film 2 (1992)"
+
+
+@pytest.mark.parametrize("path", ["/v1/items/7", "/v1/items/x", "/v1/items/x/similar"])
+def test_an_unknown_item_is_404(client, path):
+    reply = client.get(path)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_item")
+
+
+def test_items_that_training_does_not_know_have_facts_but_no_likeness(client):
+    assert client.get(f"/v1/items/{raw(ITEMS)}").json()["in_training"] is False
+    assert client.get(f"/v1/items/{raw(ITEMS)}/similar").status_code == 404
+
+
+def test_a_users_history_is_told(client, recommender):
+    facts = client.get(f"/v1/users/{raw(0)}").json()
+    assert facts == {**recommender.user(int(raw(0))), "model_version": recommender.version}
+    assert client.get("/v1/users/7").json()["error"]["code"] == "unknown_user"
+
+
+def test_pairs_are_scored(client, recommender):
+    pairs = [{"user": int(raw(0)), "item": int(raw(1))}, {"user": "x", "item": 7}]
+    reply = client.post("/v1/scores", json={"pairs": pairs}).json()
+    named = [(int(raw(0)), int(raw(1))), ("x", 7)]
+    assert reply["scores"] == recommender.score_pairs(named)
+    assert (reply["returns"], reply["scores"][1]["source"]) == ("logits", "cold")
+    assert client.post("/v1/scores", json={"pairs": []}).status_code == 422
+
+
+def test_letters_that_no_encoding_has_are_answered(client):
+    for body in (b'{"\\ud800": 1}', b'{"askers": [{"user": "\\ud800"}]}', b"[" * 100_000):
+        reply = client.post(
+            "/v1/recommendations:batch", content=body, headers={"content-type": "application/json"}
+        )
+        assert reply.status_code in (400, 422)
+        assert reply.json()["error"]["message"]
+
+
+# ----------------------------------------------------------------------------------- openapi
+
+
+def test_every_reply_is_as_the_document_says(client):
+    user, item = raw(0), raw(2)
+    new = {"ratings": [{"item": int(item), "rating": 5}], "explain": True}
+    pairs = {"pairs": [{"user": int(user), "item": int(item)}, {"user": 7, "item": 7}]}
+    many = {"askers": [{"user": int(user)}, {"user": 7}, new["ratings"] and {}], "explain": True}
+    for model, reply in [
+        (bodies.Answer, client.get(f"/v1/users/{user}/recommendations?explain=true")),
+        (bodies.Answer, client.post("/v1/recommendations", json=new)),
+        (bodies.BatchAnswer, client.post("/v1/recommendations:batch", json=many)),
+        (bodies.Similar, client.get(f"/v1/items/{item}/similar")),
+        (bodies.Found, client.get("/v1/items?query=film")),
+        (bodies.ItemFacts, client.get(f"/v1/items/{item}")),
+        (bodies.UserFacts, client.get(f"/v1/users/{user}")),
+        (bodies.Scores, client.post("/v1/scores", json=pairs)),
+        (bodies.Readiness, client.get("/readyz")),
+        (bodies.Failure, client.get("/v1/items/7")),
+    ]:
+        made = TypeAdapter(model).validate_python(reply.json(), extra="forbid")
+        assert made.model_dump(exclude_unset=True) == reply.json()
+
+
+def test_every_operation_has_an_example_a_meaning_and_its_errors(client):
+    document = client.get("/openapi.json").json()
+    models = document["components"]["schemas"]
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            assert operation["description"]
+            for parameter in operation.get("parameters", []):
+                assert parameter.get("description"), (path, parameter["name"])
+            if path.startswith("/v1"):
+                assert {"401", "403", "422", "429", "503", "504"} <= set(operation["responses"])
+            if body := operation.get("requestBody"):
+                name = body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
+                model = getattr(bodies, name)
+                model.model_validate(models[name]["example"])
+
+
+def test_the_documentation_needs_nothing_from_afar(client):
+    text = client.get("/docs").text
+    assert "POST /v1/recommendations:batch" in text
+    assert not re.search(r"<script|src=|https?://", text)
+
+
+def test_keys_appear_in_the_document_where_they_are_asked_for(recommender, client):
+    assert "security" not in client.get("/openapi.json").json()
+    keys = (parse_key(new_key("shop")[1], "here"),)
+    guarded = TestClient(build_app(recommender, Protection(keys=keys)))
+    assert guarded.get("/openapi.json").json()["security"] == [{"key": []}, {"header": []}]
 
 
 # ----------------------------------------------------------------------------------- verify
@@ -158,8 +354,8 @@ def test_a_service_of_another_version_is_found(serve, recommender, make_bundle):
 
 def test_a_service_that_leaves_out_the_best_item_is_found(serve, recommender, make_bundle):
     class Worse(Recommender):
-        def recommend(self, user, k=10, exclude_seen=True):
-            answer = super().recommend(user, k + 1, exclude_seen)
+        def recommend(self, user, k=10, exclude_seen=True, wish=ANYTHING):
+            answer = super().recommend(user, k + 1, exclude_seen, wish)
             del answer.items[0]
             return answer
 
@@ -186,8 +382,8 @@ class Says:
     def __getattr__(self, name):
         return getattr(self.recommender, name)
 
-    def recommend(self, user, k=10, exclude_seen=True):
-        answer = self.recommender.recommend(user, k, exclude_seen)
+    def recommend(self, user, k=10, exclude_seen=True, wish=ANYTHING):
+        answer = self.recommender.recommend(user, k, exclude_seen, wish)
         self.change(answer.items)
         return answer
 

@@ -15,6 +15,7 @@ from recray.cli import (  # noqa: F401 - each adds its commands
     bundles,
     data,
     registry,
+    serving,
     stages,
     up,
 )

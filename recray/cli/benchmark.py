@@ -13,7 +13,7 @@ from recray.console import Console
 @click.option("--data", metavar="FOLDER", help="quality: archives such as ml-100k.zip.")
 @shared()
 def benchmark(ui: Console, name: str, quick: bool, data: str | None) -> None:
-    """Run the benchmark NAME: evaluate, ingest or quality.
+    """Run the benchmark NAME: evaluate, ingest, quality or serve.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What one does with a bundle: evaluate, recommend, explain, serve, verify."""
+"""What one does with a bundle: evaluate, recommend, explain."""
 
 from typing import Any, Literal
 
@@ -6,11 +6,11 @@ import click
 
 from recray import console
 from recray.cli.base import cli, shared
-from recray.cli.up import wait_for_stop
+from recray.cli.wishes import wish_of, wishes
 from recray.config import Settings, load_settings
 from recray.console import Console
 from recray.data.ids import IdMap, RawId
-from recray.errors import CheckFailed, RecrayError
+from recray.errors import RecrayError
 
 
 @cli.command()
@@ -147,6 +147,7 @@ def _names(written: str | None) -> tuple[str, ...] | None:
 @click.option("--rate", multiple=True, metavar="ITEM=STARS", help="Ratings of somebody new.")
 @click.option("--all", "everyone", is_flag=True, help="Every user, as parquet into --out.")
 @click.option("--out", metavar="DIR", help="Folder for --all.")
+@wishes
 @shared("k", "address")
 def recommend(
     ui: Console,
@@ -157,6 +158,7 @@ def recommend(
     out: str | None,
     k: int,
     address: str,
+    **wanted: Any,
 ) -> None:
     """Recommend from a BUNDLE: to a user, to somebody new, or to everybody.
 
@@ -164,6 +166,7 @@ def recommend(
     Example:
         recray recommend bundles/mse --user 4
         recray recommend bundles/mse --rate 1=5 --rate 50=4.5
+        recray recommend bundles/mse --user 4 --genres Drama --year-from 1990 --why
         recray recommend bundles/mse --all --out lists
     """
     if (user is not None) + bool(rate) + everyone != 1:
@@ -178,16 +181,19 @@ def recommend(
 
     recommender = Recommender.open(resolve_bundle(bundle))
     if everyone:
+        if any(wanted.values()):
+            raise RecrayError("--all writes plain lists: filters go with --user and --rate")
         from recray import batch
 
         result = batch.recommend_all(recommender.bundle, str(out), k, address)
         ui.result(result)
         return
+    wish = wish_of(wanted, recommender)
     if user is None:
-        answer = recommender.recommend_from(_raw_items(recommender.items, ratings), k)
+        answer = recommender.recommend_from(_raw_items(recommender.items, ratings), k, wish=wish)
     else:
         try:
-            answer = recommender.recommend(recommender.users.parse(user), k)
+            answer = recommender.recommend(recommender.users.parse(user), k, wish=wish)
         except KeyError:
             raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
     ui.result(answer.plain(), console.recommendations(answer.plain()))
@@ -231,49 +237,3 @@ def explain(ui: Console, bundle: str, user: str, k: int) -> None:
     except KeyError:
         raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
     ui.result(result, console.explanation(result, k))
-
-
-@cli.command()
-@click.argument("bundle")
-@click.option(
-    "--replicas", default=1, show_default=True, type=click.IntRange(min=1), help="Processes."
-)
-@shared("host", "port", "address")
-def serve(ui: Console, bundle: str, replicas: int, host: str, port: int, address: str) -> None:
-    """Serve a BUNDLE, or the current version of a registry, until Ctrl-C.
-
-    \b
-    Example:
-        recray serve bundles/mse --port 8000
-    """
-    from recray.registry import resolve_bundle
-    from recray.serving.deployment import serving
-
-    path = resolve_bundle(bundle)
-    with serving(path, host, port, replicas, address) as url:
-        ui.result({"url": url, "bundle": path}, f"service: {url}  (documentation: {url}/docs)")
-        wait_for_stop(ui, url)
-
-
-@cli.command()
-@click.argument("url")
-@click.argument("bundle")
-@click.option(
-    "--users", default=500, show_default=True, type=click.IntRange(min=1), help="At most."
-)
-@shared("k")
-def verify(ui: Console, url: str, bundle: str, users: int, k: int) -> None:
-    """Replay a BUNDLE's test users at URL and compare; exit 1 if anything differs.
-
-    \b
-    Example:
-        recray verify http://127.0.0.1:8000 bundles/mse
-    """
-    from recray.recommender import Recommender
-    from recray.registry import resolve_bundle
-    from recray.serving import verify as verification
-
-    result = verification.verify(url, Recommender.open(resolve_bundle(bundle)), users, k)
-    ui.result(result)
-    if not result["verified"]:
-        raise CheckFailed(f"{url} and {bundle} disagree: {result['differences'][0]}")

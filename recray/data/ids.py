@@ -1,5 +1,6 @@
 """Raw ids as users know them, integers or text, and the dense ids that models use."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -85,6 +86,17 @@ class IdMap:
         if isinstance(raw, str):
             return int(self.encode(np.array([raw], object))[0])
         return int(self.encode(np.array([raw], np.int64))[0]) if 0 <= raw < ID_LIMIT else -1
+
+    def encode_all(self, raw: Sequence[RawId]) -> NDArray[np.int32]:
+        """Dense ids of raw ids of either kind, -1 for those that are in no split."""
+        dense = np.full(len(raw), -1, np.int32)
+        fits = [
+            isinstance(r, str) == self.text and (isinstance(r, str) or 0 <= r < ID_LIMIT)
+            for r in raw
+        ]
+        kind = object if self.text else np.int64
+        dense[fits] = self.encode(np.array([r for r, f in zip(raw, fits, strict=True) if f], kind))
+        return dense
 
     def parse(self, written: str) -> RawId:
         """The raw id that somebody wrote, as in an address or an option.

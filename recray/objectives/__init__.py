@@ -1,7 +1,7 @@
 """What training minimises, by name."""
 
 from recray.config import Settings
-from recray.objectives.base import FoldIn, FoldInPrior, Objective, PairLoss, as_linear
+from recray.objectives.base import FoldIn, FoldInPrior, Objective, PairLoss, Shares, as_linear
 from recray.objectives.bayes import Bayes
 from recray.objectives.ranking import Bpr, Contrast, ItemSoftmax, Logistic, UnratedClass
 from recray.objectives.ratings import Bce, Classes, Mse
@@ -21,6 +21,7 @@ __all__ = [
     "Mse",
     "Objective",
     "PairLoss",
+    "Shares",
     "UnratedClass",
     "WholeData",
     "as_linear",

@@ -21,6 +21,8 @@ from recray.models.base import LinearModel, Model
 
 FoldIn = Callable[[Tensor, Tensor], Tensor]
 """From (N,) item ids and (N,) stars of one user to their (1, S) state."""
+Shares = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From the same to the state's parts: (S,) without any rating, and (N, S) what each rating adds."""
 FOLD_IN_STEPS = 30
 
 
@@ -71,6 +73,10 @@ class Objective(ABC):
             From (N,) int64 ids of rated items, each once, and (N,) stars to the (1, S) user state
             that is best for them, the items fixed.
         """
+
+    def shares(self, model: Model, noise: float) -> Shares | None:
+        """What `folding` finds, as a sum over the ratings; None where it is no such sum."""
+        return None
 
     def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
         """Fold one user in; see folding, which is better for several."""

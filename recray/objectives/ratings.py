@@ -1,6 +1,6 @@
 """Objectives that predict the stars people gave: squared error, cross-entropy, and classes."""
 
-# Shape letters: B = pairs in the batch, N = ratings of one user.
+# Shape letters: B = pairs in the batch, N = ratings of one user, S = length of a user state.
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from recray.objectives.base import (
     FoldIn,
     FoldInPrior,
     PairLoss,
+    Shares,
     as_linear,
     fold_in_by_steps,
     refuse_squeezed,
@@ -41,13 +42,22 @@ class Mse(PairLoss):
         linear = model
 
         def fold_in(item: Tensor, rating: Tensor) -> Tensor:
-            rows = linear.item_rows(item).detach().double()
-            left = rating.double() - linear.item_offset(item).detach().double()
-            matrix = rows.T @ rows / prior.noise + torch.diag(prior.precision)
-            right = rows.T @ left / prior.noise + prior.precision * prior.mean
-            return torch.linalg.solve(matrix, right)[None].float()
+            matrix, base, parts = _ridge(linear, prior, item, rating)
+            return torch.linalg.solve(matrix, base + parts.sum(dim=0))[None].float()
 
         return fold_in
+
+    def shares(self, model: Model, noise: float) -> Shares | None:
+        """The right side of the regression is a sum over the ratings, and so is what it gives."""
+        if not isinstance(model, LinearModel):
+            return None
+        linear, prior = model, FoldInPrior.of(model, noise)
+
+        def shares(item: Tensor, rating: Tensor) -> tuple[Tensor, Tensor]:
+            matrix, base, parts = _ridge(linear, prior, item, rating)
+            return torch.linalg.solve(matrix, base), torch.linalg.solve(matrix, parts.T).T
+
+        return shares
 
     def _by_steps(self, model: Model, prior: FoldInPrior) -> FoldIn:
         def fold_in(item: Tensor, rating: Tensor) -> Tensor:
@@ -58,6 +68,16 @@ class Mse(PairLoss):
             return fold_in_by_steps(prior, loss)
 
         return fold_in
+
+
+def _ridge(
+    model: LinearModel, prior: FoldInPrior, item: Tensor, rating: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The regression of one user: (S, S) matrix, (S,) right side of the prior, (N, S) of each."""
+    rows = model.item_rows(item).detach().double()
+    left = rating.double() - model.item_offset(item).detach().double()
+    matrix = rows.T @ rows / prior.noise + torch.diag(prior.precision)
+    return matrix, prior.precision * prior.mean, rows * left[:, None] / prior.noise
 
 
 class Bce(PairLoss):

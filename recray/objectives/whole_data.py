@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recray.errors import RecrayError
 from recray.models.base import Model
-from recray.objectives.base import FoldIn, Objective, as_linear
+from recray.objectives.base import FoldIn, Objective, Shares, as_linear
 
 AllReduce = Callable[[Tensor], Tensor]
 ROW_BLOCK = 512
@@ -106,3 +106,16 @@ class WholeData(Objective):
             return self.solve(vectors, begins, item, gram, model.items)
 
         return fold_in
+
+    def shares(self, model: Model, noise: float) -> Shares:
+        """The right side of the solve is a sum over the ratings, and so is what it gives."""
+        vectors = as_linear(model).item_rows(slice(None)).detach()
+        gram = self.gram(vectors)
+
+        def shares(item: Tensor, rating: Tensor) -> tuple[Tensor, Tensor]:
+            own = vectors[item]
+            ridge = self.l2 * (len(item) + self.alpha0 * model.items)
+            matrix = own.T @ own + gram + ridge * torch.eye(own.shape[1])
+            return own.new_zeros(own.shape[1]), torch.linalg.solve(matrix, own.T).T
+
+        return shares

@@ -1,181 +1,344 @@
-"""The HTTP interface: routes and bodies. Knows FastAPI and a Recommender, and nothing of Ray.
+"""The HTTP interface: routes. Knows FastAPI and a Recommender, and nothing of Ray.
 
-Raw MovieLens ids in and out, titles beside them. Every error is {"error": {"code", "message"}}.
+Raw ids of the data set in and out, titles beside them. Every error is {"error": {"code",
+"message"}}. Replies are made of plain values and written without checking them once more.
 """
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
+import anyio.to_thread
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, Response
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from recray import __version__
-from recray.data.ids import ID_LENGTH, ID_LIMIT
+from recray.data.ids import ID_LENGTH, RawId
 from recray.errors import RecrayError
-from recray.recommender import Recommender
+from recray.filters import Wish
+from recray.models import LinearModel
+from recray.recommender import GivenRatings, Recommendations, Recommender, UnknownUser
+from recray.serving import bodies, page
+from recray.serving.protection import Guard, Protection, failure
 
-MAX_K = 500
-MAX_RATINGS = 1000
+QUICK_ITEMS = 60_000
+"""Scoring so many items with a linear model takes under 1 ms: not worth a thread."""
+THREADS = 2
 
+T = TypeVar("T")
+UserPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw user id.", examples=["1"])]
+ItemPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw item id.", examples=["1"])]
+NoQuery = Annotated[bodies.Nothing, Query()]
 
-ItemId = Annotated[
-    Annotated[int, Field(strict=True, ge=0, lt=ID_LIMIT)]
-    | Annotated[str, Field(strict=True, min_length=1, max_length=ID_LENGTH)],
-    Field(description="Raw item id, as the data has it: a number or a text."),
-]
-
-
-class Rating(BaseModel):
-    """One rating of somebody's."""
-
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"example": {"item": 1, "rating": 5}}
-    )
-    item: ItemId
-    rating: Annotated[float, Field(allow_inf_nan=False, description="Stars, on the data's scale.")]
-
-
-class Wish(BaseModel):
-    """Who asks, by ratings, and how much is wanted."""
-
-    model_config = ConfigDict(extra="forbid")
-    ratings: Annotated[list[Rating], Field(max_length=MAX_RATINGS)] = Field(
-        default_factory=list, description="Of somebody not in training; none gives popular items."
-    )
-    k: Annotated[int, Field(ge=1, le=MAX_K, description="Length of the list.")] = 10
-    exclude_seen: Annotated[bool, Field(description="Leave out the rated items.")] = True
+_MEANING = {
+    400: "The body is no JSON.",
+    401: "There are keys, and none came.",
+    403: "The key is unknown.",
+    404: "The data set has no such user or item.",
+    413: "The body is too large.",
+    422: "A parameter is unknown or out of range.",
+    429: "Too many requests of this key; see Retry-After.",
+    500: "A bug.",
+    503: "Too many requests at once; see Retry-After.",
+    504: "It took too long.",
+}
 
 
-class Item(BaseModel):
-    """One recommended item."""
-
-    item: ItemId
-    title: str
-    year: int | None
-    genres: list[str]
-    score: Annotated[float, Field(description="Stars, or a logit that only orders; see /v1/model.")]
+def _failures(*more: int) -> dict[int | str, dict[str, Any]]:
+    statuses = sorted({401, 403, 422, 429, 500, 503, 504, *more})
+    return {s: {"model": bodies.Failure, "description": _MEANING[s]} for s in statuses}
 
 
-class Answer(BaseModel):
-    """A recommended list, best first."""
+class Service:
+    """What all routes share.
 
-    items: list[Item]
-    source: Annotated[str, Field(description="model, fold_in or popular.")]
-    model_version: str
+    Args:
+        recommender: What answers; may be replaced while requests run, each of which takes it once.
+    """
 
+    def __init__(self, recommender: Recommender) -> None:
+        self.recommender = recommender
+        self._threads = anyio.CapacityLimiter(THREADS)
 
-class Problem(BaseModel):
-    """What went wrong, and what is allowed."""
-
-    code: str
-    message: str
-
-
-class Failure(BaseModel):
-    """Every error's body."""
-
-    error: Problem
+    async def apart(self, work: Callable[[], T]) -> T:
+        """Do something long in a thread, while short requests go on."""
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
 
 
-def build_app(recommender: Recommender) -> FastAPI:
+def build_app(recommender: Recommender, protection: Protection | None = None) -> FastAPI:
     """The app that answers for one bundle.
 
     Args:
         recommender: Opened before; requests never wait for a file.
+        protection: Keys and limits; by default the limits without any key.
     """
+    protection = protection or Protection()
     app = FastAPI(
         title="recray",
         version=__version__,
         description="Recommendations from a model trained on Ray. Ids are those of the data set.",
+        docs_url=None,  # FastAPI's page loads scripts from afar
+        redoc_url=None,
     )
+    service = Service(recommender)
+    app.state.service = service
     _errors(app)
-    _recommendations(app, recommender)
-    _about(app, recommender)
+    _for_users(app, service)
+    _for_newcomers(app, service)
+    _items(app, service)
+    _users(app, service)
+    _about(app, service)
+    _describe_keys(app, protection)
+    app.add_middleware(Guard, protection=protection)
+    if protection.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=protection.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key"],
+        )
     return app
 
 
-def _failure(status: int, code: str, message: str) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message}}, status)
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(to_json(value), status, media_type="application/json")
+
+
+def _failure(status: int, code: str, message: str) -> Response:
+    return Response(failure(code, message), status, media_type="application/json")
 
 
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:
         problems = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:3]]
         return _failure(422, "invalid", "; ".join(problems))
 
     @app.exception_handler(RecrayError)
-    async def refused(_request: Request, error: RecrayError) -> JSONResponse:
+    async def refused(_request: Request, error: RecrayError) -> Response:
         return _failure(422, "invalid", str(error))
 
     @app.exception_handler(HTTPException)
-    async def http(_request: Request, error: HTTPException) -> JSONResponse:
-        codes = {404: "not_found", 405: "method_not_allowed"}
-        code = codes.get(error.status_code, "http_error")
-        return _failure(error.status_code, code, str(error.detail))
-
-    @app.exception_handler(Exception)
-    async def bug(_request: Request, _error: Exception) -> JSONResponse:
-        return _failure(500, "internal", "an internal error; the log of the replica has the trace")
-
-
-_FAILURES: dict[int | str, dict[str, Any]] = {
-    404: {"model": Failure, "description": "The data set has no such user."},
-    422: {"model": Failure, "description": "A parameter is out of range."},
-}
+    async def http(_request: Request, error: HTTPException) -> Response:
+        codes = {400: "invalid", 404: "not_found", 405: "method_not_allowed"}
+        reply = _failure(
+            error.status_code, codes.get(error.status_code, "http_error"), str(error.detail)
+        )
+        reply.headers.update(error.headers or {})
+        return reply
 
 
-def _recommendations(app: FastAPI, recommender: Recommender) -> None:
+def _no_user(recommender: Recommender, user: str) -> Response:
+    text = f"{recommender.no_user(user)}; POST /v1/recommendations answers for somebody new"
+    return _failure(404, "unknown_user", text)
+
+
+def _no_item(recommender: Recommender, item: str, why: str = "") -> Response:
+    dataset = recommender.bundle.config["dataset"]
+    return _failure(404, "unknown_item", f"no item {item!r} in {dataset}{why}")
+
+
+def _quick(recommender: Recommender) -> bool:
+    small = recommender.items.known <= QUICK_ITEMS
+    return small and isinstance(recommender.bundle.model, LinearModel)
+
+
+def _for_users(app: FastAPI, service: Service) -> None:
     @app.get(
         "/v1/users/{user:path}/recommendations",
-        response_model=Answer,
-        responses=_FAILURES,
+        response_model=bodies.Answer,
+        responses=_failures(404),
         tags=["recommend"],
     )
     async def for_user(
-        user: Annotated[
-            str, Path(max_length=ID_LENGTH, description="Raw user id.", examples=["1"])
-        ],
-        k: Annotated[int, Query(ge=1, le=MAX_K, description="Length of the list.")] = 10,
-        exclude_seen: Annotated[bool, Query(description="Leave out rated items.")] = True,
-    ) -> JSONResponse:
+        user: UserPath, options: Annotated[bodies.QueryOptions, Query()]
+    ) -> Response:
         """The best items for a user of the data set."""
-        try:
-            answer = recommender.recommend(recommender.users.parse(user), k, exclude_seen)
-        except KeyError:
-            return _failure(
-                404,
-                "unknown_user",
-                f"no user {user!r} in {recommender.bundle.config['dataset']}; "
-                "POST /v1/recommendations answers for somebody new",
-            )
-        return JSONResponse(answer.plain())
+        recommender = service.recommender
+        wish = options.wish(recommender.items.parse)
 
+        def work() -> Recommendations:
+            raw = recommender.users.parse(user)
+            return recommender.recommend(raw, options.k, options.exclude_seen, wish)
+
+        try:
+            if _quick(recommender) and not (wish.diversity or wish.explain):
+                answer = work()
+            else:
+                answer = await service.apart(work)
+        except KeyError:
+            return _no_user(recommender, user)
+        return _json(answer.plain())
+
+
+def _for_newcomers(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/recommendations",
-        response_model=Answer,
-        responses={422: _FAILURES[422]},
+        response_model=bodies.Answer,
+        responses=_failures(400, 413),
         tags=["recommend"],
     )
-    async def for_ratings(wish: Wish) -> JSONResponse:
+    async def for_ratings(asked: bodies.Newcomer, _query: NoQuery) -> Response:
         """The best items for somebody who was not in training."""
-        ratings = [(rating.item, rating.rating) for rating in wish.ratings]
-        answer = recommender.recommend_from(ratings, wish.k, wish.exclude_seen)
-        return JSONResponse(answer.plain())
+        recommender = service.recommender
+        ratings = [(rating.item, rating.rating) for rating in asked.ratings]
+        answer = await service.apart(
+            lambda: recommender.recommend_from(ratings, asked.k, asked.exclude_seen, asked.wish())
+        )
+        return _json(answer.plain())
+
+    @app.post(
+        "/v1/recommendations:batch",
+        response_model=bodies.BatchAnswer,
+        responses=_failures(400, 413),
+        tags=["recommend"],
+    )
+    async def for_many(asked: bodies.Batch, _query: NoQuery) -> Response:
+        """The best items for up to 1,000 users or people by their ratings, in one computation."""
+        recommender = service.recommender
+        return await service.apart(lambda: _json(_batch(recommender, asked)))
 
 
-def _about(app: FastAPI, recommender: Recommender) -> None:
-    bundle = recommender.bundle
-    facts = {
+def _batch(recommender: Recommender, asked: bodies.Batch) -> dict[str, Any]:
+    askers: list[RawId | GivenRatings] = []
+    for place, asker in enumerate(asked.askers):
+        if asker.user is not None and asker.ratings is not None:
+            raise RecrayError(f"askers.{place}: give user or ratings, not both")
+        if asker.user is not None:
+            askers.append(asker.user)
+        else:
+            askers.append([(rating.item, rating.rating) for rating in asker.ratings or ()])
+    made = recommender.recommend_many(askers, asked.k, asked.exclude_seen, asked.wish())
+    return {
+        "results": [_entry(answer) for answer in made],
         "model_version": recommender.version,
+    }
+
+
+def _entry(answer: Recommendations | RecrayError) -> dict[str, Any]:
+    if isinstance(answer, Recommendations):
+        return {"items": answer.items, "source": answer.source}
+    code = "unknown_user" if isinstance(answer, UnknownUser) else "invalid"
+    return {"error": {"code": code, "message": str(answer)}}
+
+
+def _items(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/items", response_model=bodies.Found, responses=_failures(), tags=["items"])
+    async def search(search: Annotated[bodies.Search, Query()]) -> Response:
+        """Items by title, those that begin so first."""
+        recommender = service.recommender
+        found = await service.apart(lambda: recommender.facts.find(search.query, search.k))
+        return _json({"items": found, "model_version": recommender.version})
+
+    @app.get(
+        "/v1/items/{item:path}/similar",
+        response_model=bodies.Similar,
+        responses=_failures(404),
+        tags=["items"],
+    )
+    async def similar(
+        item: ItemPath, options: Annotated[bodies.SimilarOptions, Query()]
+    ) -> Response:
+        """The items most like one item, by the model's vectors."""
+        recommender = service.recommender
+        wish = Wish(**options.kept())
+        try:
+            raw = recommender.items.parse(item)
+            answer = recommender.similar(raw, options.k, wish)
+        except KeyError:
+            return _no_item(recommender, item, " that the model was trained on")
+        own = recommender.describe(recommender.items.encode_one(raw))
+        return _json({"item": own, **answer.plain()})
+
+    @app.get(
+        "/v1/items/{item:path}",
+        response_model=bodies.ItemFacts,
+        responses=_failures(404),
+        tags=["items"],
+    )
+    async def item(item: ItemPath, _query: NoQuery) -> Response:
+        """All that is known of an item."""
+        recommender = service.recommender
+        try:
+            facts = recommender.item(recommender.items.parse(item))
+        except KeyError:
+            return _no_item(recommender, item)
+        return _json({**facts, "model_version": recommender.version})
+
+
+def _users(app: FastAPI, service: Service) -> None:
+    @app.get(
+        "/v1/users/{user:path}",
+        response_model=bodies.UserFacts,
+        responses=_failures(404),
+        tags=["users"],
+    )
+    async def user(user: UserPath, _query: NoQuery) -> Response:
+        """A user's history in short."""
+        recommender = service.recommender
+        try:
+            facts = recommender.user(recommender.users.parse(user))
+        except KeyError:
+            return _no_user(recommender, user)
+        return _json({**facts, "model_version": recommender.version})
+
+    @app.post(
+        "/v1/scores",
+        response_model=bodies.Scores,
+        responses=_failures(400, 413),
+        tags=["users"],
+    )
+    async def scores(asked: bodies.Pairs, _query: NoQuery) -> Response:
+        """The predicted rating, or the score, of up to 1,000 pairs."""
+        recommender = service.recommender
+        pairs = [(pair.user, pair.item) for pair in asked.pairs]
+        scored = await service.apart(lambda: recommender.score_pairs(pairs))
+        return _json(
+            {
+                "scores": scored,
+                "returns": recommender.bundle.model.returns,
+                "model_version": recommender.version,
+            }
+        )
+
+
+def _about(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/model", responses=_failures(), tags=["about"])
+    async def model(_query: NoQuery) -> dict[str, Any]:
+        """What answers: version, preset, data set, and its measured metrics with intervals."""
+        return _facts(service.recommender)
+
+    @app.get("/healthz", response_model=bodies.Status, tags=["about"])
+    async def alive() -> Response:
+        """The process answers."""
+        return _json({"status": "ok"})
+
+    @app.get("/readyz", response_model=bodies.Readiness, tags=["about"])
+    async def ready() -> Response:
+        """A model is loaded and checked; its version."""
+        return _json({"status": "ready", "model_version": service.recommender.version})
+
+    @app.get("/docs", include_in_schema=False)
+    async def documentation() -> HTMLResponse:
+        headers = {"content-security-policy": page.POLICY}
+        return HTMLResponse(page.render(app.openapi()), headers=headers)
+
+
+def _facts(recommender: Recommender) -> dict[str, Any]:
+    bundle = recommender.bundle
+    return {
+        "model_version": recommender.version,
+        "created": bundle.created,
         "preset": bundle.settings.preset,
         "model": bundle.settings.model.kind,
         "scores": bundle.model.returns,
         "dataset": bundle.config["dataset"],
         "users": bundle.config["users"],
         "items": bundle.config["items"],
+        "genres": recommender.facts.genre_names,
         "rating_range": bundle.config["rating_range"],
         "metrics": bundle.metrics.get("metrics", {}),
         "baselines": bundle.metrics.get("baselines", {}),
@@ -183,17 +346,15 @@ def _about(app: FastAPI, recommender: Recommender) -> None:
         "settings": bundle.settings.plain(),
     }
 
-    @app.get("/v1/model", tags=["about"])
-    async def model() -> dict[str, Any]:
-        """What answers: version, preset, data set, and its measured metrics with intervals."""
-        return facts
 
-    @app.get("/healthz", tags=["about"])
-    async def alive() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok"}
-
-    @app.get("/readyz", tags=["about"])
-    async def ready() -> dict[str, str]:
-        """A model is loaded and checked; its version."""
-        return {"status": "ready", "model_version": recommender.version}
+def _describe_keys(app: FastAPI, protection: Protection) -> None:
+    """Say in the OpenAPI document that keys are asked for."""
+    schema = app.openapi()  # made once; FastAPI keeps it
+    if protection.keys:
+        schema.setdefault("components", {})["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+        schema["security"] = [{"key": []}, {"header": []}]
+        for path in ("/healthz", "/readyz"):
+            schema["paths"][path]["get"]["security"] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from recray import cluster
 from recray.bundle import Bundle
 from recray.errors import RecrayError
+from recray.serving.protection import Protection, load_keys, refuse_open_door
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 NAME = "recray"
 
 
-def _builder(bundle: str) -> "Callable[[], FastAPI]":
-    """What builds the app on the replica, so that only the bundle's path travels there.
+def _builder(bundle: str, protection: Protection) -> "Callable[[], FastAPI]":
+    """What builds the app on the replica, so that only the path and the settings travel there.
 
     Serve takes a plain function for a builder, and any other callable for an app.
     """
@@ -29,7 +30,7 @@ def _builder(bundle: str) -> "Callable[[], FastAPI]":
         from recray.serving.api import build_app
 
         torch.set_num_threads(1)
-        return build_app(Recommender.open(bundle))
+        return build_app(Recommender.open(bundle), protection)
 
     return build
 
@@ -57,6 +58,7 @@ def serving(
     port: int = 8000,
     replicas: int = 1,
     address: str = cluster.LOCAL,
+    protection: Protection | None = None,
 ) -> Iterator[str]:
     """Serve a bundle while the block runs.
 
@@ -66,13 +68,17 @@ def serving(
         port: HTTP port.
         replicas: Processes that answer.
         address: Ray cluster.
+        protection: Keys and limits; by default the keys of the environment.
 
     Yields:
         The service's address; it answers.
 
     Raises:
-        RecrayError: The port is taken, or the bundle is missing or damaged.
+        RecrayError: The port is taken, the bundle is missing or damaged, or the host lets other
+            machines in and there are no keys.
     """
+    protection = protection or Protection(keys=load_keys(None))
+    refuse_open_door(host, protection)
     Bundle.open(bundle)  # here, where the user sees it, and not in a replica that retries
     if address == cluster.LOCAL:
         refuse_taken_port(host, port)
@@ -91,10 +97,11 @@ def serving(
         app = serve.deployment(
             name=NAME,
             num_replicas=replicas,
-            max_ongoing_requests=100,
+            # Above the app's own limit, so that its answer is the one that people see.
+            max_ongoing_requests=2 * protection.queue,
             ray_actor_options={"num_cpus": 0.25},
             logging_config=quiet,
-        )(serve.ingress(_builder(bundle))()).bind()
+        )(serve.ingress(_builder(bundle, protection))()).bind()
         try:
             try:
                 serve.run(app, name=NAME, route_prefix="/")

@@ -13,6 +13,8 @@ from recray.ranking import NONE
 from recray.recommender import Recommender
 
 SAME_SCORE = 1e-5
+KEY = "RECRAY_API_KEY"
+"""Environment variable with the key that opens a service."""
 
 
 class Client:
@@ -20,9 +22,10 @@ class Client:
 
     Args:
         url: http:// or https:// address.
+        key: Opens the service, if it asks for one.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -34,6 +37,7 @@ class Client:
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         )
         self.url = url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._prefix = parts.path.rstrip("/")
         self._connection = kind(host, port, timeout=30)
 
@@ -50,7 +54,7 @@ class Client:
             RecrayError: Nothing answers there, or not with JSON.
         """
         content = None if body is None else json.dumps(body)
-        headers = {"content-type": "application/json"} if content else {}
+        headers = self._headers | ({"content-type": "application/json"} if content else {})
         try:
             self._connection.request(method, self._prefix + path, content, headers)
             reply = self._connection.getresponse()
@@ -59,7 +63,9 @@ class Client:
             raise RecrayError(f"{self.url} does not answer as recray does: {error}") from error
 
 
-def verify(url: str, recommender: Recommender, users: int = 500, k: int = 10) -> dict[str, Any]:
+def verify(
+    url: str, recommender: Recommender, users: int = 500, k: int = 10, key: str | None = None
+) -> dict[str, Any]:
     """Compare a service with a bundle.
 
     Args:
@@ -67,21 +73,24 @@ def verify(url: str, recommender: Recommender, users: int = 500, k: int = 10) ->
         recommender: The bundle, opened here.
         users: How many hold-out users at most, taken at even distances.
         k: Length of the lists.
+        key: Opens the service, if it asks for one.
 
     Returns:
         {"verified", "users", "differences", "ndcg": {"offline", "online"}, "model_version"}; items
         may change places where their scores differ by under 1e-5.
 
     Raises:
-        RecrayError: The service does not answer.
+        RecrayError: The service does not answer, or the key does not open it.
     """
     holdout = recommender.bundle.holdout
     everyone = np.unique(holdout.user)
     step = max(1, len(everyone) // users)
     chosen = everyone[::step][:users].astype(np.int64)
     k = min(k, recommender.items.known)
-    with Client(url) as client:
+    with Client(url, key) as client:
         status, model = client.call("GET", "/v1/model")
+        if status in (401, 403):
+            raise RecrayError(f"{url} asks for a key: set {KEY} to one that it knows")
         served = model.get("model_version") if isinstance(model, dict) else None
         if status != 200 or served != recommender.version:
             return {

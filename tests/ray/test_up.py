@@ -175,6 +175,38 @@ def test_the_service_answers_and_refuses(sample_up, port):
             assert json.loads(failure.value.read())["error"]["message"]
 
 
+def test_a_guarded_service_lets_its_keys_in_and_counts_bodies(sample_up, port):
+    from recray.serving.deployment import serving
+    from recray.serving.protection import Protection, new_key, parse_key
+
+    out, _ = sample_up
+    secret, line = new_key("shop")
+    guarded = Protection(keys=(parse_key(line, "here"),), max_body=1000)
+    many = {"askers": [{"user": user} for user in (1, 2)], "k": 3}
+    with serving(str(out / "bundle"), port=port, protection=guarded) as url:
+        for key, body, status in (
+            (None, many, 401),
+            ("x", many, 403),
+            (secret, many, 200),
+            (secret, {"askers": many["askers"] * 100}, 413),
+        ):
+            request = urllib.request.Request(
+                f"{url}/v1/recommendations:batch",
+                json.dumps(body).encode(),
+                {"content-type": "application/json", "authorization": f"Bearer {key}"}
+                if key
+                else {"content-type": "application/json"},
+            )
+            if status == 200:
+                with urllib.request.urlopen(request) as reply:
+                    assert len(json.load(reply)["results"]) == 2
+                continue
+            with pytest.raises(urllib.error.HTTPError) as failure:
+                urllib.request.urlopen(request)
+            assert failure.value.code == status
+            assert json.load(failure.value)["error"]["code"]
+
+
 def test_more_workers_than_parts_or_cpus_are_refused(sample_up, tmp_path):
     out, _ = sample_up
     with pytest.raises(RecrayError, match="--workers 999"):

@@ -1,0 +1,179 @@
+"""Answers over HTTP and what belongs to it: serve, key, verify; and similar items."""
+
+import os
+from typing import Any
+
+import click
+
+from recray import console
+from recray.cli.base import cli, shared
+from recray.cli.up import wait_for_stop
+from recray.console import Console
+from recray.errors import CheckFailed, RecrayError
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option("--item", required=True, metavar="ID|TITLE", help="An item of the data set.")
+@shared("k")
+def similar(ui: Console, bundle: str, item: str, k: int) -> None:
+    """Find what is most like an item in a BUNDLE, by the model's vectors.
+
+    \b
+    Example:
+        recray similar bundles/mse --item 50
+        recray similar bundles/mse --item "the shawshank" -k 5
+    """
+    from recray.recommender import Recommender
+    from recray.registry import resolve_bundle
+
+    recommender = Recommender.open(resolve_bundle(bundle))
+    raw = recommender.find_item(item)
+    try:
+        answer = recommender.similar(raw, k).plain()
+    except KeyError:
+        raise RecrayError(f"--item {item}: the model was not trained on it") from None
+    own = recommender.item(raw)
+    text = f"like {own['title']} ({raw})\n{console.recommendations(answer)}"
+    ui.result({"item": own, **answer}, text)
+
+
+def _limits(command: Any) -> Any:
+    """The options of Protection."""
+    options = [
+        click.option("--api-keys", metavar="FILE", help="Keys made by `recray key`, one a line."),
+        click.option(
+            "--max-body",
+            default=4,
+            show_default=True,
+            type=click.IntRange(1, 1024),
+            metavar="MIB",
+            help="Largest body.",
+        ),
+        click.option(
+            "--timeout",
+            default=10.0,
+            show_default=True,
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="Until a request is given up.",
+        ),
+        click.option(
+            "--queue",
+            default=64,
+            show_default=True,
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Requests at once in each replica.",
+        ),
+        click.option(
+            "--rate",
+            default=0.0,
+            show_default="no limit",
+            type=click.FloatRange(min=0),
+            metavar="N",
+            help="Requests a second of each key in each replica.",
+        ),
+        click.option(
+            "--cors", multiple=True, metavar="ORIGIN", help="Pages that may ask; repeatable."
+        ),
+        click.option(
+            "--log",
+            default="errors",
+            show_default=True,
+            type=click.Choice(["errors", "requests", "users"]),
+            help="What each replica logs; users adds paths with user ids.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option(
+    "--replicas", default=1, show_default=True, type=click.IntRange(min=1), help="Processes."
+)
+@_limits
+@shared("host", "port", "address")
+def serve(
+    ui: Console,
+    bundle: str,
+    replicas: int,
+    host: str,
+    port: int,
+    address: str,
+    api_keys: str | None,
+    max_body: int,
+    **limits: Any,
+) -> None:
+    """Serve a BUNDLE, or the current version of a registry, until Ctrl-C.
+
+    Other machines are let in with --host, and only with keys: --api-keys FILE, or the lines of such
+    a file in RECRAY_API_KEYS.
+
+    \b
+    Example:
+        recray serve bundles/mse --port 8000
+        recray serve bundles/mse --host 0.0.0.0 --api-keys keys --rate 50
+    """
+    from recray.serving.protection import Protection, load_keys, refuse_open_door
+
+    protection = Protection(keys=load_keys(api_keys), max_body=max_body << 20, **limits)
+    refuse_open_door(host, protection)
+    from recray.registry import resolve_bundle
+    from recray.serving.deployment import serving
+
+    path = resolve_bundle(bundle)
+    with serving(path, host, port, replicas, address, protection) as url:
+        ui.result({"url": url, "bundle": path}, f"service: {url}  (documentation: {url}/docs)")
+        wait_for_stop(ui, url)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--add-to", metavar="FILE", help="Add its line to this file of keys.")
+@shared()
+def key(ui: Console, name: str, add_to: str | None) -> None:
+    """Make an API key for NAME: shown once, kept as its sha256 alone.
+
+    \b
+    Example:
+        recray key shop --add-to keys
+        recray serve bundles/mse --host 0.0.0.0 --api-keys keys
+    """
+    from recray.serving.protection import add_line, new_key
+
+    secret, line = new_key(name)
+    if add_to is not None:
+        add_line(add_to, line)
+    ui.result({"key": secret, "line": line}, f"key:  {secret}\nline: {line}")
+
+
+@cli.command()
+@click.argument("url")
+@click.argument("bundle")
+@click.option(
+    "--users", default=500, show_default=True, type=click.IntRange(min=1), help="At most."
+)
+@shared("k")
+def verify(ui: Console, url: str, bundle: str, users: int, k: int) -> None:
+    """Replay a BUNDLE's test users at URL and compare; exit 1 if anything differs.
+
+    A service that asks for a key gets the one in RECRAY_API_KEY.
+
+    \b
+    Example:
+        recray verify http://127.0.0.1:8000 bundles/mse
+    """
+    from recray.recommender import Recommender
+    from recray.registry import resolve_bundle
+    from recray.serving import verify as verification
+
+    recommender = Recommender.open(resolve_bundle(bundle))
+    secret = os.environ.get(verification.KEY)
+    result = verification.verify(url, recommender, users, k, secret)
+    ui.result(result)
+    if not result["verified"]:
+        raise CheckFailed(f"{url} and {bundle} disagree: {result['differences'][0]}")

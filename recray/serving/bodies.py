@@ -1,0 +1,417 @@
+"""What requests may say and replies look like, for checking and for the OpenAPI document."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from recray.data.ids import ID_LENGTH, ID_LIMIT, RawId
+from recray.filters import Wish
+
+MAX_K = 500
+MAX_RATINGS = 1000
+MAX_IDS = 1000
+MAX_BATCH = 1000
+MAX_YEAR = 9999
+
+Id = (
+    Annotated[int, Field(strict=True, ge=0, lt=ID_LIMIT)]
+    | Annotated[str, Field(strict=True, min_length=1, max_length=ID_LENGTH)]
+)
+ItemId = Annotated[
+    Id, Field(description="Raw item id, as the data has it: a number or a text.", examples=[1])
+]
+UserId = Annotated[
+    Id, Field(description="Raw user id, as the data has it: a number or a text.", examples=[1])
+]
+IdText = Annotated[str, Field(min_length=1, max_length=ID_LENGTH)]
+Genres = Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=50)]
+Year = Annotated[int, Field(ge=1, le=MAX_YEAR)]
+Length = Annotated[int, Field(ge=1, le=MAX_K, description="Length of the list.")]
+
+
+class Strict(BaseModel):
+    """Refuses what it does not know."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Filters(Strict):
+    """Which items may be in a list."""
+
+    genres: Annotated[Genres, Field(description="At least one of these.", examples=[["Drama"]])] = (
+        Field(default_factory=list)
+    )
+    not_genres: Annotated[Genres, Field(description="None of these.", examples=[["Horror"]])] = (
+        Field(default_factory=list)
+    )
+    year_from: Annotated[Year | None, Field(description="First year.")] = None
+    year_to: Annotated[Year | None, Field(description="Last year.")] = None
+    min_popularity: Annotated[
+        int, Field(ge=0, lt=ID_LIMIT, description="Fewest ratings in training.")
+    ] = 0
+
+    def kept(self) -> dict[str, Any]:
+        """The filters as a Wish takes them."""
+        return {name: getattr(self, name) for name in Filters.model_fields}
+
+
+class Options(Filters):
+    """How long a list is, which items may be in it, and how it is arranged."""
+
+    k: Length = 10
+    exclude_seen: Annotated[bool, Field(description="Leave out rated items.")] = True
+    diversity: Annotated[
+        float,
+        Field(
+            ge=0, le=1, allow_inf_nan=False, description="0 by score alone, 1 as varied as can be."
+        ),
+    ] = 0.0
+    explain: Annotated[bool, Field(description="Name the rated items behind each.")] = False
+
+
+class QueryOptions(Options):
+    """The options in an address; a list is a parameter given several times."""
+
+    exclude: Annotated[
+        list[IdText], Field(max_length=MAX_IDS, description="Raw ids that must not appear.")
+    ] = Field(default_factory=list)
+    candidates: Annotated[
+        list[IdText] | None,
+        Field(
+            max_length=MAX_IDS, description="Only these raw ids may appear; unknown ones cannot."
+        ),
+    ] = None
+
+    def wish(self, parse: Callable[[str], RawId]) -> Wish:
+        """What is wanted; ids that cannot be any of the data's are none."""
+        allowed = self.candidates
+        return Wish(
+            exclude=_parsed(self.exclude, parse),
+            candidates=None if allowed is None else _parsed(allowed, parse),
+            diversity=self.diversity,
+            explain=self.explain,
+            **self.kept(),
+        )
+
+
+def _parsed(written: list[str], parse: Callable[[str], RawId]) -> list[RawId]:
+    ids = []
+    for text in written:
+        try:
+            ids.append(parse(text))
+        except KeyError:
+            continue  # no item has it, so it excludes nothing and allows nothing
+    return ids
+
+
+class BodyOptions(Options):
+    """The options in a body."""
+
+    exclude: Annotated[
+        list[ItemId], Field(max_length=MAX_IDS, description="Raw ids that must not appear.")
+    ] = Field(default_factory=list)
+    candidates: Annotated[
+        list[ItemId] | None,
+        Field(
+            max_length=MAX_IDS, description="Only these raw ids may appear; unknown ones cannot."
+        ),
+    ] = None
+
+    def wish(self) -> Wish:
+        """What is wanted."""
+        return Wish(
+            exclude=self.exclude,
+            candidates=self.candidates,
+            diversity=self.diversity,
+            explain=self.explain,
+            **self.kept(),
+        )
+
+
+class SimilarOptions(Filters):
+    """How many similar items, and of which kind."""
+
+    k: Length = 10
+
+
+class Search(Strict):
+    """What somebody types."""
+
+    query: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=200,
+            description="Part of a title; accents, case and articles do not matter.",
+            examples=["the shawshank"],
+        ),
+    ]
+    k: Length = 10
+
+
+class Nothing(Strict):
+    """No parameters."""
+
+
+class Rating(Strict):
+    """One rating of somebody's."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"item": 1, "rating": 5}}
+    )
+    item: ItemId
+    rating: Annotated[float, Field(allow_inf_nan=False, description="Stars, on the data's scale.")]
+
+
+Ratings = Annotated[
+    list[Rating],
+    Field(
+        max_length=MAX_RATINGS,
+        description="Of somebody not in training; none gives popular items.",
+    ),
+]
+
+
+class Newcomer(BodyOptions):
+    """Who asks, by ratings, and what is wanted."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "ratings": [{"item": 1, "rating": 5}, {"item": 50, "rating": 3.5}],
+                "k": 5,
+                "genres": ["Drama"],
+                "explain": True,
+            }
+        },
+    )
+    ratings: Ratings = Field(default_factory=list)
+
+
+class Asker(Strict):
+    """Who asks: a user of the data set, or somebody by ratings."""
+
+    user: Annotated[UserId | None, Field(description="Raw user id; without it, by ratings.")] = None
+    ratings: Annotated[list[Rating] | None, Field(max_length=MAX_RATINGS)] = None
+
+
+class Batch(BodyOptions):
+    """Several who ask for the same."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "askers": [{"user": 1}, {"ratings": [{"item": 1, "rating": 5}]}],
+                "k": 5,
+            }
+        },
+    )
+    askers: Annotated[list[Asker], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+class Pair(Strict):
+    """A user and an item."""
+
+    user: UserId
+    item: ItemId
+
+
+class Pairs(Strict):
+    """Pairs to score."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"pairs": [{"user": 1, "item": 50}]}}
+    )
+    pairs: Annotated[list[Pair], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+# ----------------------------------------------------------------------------------- replies
+
+
+class Described(BaseModel):
+    """An item."""
+
+    item: ItemId
+    title: str
+    year: int | None
+    genres: list[str]
+
+
+class Reason(BaseModel):
+    """A rated item that speaks for a recommended one."""
+
+    item: ItemId
+    title: str
+    rating: float
+    share: Annotated[float, Field(description="What it adds to the score, or its likeness.")]
+
+
+class Reasons(BaseModel):
+    """Why an item is in the list."""
+
+    kind: Annotated[
+        Literal["exact", "approximate"],
+        Field(description="Whether the shares of all rated items make up the score."),
+    ]
+    items: list[Reason]
+
+
+class Listed(Described):
+    """One recommended item."""
+
+    score: Annotated[float, Field(description="Stars, or a logit that only orders; see /v1/model.")]
+    why: Annotated[Reasons | None, Field(description="With explain.")] = None
+
+
+Source = Annotated[Literal["model", "fold_in", "popular"], Field(description="What made the list.")]
+EXAMPLE_ITEM: dict[str, Any] = {
+    "item": 318,
+    "title": "Shawshank Redemption, The (1994)",
+    "year": 1994,
+    "genres": ["Crime", "Drama"],
+}
+
+
+class Answer(BaseModel):
+    """A recommended list, best first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "items": [{**EXAMPLE_ITEM, "score": 0.913407}],
+                "source": "model",
+                "model_version": "0f3a5c7e9b1d",
+            }
+        }
+    )
+    items: list[Listed]
+    source: Source
+    model_version: str
+
+
+class Problem(BaseModel):
+    """What went wrong, and what is allowed."""
+
+    code: str
+    message: str
+
+
+class Failure(BaseModel):
+    """Every error's body."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"error": {"code": "invalid", "message": "query.k: must be at least 1"}}
+        }
+    )
+    error: Problem
+
+
+class BatchEntry(BaseModel):
+    """The list of one who asked."""
+
+    items: list[Listed]
+    source: Source
+
+
+class BatchAnswer(BaseModel):
+    """The lists in the order of those who asked; an error where there is none."""
+
+    results: list[BatchEntry | Failure]
+    model_version: str
+
+
+class Similar(BaseModel):
+    """Items like one item; the score is the cosine of their vectors."""
+
+    item: Described
+    items: list[Listed]
+    source: Source
+    model_version: str
+
+
+class FoundItem(Described):
+    """An item that was searched for."""
+
+    ratings: Annotated[int, Field(description="Ratings in training.")]
+
+
+class Found(BaseModel):
+    """Items by title, best first."""
+
+    items: list[FoundItem]
+    model_version: str
+
+
+class ItemFacts(FoundItem):
+    """All that is known of an item."""
+
+    imdb: str | None
+    tmdb: int | None
+    in_training: bool
+    model_version: str
+
+
+class GenreCount(BaseModel):
+    """How many rated items have a genre."""
+
+    genre: str
+    ratings: int
+
+
+class RatedItem(Described):
+    """An item and the stars a user gave it."""
+
+    rating: float
+
+
+class UserFacts(BaseModel):
+    """A user's history."""
+
+    user: UserId
+    in_training: bool
+    source: Source
+    ratings: int
+    mean_rating: float | None
+    genres: list[GenreCount]
+    highest: list[RatedItem]
+    model_version: str
+
+
+class ScoredPair(BaseModel):
+    """A pair and its score."""
+
+    user: UserId
+    item: ItemId
+    title: str | None
+    score: Annotated[
+        float | None,
+        Field(description="Null for a cold pair if the model ranks and predicts no stars."),
+    ]
+    source: Annotated[
+        Literal["model", "fold_in", "cold"],
+        Field(description="cold: the model knows nothing of the user or of the item."),
+    ]
+
+
+class Scores(BaseModel):
+    """Scores in the order of the pairs."""
+
+    scores: list[ScoredPair]
+    returns: Annotated[Literal["stars", "logits"], Field(description="What a score is.")]
+    model_version: str
+
+
+class Status(BaseModel):
+    """How the service is."""
+
+    status: str
+
+
+class Readiness(Status):
+    """How the service is, and with which model."""
+
+    model_version: str

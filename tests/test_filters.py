@@ -1,0 +1,338 @@
+"""Filters, variety, reasons and many at once; ranking with filters against ranking without."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recray.data.ids import IdMap
+from recray.errors import RecrayError
+from recray.filters import Wish, diversify
+from recray.items import Items
+from recray.lists import Askers, Lister
+from recray.models.factorization import Dot, DotBias
+from recray.objectives import FoldInPrior, Mse, WholeData
+from recray.ranking import History, Ranker
+from recray.recommender import Recommendations, Recommender
+
+from .conftest import ITEMS, USERS, raw
+from .test_recommender import ratings
+
+GENRES = ("Comedy", "Drama", "War")
+MANY = 24
+
+
+def dense(answer) -> list[int]:
+    return [(entry["item"] - 100) // 10 for entry in answer.items]
+
+
+@pytest.fixture
+def recommender(make_bundle):
+    return Recommender(make_bundle())
+
+
+# ------------------------------------------------------------------- ranking with filters
+
+facts = st.tuples(st.sets(st.sampled_from(GENRES)), st.sampled_from([0, *range(1990, 1996)]))
+ids = st.lists(st.integers(-3, MANY + 3), max_size=8)
+wishes = st.builds(
+    Wish,
+    exclude=ids,
+    candidates=st.none() | ids,
+    genres=st.lists(st.sampled_from([*GENRES, "war"]), max_size=2),
+    not_genres=st.lists(st.sampled_from(GENRES), max_size=2),
+    year_from=st.none() | st.integers(1989, 1996),
+    year_to=st.none() | st.integers(1989, 1996),
+    min_popularity=st.integers(0, 3),
+)
+
+
+def lister(genres, years, seed) -> tuple[Lister, np.ndarray]:
+    """A model of few distinct scores, so that many are equal; and what one user has rated."""
+    torch.manual_seed(seed)
+    model = Dot(3, MANY, 2, "logits")
+    with torch.no_grad():
+        for table in (model.user_vectors, model.item_vectors):
+            table.weight.copy_(torch.randint(-2, 3, table.weight.shape))
+    pairs = {(user, int(i)) for user in range(3) for i in torch.randperm(MANY)[:5]}
+    history = History.of(ratings(pairs), 3, MANY)
+    ranker = Ranker(model, None, history)
+    table = {
+        "title": [f"Film {i}" for i in range(MANY)],
+        "year": np.array(years),
+        "genres": [sorted(own) for own in genres],
+    }
+    items = Items(IdMap(np.arange(MANY), MANY), pa.table(table), lambda: ranker.popularity)
+    return Lister(ranker, items, "v"), history.of_user(0)[0].numpy()
+
+
+def passes(wish: Wish, item: int, genres: set[str], year: int, popularity: float) -> bool:
+    """The filters as one would say them."""
+    own = {name.casefold() for name in genres}
+    return (
+        item not in wish.exclude
+        and (wish.candidates is None or item in wish.candidates)
+        and (not wish.genres or bool(own & {name.casefold() for name in wish.genres}))
+        and not own & {name.casefold() for name in wish.not_genres}
+        and (wish.year_from is None or year >= wish.year_from)
+        and (wish.year_to is None or 0 < year <= wish.year_to)
+        and popularity >= wish.min_popularity
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(facts, min_size=MANY, max_size=MANY),
+    wishes,
+    st.integers(0, 9),
+    st.booleans(),
+    st.data(),
+)
+def test_filtered_is_unfiltered_with_the_others_removed(facts, wish, seed, exclude_seen, data):
+    genres = [set(GENRES), *(own for own, _ in facts[1:])]  # so that every genre is known
+    years = [year for _, year in facts]
+    made, _seen = lister(genres, years, seed)
+    state, source = made.ranker.states(np.array([0]))
+    askers = Askers(state, source, [made.ranker.history.of_user(0)])
+    everything = made.lists(askers, MANY, exclude_seen, Wish())[0].items
+    popularity = made.ranker.popularity.tolist()
+    expected = [
+        entry
+        for entry in everything
+        if passes(wish, i := entry["item"], genres[i], years[i], popularity[i])
+    ]
+    k = data.draw(st.integers(1, MANY))
+    assert made.lists(askers, k, exclude_seen, wish)[0].items == expected[:k]
+    varied = dataclasses.replace(wish, diversity=data.draw(st.sampled_from([0.3, 1.0])))
+    shown = [entry["item"] for entry in made.lists(askers, k, exclude_seen, varied)[0].items]
+    assert len(shown) == len(set(shown)) == min(k, len(expected))
+    assert set(shown) <= {entry["item"] for entry in expected}
+
+
+def test_genres_are_known_by_name_in_any_case(recommender):
+    answer = recommender.recommend(int(raw(0)), 5, False, Wish(genres=("drama",)))
+    assert {tuple(entry["genres"]) for entry in answer.items} == {("Drama",)}
+    with pytest.raises(RecrayError, match="did you mean 'Drama'"):
+        recommender.recommend(int(raw(0)), 5, False, Wish(genres=("Drma",)))
+
+
+def test_text_and_number_ids_that_are_not_there_exclude_nothing(recommender):
+    plain = recommender.recommend(int(raw(0)), 5)
+    assert recommender.recommend(int(raw(0)), 5, True, Wish(exclude=["x", 10**30, -1])) == plain
+    for nobody in ([], ["x", -1]):
+        assert recommender.recommend(int(raw(0)), 5, True, Wish(candidates=nobody)).items == []
+
+
+# ------------------------------------------------------------------------------- variety
+
+
+def by_hand(unit, score, k, diversity) -> list[int]:
+    """MMR as its formula says, pair by pair."""
+    spread = (score.max() - score.min()) or 1.0
+    chosen: list[int] = []
+    while len(chosen) < min(k, len(score)):
+        value = {}
+        for p in range(len(score)):
+            likeness = max((float(unit[p] @ unit[c]) for c in chosen), default=-1.0)
+            relevance = float((score[p] - score.min()) / spread)
+            value[p] = (1 - diversity) * relevance - diversity * likeness
+        rest = [p for p in value if p not in chosen]
+        chosen.append(max(rest, key=lambda p: (round(value[p], 5), -p)))
+    return chosen
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 1), st.integers(0, 999))
+def test_variety_follows_the_formula(pool, k, diversity, seed):
+    rng = np.random.default_rng(seed)
+    unit = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(pool, 3))), dim=-1)
+    score = np.sort(rng.random(pool).astype(np.float32))[::-1].copy()
+    found = diversify(unit, score, k, diversity).tolist()
+    assert found == by_hand(unit.numpy(), score, k, diversity)
+
+
+def test_variety_puts_the_other_taste_second(recommender):
+    plain = recommender.recommend(int(raw(0)), 4, False)
+    varied = recommender.recommend(int(raw(0)), 4, False, Wish(diversity=0.9))
+    assert [i % 2 for i in dense(plain)] == [0, 0, 0, 0]
+    assert [i % 2 for i in dense(varied)][:2] == [0, 1]
+    assert varied.items[0] == plain.items[0]
+
+
+@pytest.mark.parametrize("diversity", [-0.1, 1.1, float("nan")])
+def test_variety_beyond_its_range_is_refused(diversity):
+    with pytest.raises(RecrayError, match="0 to 1"):
+        Wish(diversity=diversity)
+
+
+# ------------------------------------------------------------------------------- reasons
+
+
+@pytest.mark.parametrize("kind", ["whole-data", "mse"])
+def test_shares_of_a_folded_in_user_make_up_the_state(kind):
+    torch.manual_seed(3)
+    if kind == "mse":
+        model, objective = DotBias(8, 9, 4), Mse(0.0)
+        for table in (model.user_bias, model.item_bias, model.user_vectors, model.item_vectors):
+            torch.nn.init.normal_(table.weight)
+    else:
+        model, objective = Dot(8, 9, 4, "logits"), WholeData(0.3, 0.05)
+        torch.nn.init.normal_(model.item_vectors.weight)
+    item, rating = torch.tensor([1, 4, 7]), torch.tensor([5.0, 2.0, 4.0])
+    with torch.no_grad():
+        state = objective.fold_in(model, item, rating, 0.8)[0]
+        base, parts = objective.shares(model, 0.8)(item, rating)
+    assert parts.shape == (3, len(state))
+    assert torch.allclose((base + parts.sum(dim=0)).float(), state, atol=1e-5)
+    if kind == "mse":
+        prior = FoldInPrior.of(model, 0.8)
+        assert not torch.allclose(base, prior.mean)  # the ratings pull away from the prior
+
+
+@pytest.mark.parametrize("preset", ["ranking", "dot-mse"])
+def test_the_reasons_are_of_the_same_taste_and_exact_for_somebody_new(make_bundle, preset):
+    recommender = Recommender(make_bundle(preset=preset))
+    rated = [(int(raw(i)), 5.0) for i in (1, 3, 4)]
+    answer = recommender.recommend_from(rated, 3, True, Wish(explain=True))
+    for entry in answer.items:
+        why = entry["why"]
+        assert why["kind"] == "exact"
+        names = [(w["item"] - 100) // 10 % 2 for w in why["items"]]
+        assert names[0] == (entry["item"] - 100) // 10 % 2
+        assert all(w["share"] > 0 for w in why["items"])
+        assert [w["share"] for w in why["items"]] == sorted(
+            (w["share"] for w in why["items"]), reverse=True
+        )
+
+
+def test_a_state_that_the_ratings_do_not_make_up_is_explained_approximately(recommender):
+    answer = recommender.recommend(int(raw(1)), 2, True, Wish(explain=True))
+    assert {entry["why"]["kind"] for entry in answer.items} == {"approximate"}
+
+
+def test_models_without_such_a_sum_give_likeness_and_say_so(make_bundle):
+    recommender = Recommender(make_bundle(preset="dot-bias-bce"))
+    rated = [(int(raw(1)), 5.0), (int(raw(2)), 5.0), (int(raw(3)), 1.0)]  # 3 was not liked
+    answer = recommender.recommend_from(rated, 3, True, Wish(explain=True, genres=("Drama",)))
+    for entry in answer.items:
+        assert entry["why"]["kind"] == "approximate"
+        assert [w["item"] for w in entry["why"]["items"]] == [int(raw(1))]
+
+
+def test_popular_items_have_no_reasons(recommender):
+    answer = recommender.recommend_from([], 2, True, Wish(explain=True))
+    assert all(entry["why"]["items"] == [] for entry in answer.items)
+
+
+# ---------------------------------------------------------------------------- many at once
+
+
+@pytest.mark.parametrize("preset", ["ranking", "dot-mse"])
+@pytest.mark.parametrize("block", [ITEMS, 3 * ITEMS, 1 << 24])
+@pytest.mark.parametrize("wish", [Wish(), Wish(genres=("War",), diversity=0.5, explain=True)])
+def test_many_at_once_are_as_one_by_one(make_bundle, monkeypatch, preset, block, wish):
+    monkeypatch.setattr("recray.lists.SCORES_AT_ONCE", block)
+    recommender = Recommender(make_bundle(preset=preset))
+    new = [(int(raw(1)), 5.0), (int(raw(2)), 2.0)]
+    askers = [int(raw(u)) for u in range(USERS + 2)] + [new, [], new[:1], int(raw(3))]
+    together = recommender.recommend_many(askers, 4, True, wish)
+    for asker, answer in zip(askers, together, strict=True):
+        assert isinstance(answer, Recommendations)
+        alone = (
+            recommender.recommend_from(asker, 4, True, wish)
+            if isinstance(asker, list)
+            else recommender.recommend(asker, 4, True, wish)
+        )
+        assert answer.source == alone.source
+        assert dense(answer) == dense(alone)
+        for one, other in zip(answer.items, alone.items, strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+            assert one.get("why") == other.get("why")
+
+
+def test_who_cannot_be_answered_does_not_stop_the_others(recommender):
+    bad = [(int(raw(1)), 99.0)]
+    answers = recommender.recommend_many([int(raw(0)), 7, bad, "x"], 2)
+    assert isinstance(answers[0], Recommendations)
+    assert [str(answer) for answer in answers[1:]] == [
+        "no user 7 in tiny",
+        "rating 99 is off the scale of 1 to 5",
+        "no user 'x' in tiny",
+    ]
+    assert recommender.recommend_many([], 2) == []
+
+
+def test_own_history_of_a_trained_user_gives_their_own_list():
+    """Two hundred users of four tastes; training to the optimum, then everybody as if new."""
+    torch.manual_seed(0)
+    users, items, dim = 200, 120, 8
+    liked = torch.rand(users, items) < torch.where(
+        torch.arange(users)[:, None] % 4 == torch.arange(items) % 4, 0.5, 0.05
+    )
+    user, item = torch.nonzero(liked, as_tuple=True)
+    model, objective = Dot(users, items, dim, "logits"), WholeData(0.2, 0.015)
+    by_item = torch.argsort(item, stable=True)
+    begins = torch.searchsorted(user, torch.arange(users + 1))
+    item_begins = torch.searchsorted(item[by_item], torch.arange(items + 1))
+    w, h = model.user_vectors.weight.data, model.item_vectors.weight.data
+    for _ in range(8):
+        w[:] = objective.solve(h, begins, item, objective.gram(h), items)
+        h[:] = objective.solve(w, item_begins, user[by_item], objective.gram(w), users)
+    w[:] = objective.solve(h, begins, item, objective.gram(h), items)
+    pairs = set(zip(user.tolist(), item.tolist(), strict=True))
+    ranker = Ranker(model, objective, History.of(ratings(pairs), users, items))
+    warm = ranker.rank(np.arange(users), 10).item
+    same = 0
+    for one in range(users):
+        rated = ranker.history.of_user(one)
+        scores = ranker.scores(ranker.fold_in(*rated), np.array([1], np.int8))
+        scores[0, rated[0]] = -torch.inf
+        same += len(set(warm[one].tolist()) & set(torch.topk(scores[0], 10).indices.tolist()))
+    assert same / (10 * users) >= 0.95
+
+
+# ------------------------------------------------------------------------------- facts
+
+
+def test_what_is_known_of_a_user(recommender):
+    facts = recommender.user(int(raw(0)))
+    assert (facts["ratings"], facts["in_training"], facts["source"]) == (4, True, "model")
+    assert facts["genres"] == [{"genre": "Comedy", "ratings": 4}, {"genre": "War", "ratings": 4}]
+    assert [(h["item"], h["rating"]) for h in facts["highest"]] == [
+        (int(raw(i)), stars) for i, stars in ((0, 5.0), (6, 5.0), (2, 4.0), (4, 3.0))
+    ]
+    assert recommender.user(int(raw(USERS + 1)))["mean_rating"] is None
+    with pytest.raises(KeyError):
+        recommender.user(7)
+
+
+def test_what_is_known_of_an_item(recommender):
+    facts = recommender.item(int(raw(3)))
+    assert (facts["title"], facts["imdb"], facts["tmdb"]) == ("Film 3 (1993)", "tt0000003", 3)
+    assert facts["ratings"] == int(recommender.ranker.popularity[3]) > 0
+    cold = recommender.item(int(raw(ITEMS)))
+    assert (cold["ratings"], cold["in_training"]) == (0, False)
+    with pytest.raises(KeyError):
+        recommender.item(7)
+
+
+def test_pairs_are_scored_as_lists_are_and_cold_ones_say_so(make_bundle):
+    stars = Recommender(make_bundle("stars", preset="dot-mse"))
+    pairs = [(0, 1), (USERS, 1), (USERS + 1, 1), (0, ITEMS)]
+    named = [(int(raw(u)), int(raw(i))) for u, i in pairs] + [("x", "y"), (int(raw(0)), 7)]
+    scored = stars.score_pairs(named)
+    assert [entry["source"] for entry in scored] == ["model", "fold_in", *["cold"] * 4]
+    for place in (0, 1):
+        listed = stars.recommend(named[place][0], ITEMS, False).items
+        own = next(entry for entry in listed if entry["item"] == named[place][1])
+        assert scored[place]["score"] == pytest.approx(own["score"], abs=1e-5)
+    base = stars.ranker.bias_only
+    assert scored[2]["score"] == pytest.approx(float(base.mean + base.item_bias[1]), abs=1e-5)
+    assert scored[4]["score"] == pytest.approx(float(base.mean), abs=1e-5)
+    ranking = Recommender(make_bundle("ranking")).score_pairs(named)
+    assert [entry["score"] is None for entry in ranking] == [False, False, *[True] * 4]
+    assert stars.score_pairs([]) == []

@@ -1,0 +1,67 @@
+"""Titles are found as people write them."""
+
+import pytest
+
+from recray.titles import TitleIndex, fold, spoken
+
+TITLES = [
+    "Shawshank Redemption, The (1994)",
+    "Amélie (Fabuleux destin d'Amélie Poulain, Le) (2001)",
+    "Avventura, L' (Adventure, The) (1960)",
+    "City of Lost Children, The (Cité des enfants perdus, La) (1995)",
+    "Star Wars: Episode IV - A New Hope (1977)",
+    "Lone Star (1996)",
+    "Schindler's List (1993)",
+    "Good, the Bad and the Ugly, The (1966)",
+    "Starman (1984)",
+    "Æon Flux (2005)",
+    "Red (Trois couleurs: Rouge) (1994)",
+    "M (1931)",
+]
+
+
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("the shawshank", 0),
+        ("Shawshank Redemption, The", 0),
+        ("shawshank", 0),
+        ("redemption", 0),
+        ("shawshank redemption, the (1994)", 0),
+        ("AMELIE", 1),
+        ("le fabuleux destin", 1),
+        ("l'avventura", 2),
+        ("the adventure", 2),
+        ("la cite des", 3),
+        ("city of lost", 3),
+        ("schindlers list", 6),
+        ("Schindler\u2019s", 6),
+        ("the good the bad", 7),
+        ("hope new", 4),
+        ("trois couleurs", 10),
+    ],
+)
+def test_it_is_found_first(query, first):
+    assert TitleIndex(TITLES, [1.0] * len(TITLES)).find(query, 3)[0] == first
+
+
+def test_titles_that_begin_so_come_first_then_by_weight():
+    index = TitleIndex(TITLES, [float(n) for n in range(len(TITLES))])
+    assert index.find("star", 10) == [8, 4, 5]
+    assert index.find("star", 2) == [8, 4]
+
+
+def test_an_article_left_out_or_put_behind_is_still_a_beginning():
+    index = TitleIndex(["Lord of the Ring (1999)", "Ring, The (2002)"], [9.0, 1.0])
+    assert index.find("ring", 2) == [1, 0]
+    assert index.find("Ring, The", 2) == [1, 0]
+
+
+@pytest.mark.parametrize("query", ["", " ", "?!", "\u0301", "zzz", "hawshank"])
+def test_nothing_is_found_for_nothing(query):
+    assert TitleIndex(TITLES, [1.0] * len(TITLES)).find(query, 3) == []
+
+
+def test_folding_takes_marks_and_case():
+    assert fold("  Ça,  ÎLE-de-FRANCE! ") == "ca ile de france"
+    assert spoken("Red (Trois couleurs: Rouge) (1994)") == "Red (Trois couleurs: Rouge) (1994)"
