@@ -65,6 +65,13 @@ def run(*arguments: object):
         (["verify", "http://127.0.0.1:99999", "/nowhere"], "no such folder"),
         (["registry", "list", "/nowhere"], "no registry at"),
         (["train", "p", "--out", "r", "--workers", "0"], "--workers"),
+        (["tune", "/nowhere", "--out", "s"], "no such folder: /nowhere"),
+        (["tune", "/nowhere", "--out", "s", "--trials", "0"], "give 1 or more"),
+        (["tune", "/nowhere", "--out", "s", "--concurrent", "0"], "auto, or a number"),
+        (["tune", "/nowhere", "--out", "s", "--searcher", "rand"], "did you mean 'random'"),
+        (["tune", "/nowhere", "--out", "s", "--space", "nofile"], "no such file: nofile"),
+        (["tune", "/nowhere", "--out", "s", "--set", "split.test=0.5"], "recray prepare"),
+        (["tune", "/nowhere", "--out", "s", "--set", "train.rows=train+valid"], "apart"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, words):

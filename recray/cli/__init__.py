@@ -16,6 +16,7 @@ from recray.cli import (  # noqa: F401 - each adds its commands
     data,
     registry,
     stages,
+    tune,
     up,
 )
 from recray.cli.base import cli
