@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import os
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -24,7 +26,6 @@ REDUCTION = 3
 
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and TensorBoard files beside ours
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command; what has ended is kept
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its snapshots are not used
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -76,10 +77,13 @@ def _tune_environment() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in _TUNE_ENVIRONMENT}
     os.environ.update({k: v for k, v in _TUNE_ENVIRONMENT.items() if before[k] is None})
     level = logging.getLogger("ray.tune").level
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors of trials are rows
+    handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
         logging.getLogger("ray.tune").setLevel(level)
         for name, value in before.items():
             if value is None:
@@ -103,8 +107,6 @@ def _fit(search: Search, plan: Plan, at_once: int, on_event: OnEvent | None) -> 
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            metric="value",
-            mode="min" if search.goal.lower else "max",
             search_alg=_searcher(desk),
             scheduler=scheduler,
             num_samples=len(plan.waiting),
@@ -123,10 +125,15 @@ def _fit(search: Search, plan: Plan, at_once: int, on_event: OnEvent | None) -> 
     try:
         with _tune_environment(), contextlib.redirect_stdout(None):
             tuner.fit()
+    except Exception:
+        if desk.failure is None:
+            raise
     finally:
         search.sweep.folder.delete(".ray")
     if desk.failure is not None:
         raise desk.failure
+    if desk.running:  # Tune takes Ctrl-C for itself, gives all CPUs back and returns
+        raise KeyboardInterrupt
 
 
 def _scheduler(search: Search) -> Any:
@@ -134,21 +141,20 @@ def _scheduler(search: Search) -> Any:
     from ray.tune import schedulers
 
     longest = search.longest
+    shared: dict[str, Any] = {
+        "time_attr": "epoch",
+        "metric": "value",
+        "mode": "min" if search.goal.lower else "max",
+        "grace_period": max(1, longest // REDUCTION**2),
+    }
     match search.order.scheduler:
         case "asha":
             return schedulers.AsyncHyperBandScheduler(
-                time_attr="epoch",
-                max_t=longest,
-                grace_period=max(1, longest // REDUCTION**2),
-                reduction_factor=REDUCTION,
-                stop_last_trials=False,
+                **shared, max_t=longest, reduction_factor=REDUCTION, stop_last_trials=False
             )
         case "median":
-            return schedulers.MedianStoppingRule(
-                time_attr="epoch",
-                grace_period=max(1, longest // REDUCTION**2),
-                min_time_slice=float("inf"),  # type: ignore[arg-type]  # never pause: no checkpoint
-            )
+            shared["min_time_slice"] = float("inf")  # never pause: there is no checkpoint
+            return schedulers.MedianStoppingRule(**shared)
     return schedulers.FIFOScheduler()
 
 
@@ -164,7 +170,6 @@ def _replay(scheduler: Any, record: Record, goal: Goal) -> None:
     values = goal.so_far(record.history)
     if not values:
         return
-    scheduler.set_search_properties("value", "min" if goal.lower else "max")
     past = _Past(record.key)
     results = [{"epoch": n, "value": value} for n, value in enumerate(values, 1)]
     scheduler.on_trial_add(None, past)
@@ -205,6 +210,8 @@ def _searcher(desk: Desk) -> Any:
     class PlanSearcher(Searcher):
         def suggest(self, trial_id: str) -> Any:
             candidate = _kept(desk, lambda: desk.next(trial_id))
+            if desk.failure is not None:
+                raise RuntimeError("the sweep has come to an end") from desk.failure
             if candidate is None:
                 return Searcher.FINISHED
             return {"candidate": json.dumps(asdict(candidate))}
@@ -229,6 +236,6 @@ def _searcher(desk: Desk) -> Any:
 def _kept(desk: Desk, call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except Exception as error:
+    except BaseException as error:
         desk.failure = desk.failure or error
         return None
