@@ -8,7 +8,7 @@ from typing import Any
 from recray.benchmarks.harness import machine
 from recray.errors import RecrayError, unknown_name
 
-NAMES = ("ingest", "quality")
+NAMES = ("ingest", "quality", "tune")
 
 Say = Callable[[str], None]
 

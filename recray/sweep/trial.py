@@ -11,7 +11,7 @@ import torch
 from recray import storage
 from recray.config import build_settings
 from recray.data.prepared import KIND, Prepared, Ratings
-from recray.errors import RecrayError, StorageError
+from recray.errors import RecrayError
 from recray.storage import Folder
 from recray.sweep.plan import Candidate
 from recray.sweep.records import Goal, SweepFolder
@@ -109,8 +109,6 @@ class TrialRun:
         torch.set_num_threads(1)
         try:
             done = self._epoch()
-        except StorageError:
-            raise
         except Exception as error:  # whatever it is, it is this trial's end and nobody else's
             self.sweep.save(self.candidate.ended("failed", self.history, _one_line(error)))
             return self._report(done=True)
