@@ -255,14 +255,19 @@ class Folder:
             raise RecrayError(f"{self.path} has no {MANIFEST}: it is unfinished or not recray's")
         return self.read_json(MANIFEST)
 
-    def verify(self) -> dict[str, Any]:
+    def verify(self, sealed: str | None = None) -> dict[str, Any]:
         """Compare every file with the manifest and return the manifest.
+
+        Args:
+            sealed: Name of a folder inside whose files are not opened.
 
         Raises:
             RecrayError: A file is missing, or its bytes are not those of the manifest.
         """
         manifest = self.manifest()
         for entry in _entries(manifest, self.path):
+            if sealed is not None and entry["name"].startswith(f"{sealed}/"):
+                continue
             if not self.exists(entry["name"]):
                 raise RecrayError(f"{self.path} lacks {entry['name']}, which its manifest lists")
             found = hashlib.sha256(self.read_bytes(entry["name"])).hexdigest()

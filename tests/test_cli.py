@@ -73,6 +73,13 @@ def run(*arguments: object):
         (["benchmark", "qualty"], "did you mean 'quality'"),
         (["benchmark", "ingest", "--data", "x"], "makes its own data"),
         (["prepare", "sample", "--out", "p", "--columns", "user"], "write user=NAME,item=NAME"),
+        (["tune", "/nowhere", "--out", "s"], "no such folder: /nowhere"),
+        (["tune", "/nowhere", "--out", "s", "--trials", "0"], "give 1 or more"),
+        (["tune", "/nowhere", "--out", "s", "--concurrent", "0"], "auto, or a number"),
+        (["tune", "/nowhere", "--out", "s", "--searcher", "rand"], "did you mean 'random'"),
+        (["tune", "/nowhere", "--out", "s", "--space", "nofile"], "no such file: nofile"),
+        (["tune", "/nowhere", "--out", "s", "--set", "split.test=0.5"], "recray prepare"),
+        (["tune", "/nowhere", "--out", "s", "--set", "train.rows=train+valid"], "apart"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, words):

@@ -101,7 +101,7 @@ def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="recray-quality-") as out, cluster.session():
         for protocol in PROTOCOLS:
             if not quick or _is_quick(protocol):
-                source = _source(protocol.data, data)
+                source = archive(protocol.data, data)
                 rows.append(_measure(protocol, source, quick, f"{out}/{protocol.figure}", say))
     return {"figures": _figures(rows), "rows": rows}
 
@@ -112,7 +112,7 @@ def _is_quick(protocol: Protocol) -> bool:
     return protocol.data == "ml-100k" and not slow
 
 
-def _source(name: str, folder: str | None) -> str:
+def archive(name: str, folder: str | None) -> str:
     """The archive of a release: NAME.zip in the folder, or the first NAME-*.zip."""
     if folder is None:
         return name

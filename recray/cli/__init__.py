@@ -17,6 +17,7 @@ from recray.cli import (  # noqa: F401 - each adds its commands
     registry,
     serving,
     stages,
+    tune,
     up,
 )
 from recray.cli.base import cli

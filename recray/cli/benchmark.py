@@ -10,10 +10,10 @@ from recray.console import Console
 @cli.command()
 @click.argument("name")
 @click.option("--quick", is_flag=True, help="Leave out what takes long; under 3 minutes.")
-@click.option("--data", metavar="FOLDER", help="quality: archives such as ml-100k.zip.")
+@click.option("--data", metavar="FOLDER", help="quality, tune: archives such as ml-100k.zip.")
 @shared()
 def benchmark(ui: Console, name: str, quick: bool, data: str | None) -> None:
-    """Run the benchmark NAME: evaluate, ingest, quality or serve.
+    """Run the benchmark NAME: evaluate, ingest, quality, serve or tune.
 
     \b
     Example:

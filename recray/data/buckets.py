@@ -291,9 +291,8 @@ class Split:
 def _counts_by_split(ids: NDArray[np.int64], which: NDArray[np.int8]) -> pa.Table:
     raw, place = np.unique(ids, return_inverse=True)
     cells = len(schema.PARTS) * len(raw)
-    counts = np.bincount(which.astype(np.int64) * len(raw) + place, minlength=cells).reshape(
-        -1, len(raw)
-    )
+    cell = which.astype(np.int64) * len(raw) + place
+    counts = np.bincount(cell, minlength=cells).reshape(len(schema.PARTS), len(raw))
     return pa.table({"raw": raw} | dict(zip(schema.PARTS, counts, strict=True)))
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -113,11 +113,21 @@ class TrainingRun:
         Raises:
             RecrayError: The loss is not finite any more; the last good checkpoint stays.
         """
+        *_, last = self.epochs()
+        return last
+
+    def epochs(self) -> Iterator[Progress]:
+        """Train as `fit` does; gives the state at the start and after each epoch.
+
+        Raises:
+            RecrayError: The loss is not finite any more.
+        """
         epochs = epochs_of(self.model, self.objective, self.shard, self.settings, self.workers)
         progress = self._restore(epochs)
+        yield progress
         while progress.epoch < self.settings.train.epochs and not progress.stopped:
             self._epoch(epochs, progress)
-        return progress
+            yield progress
 
     def _restore(self, epochs: Epochs) -> Progress:
         checkpoint = self.folder.latest()

@@ -1,0 +1,141 @@
+"""What a trial costs beside its training: recray, Tuner's defaults, a TorchTrainer in each."""
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from recray import cluster, tuning
+from recray.benchmarks.harness import timed
+from recray.benchmarks.quality import archive
+from recray.config import Settings, load_settings
+from recray.data import ingest
+from recray.data.source import recognise
+from recray.sweep import order as orders
+from recray.sweep.order import Order, Search
+from recray.sweep.plan import Candidate
+from recray.sweep.records import Goal, SweepFolder
+from recray.sweep.spaces import parse_space
+from recray.sweep.trial import SearchData, TrialRun, load, open_sealed
+
+Say = Callable[[str], None]
+TRIALS = 20
+IN_TRAIN = 2
+"""Trials of the slowest way."""
+
+
+def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
+    """Run 20 trials of one epoch, one at a time, each way on the same data; quick: without Train.
+
+    Args:
+        quick: Leave out what takes long.
+        say: Told what happens, a line each.
+        data: Folder with ml-100k.zip; None takes the generated sample.
+    """
+    settings = load_settings("ranking", None, ["train.epochs=1", "model.dim=16"])
+    source = "sample" if data is None else archive("ml-100k", data)
+    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, cluster.session():
+        prepared = f"{folder}/prepared"
+        ingest.prepare(recognise(source, settings), prepared, settings)
+        cluster.map_tasks(_Nothing(), 2 * cluster.local_cpus())  # worker processes are started
+        rows = _measure(_search(settings, prepared, f"{folder}/sweep"), quick, say)
+    return {"figures": _figures(rows), "rows": rows}
+
+
+def _search(settings: Settings, prepared: str, out: str) -> Search:
+    space = parse_space({"train.l2": {"uniform": [0.02, 0.1], "points": TRIALS - 1}}, settings)
+    return orders.check(
+        Order(prepared, out, TRIALS, 1, searcher="grid", scheduler="none"), settings, space
+    )
+
+
+def _measure(search: Search, quick: bool, say: Say) -> list[dict[str, Any]]:
+    """Every way: seconds a trial, and what of it is not the training."""
+    given = list(_candidates(search))
+    bare, data = _Bare(search.order.prepared, f"{search.order.out}-bare"), load(search.data)
+    bare(asdict(given[0]))  # what is loaded at the first use is no trial's
+    alone = timed(lambda: [bare.train(data, candidate) for candidate in given]) / len(given)
+    rows = [_row("alone, in this process", len(given), alone, alone, say)]
+    seconds = timed(lambda: tuning.run(search)) / len(given)
+    rows.append(_row("recray", len(given), seconds, alone, say))
+    from recray.benchmarks import textbook
+
+    configs = [asdict(candidate) for candidate in given]
+    with _quiet():
+        seconds = timed(lambda: textbook.tune_defaults(bare, configs)) / len(configs)
+        rows.append(_row("default", len(configs), seconds, alone, say))
+        if not quick:
+            few = configs[:IN_TRAIN]
+            seconds = timed(lambda: textbook.tune_train(bare, few)) / len(few)
+            rows.append(_row("train inside", len(few), seconds, alone, say))
+    return rows
+
+
+def _candidates(search: Search) -> Iterator[Candidate]:
+    plan = search.plan()
+    while (candidate := plan.next()) is not None:
+        yield candidate
+
+
+class _Bare:
+    """One trial, start to end, by what any function would do: it reads its data and trains.
+
+    Args:
+        prepared: Folder of the data set.
+        out: Where trials leave their files.
+    """
+
+    def __init__(self, prepared: str, out: str) -> None:
+        self.prepared, self.out = prepared, out
+
+    def __call__(self, candidate: dict[str, Any]) -> float:
+        return self.train(load(open_sealed(self.prepared)), Candidate(**candidate))
+
+    def train(self, data: SearchData, candidate: Candidate) -> float:
+        """One trial on data that have been read."""
+        goal = Goal(f"ndcg@{candidate.settings['evaluate']['k'][0]}", lower=False)
+        trial = TrialRun(data, SweepFolder(self.out), candidate, goal)
+        return float(trial.step()["value"])
+
+
+class _Nothing:
+    def __call__(self, _number: int) -> dict[str, Any]:
+        return {}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave Ray's own tables and notes out."""
+    names = ("ray.tune", "ray.train")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _row(way: str, trials: int, seconds: float, alone: float, say: Say) -> dict[str, Any]:
+    overhead = seconds - alone
+    say(f"{way}: {trials} trials, {seconds:.3f} s each, {overhead:.3f} s of it overhead")
+    return {
+        "way": way,
+        "trials": trials,
+        "s_per_trial": round(seconds, 4),
+        "overhead_s": round(overhead, 4),
+    }
+
+
+def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    overhead = {row["way"]: row["overhead_s"] for row in rows}
+    own, inside = overhead["recray"], overhead.get("train inside")
+    return {
+        "overhead_s_per_trial": own,
+        "over_default": overhead["default"] / own if own > 0 else None,
+        "over_train_inside": inside / own if inside is not None and own > 0 else None,
+    }

@@ -1,0 +1,234 @@
+"""Hyperparameter search: its command, and what it shows while it runs and at its end."""
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recray import console
+from recray.cli.base import cli, shared
+from recray.cli.stages import refuse_groups
+from recray.config import load_settings
+from recray.console import Console
+from recray.errors import RecrayError
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+    from recray.sweep.desk import Event
+
+SHOWN = 12
+"""Rows of the live table."""
+
+
+def _concurrent(_context: click.Context, _option: click.Parameter, given: str) -> int | None:
+    if given == "auto":
+        return None
+    if given.isdigit() and int(given):
+        return int(given)
+    raise click.BadParameter(f"{given!r}: auto, or a number from 1")
+
+
+@cli.command()
+@click.argument("prepared")
+@click.option("--out", required=True, metavar="SWEEP", help="Folder of the sweep.")
+@click.option("--trials", default=20, show_default=True, type=int, help="Trials in all.")
+@click.option(
+    "--concurrent",
+    default="auto",
+    show_default=True,
+    callback=_concurrent,
+    metavar="auto|N",
+    help="Trials at once.",
+)
+@click.option("--searcher", default="random", show_default=True, help="random, grid or tpe.")
+@click.option("--scheduler", default="asha", show_default=True, help="none, asha or median.")
+@click.option("--metric", help="Validation metric to search by.  [default: the preset's]")
+@click.option("--space", metavar="FILE", help="YAML with a `search:` section.")
+@click.option(
+    "--seeds",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Trainings of the winner that are measured on test; 0: none.",
+)
+@click.option("--resume", is_flag=True, help="Continue the sweep in --out.")
+@shared("preset", "config", "set", "address")
+def tune(
+    ui: Console,
+    prepared: str,
+    out: str,
+    trials: int,
+    concurrent: int | None,
+    searcher: str,
+    scheduler: str,
+    metric: str | None,
+    space: str | None,
+    seeds: int,
+    resume: bool,
+    preset: str | None,
+    config: str | None,
+    overrides: tuple[str, ...],
+    address: str,
+) -> None:
+    """Search the settings of a preset on the validation split of PREPARED.
+
+    Trial 0 is the preset itself. Test is opened at the end, for the winner and trial 0.
+
+    \b
+    Example:
+        recray tune prepared/ml-1m --preset neumf --trials 64 --searcher tpe --out sweeps/neumf
+        recray train prepared/ml-1m --config sweeps/neumf/best.yaml --out runs/neumf
+    """
+    refuse_groups(overrides, ("data", "split"), "recray prepare")
+    wanted = (*overrides, f"train.metric={metric}") if metric else overrides
+    settings = load_settings(preset, config, wanted)
+    if settings.train.rows != "train":
+        raise RecrayError("--set train.rows=train+valid: a search needs the validation rows apart")
+    from recray import champion
+    from recray.sweep import order as orders
+    from recray.sweep.spaces import load_space
+
+    order = orders.Order(prepared, out, trials, concurrent, searcher, scheduler, resume, address)
+    search = orders.check(order, settings, load_space(settings, space))
+    with Watch(ui, search.goal.metric) as watch:
+        result = champion.tune(search, seeds, watch.say, watch.tell)
+    ui.result(result, summary(result))
+
+
+class Watch:
+    """The trials as they go, on stderr: a live table on a terminal, a line an end elsewhere.
+
+    Args:
+        ui: Where lines go.
+        metric: What is compared.
+    """
+
+    def __init__(self, ui: Console, metric: str) -> None:
+        self.ui, self.metric = ui, metric
+        self.events: dict[int, Event] = {}
+        self._live: Live | None = None
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def say(self, line: str) -> None:
+        """Tell of what follows the search."""
+        self._stop()
+        self.ui.say(line)
+
+    def tell(self, event: "Event") -> None:
+        """Tell of a report or an end."""
+        self.events[event.number] = event
+        if sys.stderr.isatty():
+            self._show(event)
+        elif event.status != "running":
+            self.ui.say(f"{_words(event, self.metric)}; {progress(event, self.metric)}")
+
+    def _show(self, event: "Event") -> None:
+        from rich.console import Console as Terminal
+        from rich.live import Live
+        from rich.text import Text
+
+        if self._live is None:
+            self._live = Live(console=Terminal(stderr=True), refresh_per_second=4)
+            self._live.start()
+        text = live_table(list(self.events.values()), event, self.metric)
+        self._live.update(Text(text))
+
+
+def progress(event: "Event", metric: str) -> str:
+    """How far the sweep is, and the best so far."""
+    best = f"best {metric} {event.best[1]:.4f} (trial {event.best[0]})" if event.best else "no best"
+    return f"{event.ended} of {event.trials} trials, {best}"
+
+
+def _words(event: "Event", metric: str) -> str:
+    value = "" if math.isnan(event.value) else f"  {metric} {event.value:.4f}"
+    error = f"  {event.error}" if event.error else ""
+    return f"trial {event.number:>3} {event.status:<8} {event.epochs:>3} epochs{value}{error}"
+
+
+def live_table(events: "list[Event]", latest: "Event", metric: str) -> str:
+    """The trials that run, the best, and the last that ended."""
+    place = {event.number: n for n, event in enumerate(events)}
+    best = latest.best[0] if latest.best else -1
+
+    def rank(event: "Event") -> tuple[bool, bool, int]:
+        return event.number != best, event.status != "running", -place[event.number]
+
+    rows = [
+        [
+            f"{event.number}{' *' if event.number == best else ''}",
+            event.status,
+            str(event.epochs),
+            "" if math.isnan(event.value) else f"{event.value:.4f}",
+            event.error[:60],
+        ]
+        for event in sorted(events, key=rank)[:SHOWN]
+    ]
+    columns = ["trial", "status", "epochs", metric, ""]
+    return console.table(progress(latest, metric), columns, rows)
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The end of a sweep: all trials, best first, then the winner on test."""
+    metric, best = result["metric"], result["best"]
+    settings = list(dict.fromkeys(name for row in result["trials"] for name in row["settings"]))
+    lower = metric in ("rmse", "mae")
+
+    def rank(row: dict[str, Any]) -> tuple[bool, bool, float]:
+        value = row["value"]
+        nothing = value is None
+        return row["trial"] != best, nothing, 0.0 if nothing else value if lower else -value
+
+    body = [
+        [
+            f"{row['trial']}{' *' if row['trial'] == best else ''}",
+            row["status"],
+            "" if row["value"] is None else f"{row['value']:.4f}",
+            "" if row["best_epoch"] is None else f"{row['best_epoch']} of {row['epochs']}",
+            *(_cell(row["settings"].get(name)) for name in settings),
+            row["error"][:70],
+        ]
+        for row in sorted(result["trials"], key=rank)
+    ]
+    title = (
+        f"{result['dataset']}, preset {result['preset']}: {len(body)} trials by "
+        f"{result['searcher']}, scheduler {result['scheduler']}; validation {metric}"
+    )
+    columns = ["trial", "status", metric, "epoch", *settings, ""]
+    lines = [console.table(title, columns, body), *_test(result["test"], metric)]
+    lines.append(f"trial {best} wins: recray train --config {result['best_config']}")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _test(test: dict[str, Any] | None, metric: str) -> list[str]:
+    if test is None:
+        return ["the test split was not opened"]
+    rows = [
+        [
+            f"{name} (trial {test[name]['trial']})",
+            f"{test[name]['valid']:.4f}",
+            f"{test[name]['test']['value']:.4f}",
+            f"{test[name]['test']['low']:.4f} to {test[name]['test']['high']:.4f}",
+        ]
+        for name in ("winner", "preset")
+        if name in test
+    ]
+    title = f"mean of {test['seeds']} seeds, {metric}"
+    made = console.table(title, ["", "validation", "test", "95 % interval"], rows)
+    return ["", made, test["verdict"]]

@@ -1,0 +1,1 @@
+"""A search of settings: spaces, searchers, what is on disk, and one trial. No Ray here."""

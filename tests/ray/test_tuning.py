@@ -1,0 +1,229 @@
+"""Sweeps on Ray Tune: end to end, broken off and resumed, blind to test, with trials that fail."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from recray import champion, tuning
+from recray.config import load_settings
+from recray.data import ingest
+from recray.data.source import recognise
+from recray.sweep import order as orders
+from recray.sweep.order import Order
+from recray.sweep.records import SweepFolder
+from recray.sweep.spaces import parse_space
+from recray.training import trainer
+
+SPACE = {"model.dim": {"int": [2, 12]}, "train.l2": {"loguniform": [0.001, 0.1]}}
+SMALL = ["model.dim=4", "train.epochs=3", "train.patience=null"]
+
+
+@pytest.fixture(scope="module")
+def prepared(ray_session, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tuning") / "prepared"
+    settings = load_settings("ranking")
+    ingest.prepare(recognise("sample", settings), str(folder), settings)
+    return folder
+
+
+def checked(prepared: Path, out: Path, space=SPACE, changes=(), preset="ranking", **order):
+    settings = load_settings(preset, None, [*SMALL, *changes])
+    given = {"prepared": str(prepared), "out": str(out), "trials": 6, "concurrent": 2} | order
+    return orders.check(Order(**given), settings, parse_space(space, settings))
+
+
+def all_cpus_come_back(seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def test_a_sweep_ends_with_settings_that_give_its_digits(prepared, tmp_path):
+    said, events = [], []
+    search = checked(prepared, tmp_path / "s", trials=8)
+    result = champion.tune(search, seeds=2, say=said.append, on_event=events.append)
+    assert all_cpus_come_back()
+    assert [row["trial"] for row in result["trials"]] == list(range(8))
+    assert {row["status"] for row in result["trials"]} <= {"finished", "stopped"}
+    assert events[-1].ended == 8
+    rows = pq.read_table(tmp_path / "s" / "results.parquet").to_pylist()
+    assert len(rows) == sum(row["epochs"] for row in result["trials"])
+    best = next(row for row in result["trials"] if row["trial"] == result["best"])
+    again = trainer.run(
+        load_settings(None, result["best_config"]), str(prepared), str(tmp_path / "run")
+    )
+    assert again["best"]["ndcg@10"] == best["value"]
+    assert again["best_epoch"] == best["best_epoch"]
+    test = result["test"]
+    assert test["winner"]["each"][0]["valid"] == best["value"], "seed 0 is the trial itself"
+    assert len(said) == 2 * (1 + ("preset" in test))
+    assert test["verdict"]
+    assert json.loads((tmp_path / "s" / "summary.json").read_text()) == result
+    assert not (tmp_path / "s" / ".ray").exists()
+
+
+def test_a_sweep_that_is_broken_off_keeps_what_had_ended(prepared, tmp_path):
+    def stop(event):
+        if event.ended == 3 and event.status != "running":
+            raise KeyboardInterrupt
+
+    search = checked(prepared, tmp_path / "s", scheduler="none")
+    with pytest.raises(KeyboardInterrupt):
+        tuning.run(search, stop)
+    assert all_cpus_come_back()
+    trials = tmp_path / "s" / "trials"
+    kept = {path.name: path.stat().st_mtime_ns for path in trials.glob("*.json")}
+    assert 3 <= len(kept) < 6
+    events = []
+    tuning.run(checked(prepared, tmp_path / "s", scheduler="none", resume=True), events.append)
+    records = SweepFolder(str(tmp_path / "s")).records()
+    assert [record.number for record in records] == list(range(6))
+    assert {name: (trials / name).stat().st_mtime_ns for name in kept} == kept
+    assert len({event.number for event in events}) == 6 - len(kept)
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_a_resumed_scheduler_knows_the_trials_of_before(prepared, tmp_path, scheduler):
+    good = {"train.l2": {"choice": [0.01, 0.011, 0.012, 0.013]}}
+    changes = ["train.epochs=9", "train.l2=0.015"]
+    options = {"searcher": "grid", "scheduler": scheduler, "concurrent": 1}
+    search = checked(prepared, tmp_path / "s", good, changes, trials=5, **options)
+    tuning.run(search)
+    path = tmp_path / "s" / "sweep.json"
+    facts = json.loads(path.read_text())
+    poor = {"train.l2": {"choice": [40.0]}}
+    search = checked(
+        prepared, tmp_path / "other", poor, changes, searcher="grid", scheduler=scheduler, trials=50
+    )
+    facts["space"] = search.facts()["space"]
+    path.write_text(json.dumps(facts))
+    # The good ones stay as trials 0 to 4; the only new one is judged by them.
+    resumed = checked(
+        prepared, tmp_path / "s", poor, changes, trials=6, **options | {"resume": True}
+    )
+    plan = resumed.plan()
+    plan.searcher.points = [None] * 4 + plan.searcher.points
+    tuning._fit(resumed, plan, 1, None)
+    last = SweepFolder(str(tmp_path / "s")).records()[-1]
+    assert (last.number, last.status) == (5, "stopped")
+    assert len(last.history) < 9
+
+
+def test_mutated_test_ratings_leave_the_best_settings_as_they_are(prepared, tmp_path):
+    mutated = tmp_path / "mutated"
+    shutil.copytree(prepared, mutated)
+    parts = list((mutated / "test").glob("*.parquet"))
+    assert parts
+    for part in parts:
+        part.write_bytes(b"nobody can read this")
+    best = []
+    for name, folder in (("a", prepared), ("b", mutated)):
+        search = checked(folder, tmp_path / name, scheduler="none", searcher="tpe", concurrent=1)
+        assert champion.tune(search, seeds=0)["test"] is None
+        best.append((tmp_path / name / "best.yaml").read_bytes())
+    assert best[0] == best[1]
+
+
+def test_trials_that_fail_are_rows_and_give_their_cpus_back(prepared, tmp_path):
+    space = {"train.lr": {"choice": [0.01, 1e30]}, "model.dim": {"choice": [2, 3]}}
+    changes = ["train.optimizer=sgd", "train.lr=0.02"]
+    search = checked(
+        prepared, tmp_path / "s", space, changes, "dot-mse", searcher="grid", scheduler="median"
+    )
+    events = []
+    plan = tuning.run(search, events.append)
+    status = {record.number: record.status for record in plan.records.values()}
+    assert sorted(status.values()).count("failed") == 2
+    assert len(status) == 5
+    failed = [event for event in events if event.status == "failed"]
+    assert all("train.lr=1e+30" in event.error for event in failed)
+    rows = pq.read_table(tmp_path / "s" / "results.parquet").to_pylist()
+    assert sum(row["error"] is not None for row in rows) >= 2
+    assert all_cpus_come_back()
+
+
+def trial_processes() -> list[int]:
+    """Processes of this test's own Ray that run trials."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            pid = int(path.name)
+            if os.getsid(pid) == os.getsid(0) and b"TuneTrial" in (path / "cmdline").read_bytes():
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_trial_whose_process_dies_is_lost_and_tried_again(prepared, tmp_path):
+    changes = ["train.epochs=40", "model.dim=32"]
+    killed = []
+
+    def kill(event):
+        if not killed:
+            killed.extend(trial_processes())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    options = {"trials": 3, "scheduler": "none", "concurrent": 1}
+    plan = tuning.run(checked(prepared, tmp_path / "s", SPACE, changes, **options), kill)
+    assert killed
+    assert [r.status for r in sorted(plan.records.values(), key=lambda r: r.number)] == [
+        "lost",
+        "finished",
+        "finished",
+    ]
+    assert all_cpus_come_back()
+    plan = tuning.run(checked(prepared, tmp_path / "s", SPACE, changes, resume=True, **options))
+    assert {record.status for record in plan.records.values()} == {"finished"}
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_no_finished_trial(prepared, tmp_path):
+    out = tmp_path / "s"
+    command = [
+        *(sys.executable, "-m", "recray", "tune", str(prepared), "--out", str(out), "--json"),
+        *("--trials", "10", "--searcher", "tpe", "--scheduler", "none", "--seeds", "0"),
+        *("--set", "train.epochs=20", "--set", "train.patience=null"),
+    ]
+    killed = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    end = time.monotonic() + 120
+    try:
+        while len(list(out.glob("trials/*.json"))) < 4:
+            assert time.monotonic() < end, "no trial ended"
+            assert killed.poll() is None, "it ended by itself"
+            time.sleep(0.05)
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+    for path in Path("/proc").glob("[0-9]*"):  # Ray keeps its daemons in the driver's session
+        try:
+            if os.getsid(int(path.name)) == killed.pid:
+                os.kill(int(path.name), signal.SIGKILL)
+        except OSError:
+            continue
+    kept = {p.name: p.stat().st_mtime_ns for p in out.glob("trials/*.json") if p.name[0] != "."}
+    assert 4 <= len(kept) < 10
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [row["trial"] for row in result["trials"]] == list(range(10))
+    assert {row["status"] for row in result["trials"]} == {"finished"}
+    assert {name: (out / "trials" / name).stat().st_mtime_ns for name in kept} == kept
+    ran = [line for line in done.stderr.splitlines() if "finished" in line]
+    assert len(ran) == 10 - len(kept)

@@ -1,0 +1,108 @@
+"""Search spaces: what they give, and every mistake named before the first trial."""
+
+import pytest
+import yaml
+
+from recray.config import load_settings, preset_names
+from recray.errors import RecrayError
+from recray.models import BASELINES, MODELS
+from recray.sweep.spaces import Dimension, apply, load_space, own_point, parse_space
+
+SETTINGS = load_settings("dot-mse")
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_has_a_space_that_fits_it(preset):
+    settings = load_settings(preset)
+    space = load_space(settings)
+    assert own_point(space, settings).keys() == {d.setting for d in space}
+    for share in (0.0, 0.5, 1.0):
+        apply(settings, {d.setting: d.at(share) for d in space})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind not in BASELINES])
+@pytest.mark.parametrize("objective", ["mse", "item-softmax"])
+def test_every_model_has_a_space(kind, objective):
+    changes = [f"model.kind={kind}", f"objective.kind={objective}"]
+    assert load_space(load_settings("dot-mse", None, changes))
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"train.learn": {"uniform": [0, 1]}}, "did you mean train.lr?"),
+        ({"model.mlp_dim": {"int": [1, 8]}}, "no setting that a dot model"),
+        ({"train.metric": {"choice": ["rmse"]}}, "train.metric is no setting"),
+        ({"split.test": {"uniform": [0, 0.5]}}, "split.test is no setting"),
+        ({"train.lr": {"uniform": [0.1, 0.01]}}, "lower bound 0.1 must be below the upper 0.01"),
+        ({"train.lr": {"uniform": [0.1, 0.1]}}, "must be below"),
+        ({"train.l2": {"loguniform": [0, 1]}}, "log scale from 0 to 1: low must be above 0"),
+        ({"train.l2": {"loguniform": [-1, 1]}}, "low must be above 0"),
+        ({"model.dim": {"int": [0, 8], "log": True}}, "low must be above 0"),
+        ({"model.dim": {"int": [0, 8]}}, "model.dim=0"),
+        ({"model.dim": {"int": [1.5, 8]}}, "two whole numbers"),
+        ({"model.dim": {"uniform": [1.5, 8.5]}}, "model.dim=1.5"),
+        ({"train.lr": {"uniform": [1]}}, "two numbers"),
+        ({"train.lr": {"uniform": [0.1, float("nan")]}}, "two numbers"),
+        ({"train.lr": {"uniform": [0.1, 1], "log": True}}, "use loguniform"),
+        ({"train.lr": {"uniform": [0.1, 1], "points": 0}}, "points=0"),
+        ({"train.lr": {"unifrom": [0.1, 1]}}, "did you mean 'uniform'"),
+        ({"train.lr": {"uniform": [0.1, 1], "int": [1, 2]}}, "exactly one of"),
+        ({"train.lr": 0.1}, "write {uniform"),
+        ({"train.optimizer": {"choice": ["adam", "admm"]}}, "train.optimizer='admm'"),
+        ({"train.optimizer": {"choice": []}}, "a list of values"),
+        ({"train.optimizer": {"choice": ["adam", "adam"]}}, "occurs twice"),
+        ({"model.kind": {"choice": ["dot", "dott"]}}, "did you mean 'dot'"),
+        ({}, "empty"),
+        (["train.lr"], "empty"),
+    ],
+)
+def test_a_mistake_is_one_line(space, words):
+    with pytest.raises(RecrayError) as error:
+        parse_space(space, SETTINGS)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_alternating_solves_do_not_use_is_refused():
+    with pytest.raises(RecrayError, match=r"train\.lr is no setting that a dot model"):
+        parse_space({"train.lr": {"uniform": [0.1, 1]}}, load_settings("ranking"))
+
+
+@pytest.mark.parametrize("text", ["train.lr: 1", "search: {}\nmore: 1", "- a", "{", ""])
+def test_a_file_without_a_space_is_one_line(tmp_path, text):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(RecrayError):
+        load_space(SETTINGS, str(path))
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(RecrayError, match="no such file: nowhere"):
+        load_space(SETTINGS, "nowhere.yaml")
+
+
+def test_a_file_is_read(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text("search:\n  model.dim: {int: [2, 5], points: 2}\n")
+    (dimension,) = load_space(SETTINGS, str(path))
+    assert dimension == Dimension("model.dim", "int", 2.0, 5.0, points=2)
+    assert yaml.safe_load(yaml.safe_dump(dimension.plain())) == {"int": [2, 5], "points": 2}
+
+
+def test_values_lie_where_their_scale_puts_them():
+    lr = Dimension("train.lr", "loguniform", 0.001, 0.1, log=True)
+    assert [lr.at(share) for share in (0, 0.5, 1)] == [0.001, 0.01, 0.1]
+    l2 = Dimension("train.l2", "uniform", 0.0, 2.0)
+    assert [l2.at(share) for share in (0, 0.25, 1)] == [0.0, 0.5, 2.0]
+    dims = [Dimension("model.dim", "int", 1.0, 4.0).at(n / 400) for n in range(401)]
+    assert [dims.count(n) for n in (1, 2, 3, 4)] == pytest.approx([100] * 4, abs=1)
+    choice = Dimension("train.optimizer", "choice", choices=("adam", "sgd"))
+    assert [choice.at(share) for share in (0, 0.49, 0.51, 1)] == ["adam", "adam", "sgd", "sgd"]
+
+
+def test_a_grid_has_both_ends():
+    assert Dimension("x", "int", 1.0, 100.0, log=True).grid() == [1, 10, 100]
+    assert Dimension("x", "int", 3.0, 4.0).grid() == [3, 4]
+    assert Dimension("x", "uniform", 0.0, 1.0, points=5).grid() == [0, 0.25, 0.5, 0.75, 1]
+    assert Dimension("x", "loguniform", 0.001, 0.1, log=True).grid() == [0.001, 0.01, 0.1]

@@ -1,0 +1,350 @@
+"""A sweep without Ray: trial 0, what is kept and what is tried again, the sealed test split."""
+
+import json
+import os
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from recray.config import load_settings
+from recray.data.prepared import Prepared
+from recray.errors import RecrayError, StorageError
+from recray.storage import UNFINISHED
+from recray.sweep import order as orders
+from recray.sweep.desk import Desk
+from recray.sweep.order import Order, concurrency
+from recray.sweep.records import Goal, Record, SweepFolder
+from recray.sweep.spaces import parse_space
+from recray.sweep.trial import TrialRun, load, open_sealed
+from recray.training import trainer
+from recray.training.sync import Workers
+
+SPACE = {"train.lr": {"loguniform": [0.001, 0.5]}, "model.dim": {"int": [2, 6]}}
+SMALL = ["train.epochs=3", "train.batch_size=8", "model.dim=3", "train.lr=0.01"]
+
+
+@pytest.fixture
+def search(prepared, tmp_path):
+    """Check an order on the small data set."""
+
+    def make(space=SPACE, changes=(), preset="dot-mse", **order) -> orders.Search:
+        settings = load_settings(preset, None, [*SMALL, *changes])
+        given = {"prepared": prepared.folder.path, "out": str(tmp_path / "sweep"), "trials": 6}
+        return orders.check(Order(**given | order), settings, parse_space(space, settings))
+
+    return make
+
+
+def run(made: orders.Search, ends: int = 99) -> list[int]:
+    """Run so many trials one after another; returns the numbers of those that ran."""
+    made.sweep.claim(made.facts())
+    plan, data, ran = made.plan(), load(made.data), []
+    while len(ran) < ends and (candidate := plan.next()) is not None:
+        trial = TrialRun(data, made.sweep, candidate, made.goal)
+        while not trial.step()["done"]:
+            pass
+        ran.append(candidate.number)
+        plan.ended(made.sweep.find(candidate.key))
+    records = list(plan.records.values())
+    made.sweep.write_results(records, made.goal, made.order.searcher)
+    winner = made.goal.winner(records)
+    if winner is not None:
+        made.sweep.write_best(winner, made.goal)
+    return ran
+
+
+# --------------------------------------------------------------------------------- what is tried
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe", "grid"])
+def test_trial_0_is_the_preset_itself(search, searcher):
+    space = {"train.lr": {"choice": [0.1, 0.2]}, "model.dim": {"int": [2, 3]}}
+    made = search(space, searcher=searcher)
+    run(made)
+    first, *others = made.sweep.records()
+    assert (first.number, first.point) == (0, {"train.lr": 0.01, "model.dim": 3})
+    assert first.settings == made.settings.plain()
+    assert all(record.point != first.point for record in others)
+
+
+def test_no_settings_are_tried_twice(search):
+    made = search({"model.dim": {"int": [2, 4]}}, trials=9)
+    assert len(run(made)) == 3, "there are three different trials, 3 is trial 0"
+    dims = [record.settings["model"]["dim"] for record in made.sweep.records()]
+    assert sorted(dims) == [2, 3, 4]
+
+
+def test_a_grid_is_tried_whole_or_refused(search):
+    space = {"model.dim": {"int": [2, 4]}, "train.lr": {"uniform": [0.1, 0.2], "points": 2}}
+    with pytest.raises(RecrayError, match="--trials 6: the grid has 7 trials"):
+        search(space, searcher="grid")
+    assert len(run(search(space, searcher="grid", trials=50))) == 7
+
+
+def test_a_trial_that_raises_is_a_row_and_the_others_run(search):
+    space = {"train.lr": {"choice": [0.1, 1e30]}}
+    made = search(space, ["train.optimizer=sgd"], searcher="grid")
+    assert len(run(made)) == 3
+    failed = [record for record in made.sweep.records() if record.status == "failed"]
+    assert len(failed) == 1
+    assert "train.lr=1e+30" in failed[0].error
+    table = pq.read_table(os.path.join(made.sweep.folder.path, "results.parquet")).to_pylist()
+    assert [row["error"] for row in table if row["status"] == "failed"][-1] == failed[0].error
+    assert made.goal.winner(made.sweep.records()).number != failed[0].number
+
+
+def test_a_bug_in_a_trial_is_a_row_too(search, monkeypatch):
+    made = search(trials=2)
+    monkeypatch.setattr(trainer, "build_run", lambda *_: {}["bug"])
+    run(made)
+    assert [record.error for record in made.sweep.records()] == ["KeyError: 'bug'"] * 2
+
+
+def test_a_full_disk_is_not_the_fault_of_a_trial(search, monkeypatch):
+    made = search(trials=2)
+
+    def full(*_):
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(SweepFolder, "save", full)
+    with pytest.raises(StorageError):
+        run(made)
+
+
+def test_values_that_do_not_go_together_are_a_row(search):
+    space = {"objective.kind": {"choice": ["mse", "whole-data"]}}
+    made = search(space, searcher="grid")
+    assert run(made) == [0]
+    assert "whole-data needs alternating" in made.sweep.records()[1].error
+
+
+# ------------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe", "grid"])
+def test_a_resumed_sweep_ends_like_an_unbroken_one(search, tmp_path, searcher):
+    space = {"train.lr": {"loguniform": [0.001, 0.5]}, "model.dim": {"int": [2, 3]}}
+    whole = search(space, searcher=searcher, trials=7, out=str(tmp_path / "whole"))
+    run(whole)
+    broken = search(space, searcher=searcher, trials=7)
+    assert run(broken, ends=3) == [0, 1, 2]
+    resumed = search(space, searcher=searcher, trials=7, resume=True)
+    assert run(resumed) == [3, 4, 5, 6], "what had ended is not run again"
+    points = [[record.point for record in s.sweep.records()] for s in (whole, resumed)]
+    assert points[0] == points[1]
+    best = [(tmp_path / name / "best.yaml").read_bytes() for name in ("whole", "sweep")]
+    assert best[0] == best[1]
+
+
+def test_the_searcher_is_told_of_what_had_ended(search):
+    run(search(searcher="tpe"), ends=3)
+    plan = search(searcher="tpe", resume=True).plan()
+    assert [trial.state.name for trial in plan.searcher.study.trials] == ["COMPLETE"] * 3
+    values = [plan.goal.best(r.history)[1] for r in plan.sweep.records()]
+    assert [trial.value for trial in plan.searcher.study.trials] == values
+
+
+def test_a_sweep_may_be_made_longer(search):
+    run(search())
+    assert run(search(trials=8, resume=True)) == [6, 7]
+    assert run(search(trials=8, resume=True)) == []
+
+
+def test_what_a_kill_leaves_of_a_file_is_not_read(search):
+    made = search()
+    run(made, ends=2)
+    left = made.sweep.trials_folder.path + f"/{UNFINISHED}abcd-efgh.json"
+    with open(left, "w") as stream:
+        stream.write('{"num')
+    assert [record.number for record in made.sweep.records()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "give --resume"),
+        ({"resume": True, "searcher": "tpe"}, r"searcher random \(now tpe\)"),
+        ({"resume": True, "scheduler": "none"}, r"scheduler asha \(now none\)"),
+        ({"resume": True, "preset": "dot-bias-bce"}, r"preset dot-mse \(now dot-bias-bce\)"),
+        ({"resume": True, "changes": ["train.l2=0.5"]}, r"train\.l2=0\.0 \(now 0\.5\)"),
+        (
+            {"resume": True, "space": {"train.lr": {"uniform": [0.1, 1]}}},
+            "another space",
+        ),
+    ],
+)
+def test_another_sweep_is_not_continued(search, change, words):
+    run(search(), ends=1)
+    with pytest.raises(RecrayError, match=words):
+        search(**change)
+
+
+def test_a_sweep_of_other_data_is_not_continued(search, prepared):
+    run(search(), ends=1)
+    manifest = prepared.folder.read_json("manifest.json")
+    manifest["fingerprints"]["train"] = "other"
+    prepared.folder.write_json("manifest.json", manifest)
+    with pytest.raises(RecrayError, match="data that have changed"):
+        search(resume=True)
+
+
+def test_a_folder_of_something_else_is_left_alone(search, prepared):
+    with pytest.raises(RecrayError, match="holds no sweep"):
+        search(out=prepared.folder.path, resume=True)
+
+
+# ------------------------------------------------------------------------------ refused at once
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"trials": 0}, "--trials 0: give 1 or more"),
+        ({"searcher": "tpa"}, "did you mean 'tpe'"),
+        ({"scheduler": "ash"}, "did you mean 'asha'"),
+        ({"changes": ["train.metric=rsme"]}, "did you mean 'rmse'"),
+        ({"changes": ["train.metric=ndcg@7"]}, "did you mean 'ndcg@10'"),
+        ({"concurrent": 9999}, "--concurrent 9999: at most"),
+        ({"prepared": "/nowhere"}, "no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(search, tmp_path, change, words):
+    with pytest.raises(RecrayError) as error:
+        search(**change)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_data_without_validation_rows_are_refused(search, prepared):
+    manifest = prepared.folder.read_json("manifest.json")
+    manifest["splits"]["valid"]["rows"] = 0
+    prepared.folder.write_json("manifest.json", manifest)
+    with pytest.raises(RecrayError, match=r"split\.valid=0\.1"):
+        search()
+
+
+def test_as_many_trials_at_once_as_fit():
+    assert concurrency(None, 8, None, 1) == 8
+    assert concurrency(None, 8, 10.0, 3.0) == 3
+    assert concurrency(2, 8, 10.0, 3.0) == 2
+    with pytest.raises(RecrayError, match="at most 3 trials fit"):
+        concurrency(4, 8, 10.0, 3.0)
+    with pytest.raises(RecrayError, match="the cluster has 8 CPUs"):
+        concurrency(None, 8, 2.0, 3.0)
+    with pytest.raises(RecrayError, match="0 CPUs"):
+        concurrency(1, 0, None, 1)
+
+
+# --------------------------------------------------------------------------------------- sealed
+
+
+def test_the_test_split_is_not_opened(search, prepared, tmp_path):
+    run(search())
+    best = (tmp_path / "sweep" / "best.yaml").read_bytes()
+    shutil.rmtree(os.path.join(prepared.folder.path, "test"))
+    other = search(out=str(tmp_path / "other"))
+    run(other)
+    assert (tmp_path / "other" / "best.yaml").read_bytes() == best
+    with pytest.raises(ValueError, match="does not see the test split"):
+        load(other.data).load("test")
+
+
+def test_a_damaged_training_file_is_still_found(search, prepared):
+    path = os.path.join(prepared.folder.path, "train", "part-00000.parquet")
+    with open(path, "ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(RecrayError, match=r"part-00000\.parquet is damaged"):
+        search()
+
+
+# ------------------------------------------------------------------------------------ what is best
+
+
+def record(number: int, status: str, *values: float) -> Record:
+    history = [{"epoch": n, "rmse": value} for n, value in enumerate(values, 1)]
+    return Record(number, f"k{number}", {}, {}, status, history)
+
+
+def test_the_winner_ran_to_its_end():
+    goal, nan = Goal("rmse", lower=True), float("nan")
+    trials = [
+        record(0, "finished", 0.9, 0.8, 0.85),
+        record(1, "stopped", 0.5),
+        record(2, "finished", 0.9, 0.8),
+        record(3, "finished", nan),
+        record(4, "failed", 0.1),
+    ]
+    assert goal.winner(trials).number == 0, "the first of equals"
+    assert goal.winner(trials[1:2]).number == 1
+    assert goal.winner(trials[3:]) is None
+    assert Goal("rmse", lower=False).winner(trials).number == 0
+    assert goal.best(trials[0].history) == (2, 0.8)
+    assert goal.so_far(trials[0].history) == [0.9, 0.8, 0.8]
+
+
+def validation(settings, prepared: Prepared, folder: str) -> list[dict]:
+    reports: list[dict] = []
+    trainer.build_run(settings, prepared, folder, Workers(), reports.append).fit()
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in reports]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_training_the_best_settings_gives_the_same_digits(search, tmp_path, prepared, stopped):
+    made = search(changes=["train.patience=1"])
+    run(made)
+    winner = made.goal.winner(made.sweep.records())
+    if stopped:
+        history = winner.history[:2]
+        winner = Record(**vars(winner) | {"status": "stopped", "history": history})
+        made.sweep.write_best(winner, made.goal)
+    path = str(tmp_path / "sweep" / "best.yaml")
+    settings = trainer.for_data(load_settings(None, path), prepared)
+    wanted = [{k: v for k, v in e.items() if k != "seconds"} for e in winner.history]
+    assert validation(settings, prepared, str(tmp_path / "run")) == wanted
+
+
+def test_results_have_a_row_a_report(search, tmp_path):
+    made = search(trials=3)
+    run(made)
+    rows = pq.read_table(tmp_path / "sweep" / "results.parquet").to_pylist()
+    assert [(row["trial"], row["epoch"]) for row in rows] == [
+        (trial, epoch) for trial in range(3) for epoch in (1, 2, 3)
+    ]
+    assert {row["source"] for row in rows if row["trial"]} == {"random"}
+    assert {"rmse", "loss", "best", "train.lr", "model.dim", "status"} <= rows[0].keys()
+
+
+# ----------------------------------------------------------------------------------- the driver
+
+
+def test_a_trial_whose_process_died_is_tried_again(search):
+    made = search(trials=2)
+    events = []
+    desk = Desk(made.plan(), 2, events.append)
+    lost = desk.next("a")
+    desk.ended("a", None)
+    assert (events[-1].status, events[-1].ended) == ("lost", 1)
+    assert made.sweep.records() == []
+    assert made.plan().next() == lost
+
+
+def test_a_stopped_trial_keeps_its_reports(search):
+    made = search(trials=2)
+    events = []
+    desk = Desk(made.plan(), 2, events.append)
+    desk.next("a")
+    for epoch, value in ((1, 0.9), (2, 0.8)):
+        result = {"entry": json.dumps({"epoch": epoch, "rmse": value})}
+        (desk.reported if epoch == 1 else desk.ended)("a", result)
+    (kept,) = made.sweep.records()
+    assert (kept.status, [e["rmse"] for e in kept.history]) == ("stopped", [0.9, 0.8])
+    assert [e.status for e in events] == ["running", "running", "stopped"]
+    assert events[-1].best == (0, 0.8)
+
+
+def test_trials_see_what_the_data_set_holds(prepared):
+    data = load(open_sealed(prepared.folder.path))
+    for split in ("train", "valid"):
+        assert (data.load(split).item == prepared.load(split).item).all()
