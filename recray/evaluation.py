@@ -53,6 +53,8 @@ class Evaluator:
             raise RecrayError("the test split has no ratings: nobody can be evaluated")
         self._check()
         self.protocol = protocol
+        if protocol.kind == "rated":
+            self.targets = _with_history(self.targets, bundle.history)
         protocol.check(bundle, np.concatenate(self.blocks))
         self.beside = baselines.choose(protocol.baselines, bundle.item_ids.known)
 
@@ -119,7 +121,10 @@ class Evaluator:
         return {"catalogue": catalogue(table, self.settings)}
 
     def _measured(self, table: UserTable) -> dict[str, Any]:
-        names = metric_names(self.settings, _predicts_stars(table))
+        stars = (
+            _predicts_stars(table) and self.protocol.kind != "rated"
+        )  # training errors among them
+        names = metric_names(self.settings, stars)
         if self.protocol.kind == "sampled":
             names = [name for name in names if name.partition("@")[0] in SAMPLED]
         return summarise(table, names)
@@ -128,7 +133,7 @@ class Evaluator:
         """The model against the best baseline: by error if both predict stars, and by ranking."""
         model, words = tables["model"], []
         for metric in ("rmse", f"ndcg@{self.settings.k[0]}"):
-            if metric == "rmse" and (not _predicts_stars(model) or self.protocol.kind == "sampled"):
+            if metric == "rmse" and (not _predicts_stars(model) or self.protocol.kind != "full"):
                 continue
             others = {
                 name: means(tables[name], [metric])[metric]
@@ -140,6 +145,12 @@ class Evaluator:
                 best = max(others, key=lambda name: sign * others[name])
                 words.append(compare(model, tables[best], metric).words(best))
         return "; ".join(words)
+
+
+def _with_history(targets: Ratings, history: Ratings) -> Ratings:
+    """All ratings of the users who have held-out ones."""
+    own = history.where(np.isin(history.user, np.unique(targets.user)))
+    return Ratings.concatenate([own, targets])
 
 
 def _predicts_stars(table: UserTable) -> bool:

@@ -25,8 +25,8 @@ Kind = Literal["full", "rated", "sampled"]
 SAMPLED = ("ndcg", "hitrate")
 WORDS: dict[Kind, str] = {
     "full": "every item that the user has not rated is a candidate",
-    "rated": "NOT THE HONEST PROTOCOL: only films that the user has rated are ranked, those of "
-    "training among them; what the user would have to find is given away",
+    "rated": "NOT THE HONEST PROTOCOL: only films that the user has rated are ranked, and those of "
+    "training count as found, too; a random order finds a fifth of ml-100k's",
     "sampled": "NOT THE HONEST PROTOCOL: held-out items are ranked among sampled candidates, as "
     "papers do; it need not order models as the full catalogue does",
 }
@@ -119,7 +119,8 @@ class Protocol:
     Args:
         baselines: Names of what stands beside the model; None: see baselines.choose.
         kind: full: all that a user has not rated is ranked; rated: all that they have rated, in
-            training or held out; sampled: the held-out items among candidates from a file.
+            training or held out, all of which count as relevant; sampled: the held-out items
+            among candidates from a file.
         negatives: sampled: the file of the candidates.
         candidates: sampled: what is in it.
     """

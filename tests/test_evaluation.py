@@ -213,3 +213,24 @@ def test_a_bar_that_no_rating_reaches_is_refused(make_bundle):
 def test_what_cannot_be_measured_cannot_be_told_apart():
     table = table_of("ndcg@10", np.full(5, np.nan))
     assert compare(table, table, "ndcg@10").sign == 0
+
+
+def test_among_rated_films_those_of_training_count_as_found(make_bundle):
+    bundle = make_bundle()
+    protocol = Protocol(baselines=("popularity",), kind="rated")
+    report = evaluate(bundle, protocol=protocol)
+    users = set(bundle.holdout.user.tolist())
+    everything = [
+        (u, i)
+        for rows in (bundle.history, bundle.holdout)
+        for u, i in zip(rows.user.tolist(), rows.item.tolist(), strict=True)
+        if u in users
+    ]
+    relevant = {u: len({i for v, i in everything if v == u}) for u in users}
+    known = {
+        u: len({i for v, i in everything if v == u and i < bundle.item_ids.known}) for u in users
+    }
+    expected = sum(min(known[u], 10) / relevant[u] for u in users) / len(users)
+    assert report["metrics"]["recall@10"]["value"] == pytest.approx(expected)
+    assert "rmse" not in report["metrics"]
+    assert not report["protocol"]["honest"]
