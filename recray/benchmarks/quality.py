@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from recray import cluster, crossvalidation
+from recray import protocol as protocols
+from recray.bundle import Bundle
 from recray.config import Settings, load_settings
 from recray.crossvalidation import Fold
 from recray.errors import RecrayError
+from recray.evaluation import evaluate
 
 Say = Callable[[str], None]
 PER_ITEM = ("split.kind=per-item-random", "split.test=0.25", "split.valid=0.1")
@@ -153,9 +156,15 @@ def _measure(protocol: Protocol, source: str, quick: bool, out: str, say: Say) -
         "seconds": round(time.perf_counter() - begin, 1),
         "popularity": round(popularity.get(protocol.metric, float("nan")), 4),
         "must": protocol.must,
-        "verdict": result["folds"][0]["verdict"],
+        "against_popularity": _against_popularity(f"{out}/{folds[0].name}/bundle"),
         "published": protocol.peer,
     }
+
+
+def _against_popularity(bundle: str) -> str:
+    """The paired difference of the first repetition, in words."""
+    beside = protocols.Protocol(baselines=("popularity",))
+    return str(evaluate(Bundle.open(bundle), protocol=beside)["verdict"])
 
 
 def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
