@@ -16,7 +16,7 @@ from recray.objectives import build_objective
 from recray.training.batches import StepPlan, epoch_generator, shuffled_batches
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
 from recray.training.loop import TrainingRun, epochs_of
-from recray.training.steps import Shard
+from recray.training.steps import Gradient, Shard
 from recray.training.sync import Workers
 
 SIZE = 20
@@ -244,6 +244,29 @@ def test_several_workers_take_the_steps_of_one(tmp_path, recipe):
         several = trained_by(size, tmp_path / f"w{size}", recipe)
         for name, tensor in one.items():
             assert torch.allclose(several[name], tensor, atol=1e-9), f"{name} with {size} workers"
+
+
+def _gather_shuffled(rank: int, folder: str) -> None:
+    """Workers whose optimizers hold their slots in different orders, as files may give them."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/r", rank=rank, world_size=2)
+    model = build_model(load_settings("dot-mse", None, ["model.dim=2"]), 2, 3)
+    owned = torch.tensor([rank == 0, rank == 1])
+    gradient = Gradient(model, owned, load_settings("dot-mse").train, Workers(rank, 2))
+    table = gradient.of_users[0]
+    names = ["exp_avg", "exp_avg_sq"] if rank == 0 else ["exp_avg_sq", "exp_avg"]
+    values = {"exp_avg": -1.0, "exp_avg_sq": 4.0}
+    gradient.optimizer.state[table] = {n: torch.full((2, 2), values[n]) for n in names}
+    gradient.gather()
+    found = {n: v.unique().tolist() for n, v in gradient.optimizer.state[table].items()}
+    Path(folder, f"found-{rank}").write_text(json.dumps(found, sort_keys=True))
+    dist.destroy_process_group()
+
+
+def test_gathering_pairs_what_the_optimizer_knows_by_its_name(tmp_path):
+    mp.start_processes(_gather_shuffled, (str(tmp_path),), nprocs=2, start_method="fork")
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"found-{rank}").read_text())
+        assert found == {"exp_avg": [-1.0], "exp_avg_sq": [4.0]}
 
 
 # ------------------------------------------------------------------------------- checkpoints

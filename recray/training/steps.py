@@ -104,7 +104,8 @@ class Gradient:
         if self.workers.size == 1:
             return
         for table in self.of_users:
-            slots = self.optimizer.state.get(table, {}).values()
+            # By name: a resumed worker may have read them from the file in another order.
+            slots = [slot for _, slot in sorted(self.optimizer.state.get(table, {}).items())]
             rows = [s for s in slots if isinstance(s, Tensor) and s.shape == table.shape]
             for values in [table.data, *rows]:
                 values.mul_(self.owned[:, None])  # each row is nonzero on its owner alone
