@@ -121,9 +121,8 @@ class Evaluator:
         return {"catalogue": catalogue(table, self.settings)}
 
     def _measured(self, table: UserTable) -> dict[str, Any]:
-        stars = (
-            _predicts_stars(table) and self.protocol.kind != "rated"
-        )  # training errors among them
+        # Among rated films the errors would be those of training rows, too.
+        stars = _predicts_stars(table) and self.protocol.kind != "rated"
         names = metric_names(self.settings, stars)
         if self.protocol.kind == "sampled":
             names = [name for name in names if name.partition("@")[0] in SAMPLED]

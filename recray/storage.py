@@ -31,6 +31,11 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
+def _locate(path: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a local path or URI, and the path on it."""
+    return pafs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+
+
 def open_input(path: str) -> pa.NativeFile:
     """Open a file by local path or URI for reading at any place.
 
@@ -38,9 +43,7 @@ def open_input(path: str) -> pa.NativeFile:
         RecrayError: It is missing or not readable.
     """
     try:
-        filesystem, inner = pafs.FileSystem.from_uri(
-            path if is_uri(path) else os.path.abspath(path)
-        )
+        filesystem, inner = _locate(path)
         return filesystem.open_input_file(inner)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise RecrayError(f"cannot read {path}: {error}") from error
@@ -53,9 +56,7 @@ def file_type(path: str) -> pafs.FileType:
         RecrayError: The store cannot be asked.
     """
     try:
-        filesystem, inner = pafs.FileSystem.from_uri(
-            path if is_uri(path) else os.path.abspath(path)
-        )
+        filesystem, inner = _locate(path)
         return filesystem.get_file_info(inner).type
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise RecrayError(f"cannot read {path}: {error}") from error
@@ -63,7 +64,7 @@ def file_type(path: str) -> pafs.FileType:
 
 def modified(path: str) -> int:
     """When a file was last written, in nanoseconds; 0 where the store does not say."""
-    filesystem, inner = pafs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+    filesystem, inner = _locate(path)
     return filesystem.get_file_info(inner).mtime_ns or 0
 
 
