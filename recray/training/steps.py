@@ -1,5 +1,7 @@
 """Epochs of gradient steps: over ratings, with or without negatives, or over users."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -150,7 +152,48 @@ def _plan(own: int, batch_size: int | str, workers: Workers) -> StepPlan:
     return StepPlan.of(tuple(workers.sum(rows).tolist()), batch_size)
 
 
-class GradientEpochs:
+class SteppedEpochs(ABC):
+    """Epochs of a fixed number of gradient steps; what a step minimises is its subclass's.
+
+    Args:
+        model: The model, equal on every worker.
+        shard: This worker's rows.
+        own: How many rows of steps this worker has: ratings, or users.
+        settings: Optimizer, rows of a step, and seed.
+        workers: The group.
+    """
+
+    def __init__(
+        self, model: Model, shard: Shard, own: int, settings: TrainSettings, workers: Workers
+    ) -> None:
+        self.model, self.shard, self.settings, self.workers = model, shard, settings, workers
+        self.plan = _plan(own, settings.batch_size, workers)
+        self.gradient = Gradient(model, shard.owned, settings, workers)
+        self.state, self.load_state = self.gradient.state, self.gradient.load_state
+        self.bad_step = self.gradient.bad_step
+
+    @abstractmethod
+    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield this worker's sum of losses of each step; the model changes in between."""
+
+    def divisor(self, step: int) -> float:
+        """What the losses of all workers in a step are divided by."""
+        return self.plan.real_rows(step)
+
+    def run(self, epoch: int) -> tuple[float, float]:
+        """Train one epoch; return this worker's sum of losses and the rows it covers."""
+        self.model.train()
+        generator = epoch_generator(self.settings.seed, epoch, self.workers.rank)
+        torch.manual_seed(generator.initial_seed())  # dropout; a resumed run drops the same
+        self.gradient.begin(self.plan.steps)
+        for step, loss in enumerate(self.losses(generator)):
+            self.gradient.step(loss / self.divisor(step))
+            self.gradient.note(step, loss)
+        self.gradient.gather()
+        return float(self.gradient.losses.sum()), float(len(self.shard.user))
+
+
+class GradientEpochs(SteppedEpochs):
     """Mini-batch steps over ratings.
 
     Args:
@@ -171,32 +214,19 @@ class GradientEpochs:
         workers: Workers,
         sampler: NegativeSampler | None = None,
     ) -> None:
-        self.model, self.objective, self.shard, self.sampler = model, objective, shard, sampler
-        self.settings, self.workers = settings, workers
-        self.plan = _plan(len(shard.user), settings.batch_size, workers)
-        self.gradient = Gradient(model, shard.owned, settings, workers)
-        self.state, self.load_state = self.gradient.state, self.gradient.load_state
-        self.bad_step = self.gradient.bad_step
+        super().__init__(model, shard, len(shard.user), settings, workers)
+        self.objective, self.sampler = objective, sampler
 
-    def run(self, epoch: int) -> tuple[float, float]:
-        """Train one epoch; return this worker's sum of losses and the rows it covers."""
-        self.model.train()
-        generator = epoch_generator(self.settings.seed, epoch, self.workers.rank)
-        torch.manual_seed(generator.initial_seed())  # dropout; a resumed run drops the same
-        self.gradient.begin(self.plan.steps)
+    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield this worker's sum of losses of each step."""
         shard = self.shard
-        batches = shuffled_batches(shard.user, shard.item, shard.rating, self.plan, generator)
-        for step, batch in enumerate(batches):
+        for batch in shuffled_batches(shard.user, shard.item, shard.rating, self.plan, generator):
             drawn = self.sampler.draw(batch.user, generator) if self.sampler else None
             loss_B = self.objective.loss(self.model, batch.user, batch.item, batch.rating, drawn)
-            loss = (loss_B * batch.weight).sum()
-            self.gradient.step(loss / self.plan.real_rows(step))
-            self.gradient.note(step, loss)
-        self.gradient.gather()
-        return float(self.gradient.losses.sum()), float(len(shard.user))
+            yield (loss_B * batch.weight).sum()
 
 
-class UserEpochs:
+class UserEpochs(SteppedEpochs):
     """Mini-batch steps over users, each with all of their ratings against all items.
 
     Args:
@@ -215,32 +245,23 @@ class UserEpochs:
         settings: TrainSettings,
         workers: Workers,
     ) -> None:
-        self.model, self.objective, self.shard = model, objective, shard
-        self.settings, self.workers = settings, workers
         self.users, self.counts = torch.unique_consecutive(shard.user, return_counts=True)
+        super().__init__(model, shard, len(self.users), settings, workers)
+        self.objective = objective
         self.begins = self.counts.cumsum(dim=0) - self.counts
-        self.plan = _plan(len(self.users), settings.batch_size, workers)
         ratings, users = workers.sum_floats(float(len(shard.user)), float(len(self.users)))
         self.each = ratings / users  # so that lr means the same as where a row is a rating
         self.share = torch.full((model.items,), 1.0 / model.items)
-        self.gradient = Gradient(model, shard.owned, settings, workers)
-        self.state, self.load_state = self.gradient.state, self.gradient.load_state
-        self.bad_step = self.gradient.bad_step
 
-    def run(self, epoch: int) -> tuple[float, float]:
-        """Train one epoch; return this worker's sum of losses and the rows it covers."""
-        self.model.train()
-        generator = epoch_generator(self.settings.seed, epoch, self.workers.rank)
-        torch.manual_seed(generator.initial_seed())  # dropout; a resumed run drops the same
+    def divisor(self, step: int) -> float:
+        """Users of the step, times the ratings that a user has."""
+        return self.plan.real_rows(step) * self.each
+
+    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield this worker's sum of losses of each step."""
         order = torch.randperm(len(self.users), generator=generator)
-        self.gradient.begin(self.plan.steps)
         for step in range(self.plan.steps):
-            chosen = order[step * self.plan.batch : (step + 1) * self.plan.batch]
-            loss = self._loss(chosen)
-            self.gradient.step(loss / (self.plan.real_rows(step) * self.each))
-            self.gradient.note(step, loss)
-        self.gradient.gather()
-        return float(self.gradient.losses.sum()), float(len(self.shard.user))
+            yield self._loss(order[step * self.plan.batch : (step + 1) * self.plan.batch])
 
     def _loss(self, chosen: Tensor) -> Tensor:
         """The sum of losses of these users; 0 for none, who still takes part in the step."""
