@@ -238,6 +238,15 @@ class Settings(Group):
         """The settings as JSON-ready values."""
         return self.model_dump(mode="json")
 
+    def changed(self, **groups: dict[str, Any]) -> "Settings":
+        """The settings with other values in some groups, such as train={"epochs": 3}.
+
+        Raises:
+            RecrayError: A value is not allowed, or does not go with another.
+        """
+        values = self.plain()
+        return build_settings(values | {name: values[name] | own for name, own in groups.items()})
+
 
 def preset_names() -> list[str]:
     """Names of the recipes that come with recray."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recray import cluster
-from recray.config import Settings, build_settings
+from recray.config import Settings
 from recray.data.ids import keys_of
 from recray.data.prepared import Prepared
 from recray.data.source import recognise
@@ -32,17 +32,10 @@ class Fold:
     settings: Settings
 
 
-def _changed(settings: Settings, **groups: dict[str, Any]) -> Settings:
-    values = settings.plain()
-    for group, changes in groups.items():
-        values[group] |= changes
-    return build_settings(values)
-
-
 def kfold(settings: Settings, folds: int) -> list[Fold]:
     """Each of so many equal parts is the test split once."""
     return [
-        Fold(f"fold-{n}", _changed(settings, split={"kind": "kfold", "folds": folds, "fold": n}))
+        Fold(f"fold-{n}", settings.changed(split={"kind": "kfold", "folds": folds, "fold": n}))
         for n in range(folds)
     ]
 
@@ -52,8 +45,7 @@ def given_folds(settings: Settings, names: list[str]) -> list[Fold]:
     return [
         Fold(
             name,
-            _changed(
-                settings,
+            settings.changed(
                 split={
                     "kind": "given",
                     "train_file": f"{name}.base",
@@ -68,7 +60,7 @@ def given_folds(settings: Settings, names: list[str]) -> list[Fold]:
 def seeds(settings: Settings, count: int) -> list[Fold]:
     """The settings' own split with the seeds 0..count-1, for the split and for training."""
     return [
-        Fold(f"seed-{n}", _changed(settings, split={"seed": n}, train={"seed": n}))
+        Fold(f"seed-{n}", settings.changed(split={"seed": n}, train={"seed": n}))
         for n in range(count)
     ]
 

@@ -85,9 +85,8 @@ def evaluate(
                 f"{prepared.folder} ({prepared.manifest['dataset']}) is not what {bundle_path} was "
                 f"trained on ({bundle.config['dataset']}), or it has changed since"
             )
-    values = bundle.settings.plain()
-    values["evaluate"] |= changes or {}
-    return batch.evaluate(bundle, build_settings(values).evaluate, workers, address, protocol)
+    settings = bundle.settings.changed(evaluate=changes or {})
+    return batch.evaluate(bundle, settings.evaluate, workers, address, protocol)
 
 
 def reproduce(run_path: str, address: str = cluster.LOCAL) -> dict[str, Any]:
@@ -186,9 +185,8 @@ class Stages:
 
     def refit(self, prepared: Prepared, epochs: int) -> str:
         """The finished run of so many epochs on training and validation rows together."""
-        values = self.settings.plain()
-        values["train"] |= {"rows": "train+valid", "epochs": epochs, "patience": None}
-        return self._train(prepared, build_settings(values), "refit")
+        wanted = {"rows": "train+valid", "epochs": epochs, "patience": None}
+        return self._train(prepared, self.settings.changed(train=wanted), "refit")
 
     def _train(self, prepared: Prepared, settings: Settings, name: str) -> str:
         with self._timed("train"):

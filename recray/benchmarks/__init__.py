@@ -13,29 +13,29 @@ NAMES = ("evaluate", "ingest", "quality", "serve", "tune")
 Say = Callable[[str], None]
 
 
-def run(name: str, quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
+def run(name: str, quick: bool, say: Say, **options: object) -> dict[str, Any]:
     """Run one benchmark.
 
     Args:
         name: One of NAMES.
         quick: Leave out what takes long; under 3 minutes.
         say: Told what happens, a line each.
-        data: Folder of real archives, for those that need them.
+        options: What only some benchmarks know, such as data, a folder of real archives; None is
+            as good as not given.
 
     Returns:
         {"figures": {name: number}, "rows": [...], "machine": {...}}
 
     Raises:
-        RecrayError: There is no such benchmark, or it needs no data.
+        RecrayError: There is no such benchmark, or it has no such option.
     """
     if name not in NAMES:
         raise unknown_name("benchmark", name, NAMES)
-    before = machine()
     module = import_module(f"recray.benchmarks.{name}")
-    if data is None:
-        result = module.run(quick, say)
-    elif "data" in inspect.signature(module.run).parameters:
-        result = module.run(quick, say, data)
-    else:
-        raise RecrayError(f"--data {data}: the benchmark {name} makes its own data")
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        if option not in inspect.signature(module.run).parameters:
+            raise RecrayError(f"the benchmark {name} has no option --{option}")
+    before = machine()
+    result = module.run(quick, say, **given)
     return {**result, "machine": before | {"load_after": machine()["load"]}}

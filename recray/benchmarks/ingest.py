@@ -15,7 +15,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from recray import cluster
-from recray.benchmarks.harness import interleaved, peak_memory, timed
+from recray.benchmarks.harness import interleaved, peak_memory, start_workers, timed
 from recray.config import Settings
 from recray.data import ingest, reading, source
 from recray.data.buckets import Numbering
@@ -100,7 +100,7 @@ def _compare(
         "textbook": lambda: textbook.read_encode(str(path)),
     }
     with cluster.session():
-        cluster.map_tasks(_Nothing(), 2 * cluster.local_cpus())  # worker processes are started
+        start_workers()
         found = interleaved(ways, repetitions)
     rows = []
     for way, seconds in found.items():
@@ -132,11 +132,6 @@ def _pandas(path: str) -> None:
     frame = pd.read_csv(path) if path.endswith(".csv") else pd.read_parquet(path)
     for column in ("userId", "movieId"):
         frame[column] = pd.factorize(frame[column], sort=True)[0]
-
-
-class _Nothing:
-    def __call__(self, _number: int) -> dict[str, Any]:
-        return {}
 
 
 # ----------------------------------------------------------------- the first and last of the maps

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from recray import cluster, crossvalidation
-from recray import protocol as protocols
 from recray.bundle import Bundle
 from recray.config import Settings, load_settings
 from recray.crossvalidation import Fold
-from recray.errors import RecrayError
+from recray.errors import RecrayError, unknown_name
 from recray.evaluation import evaluate
+from recray.protocol import Protocol
 
 Say = Callable[[str], None]
 PER_ITEM = ("split.kind=per-item-random", "split.test=0.25", "split.valid=0.1")
@@ -32,7 +32,7 @@ LARGER = ("train.l2=0.01", "objective.alpha0=0.3", "model.dim=128")
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Case:
     """One row of the table.
 
     Args:
@@ -56,64 +56,72 @@ class Protocol:
     peer: str
 
 
-PROTOCOLS = (
-    Protocol(
+CASES = (
+    Case(
         "rmse_100k_u1_u5", "ml-100k", "rating", ("split.valid=0",), "rmse", 0, 0.915,
         "0.919 SVD++ (Surprise, 5 folds)",
     ),
-    Protocol(
+    Case(
         "recall10_100k", "ml-100k", "ranking", (*RANDOM_80, *WIDER), "recall@10", 5, 0.2438,
         "0.2416 logistic MF (Recommenders.jl)",
     ),
-    Protocol(
+    Case(
         "ndcg10_100k_per_item", "ml-100k", "ranking", (*PER_ITEM, *SMALL), "ndcg@10", 5, 0.465,
         "0.4751 BiVAE (Microsoft Recommenders)",
     ),
-    Protocol("neumf_100k", "ml-100k", "neumf-ranking", PER_ITEM, "ndcg@10", 5, None, "0.3961 NCF"),
-    Protocol("softmax_100k", "ml-100k", "softmax-dnn-ranking", PER_ITEM, "ndcg@10", 5, None, ""),
-    Protocol("dot_mse_100k", "ml-100k", "dot-mse", RANDOM_80, "recall@10", 1, None, "0.2438 seed"),
+    Case("neumf_100k", "ml-100k", "neumf-ranking", PER_ITEM, "ndcg@10", 5, None, "0.3961 NCF"),
+    Case("softmax_100k", "ml-100k", "softmax-dnn-ranking", PER_ITEM, "ndcg@10", 5, None, ""),
+    Case("dot_mse_100k", "ml-100k", "dot-mse", RANDOM_80, "recall@10", 1, None, "0.2438 seed"),
     *(
-        Protocol(
+        Case(
             f"fold_in_{count}_{preset}", "ml-100k", preset,
             ("split.kind=held-out-users", f"split.fold_in={count}"), "ndcg@10", 1, None, "",
         )
         for preset in ("ranking", "neumf-ranking", "softmax-dnn-ranking")
         for count in (5, 10, 20)
     ),
-    Protocol(
+    Case(
         "rmse_1m", "ml-1m", "rating", ("split.kind=random", "split.test=0.1", "split.valid=0"),
         "rmse", 3, 0.845, "0.8140 myFM with times; 0.8227 GLocal-K, epoch chosen on test",
     ),
-    Protocol(
+    Case(
         "ndcg10_1m_core10", "ml-1m", "ranking", (*CORE_10, *LARGER), "ndcg@10", 1, 0.278,
         "0.2904 ADMM-SLIM, 0.2865 EASE (RecBole)",
     ),
-    Protocol("neumf_1m", "ml-1m", "neumf-ranking", CORE_10, "ndcg@10", 1, None, "0.2287 (RecBole)"),
-    Protocol("softmax_1m", "ml-1m", "softmax-dnn-ranking", CORE_10, "ndcg@10", 1, None, ""),
+    Case("neumf_1m", "ml-1m", "neumf-ranking", CORE_10, "ndcg@10", 1, None, "0.2287 (RecBole)"),
+    Case("softmax_1m", "ml-1m", "softmax-dnn-ranking", CORE_10, "ndcg@10", 1, None, ""),
 )  # fmt: skip
 
 
-def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
+def run(quick: bool, say: Say, data: str | None = None, only: str | None = None) -> dict[str, Any]:
     """Measure every protocol; quick: ml-100k with one seed or fold, one network only.
 
     Args:
         quick: Leave out what takes long.
         say: Told what happens, a line each.
         data: Folder of archives named after their releases; None downloads them.
+        only: The figure of one row; None for all.
+
+    Raises:
+        RecrayError: There is no such row.
     """
+    wanted = [case for case in CASES if not quick or _is_quick(case)]
+    if only is not None:
+        wanted = [case for case in CASES if case.figure == only]
+        if not wanted:
+            raise unknown_name("row", only, [case.figure for case in CASES])
     rows = []
     with tempfile.TemporaryDirectory(prefix="recray-quality-") as out, cluster.session():
-        for protocol in PROTOCOLS:
-            if not quick or _is_quick(protocol):
-                source = archive(protocol.data, data)
-                rows.append(_measure(protocol, source, quick, f"{out}/{protocol.figure}", say))
+        for case in wanted:
+            source = archive(case.data, data)
+            rows.append(_measure(case, source, quick, f"{out}/{case.figure}", say))
     return {"figures": _figures(rows), "rows": rows}
 
 
-def _is_quick(protocol: Protocol) -> bool:
+def _is_quick(case: Case) -> bool:
     networks = ("neumf-ranking", "softmax-dnn-ranking")
-    slow = protocol.preset in networks and protocol.figure != "neumf_100k"
-    return protocol.data == "ml-100k" and not slow
+    slow = case.preset in networks and case.figure != "neumf_100k"
+    return case.data == "ml-100k" and not slow
 
 
 def archive(name: str, folder: str | None) -> str:
@@ -127,44 +135,44 @@ def archive(name: str, folder: str | None) -> str:
     return str(there[0])
 
 
-def _folds(protocol: Protocol, settings: Settings, quick: bool) -> list[Fold]:
-    if protocol.seeds:
-        return crossvalidation.seeds(settings, 1 if quick else protocol.seeds)
+def _folds(case: Case, settings: Settings, quick: bool) -> list[Fold]:
+    if case.seeds:
+        return crossvalidation.seeds(settings, 1 if quick else case.seeds)
     names = [f"u{n}" for n in range(1, 6)]
     return crossvalidation.given_folds(settings, names[:1] if quick else names)
 
 
-def _measure(protocol: Protocol, source: str, quick: bool, out: str, say: Say) -> dict[str, Any]:
+def _measure(case: Case, source: str, quick: bool, out: str, say: Say) -> dict[str, Any]:
     """One protocol: validation picks the epoch, a refit takes all rows but the test. The rating
     preset has nothing to pick, and trains on them at once.
     """
-    settings = load_settings(protocol.preset, None, protocol.settings)
-    folds = _folds(protocol, settings, quick)
+    settings = load_settings(case.preset, None, case.settings)
+    folds = _folds(case, settings, quick)
     refit = settings.split.valid > 0 and settings.split.kind != "held-out-users"
     begin = time.perf_counter()
     result = crossvalidation.run(source, folds, out, refit, say=lambda _line: None)
-    value, popularity = result["mean"][protocol.metric], result["baselines"]["popularity"]
-    say(f"{protocol.data} {protocol.preset}: {protocol.metric} {value:.4f}")
+    value, popularity = result["mean"][case.metric], result["baselines"]["popularity"]
+    say(f"{case.data} {case.preset}: {case.metric} {value:.4f}")
     return {
-        "figure": protocol.figure,
-        "data": protocol.data,
-        "preset": protocol.preset,
-        "split": settings.split.kind if protocol.seeds else "u1..u5",
-        "metric": protocol.metric,
+        "figure": case.figure,
+        "data": case.data,
+        "preset": case.preset,
+        "split": settings.split.kind if case.seeds else "u1..u5",
+        "metric": case.metric,
         "value": round(value, 4),
-        "sd": round(result["sd"][protocol.metric], 4),
+        "sd": round(result["sd"][case.metric], 4),
         "runs": len(result["folds"]),
         "seconds": round(time.perf_counter() - begin, 1),
-        "popularity": round(popularity.get(protocol.metric, float("nan")), 4),
-        "must": protocol.must,
+        "popularity": round(popularity.get(case.metric, float("nan")), 4),
+        "must": case.must,
         "against_popularity": _against_popularity(f"{out}/{folds[0].name}/bundle"),
-        "published": protocol.peer,
+        "published": case.peer,
     }
 
 
 def _against_popularity(bundle: str) -> str:
     """The paired difference of the first repetition, in words."""
-    beside = protocols.Protocol(baselines=("popularity",))
+    beside = Protocol(baselines=("popularity",))
     return str(evaluate(Bundle.open(bundle), protocol=beside)["verdict"])
 
 
@@ -173,7 +181,7 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     figures = {row["figure"]: row["value"] for row in rows if row["must"] is not None}
     for size, dot in (("1m", "ndcg10_1m_core10"), ("100k", "ndcg10_100k_per_item")):
         for name in ("neumf", "softmax"):
-            if f"{name}_{size}" in values:
+            if f"{name}_{size}" in values and dot in values:
                 share = round(values[f"{name}_{size}"] / values[dot], 4)
                 figures.setdefault(f"{name}_over_dot", share)
                 figures[f"{name}_over_dot_{size}"] = share

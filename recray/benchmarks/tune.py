@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from recray import cluster, tuning
-from recray.benchmarks.harness import timed
+from recray.benchmarks.harness import start_workers, timed
 from recray.benchmarks.quality import archive
 from recray.config import Settings, load_settings
 from recray.data import ingest
@@ -39,7 +39,7 @@ def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, cluster.session():
         prepared = f"{folder}/prepared"
         ingest.prepare(recognise(source, settings), prepared, settings)
-        cluster.map_tasks(_Nothing(), 2 * cluster.local_cpus())  # worker processes are started
+        start_workers()
         rows = _measure(_search(settings, prepared, f"{folder}/sweep"), quick, say)
     return {"figures": _figures(rows), "rows": rows}
 
@@ -98,11 +98,6 @@ class _Bare:
         goal = Goal(f"ndcg@{candidate.settings['evaluate']['k'][0]}", lower=False)
         trial = TrialRun(data, SweepFolder(self.out), candidate, goal)
         return float(trial.step()["value"])
-
-
-class _Nothing:
-    def __call__(self, _number: int) -> dict[str, Any]:
-        return {}
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ from recray.console import Console
 @click.argument("name")
 @click.option("--quick", is_flag=True, help="Leave out what takes long; under 3 minutes.")
 @click.option("--data", metavar="FOLDER", help="quality, tune: archives such as ml-100k.zip.")
+@click.option("--only", metavar="FIGURE", help="quality: one row, such as rmse_1m.")
 @shared()
-def benchmark(ui: Console, name: str, quick: bool, data: str | None) -> None:
+def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> None:
     """Run the benchmark NAME: evaluate, ingest, quality, serve or tune.
 
     \b
@@ -22,5 +23,5 @@ def benchmark(ui: Console, name: str, quick: bool, data: str | None) -> None:
     """
     from recray import benchmarks
 
-    result = benchmarks.run(name, quick, ui.say, data)
+    result = benchmarks.run(name, quick, ui.say, **options)
     ui.result(result, console.benchmark(name, result))

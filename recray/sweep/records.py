@@ -242,5 +242,4 @@ def _column(values: list[Any]) -> pa.Array:
 
 def seeded(settings: dict[str, Any], seed: int) -> Settings:
     """The settings of a record with another training seed."""
-    values = {**settings, "train": settings["train"] | {"seed": seed}}
-    return build_settings(values)
+    return build_settings(settings).changed(train={"seed": seed})

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from recray.config import ObjectiveSettings, Settings, TrainSettings, build_settings
+from recray.config import ObjectiveSettings, Settings, TrainSettings
 from recray.errors import RecrayError, unknown_name
 from recray.models import model_class
 
@@ -265,11 +265,11 @@ def apply(settings: Settings, point: Point) -> Settings:
     Raises:
         RecrayError: A value is not allowed, or does not go with another.
     """
-    values = settings.plain()
+    groups: dict[str, dict[str, Any]] = {}
     for setting, value in point.items():
         group, name = setting.split(".")
-        values[group][name] = value
-    return build_settings(values)
+        groups.setdefault(group, {})[name] = value
+    return settings.changed(**groups)
 
 
 def own_point(space: Space, settings: Settings) -> Point:
