@@ -35,3 +35,16 @@ def test_an_item_without_a_vector_of_its_own_scores_by_its_features():
         model.user_vectors.weight.copy_(torch.tensor([[1.0, 0], [0, 1]]))
     user, item = torch.tensor([0, 1, 0, 0]), torch.tensor([2, 2, 1, 0])
     assert torch.allclose(model(user, item), torch.tensor([1.0, 2.0, 0.5, 3**-0.5]))
+
+
+def test_features_explain_what_items_of_weight_share_and_nothing_of_a_row_is_lost():
+    model = Hybrid(2, 3, 2, NAMES, "logits")
+    model.describe_items(torch.from_numpy(feature_matrix(TABLE, NAMES)))
+    rows, weight = torch.tensor([[1.0, 0], [0, 2], [3, 3]]), torch.tensor([1.0, 2, 6])
+    with torch.no_grad():
+        model.set_rows(rows, weight)
+    assert torch.allclose(model.item_rows(slice(None)), rows)
+    vectors = model.feature_vectors.detach().clone().requires_grad_()
+    left = weight[:, None] * (rows - model.features @ vectors).square()
+    (slope,) = torch.autograd.grad(left.sum() + 3 * vectors.square().sum(), vectors)
+    assert slope.abs().max() < 1e-5, "3 is the mean weight"

@@ -97,6 +97,25 @@ def test_a_whole_data_solve_is_the_minimum_over_all_pairs():
                 assert whole_data_loss(moved, h, pairs, 0.3, 0.05) > best
 
 
+def test_a_solve_that_is_held_to_vectors_is_the_minimum_over_all_pairs():
+    user, item, _ = rated()
+    pairs = set(zip(user.tolist(), item.tolist(), strict=True))
+    objective = WholeData(alpha0=0.3, l2=0.05)
+    torch.manual_seed(2)
+    w = torch.randn(USERS, DIM, dtype=torch.float64)
+    expected = torch.randn(ITEMS, DIM, dtype=torch.float64)
+    order = torch.argsort(item, stable=True)
+    begins = torch.searchsorted(item[order], torch.arange(ITEMS + 1))
+    h = objective.solve(
+        w, begins, user[order], objective.gram(w), USERS, expected=expected
+    ).requires_grad_()
+    error = sum((1 - w[u] @ h[i]) ** 2 for u, i in pairs) + 0.3 * (w @ h.T).square().sum()
+    count = torch.bincount(item, minlength=ITEMS)
+    held = (0.05 * (count + 0.3 * USERS) * (h - expected).square().sum(dim=1)).sum()
+    (slope,) = torch.autograd.grad(error + held, h)
+    assert slope.abs().max() < 1e-6
+
+
 def test_a_user_without_ratings_gets_the_zero_vector():
     objective = WholeData(0.3, 0.05)
     h = torch.randn(ITEMS, DIM, dtype=torch.float64)

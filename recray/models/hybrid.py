@@ -70,6 +70,26 @@ class Hybrid(LinearModel):
         own = self.item_bias.weight[item, 0]
         return self.mean + own + self.features[item] @ self.feature_bias
 
+    def expected_rows(self) -> Tensor:
+        """(items, D) what an item's features say of its vector."""
+        return self.features @ self.feature_vectors
+
+    def set_rows(self, rows: Tensor, weight: Tensor) -> None:
+        """Take (items, D) whole vectors; the features' vectors are their weighted regression, and
+        each item keeps what is left.
+
+        A feature's vector is held back as an item of mean weight is.
+
+        Args:
+            rows: (items, D) vectors, such as an objective has solved for.
+            weight: (items,) how strongly each vector is held to what its features say.
+        """
+        weighted = self.features * weight[:, None]
+        ridge = torch.diag(weight.mean().expand(self.features.shape[1]))
+        matrix = self.features.T @ weighted + ridge
+        self.feature_vectors.copy_(torch.linalg.solve(matrix, weighted.T @ rows))
+        self.item_vectors.weight.copy_(rows - self.expected_rows())
+
     def item_vectors_for_similarity(self) -> Tensor:
         """(items, D) vectors, features included."""
         return self.item_rows(slice(None))

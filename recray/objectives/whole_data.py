@@ -10,6 +10,8 @@ from torch import Tensor
 
 from recray.errors import RecrayError
 from recray.models.base import Model
+from recray.models.factorization import Dot
+from recray.models.hybrid import Hybrid
 from recray.objectives.base import FoldIn, Objective, Shares, as_linear
 
 AllReduce = Callable[[Tensor], Tensor]
@@ -22,7 +24,8 @@ class WholeData(Objective):
     sum over rated (1 - s)^2 + alpha0 * sum over all pairs s^2
         + l2 * (sum_u (n_u + alpha0 I) |w_u|^2 + sum_i (n_i + alpha0 U) |h_i|^2)
 
-    Stars are not used: that somebody chose a film is the signal.
+    Stars are not used: that somebody chose a film is the signal. Where a hybrid model knows
+    features of items, h_i is what an item's vector adds to that of its features.
 
     Args:
         alpha0: Weight of all pairs.
@@ -36,11 +39,15 @@ class WholeData(Objective):
         self.alpha0, self.l2 = alpha0, l2
 
     def check(self, model: Model) -> None:
-        """Refuse all but the plain dot product."""
-        if type(model).__name__ != "Dot":
+        """Refuse all but the dot product, plain or with features of items."""
+        if not isinstance(model, Dot | Hybrid):
             raise RecrayError(
-                "objective.kind=whole-data solves for vectors alone: use model.kind=dot"
+                "objective.kind=whole-data solves for vectors alone: use model.kind=dot or hybrid"
             )
+
+    def ridge(self, count: Tensor, others: int) -> Tensor:
+        """(R,) how strongly each row is held back, from its (R,) number of ratings."""
+        return self.l2 * (count + self.alpha0 * others)
 
     def gram(self, rows: Tensor) -> Tensor:
         """(N, D) fixed vectors to alpha0 times their (D, D) Gram matrix."""
@@ -54,6 +61,7 @@ class WholeData(Objective):
         gram: Tensor,
         others: int,
         all_reduce: AllReduce | None = None,
+        expected: Tensor | None = None,
     ) -> Tensor:
         """The best vectors of one side, the other side fixed; exact, row by row.
 
@@ -64,6 +72,7 @@ class WholeData(Objective):
             gram: (D, D) alpha0 times the Gram matrix of the whole other side.
             others: Size of the other side, for the scaling of l2.
             all_reduce: Sums a tensor over workers, where each has a part of the ratings.
+            expected: (R, D) vectors that the solved ones are held to; None holds them to zero.
 
         Returns:
             (R, D) vectors.
@@ -76,8 +85,9 @@ class WholeData(Objective):
             if all_reduce is not None:
                 system = all_reduce(system)
             matrix, right = system[:, :, :dim], system[:, :, dim]
-            count = system[:, 0, dim + 1]
-            ridge = self.l2 * (count + self.alpha0 * others)
+            ridge = self.ridge(system[:, 0, dim + 1], others)
+            if expected is not None:
+                right = right + ridge[:, None] * expected[first:last]
             matrix = matrix + gram + torch.diag_embed(ridge[:, None].expand(-1, dim))
             factor = torch.linalg.cholesky(matrix)
             out[first:last] = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
@@ -114,7 +124,7 @@ class WholeData(Objective):
 
         def shares(item: Tensor, rating: Tensor) -> tuple[Tensor, Tensor]:
             own = vectors[item]
-            ridge = self.l2 * (len(item) + self.alpha0 * model.items)
+            ridge = self.ridge(torch.tensor(len(item)), model.items)
             matrix = own.T @ own + gram + ridge * torch.eye(own.shape[1])
             return own.new_zeros(own.shape[1]), torch.linalg.solve(matrix, own.T).T
 

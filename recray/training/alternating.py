@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from recray.models.base import LinearModel
+from recray.models.hybrid import Hybrid
 from recray.objectives import WholeData
 from recray.training.steps import Shard
 from recray.training.sync import Workers
@@ -16,7 +17,7 @@ class AlternatingEpochs:
     workers in blocks of items.
 
     Args:
-        model: A plain dot product, equal on every worker.
+        model: A dot product, plain or hybrid, equal on every worker.
         objective: The whole-data loss.
         shard: This worker's rows.
         workers: The group.
@@ -31,27 +32,40 @@ class AlternatingEpochs:
         order = torch.argsort(shard.item, stable=True)
         self.item_begins = torch.searchsorted(shard.item[order], torch.arange(items + 1))
         self.item_users = shard.user[order]
+        self.item_counts = workers.sum(self.item_begins.diff().float())
 
     @torch.no_grad()
     def run(self, epoch: int) -> tuple[float, float]:
         """Train one epoch; return this worker's part of the loss and the rows it covers."""
         self.model.eval()
         user_table = self.model.get_parameter("user_vectors.weight")
-        item_table = self.model.get_parameter("item_vectors.weight")
         if epoch == 0:
-            self._solve_users(user_table, item_table)
+            self._solve_users(user_table)
+        self._solve_items(user_table)
+        self._solve_users(user_table)
+        return self._loss(user_table), float(len(self.shard.user))
+
+    def _solve_items(self, user_table: Tensor) -> None:
         own = user_table * self.shard.owned[:, None]
         gram = self.workers.sum(self.objective.gram(own))
         summed = self.workers.sum if self.workers.size > 1 else None
-        item_table.copy_(
-            self.objective.solve(
-                user_table, self.item_begins, self.item_users, gram, self.model.users, summed
-            )
+        hybrid = self.model if isinstance(self.model, Hybrid) else None
+        solved = self.objective.solve(
+            user_table,
+            self.item_begins,
+            self.item_users,
+            gram,
+            self.model.users,
+            summed,
+            None if hybrid is None else hybrid.expected_rows(),
         )
-        self._solve_users(user_table, item_table)
-        return self._loss(user_table, item_table), float(len(self.shard.user))
+        if hybrid is None:
+            self.model.get_parameter("item_vectors.weight").copy_(solved)
+        else:
+            hybrid.set_rows(solved, self.objective.ridge(self.item_counts, self.model.users))
 
-    def _solve_users(self, user_table: Tensor, item_table: Tensor) -> None:
+    def _solve_users(self, user_table: Tensor) -> None:
+        item_table = self.model.item_rows(slice(None))
         gram = self.objective.gram(item_table)
         solved = self.objective.solve(
             item_table, self.user_begins, self.shard.item, gram, self.model.items
@@ -59,8 +73,9 @@ class AlternatingEpochs:
         # Everybody gets every user's row: each is nonzero on its owner alone.
         user_table.copy_(self.workers.sum(solved * self.shard.owned[:, None]))
 
-    def _loss(self, user_table: Tensor, item_table: Tensor) -> float:
+    def _loss(self, user_table: Tensor) -> float:
         """This worker's users' part of the objective, without the penalty, over its ratings."""
+        item_table = self.model.item_rows(slice(None))
         seen, error = self.shard, torch.zeros((), dtype=torch.float64)
         for user, item in zip(seen.user.split(1 << 16), seen.item.split(1 << 16), strict=True):
             score = (user_table[user] * item_table[item]).sum(dim=-1)
