@@ -10,6 +10,7 @@ from recray.models.base import Model
 from recray.models.baselines import Popularity
 from recray.models.neighbours import Ease, FromHistory, ItemKnn
 from recray.objectives import FoldIn, Objective
+from recray.objectives.folding import one_by_one
 from recray.ranking import History, Ranker, statistics_of_history
 
 NAMES = ("popularity", "bias-only", "item-knn", "ease")
@@ -29,7 +30,7 @@ class AsHistory(Objective):
         raise ValueError(f"{type(model).__name__} is not trained by its history")
 
     def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
-        """From (N,) item ids to the (1, items) state; stars are not used.
+        """The state is made of who rated what; stars are not used.
 
         Raises:
             ValueError: A caller's mistake: another kind of model.
@@ -37,7 +38,7 @@ class AsHistory(Objective):
         if not isinstance(model, FromHistory):
             raise ValueError(f"{type(model).__name__} does not score by history")
         state_of = model.state_of
-        return lambda item, _rating: state_of(item)
+        return one_by_one(lambda item, _rating: state_of(item)[0])
 
 
 def choose(asked: Iterable[str] | None, items: int) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from recray.data.prepared import Ratings
 from recray.errors import RecrayError
 from recray.models.base import ITEM_BLOCK, Model, Statistics
 from recray.models.baselines import BiasOnly
-from recray.objectives import FoldIn, Objective
+from recray.objectives import FoldIn, Newcomers, Objective
 from recray.topk import NONE, best_of, top_k
 
 __all__ = ["NONE", "SOURCES", "History", "Ranked", "Ranker", "top_k"]
@@ -49,12 +49,18 @@ class History:
         rows = slice(self.begins[user], self.begins[user + 1])
         return torch.from_numpy(self.item[rows]), torch.from_numpy(self.rating[rows])
 
+    def of_users(self, users: NDArray[np.int64]) -> Newcomers:
+        """What (U,) users have rated, in their order."""
+        counts = self.begins[users + 1] - self.begins[users]
+        begins = np.concatenate([[0], counts.cumsum()])
+        rows = np.arange(begins[-1]) + np.repeat(self.begins[users] - begins[:-1], counts)
+        item, rating = torch.from_numpy(self.item[rows]), torch.from_numpy(self.rating[rows])
+        return Newcomers(torch.from_numpy(begins), item, rating)
+
     def cells(self, users: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Rows (in `users`) and columns of all that these users have rated."""
-        counts = self.begins[users + 1] - self.begins[users]
-        row = np.repeat(np.arange(len(users)), counts)
-        shift = np.repeat(self.begins[users] - np.concatenate([[0], counts.cumsum()[:-1]]), counts)
-        return torch.from_numpy(row), torch.from_numpy(self.item[np.arange(len(row)) + shift])
+        rated = self.of_users(users)
+        return rated.row, rated.item
 
 
 def statistics_of_history(history: History, users: int, items: int) -> Statistics:
@@ -141,17 +147,18 @@ class Ranker:
         known = users < self.model.users
         state = self.model.user_state(torch.from_numpy(np.where(known, users, 0)))
         source = np.where(known, 0, 2).astype(np.int8)
-        for row in np.flatnonzero(~known).tolist():
-            item, rating = self.history.of_user(int(users[row]))
-            if len(item) and self.objective is not None:
-                state[row] = self.fold_in(item, rating)[0]
-                source[row] = 1
+        if self.objective is not None and not known.all():
+            rated = self.history.begins[users] < self.history.begins[users + 1]
+            new = np.flatnonzero(~known & rated)
+            if len(new):
+                state[torch.from_numpy(new)] = self._folding(self.history.of_users(users[new]))
+                source[new] = 1
         return state, source
 
     @torch.no_grad()
     def fold_in(self, item: Tensor, rating: Tensor) -> Tensor:
         """(1, S) state of somebody with these ratings: (N,) items, each once, and (N,) stars."""
-        return self._folding(item, rating)
+        return self._folding(Newcomers.one(item, rating))
 
     @torch.no_grad()
     def scores(self, state: Tensor, source: NDArray[np.int8]) -> Tensor:
@@ -239,12 +246,12 @@ class Ranker:
         warm = known_item & (user < self.model.users)
         u, i = (torch.from_numpy(ids[warm].astype(np.int64)) for ids in (user, item))
         stars[warm] = self.model(u, i).numpy()
-        for one in np.unique(user[known_item & ~warm]).tolist():
-            rows = known_item & (user == one)
-            rated, rating = self.history.of_user(one)
-            if len(rated) and self.objective is not None:
-                scores = self.model.score(self.fold_in(rated, rating))[0]
-                stars[rows] = scores[torch.from_numpy(item[rows].astype(np.int64))].numpy()
+        cold = np.flatnonzero(known_item & ~warm)
+        new, place = np.unique(user[cold], return_inverse=True)
+        state, source = self.states(new)
+        cold, place = cold[source[place] == 1], place[source[place] == 1]
+        raw = self.model.raw(state[torch.from_numpy(place)], torch.from_numpy(item[cold]).long())
+        stars[cold] = self.model.link(raw).numpy()
         rest = np.isnan(stars)
         if rest.any():
             stars[rest] = self.baseline_stars(user[rest], item[rest])

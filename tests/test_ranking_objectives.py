@@ -10,7 +10,7 @@ from recray.errors import RecrayError
 from recray.models.factorization import Dot
 from recray.models.neumf import NeuMf
 from recray.models.softmax import SoftmaxDnn
-from recray.objectives import Bpr, Classes, ItemSoftmax, Logistic, UnratedClass
+from recray.objectives import Bpr, Classes, ItemSoftmax, Logistic, Newcomers, UnratedClass
 from recray.objectives.ranking import raw_scores
 
 USERS, ITEMS = 4, 6
@@ -173,7 +173,9 @@ def test_what_somebody_rated_is_folded_in_above_the_rest(objective, kind):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     chosen = torch.tensor([2, 7])
     popularity = torch.arange(12.0)
-    state = objective.folding(model, 1.0, popularity)(chosen, torch.tensor([5.0, 5.0]))
+    state = objective.folding(model, 1.0, popularity)(
+        Newcomers.one(chosen, torch.tensor([5.0, 5.0]))
+    )
     assert state.shape == (1, model.user_state(torch.tensor([0])).shape[1])
     with torch.no_grad():
         mean = model.user_state(torch.arange(50)).mean(dim=0, keepdim=True)

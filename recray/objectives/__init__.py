@@ -1,8 +1,9 @@
 """What training minimises, by name."""
 
 from recray.config import Settings
-from recray.objectives.base import FoldIn, FoldInPrior, Objective, PairLoss, Shares, as_linear
+from recray.objectives.base import Objective, PairLoss, Shares, as_linear
 from recray.objectives.bayes import Bayes
+from recray.objectives.folding import FoldIn, FoldInPrior, Newcomers
 from recray.objectives.ranking import Bpr, Contrast, ItemSoftmax, Logistic, UnratedClass
 from recray.objectives.ratings import Bce, Classes, Mse
 from recray.objectives.whole_data import ROW_BLOCK, WholeData
@@ -19,6 +20,7 @@ __all__ = [
     "ItemSoftmax",
     "Logistic",
     "Mse",
+    "Newcomers",
     "Objective",
     "PairLoss",
     "Shares",

@@ -10,42 +10,17 @@ the objective for a handful of ratings while the items stay as they are.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from recray.data.negatives import Drawn
 from recray.errors import RecrayError
 from recray.models.base import LinearModel, Model
+from recray.objectives.folding import FoldIn, Newcomers
 
-FoldIn = Callable[[Tensor, Tensor], Tensor]
-"""From (N,) item ids and (N,) stars of one user to their (1, S) state."""
 Shares = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From the same to the state's parts: (S,) without any rating, and (N, S) what each rating adds."""
-FOLD_IN_STEPS = 30
-
-
-@dataclass(frozen=True)
-class FoldInPrior:
-    """What is believed of somebody new before any rating: the trained users' spread.
-
-    Args:
-        mean: (S,) mean user state.
-        precision: (S,) inverse variance of the user states.
-        noise: Variance of a rating around its prediction, in the objective's own unit.
-    """
-
-    mean: Tensor
-    precision: Tensor
-    noise: float
-
-    @classmethod
-    def of(cls, model: Model, noise: float) -> "FoldInPrior":
-        """Measure the spread of the trained users' states."""
-        state = model.user_state(torch.arange(model.users)).detach().double()
-        variance = state.var(dim=0, correction=0).clamp(min=1e-6)
-        return cls(state.mean(dim=0), 1 / variance, max(noise, 1e-6))
+"""From (N,) items and (N,) stars of one user to (S,), their state without any rating, and (N, S),
+what each rating adds."""
 
 
 class Objective(ABC):
@@ -70,8 +45,8 @@ class Objective(ABC):
                 needs it.
 
         Returns:
-            From (N,) int64 ids of rated items, each once, and (N,) stars to the (1, S) user state
-            that is best for them, the items fixed.
+            From the ratings of U people to the (U, S) user states that are best for them, the
+            items fixed; nobody's state depends on who else is there.
         """
 
     def shares(self, model: Model, noise: float) -> Shares | None:
@@ -79,8 +54,8 @@ class Objective(ABC):
         return None
 
     def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
-        """Fold one user in; see folding, which is better for several."""
-        return self.folding(model, noise)(item, rating)
+        """(1, S) state of one user; see folding, which is better for several."""
+        return self.folding(model, noise)(Newcomers.one(item, rating))
 
 
 class PairLoss(Objective):
@@ -115,31 +90,6 @@ def refuse_squeezed(model: Model, objective: str) -> None:
     """
     if getattr(model, "output", "raw") != "raw":
         raise RecrayError(f"objective.kind={objective} needs model.output=raw; for sigmoid use bce")
-
-
-def fold_in_by_steps(prior: FoldInPrior, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """The state that minimises loss + |state - mean|^2 / (2 variance), by L-BFGS.
-
-    Args:
-        prior: What is believed before any rating.
-        loss: From a (1, S) state to a negative log-likelihood, the items fixed.
-
-    Returns:
-        (1, S) state.
-    """
-    mean, precision = prior.mean.float()[None], prior.precision.float()[None]
-    state = mean.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([state], max_iter=FOLD_IN_STEPS, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss(state) + 0.5 * (precision * (state - mean).square()).sum()
-        (state.grad,) = torch.autograd.grad(value, [state])  # the items' gradients are not wanted
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return state.detach()
 
 
 def as_linear(model: Model) -> LinearModel:

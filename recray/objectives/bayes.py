@@ -8,7 +8,8 @@ from torch import Tensor
 from recray.errors import RecrayError
 from recray.models.base import Model
 from recray.models.posterior import PosteriorDot
-from recray.objectives.base import FoldIn, Objective
+from recray.objectives.base import Objective
+from recray.objectives.folding import FoldIn, one_by_one
 
 
 class Bayes(Objective):
@@ -50,6 +51,6 @@ class Bayes(Objective):
             left = rating.double() - model.item_offset(item).detach().double()
             matrix = rows.T @ rows / error + precision
             right = rows.T @ left / error + precision @ model.expected_state(item).double()
-            return torch.linalg.solve(matrix, right)[None].to(model.mean.dtype)
+            return torch.linalg.solve(matrix, right).to(model.mean.dtype)
 
-        return fold_in
+        return one_by_one(fold_in)

@@ -16,7 +16,8 @@ from torch.nn import functional
 from recray.data.negatives import Drawn, shares
 from recray.errors import RecrayError
 from recray.models.base import ITEM_BLOCK, Model
-from recray.objectives.base import FoldIn, FoldInPrior, PairLoss, fold_in_by_steps, refuse_squeezed
+from recray.objectives.base import PairLoss, refuse_squeezed
+from recray.objectives.folding import FoldIn, FoldInPrior, Newcomers, by_steps
 from recray.objectives.ratings import as_classes
 
 
@@ -68,15 +69,10 @@ class Contrast(PairLoss):
         prior = FoldInPrior.of(model, noise)
         share = shares(model.items, popularity if self.by_popularity else None).float()
 
-        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
-            row = torch.zeros_like(item)
+        def loss(state: Tensor, known: Newcomers) -> Tensor:
+            return self.against_all(raw_scores(model, state), known.row, known.item, share)
 
-            def loss(state: Tensor) -> Tensor:
-                return self.against_all(raw_scores(model, state), row, item, share).sum()
-
-            return fold_in_by_steps(prior, loss)
-
-        return fold_in
+        return by_steps(model, prior, loss)
 
 
 def raw_scores(model: Model, state: Tensor) -> Tensor:
@@ -195,15 +191,11 @@ class UnratedClass(PairLoss):
         network, prior = as_classes(model), FoldInPrior.of(model, noise)
         share = shares(model.items, popularity if self.by_popularity else None).float()
 
-        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
-            target = network.class_of(rating)
+        def loss(state: Tensor, known: Newcomers) -> Tensor:
+            classes = network.tower.block(state, network.item_vectors.weight)
+            chances = torch.log_softmax(classes, dim=-1)
+            own = chances[known.row, known.item, network.class_of(known.rating)]
+            unrated = chances[:, :, network.unrated] @ share
+            return -known.sums(own) - known.begins.diff() * (self.negatives or 0) * unrated
 
-            def loss(state: Tensor) -> Tensor:
-                classes = network.tower.block(state, network.item_vectors.weight)[0]
-                own = functional.cross_entropy(classes[item], target, reduction="sum")
-                unrated = -torch.log_softmax(classes, dim=-1)[:, network.unrated]
-                return own + len(item) * (self.negatives or 0) * (unrated @ share)
-
-            return fold_in_by_steps(prior, loss)
-
-        return fold_in
+        return by_steps(network, prior, loss)

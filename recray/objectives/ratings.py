@@ -2,6 +2,8 @@
 
 # Shape letters: B = pairs in the batch, N = ratings of one user, S = length of a user state.
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -10,15 +12,8 @@ from recray.data.negatives import Drawn
 from recray.errors import RecrayError
 from recray.models.base import LinearModel, Model
 from recray.models.softmax import SoftmaxDnn
-from recray.objectives.base import (
-    FoldIn,
-    FoldInPrior,
-    PairLoss,
-    Shares,
-    as_linear,
-    fold_in_by_steps,
-    refuse_squeezed,
-)
+from recray.objectives.base import PairLoss, Shares, as_linear, refuse_squeezed
+from recray.objectives.folding import FoldIn, FoldInPrior, Newcomers, by_steps, one_by_one
 
 
 class Mse(PairLoss):
@@ -38,14 +33,14 @@ class Mse(PairLoss):
         """Ridge regression towards the trained users' mean state; steps where none is exact."""
         prior = FoldInPrior.of(model, noise)
         if not isinstance(model, LinearModel):
-            return self._by_steps(model, prior)
+            return by_steps(model, prior, _error_of(model, prior))
         linear = model
 
         def fold_in(item: Tensor, rating: Tensor) -> Tensor:
             matrix, base, parts = _ridge(linear, prior, item, rating)
-            return torch.linalg.solve(matrix, base + parts.sum(dim=0))[None].float()
+            return torch.linalg.solve(matrix, base + parts.sum(dim=0)).float()
 
-        return fold_in
+        return one_by_one(fold_in)
 
     def shares(self, model: Model, noise: float) -> Shares | None:
         """The right side of the regression is a sum over the ratings, and so is what it gives."""
@@ -59,15 +54,13 @@ class Mse(PairLoss):
 
         return shares
 
-    def _by_steps(self, model: Model, prior: FoldInPrior) -> FoldIn:
-        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
-            def loss(state: Tensor) -> Tensor:
-                error = rating - model.raw(state.expand(len(item), -1), item)
-                return error.square().sum() / (2 * prior.noise)
 
-            return fold_in_by_steps(prior, loss)
+def _error_of(model: Model, prior: FoldInPrior) -> Callable[[Tensor, Newcomers], Tensor]:
+    def loss(state: Tensor, known: Newcomers) -> Tensor:
+        error = known.rating - model.raw(state[known.row], known.item)
+        return known.sums(error.square() / (2 * prior.noise))
 
-        return fold_in
+    return loss
 
 
 def _ridge(
@@ -128,9 +121,9 @@ class Bce(PairLoss):
                 state = state - step
                 if step.abs().max() < 1e-9:
                     break
-            return state[None].float()
+            return state.float()
 
-        return fold_in
+        return one_by_one(fold_in)
 
 
 def as_classes(model: Model) -> SoftmaxDnn:
@@ -166,13 +159,9 @@ class Classes(PairLoss):
         """Steps on the cross-entropy with the trained users' spread as prior."""
         network, prior = as_classes(model), FoldInPrior.of(model, noise)
 
-        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
-            target = network.class_of(rating)
+        def loss(state: Tensor, known: Newcomers) -> Tensor:
+            classes = network.classes(state[known.row], known.item)
+            target = network.class_of(known.rating)
+            return known.sums(functional.cross_entropy(classes, target, reduction="none"))
 
-            def loss(state: Tensor) -> Tensor:
-                classes = network.classes(state.expand(len(item), -1), item)
-                return functional.cross_entropy(classes, target, reduction="sum")
-
-            return fold_in_by_steps(prior, loss)
-
-        return fold_in
+        return by_steps(network, prior, loss)

@@ -12,7 +12,8 @@ from recray.errors import RecrayError
 from recray.models.base import Model
 from recray.models.factorization import Dot
 from recray.models.hybrid import Hybrid
-from recray.objectives.base import FoldIn, Objective, Shares, as_linear
+from recray.objectives.base import Objective, Shares, as_linear
+from recray.objectives.folding import FoldIn
 
 AllReduce = Callable[[Tensor], Tensor]
 ROW_BLOCK = 512
@@ -107,15 +108,11 @@ class WholeData(Objective):
         return system
 
     def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
-        """The same exact solve for one row; stars are not used, nor is the noise."""
+        """The same exact solve; stars are not used, nor is the noise."""
         vectors = as_linear(model).item_rows(slice(None)).detach()
         gram = self.gram(vectors)
-
-        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
-            begins = torch.tensor([0, len(item)])
-            return self.solve(vectors, begins, item, gram, model.items)
-
-        return fold_in
+        items = model.items
+        return lambda known: self.solve(vectors, known.begins, known.item, gram, items)
 
     def shares(self, model: Model, noise: float) -> Shares:
         """The right side of the solve is a sum over the ratings, and so is what it gives."""
