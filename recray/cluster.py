@@ -72,12 +72,13 @@ def require(workers: int) -> None:
 
 
 @contextmanager
-def session(address: str = LOCAL) -> Iterator[None]:
+def session(address: str = LOCAL, cpus: int | None = None) -> Iterator[None]:
     """Have Ray running inside the block; a Ray that was running before is used and left alone.
 
     Args:
         address: `local` starts one on this machine and stops it afterwards; anything else that
             ray.init takes (`auto`, host:port, ray://...) joins that cluster.
+        cpus: Logical CPUs of a local start; None takes local_cpus().
 
     Raises:
         RecrayError: The cluster cannot be reached or refuses the token.
@@ -91,7 +92,7 @@ def session(address: str = LOCAL) -> Iterator[None]:
         return
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _start(address)
+        _start(address, cpus or local_cpus())
         signal.signal(signal.SIGTERM, _terminate)
         yield
     finally:
@@ -131,7 +132,7 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     sys.exit(143)
 
 
-def _start(address: str) -> None:
+def _start(address: str, cpus: int) -> None:
     import ray
 
     options: dict[str, Any] = {
@@ -144,7 +145,7 @@ def _start(address: str) -> None:
             private_token()
         options |= {
             "address": "local",
-            "num_cpus": local_cpus(),
+            "num_cpus": cpus,
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }

@@ -96,6 +96,23 @@ def peak_memory() -> Iterator[Peak]:
         thread.join()
 
 
+def ray_cpu_seconds() -> float:
+    """CPU seconds that the Ray workers among this process's descendants have used; Linux only."""
+    ticks = sum(_ticks(pid) for pid in _descendants(os.getpid()))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks(pid: int) -> int:
+    """User and system time of a Ray worker, 0 for any other process."""
+    try:
+        if not (PROC / str(pid) / "cmdline").read_bytes().startswith(b"ray::"):
+            return 0
+        fields = (PROC / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return 0  # it ended meanwhile
+    return int(fields[11]) + int(fields[12])
+
+
 def _descendants(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in PROC.iterdir():

@@ -56,13 +56,15 @@ def _figures(rows: list[dict[str, Any]], peaks: dict[int, float | None]) -> dict
     }
 
 
-def generate(folder: Path, rows: int, kind: str) -> Path:
-    """Write ratings of as many users and items as ml-25m has for its rows; returns the file."""
-    path = folder / f"ratings-{rows}.{kind}"
+def generate(folder: Path, rows: int, kind: str, each: int = 154) -> Path:
+    """Write ratings of so many for each user, by default as ml-25m has, and of as many items as it
+    has; returns the file.
+    """
+    path = folder / f"ratings-{rows}-{each}.{kind}"
     if path.exists():
         return path
     rng = np.random.default_rng(0)
-    users, items = max(1, rows // 154), 59_047
+    users, items = max(1, rows // each), 59_047
     popularity = 1 / (10 + np.arange(items))
     edges = np.cumsum(popularity / popularity.sum())
     write: Any = pacsv.CSVWriter if kind == "csv" else pq.ParquetWriter

@@ -14,7 +14,7 @@ from recray.console import Console
 @click.option("--only", metavar="FIGURE", help="quality: one row, such as rmse_1m.")
 @shared()
 def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> None:
-    """Run the benchmark NAME: evaluate, ingest, quality, serve or tune.
+    """Run the benchmark NAME: evaluate, ingest, quality, scale, serve or tune.
 
     \b
     Example:

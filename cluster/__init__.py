@@ -1,0 +1,1 @@
+"""Where recray runs: launcher, Kubernetes and Docker files, and what checks them."""

@@ -1,0 +1,93 @@
+"""Training in plain processes that meet over gloo: what each spends, sends and holds."""
+
+import resource
+import tempfile
+import time
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recray.config import Settings, build_settings
+from recray.data.prepared import Prepared
+from recray.training.sync import Workers
+from recray.training.trainer import build_run
+
+
+@dataclass(frozen=True)
+class CountingWorkers(Workers):
+    """Workers that count the bytes of what they sum."""
+
+    summed: list[int] = field(default_factory=list)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all workers, counted."""
+        if self.size > 1:
+            self.summed.append(value.numel() * value.element_size())
+        return super().sum(value)
+
+
+def train(settings: Settings, prepared: str, folder: Path, workers: int) -> dict[str, float]:
+    """Train in so many processes, each with one thread.
+
+    Returns:
+        The most of any worker: cpu_seconds and memory_bytes (beyond an idle process), and
+        wall_seconds and summed_bytes; loading the rows is included, starting a process is not.
+
+    Raises:
+        RuntimeError: A worker died.
+    """
+    context = get_context("spawn")
+    with tempfile.TemporaryDirectory(dir=folder) as run:
+        answers = context.Queue()
+        work = (settings.plain(), prepared, run, workers, answers)
+        processes = [context.Process(target=_worker, args=(r, *work)) for r in range(workers)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            raise RuntimeError("a worker of the benchmark died; its traceback is above")
+        found: list[dict[str, float]] = [answers.get() for _ in processes]
+    return {name: max(one[name] for one in found) for name in found[0]}
+
+
+def _worker(
+    rank: int, settings: dict[str, Any], prepared: str, run: str, workers: int, answers: Any
+) -> None:
+    torch.set_num_threads(1)
+    if workers > 1:
+        store = f"file://{run}/meeting"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=workers)
+    counting = CountingWorkers(rank, workers)
+    Workers.barrier(counting)  # nobody's clock starts before all are there
+    held, cpu, wall = _resident(), time.process_time(), time.perf_counter()
+    job = build_run(
+        build_settings(settings), Prepared.open(prepared), f"{run}/run", counting, lambda _: None
+    )
+    job.fit()
+    answers.put(
+        {
+            "cpu_seconds": time.process_time() - cpu,
+            "wall_seconds": time.perf_counter() - wall,
+            "memory_bytes": _most() - held,
+            "summed_bytes": float(sum(counting.summed)),
+        }
+    )
+    if workers > 1:
+        dist.destroy_process_group()
+
+
+def _resident() -> float:
+    """Bytes that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return float(pages * resource.getpagesize())
+
+
+def _most() -> float:
+    """The most bytes that this process has held."""
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -1,0 +1,195 @@
+"""Prepare and train against the formulas of formulas.py: fitted on small sets, tried on large ones.
+
+What is compared first is CPU time: on a free core it is the time that passes, and the load of the
+machine hardly touches it. The time that passed stands beside it.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from recray import cluster
+from recray.benchmarks import formulas, processes
+from recray.benchmarks.formulas import Size, Terms
+from recray.benchmarks.harness import peak_memory, ray_cpu_seconds, timed
+from recray.benchmarks.ingest import generate
+from recray.config import Settings, load_settings
+from recray.data import ingest, source
+from recray.data.prepared import Prepared
+
+Say = Callable[[str], None]
+EPOCHS = 2
+WORKERS = (1, 2)
+DIM = 64
+
+
+@dataclass(frozen=True)
+class Data:
+    """A generated set: its rows, and how many of them each user has."""
+
+    rows: int
+    each: int = 154
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training."""
+
+    data: Data
+    dim: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run took, beside the terms of the formula for it."""
+
+    stage: str
+    size: Size
+    wall: float
+    figures: dict[str, float]
+
+
+FIGURES: dict[str, dict[str, Callable[[Size], Terms]]] = {
+    "prepare": {"cpu_s": formulas.prepare_seconds, "memory_mb": formulas.prepare_bytes},
+    "train": {"cpu_s": formulas.train_seconds, "memory_mb": formulas.train_bytes},
+}
+
+
+def run(quick: bool, say: Say) -> dict[str, Any]:
+    """Fit on sets of up to 2M ratings, then predict 1M, 4M and 16M; quick: up to 500,000, 1M."""
+    small, middle = (Data(125_000), Data(500_000)) if quick else (Data(500_000), Data(2_000_000))
+    many = Data(small.rows, 20)  # the same ratings by more users
+    large = (Data(1_000_000),) if quick else tuple(Data(n * 1_000_000) for n in (1, 4, 16))
+    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder:
+        stage = _Stage(Path(folder), say)
+        fitted = [stage.prepare(d, w) for d, w in product((small, middle), WORKERS)]
+        stage.prepare(many, 1)
+        fitted += [stage.train(trial) for trial in _trials(small, middle, many)]
+        constants = _fit(fitted)
+        tried = [stage.prepare(data, workers) for data, workers in product(large, WORKERS)]
+        tried += [stage.train(Trial(data, DIM, w)) for data, w in product(large, WORKERS)]
+    rows = [_row(one, constants, "fit") for one in fitted]
+    rows += [_row(one, constants, "compared") for one in tried]
+    return {"figures": _figures(rows, constants), "rows": rows}
+
+
+def _trials(small: Data, middle: Data, many: Data) -> list[Trial]:
+    """Runs that tell the constants apart: other ratings, users, dims and workers."""
+    alone = [Trial(small, dim, 1) for dim in (32, 64, 128)]
+    alone += [Trial(middle, dim, 1) for dim in (32, 64)]
+    return [*alone, Trial(many, 64, 1), Trial(small, 64, 2), Trial(middle, 64, 2)]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Runs the stages in a folder, and tells what they took."""
+
+    folder: Path
+    say: Say
+
+    def prepare(self, data: Data, workers: int) -> Measured:
+        """Prepare a set with so many CPUs; the prepared one stays for `train`."""
+        path = str(generate(self.folder, data.rows, "csv", data.each))
+        out, settings = self._prepared(data), _settings(DIM)
+        shutil.rmtree(out, ignore_errors=True)
+        with peak_memory() as peak, cluster.session(cpus=workers):
+            cluster.map_tasks(_Nothing(), 2 * workers)  # worker processes are started
+            before = ray_cpu_seconds()
+            given = source.recognise(path, settings)
+            wall = timed(lambda: ingest.prepare(given, str(out), settings))
+            cpu = ray_cpu_seconds() - before
+        return self._told("prepare", data, DIM, workers, wall, cpu, (peak.mb or 0.0) * 1e6)
+
+    def train(self, trial: Trial) -> Measured:
+        """Train on a prepared set."""
+        prepared = str(self._prepared(trial.data))
+        settings = _settings(trial.dim)
+        found = processes.train(settings, prepared, self.folder, trial.workers)
+        told = self._told(
+            "train",
+            trial.data,
+            trial.dim,
+            trial.workers,
+            found["wall_seconds"],
+            found["cpu_seconds"],
+            found["memory_bytes"],
+        )
+        if found["summed_bytes"] != formulas.summed_bytes(told.size):
+            raise ValueError(
+                f"{found['summed_bytes']:,.0f} bytes were summed, "
+                f"not the {formulas.summed_bytes(told.size):,} of the formula"
+            )
+        return told
+
+    def _prepared(self, data: Data) -> Path:
+        return self.folder / f"prepared-{data.rows}-{data.each}"
+
+    def _told(
+        self, stage: str, data: Data, dim: int, workers: int, wall: float, cpu: float, memory: float
+    ) -> Measured:
+        manifest = Prepared.open(str(self._prepared(data))).manifest
+        counts = manifest["counts"]
+        rows = manifest["rows_read" if stage == "prepare" else "splits"]
+        ratings = rows if stage == "prepare" else rows["train"]["rows"]
+        size = Size(ratings, counts["users"], counts["items"], dim, workers, EPOCHS)
+        self.say(
+            f"{stage} {data.rows:,} ratings, dim {dim}, {workers} workers: "
+            f"{cpu:.1f} s of CPU in {wall:.1f} s, {memory / 1e6:,.0f} MB"
+        )
+        return Measured(stage, size, wall, {"cpu_s": cpu, "memory_mb": memory / 1e6})
+
+
+class _Nothing:
+    def __call__(self, _number: int) -> dict[str, Any]:
+        return {}
+
+
+def _settings(dim: int) -> Settings:
+    """Exact solves without validation, whose cost is another stage's."""
+    wanted = ("split.valid=0", f"model.dim={dim}", f"train.epochs={EPOCHS}", "train.patience=null")
+    return load_settings("ranking", overrides=wanted)
+
+
+def _fit(runs: list[Measured]) -> dict[tuple[str, str], Terms]:
+    """The constants of each stage and figure."""
+    constants = {}
+    for stage, figures in FIGURES.items():
+        own = [one for one in runs if one.stage == stage]
+        for name, terms in figures.items():
+            values = [one.figures[name] for one in own]
+            constants[stage, name] = formulas.fit([terms(one.size) for one in own], values)
+    return constants
+
+
+def _row(one: Measured, constants: dict[tuple[str, str], Terms], use: str) -> dict[str, Any]:
+    size = one.size
+    row: dict[str, Any] = {"stage": one.stage, "use": use, "ratings": size.ratings}
+    row |= {"users": size.users, "dim": size.dim, "workers": size.workers}
+    row["wall_s"] = round(one.wall, 2)
+    for name, terms in FIGURES[one.stage].items():
+        expected = formulas.predict(constants[one.stage, name], terms(size))
+        row[name] = round(one.figures[name], 2)
+        row[f"{name[:6]} formula"] = round(expected, 2)
+        row[f"{name[:6]} off"] = round(one.figures[name] / expected - 1, 3)
+    if one.stage == "train":
+        row["sent_mb"] = round(formulas.sent_bytes(size) / 1e6, 1)
+    return row
+
+
+def _figures(
+    rows: list[dict[str, Any]], constants: dict[tuple[str, str], Terms]
+) -> dict[str, float]:
+    """The largest errors of what was compared, and the constants."""
+    compared = [row for row in rows if row["use"] == "compared"]
+    figures = {}
+    for (stage, name), _ in constants.items():
+        off = [abs(row[f"{name[:6]} off"]) for row in compared if row["stage"] == stage]
+        figures[f"{stage}_{name}_largest_error"] = max(off)
+    for (stage, name), found in constants.items():
+        figures |= {f"{stage} {name} per {term}": value for term, value in found.items() if value}
+    return figures
