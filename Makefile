@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-slow check clean
+.PHONY: run test test-slow check validate clean
 
 run: $(INSTALLED)
 	$(BIN)/recray up sample
@@ -19,6 +19,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+validate: $(INSTALLED)
+	$(BIN)/python -m cluster.validate
 
 clean:
 	rm -rf $(VENV) recray-out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

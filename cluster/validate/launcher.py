@@ -12,7 +12,7 @@ from typing import Any
 import click
 import jsonschema
 
-from cluster.validate.problems import Problem, against, read_documents, unknown
+from cluster.validate.problems import Problem, against, explain, read_documents, unknown
 
 PROVIDER_KEYS = {
     "aws": ["type", "region", "availability_zone", "cache_stopped_nodes", "security_group"],
@@ -88,13 +88,7 @@ def _as_ray(file: Path, config: dict[str, Any]) -> list[Problem]:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             util.validate_config(util.prepare_config(config))
     except jsonschema.ValidationError as error:
-        found = against(file, error.instance, error.schema)  # type: ignore[arg-type]  # a dict here
-        place = [*map(str, error.absolute_path)]
-        keys = [
-            ".".join([*place, p.key]) if p.key != "the whole file" else ".".join(place)
-            for p in found
-        ]
-        return [Problem(file, k, p.message) for k, p in zip(keys, found, strict=True)]
+        return explain(file, error)
     except (ValueError, AssertionError, KeyError, AttributeError) as error:
         return [Problem(file, _named(str(error), config), f"Ray refuses it: {error}")]
     except click.ClickException as error:

@@ -1,6 +1,6 @@
 """A problem names its file and its key; YAML is read without the freedoms that hide mistakes."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A dict of distinct keys; those that `<<` brings may be overridden."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [key.value for key, _ in node.value]
         for place, key in enumerate(keys):
             if key in keys[:place]:
                 raise yaml.constructor.ConstructorError(
@@ -60,28 +60,26 @@ def parse_documents(file: Path, text: str, inside: str = "") -> tuple[list[Any],
 
 def against(file: Path, value: Any, schema: dict[str, Any], inside: str = "") -> list[Problem]:
     """What of a value does not match a JSON schema."""
-    validator = jsonschema.Draft202012Validator(schema)
-    problems = [
-        Problem(file, key, message)
-        for error in validator.iter_errors(value)
-        for key, message in _explain(error, inside)
-    ]
-    return sorted(set(problems), key=lambda p: (p.key, p.message))
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(value)
+    problems = {problem for error in errors for problem in explain(file, error, inside)}
+    return sorted(problems, key=lambda p: (p.key, p.message))
 
 
-def _explain(error: jsonschema.ValidationError, inside: str) -> Iterator[tuple[str, str]]:
-    place = [inside, *map(str, error.absolute_path)] if inside else [*map(str, error.absolute_path)]
+def explain(file: Path, error: jsonschema.ValidationError, inside: str = "") -> list[Problem]:
+    """The keys that an error of a JSON schema is about."""
+    place = [*([inside] if inside else []), *map(str, error.absolute_path)]
+
+    def problem(message: str, *key: str) -> Problem:
+        return Problem(file, ".".join([*place, *key]) or "the whole file", message)
+
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = list(error.schema.get("properties", {}))
-        for key in sorted(set(error.instance) - set(known), key=str):
-            yield ".".join([*place, str(key)]), unknown(str(key), known)
-    elif error.validator == "required":
-        missing = [name for name in error.validator_value if name not in error.instance]
-        for name in missing:
-            yield ".".join([*place, name]), "is missing"
-    else:
-        message = error.message if len(error.message) < 200 else f"{error.message[:200]} ..."
-        yield ".".join(place) or "the whole file", message
+        return [problem(unknown(str(k), known), str(k)) for k in error.instance if k not in known]
+    if error.validator == "required":
+        missing = (name for name in error.validator_value if name not in error.instance)
+        return [problem("is missing", name) for name in missing]
+    message: str = error.message
+    return [problem(message if len(message) < 200 else f"{message[:200]} ...")]
 
 
 def unknown(name: str, known: list[str]) -> str:
