@@ -167,5 +167,5 @@ def test_without_definitions_kuberay_files_are_skipped_and_said_so(monkeypatch, 
 
 def test_a_folder_without_definitions_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv(validate.CRDS, str(tmp_path))
-    with pytest.raises(SystemExit, match="no file ray.io_rayclusters"):
+    with pytest.raises(SystemExit, match="no file"):
         validate.definitions()

@@ -1,0 +1,82 @@
+"""The formulas of scale: what is counted is what is spent, and constants are found again."""
+
+from dataclasses import dataclass
+
+import pytest
+from torch import Tensor
+
+from recray.benchmarks import formulas, processes
+from recray.benchmarks.formulas import Size
+from recray.config import load_settings
+from recray.training.trainer import build_run
+
+
+def size(**changes) -> Size:
+    values = {"ratings": 1_000_000, "users": 6_000, "items": 5_000, "dim": 8} | changes
+    return Size(**({"workers": 1, "epochs": 3} | values))
+
+
+@dataclass(frozen=True)
+class Alone(processes.CountingWorkers):
+    """Says that it is one of two, counts, and meets nobody."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        self.summed.append(value.numel() * value.element_size())
+        return value
+
+    def barrier(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_the_bytes_that_workers_sum_are_those_of_the_formula(prepared, tmp_path, epochs):
+    wanted = (f"train.epochs={epochs}", "model.dim=8", "train.rows=train+valid", "evaluate.k=[5]")
+    settings = load_settings("ranking", overrides=wanted)
+    workers = Alone(rank=0, size=2)
+    build_run(settings, prepared, str(tmp_path / "run"), workers, lambda _: None).fit()
+    expected = size(users=12, items=10, workers=2, epochs=epochs)
+    assert sum(workers.summed) == formulas.summed_bytes(expected)
+
+
+def test_one_worker_sends_nothing_and_many_send_nearly_twice_what_they_sum():
+    assert formulas.sent_bytes(size(workers=1)) == 0
+    summed = formulas.summed_bytes(size(workers=100)) - 100 * 16  # the extremes of each worker
+    assert formulas.sent_bytes(size(workers=100)) == pytest.approx(1.98 * summed, rel=1e-3)
+
+
+def test_constants_are_found_again():
+    terms = [formulas.train_seconds(s) for s in SIZES]
+    planted = dict.fromkeys(terms[0], 0.0)
+    planted |= {"rating x dim^2": 2e-9, "row": 3e-5, "row x dim^3": 1e-10, "byte sent": 1e-9}
+    measured = [formulas.predict(planted, t) for t in terms]
+    found = formulas.fit(terms, measured)
+    large = formulas.train_seconds(size(ratings=16_000_000, users=100_000, dim=64, workers=2))
+    assert formulas.predict(found, large) == pytest.approx(formulas.predict(planted, large))
+    assert found == pytest.approx(planted, abs=1e-12)
+
+
+SIZES = [
+    size(dim=32), size(dim=64), size(dim=128), size(users=50_000), size(ratings=4_000_000),
+    size(items=60_000), size(workers=2), size(workers=2, ratings=4_000_000, dim=64),
+]  # fmt: skip
+
+
+def test_no_constant_is_negative():
+    terms = [{"start": 1.0, "rating": n} for n in (1.0, 2.0, 4.0)]
+    assert formulas.fit(terms, [3.0, 2.0, 1.5]) == {
+        "start": pytest.approx(1.8621, rel=1e-3),
+        "rating": 0,
+    }
+
+
+def test_no_runs_fit_nothing():
+    with pytest.raises(ValueError, match="no runs"):
+        formulas.fit([], [])
+
+
+def test_a_bucket_stops_growing_where_there_are_more_of_them():
+    def rows(ratings):
+        return formulas.prepare_bytes(size(ratings=ratings))["rating of a bucket"]
+
+    assert rows(4_000_000) == rows(8_000_000) == rows(16_000_000) == 500_000
+    assert rows(10**9) == 10**9 / 256
