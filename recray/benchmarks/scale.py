@@ -15,7 +15,7 @@ from typing import Any
 from recray import cluster
 from recray.benchmarks import formulas, processes
 from recray.benchmarks.formulas import Size, Terms
-from recray.benchmarks.harness import peak_memory, ray_cpu_seconds, timed
+from recray.benchmarks.harness import peak_memory, ray_cpu_seconds, start_workers, timed
 from recray.benchmarks.ingest import generate
 from recray.config import Settings, load_settings
 from recray.data import ingest, source
@@ -98,7 +98,7 @@ class _Stage:
         out, settings = self._prepared(data), _settings(DIM)
         shutil.rmtree(out, ignore_errors=True)
         with peak_memory() as peak, cluster.session(cpus=workers):
-            cluster.map_tasks(_Nothing(), 2 * workers)  # worker processes are started
+            start_workers()
             before = ray_cpu_seconds()
             given = source.recognise(path, settings)
             wall = timed(lambda: ingest.prepare(given, str(out), settings))
@@ -142,11 +142,6 @@ class _Stage:
             f"{cpu:.1f} s of CPU in {wall:.1f} s, {memory / 1e6:,.0f} MB"
         )
         return Measured(stage, size, wall, {"cpu_s": cpu, "memory_mb": memory / 1e6})
-
-
-class _Nothing:
-    def __call__(self, _number: int) -> dict[str, Any]:
-        return {}
 
 
 def _settings(dim: int) -> Settings:
