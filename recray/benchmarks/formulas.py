@@ -53,10 +53,10 @@ def prepare_bytes(size: Size) -> Terms:
 def train_seconds(size: Size) -> Terms:
     """CPU seconds of one worker of exact solves, reading its rows included.
 
-    A rating is gathered and added to a Gram matrix once for its user and once for its item; each
-    user's and each item's system is built and factorised by every worker.
+    A rating is added to a Gram matrix once for its user and once for its item. A user's
+    system is solved by the worker that owns the user, an item's by every worker.
     """
-    solved = size.users * (size.epochs + 1) + size.items * size.epochs
+    solved = size.users / size.workers * (size.epochs + 1) + size.items * size.epochs
     gathered = size.ratings / size.workers * (2 * size.epochs + 1)
     return {
         "rating": size.ratings / size.workers,
@@ -84,11 +84,12 @@ def summed_bytes(size: Size) -> int:
     if size.workers == 1:
         return 0
     statistics = 2 * (size.users + size.items) * FLOAT64 + size.workers * 2 * FLOAT64
+    counts = size.items * FLOAT32
     users = size.users * size.dim * FLOAT32
     items = size.items * size.dim * (size.dim + 2) * FLOAT32
     gram = size.dim**2 * FLOAT32
     told = 3 * FLOAT64  # loss, rows and seconds
-    return statistics + users + size.epochs * (users + items + gram + told)
+    return statistics + counts + users + size.epochs * (users + items + gram + told)
 
 
 def sent_bytes(size: Size) -> float:

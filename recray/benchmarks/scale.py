@@ -80,7 +80,7 @@ def run(quick: bool, say: Say) -> dict[str, Any]:
 
 def _trials(small: Data, middle: Data, many: Data) -> list[Trial]:
     """Runs that tell the constants apart: other ratings, users, dims and workers."""
-    alone = [Trial(small, dim, 1) for dim in (32, 64, 128)]
+    alone = [Trial(small, dim, 1) for dim in (32, 64, 96)]
     alone += [Trial(middle, dim, 1) for dim in (32, 64)]
     return [*alone, Trial(many, 64, 1), Trial(small, 64, 2), Trial(middle, 64, 2)]
 

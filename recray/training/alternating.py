@@ -27,8 +27,10 @@ class AlternatingEpochs:
         self, model: LinearModel, objective: WholeData, shard: Shard, workers: Workers
     ) -> None:
         self.model, self.objective, self.shard, self.workers = model, objective, shard, workers
-        users, items = model.users, model.items
-        self.user_begins = torch.searchsorted(shard.user, torch.arange(users + 1))
+        items = model.items
+        self.own = torch.nonzero(shard.owned)[:, 0]
+        own_begins = torch.searchsorted(shard.user, self.own)
+        self.user_begins = torch.cat([own_begins, torch.tensor([len(shard.user)])])
         order = torch.argsort(shard.item, stable=True)
         self.item_begins = torch.searchsorted(shard.item[order], torch.arange(items + 1))
         self.item_users = shard.user[order]
@@ -46,8 +48,7 @@ class AlternatingEpochs:
         return self._loss(user_table), float(len(self.shard.user))
 
     def _solve_items(self, user_table: Tensor) -> None:
-        own = user_table * self.shard.owned[:, None]
-        gram = self.workers.sum(self.objective.gram(own))
+        gram = self.workers.sum(self.objective.gram(user_table[self.own]))
         summed = self.workers.sum if self.workers.size > 1 else None
         hybrid = self.model if isinstance(self.model, Hybrid) else None
         solved = self.objective.solve(
@@ -71,7 +72,9 @@ class AlternatingEpochs:
             item_table, self.user_begins, self.shard.item, gram, self.model.items
         )
         # Everybody gets every user's row: each is nonzero on its owner alone.
-        user_table.copy_(self.workers.sum(solved * self.shard.owned[:, None]))
+        user_table.zero_()
+        user_table[self.own] = solved
+        self.workers.sum(user_table)
 
     def _loss(self, user_table: Tensor) -> float:
         """This worker's users' part of the objective, without the penalty, over its ratings."""
@@ -80,7 +83,7 @@ class AlternatingEpochs:
         for user, item in zip(seen.user.split(1 << 16), seen.item.split(1 << 16), strict=True):
             score = (user_table[user] * item_table[item]).sum(dim=-1)
             error += (1 - score).square().sum()
-        own = user_table * seen.owned[:, None]
+        own = user_table[self.own]
         gram = self.objective.gram(item_table)
         return float(error) + float(((own @ gram) * own).sum())
 
