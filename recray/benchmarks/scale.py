@@ -23,6 +23,7 @@ from recray.data.prepared import Prepared
 
 Say = Callable[[str], None]
 EPOCHS = 2
+REPETITIONS = 2  # of each training that constants are fitted to
 WORKERS = (1, 2)
 DIM = 64
 
@@ -69,7 +70,8 @@ def run(quick: bool, say: Say) -> dict[str, Any]:
         stage = _Stage(Path(folder), say)
         fitted = [stage.prepare(d, w) for d, w in product((small, middle), WORKERS)]
         stage.prepare(many, 1)
-        fitted += [stage.train(trial) for trial in _trials(small, middle, many)]
+        times = 1 if quick else REPETITIONS
+        fitted += [stage.train(t) for t in _trials(small, middle, many) for _ in range(times)]
         constants = _fit(fitted)
         tried = [stage.prepare(data, workers) for data, workers in product(large, WORKERS)]
         tried += [stage.train(Trial(data, DIM, w)) for data, w in product(large, WORKERS)]
