@@ -56,9 +56,6 @@ FAULTS = [
      "NetworkPolicy/ray.spec.egress.2.to.0.ipBlock.cdir"),
     ("kuberay/namespace.yaml", "minAvailable: 1", "minAvailabel: 1",
      "PodDisruptionBudget/recray-serve.spec.minAvailabel"),
-    ("docker/serve.yaml", "http_options:", "httpoptions:", "httpoptions"),
-    ("docker/serve.yaml", "num_replicas: 2", "num_replicas: two",
-     "applications.0.deployments.0.num_replicas"),
     ("docker/compose.yaml", "read_only: true", "readonly: true", "services.head.readonly"),
     ("docker/compose.yaml", "127.0.0.1:8000:8000", "8000:8000", "services.head.ports"),
     ("docker/compose.yaml", 'RAY_AUTH_MODE: token', 'RAY_AUTH_MODE: disabled',
@@ -99,9 +96,31 @@ def test_a_fault_is_found_with_its_key(tmp_path, name, right, wrong, key):
     assert key in found, found
 
 
+SERVE_CONFIGS = [file for file in validate.files() if file.name.startswith("serve")]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "key"),
+    [
+        ("http_options:", "httpoptions:", "httpoptions"),
+        ("max_surge_percent:", "max_surge_percnt:",
+         "applications.0.deployments.0.max_surge_percnt"),
+        ("max_surge_percent: 100", "max_surge_percent: all",
+         "applications.0.deployments.0.max_surge_percent"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("file", SERVE_CONFIGS, ids=lambda f: str(f.relative_to(ROOT)))
+def test_a_fault_of_a_serve_config_is_found_with_its_key(tmp_path, file, right, wrong, key):
+    text = file.read_text()
+    assert right in text
+    copy = tmp_path / file.name
+    copy.write_text(text.replace(right, wrong, 1))
+    assert key in kept(validate.check(copy, None))
+
+
 def test_every_file_has_a_planted_fault():
-    planted = {name for name, *_ in FAULTS} | {"docker/Dockerfile"}
-    assert planted == {f.relative_to(validate.FOLDER).as_posix() for f in validate.files()}
+    planted = {validate.FOLDER / name for name, *_ in FAULTS} | set(SERVE_CONFIGS)
+    assert planted | {validate.FOLDER / "docker/Dockerfile"} == set(validate.files())
 
 
 @pytest.mark.parametrize(
