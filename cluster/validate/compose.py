@@ -47,7 +47,6 @@ _SERVICE = _object(
     secrets=TEXTS,
     environment=_named(TEXT),
     volumes=TEXTS,
-    networks=TEXTS,
     hostname=TEXT,
     ports=TEXTS,
     restart={"type": "string", "pattern": "^(no|always|unless-stopped|on-failure(:[0-9]+)?)$"},
@@ -66,7 +65,6 @@ SCHEMA = {
         secrets=_named(_FILE),
         configs=_named(_FILE),
         volumes=_named({"type": "null"}),
-        networks=_named({"anyOf": [{"type": "null"}, _object(internal={"type": "boolean"})]}),
     ),
     "patternProperties": {"^x-": True},
 }
@@ -91,9 +89,8 @@ def _references(file: Path, values: dict[str, Any]) -> list[Problem]:
 
     for name, service in values["services"].items():
         place = f"services.{name}"
-        for kind in ("secrets", "networks"):
-            for one in service.get(kind, []):
-                declared(f"{place}.{kind}", one, kind)
+        for one in service.get("secrets", []):
+            declared(f"{place}.secrets", one, "secrets")
         for volume in service.get("volumes", []):
             declared(f"{place}.volumes", volume.partition(":")[0], "volumes")
         for one in service.get("configs", []):

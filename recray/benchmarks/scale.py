@@ -166,7 +166,7 @@ def _fit(runs: list[Measured]) -> dict[tuple[str, str], Terms]:
 def _row(one: Measured, constants: dict[tuple[str, str], Terms], use: str) -> dict[str, Any]:
     size = one.size
     row: dict[str, Any] = {"stage": one.stage, "use": use, "ratings": size.ratings}
-    row |= {"users": size.users, "dim": size.dim, "workers": size.workers}
+    row |= {"users": size.users, "items": size.items, "dim": size.dim, "workers": size.workers}
     row["wall_s"] = round(one.wall, 2)
     for name, terms in FIGURES[one.stage].items():
         expected = formulas.predict(constants[one.stage, name], terms(size))
