@@ -312,6 +312,19 @@ def up(result: dict[str, Any]) -> str:
     )
 
 
+def findings(rows: list[dict[str, Any]]) -> str:
+    """What `recray doctor` found, with what to do under it."""
+    wide = max(len(row["check"]) for row in rows)
+    lines = []
+    for row in rows:
+        lines.append(f"{row['level']:<8} {row['check']:<{wide}}  {row['found']}")
+        if row["todo"]:
+            lines.append(f"{'':<8} {'':<{wide}}  -> {row['todo']}")
+    counts = {level: sum(r["level"] == level for r in rows) for level in ("problem", "warning")}
+    words = [f"{n} {level}{'s' if n > 1 else ''}" for level, n in counts.items() if n]
+    return "\n".join([*lines, ", ".join(words) or "all is well"])
+
+
 def jobs(rows: list[dict[str, Any]]) -> str:
     """The jobs of a cluster."""
     if not rows:

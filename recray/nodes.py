@@ -36,6 +36,14 @@ def this_node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
+def dashboard() -> str | None:
+    """HOST:PORT of the cluster's dashboard as the head binds it; None where none was started."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return (node.webui_url or None) if node is not None else None
+
+
 def alive() -> list[Node]:
     """The nodes of the cluster, the head first."""
     import ray
@@ -44,7 +52,8 @@ def alive() -> list[Node]:
     for facts in ray.nodes():
         if facts["Alive"]:
             head = "node:__internal_head__" in facts["Resources"]
-            name = f"{facts['NodeManagerAddress']}{' (head)' if head else ''}"
+            mark = "head" if head else facts["NodeID"][:6]  # several may share an address
+            name = f"{facts['NodeManagerAddress']} ({mark})"
             found.append((not head, Node(facts["NodeID"], name, facts["Resources"])))
     return [node for _, node in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
 
@@ -60,7 +69,7 @@ def on_every_node(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    call = ray.remote(function)
+    call = ray.remote(lambda: function())  # Ray takes functions, and no other callables
     nodes = alive()
     tasks = [
         call.options(

@@ -24,7 +24,7 @@ FLOORS = [
     ["cluster", "nodes"],
     ["data.ingest", "training.trainer", "batch"],
     ["sweep.trial", "sweep.order"],
-    ["tuning", "serving", "jobs"],
+    ["tuning", "serving", "jobs", "doctor"],
     ["pipeline"],
     ["crossvalidation", "champion"],
     ["benchmarks"],
@@ -41,6 +41,7 @@ RAY_HOMES = {
     "cluster.py",
     "nodes.py",
     "jobs.py",
+    "doctor.py",
     "benchmarks/textbook.py",  # what recray is compared with
     "benchmarks/serve.py",  # likewise, an empty deployment
 }

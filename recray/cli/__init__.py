@@ -15,6 +15,7 @@ from recray.cli import (  # noqa: F401 - each adds its commands
     benchmark,
     bundles,
     data,
+    doctor,
     jobs,
     registry,
     serving,
