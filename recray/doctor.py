@@ -445,9 +445,11 @@ def _ratings(data: str | None) -> int | None:
     folder = Folder(data)
     if folder.published():
         return int(folder.manifest().get("counts", {}).get("ratings", 0))
-    if file_type(data).name == "NotFound":
+    kind = file_type(data).name
+    if kind == "NotFound":
         raise RecrayError(f"--data {data}: no such file or folder, and no release of that name")
-    paths = [f"{folder.path}/{name}" for name in folder.files()] or [data]
+    files = folder.files() if kind == "Directory" else []
+    paths = [f"{folder.path}/{name}" for name in files] or [data]
     total = 0
     for path in paths:
         with contextlib.closing(open_input(path)) as stream:
