@@ -167,7 +167,7 @@ def _start(address: str) -> None:
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RecrayError(
             f"cannot use the Ray cluster at {address}: {reason}; "
             "give --address local, auto, or HOST:PORT of a running head"

@@ -24,8 +24,9 @@ from recray.storage import UNFINISHED, Folder, file_type, is_uri, open_input
 Level = Literal["ok", "warning", "problem"]
 WORKER_BYTES = 600 << 20
 """Of a process with torch and Ray, before any data."""
-RATING_BYTES = 150
-"""Of the process that prepares, trains and measures, per rating: peak memory, measured."""
+RATING_BYTES = 270
+"""Of the process that trains and measures, per rating: what its peak grew by from 100,000 ratings
+to a million."""
 STORE_BYTES = 75 << 20
 """What Ray itself asks of an object store; no rating passes through it."""
 

@@ -49,13 +49,14 @@ def session_of(leader: int) -> list[int]:
 
 
 class Nodes:
-    """`ray start --head` with no CPUs, and nodes with one each, that end with the `with` block.
+    """`ray start --head`, and nodes with one CPU each, that end with the `with` block.
 
     Args:
         count: Nodes beside the head.
+        head_cpus: CPUs of the head.
     """
 
-    def __init__(self, count: int = 2) -> None:
+    def __init__(self, count: int = 2, head_cpus: int = 0) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="nodes-"))  # short: Ray puts sockets below it
         token = self.folder / "token"
         token.write_text(secrets.token_hex(32))
@@ -79,7 +80,7 @@ class Nodes:
         self.running: list[subprocess.Popen] = []
         head = ["--head", f"--port={gcs}", f"--dashboard-port={self.dashboard_port}"]
         head += [f"--ray-client-server-port={client}", f"--temp-dir={self.folder}/ray"]
-        self._start([*head, "--num-cpus=0"])
+        self._start([*head, f"--num-cpus={head_cpus}"])
         wait_for(self._alive)
         for _ in range(count):
             self.add()

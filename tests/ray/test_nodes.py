@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pyarrow.parquet as pq
@@ -101,6 +102,19 @@ def test_the_door_is_shut_without_the_token(nodes):
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
         assert status in refused.stderr
         assert time.monotonic() - begin < 60
+    joined = nodes.recray("doctor", "--address", nodes.address, RAY_AUTH_TOKEN="0" * 64)
+    assert (joined.returncode, joined.stderr.count("\n")) == (2, 1), joined.stderr
+    assert f"cannot use the Ray cluster at {nodes.address}" in joined.stderr
+
+
+def test_a_cluster_of_another_ray_is_refused(nodes):
+    other = "import ray; ray.__version__ = '2.9.0'; from recray.cli import main; main('doctor')"
+    refused = subprocess.run(
+        [sys.executable, "-c", other, "--address", nodes.address],
+        env=nodes.environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert "Version mismatch" in refused.stderr
 
 
 @pytest.fixture
