@@ -105,7 +105,7 @@ def test_memory_is_compared_with_the_data():
     ratings = 25_000_000
     assert level(doctor._memory(Plan(), answers(), None)) == "ok"
     assert level(doctor._memory(Plan(), answers({"memory": 64 << 30}), ratings)) == "ok"
-    assert level(doctor._memory(Plan(), answers({"memory": 6 << 30}), ratings)) == "warning"
+    assert level(doctor._memory(Plan(), answers({"memory": 10 << 30}), ratings)) == "warning"
     assert level(doctor._memory(Plan(), answers({"memory": 1 << 30}), ratings)) == "problem"
     small = answers(resources={"object_store_memory": 10 << 20})
     assert level(doctor._object_store(small)) == "problem"
