@@ -37,6 +37,16 @@ _ENVIRONMENT = {
 }
 
 
+def in_job() -> bool:
+    """Whether this process is the driver of a Ray job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def own_address() -> str:
+    """The cluster where none is named: a job's own, elsewhere one of this machine."""
+    return "auto" if in_job() else LOCAL
+
+
 def local_cpus() -> int:
     """Logical CPUs of a local start: at least 4, so that small machines can place every stage."""
     return max(4, os.cpu_count() or 1)
@@ -72,19 +82,19 @@ def require(workers: int) -> None:
 
 
 @contextmanager
-def session(address: str = LOCAL, cpus: int | None = None) -> Iterator[None]:
+def session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
     """Have Ray running inside the block; a Ray that was running before is used and left alone.
 
     Args:
         address: `local` starts one on this machine and stops it afterwards; anything else that
-            ray.init takes (`auto`, host:port, ray://...) joins that cluster.
+            ray.init takes (`auto`, host:port, ray://...) joins that cluster; None: own_address().
         cpus: Logical CPUs of a local start; None takes local_cpus().
 
     Raises:
         RecrayError: The cluster cannot be reached or refuses the token.
     """
     if not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
-        _set_environment()
+        set_environment()
     import ray
 
     if ray.is_initialized():
@@ -92,7 +102,7 @@ def session(address: str = LOCAL, cpus: int | None = None) -> Iterator[None]:
         return
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _start(address, cpus or local_cpus())
+        _start(address or own_address(), cpus or local_cpus())
         signal.signal(signal.SIGTERM, _terminate)
         yield
     finally:
@@ -119,7 +129,8 @@ def _refuse_unreachable(address: str) -> None:
         ) from error
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
+    """Tell Ray by its environment variables how we want it; what the user has set is kept."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "ray" in sys.modules:  # Ray reads the token mode once, when it is imported
@@ -152,12 +163,12 @@ def _start(address: str, cpus: int) -> None:
     else:
         _refuse_unreachable(address)
         options |= {"address": address}
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a job brings its own working folder
+        if not in_job():  # a job brings its own working folder
             options["runtime_env"] = {"py_modules": [str(Path(__file__).parent)]}
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RecrayError(
             f"cannot use the Ray cluster at {address}: {reason}; "
             "give --address local, auto, or HOST:PORT of a running head"

@@ -242,6 +242,19 @@ def _reasons(why: dict[str, Any]) -> str:
     return rated if why["kind"] == "exact" else f"{rated}, approximately"
 
 
+def lists(result: dict[str, Any]) -> str:
+    """Where the lists of all users are, and how fast they came."""
+    before = f", {result['parts_before']} of them before" if result["parts_before"] else ""
+    made = (
+        f"{result['users']:,} users, {result['k']} items each, in {result['parts']} parts{before}"
+    )
+    if result["parts_before"] == result["parts"]:
+        return f"{made}; nothing was left to do\n{result['out']}"
+    nodes = f"{result['nodes']} node{'s' if result['nodes'] > 1 else ''}"
+    speed = f"{result['seconds']:.1f} s on {nodes}, {result['users_per_second']:,.0f} users/s"
+    return f"{made}\n{speed}\n{result['out']}"
+
+
 def explanation(look: dict[str, Any], k: int) -> str:
     """One user: films rated best, recommended (hits marked) and held out, at most k of each."""
     stars = look["scores"] == "stars"
@@ -295,6 +308,56 @@ def up(result: dict[str, Any]) -> str:
             f"bundle: {result['bundle']}",
             f"service: {url}  (documentation: {url}/docs)",
             f"try: curl '{url}/v1/users/{result['example_user']}/recommendations?k=5'",
+        ]
+    )
+
+
+def findings(rows: list[dict[str, Any]]) -> str:
+    """What `recray doctor` found, with what to do under it."""
+    wide = max(len(row["check"]) for row in rows)
+    lines = []
+    for row in rows:
+        lines.append(f"{row['level']:<8} {row['check']:<{wide}}  {row['found']}")
+        if row["todo"]:
+            lines.append(f"{'':<8} {'':<{wide}}  -> {row['todo']}")
+    counts = {level: sum(r["level"] == level for r in rows) for level in ("problem", "warning")}
+    words = [f"{n} {level}{'s' if n > 1 else ''}" for level, n in counts.items() if n]
+    return "\n".join([*lines, ", ".join(words) or "all is well"])
+
+
+def jobs(rows: list[dict[str, Any]]) -> str:
+    """The jobs of a cluster."""
+    if not rows:
+        return "no jobs yet"
+    body = [
+        [
+            row["name"],
+            row["status"].lower(),
+            "" if row["exit_code"] is None else str(row["exit_code"]),
+            "" if row["started"] is None else row["started"].replace("+00:00", "Z"),
+            "" if row["seconds"] is None else f"{row['seconds']:,.0f} s",
+        ]
+        for row in rows
+    ]
+    return table("", ["job", "status", "exit", "started", "ran"], body)
+
+
+def release(result: dict[str, Any]) -> str:
+    """The end of `recray pipeline`: the table, what became of the version, where the time went."""
+    report = (
+        evaluation(result["evaluation"]) if result["evaluation"] else "no test split to measure on"
+    )
+    seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in result["seconds"].items())
+    done = "promoted" if result["promoted"] else "NOT promoted"
+    return "\n".join(
+        [
+            "",
+            report,
+            "",
+            f"version {result['version']} {done}: {result['verdict']}",
+            seconds,
+            f"bundle: {result['bundle']}",
+            f"registry: {result['registry']}  (recray serve {result['registry']})",
         ]
     )
 

@@ -14,9 +14,10 @@ from recray.config import Settings, build_settings
 from recray.data import ingest
 from recray.data.prepared import Prepared
 from recray.data.source import Source
-from recray.errors import RecrayError
+from recray.errors import CheckFailed, RecrayError
 from recray.protocol import HONEST, Protocol
 from recray.recommender import Recommender
+from recray.registry import Registry
 from recray.serving import deployment, verify
 from recray.serving.protection import (
     Protection,
@@ -162,14 +163,15 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> Iterator[None]:
+        """Keep how long the block took, as that of a stage."""
         begin = time.perf_counter()
         yield
         self.seconds[stage] = round(time.perf_counter() - begin, 3)
 
     def prepare(self, given: Source) -> Prepared:
         """The prepared data set of the source."""
-        with self._timed("prepare"):
+        with self.timed("prepare"):
             folder = self.out.child("prepared")
             if folder.published():
                 there = Prepared.open(folder.path)
@@ -189,7 +191,7 @@ class Stages:
         return self._train(prepared, self.settings.changed(train=wanted), "refit")
 
     def _train(self, prepared: Prepared, settings: Settings, name: str) -> str:
-        with self._timed("train"):
+        with self.timed("train"):
             folder = self.out.child(name)
             wanted = trainer.for_data(settings, prepared)
             if folder.exists("run.json"):
@@ -213,7 +215,7 @@ class Stages:
 
     def export(self, run: str, prepared: Prepared) -> Bundle:
         """The measured bundle of the run."""
-        with self._timed("evaluate"):
+        with self.timed("evaluate"):
             folder = self.out.child("bundle")
             if folder.published() and folder.manifest().get("kind") == KIND:
                 there = Bundle.open(folder.path)
@@ -223,6 +225,60 @@ class Stages:
                     return there
             self.say("evaluate: on the test split")
             return export(run, folder.path, replace=True)
+
+
+def release(
+    given: Source,
+    out: str,
+    settings: Settings,
+    registry: str | None = None,
+    force: bool = False,
+    workers: int = 1,
+    address: str = cluster.LOCAL,
+    say: Say = print,
+    on_epoch: trainer.OnEpoch | None = None,
+) -> dict[str, Any]:
+    """Prepare, train, evaluate, and make the bundle current in a registry if it is not worse.
+
+    Args:
+        given: The ratings: a source, or a source with what has come in since.
+        out: Folder of all outputs; a job that is run again goes on with what it finds there.
+        settings: The resolved settings.
+        registry: Folder of the versions; by default the one in `out`.
+        force: Promote it even if it is worse.
+        workers: Training processes.
+        address: Ray cluster.
+        say: Told what happens, a line each.
+        on_epoch: Told each epoch's metrics.
+
+    Returns:
+        {"bundle", "registry", "version", "before", "promoted", "verdict", "evaluation",
+        "seconds": {"prepare", "train", "evaluate", "promote"}}
+
+    Raises:
+        RecrayError: What the user can fix, of any stage.
+    """
+    if address == cluster.LOCAL:
+        cluster.require_local(workers)
+    stages = Stages(Folder(out), settings, workers, address, say, on_epoch)
+    with cluster.session(address):
+        prepared = stages.prepare(given)
+        bundle = stages.export(stages.train(prepared), prepared)
+    versions = Registry(registry or stages.out.child("registry").path)
+    with stages.timed("promote"):
+        version = versions.add(bundle.folder.path)
+        try:
+            gate = versions.promote(version, force) | {"promoted": True}
+        except CheckFailed as error:
+            gate = {"version": version, "promoted": False, "verdict": str(error)}
+        say(f"promote: {gate['verdict']}")
+    return {
+        "bundle": bundle.folder.path,
+        "registry": versions.folder.path,
+        **gate,
+        "evaluation": bundle.metrics,
+        "seconds": stages.seconds,
+    }
 
 
 @contextlib.contextmanager

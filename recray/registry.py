@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recray.bundle import KIND, Bundle, check_bundle
 from recray.config import EvaluateSettings
 from recray.data.prepared import Ratings
-from recray.errors import RecrayError, unknown_name
+from recray.errors import CheckFailed, RecrayError, unknown_name
 from recray.measuring import UserTable, blocks_of, measure
 from recray.ranking import History, Ranker
 from recray.significance import Comparison, compare
@@ -98,8 +98,8 @@ class Registry:
             The new version, the one before, and the comparison in words.
 
         Raises:
-            RecrayError: The version is unknown, is worse on the current one's hold-out, or has
-                seen that hold-out in training.
+            CheckFailed: The version is worse on the current one's hold-out.
+            RecrayError: The version is unknown, or has seen that hold-out in training.
         """
         known = [row["version"] for row in self.versions()]
         if version not in known:
@@ -145,7 +145,8 @@ def gate(candidate: Bundle, live: Bundle) -> str:
     """Compare a candidate with the live bundle on the live one's hold-out; the verdict in words.
 
     Raises:
-        RecrayError: The candidate is worse by the paired interval, or was trained on hold-out rows.
+        CheckFailed: The candidate is worse by the paired interval.
+        RecrayError: They cannot be compared, or the candidate was trained on hold-out rows.
     """
     datasets = candidate.config["dataset"], live.config["dataset"]
     if datasets[0] != datasets[1]:
@@ -166,7 +167,7 @@ def gate(candidate: Bundle, live: Bundle) -> str:
     comparison = _compare(candidate, live, targets, metric)
     words = comparison.words(f"the live version {live.version}")
     if comparison.sign < 0:
-        raise RecrayError(
+        raise CheckFailed(
             f"{candidate.version} is not promoted: {words}; use --force to promote it"
         )
     return words

@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ from recray.errors import RecrayError, StorageError
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished-"
+ATTEMPTS = 6
+WAIT_S = 0.2
+"""Before a store is asked again, doubled each time; the store's own client has tried before."""
+_LASTING = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH")
 
 
 def is_uri(path: str) -> bool:
@@ -117,19 +122,24 @@ class Folder:
 
     def files(self) -> list[str]:
         """Names of all files below the folder, relative to it, sorted."""
-        filesystem, root = self._open()
-        found = filesystem.get_file_info(
-            pafs.FileSelector(root, recursive=True, allow_not_found=True)
-        )
+        root, found = self._list(recursive=True)
         return sorted(
             f.path.removeprefix(root).lstrip("/") for f in found if f.type == pafs.FileType.File
         )
 
     def folders(self) -> list[str]:
         """Names of the folders directly inside, sorted."""
-        filesystem, root = self._open()
-        found = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+        _, found = self._list(recursive=False)
         return sorted(f.base_name for f in found if f.type == pafs.FileType.Directory)
+
+    def _list(self, recursive: bool) -> tuple[str, list[pafs.FileInfo]]:
+        """The folder's own path on its filesystem, and what is in it."""
+        filesystem, root = self._open()
+        wanted = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
+        try:
+            return root, filesystem.get_file_info(wanted)
+        except OSError as error:
+            raise RecrayError(f"cannot list {self.path}: {error}") from error
 
     def read_bytes(self, name: str) -> bytes:
         """The file's content.
@@ -179,18 +189,42 @@ class Folder:
                     stream.flush()
                     os.fsync(stream.fileno())
                 return
-            filesystem, path = self._open(name)
-            filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(content)
+            self._persist(lambda: self._put(name, content))
+
+    def _put(self, name: str, content: bytes) -> None:
+        filesystem, path = self._open(name)
+        filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        with filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(content)
+
+    def _persist(self, change: Callable[[], None]) -> None:
+        """Make a change; a store that fails in passing is asked again, a disk is not."""
+        for attempt in range(ATTEMPTS if is_uri(self.path) else 1):
+            if attempt:
+                time.sleep(WAIT_S * 2 ** (attempt - 1))
+            try:
+                change()
+                return
+            except OSError as error:
+                problem = error
+                if any(word in str(error) for word in _LASTING):
+                    break
+        raise problem
 
     @contextmanager
     def write_stream(self, name: str) -> Iterator[pa.NativeFile]:
         """Write a file piece by piece, making its folder, without waiting for the disk.
 
+        For a store the pieces are kept until the file is whole, so that it can be sent again.
+
         Raises:
             StorageError: No space, read-only or not permitted.
         """
+        if is_uri(self.path):
+            sink = pa.BufferOutputStream()
+            yield sink
+            self.write_bytes(name, sink.getvalue().to_pybytes())
+            return
         with storage_errors(self.path):
             filesystem, path = self._open(name)
             filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
@@ -209,16 +243,7 @@ class Folder:
             table: What to write.
             few: Columns of few distinct values, worth a dictionary; None tries every column.
         """
-        sink = pa.BufferOutputStream()
-        dictionary = True if few is None else list(few)
-        pq.write_table(
-            table.combine_chunks(),
-            sink,
-            compression="zstd",
-            version="2.6",
-            use_dictionary=dictionary,
-        )
-        self.write_bytes(name, sink.getvalue().to_pybytes())
+        self.write_bytes(name, parquet_bytes(table, few))
 
     def replace_bytes(self, name: str, content: bytes) -> None:
         """Swap one file in a single step: a reader sees the old or the new content."""
@@ -237,12 +262,19 @@ class Folder:
         """Remove the folder, or the folder of that name inside it; missing is fine."""
         filesystem, path = self._open(name)
         if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-            filesystem.delete_dir(path)
+            with storage_errors(self.path):
+                self._persist(lambda: filesystem.delete_dir(path))
 
     def delete_file(self, name: str) -> None:
-        """Remove one file; missing is an error."""
+        """Remove one file; missing is fine, for a store may have lost the answer to a removal."""
         filesystem, path = self._open(name)
-        filesystem.delete_file(path)
+
+        def remove() -> None:
+            if filesystem.get_file_info(path).type == pafs.FileType.File:
+                filesystem.delete_file(path)
+
+        with storage_errors(self.path):
+            self._persist(remove)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of a published folder.
@@ -288,6 +320,24 @@ class Folder:
                 digest = hashlib.sha256(content).hexdigest()
                 entries.append({"name": name, "bytes": len(content), "sha256": digest})
         self.write_json(MANIFEST, {"kind": kind, **facts, "files": entries})
+
+
+def parquet_bytes(table: pa.Table, few: Sequence[str] | None = None) -> bytes:
+    """The table as parquet; equal tables give equal bytes.
+
+    Args:
+        table: What to write.
+        few: Columns of few distinct values, worth a dictionary; None tries every column.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.combine_chunks(),
+        sink,
+        compression="zstd",
+        version="2.6",
+        use_dictionary=True if few is None else list(few),
+    )
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _entries(manifest: dict[str, Any], path: str) -> list[dict[str, Any]]:
@@ -397,8 +447,6 @@ def _swap(staging: Path, path: Path) -> None:
 
 def sweep_unfinished(path: Path, older_than_hours: float = 24.0) -> None:
     """Remove what killed runs left beside `path`, once it is old enough to belong to nobody."""
-    import time
-
     limit = time.time() - older_than_hours * 3600
     for left in path.parent.glob(f"{UNFINISHED}{path.name}-*"):
         if left.stat().st_mtime < limit:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from recray import cluster
+from recray import cluster, nodes
 from recray.errors import RecrayError
 from recray.sweep.desk import Desk, OnEvent
 from recray.sweep.order import Search, concurrency, need
@@ -58,6 +58,7 @@ def run(search: Search, on_event: OnEvent | None = None) -> Plan:
     """
     with cluster.session(search.order.address):
         at_once = _fitting(search)
+        nodes.require_shared(search.sweep.folder)
         search.sweep.claim(search.facts())
         plan = search.plan()
         if plan.waiting:

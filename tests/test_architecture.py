@@ -21,10 +21,10 @@ FLOORS = [
     ["measuring", "significance", "baselines", "protocol", "slices", "explain"],
     ["evaluation"],
     ["registry"],
-    ["cluster"],
+    ["cluster", "nodes"],
     ["data.ingest", "training.trainer", "batch"],
     ["sweep.trial", "sweep.order"],
-    ["tuning", "serving"],
+    ["tuning", "serving", "jobs", "doctor"],
     ["pipeline"],
     ["crossvalidation", "champion"],
     ["benchmarks"],
@@ -39,6 +39,9 @@ RAY_HOMES = {
     "tuning.py",
     "serving/deployment.py",
     "cluster.py",
+    "nodes.py",
+    "jobs.py",
+    "doctor.py",
     "benchmarks/textbook.py",  # what recray is compared with
     "benchmarks/serve.py",  # likewise, an empty deployment
 }

@@ -227,3 +227,40 @@ def test_a_folder_in_a_store_counts_as_finished_by_its_manifest(tmp_path):
         folder.write_manifest("thing", {})
     assert Folder(uri).verify()["kind"] == "thing"
     assert Folder(uri).child("x").name == "x"
+
+
+# ---------------------------------------------------------------- a store that fails in passing
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """A bucket whose writes raise what is listed, one after the other, before they work."""
+    failures: list[OSError] = []
+    calls: list[str] = []
+
+    def put(_folder, name, _content):
+        calls.append(name)
+        if failures:
+            raise failures.pop(0)
+
+    monkeypatch.setattr(Folder, "_put", put)
+    monkeypatch.setattr("recray.storage.WAIT_S", 0.0)
+    return Folder("s3://bucket/x"), failures, calls
+
+
+def test_a_write_that_fails_in_passing_is_tried_again(store):
+    folder, failures, calls = store
+    failures += [OSError("AWS Error INTERNAL_FAILURE"), OSError("AWS Error SLOW_DOWN")]
+    folder.write_bytes("a", b"1")
+    with folder.write_stream("b") as stream:
+        stream.write(b"2")
+    assert calls == ["a", "a", "a", "b"]
+
+
+@pytest.mark.parametrize(("reason", "tries"), [("SLOW_DOWN", 6), ("ACCESS_DENIED", 1)])
+def test_a_write_that_goes_on_failing_is_one_line(store, reason, tries):
+    folder, failures, calls = store
+    failures += [OSError(f"AWS Error {reason}")] * 9
+    with pytest.raises(StorageError, match=f"cannot write s3://bucket/x: .*{reason}"):
+        folder.write_bytes("a", b"1")
+    assert len(calls) == tries

@@ -7,6 +7,7 @@ is immediate.
 import os
 import signal
 import sys
+from typing import Any
 
 import click
 
@@ -14,6 +15,8 @@ from recray.cli import (  # noqa: F401 - each adds its commands
     benchmark,
     bundles,
     data,
+    doctor,
+    jobs,
     registry,
     serving,
     stages,
@@ -25,10 +28,17 @@ from recray.cli.base import cli
 __all__ = ["cli", "main"]
 
 
-def main() -> None:
-    """Entry point; stopped by Ctrl-C it exits with 130."""
+def main(command: str | None = None, **defaults: Any) -> None:
+    """Entry point; stopped by Ctrl-C it exits with 130.
+
+    Args:
+        command: What to run with the arguments of the process; None: the first of them says.
+        **defaults: Other defaults for the options of that command.
+    """
+    arguments = sys.argv[1:] if command is None else [command, *sys.argv[1:]]
+    known = {} if command is None else {command: defaults}
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(arguments, "recray", standalone_mode=False, default_map=known)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

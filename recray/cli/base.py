@@ -2,12 +2,13 @@
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from recray import __version__
+from recray import __version__, cluster
 from recray.console import Console
 from recray.errors import RecrayError
 
@@ -42,6 +43,18 @@ def _columns(_context: click.Context, _option: click.Parameter, given: Any) -> t
     return (f"data.columns={json.dumps(named)}",)
 
 
+def default_out(name: str) -> str:
+    """The folder of outputs where none is given.
+
+    Raises:
+        RecrayError: In a job, whose own folder is thrown away with its cluster.
+    """
+    base = os.environ.get("RECRAY_OUT")
+    if base is None and cluster.in_job():
+        raise RecrayError("give --out: the working folder of a job does not outlive its cluster")
+    return f"{(base or 'recray-out').rstrip('/')}/{name}"
+
+
 def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options that several commands have: --json always, the others by name."""
     options = {
@@ -55,8 +68,8 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         ),
         "address": click.option(
             "--address",
-            default="local",
-            show_default=True,
+            default=cluster.own_address,
+            show_default="local; in a job, its cluster",
             help="Ray cluster: local, auto, HOST:PORT.",
         ),
         "columns": click.option(

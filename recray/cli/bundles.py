@@ -5,7 +5,7 @@ from typing import Any, Literal
 import click
 
 from recray import console
-from recray.cli.base import cli, shared
+from recray.cli.base import cli, default_out, shared
 from recray.cli.wishes import wish_of, wishes
 from recray.config import Settings, load_settings
 from recray.console import Console
@@ -130,7 +130,7 @@ def measure_folds(
     else:
         folds = crossvalidation.seeds(settings, seeds or 1)
     base = source.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
-    folder = out or f"recray-out/folds-{base}"
+    folder = out or default_out(f"folds-{base}")
     return crossvalidation.run(source, folds, folder, refit, address, ui.say)
 
 
@@ -185,8 +185,8 @@ def recommend(
             raise RecrayError("--all writes plain lists: filters go with --user and --rate")
         from recray import batch
 
-        result = batch.recommend_all(recommender.bundle, str(out), k, address)
-        ui.result(result)
+        result = batch.recommend_all(recommender.bundle, str(out), k, address, ui.say)
+        ui.result(result, console.lists(result))
         return
     wish = wish_of(wanted, recommender)
     if user is None:

@@ -1,11 +1,11 @@
-"""`recray up`: everything, then serve."""
+"""Everything: `recray up`, then serve; `recray pipeline`, then promote."""
 
 import signal
 
 import click
 
 from recray import console
-from recray.cli.base import cli, shared
+from recray.cli.base import cli, default_out, shared
 from recray.config import load_settings
 from recray.console import Console
 from recray.errors import CheckFailed
@@ -15,6 +15,53 @@ def wait_for_stop(ui: Console, url: str) -> None:
     """Sleep until a signal ends the process."""
     ui.say(f"serving on {url}; Ctrl-C stops it")
     signal.pause()
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--out", metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]")
+@click.option(
+    "--registry", metavar="REGISTRY", help="Where it is promoted.  [default: registry in --out]"
+)
+@click.option("--force", is_flag=True, help="Promote even what is worse than the current version.")
+@shared("preset", "config", "set", "workers", "columns", "mirror", "address")
+def pipeline(
+    ui: Console,
+    source: str,
+    out: str | None,
+    registry: str | None,
+    force: bool,
+    preset: str | None,
+    config: str | None,
+    overrides: tuple[str, ...],
+    workers: int,
+    columns: tuple[str, ...],
+    mirror: str | None,
+    address: str,
+) -> None:
+    """Prepare SOURCE, train, measure, and promote what is not worse than the current version.
+
+    A stage whose output is there and matches is skipped, so a broken off pipeline is run again.
+    Exit 1 if the new version is worse: it is kept in the registry and not promoted.
+
+    \b
+    Example:
+        recray pipeline ml-100k --out work/ml-100k --registry registry
+        recray serve registry
+    """
+    settings = load_settings(preset, config, (*overrides, *columns))
+    from recray import pipeline as stages
+    from recray.data.source import recognise
+
+    ui.epochs = settings.train.epochs
+    given = recognise(source, settings, mirror)
+    folder = out or default_out(given.name)
+    result = stages.release(
+        given, folder, settings, registry, force, workers, address, ui.say, ui.epoch
+    )
+    ui.result(result, console.release(result))
+    if not result["promoted"]:
+        raise CheckFailed(result["verdict"])
 
 
 @cli.command()
@@ -52,7 +99,7 @@ def up(
     given = recognise(source, settings, mirror)
     stages = pipeline.up(
         given,
-        out or f"recray-out/{given.name}",
+        out or default_out(given.name),
         settings,
         workers,
         host,

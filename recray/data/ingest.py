@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recray import cluster, schema, storage
+from recray import cluster, nodes, schema, storage
 from recray.config import Settings
 from recray.data import buckets as maps
 from recray.data import scan, split
@@ -52,33 +52,39 @@ def prepare(
         StorageError: The folder cannot be written.
     """
     _refuse_useless(given, settings)
-    with cluster.session(address), storage.publish(Folder(out), replace) as folder:
-        spill = folder.child(SPILL)
-        scanned = _scan(given, spill, settings)
-        buckets = split.buckets_for(scanned.rows)
-        gathered, rounds = _gather(given, spill, scanned, buckets, settings)
-        _split(spill, buckets, scanned.timed, gathered, settings)
-        users, items = (
-            _count(spill, word, buckets, _texts(spill, given, f"raw_{word}"))
-            for word in ("user", "item")
-        )
-        if not users.ids.known:
-            raise RecrayError(
-                f"{given.name}: no rating is left to train on after the filters "
-                f"{settings.data.model_dump(exclude_defaults=True)}"
-            )
-        numbers = users.numbers, items.numbers
-        encode = maps.Encode(spill, folder, *numbers, scanned.timed, _parts(settings))
-        encoded = cluster.map_tasks(encode, buckets)
-        _write_items(folder, given, items)
-        _write_users(folder, given, users)
-        folder.write_table("rejected.parquet", scanned.rejected)
-        spill.delete()
-        facts = _facts(given, settings, scanned)
-        facts |= {"buckets": buckets, "core_rounds": rounds}
-        facts |= _counts(encoded, gathered, users, items, _parts(settings))
-        folder.write_manifest(KIND, facts | _fingerprints(folder, users.ids, items.ids))
+    with cluster.session(address):
+        nodes.require_shared(Folder(out))
+        with storage.publish(Folder(out), replace) as folder:
+            _write(given, folder, settings)
     return Prepared.open(out)
+
+
+def _write(given: Source, folder: Folder, settings: Settings) -> None:
+    spill = folder.child(SPILL)
+    scanned = _scan(given, spill, settings)
+    buckets = split.buckets_for(scanned.rows)
+    gathered, rounds = _gather(given, spill, scanned, buckets, settings)
+    _split(spill, buckets, scanned.timed, gathered, settings)
+    users, items = (
+        _count(spill, word, buckets, _texts(spill, given, f"raw_{word}"))
+        for word in ("user", "item")
+    )
+    if not users.ids.known:
+        raise RecrayError(
+            f"{given.name}: no rating is left to train on after the filters "
+            f"{settings.data.model_dump(exclude_defaults=True)}"
+        )
+    numbers = users.numbers, items.numbers
+    encode = maps.Encode(spill, folder, *numbers, scanned.timed, _parts(settings))
+    encoded = cluster.map_tasks(encode, buckets)
+    _write_items(folder, given, items)
+    _write_users(folder, given, users)
+    folder.write_table("rejected.parquet", scanned.rejected)
+    spill.delete()
+    facts = _facts(given, settings, scanned)
+    facts |= {"buckets": buckets, "core_rounds": rounds}
+    facts |= _counts(encoded, gathered, users, items, _parts(settings))
+    folder.write_manifest(KIND, facts | _fingerprints(folder, users.ids, items.ids))
 
 
 def _refuse_useless(given: Source, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recray import cluster
+from recray import cluster, nodes
 from recray.config import Settings, build_settings
 from recray.data.features import feature_matrix, feature_names
 from recray.data.negatives import NegativeSampler
@@ -78,6 +78,7 @@ def run(
     }
     with cluster.session(address):
         cluster.require(workers)
+        nodes.require_shared(folder.folder)
         folder.claim(facts)
         with _following(folder.folder, on_epoch):
             _fit(config, folder.folder, 0 if workers == 1 and address == cluster.LOCAL else workers)

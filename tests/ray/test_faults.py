@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from recray.training.checkpoint import RunFolder
+from tests.ray.several_nodes import Nodes
 
 pytestmark = pytest.mark.slow
 
@@ -122,15 +123,8 @@ def test_a_killed_prepare_leaves_nothing_under_its_name(tmp_path):
 
 
 def test_the_same_commands_run_on_a_cluster_that_is_there_already(tmp_path):
-    token = tmp_path / "token"
-    token.write_text("0123456789abcdef0123456789abcdef")
-    token.chmod(0o600)
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    ray = [str(Path(sys.executable).with_name("ray"))]
-    head = [*ray, "start", "--head", "--port=6399", "--num-cpus=4", "--include-dashboard=false"]
-    subprocess.run(head, env=environment, check=True, capture_output=True, timeout=120)
-    address = ["--address", "127.0.0.1:6399"]
-    try:
+    with Nodes(0, head_cpus=4) as nodes:
+        environment, address = nodes.environment, ["--address", nodes.address]
         done = recray(
             "up", "sample", "--once", "--json", "--workers", 2, "--port", 18732,
             "--out", tmp_path / "o", *address, env=environment,
@@ -153,5 +147,3 @@ def test_the_same_commands_run_on_a_cluster_that_is_there_already(tmp_path):
             "127.0.0.1:1",
         )
         assert (lost.returncode, lost.stderr.count("\n")) == (2, 1)
-    finally:
-        subprocess.run([*ray, "stop", "--force"], env=environment, capture_output=True, timeout=60)

@@ -1,0 +1,220 @@
+"""Work on another machine's cluster: submit a job, then list, logs, stop."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recray import console
+from recray.cli.base import Commands, cli, shared
+from recray.console import Console
+from recray.errors import RecrayError
+from recray.storage import is_uri
+
+if TYPE_CHECKING:
+    from recray.jobs import Job, Jobs
+
+PLACES = ("BUNDLE", "DIR", "FILE", "PREPARED", "REGISTRY", "RUN", "SWEEP", "URL|FOLDER")
+"""What options call a path in their help."""
+LOOPBACK = ("http://127.0.0.1", "http://localhost")
+
+dashboard = click.option(
+    "--address",
+    metavar="URL",
+    help="Dashboard of the cluster.  [default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265]",
+)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("job")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--name", help="Of the job, new to the cluster.  [default: JOB and the time]")
+@click.option("--follow", is_flag=True, help="Print its log, and exit as it does.")
+@click.option(
+    "--working-dir",
+    default=".",
+    metavar="DIR",
+    help="What is sent, with jobs/JOB.py in it.  [default: this folder]",
+)
+@dashboard
+@shared()
+def submit(
+    ui: Console,
+    job: str,
+    arguments: tuple[str, ...],
+    name: str | None,
+    follow: bool,
+    working_dir: str,
+    address: str | None,
+) -> None:
+    """Run jobs/JOB.py with ARGUMENTS on a cluster: prepare, train, tune, pipeline, ...
+
+    The working folder is sent without data, outputs and environments; nothing of your environment
+    is. Run again with the same --out, a job goes on with what it finds there.
+
+    \b
+    Example:
+        recray submit train /mnt/p --out /mnt/run --workers 4 --address http://head:8265 --follow
+        recray submit pipeline ml-1m.zip --preset ranking --follow
+    """
+    from recray.jobs import Jobs, working_files
+
+    folder = Path(working_dir).resolve()
+    script = _script(folder, job)
+    files = {str(file) for file in working_files(folder)}
+    words, workers = _checked(job, arguments, files)
+    jobs = Jobs(address)
+    if workers > 1 and workers > jobs.cpus():
+        raise RecrayError(
+            f"--workers {workers}: the cluster at {jobs.address} has {jobs.cpus()} CPUs, one is "
+            "needed per worker; give fewer workers or add nodes"
+        )
+    here = str(Path("recray-out").resolve()) if jobs.address.startswith(LOOPBACK) else None
+    made = jobs.submit(["python", script, *words], folder, name, here)
+    ui.say(f"job {made} at {jobs.address}; it goes on without this terminal")
+    if follow:
+        _follow(ui, jobs, made)
+    else:
+        text = f"{made}\nrecray jobs logs {made} --follow\nrecray jobs stop {made}"
+        ui.result({"job": made, "address": jobs.address, "status": jobs.get(made).status}, text)
+
+
+def _script(folder: Path, job: str) -> str:
+    """The script of a job, relative to the working folder."""
+    names = sorted(file.stem for file in (folder / "jobs").glob("*.py"))
+    if job not in names:
+        known = f"known are {', '.join(names)}" if names else "it has no jobs/*.py"
+        raise RecrayError(f"no jobs/{job}.py in {folder}: {known}; --working-dir names another")
+    return f"jobs/{job}.py"
+
+
+def _checked(job: str, arguments: tuple[str, ...], files: set[str]) -> tuple[list[str], int]:
+    """The words of a job as its own process is to read them, and the workers it wants.
+
+    A job that is a command of ours has its options checked here, where the user sees it. The job
+    runs in a folder of its own, so what lies outside the files that are sent gets its whole path.
+    """
+    command = cli.commands.get(job)
+    if command is None:
+        return list(arguments), 1
+    context = command.make_context(job, list(arguments))
+    paths: set[str] = set()
+    for parameter in command.params:
+        given = context.params.get(str(parameter.name))
+        if isinstance(given, str) and _is_place(parameter, given):
+            paths.add(given)
+
+    def whole(word: str) -> str:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if value not in paths or is_uri(value) or str(Path(value)) in files:
+            return word
+        return f"{option}{equals}{Path(value).resolve()}"
+
+    return [whole(word) for word in arguments], int(context.params.get("workers") or 1)
+
+
+def _is_place(parameter: click.Parameter, given: str) -> bool:
+    """Whether a parameter is a path; SOURCE may also be the name of a release."""
+    if isinstance(parameter, click.Option):
+        return parameter.metavar in PLACES
+    return parameter.name != "source" or "/" in given or Path(given).exists()
+
+
+def _follow(ui: Console, jobs: "Jobs", name: str) -> None:
+    """Print the log of a job until its end, then exit as it did."""
+    out = sys.stderr if ui.as_json else sys.stdout
+
+    def tell(lines: str) -> None:
+        print(lines, end="", file=out, flush=True)
+
+    try:
+        job = jobs.follow(name, tell)
+    except KeyboardInterrupt:
+        job = _interrupted(ui, jobs, name)
+    seconds = f" after {job.seconds:,.1f} s" if job.seconds is not None else ""
+    ui.result(_plain(job), f"job {name} {job.status.lower()}{seconds}{_why(job)}")
+    click.get_current_context().exit(job.status_code)
+
+
+def _interrupted(ui: Console, jobs: "Jobs", name: str) -> "Job":
+    """Ask whether to stop the job; it goes on where nobody can be asked.
+
+    Raises:
+        KeyboardInterrupt: It goes on.
+    """
+    if sys.stdin.isatty() and click.confirm(f"\nstop the job {name} as well?", err=True):
+        return jobs.stop(name)
+    ui.say(f"{name} goes on; see it with `recray jobs logs {name} --follow`")
+    raise KeyboardInterrupt
+
+
+def _why(job: "Job") -> str:
+    """What the cluster says of a job that failed without a status of its own."""
+    if job.status == "SUCCEEDED" or job.exit_code is not None or not job.message:
+        return ""
+    return f": {job.message.strip().splitlines()[-1][:300]}"
+
+
+def _plain(job: "Job") -> dict[str, Any]:
+    return {"job": job.name, **{k: v for k, v in vars(job).items() if k != "name"}}
+
+
+@cli.group(cls=Commands)
+def jobs() -> None:
+    """Jobs of a cluster: list, logs, stop."""
+
+
+@jobs.command("list")
+@dashboard
+@shared()
+def jobs_list(ui: Console, address: str | None) -> None:
+    """Show the jobs that were submitted to a cluster.
+
+    \b
+    Example:
+        recray jobs list --address http://head:8265
+    """
+    from recray.jobs import Jobs
+
+    rows = [vars(job) for job in Jobs(address).list()]
+    ui.result({"jobs": rows}, console.jobs(rows))
+
+
+@jobs.command("logs")
+@click.argument("name")
+@click.option("--follow", is_flag=True, help="Until it ends, and exit as it does.")
+@dashboard
+@shared()
+def jobs_logs(ui: Console, name: str, follow: bool, address: str | None) -> None:
+    """Print what the job NAME has printed.
+
+    \b
+    Example:
+        recray jobs logs train-20260102-030405-6789 --follow
+    """
+    from recray.jobs import Jobs
+
+    client = Jobs(address)
+    if follow:
+        _follow(ui, client, name)
+        return
+    log = client.log(name)
+    ui.result({"job": name, "log": log}, log.rstrip("\n") or f"{name} has printed nothing yet")
+
+
+@jobs.command("stop")
+@click.argument("name")
+@dashboard
+@shared()
+def jobs_stop(ui: Console, name: str, address: str | None) -> None:
+    """Stop the job NAME: it has 20 s to end by itself.
+
+    \b
+    Example:
+        recray jobs stop train-20260102-030405-6789
+    """
+    from recray.jobs import Jobs
+
+    job = Jobs(address).stop(name)
+    ui.result(_plain(job), f"job {name} {job.status.lower()}")

@@ -1,0 +1,132 @@
+"""The nodes of the cluster: call something on each, and see that they share a disk."""
+
+import contextlib
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recray.errors import RecrayError
+from recray.storage import UNFINISHED, Folder, is_uri, storage_errors
+
+WAIT_S = 30.0
+"""Until a node that does not answer is given up."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive.
+
+    Args:
+        id: Ray's own.
+        name: Its address, and whether it is the head.
+        resources: CPU, GPU, memory and object_store_memory as Ray counts them.
+    """
+
+    id: str
+    name: str
+    resources: dict[str, float]
+
+
+def this_node() -> str:
+    """Ray's id of the node that this process runs on."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def dashboard() -> str | None:
+    """HOST:PORT of the cluster's dashboard as the head binds it; None where none was started."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return (node.webui_url or None) if node is not None else None
+
+
+def alive() -> list[Node]:
+    """The nodes of the cluster, the head first."""
+    import ray
+
+    found = []
+    for facts in ray.nodes():
+        if facts["Alive"]:
+            head = "node:__internal_head__" in facts["Resources"]
+            mark = "head" if head else facts["NodeID"][:6]  # several may share an address
+            name = f"{facts['NodeManagerAddress']} ({mark})"
+            found.append((not head, Node(facts["NodeID"], name, facts["Resources"])))
+    return [node for _, node in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
+
+
+def on_every_node(
+    function: Callable[[], Any], wait_s: float = WAIT_S
+) -> list[tuple[Node, Any, str]]:
+    """Call a function once on each node, beside whatever runs there.
+
+    Returns:
+        (node, what the function returned, "") or (node, None, why it did not).
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    call = ray.remote(lambda: function())  # Ray takes functions, and no other callables
+    nodes = alive()
+    tasks = [
+        call.options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+        ).remote()
+        for node in nodes
+    ]
+    ray.wait(tasks, num_returns=len(tasks), timeout=wait_s)
+    answers: list[tuple[Node, Any, str]] = []
+    for node, task in zip(nodes, tasks, strict=True):
+        try:
+            answers.append((node, ray.get(task, timeout=0), ""))
+        except ray.exceptions.GetTimeoutError:
+            answers.append((node, None, f"no answer in {wait_s:g} s"))
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            answers.append((node, None, str(cause).strip().splitlines()[0]))
+    return answers
+
+
+def blind_nodes(folder: str) -> list[str]:
+    """The nodes that do not see a file written here into a local folder, with the reason.
+
+    Raises:
+        StorageError: It cannot be written here.
+    """
+    probe = f"{UNFINISHED}probe-{uuid.uuid4().hex[:8]}"
+
+    def sees() -> bool:
+        return (Path(folder) / probe).is_file()
+
+    with storage_errors(folder):
+        (Path(folder) / probe).touch()
+    try:
+        answers = on_every_node(sees)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            (Path(folder) / probe).unlink()
+    return [f"{node.name}{f': {why}' if why else ''}" for node, seen, why in answers if not seen]
+
+
+def require_shared(folder: Folder) -> None:
+    """Refuse an output that the nodes of a cluster would each write to a disk of their own.
+
+    Raises:
+        RecrayError: It is a local folder and there are nodes that do not see it.
+    """
+    if is_uri(folder.path) or len(alive()) == 1:
+        return
+    place = Path(folder.path).parent
+    with storage_errors(folder.path):
+        place.mkdir(parents=True, exist_ok=True)
+    blind = blind_nodes(str(place))
+    if blind:
+        raise RecrayError(
+            f"{folder} is not shared: {', '.join(blind)} cannot see {place}; "
+            "give a disk that all nodes mount, or a URI such as s3://"
+        )

@@ -1,0 +1,167 @@
+"""A cluster of several nodes on one machine, started and ended by hand, with a token of its own."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+RAY = str(Path(sys.executable).with_name("ray"))
+ROOT = Path(__file__).parents[2]
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def wait_for(condition, seconds: float = 120):
+    """What the condition gives as soon as it is true."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.2)
+    return value
+
+
+def session_of(leader: int) -> list[int]:
+    """Live processes of a session: a node and all it has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.append(int(status.parent.name))
+    return found
+
+
+class Nodes:
+    """`ray start --head`, and nodes with one CPU each, that end with the `with` block.
+
+    Args:
+        count: Nodes beside the head.
+        head_cpus: CPUs of the head.
+    """
+
+    def __init__(self, count: int = 2, head_cpus: int = 0) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="nodes-"))  # short: Ray puts sockets below it
+        token = self.folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        gcs, self.dashboard_port, client = free_ports(3)
+        self.address = f"127.0.0.1:{gcs}"
+        self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
+        own = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
+        self.environment = {k: v for k, v in os.environ.items() if k not in own} | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SCHEDULER_EVENTS": "0",
+            "RAY_raylet_start_wait_time_s": "120",
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "5",
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+        self.running: list[subprocess.Popen] = []
+        head = ["--head", f"--port={gcs}", f"--dashboard-port={self.dashboard_port}"]
+        head += [f"--ray-client-server-port={client}", f"--temp-dir={self.folder}/ray"]
+        self._start([*head, f"--num-cpus={head_cpus}"])
+        wait_for(self._alive)
+        for _ in range(count):
+            self.add()
+        wait_for(lambda: self._alive() == count + 1)
+
+    def add(self, *before: str) -> subprocess.Popen:
+        """Start a node with one CPU; `before` are the words that run the command."""
+        return self._start([f"--address={self.address}", "--num-cpus=1"], before)
+
+    def _start(self, options: list[str], before=()) -> subprocess.Popen:
+        common = ["--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
+        common += ["--dashboard-agent-listen-port=0", "--object-store-memory=150000000"]
+        node = subprocess.Popen(
+            [*before, RAY, "start", *options, *common],
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.running.append(node)
+        return node
+
+    def ask(self, path: str):
+        """The dashboard's answer; None before it gives one."""
+        token = (self.folder / "token").read_text()
+        request = urllib.request.Request(
+            self.dashboard + path, headers={"Authorization": f"Bearer {token}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as reply:
+                return json.load(reply)["data"]["result"]["result"]
+        except (OSError, KeyError, TypeError):
+            return None
+
+    def _alive(self) -> int:
+        rows = self.ask("/api/v0/nodes?limit=100") or []
+        return sum(row["state"] == "ALIVE" for row in rows)
+
+    def nodes_of(self, class_name: str) -> set[str]:
+        """The nodes on which living actors of a class are."""
+        rows = self.ask("/api/v0/actors?limit=1000&detail=1") or []
+        return {
+            row["node_id"]
+            for row in rows
+            if class_name in row["class_name"] and row["state"] == "ALIVE"
+        }
+
+    def kill(self, node: subprocess.Popen) -> None:
+        """End a node at once, with all that runs on it."""
+        for pid in [*session_of(node.pid), node.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.wait(timeout=30)
+
+    def __enter__(self) -> "Nodes":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for node in reversed(self.running):
+            self.kill(node)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def recray(self, *arguments: object, **changes: str) -> subprocess.CompletedProcess:
+        """Run a command against this cluster."""
+        return subprocess.run(
+            [sys.executable, "-m", "recray", *map(str, arguments)],
+            env=self.environment | changes,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+    def start(self, *arguments: object) -> subprocess.Popen:
+        """Start a command against this cluster."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "recray", *map(str, arguments)],
+            env=self.environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
