@@ -411,7 +411,37 @@ class Status(BaseModel):
     status: str
 
 
-class Readiness(Status):
-    """How the service is, and with which model."""
+class RefusedVersion(BaseModel):
+    """A version that was promoted and could not be used."""
 
+    version: str
+    reason: str
+    time: Annotated[str, Field(description="ISO 8601.")]
+
+
+class Readiness(Status):
+    """How the service is, with which model, and with which one it should be."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "status": "ready",
+                "model_version": "0f3a5c7e9b1d",
+                "wanted_version": "0f3a5c7e9b1d",
+                "stale": False,
+                "loading": None,
+                "refused": None,
+                "registry": "followed",
+                "swaps": 2,
+            }
+        }
+    )
     model_version: str
+    wanted_version: Annotated[str, Field(description="The registry's current version.")]
+    stale: Annotated[bool, Field(description="An older version answers than is wanted.")]
+    loading: Annotated[str | None, Field(description="Being opened beside the one that answers.")]
+    refused: RefusedVersion | None
+    registry: Annotated[
+        str | None, Field(description="followed, or why it cannot be read; null without one.")
+    ]
+    swaps: Annotated[int, Field(description="Models replaced in this replica.")]
