@@ -50,11 +50,19 @@ class Live:
         """The model that answers now; call it once for each request."""
         return self._now
 
+    def load(self, version: str) -> None:
+        """Say that a version is being opened."""
+        self.wanted = self.loading = version
+
+    def settle(self) -> None:
+        """What answers is wanted again: nothing is refused any more."""
+        self.wanted = self._now.version
+        self.loading = self.refused = None
+
     def swap(self, recommender: Recommender) -> None:
         """Answer with this one from the next request on; the one before ends with its requests."""
         self._now = recommender
-        self.wanted = recommender.version
-        self.loading = self.refused = self.trouble = None
+        self.settle()
         self.swaps += 1
         self.since = time.time()
 

@@ -11,17 +11,16 @@ import ipaddress
 import json
 import os
 import secrets
-import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from recray.errors import RecrayError
+from recray.serving.log import log
 
 ENVIRONMENT = "RECRAY_API_KEYS"
 OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
@@ -389,7 +388,6 @@ class Guard:
             return
         route = getattr(scope.get("route"), "path", None)
         line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "method": scope["method"],
             "route": route,
             "status": status,
@@ -401,4 +399,4 @@ class Guard:
             line["query"] = scope.get("query_string", b"").decode("latin-1")
         if trace is not None:
             line["error"] = trace
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        log(**line)
