@@ -39,9 +39,10 @@ class Recommender:
         self.bundle = bundle
         self.users, self.items = bundle.user_ids, bundle.item_ids
         history = History.of(bundle.history, len(self.users), self.items.known)
-        self.ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
-        self.facts = Items(self.items, bundle.item_table, lambda: self.ranker.popularity)
-        self.lister = Lister(self.ranker, self.facts, bundle.version)
+        ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
+        # Not through self: a replaced model must be freed at once, not when cycles are looked for.
+        self.facts = Items(self.items, bundle.item_table, lambda: ranker.popularity)
+        self.ranker, self.lister = ranker, Lister(ranker, self.facts, bundle.version)
 
     @classmethod
     def open(cls, path: str) -> Self:

@@ -37,19 +37,25 @@ from recray.serving.replies import (
     no_item,
     no_user,
 )
+from recray.serving.tally import Tally
 
 QUICK_ITEMS = 60_000
 """Scoring so many items with a linear model takes under 1 ms: not worth a thread."""
 
 
-def build_app(model: Recommender | Live, protection: Protection | None = None) -> FastAPI:
+def build_app(
+    model: Recommender | Live,
+    protection: Protection | None = None,
+    tally: Tally | None = None,
+) -> FastAPI:
     """The app that answers for one model at a time.
 
     Args:
         model: Opened before, so that requests never wait for a file; a Live if others follow it.
         protection: Keys and limits; by default the limits without any key.
+        tally: Counts what happens.
     """
-    protection = protection or Protection()
+    protection, tally = protection or Protection(), tally or Tally()
     app = FastAPI(
         title="recray",
         version=__version__,
@@ -57,12 +63,12 @@ def build_app(model: Recommender | Live, protection: Protection | None = None) -
         docs_url=None,  # FastAPI's page loads scripts from afar
         redoc_url=None,
     )
-    service = Service(model if isinstance(model, Live) else Live(model))
+    service = Service(model if isinstance(model, Live) else Live(model), tally)
     _errors(app)
     for add in ROUTES:
         add(app, service)
     _describe_keys(app, protection)
-    app.add_middleware(Guard, protection=protection)
+    app.add_middleware(Guard, protection=protection, tally=tally)
     if protection.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -123,6 +129,7 @@ def _for_users(app: FastAPI, service: Service) -> None:
                 answer = await service.apart(work)
         except KeyError:
             return no_user(recommender, user)
+        service.tally.answer(answer.source, answer.model_version)
         return json_reply(answer.plain())
 
 
@@ -140,6 +147,7 @@ def _for_newcomers(app: FastAPI, service: Service) -> None:
         answer = await service.apart(
             lambda: recommender.recommend_from(ratings, asked.k, asked.exclude_seen, asked.wish())
         )
+        service.tally.answer(answer.source, answer.model_version)
         return json_reply(answer.plain())
 
     @app.post(

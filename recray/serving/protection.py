@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from recray.errors import RecrayError
 from recray.serving.log import log
+from recray.serving.tally import Tally
 
 ENVIRONMENT = "RECRAY_API_KEYS"
 OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
@@ -268,10 +269,11 @@ class Guard:
     Args:
         app: The app behind it.
         protection: Its limits.
+        tally: Counts requests, those too that are refused.
     """
 
-    def __init__(self, app: App, protection: Protection) -> None:
-        self.app, self.protection = app, protection
+    def __init__(self, app: App, protection: Protection, tally: Tally | None = None) -> None:
+        self.app, self.protection, self.tally = app, protection, tally or Tally()
         self.buckets = Buckets(protection.rate, protection.burst)
         self.running = 0
 
@@ -295,7 +297,11 @@ class Guard:
             text = "an internal error; the log of the replica has the trace"
             await reply.refuse(Refused(500, "internal", text))
         finally:
-            self._log(scope, reply.status, time.perf_counter() - begin, caller, trace)
+            seconds = time.perf_counter() - begin
+            route = getattr(scope.get("route"), "path", None)
+            self.tally.request(route, scope["method"], reply.status, seconds)
+            if self.protection.log != "errors" or trace is not None:
+                self._log(scope, route, reply.status, seconds, caller, trace)
 
     def _caller(self, scope: Scope) -> str:
         """The name of the key.
@@ -382,11 +388,14 @@ class Guard:
         return again
 
     def _log(
-        self, scope: Scope, status: int, seconds: float, caller: str | None, trace: str | None
+        self,
+        scope: Scope,
+        route: str | None,
+        status: int,
+        seconds: float,
+        caller: str | None,
+        trace: str | None,
     ) -> None:
-        if self.protection.log == "errors" and trace is None:
-            return
-        route = getattr(scope.get("route"), "path", None)
         line = {
             "method": scope["method"],
             "route": route,

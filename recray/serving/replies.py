@@ -13,6 +13,7 @@ from recray.recommender import Recommender
 from recray.serving import bodies
 from recray.serving.live import Live
 from recray.serving.protection import failure
+from recray.serving.tally import Tally
 
 THREADS = 2
 
@@ -40,10 +41,11 @@ class Service:
 
     Args:
         live: Whose model answers.
+        tally: Counts lists.
     """
 
-    def __init__(self, live: Live) -> None:
-        self.live = live
+    def __init__(self, live: Live, tally: Tally) -> None:
+        self.live, self.tally = live, tally
         self._threads = anyio.CapacityLimiter(THREADS)
 
     def take(self) -> Recommender:
