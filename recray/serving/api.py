@@ -8,6 +8,7 @@ routes share from replies.py, and list it in ROUTES below; it takes the model by
 once a request.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -15,17 +16,17 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, Response
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from recray import __version__
 from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.filters import Wish
-from recray.models import LinearModel
 from recray.recommender import GivenRatings, Recommendations, Recommender, UnknownUser
 from recray.serving import bodies, documentation
 from recray.serving.live import Live
-from recray.serving.protection import Guard, Protection
+from recray.serving.protection import Guard, Protection, failure
 from recray.serving.replies import (
     ItemPath,
     NoQuery,
@@ -37,10 +38,11 @@ from recray.serving.replies import (
     no_item,
     no_user,
 )
+from recray.serving.shortcut import PATH, Shortcut
 from recray.serving.tally import Tally
 
-QUICK_ITEMS = 60_000
-"""Scoring so many items with a linear model takes under 1 ms: not worth a thread."""
+UNFIT = "unfit"
+"""Code of what is right by the document and cannot be answered from this data set or model."""
 
 
 def build_app(
@@ -68,6 +70,7 @@ def build_app(
     for add in ROUTES:
         add(app, service)
     _describe_keys(app, protection)
+    app.add_middleware(Shortcut, service=service)
     app.add_middleware(Guard, protection=protection, tally=tally)
     if protection.cors:
         app.add_middleware(
@@ -87,7 +90,7 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(RecrayError)
     async def refused(_request: Request, error: RecrayError) -> Response:
-        return failed(422, "invalid", str(error))
+        return failed(422, UNFIT, str(error))
 
     @app.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> Response:
@@ -99,32 +102,29 @@ def _errors(app: FastAPI) -> None:
         return reply
 
 
-def _quick(recommender: Recommender) -> bool:
-    small = recommender.items.known <= QUICK_ITEMS
-    return small and isinstance(recommender.bundle.model, LinearModel)
-
-
 def _for_users(app: FastAPI, service: Service) -> None:
     @app.get(
-        "/v1/users/{user:path}/recommendations",
+        PATH,
         response_model=bodies.Answer,
         responses=failures(404),
         tags=["recommend"],
     )
     async def for_user(
-        user: UserPath, options: Annotated[bodies.QueryOptions, Query()]
+        request: Request, user: UserPath, options: Annotated[bodies.QueryOptions, Query()]
     ) -> Response:
         """The best items for a user of the data set."""
         recommender = service.take()
-        wish = options.wish(recommender.items.parse)
+        wish, k = options.wish(recommender.items.parse), recommender.at_most(options.k)
+        if wish.plain:
+            service.remember(request.scope["query_string"], options.k, options.exclude_seen)
 
         def work() -> Recommendations:
             raw = recommender.users.parse(user)
-            return recommender.recommend(raw, options.k, options.exclude_seen, wish)
+            return recommender.recommend(raw, k, options.exclude_seen, wish)
 
         try:
-            if _quick(recommender) and not (wish.diversity or wish.explain):
-                answer = work()
+            if recommender.quick.able and not (wish.diversity or wish.explain):
+                answer = work()  # takes less than going to a thread and back
             else:
                 answer = await service.apart(work)
         except KeyError:
@@ -143,9 +143,9 @@ def _for_newcomers(app: FastAPI, service: Service) -> None:
     async def for_ratings(asked: bodies.Newcomer, _query: NoQuery) -> Response:
         """The best items for somebody who was not in training."""
         recommender = service.take()
-        ratings = [(rating.item, rating.rating) for rating in asked.ratings]
+        ratings, k = _pairs(asked.ratings), recommender.at_most(asked.k)
         answer = await service.apart(
-            lambda: recommender.recommend_from(ratings, asked.k, asked.exclude_seen, asked.wish())
+            lambda: recommender.recommend_from(ratings, k, asked.exclude_seen, asked.wish())
         )
         service.tally.answer(answer.source, answer.model_version)
         return json_reply(answer.plain())
@@ -159,30 +159,47 @@ def _for_newcomers(app: FastAPI, service: Service) -> None:
     async def for_many(asked: bodies.Batch, _query: NoQuery) -> Response:
         """The best items for up to 1,000 users or people by their ratings, in one computation."""
         recommender = service.take()
-        return await service.apart(lambda: json_reply(_batch(recommender, asked)))
+        reply, sources = await service.apart(lambda: _batch(recommender, asked))
+        for source, count in sources.items():
+            service.tally.answer(source, recommender.version, count)
+        return reply
 
 
-def _batch(recommender: Recommender, asked: bodies.Batch) -> dict[str, Any]:
+def _batch(recommender: Recommender, asked: bodies.Batch) -> tuple[Response, Counter[str]]:
+    """The reply, and how many lists came from which source."""
     askers: list[RawId | GivenRatings] = []
-    for place, asker in enumerate(asked.askers):
-        if asker.user is not None and asker.ratings is not None:
-            raise RecrayError(f"askers.{place}: give user or ratings, not both")
+    for asker in asked.askers:
         if asker.user is not None:
             askers.append(asker.user)
         else:
-            askers.append([(rating.item, rating.rating) for rating in asker.ratings or ()])
-    made = recommender.recommend_many(askers, asked.k, asked.exclude_seen, asked.wish())
-    return {
-        "results": [_entry(answer) for answer in made],
-        "model_version": recommender.version,
-    }
+            askers.append(_pairs(asker.ratings or []))
+    k = recommender.at_most(asked.k)
+    wish, made = asked.wish(), list[Any]()
+    if wish.plain:
+        made += recommender.written_many(askers, k, asked.exclude_seen)
+    else:
+        made += recommender.recommend_many(askers, k, asked.exclude_seen, wish)
+    sources: Counter[str] = Counter()
+    entries = ",".join([_entry(answer, sources) for answer in made])
+    version = to_json(recommender.version).decode()
+    text = f'{{"results":[{entries}],"model_version":{version}}}'
+    return Response(text.encode(), media_type="application/json"), sources
 
 
-def _entry(answer: Recommendations | RecrayError) -> dict[str, Any]:
-    if isinstance(answer, Recommendations):
-        return {"items": answer.items, "source": answer.source}
-    code = "unknown_user" if isinstance(answer, UnknownUser) else "invalid"
-    return {"error": {"code": code, "message": str(answer)}}
+def _pairs(ratings: list[bodies.Rating]) -> GivenRatings:
+    return [(rating.item, rating.rating) for rating in ratings]
+
+
+def _entry(answer: tuple[str, str] | Recommendations | RecrayError, sources: Counter[str]) -> str:
+    if isinstance(answer, tuple):
+        source, items = answer
+    elif isinstance(answer, Recommendations):
+        source, items = answer.source, to_json(answer.items).decode()
+    else:
+        code = "unknown_user" if isinstance(answer, UnknownUser) else UNFIT
+        return failure(code, str(answer)).decode()
+    sources[source] += 1
+    return f'{{"items":{items},"source":"{source}"}}'
 
 
 def _items(app: FastAPI, service: Service) -> None:
@@ -207,7 +224,7 @@ def _items(app: FastAPI, service: Service) -> None:
         wish = Wish(**options.kept())
         try:
             raw = recommender.items.parse(item)
-            answer = recommender.similar(raw, options.k, wish)
+            answer = recommender.similar(raw, recommender.at_most(options.k), wish)
         except KeyError:
             return no_item(recommender, item, " that the model was trained on")
         own = recommender.describe(recommender.items.encode_one(raw))

@@ -44,6 +44,7 @@ def open_warm(path: str) -> Recommender:
     except Exception as error:  # whatever it is, it would be every request's
         reason = f"{type(error).__name__}: {error}"
         raise RecrayError(f"{path} opens and cannot answer: {reason}") from error
+    recommender.forget_rows()
     return recommender
 
 
@@ -56,7 +57,9 @@ def _ask_everything(recommender: Recommender) -> None:
     wish = Wish(diversity=0.5 if vectors else 0.0, explain=True, min_popularity=1)
     for user in users:
         recommender.recommend(user, k)
+        recommender.written(user, k, True)
         recommender.user(user)
+    recommender.written_many(users, k, True)
     made = recommender.recommend_many([*users, ratings, []], k, True, wish)
     for answer in made:
         if isinstance(answer, RecrayError):

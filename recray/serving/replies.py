@@ -16,6 +16,7 @@ from recray.serving.protection import failure
 from recray.serving.tally import Tally
 
 THREADS = 2
+QUERIES = 1000
 
 T = TypeVar("T")
 UserPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw user id.", examples=["1"])]
@@ -46,11 +47,17 @@ class Service:
 
     def __init__(self, live: Live, tally: Tally) -> None:
         self.live, self.tally = live, tally
+        self.plain_queries: dict[bytes, tuple[int, bool]] = {}
         self._threads = anyio.CapacityLimiter(THREADS)
 
     def take(self) -> Recommender:
         """The model that answers now; a handler calls it once, so that no reply mixes versions."""
         return self.live.take()
+
+    def remember(self, query: bytes, k: int, exclude_seen: bool) -> None:
+        """Say what a query string without any filter means; a thousand of them are kept."""
+        if len(self.plain_queries) < QUERIES:
+            self.plain_queries[query] = (k, exclude_seen)
 
     async def apart(self, work: Callable[[], T]) -> T:
         """Do something long in a thread, while short requests go on."""
