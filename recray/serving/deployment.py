@@ -125,6 +125,30 @@ def app_builder(args: AppArgs) -> "Application":
     )
 
 
+def deploy(path: str, protection: Protection, replicas: int = 1) -> None:
+    """Have the running Serve answer for a bundle or a registry; returns when it does.
+
+    Called again, it replaces the replicas one after another, without a request that fails.
+
+    Raises:
+        RecrayError: It does not start.
+    """
+    from ray import serve
+
+    app = _application(
+        path,
+        lambda: protection,
+        num_replicas=replicas,
+        # Above the app's own limit, so that its answer is the one that people see.
+        max_ongoing_requests=2 * protection.queue,
+        graceful_shutdown_timeout_s=protection.timeout + 10,
+    )
+    try:
+        serve.run(app, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise RecrayError(f"the service did not start: {error}") from error
+
+
 def refuse_taken_port(host: str, port: int) -> None:
     """Refuse a port that something listens on; Serve alone would go on and never answer.
 
@@ -188,19 +212,8 @@ def serving(
             http_options=HTTPOptions(host=host, port=port),
             logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )
-        app = _application(
-            bundle,
-            lambda: protection,
-            num_replicas=replicas,
-            # Above the app's own limit, so that its answer is the one that people see.
-            max_ongoing_requests=2 * protection.queue,
-            graceful_shutdown_timeout_s=protection.timeout + 10,
-        )
         try:
-            try:
-                serve.run(app, name=NAME, route_prefix="/")
-            except RuntimeError as error:
-                raise RecrayError(f"the service did not start: {error}") from error
+            deploy(bundle, protection, replicas)
             yield f"http://{host}:{port}"
         finally:
             serve.delete(NAME)

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import pyarrow as pa
 import torch
 
 from recray.errors import RecrayError
@@ -45,6 +46,7 @@ def open_warm(path: str) -> Recommender:
         reason = f"{type(error).__name__}: {error}"
         raise RecrayError(f"{path} opens and cannot answer: {reason}") from error
     recommender.forget_rows()
+    pa.default_memory_pool().release_unused()  # what opening took and nothing needs any more
     return recommender
 
 
