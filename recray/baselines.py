@@ -84,7 +84,7 @@ def build(names: Iterable[str], history: History, users: int, items: int) -> dic
 
     def from_history(model: FromHistory) -> Ranker:
         begins = torch.from_numpy(history.begins[: users + 1])
-        model.fit(begins, torch.from_numpy(history.item[: history.begins[known]]))
+        model.fit(begins, torch.tensor(history.item[: history.begins[known]], dtype=torch.int64))
         return Ranker(model, AsHistory(), history, popularity=popular.popularity)
 
     made: dict[str, Callable[[], Ranker]] = {

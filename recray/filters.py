@@ -54,6 +54,11 @@ class Wish:
         bounds = (self.candidates, self.year_from, self.year_to)
         return any(map(bool, plain)) or any(bound is not None for bound in bounds)
 
+    @property
+    def plain(self) -> bool:
+        """Whether lists are as they are without any wish."""
+        return not (self.filters or self.diversity or self.explain)
+
 
 ANYTHING = Wish()
 

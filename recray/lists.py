@@ -195,8 +195,9 @@ class Lister:
         self, items: NDArray[np.int64], scores: NDArray[np.float32], source: int
     ) -> Recommendations:
         """A list of dense ids and scores, described."""
+        digits = np.round(scores.astype(np.float64), 6).tolist()
         rows = [
-            self.items.describe(item) | {"score": round(score, 6)}
-            for item, score in zip(items.tolist(), scores.tolist(), strict=True)
+            self.items.describe(item) | {"score": score}
+            for item, score in zip(items.tolist(), digits, strict=True)
         ]
         return Recommendations(rows, SOURCES[source], self.version)

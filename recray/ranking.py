@@ -29,33 +29,39 @@ class History:
 
     Args:
         begins: (users + 1,) int64; user u has the ratings begins[u]..begins[u + 1] - 1.
-        item: (R,) int64 ids.
+        item: (R,) ids, int32 as bundles have them.
         rating: (R,) float32 stars.
     """
 
     begins: NDArray[np.int64]
-    item: NDArray[np.int64]
+    item: NDArray[np.int32]
     rating: NDArray[np.float32]
 
     @classmethod
     def of(cls, ratings: Ratings, users: int, items: int) -> Self:
         """Keep the ratings of items below `items`; ratings are sorted by user."""
-        known = ratings.where(ratings.item < items)
-        begins = np.searchsorted(known.user, np.arange(users + 1))
-        return cls(begins, known.item.astype(np.int64), known.rating)
+        inside = ratings.item < items
+        known = ratings if inside.all() else ratings.where(inside)
+        begins = np.searchsorted(known.user, np.arange(users + 1, dtype=known.user.dtype))
+        return cls(begins, known.item, known.rating)
 
     def of_user(self, user: int) -> tuple[Tensor, Tensor]:
         """(N,) items and (N,) stars of one user."""
         rows = slice(self.begins[user], self.begins[user + 1])
-        return torch.from_numpy(self.item[rows]), torch.from_numpy(self.rating[rows])
+        item, rating = self.item[rows].astype(np.int64), self.rating[rows].copy()
+        return torch.from_numpy(item), torch.from_numpy(rating)
+
+    def items_of(self, user: int) -> NDArray[np.int32]:
+        """(N,) items of one user, in the history's own memory."""
+        return self.item[self.begins[user] : self.begins[user + 1]]
 
     def of_users(self, users: NDArray[np.int64]) -> Newcomers:
         """What (U,) users have rated, in their order."""
         counts = self.begins[users + 1] - self.begins[users]
         begins = np.concatenate([[0], counts.cumsum()])
         rows = np.arange(begins[-1]) + np.repeat(self.begins[users] - begins[:-1], counts)
-        item, rating = torch.from_numpy(self.item[rows]), torch.from_numpy(self.rating[rows])
-        return Newcomers(torch.from_numpy(begins), item, rating)
+        item = torch.from_numpy(self.item[rows].astype(np.int64))
+        return Newcomers(torch.from_numpy(begins), item, torch.from_numpy(self.rating[rows]))
 
     def cells(self, users: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Rows (in `users`) and columns of all that these users have rated."""
@@ -274,6 +280,6 @@ def fit_bias_only(history: History, users: int, items: int) -> BiasOnly:
     model.observe(statistics_of_history(history, users, items))
     end = int(history.begins[users])
     user = np.repeat(np.arange(users), np.diff(history.begins[: users + 1]))
-    columns = (user, history.item[:end], history.rating[:end])
+    columns = (user, history.item[:end].astype(np.int64), history.rating[:end].copy())
     model.fit_users(*(torch.from_numpy(column) for column in columns))
     return model

@@ -4,6 +4,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 
 from recray.bundle import Bundle
 from recray.data.ids import RawId
+from recray.data.prepared import Ratings
 from recray.errors import RecrayError
 from recray.filters import ANYTHING, Wish
 from recray.items import Items
 from recray.lists import FOLD_IN, MODEL, POPULAR, Askers, Lister, Rated, Recommendations, join
+from recray.quick import Quick
 from recray.ranking import NONE, SOURCES, History, Ranker, top_k
+from recray.schema import RATINGS
 
 HIGHEST = 10
 GivenRatings = list[tuple[RawId, float]]
@@ -39,9 +43,11 @@ class Recommender:
         self.bundle = bundle
         self.users, self.items = bundle.user_ids, bundle.item_ids
         history = History.of(bundle.history, len(self.users), self.items.known)
-        self.ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
-        self.facts = Items(self.items, bundle.item_table, lambda: self.ranker.popularity)
-        self.lister = Lister(self.ranker, self.facts, bundle.version)
+        ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
+        # Not through self: a replaced model must be freed at once, not when cycles are looked for.
+        self.facts = Items(self.items, bundle.item_table, lambda: ranker.popularity)
+        self.ranker, self.lister = ranker, Lister(ranker, self.facts, bundle.version)
+        self.quick = Quick(ranker, self.facts, bundle.version)
 
     @classmethod
     def open(cls, path: str) -> Self:
@@ -51,6 +57,11 @@ class Recommender:
             RecrayError: It is missing, damaged or not a bundle.
         """
         return cls(Bundle.open(path))
+
+    def forget_rows(self) -> None:
+        """Let go of the ratings by rows, which only offline work reads: about as much again."""
+        none = Ratings.of(RATINGS.empty_table())
+        self.bundle = replace(self.bundle, history=none, holdout=none)
 
     @property
     def version(self) -> str:
@@ -145,6 +156,38 @@ class Recommender:
             answers[row] = answer
         return [answer for answer in answers if answer is not None]
 
+    def written(self, user: RawId, k: int, exclude_seen: bool) -> bytes | None:
+        """recommend(...).plain() as JSON, the short way; None where there is none.
+
+        Raises:
+            RecrayError: k is out of range.
+        """
+        self.check_k(k)
+        dense = self.users.encode_one(user)
+        if not self.quick.able or not 0 <= dense < self.bundle.model.users:
+            return None
+        return self.quick.one(dense, k, exclude_seen)
+
+    def written_many(
+        self, askers: Sequence[RawId | GivenRatings], k: int, exclude_seen: bool
+    ) -> list[tuple[str, str] | Recommendations | RecrayError]:
+        """recommend_many without a wish; of users of the data set the source and the JSON.
+
+        Raises:
+            RecrayError: k is out of range.
+        """
+        self.check_k(k)
+        answers: list[Any] = [None] * len(askers)
+        users = self._find_users(askers, answers)
+        dense = np.array(list(users.values()), np.int64)
+        for row, made in zip(users, self.quick.many(dense, k, exclude_seen), strict=True):
+            answers[row] = made
+        rest = [row for row, given in enumerate(askers) if isinstance(given, list)]
+        others = self.recommend_many([askers[row] for row in rest], k, exclude_seen)
+        for row, answer in zip(rest, others, strict=True):
+            answers[row] = answer
+        return answers
+
     def _find_users(
         self, askers: Sequence[RawId | GivenRatings], answers: list[Any]
     ) -> dict[int, int]:
@@ -197,6 +240,10 @@ class Recommender:
         best_items, best = top_k(scores, k)
         there = best_items[0] != NONE
         return self.lister.answer(best_items[0][there].numpy(), best[0][there].numpy(), MODEL)
+
+    def at_most(self, k: int) -> int:
+        """A length of lists that the catalogue allows."""
+        return min(k, self.items.known)
 
     def check_k(self, k: int) -> None:
         """Refuse a list longer than the catalogue.

@@ -5,6 +5,8 @@ REGISTRY/current.json           {"version", "before": [...]}, swapped in a singl
 """
 
 import json
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from recray.significance import Comparison, compare
 from recray.storage import Folder, publish
 
 VERSIONS, CURRENT = "versions", "current.json"
+VERSION = re.compile(r"[0-9a-f]{12}")
 
 
 class Registry:
@@ -41,7 +44,7 @@ class Registry:
         source = Folder(bundle_path)
         manifest = check_bundle(source)
         version: str = manifest["version"]
-        target = self._version(version)
+        target = self.folder_of(version)
         if not target.published():
             with publish(target) as folder:
                 for entry in manifest["files"]:
@@ -50,7 +53,8 @@ class Registry:
                 folder.write_manifest(KIND, facts)
         return version
 
-    def _version(self, version: str) -> Folder:
+    def folder_of(self, version: str) -> Folder:
+        """Where a version lies."""
         return self.folder.child(VERSIONS).child(version)
 
     def versions(self) -> list[dict[str, Any]]:
@@ -64,7 +68,7 @@ class Registry:
         current = self._pointer()["version"]
         rows = []
         for version in self.folder.child(VERSIONS).folders():
-            folder = self._version(version)
+            folder = self.folder_of(version)
             if not folder.published():
                 continue
             manifest = folder.manifest()
@@ -78,18 +82,34 @@ class Registry:
         pointer: dict[str, Any] = self.folder.read_json(CURRENT)
         return pointer
 
+    def pointer(self) -> tuple[str, list[str]]:
+        """The current version and those before it, oldest first.
+
+        Raises:
+            RecrayError: No version has been promoted, or the registry cannot be read.
+        """
+        return _checked(self._pointer(), self.folder)
+
+    def watch(self) -> Callable[[], tuple[str, list[str]]]:
+        """What reads the pointer again and again: one small file, over one connection."""
+        read = self.folder.reader(CURRENT)
+
+        def pointer() -> tuple[str, list[str]]:
+            try:
+                content = json.loads(read())
+            except ValueError as error:
+                raise RecrayError(f"{self.folder}/{CURRENT} is damaged: {error}") from error
+            return _checked(content, self.folder)
+
+        return pointer
+
     def current(self) -> Folder:
         """The folder of the current version.
 
         Raises:
             RecrayError: No version has been promoted.
         """
-        version = self._pointer()["version"]
-        if version is None:
-            raise RecrayError(
-                f"{self.folder} has no current version; use `recray registry promote`"
-            )
-        return self._version(version)
+        return self.folder_of(self.pointer()[0])
 
     def promote(self, version: str, force: bool = False) -> dict[str, Any]:
         """Make a version current, if it is not worse than the one that is.
@@ -108,7 +128,9 @@ class Registry:
         live = pointer["version"]
         words = "first version" if live is None else "is current already"
         if live not in (None, version) and not force:
-            words = gate(Bundle.open(self._version(version).path), Bundle.open(self.current().path))
+            words = gate(
+                Bundle.open(self.folder_of(version).path), Bundle.open(self.current().path)
+            )
         elif force:
             words = "forced"
         before = [*pointer["before"], live] if live not in (None, version) else pointer["before"]
@@ -133,12 +155,28 @@ class Registry:
         self.folder.replace_bytes(CURRENT, content.encode())
 
 
+def _checked(pointer: Any, folder: Folder) -> tuple[str, list[str]]:
+    try:
+        version, before = pointer["version"], list(pointer["before"])
+    except (KeyError, TypeError) as error:
+        raise RecrayError(f"{folder}/{CURRENT} is damaged: it names no version") from error
+    if version is None:
+        raise RecrayError(f"{folder} has no current version; use `recray registry promote`")
+    for name in (version, *before):
+        if not (isinstance(name, str) and VERSION.fullmatch(name)):
+            raise RecrayError(f"{folder}/{CURRENT} names {name!r}, which is no version")
+    return version, before
+
+
+def is_registry(path: str) -> bool:
+    """Whether the folder is a registry and not a bundle."""
+    folder = Folder(path)
+    return folder.exists(CURRENT) or (folder.exists(VERSIONS) and not folder.published())
+
+
 def resolve_bundle(path: str) -> str:
     """The bundle that a path means: itself, or the current version of a registry."""
-    folder = Folder(path)
-    if folder.exists(CURRENT) or (folder.exists(VERSIONS) and not folder.published()):
-        return Registry(path).current().path
-    return path
+    return Registry(path).current().path if is_registry(path) else path
 
 
 def gate(candidate: Bundle, live: Bundle) -> str:

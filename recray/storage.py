@@ -147,12 +147,24 @@ class Folder:
         Raises:
             RecrayError: The file is not there or not readable.
         """
+        return self.reader(name)()
+
+    def reader(self, name: str) -> Callable[[], bytes]:
+        """What reads a small file again and again and finds its filesystem only once.
+
+        Raises:
+            RecrayError: By each reading that fails.
+        """
         filesystem, path = self._open(name)
-        try:
-            with filesystem.open_input_stream(path, compression=None) as stream:
-                return bytes(stream.read())
-        except OSError as error:
-            raise RecrayError(f"cannot read {self.path}/{name}: {error}") from error
+
+        def read() -> bytes:
+            try:
+                with filesystem.open_input_stream(path, compression=None) as stream:
+                    return bytes(stream.read())
+            except OSError as error:
+                raise RecrayError(f"cannot read {self.path}/{name}: {error}") from error
+
+        return read
 
     def read_json(self, name: str) -> Any:
         """The file's content as JSON.

@@ -1,5 +1,7 @@
 """A small prepared data set and bundles on disk, made without Ray."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -79,17 +81,21 @@ def prepared(tmp_path) -> Prepared:
 
 @pytest.fixture
 def make_bundle(prepared, tmp_path):
-    """Write a bundle whose model knows the two tastes; with flip it believes the opposite."""
+    """Write a bundle whose model knows the two tastes; with flip it believes the opposite.
 
-    def make(name: str = "bundle", preset: str = "ranking", flip: bool = False) -> Bundle:
-        settings = load_settings(preset, None, ["model.dim=2"])
+    A model without plain vectors is left as it is made.
+    """
+
+    def make(
+        name: str = "bundle",
+        preset: str = "ranking",
+        flip: bool = False,
+        changes: Sequence[str] = (),
+    ) -> Bundle:
+        settings = load_settings(preset, None, ["model.dim=2", *changes])
         model = build_model(settings, USERS, ITEMS)
-        with torch.no_grad():
-            for table, size in ((model.user_vectors, USERS), (model.item_vectors, ITEMS)):
-                table.weight[:] = torch.nn.functional.one_hot(torch.arange(size) % 2, 2).float()
-            model.item_vectors.weight *= torch.linspace(1.0, 1.1, ITEMS)[:, None]
-            if flip:
-                model.user_vectors.weight[:] = model.user_vectors.weight.flip(1)
+        if hasattr(model, "user_vectors") and hasattr(model, "item_vectors"):
+            _teach(model, flip)
         history = [{"epoch": 1, "loss": 1.0, "rmse": 0.9, "seconds": 0.1}]
         checkpoint = Checkpoint(model.state_dict(), {}, Progress(1, 1, None, history))
         created = "2026-01-01T00:00:00+00:00"
@@ -97,3 +103,12 @@ def make_bundle(prepared, tmp_path):
         return write_bundle(out, prepared, checkpoint, settings, created, lambda _bundle: {})
 
     return make
+
+
+@torch.no_grad()
+def _teach(model, flip: bool) -> None:
+    for table, size in ((model.user_vectors, USERS), (model.item_vectors, ITEMS)):
+        table.weight[:] = torch.nn.functional.one_hot(torch.arange(size) % 2, 2).float()
+    model.item_vectors.weight *= torch.linspace(1.0, 1.1, ITEMS)[:, None]
+    if flip:
+        model.user_vectors.weight[:] = model.user_vectors.weight.flip(1)

@@ -52,11 +52,23 @@ def test_an_unknown_user_is_404_with_a_way_on(client, user):
     assert "POST /v1/recommendations" in reply.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("k", ["0", "-1", "501", "ten", "1e3", str(ITEMS + 1)])
+@pytest.mark.parametrize("k", ["0", "-1", "501", "ten", "1e3"])
 def test_a_bad_k_is_422_and_names_it(client, k):
     reply = client.get(f"/v1/users/{raw(0)}/recommendations?k={k}")
     assert reply.status_code == 422
     assert "k" in reply.json()["error"]["message"]
+
+
+def test_a_list_longer_than_the_catalogue_is_the_catalogue(client):
+    for query in (f"k={ITEMS + 1}", "k=500", "k=500"):
+        reply = client.get(f"/v1/users/{raw(0)}/recommendations?{query}&exclude_seen=false")
+        assert len(reply.json()["items"]) == ITEMS
+    for path, body in (
+        ("/v1/recommendations", {"k": 500}),
+        ("/v1/recommendations:batch", {"k": 500, "askers": [{}]}),
+    ):
+        assert client.post(path, json=body).status_code == 200
+    assert len(client.get(f"/v1/items/{raw(0)}/similar?k=500").json()["items"]) == ITEMS - 1
 
 
 def test_seen_items_come_back_on_request(client):
@@ -195,7 +207,7 @@ def test_a_batch_answers_each_and_names_who_cannot_be(client, recommender):
     askers = [{"user": int(raw(0))}, {"user": 7}, {"ratings": [{"item": 7, "rating": 5}]}, {}]
     results = client.post("/v1/recommendations:batch", json={"askers": askers, "k": 3}).json()
     kinds = [r.get("source") or r["error"]["code"] for r in results["results"]]
-    assert kinds == ["model", "unknown_user", "invalid", "popular"]
+    assert kinds == ["model", "unknown_user", "unfit", "popular"]
 
 
 @pytest.mark.parametrize(
@@ -358,6 +370,9 @@ def test_a_service_that_leaves_out_the_best_item_is_found(serve, recommender, ma
             answer = super().recommend(user, k + 1, exclude_seen, wish)
             del answer.items[0]
             return answer
+
+        def written(self, *_):
+            return None
 
     url = serve(build_app(Worse(recommender.bundle)))
     result = verify(url, recommender, k=3)

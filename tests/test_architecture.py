@@ -17,7 +17,7 @@ FLOORS = [
     ["models"],
     ["objectives"],
     ["training", "bundle", "sweep"],
-    ["topk", "ranking", "filters", "titles", "items", "why", "lists", "recommender"],
+    ["topk", "ranking", "filters", "titles", "items", "why", "lists", "quick", "recommender"],
     ["measuring", "significance", "baselines", "protocol", "slices", "explain"],
     ["evaluation"],
     ["registry"],

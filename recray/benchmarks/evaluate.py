@@ -57,7 +57,7 @@ def _ranker(users: int, items: int) -> Ranker:
     """A dot product of random vectors, and as many random ratings of each user as ml-25m has."""
     torch.manual_seed(0)
     begins = np.arange(users + 1, dtype=np.int64) * RATED
-    item = np.random.default_rng(0).integers(0, items, int(begins[-1]))
+    item = np.random.default_rng(0).integers(0, items, int(begins[-1]), np.int32)
     history = History(begins, item, np.ones(len(item), np.float32))
     return Ranker(Dot(users, items, DIM, "logits"), None, history)
 

@@ -1,10 +1,13 @@
-"""Requests a second and latency of the service, beside an empty deployment of the same Serve."""
+"""The service under load, beside an empty deployment of the same Serve; swaps; memory."""
 
 # Ray is imported here for the empty deployment alone, which recray is compared with.
 
 import asyncio
+import ctypes
 import json
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
@@ -16,69 +19,62 @@ import torch
 
 from recray import cluster
 from recray.benchmarks.harness import machine
-from recray.bundle import Bundle, write_bundle
-from recray.config import load_settings
-from recray.data import ingest
-from recray.data.prepared import Prepared
-from recray.data.source import recognise
-from recray.models import build_model
+from recray.benchmarks.synthetic import make_bundle
+from recray.bundle import Bundle
 from recray.recommender import GivenRatings, Recommender
-from recray.serving.deployment import serving
-from recray.training.checkpoint import Checkpoint, Progress
+from recray.registry import Registry
+from recray.serving.deployment import Profile, deploy, serving
+from recray.serving.follow import open_warm
+from recray.serving.protection import Protection, new_key, parse_key
 
 Say = Callable[[str], None]
-USERS, ITEMS, PER_USER = 6040, 3706, 50
+SMALL, LARGE = (6040, 3706, 50), (2000, 60_000, 50)
+"""Users, items, and ratings of each user."""
+ML_25M, ML_25M_QUICK = (162_541, 59_047, 154), (162_541, 59_047, 20)
 CONNECTIONS = 16
 BATCH = 1000
 RATINGS = 20
+SWAP_RATE = 50.0
 HOST = "127.0.0.1"
 
 
 def run(quick: bool, say: Say) -> dict[str, Any]:
-    """Peaks by a closed loop, taking turns; latency by an open one at half of the peak."""
+    """Peaks by a closed loop, taking turns with the empty one; all else by an open one."""
     turns, seconds = (2, 2.0) if quick else (5, 4.0)
-    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, cluster.session():
-        say(f"a bundle of {USERS:,} users and {ITEMS:,} items")
-        bundle = make_bundle(Path(folder))
-        port = _free_port()
-        with serving(bundle.folder.path, HOST, port):
-            _serve_empty()
-            say(f"requests of {CONNECTIONS} connections, in {turns} turns of {seconds:g} s")
-            rows = asyncio.run(_measure(bundle, port, turns, seconds, say))
-    rows.append(_fold_in(bundle))
+    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as name:
+        folder = Path(name)
+        say(f"bundles of {SMALL[1]:,} and {LARGE[1]:,} items")
+        small = make_bundle(folder / "small", *SMALL)
+        large = make_bundle(folder / "large", *LARGE)
+        rows = []
+        with cluster.session():
+            rows += _default(small, large, turns, seconds, say)
+            rows.append(swaps(small, folder, 12.0 if quick else 30.0, say))
+        say("the production profile, in a Ray of its own")
+        rows.append(_apart("production", small.folder.path, str(turns * seconds)))
+        rows.append(_fold_in(small))
+        say("memory of a replica")
+        big = make_bundle(folder / "big", *(ML_25M_QUICK if quick else ML_25M))
+        rows.append(_apart("memory", small.folder.path, big.folder.path))
     say(f"load {machine()['load']}")
     return {"figures": _figures(rows), "rows": rows}
 
 
 def _figures(rows: list[dict[str, Any]]) -> dict[str, float]:
     by = {row["what"]: row for row in rows}
-    steady = by["open loop"]
+    steady, swaps = by["open loop"], by["swaps"]
     return {
-        "over_empty_3706": by["recommend"]["per_second"] / by["empty"]["per_second"],
+        "over_empty_3706": by["recommend 3706"]["per_second"] / by["empty 3706"]["per_second"],
+        "over_empty_60000": by["recommend 60000"]["per_second"] / by["empty 60000"]["per_second"],
+        "production_over_default": by["production"]["per_second"]
+        / by["recommend 3706"]["per_second"],
         "batch_users_per_s": by["batch"]["per_second"],
-        "fold_in_ms_p95": by["fold in"]["p95_ms"],
         "p99_over_p50": steady["p99_ms"] / steady["p50_ms"],
+        "swap_failed": swaps["failed"],
+        "swap_mixed": swaps["mixed"],
+        "fold_in_ms_p95": by["fold in"]["p95_ms"],
+        "replica_over_tables": by["memory"]["over_tables"],
     }
-
-
-def make_bundle(folder: Path) -> Bundle:
-    """A bundle of the preset `ranking` with 64 random numbers a vector: made, not trained."""
-    rng = np.random.default_rng(0)
-    path = folder / "ratings.csv"
-    with path.open("w") as stream:
-        stream.write("userId,movieId,rating,timestamp\n")
-        for user in range(USERS):
-            own = set(rng.integers(0, ITEMS, PER_USER).tolist()) | {user % ITEMS}
-            stream.writelines(f"{user + 1},{item + 1},4,{item}\n" for item in sorted(own))
-    settings = load_settings("ranking", None, ["split.kind=random", "split.test=0.01"])
-    ingest.prepare(recognise(str(path), settings), str(folder / "prepared"), settings)
-    prepared = Prepared.open(str(folder / "prepared"))
-    torch.manual_seed(0)
-    model = build_model(settings, prepared.users, prepared.items)
-    history = [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
-    checkpoint = Checkpoint(model.state_dict(), {}, Progress(1, 1, None, history))
-    out, created = str(folder / "bundle"), "2026-01-01T00:00:00+00:00"
-    return write_bundle(out, prepared, checkpoint, settings, created, lambda _bundle: {})
 
 
 def _free_port() -> int:
@@ -107,6 +103,165 @@ def _serve_empty() -> None:
     )
 
 
+def _paths(bundle: Bundle) -> list[str]:
+    return [f"/v1/users/{user}/recommendations?k=10" for user in bundle.user_ids.raw.tolist()]
+
+
+def _default(
+    small: Bundle, large: Bundle, turns: int, seconds: float, say: Say
+) -> list[dict[str, Any]]:
+    """Laptop mode: peaks beside the empty deployment, an open loop, batches."""
+    rows, port = [], _free_port()
+    with serving(small.folder.path, HOST, port):
+        _serve_empty()
+        say(f"peaks of {CONNECTIONS} connections, in {turns} turns of {seconds:g} s")
+        rows += asyncio.run(_peaks(small, port, turns, seconds))
+        rate = rows[1]["per_second"] / 2
+        say(f"an open loop of {rate:.0f} requests a second, then batches of {BATCH:,}")
+        taken = asyncio.run(steady(port, _paths(small), rate, turns * seconds))
+        rows.append({"what": "open loop", "per_second": rate, **_percentiles(taken)})
+        rows.append(asyncio.run(_batches(port, small.user_ids.raw.tolist(), 2 * turns)))
+    with serving(large.folder.path, HOST, port):
+        rows += asyncio.run(_peaks(large, port, turns, seconds))
+    return rows
+
+
+async def _peaks(bundle: Bundle, port: int, turns: int, seconds: float) -> list[dict[str, Any]]:
+    items = bundle.item_ids.known
+    paths = {f"empty {items}": ["/empty/"], f"recommend {items}": _paths(bundle)}
+    found: dict[str, list[float]] = {what: [] for what in paths}
+    for own in paths.values():
+        await peak(port, own, 0.5)  # warm
+    for _ in range(turns):
+        for what, own in paths.items():
+            found[what].append(await peak(port, own, seconds))
+    return [
+        {"what": what, "per_second": float(np.median(v)), "low": min(v), "high": max(v)}
+        for what, v in found.items()
+    ]
+
+
+# ----------------------------------------------------------------------------------- swaps
+
+
+def swaps(small: Bundle, folder: Path, seconds: float, say: Say) -> dict[str, Any]:
+    """Constant load while models are swapped and the replicas are replaced."""
+    registry = Registry(str(folder / "registry"))
+    other = make_bundle(folder / "small", *SMALL, seed=1)
+    versions = [registry.add(bundle.folder.path) for bundle in (small, other)]
+    registry.promote(versions[0])
+    users = small.user_ids.raw[:200].tolist()
+    right = {bundle.version: _lists(bundle, users) for bundle in (small, other)}
+    protection, port = Protection(), _free_port()
+    say(f"{SWAP_RATE:g} requests a second for {seconds:g} s: three swaps, a rolling update")
+    with serving(registry.folder.path, HOST, port, replicas=2, protection=protection):
+
+        async def change() -> None:
+            for version in (versions[1], versions[0], None, versions[1]):
+                await asyncio.sleep(seconds / 7)
+                if version is None:
+                    await asyncio.to_thread(deploy, registry.folder.path, protection, 2)
+                else:
+                    await asyncio.to_thread(registry.promote, version, True)
+
+        return asyncio.run(_watch(port, users, right, seconds, change()))
+
+
+def _lists(bundle: Bundle, users: list[int]) -> list[list[int]]:
+    recommender = Recommender(bundle)
+    return [[item["item"] for item in recommender.recommend(user, 10).items] for user in users]
+
+
+async def _watch(
+    port: int,
+    users: list[int],
+    right: dict[str, list[list[int]]],
+    seconds: float,
+    change: Coroutine[Any, Any, None],
+) -> dict[str, Any]:
+    """Ask at a constant rate; count what failed, and lists that are not of their version."""
+    found = {"asked": 0, "failed": 0, "mixed": 0}
+    seen: set[str] = set()
+    taken: list[float] = []
+    begin, free = time.perf_counter() + 0.05, list[Connection]()
+
+    async def one(number: int) -> None:
+        due, place = begin + number / SWAP_RATE, number % len(users)
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        connection = free.pop() if free else Connection(port)
+        found["asked"] += 1
+        try:
+            path = f"/v1/users/{users[place]}/recommendations?k=10"
+            reply = json.loads(await connection.ask(path))
+        except (OSError, RuntimeError, asyncio.IncompleteReadError):
+            found["failed"] += 1
+            return
+        free.append(connection)
+        taken.append(time.perf_counter() - due)
+        version = reply["model_version"]
+        seen.add(version)
+        found["mixed"] += [item["item"] for item in reply["items"]] != right[version][place]
+
+    asking = [one(number) for number in range(int(SWAP_RATE * seconds))]
+    await asyncio.gather(change, *asking)
+    return {"what": "swaps", **found, "versions": len(seen), **_percentiles(taken)}
+
+
+# -------------------------------------------------------------- in a process of their own
+
+
+def _apart(what: str, *arguments: str) -> dict[str, Any]:
+    """A measurement in a fresh process, whose memory or Ray is its own."""
+    command = [sys.executable, "-m", "recray.benchmarks.serve", what, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{what}: {done.stderr[-2000:]}")
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"what": what, **row}
+
+
+def production(bundle: str, seconds: str) -> dict[str, Any]:
+    """Requests a second with HAProxy and throughput settings."""
+    secret, line = new_key("benchmark")
+    guarded, port = Protection(keys=(parse_key(line, "here"),)), _free_port()
+    profile: Profile = "production"
+    with serving(bundle, HOST, port, protection=guarded, profile=profile):
+        _serve_empty()
+        headers = f"authorization: Bearer {secret}\r\n"
+        paths, figures = _paths(Bundle.open(bundle)), {}
+        for what, own in (("empty", ["/empty/"]), ("recommend", paths)):
+            asyncio.run(peak(port, own, 1.0, headers))  # warm
+            figures[what] = asyncio.run(peak(port, own, float(seconds), headers))
+    return {"per_second": figures["recommend"], "empty": figures["empty"]}
+
+
+def memory(small: str, big: str) -> dict[str, Any]:
+    """What a replica's process grows by for a bundle, over the bytes of its tables.
+
+    The tables are the weights, item and stars of each rating, and the raw ids.
+    """
+    torch.set_num_threads(1)
+    open_warm(small)  # libraries and whatever they make once
+    before = _own_memory()
+    recommender = open_warm(big)
+    grown = _own_memory() - before
+    history, model = recommender.ranker.history, recommender.bundle.model
+    arrays = (history.begins, history.item, history.rating)
+    tables = sum(array.nbytes for array in arrays)
+    tables += sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    tables += recommender.users.raw.nbytes + recommender.items.raw.nbytes
+    return {"mb": grown / 1e6, "tables_mb": tables / 1e6, "over_tables": grown / tables}
+
+
+def _own_memory() -> int:
+    """Bytes of this process that no file backs; what was freed is given back first."""
+    ctypes.CDLL(None).malloc_trim(0)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this system does not tell the memory of a process")
+
+
 # ----------------------------------------------------------------------------------- client
 
 
@@ -121,7 +276,7 @@ class Connection:
         self.port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, path: str, body: bytes = b"") -> bytes:
+    async def ask(self, path: str, body: bytes = b"", headers: str = "") -> bytes:
         """The body of a reply, which must be 200."""
         if self._streams is None:
             self._streams = await asyncio.open_connection(HOST, self.port, limit=1 << 24)
@@ -129,7 +284,7 @@ class Connection:
         method = "POST" if body else "GET"
         writer.write(
             f"{method} {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n\r\n".encode()
+            f"content-length: {len(body)}\r\n{headers}\r\n".encode()
             + body
         )
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -140,7 +295,7 @@ class Connection:
         return content
 
 
-async def peak(port: int, paths: list[str], seconds: float) -> float:
+async def peak(port: int, paths: list[str], seconds: float, headers: str = "") -> float:
     """Requests a second of a closed loop; right for peaks only."""
     end, done = time.perf_counter() + seconds, 0
 
@@ -148,7 +303,7 @@ async def peak(port: int, paths: list[str], seconds: float) -> float:
         nonlocal done
         connection = Connection(port)
         while time.perf_counter() < end:
-            await connection.ask(paths[(number + done) % len(paths)])
+            await connection.ask(paths[(number + done) % len(paths)], headers=headers)
             done += 1
 
     begin = time.perf_counter()
@@ -171,32 +326,6 @@ async def steady(port: int, paths: list[str], rate: float, seconds: float) -> li
 
     requests: list[Coroutine[Any, Any, float]] = [one(n) for n in range(int(rate * seconds))]
     return await asyncio.gather(*requests)
-
-
-async def _measure(
-    bundle: Bundle, port: int, turns: int, seconds: float, say: Say
-) -> list[dict[str, Any]]:
-    users = bundle.user_ids.raw.tolist()
-    paths = {
-        "empty": ["/empty/"],
-        "recommend": [f"/v1/users/{user}/recommendations?k=10" for user in users],
-    }
-    found: dict[str, list[float]] = {what: [] for what in paths}
-    for what in paths:
-        await peak(port, paths[what], 0.5)  # warm
-    for _ in range(turns):
-        for what, own in paths.items():
-            found[what].append(await peak(port, own, seconds))
-    rows: list[dict[str, Any]] = [
-        {"what": what, "per_second": float(np.median(v)), "low": min(v), "high": max(v)}
-        for what, v in found.items()
-    ]
-    rate = float(np.median(found["recommend"])) / 2
-    say(f"an open loop of {rate:.0f} requests a second, then batches of {BATCH:,}")
-    taken = await steady(port, paths["recommend"], rate, turns * seconds)
-    rows.append({"what": "open loop", "per_second": rate, **_percentiles(taken)})
-    rows.append(await _batches(port, users, 2 * turns))
-    return rows
 
 
 async def _batches(port: int, users: list[int], times: int) -> dict[str, Any]:
@@ -237,3 +366,8 @@ def _fold_in(bundle: Bundle) -> dict[str, Any]:
 def _percentiles(seconds: list[float]) -> dict[str, float]:
     values = np.percentile(np.array(seconds) * 1000, [50, 95, 99])
     return {f"p{p}_ms": float(v) for p, v in zip((50, 95, 99), values, strict=True)}
+
+
+if __name__ == "__main__":
+    measure = {"production": production, "memory": memory}[sys.argv[1]]
+    print(json.dumps(measure(*sys.argv[2:])))

@@ -95,12 +95,20 @@ def _limits(command: Any) -> Any:
 @click.option(
     "--replicas", default=1, show_default=True, type=click.IntRange(min=1), help="Processes."
 )
+@click.option(
+    "--profile",
+    default="laptop",
+    show_default=True,
+    type=click.Choice(["laptop", "production"]),
+    help="production: HAProxy, several times as fast; it binds every interface.",
+)
 @_limits
 @shared("host", "port", "address")
 def serve(
     ui: Console,
     bundle: str,
     replicas: int,
+    profile: Any,
     host: str,
     port: int,
     address: str,
@@ -108,7 +116,10 @@ def serve(
     max_body: int,
     **limits: Any,
 ) -> None:
-    """Serve a BUNDLE, or the current version of a registry, until Ctrl-C.
+    """Serve a BUNDLE, or what is current in a registry, until Ctrl-C.
+
+    A registry is followed: after `recray registry promote` or `rollback` the other version
+    answers, and no request fails meanwhile.
 
     Other machines are let in with --host, and only with keys: --api-keys FILE, or the lines of such
     a file in RECRAY_API_KEYS.
@@ -116,18 +127,21 @@ def serve(
     \b
     Example:
         recray serve bundles/mse --port 8000
+        recray serve registry --replicas 2
         recray serve bundles/mse --host 0.0.0.0 --api-keys keys --rate 50
     """
     from recray.serving.protection import Protection, load_keys, refuse_open_door
 
     protection = Protection(keys=load_keys(api_keys), max_body=max_body << 20, **limits)
-    refuse_open_door(host, protection)
-    from recray.registry import resolve_bundle
+    refuse_open_door("0.0.0.0" if profile == "production" else host, protection)
+    from recray.registry import is_registry
     from recray.serving.deployment import serving
 
-    path = resolve_bundle(bundle)
-    with serving(path, host, port, replicas, address, protection) as url:
-        ui.result({"url": url, "bundle": path}, f"service: {url}  (documentation: {url}/docs)")
+    with serving(bundle, host, port, replicas, address, protection, profile) as url:
+        follows = is_registry(bundle)
+        text = f"service: {url}  (documentation: {url}/docs)"
+        text += f"\nfollows: {bundle}, which `recray registry promote` changes" if follows else ""
+        ui.result({"url": url, "bundle": bundle, "follows": follows}, text)
         wait_for_stop(ui, url)
 
 
@@ -141,6 +155,7 @@ def key(ui: Console, name: str, add_to: str | None) -> None:
     \b
     Example:
         recray key shop --add-to keys
+        recray serve registry --replicas 2
         recray serve bundles/mse --host 0.0.0.0 --api-keys keys
     """
     from recray.serving.protection import add_line, new_key

@@ -1,5 +1,6 @@
 """Raw ids as users know them, integers or text, and the dense ids that models use."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -83,9 +84,11 @@ class IdMap:
         """Dense id of one raw id, -1 if there is none."""
         if isinstance(raw, str) != self.text:
             return -1
-        if isinstance(raw, str):
-            return int(self.encode(np.array([raw], object))[0])
-        return int(self.encode(np.array([raw], np.int64))[0]) if 0 <= raw < ID_LIMIT else -1
+        for first, last in ((0, self.known), (self.known, len(self.raw))):
+            place = bisect_left(self.raw, raw, first, last)
+            if place < last and self.raw[place] == raw:
+                return place
+        return -1
 
     def encode_all(self, raw: Sequence[RawId]) -> NDArray[np.int32]:
         """Dense ids of raw ids of either kind, -1 for those that are in no split."""

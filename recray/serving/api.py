@@ -1,14 +1,18 @@
-"""The HTTP interface: routes. Knows FastAPI and a Recommender, and nothing of Ray.
+"""The HTTP interface: the app and its routes. Knows FastAPI and a Recommender, and nothing of Ray.
 
 Raw ids of the data set in and out, titles beside them. Every error is {"error": {"code",
 "message"}}. Replies are made of plain values and written without checking them once more.
+
+More routes: write `def add(app: FastAPI, service: Service) -> None` in a file of its own, take what
+routes share from replies.py, and list it in ROUTES below; it takes the model by `service.take()`,
+once a request.
 """
 
+from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import anyio.to_thread
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, Response
@@ -16,66 +20,44 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from recray import __version__
-from recray.data.ids import ID_LENGTH, RawId
+from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.filters import Wish
-from recray.models import LinearModel
 from recray.recommender import GivenRatings, Recommendations, Recommender, UnknownUser
-from recray.serving import bodies, page
+from recray.serving import bodies, documentation
+from recray.serving.live import Live
 from recray.serving.protection import Guard, Protection, failure
+from recray.serving.replies import (
+    ItemPath,
+    NoQuery,
+    Service,
+    UserPath,
+    failed,
+    failures,
+    json_reply,
+    no_item,
+    no_user,
+)
+from recray.serving.shortcut import PATH, Shortcut
+from recray.serving.tally import Tally
 
-QUICK_ITEMS = 60_000
-"""Scoring so many items with a linear model takes under 1 ms: not worth a thread."""
-THREADS = 2
-
-T = TypeVar("T")
-UserPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw user id.", examples=["1"])]
-ItemPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw item id.", examples=["1"])]
-NoQuery = Annotated[bodies.Nothing, Query()]
-
-_MEANING = {
-    400: "The body is no JSON.",
-    401: "There are keys, and none came.",
-    403: "The key is unknown.",
-    404: "The data set has no such user or item.",
-    413: "The body is too large.",
-    422: "A parameter is unknown or out of range.",
-    429: "Too many requests of this key; see Retry-After.",
-    500: "A bug.",
-    503: "Too many requests at once; see Retry-After.",
-    504: "It took too long.",
-}
+UNFIT = "unfit"
+"""Code of what is right by the document and cannot be answered from this data set or model."""
 
 
-def _failures(*more: int) -> dict[int | str, dict[str, Any]]:
-    statuses = sorted({401, 403, 422, 429, 500, 503, 504, *more})
-    return {s: {"model": bodies.Failure, "description": _MEANING[s]} for s in statuses}
-
-
-class Service:
-    """What all routes share.
+def build_app(
+    model: Recommender | Live,
+    protection: Protection | None = None,
+    tally: Tally | None = None,
+) -> FastAPI:
+    """The app that answers for one model at a time.
 
     Args:
-        recommender: What answers; may be replaced while requests run, each of which takes it once.
-    """
-
-    def __init__(self, recommender: Recommender) -> None:
-        self.recommender = recommender
-        self._threads = anyio.CapacityLimiter(THREADS)
-
-    async def apart(self, work: Callable[[], T]) -> T:
-        """Do something long in a thread, while short requests go on."""
-        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
-
-
-def build_app(recommender: Recommender, protection: Protection | None = None) -> FastAPI:
-    """The app that answers for one bundle.
-
-    Args:
-        recommender: Opened before; requests never wait for a file.
+        model: Opened before, so that requests never wait for a file; a Live if others follow it.
         protection: Keys and limits; by default the limits without any key.
+        tally: Counts what happens.
     """
-    protection = protection or Protection()
+    protection, tally = protection or Protection(), tally or Tally()
     app = FastAPI(
         title="recray",
         version=__version__,
@@ -83,16 +65,13 @@ def build_app(recommender: Recommender, protection: Protection | None = None) ->
         docs_url=None,  # FastAPI's page loads scripts from afar
         redoc_url=None,
     )
-    service = Service(recommender)
-    app.state.service = service
+    service = Service(model if isinstance(model, Live) else Live(model), tally)
     _errors(app)
-    _for_users(app, service)
-    _for_newcomers(app, service)
-    _items(app, service)
-    _users(app, service)
-    _about(app, service)
+    for add in ROUTES:
+        add(app, service)
     _describe_keys(app, protection)
-    app.add_middleware(Guard, protection=protection)
+    app.add_middleware(Shortcut, service=service)
+    app.add_middleware(Guard, protection=protection, tally=tally)
     if protection.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -103,200 +82,198 @@ def build_app(recommender: Recommender, protection: Protection | None = None) ->
     return app
 
 
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(to_json(value), status, media_type="application/json")
-
-
-def _failure(status: int, code: str, message: str) -> Response:
-    return Response(failure(code, message), status, media_type="application/json")
-
-
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
         problems = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:3]]
-        return _failure(422, "invalid", "; ".join(problems))
+        return failed(422, "invalid", "; ".join(problems))
 
     @app.exception_handler(RecrayError)
     async def refused(_request: Request, error: RecrayError) -> Response:
-        return _failure(422, "invalid", str(error))
+        return failed(422, UNFIT, str(error))
 
     @app.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> Response:
         codes = {400: "invalid", 404: "not_found", 405: "method_not_allowed"}
-        reply = _failure(
+        reply = failed(
             error.status_code, codes.get(error.status_code, "http_error"), str(error.detail)
         )
         reply.headers.update(error.headers or {})
         return reply
 
 
-def _no_user(recommender: Recommender, user: str) -> Response:
-    text = f"{recommender.no_user(user)}; POST /v1/recommendations answers for somebody new"
-    return _failure(404, "unknown_user", text)
-
-
-def _no_item(recommender: Recommender, item: str, why: str = "") -> Response:
-    dataset = recommender.bundle.config["dataset"]
-    return _failure(404, "unknown_item", f"no item {item!r} in {dataset}{why}")
-
-
-def _quick(recommender: Recommender) -> bool:
-    small = recommender.items.known <= QUICK_ITEMS
-    return small and isinstance(recommender.bundle.model, LinearModel)
-
-
 def _for_users(app: FastAPI, service: Service) -> None:
     @app.get(
-        "/v1/users/{user:path}/recommendations",
+        PATH,
         response_model=bodies.Answer,
-        responses=_failures(404),
+        responses=failures(404),
         tags=["recommend"],
     )
     async def for_user(
-        user: UserPath, options: Annotated[bodies.QueryOptions, Query()]
+        request: Request, user: UserPath, options: Annotated[bodies.QueryOptions, Query()]
     ) -> Response:
         """The best items for a user of the data set."""
-        recommender = service.recommender
-        wish = options.wish(recommender.items.parse)
+        recommender = service.take()
+        wish, k = options.wish(recommender.items.parse), recommender.at_most(options.k)
+        if wish.plain:
+            service.remember(request.scope["query_string"], options.k, options.exclude_seen)
 
         def work() -> Recommendations:
             raw = recommender.users.parse(user)
-            return recommender.recommend(raw, options.k, options.exclude_seen, wish)
+            return recommender.recommend(raw, k, options.exclude_seen, wish)
 
         try:
-            if _quick(recommender) and not (wish.diversity or wish.explain):
-                answer = work()
+            if recommender.quick.able and not (wish.diversity or wish.explain):
+                answer = work()  # takes less than going to a thread and back
             else:
                 answer = await service.apart(work)
         except KeyError:
-            return _no_user(recommender, user)
-        return _json(answer.plain())
+            return no_user(recommender, user)
+        service.tally.answer(answer.source, answer.model_version)
+        return json_reply(answer.plain())
 
 
 def _for_newcomers(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/recommendations",
         response_model=bodies.Answer,
-        responses=_failures(400, 413),
+        responses=failures(400, 413),
         tags=["recommend"],
     )
     async def for_ratings(asked: bodies.Newcomer, _query: NoQuery) -> Response:
         """The best items for somebody who was not in training."""
-        recommender = service.recommender
-        ratings = [(rating.item, rating.rating) for rating in asked.ratings]
+        recommender = service.take()
+        ratings, k = _pairs(asked.ratings), recommender.at_most(asked.k)
         answer = await service.apart(
-            lambda: recommender.recommend_from(ratings, asked.k, asked.exclude_seen, asked.wish())
+            lambda: recommender.recommend_from(ratings, k, asked.exclude_seen, asked.wish())
         )
-        return _json(answer.plain())
+        service.tally.answer(answer.source, answer.model_version)
+        return json_reply(answer.plain())
 
     @app.post(
         "/v1/recommendations:batch",
         response_model=bodies.BatchAnswer,
-        responses=_failures(400, 413),
+        responses=failures(400, 413),
         tags=["recommend"],
     )
     async def for_many(asked: bodies.Batch, _query: NoQuery) -> Response:
         """The best items for up to 1,000 users or people by their ratings, in one computation."""
-        recommender = service.recommender
-        return await service.apart(lambda: _json(_batch(recommender, asked)))
+        recommender = service.take()
+        reply, sources = await service.apart(lambda: _batch(recommender, asked))
+        for source, count in sources.items():
+            service.tally.answer(source, recommender.version, count)
+        return reply
 
 
-def _batch(recommender: Recommender, asked: bodies.Batch) -> dict[str, Any]:
+def _batch(recommender: Recommender, asked: bodies.Batch) -> tuple[Response, Counter[str]]:
+    """The reply, and how many lists came from which source."""
     askers: list[RawId | GivenRatings] = []
-    for place, asker in enumerate(asked.askers):
-        if asker.user is not None and asker.ratings is not None:
-            raise RecrayError(f"askers.{place}: give user or ratings, not both")
+    for asker in asked.askers:
         if asker.user is not None:
             askers.append(asker.user)
         else:
-            askers.append([(rating.item, rating.rating) for rating in asker.ratings or ()])
-    made = recommender.recommend_many(askers, asked.k, asked.exclude_seen, asked.wish())
-    return {
-        "results": [_entry(answer) for answer in made],
-        "model_version": recommender.version,
-    }
+            askers.append(_pairs(asker.ratings or []))
+    k = recommender.at_most(asked.k)
+    wish, made = asked.wish(), list[Any]()
+    if wish.plain:
+        made += recommender.written_many(askers, k, asked.exclude_seen)
+    else:
+        made += recommender.recommend_many(askers, k, asked.exclude_seen, wish)
+    sources: Counter[str] = Counter()
+    entries = ",".join([_entry(answer, sources) for answer in made])
+    version = to_json(recommender.version).decode()
+    text = f'{{"results":[{entries}],"model_version":{version}}}'
+    return Response(text.encode(), media_type="application/json"), sources
 
 
-def _entry(answer: Recommendations | RecrayError) -> dict[str, Any]:
-    if isinstance(answer, Recommendations):
-        return {"items": answer.items, "source": answer.source}
-    code = "unknown_user" if isinstance(answer, UnknownUser) else "invalid"
-    return {"error": {"code": code, "message": str(answer)}}
+def _pairs(ratings: list[bodies.Rating]) -> GivenRatings:
+    return [(rating.item, rating.rating) for rating in ratings]
+
+
+def _entry(answer: tuple[str, str] | Recommendations | RecrayError, sources: Counter[str]) -> str:
+    if isinstance(answer, tuple):
+        source, items = answer
+    elif isinstance(answer, Recommendations):
+        source, items = answer.source, to_json(answer.items).decode()
+    else:
+        code = "unknown_user" if isinstance(answer, UnknownUser) else UNFIT
+        return failure(code, str(answer)).decode()
+    sources[source] += 1
+    return f'{{"items":{items},"source":"{source}"}}'
 
 
 def _items(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/items", response_model=bodies.Found, responses=_failures(), tags=["items"])
+    @app.get("/v1/items", response_model=bodies.Found, responses=failures(), tags=["items"])
     async def search(search: Annotated[bodies.Search, Query()]) -> Response:
         """Items by title, those that begin so first."""
-        recommender = service.recommender
+        recommender = service.take()
         found = await service.apart(lambda: recommender.facts.find(search.query, search.k))
-        return _json({"items": found, "model_version": recommender.version})
+        return json_reply({"items": found, "model_version": recommender.version})
 
     @app.get(
         "/v1/items/{item:path}/similar",
         response_model=bodies.Similar,
-        responses=_failures(404),
+        responses=failures(404),
         tags=["items"],
     )
     async def similar(
         item: ItemPath, options: Annotated[bodies.SimilarOptions, Query()]
     ) -> Response:
         """The items most like one item, by the model's vectors."""
-        recommender = service.recommender
+        recommender = service.take()
         wish = Wish(**options.kept())
         try:
             raw = recommender.items.parse(item)
-            answer = recommender.similar(raw, options.k, wish)
+            answer = recommender.similar(raw, recommender.at_most(options.k), wish)
         except KeyError:
-            return _no_item(recommender, item, " that the model was trained on")
+            return no_item(recommender, item, " that the model was trained on")
         own = recommender.describe(recommender.items.encode_one(raw))
-        return _json({"item": own, **answer.plain()})
+        return json_reply({"item": own, **answer.plain()})
 
     @app.get(
         "/v1/items/{item:path}",
         response_model=bodies.ItemFacts,
-        responses=_failures(404),
+        responses=failures(404),
         tags=["items"],
     )
     async def item(item: ItemPath, _query: NoQuery) -> Response:
         """All that is known of an item."""
-        recommender = service.recommender
+        recommender = service.take()
         try:
             facts = recommender.item(recommender.items.parse(item))
         except KeyError:
-            return _no_item(recommender, item)
-        return _json({**facts, "model_version": recommender.version})
+            return no_item(recommender, item)
+        return json_reply({**facts, "model_version": recommender.version})
 
 
 def _users(app: FastAPI, service: Service) -> None:
     @app.get(
         "/v1/users/{user:path}",
         response_model=bodies.UserFacts,
-        responses=_failures(404),
+        responses=failures(404),
         tags=["users"],
     )
     async def user(user: UserPath, _query: NoQuery) -> Response:
         """A user's history in short."""
-        recommender = service.recommender
+        recommender = service.take()
         try:
             facts = recommender.user(recommender.users.parse(user))
         except KeyError:
-            return _no_user(recommender, user)
-        return _json({**facts, "model_version": recommender.version})
+            return no_user(recommender, user)
+        return json_reply({**facts, "model_version": recommender.version})
 
     @app.post(
         "/v1/scores",
         response_model=bodies.Scores,
-        responses=_failures(400, 413),
+        responses=failures(400, 413),
         tags=["users"],
     )
     async def scores(asked: bodies.Pairs, _query: NoQuery) -> Response:
         """The predicted rating, or the score, of up to 1,000 pairs."""
-        recommender = service.recommender
+        recommender = service.take()
         pairs = [(pair.user, pair.item) for pair in asked.pairs]
         scored = await service.apart(lambda: recommender.score_pairs(pairs))
-        return _json(
+        return json_reply(
             {
                 "scores": scored,
                 "returns": recommender.bundle.model.returns,
@@ -306,25 +283,25 @@ def _users(app: FastAPI, service: Service) -> None:
 
 
 def _about(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/model", responses=_failures(), tags=["about"])
+    @app.get("/v1/model", responses=failures(), tags=["about"])
     async def model(_query: NoQuery) -> dict[str, Any]:
         """What answers: version, preset, data set, and its measured metrics with intervals."""
-        return _facts(service.recommender)
+        return _facts(service.take())
 
     @app.get("/healthz", response_model=bodies.Status, tags=["about"])
     async def alive() -> Response:
         """The process answers."""
-        return _json({"status": "ok"})
+        return json_reply({"status": "ok"})
 
     @app.get("/readyz", response_model=bodies.Readiness, tags=["about"])
     async def ready() -> Response:
-        """A model is loaded and checked; its version."""
-        return _json({"status": "ready", "model_version": service.recommender.version})
+        """A model is loaded and checked; its version, and that of the model that should answer."""
+        return json_reply({"status": "ready", **service.live.status()})
 
     @app.get("/docs", include_in_schema=False)
-    async def documentation() -> HTMLResponse:
-        headers = {"content-security-policy": page.POLICY}
-        return HTMLResponse(page.render(app.openapi()), headers=headers)
+    async def documented() -> HTMLResponse:
+        headers = {"content-security-policy": documentation.POLICY}
+        return HTMLResponse(documentation.render(app.openapi()), headers=headers)
 
 
 def _facts(recommender: Recommender) -> dict[str, Any]:
@@ -358,3 +335,15 @@ def _describe_keys(app: FastAPI, protection: Protection) -> None:
         schema["security"] = [{"key": []}, {"header": []}]
         for path in ("/healthz", "/readyz"):
             schema["paths"][path]["get"]["security"] = []
+
+
+ROUTES: tuple[Callable[[FastAPI, Service], None], ...] = (
+    _for_users,
+    _for_newcomers,
+    _items,
+    _users,
+    _about,
+)
+"""Of two routes that fit an address the first one answers; ids may hold slashes, so what ends in
+{user:path} comes after what goes on behind it.
+"""

@@ -1,9 +1,9 @@
 """What requests may say and replies look like, for checking and for the OpenAPI document."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from recray.data.ids import ID_LENGTH, ID_LIMIT, RawId
 from recray.filters import Wish
@@ -14,10 +14,18 @@ MAX_IDS = 1000
 MAX_BATCH = 1000
 MAX_YEAR = 9999
 
-Id = (
+
+def _whole(value: Any) -> Any:
+    """5.0 is an integer in JSON; Python's JSON reader makes it a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)  # after the bounds, or they leave the document
+Id = Annotated[
     Annotated[int, Field(strict=True, ge=0, lt=ID_LIMIT)]
-    | Annotated[str, Field(strict=True, min_length=1, max_length=ID_LENGTH)]
-)
+    | Annotated[str, Field(strict=True, min_length=1, max_length=ID_LENGTH)],
+    WHOLE,
+]
 ItemId = Annotated[
     Id, Field(description="Raw item id, as the data has it: a number or a text.", examples=[1])
 ]
@@ -26,8 +34,12 @@ UserId = Annotated[
 ]
 IdText = Annotated[str, Field(min_length=1, max_length=ID_LENGTH)]
 Genres = Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=50)]
-Year = Annotated[int, Field(ge=1, le=MAX_YEAR)]
-Length = Annotated[int, Field(ge=1, le=MAX_K, description="Length of the list.")]
+Year = Annotated[int, Field(ge=1, le=MAX_YEAR), WHOLE]
+Length = Annotated[
+    int,
+    Field(ge=1, le=MAX_K, description="Length of the list; the catalogue may have fewer."),
+    WHOLE,
+]
 
 
 class Strict(BaseModel):
@@ -48,7 +60,7 @@ class Filters(Strict):
     year_from: Annotated[Year | None, Field(description="First year.")] = None
     year_to: Annotated[Year | None, Field(description="Last year.")] = None
     min_popularity: Annotated[
-        int, Field(ge=0, lt=ID_LIMIT, description="Fewest ratings in training.")
+        int, Field(ge=0, lt=ID_LIMIT, description="Fewest ratings in training."), WHOLE
     ] = 0
 
     def kept(self) -> dict[str, Any]:
@@ -108,6 +120,8 @@ def _parsed(written: list[str], parse: Callable[[str], RawId]) -> list[RawId]:
 class BodyOptions(Options):
     """The options in a body."""
 
+    model_config = ConfigDict(extra="forbid", strict=True)
+
     exclude: Annotated[
         list[ItemId], Field(max_length=MAX_IDS, description="Raw ids that must not appear.")
     ] = Field(default_factory=list)
@@ -158,7 +172,7 @@ class Rating(Strict):
     """One rating of somebody's."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"example": {"item": 1, "rating": 5}}
+        extra="forbid", strict=True, json_schema_extra={"example": {"item": 1, "rating": 5}}
     )
     item: ItemId
     rating: Annotated[float, Field(allow_inf_nan=False, description="Stars, on the data's scale.")]
@@ -178,6 +192,7 @@ class Newcomer(BodyOptions):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={
             "example": {
                 "ratings": [{"item": 1, "rating": 5}, {"item": 50, "rating": 3.5}],
@@ -191,10 +206,26 @@ class Newcomer(BodyOptions):
 
 
 class Asker(Strict):
-    """Who asks: a user of the data set, or somebody by ratings."""
+    """Who asks: a user of the data set, or somebody by ratings; neither gets popular items."""
 
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "not": {
+                "required": ["user", "ratings"],
+                "properties": {"user": {"not": {"type": "null"}}, "ratings": {"type": "array"}},
+            }
+        },
+    )
     user: Annotated[UserId | None, Field(description="Raw user id; without it, by ratings.")] = None
     ratings: Annotated[list[Rating] | None, Field(max_length=MAX_RATINGS)] = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.user is not None and self.ratings is not None:
+            raise ValueError("give user or ratings, not both")
+        return self
 
 
 class Batch(BodyOptions):
@@ -202,6 +233,7 @@ class Batch(BodyOptions):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={
             "example": {
                 "askers": [{"user": 1}, {"ratings": [{"item": 1, "rating": 5}]}],
@@ -223,7 +255,9 @@ class Pairs(Strict):
     """Pairs to score."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"example": {"pairs": [{"user": 1, "item": 50}]}}
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"pairs": [{"user": 1, "item": 50}]}},
     )
     pairs: Annotated[list[Pair], Field(min_length=1, max_length=MAX_BATCH)]
 
@@ -411,7 +445,37 @@ class Status(BaseModel):
     status: str
 
 
-class Readiness(Status):
-    """How the service is, and with which model."""
+class RefusedVersion(BaseModel):
+    """A version that was promoted and could not be used."""
 
+    version: str
+    reason: str
+    time: Annotated[str, Field(description="ISO 8601.")]
+
+
+class Readiness(Status):
+    """How the service is, with which model, and with which one it should be."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "status": "ready",
+                "model_version": "0f3a5c7e9b1d",
+                "wanted_version": "0f3a5c7e9b1d",
+                "stale": False,
+                "loading": None,
+                "refused": None,
+                "registry": "followed",
+                "swaps": 2,
+            }
+        }
+    )
     model_version: str
+    wanted_version: Annotated[str, Field(description="The registry's current version.")]
+    stale: Annotated[bool, Field(description="An older version answers than is wanted.")]
+    loading: Annotated[str | None, Field(description="Being opened beside the one that answers.")]
+    refused: RefusedVersion | None
+    registry: Annotated[
+        str | None, Field(description="followed, or why it cannot be read; null without one.")
+    ]
+    swaps: Annotated[int, Field(description="Models replaced in this replica.")]

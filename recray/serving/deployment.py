@@ -2,22 +2,33 @@
 
 import contextlib
 import logging
+import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from recray import cluster
 from recray.bundle import Bundle
 from recray.errors import RecrayError
+from recray.registry import resolve_bundle
+from recray.serving.config import DEPLOYMENT, PRODUCTION_ENVIRONMENT, AppArgs
 from recray.serving.protection import Protection, load_keys, refuse_open_door
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from ray.serve import Application
 
-NAME = "recray"
+    from recray.serving.live import Live
+    from recray.serving.tally import Tally
+
+NAME = DEPLOYMENT
+EXPORT_SECONDS = 1.0
+SECONDS_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]
+Profile = Literal["laptop", "production"]
 
 
-def _builder(bundle: str, protection: Protection) -> "Callable[[], FastAPI]":
+def _builder(path: str, protection: Callable[[], Protection]) -> "Callable[[], FastAPI]":
     """What builds the app on the replica, so that only the path and the settings travel there.
 
     Serve takes a plain function for a builder, and any other callable for an app.
@@ -26,13 +37,116 @@ def _builder(bundle: str, protection: Protection) -> "Callable[[], FastAPI]":
     def build() -> "FastAPI":
         import torch
 
-        from recray.recommender import Recommender
         from recray.serving.api import build_app
+        from recray.serving.follow import Follower, open_live
+        from recray.serving.tally import Tally
 
         torch.set_num_threads(1)
-        return build_app(Recommender.open(bundle), protection)
+        live, tally = open_live(path), Tally()
+        if live.source is not None:
+            Follower(live).start()
+        _export(live, tally)
+        return build_app(live, protection(), tally)
 
     return build
+
+
+def _export(live: "Live", tally: "Tally") -> None:
+    """Hand what is counted to Ray's metrics again and again, beside the requests."""
+    from ray.serve.metrics import Counter, Gauge, Histogram
+
+    tags: dict[str, Any] = {  # Ray declares tuples of one, and takes any
+        "requests": ("endpoint", "method", "status"),
+        "lists": ("source", "model_version"),
+    }
+    requests = Counter("recray_requests", "Requests.", tags["requests"])
+    answers = Counter("recray_lists", "Lists by what made them.", tags["lists"])
+    seconds = Histogram(
+        "recray_request_seconds", "Time in the replica.", SECONDS_BUCKETS, ("endpoint",)
+    )
+    serving = Gauge("recray_model", "1 for the version that answers.", ("model_version",))
+    swaps = Gauge("recray_model_swaps", "Models replaced since the replica began.")
+    refusals = Gauge("recray_model_refusals", "Versions refused since the replica began.")
+    stale = Gauge("recray_model_stale", "1 while an older version answers than is wanted.")
+
+    def once(before: str) -> str:
+        counts, version = tally.drain(), live.take().version
+        for (route, method, status), count in counts.requests.items():
+            requests.inc(count, {"endpoint": route, "method": method, "status": str(status)})
+        for (source, made_by), count in counts.answers.items():
+            answers.inc(count, {"source": source, "model_version": made_by})
+        for route, value in counts.seconds:
+            seconds.observe(value, {"endpoint": route})
+        if before not in ("", version):
+            serving.set(0, {"model_version": before})
+        serving.set(1, {"model_version": version})
+        for gauge, number in (
+            (swaps, live.swaps),
+            (refusals, live.refusals),
+            (stale, live.wanted != version),
+        ):
+            gauge.set(float(number), {})
+        return version
+
+    def run() -> None:
+        version, pause = "", threading.Event()
+        while not pause.wait(EXPORT_SECONDS):
+            version = once(version)
+
+    threading.Thread(target=run, name="recray-metrics", daemon=True).start()
+
+
+def _application(path: str, protection: Callable[[], Protection], **options: Any) -> "Application":
+    """The one deployment; its options may be changed by a Serve config."""
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+    deployment = serve.deployment(
+        name=NAME,
+        max_surge_percent=100,  # a new replica answers before an old one stops
+        ray_actor_options={"num_cpus": 0.25},
+        logging_config=quiet,
+        **options,
+    )
+    return deployment(serve.ingress(_builder(path, protection))()).bind()
+
+
+def app_builder(args: AppArgs) -> "Application":
+    """What `import_path` of a Serve config names; see cluster/serve-production.yaml.
+
+    The keys are read on each replica, where their file or secret is.
+    """
+    return _application(
+        args.bundle,
+        args.protection,
+        max_ongoing_requests=2 * args.queue,
+        graceful_shutdown_timeout_s=args.timeout + 10,
+    )
+
+
+def deploy(path: str, protection: Protection, replicas: int = 1) -> None:
+    """Have the running Serve answer for a bundle or a registry; returns when it does.
+
+    Called again, it replaces the replicas one after another, without a request that fails.
+
+    Raises:
+        RecrayError: It does not start.
+    """
+    from ray import serve
+
+    app = _application(
+        path,
+        lambda: protection,
+        num_replicas=replicas,
+        # Above the app's own limit, so that its answer is the one that people see.
+        max_ongoing_requests=2 * protection.queue,
+        graceful_shutdown_timeout_s=protection.timeout + 10,
+    )
+    try:
+        serve.run(app, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise RecrayError(f"the service did not start: {error}") from error
 
 
 def refuse_taken_port(host: str, port: int) -> None:
@@ -59,16 +173,19 @@ def serving(
     replicas: int = 1,
     address: str = cluster.LOCAL,
     protection: Protection | None = None,
+    profile: Profile = "laptop",
 ) -> Iterator[str]:
-    """Serve a bundle while the block runs.
+    """Serve a bundle, or what is current in a registry, while the block runs.
 
     Args:
-        bundle: A bundle's folder that the replicas can read.
+        bundle: A bundle's folder that the replicas can read, or a registry that they follow.
         host: Interface to bind.
         port: HTTP port.
         replicas: Processes that answer.
         address: Ray cluster.
         protection: Keys and limits; by default the keys of the environment.
+        profile: production has HAProxy in place of Ray's own proxy, which binds every interface;
+            a Ray that runs already keeps the one it was started with.
 
     Yields:
         The service's address; it answers.
@@ -78,35 +195,25 @@ def serving(
             machines in and there are no keys.
     """
     protection = protection or Protection(keys=load_keys(None))
-    refuse_open_door(host, protection)
-    Bundle.open(bundle)  # here, where the user sees it, and not in a replica that retries
+    refuse_open_door("0.0.0.0" if profile == "production" else host, protection)
+    Bundle.open(resolve_bundle(bundle))  # here, where the user sees it, not in a replica's log
     if address == cluster.LOCAL:
         refuse_taken_port(host, port)
+    if profile == "production":
+        os.environ.update(PRODUCTION_ENVIRONMENT)
     with cluster.session(address):
         from ray import serve
         from ray.serve.config import HTTPOptions, ProxyLocation
         from ray.serve.schema import LoggingConfig
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         serve.start(
             proxy_location=ProxyLocation.HeadOnly,
             http_options=HTTPOptions(host=host, port=port),
-            logging_config=quiet,
+            logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )
-        app = serve.deployment(
-            name=NAME,
-            num_replicas=replicas,
-            # Above the app's own limit, so that its answer is the one that people see.
-            max_ongoing_requests=2 * protection.queue,
-            ray_actor_options={"num_cpus": 0.25},
-            logging_config=quiet,
-        )(serve.ingress(_builder(bundle, protection))()).bind()
         try:
-            try:
-                serve.run(app, name=NAME, route_prefix="/")
-            except RuntimeError as error:
-                raise RecrayError(f"the service did not start: {error}") from error
+            deploy(bundle, protection, replicas)
             yield f"http://{host}:{port}"
         finally:
             serve.delete(NAME)

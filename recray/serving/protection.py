@@ -11,17 +11,17 @@ import ipaddress
 import json
 import os
 import secrets
-import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from recray.errors import RecrayError
+from recray.serving.log import log
+from recray.serving.tally import Tally
 
 ENVIRONMENT = "RECRAY_API_KEYS"
 OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
@@ -269,10 +269,11 @@ class Guard:
     Args:
         app: The app behind it.
         protection: Its limits.
+        tally: Counts requests, those too that are refused.
     """
 
-    def __init__(self, app: App, protection: Protection) -> None:
-        self.app, self.protection = app, protection
+    def __init__(self, app: App, protection: Protection, tally: Tally | None = None) -> None:
+        self.app, self.protection, self.tally = app, protection, tally or Tally()
         self.buckets = Buckets(protection.rate, protection.burst)
         self.running = 0
 
@@ -296,7 +297,11 @@ class Guard:
             text = "an internal error; the log of the replica has the trace"
             await reply.refuse(Refused(500, "internal", text))
         finally:
-            self._log(scope, reply.status, time.perf_counter() - begin, caller, trace)
+            seconds = time.perf_counter() - begin
+            route = getattr(scope.get("route"), "path", None)
+            self.tally.request(route, scope["method"], reply.status, seconds)
+            if self.protection.log != "errors" or trace is not None:
+                self._log(scope, route, reply.status, seconds, caller, trace)
 
     def _caller(self, scope: Scope) -> str:
         """The name of the key.
@@ -383,13 +388,15 @@ class Guard:
         return again
 
     def _log(
-        self, scope: Scope, status: int, seconds: float, caller: str | None, trace: str | None
+        self,
+        scope: Scope,
+        route: str | None,
+        status: int,
+        seconds: float,
+        caller: str | None,
+        trace: str | None,
     ) -> None:
-        if self.protection.log == "errors" and trace is None:
-            return
-        route = getattr(scope.get("route"), "path", None)
         line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "method": scope["method"],
             "route": route,
             "status": status,
@@ -401,4 +408,4 @@ class Guard:
             line["query"] = scope.get("query_string", b"").decode("latin-1")
         if trace is not None:
             line["error"] = trace
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        log(**line)

@@ -1,0 +1,92 @@
+"""What the routes of every file share: the service, replies, errors, and parameters."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import anyio.to_thread
+from fastapi import Path, Query
+from fastapi.responses import Response
+from pydantic_core import to_json
+
+from recray.data.ids import ID_LENGTH
+from recray.recommender import Recommender
+from recray.serving import bodies
+from recray.serving.live import Live
+from recray.serving.protection import failure
+from recray.serving.tally import Tally
+
+THREADS = 2
+QUERIES = 1000
+
+T = TypeVar("T")
+UserPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw user id.", examples=["1"])]
+ItemPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw item id.", examples=["1"])]
+NoQuery = Annotated[bodies.Nothing, Query()]
+
+_MEANING = {
+    400: "The body is no JSON.",
+    401: "There are keys, and none came.",
+    403: "The key is unknown.",
+    404: "The data set has no such user or item.",
+    413: "The body is too large.",
+    422: "A parameter is unknown or out of range.",
+    429: "Too many requests of this key; see Retry-After.",
+    500: "A bug.",
+    503: "Too many requests at once; see Retry-After.",
+    504: "It took too long.",
+}
+
+
+class Service:
+    """What all routes share.
+
+    Args:
+        live: Whose model answers.
+        tally: Counts lists.
+    """
+
+    def __init__(self, live: Live, tally: Tally) -> None:
+        self.live, self.tally = live, tally
+        self.plain_queries: dict[bytes, tuple[int, bool]] = {}
+        self._threads = anyio.CapacityLimiter(THREADS)
+
+    def take(self) -> Recommender:
+        """The model that answers now; a handler calls it once, so that no reply mixes versions."""
+        return self.live.take()
+
+    def remember(self, query: bytes, k: int, exclude_seen: bool) -> None:
+        """Say what a query string without any filter means; a thousand of them are kept."""
+        if len(self.plain_queries) < QUERIES:
+            self.plain_queries[query] = (k, exclude_seen)
+
+    async def apart(self, work: Callable[[], T]) -> T:
+        """Do something long in a thread, while short requests go on."""
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+
+
+def failures(*more: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of an operation for the OpenAPI document: those of all, and some more."""
+    statuses = sorted({401, 403, 422, 429, 500, 503, 504, *more})
+    return {s: {"model": bodies.Failure, "description": _MEANING[s]} for s in statuses}
+
+
+def json_reply(value: Any, status: int = 200) -> Response:
+    """A reply of plain values, which are not checked once more."""
+    return Response(to_json(value), status, media_type="application/json")
+
+
+def failed(status: int, code: str, message: str) -> Response:
+    """An error in the one form that all errors have."""
+    return Response(failure(code, message), status, media_type="application/json")
+
+
+def no_user(recommender: Recommender, user: str) -> Response:
+    """404 for a user whom the data set does not have."""
+    text = f"{recommender.no_user(user)}; POST /v1/recommendations answers for somebody new"
+    return failed(404, "unknown_user", text)
+
+
+def no_item(recommender: Recommender, item: str, why: str = "") -> Response:
+    """404 for an item that the data set does not have."""
+    dataset = recommender.bundle.config["dataset"]
+    return failed(404, "unknown_item", f"no item {item!r} in {dataset}{why}")

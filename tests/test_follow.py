@@ -1,0 +1,242 @@
+"""A service follows its registry: swaps, refusals, rollback; no reply mixes versions."""
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+
+import httpx2
+import pytest
+import safetensors.torch
+import torch
+from fastapi.testclient import TestClient
+
+from recray.errors import RecrayError
+from recray.recommender import Recommender
+from recray.registry import CURRENT, Registry
+from recray.serving.api import build_app
+from recray.serving.follow import RETRY_SECONDS, Follower, open_live, open_warm
+from recray.serving.live import Live
+
+from .conftest import ITEMS, USERS, raw
+
+
+@pytest.fixture
+def bundles(make_bundle):
+    """Two versions that believe the opposite of each other."""
+    return make_bundle("one"), make_bundle("two", flip=True)
+
+
+@pytest.fixture
+def registry(bundles, tmp_path):
+    """Both versions; the first is current."""
+    made = Registry(str(tmp_path / "registry"))
+    for bundle in bundles:
+        made.add(bundle.folder.path)
+    made.promote(bundles[0].version)
+    return made
+
+
+@pytest.fixture
+def live(registry):
+    return open_live(registry.folder.path)
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def damage(registry, version):
+    path = Path(registry.folder_of(version).path) / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_promoted_version_answers_and_a_rollback_brings_back_the_one_before(
+    registry, bundles, live
+):
+    one, two = (bundle.version for bundle in bundles)
+    follower = Follower(live)
+    follower.look()
+    assert (live.take().version, live.swaps) == (one, 0)
+    registry.promote(two, force=True)
+    follower.look()
+    assert (live.take().version, live.swaps, live.status()["stale"]) == (two, 1, False)
+    registry.rollback()
+    follower.look()
+    assert (live.take().version, live.swaps) == (one, 2)
+
+
+def test_a_damaged_version_is_refused_and_the_old_one_answers(registry, bundles, live, capsys):
+    one, two = (bundle.version for bundle in bundles)
+    damage(registry, two)
+    registry.promote(two, force=True)
+    client, before = TestClient(build_app(live)), live.take()
+    Follower(live).look()
+    assert live.take() is before
+    ready = client.get("/readyz")
+    assert ready.status_code == 200
+    said = ready.json()
+    assert (said["model_version"], said["wanted_version"], said["stale"]) == (one, two, True)
+    assert said["refused"]["version"] == two
+    assert "damaged" in said["refused"]["reason"]
+    assert client.get(f"/v1/users/{raw(0)}/recommendations").json()["model_version"] == one
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["version"], line["answers"]) == ("model_refused", two, one)
+
+
+def test_a_refused_version_is_tried_again_later_and_longer_each_time(registry, bundles, live):
+    two, tries, clock = bundles[1].version, [], Clock()
+
+    def broken(path):
+        tries.append(path)
+        raise RecrayError("the store is away")
+
+    registry.promote(two, force=True)
+    follower = Follower(live, broken, clock)
+    for now, expected in ((0, 1), (4, 1), (5, 2), (14, 2), (15, 3), (34, 3), (35, 4)):
+        clock.now = now * RETRY_SECONDS / 5
+        follower.look()
+        assert len(tries) == expected, now
+    assert live.refusals == 4
+
+
+def test_what_was_refused_is_forgotten_when_the_old_version_is_wanted_again(
+    registry, bundles, live
+):
+    damage(registry, bundles[1].version)
+    registry.promote(bundles[1].version, force=True)
+    follower = Follower(live)
+    follower.look()
+    registry.rollback()
+    follower.look()
+    assert live.status()["refused"] is None
+    assert not live.status()["stale"]
+
+
+def test_a_replica_that_starts_takes_the_last_version_that_can_be_used(registry, bundles):
+    one, two = (bundle.version for bundle in bundles)
+    damage(registry, two)
+    registry.promote(two, force=True)
+    live = open_live(registry.folder.path)
+    assert (live.take().version, live.wanted, live.refused.version) == (one, two, two)
+    damage(registry, one)
+    with pytest.raises(RecrayError, match="damaged"):
+        open_live(registry.folder.path)
+
+
+def test_an_unreadable_registry_is_told_and_changes_nothing(registry, live):
+    before, follower = live.take(), Follower(live)
+    good = registry.folder.read_bytes(CURRENT)
+    for content in (b"{", b"[]", b'{"version": "../../etc", "before": []}'):
+        registry.folder.replace_bytes(CURRENT, content)
+        follower.look()
+        assert live.status()["registry"] not in (None, "followed")
+        assert live.take() is before
+    registry.folder.replace_bytes(CURRENT, good)
+    follower.look()
+    assert live.status()["registry"] == "followed"
+
+
+def test_a_bundle_without_a_registry_stays(bundles):
+    live = open_live(bundles[0].folder.path)
+    assert (live.source, live.status()["registry"]) == (None, None)
+    with pytest.raises(ValueError, match="no registry"):
+        Follower(live)
+
+
+def test_weights_that_are_no_numbers_are_refused(make_bundle, monkeypatch):
+    path = make_bundle().folder.path
+    load = safetensors.torch.load
+
+    def spoilt(content):
+        return load(content) | {"item_vectors.weight": torch.full((ITEMS, 2), torch.nan)}
+
+    monkeypatch.setattr(safetensors.torch, "load", spoilt)
+    with pytest.raises(RecrayError, match=r"item_vectors\.weight"):
+        open_warm(path)
+
+
+def test_a_bundle_that_opens_and_cannot_answer_is_refused(make_bundle, monkeypatch):
+    path = make_bundle().folder.path
+    monkeypatch.setattr(Recommender, "recommend_many", lambda *_: 1 / 0)
+    with pytest.raises(RecrayError, match="ZeroDivisionError"):
+        open_warm(path)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("mf-normalised", []),
+        ("rating", []),
+        ("neumf", []),
+        ("softmax-dnn", ["model.levels=[1,2,3,4,5]"]),
+    ],
+)
+def test_every_kind_of_model_is_warmed(make_bundle, preset, changes):
+    bundle = make_bundle(preset=preset, changes=changes)
+    assert open_warm(bundle.folder.path).version == bundle.version
+
+
+def test_no_request_waits_while_a_version_is_opened(registry, bundles, live):
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(path):
+        begun.set()
+        assert go.wait(20)
+        return open_warm(path)
+
+    registry.promote(bundles[1].version, force=True)
+    client, follower = TestClient(build_app(live)), Follower(live, slow)
+    follower.start()
+    assert begun.wait(20)
+    assert client.get("/readyz").json()["loading"] == bundles[1].version
+    path = f"/v1/users/{raw(0)}/recommendations"
+    assert client.get(path).json()["model_version"] == bundles[0].version
+    go.set()
+    while live.take().version != bundles[1].version:
+        pass
+    follower.stop()
+    assert client.get(path).json()["model_version"] == bundles[1].version
+
+
+def test_no_reply_mixes_versions_under_load(bundles):
+    recommenders = [Recommender(bundle) for bundle in bundles]
+    users = [int(raw(user)) for user in range(USERS)]
+    asked = {"askers": [{"user": user} for user in users], "k": 4}
+    expected = {
+        r.version: [answer.items for answer in r.recommend_many(users, 4)] for r in recommenders
+    }
+    live = Live(recommenders[0])
+    transport = httpx2.ASGITransport(build_app(live))
+    replies = []
+
+    async def ask(client, number):
+        for turn in range(25):
+            place = (number + turn) % USERS
+            one = await client.get(f"/v1/users/{users[place]}/recommendations?k=4")
+            many = await client.post("/v1/recommendations:batch", json=asked)
+            replies.append(([one.json()["items"]], one.json()["model_version"], [place]))
+            lists = [entry["items"] for entry in many.json()["results"]]
+            replies.append((lists, many.json()["model_version"], range(USERS)))
+
+    async def all_at_once():
+        async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
+            asking = asyncio.gather(*(ask(client, number) for number in range(8)))
+            turn = 0
+            while not asking.done():
+                live.swap(recommenders[(turn := turn + 1) % 2])
+                await asyncio.sleep(0.003)
+            await asking
+
+    asyncio.run(all_at_once())
+    for lists, version, places in replies:
+        assert lists == [expected[version][place] for place in places]
+    assert {version for _, version, _ in replies} == set(expected)
+    assert live.swaps > 10

@@ -1,0 +1,121 @@
+"""Serve configs: the files of cluster/ are right, and what Ray would pass over is refused."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recray.errors import RecrayError
+from recray.serving.config import SERVE_KEYS, AppArgs, check, check_file
+
+CLUSTER = Path(__file__).parent.parent / "cluster"
+FILES = sorted(CLUSTER.glob("serve-*.yaml"))
+
+
+@pytest.fixture
+def laptop():
+    return yaml.safe_load((CLUSTER / "serve-laptop.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_our_files_are_right_and_ray_takes_them(path):
+    from ray.serve.schema import ServeDeploySchema
+
+    assert check_file(str(path)) == []
+    ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+
+
+def test_there_are_two_files():
+    assert [path.name for path in FILES] == ["serve-laptop.yaml", "serve-production.yaml"]
+
+
+def test_the_keys_are_those_of_this_ray():
+    from ray.serve import config, schema
+
+    application, (deployment,) = (
+        SERVE_KEYS["applications"][0],
+        [SERVE_KEYS["applications"][0]["deployments"][0]],
+    )
+    for ours, theirs in (
+        (SERVE_KEYS, schema.ServeDeploySchema),
+        (SERVE_KEYS["http_options"], schema.HTTPOptionsSchema),
+        (SERVE_KEYS["grpc_options"], schema.gRPCOptionsSchema),
+        (SERVE_KEYS["controller_options"], config.ControllerOptions),
+        (SERVE_KEYS["logging_config"], schema.LoggingConfig),
+        (SERVE_KEYS["tracing_config"], schema.TracingConfig),
+        (application, schema.ServeApplicationSchema),
+        (deployment, schema.DeploymentSchema),
+        (deployment["autoscaling_config"], config.AutoscalingConfig),
+        (deployment["backpressure_config"], config.BackpressureConfig),
+        (deployment["ray_actor_options"], schema.RayActorOptionsSchema),
+    ):
+        assert set(ours) == set(theirs.model_fields), theirs.__name__
+
+
+APPLICATION = ["applications", 0]
+OURS = [*APPLICATION, "deployments", 0]
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value", "said"),
+    [
+        ([], "httpoptions", {}, "httpoptions: unknown key; did you mean http_options?"),
+        (["http_options"], "hots", "x", "http_options.hots: unknown key"),
+        (OURS, "num_replicass", 3, "applications.0.deployments.0.num_replicass: unknown key"),
+        (OURS, "autoscaling_config", {"min_replica": 2}, "min_replica: unknown key"),
+        (APPLICATION, "deployments", {}, "applications.0.deployments: must be a list"),
+        ([], "applications", [], "applications: none"),
+        (APPLICATION, "import_path", None, "import_path: missing"),
+        ([*APPLICATION, "args"], "bundel", "x", "args.bundel: Extra inputs"),
+        ([*APPLICATION, "args"], "queue", 0, "args.queue: "),
+        (["http_options"], "host", "0.0.0.0", "lets other machines in"),
+        (OURS, "name", "other", "'other'; the one of ours is 'recray'"),
+        (OURS, "max_surge_percent", 0, "stops a replica before the new one answers"),
+        (OURS, "max_ongoing_requests", 64, "must be above args.queue (64)"),
+        (OURS, "max_ongoing_requests", "many", "'many' is no number"),
+        (OURS, "graceful_shutdown_timeout_s", 10, "must be above args.timeout (10)"),
+    ],
+)
+def test_what_is_wrong_is_said(laptop, place, key, value, said):
+    inside = laptop
+    for step in place:
+        inside = inside[step]
+    inside[key] = value
+    (problem,) = check(laptop)
+    assert said in problem
+
+
+def test_a_host_that_is_not_given_is_ray_s_own_which_is_open(laptop):
+    del laptop["http_options"]["host"]
+    assert "0.0.0.0" in check(laptop)[0]
+
+
+def test_another_s_application_is_checked_for_keys_only(laptop):
+    other = copy.deepcopy(laptop["applications"][0])
+    other |= {"name": "x", "import_path": "their.app:app", "args": {"anything": 1}}
+    laptop["applications"].append(other)
+    assert check(laptop) == []
+
+
+@pytest.mark.parametrize("values", [None, [], "text"])
+def test_what_is_no_config_is_refused(values):
+    assert check(values) == ["the config: must be a mapping"]
+
+
+def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: [")
+    with pytest.raises(RecrayError, match=r"x\.yaml"):
+        check_file(str(tmp_path / "x.yaml"))
+    with pytest.raises(RecrayError, match=r"missing\.yaml"):
+        check_file(str(tmp_path / "missing.yaml"))
+
+
+def test_an_application_without_keys_is_refused_where_it_starts(monkeypatch, tmp_path):
+    monkeypatch.delenv("RECRAY_API_KEYS", raising=False)
+    with pytest.raises(RecrayError, match="no keys"):
+        AppArgs(bundle="b").protection()
+    assert AppArgs(bundle="b", without_keys=True).protection().keys == ()
+    monkeypatch.setenv("RECRAY_API_KEYS", f"shop sha256:{'0' * 64}")
+    made = AppArgs(bundle="b", max_body=2, rate=5).protection()
+    assert (made.keys[0].name, made.max_body, made.rate) == ("shop", 2 << 20, 5)
