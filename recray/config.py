@@ -172,6 +172,9 @@ class TrainSettings(Group):
     metric: str = "auto"
     """Picks the best epoch on the validation split: rmse, mae, or a ranking metric like ndcg@10."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    resident_rows: Annotated[int, Field(ge=1)] | None = None
+    """Most ratings that a worker holds in memory; of more, parts are read as they are needed, each
+    epoch in another order (see recray.training.streaming). null: all of them."""
     rows: Literal["train", "train+valid"] = "train"
     """train+valid: train on both, as long as asked: for a last run whose settings are chosen."""
     start_from: tuple[str, ...] = ()

@@ -48,7 +48,7 @@ def up(
     from recray import pipeline
     from recray.data.source import recognise
 
-    ui.epochs = settings.train.epochs
+    ui.expect(settings.train.epochs, settings.metric)
     given = recognise(source, settings, mirror)
     stages = pipeline.up(
         given,
