@@ -88,6 +88,7 @@ def train(
     refuse_groups(overrides, ("data", "split"), "recray prepare")
     settings = load_settings(preset, config, overrides)
     from recray.training import logbooks, trainer  # Ray: loaded only by commands that use it
+    from recray.training.checkpoint import TIMINGS
     from recray.training.watch import OpenLogbook, Watch
 
     books: list[OpenLogbook] = [logbooks.TensorBoard]
@@ -98,7 +99,8 @@ def train(
     summary = trainer.run(settings, prepared, out, workers, resume, address, watch, max_failures)
     if summary["already_finished"]:
         ui.say(f"{out} was finished before: {summary['epochs']} epochs; nothing was trained")
-    best = ", ".join(f"{k} {v:.4f}" for k, v in summary["best"].items() if isinstance(v, float))
+    metrics = {k: v for k, v in summary["best"].items() if isinstance(v, float)}
+    best = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k not in TIMINGS)
     text = f"{out}: {summary['epochs']} epochs, best epoch {summary['best_epoch']} ({best})"
     ui.result(summary, text)
 

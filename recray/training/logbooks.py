@@ -1,6 +1,7 @@
 """Logbooks of other tools: TensorBoard event files in the run's folder, and MLflow."""
 
 import json
+import logging
 import math
 import re
 import socket
@@ -126,6 +127,7 @@ class Mlflow:
         from mlflow.tracking import MlflowClient
 
         _refuse_unreachable(uri)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         try:
             self.client = MlflowClient(tracking_uri=uri)
             before = self._continued(uri, folder)

@@ -25,7 +25,7 @@ Validate = Callable[[Model], dict[str, tuple[float, float]]]
 """From the model to (sum, count) of each metric over this worker's users."""
 Report = Callable[[dict[str, float]], None]
 
-ASK_EVERY_S = 1.0
+ASK_EVERY_S = 5.0
 LOWER_IS_BETTER = ("rmse", "mae")
 
 
@@ -144,8 +144,8 @@ class TrainingRun:
             is no validation split.
         report: Told the summed metrics after each epoch, on every worker.
         start: Gives the model its first weights, where they are not random.
-        leaving: Whether this group is about to be taken away, the same on every worker; asked about
-            once a second. A checkpoint is then written between two steps.
+        leaving: Whether this group is about to be taken away, the same on every worker; asked
+            every few seconds. A checkpoint is then written between two steps.
     """
 
     settings: Settings

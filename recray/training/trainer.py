@@ -102,10 +102,11 @@ def _continued(folder: RunFolder, before: Progress, settings: Settings, workers:
     words = f"train: {folder.folder} goes on after epoch {before.epoch} of {settings.train.epochs}"
     if before.step:
         words += f" and {before.step:,} steps"
-    if folder.facts()["workers"] != workers:
+    then = folder.facts()["workers"]
+    if then != workers:
         words += (
-            f" with {workers} workers instead of {folder.facts()['workers']}: the same tables; "
-            "the order of the ratings, and so the digits, are not those of an unbroken run"
+            f" with {workers} worker{'s' * (workers > 1)} instead of {then}: the same tables; the "
+            "order of the ratings, and so the digits, are not those of an unbroken run"
         )
     return words
 
