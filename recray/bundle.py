@@ -23,7 +23,7 @@ from recray.models import build_model
 from recray.models.base import Model
 from recray.objectives import Objective, build_objective
 from recray.storage import Folder, publish
-from recray.training.checkpoint import Checkpoint
+from recray.training.checkpoint import TIMINGS, Checkpoint
 
 KIND = "bundle"
 UNVERSIONED = ("metrics.json",)
@@ -200,7 +200,7 @@ def _config(prepared: Prepared, checkpoint: Checkpoint, settings: Settings) -> d
         "rating_range": [low, high],
         "fold_in": {"noise": noise},
         "epoch": progress.best_epoch,
-        "valid": {k: v for k, v in best.items() if k not in ("epoch", "seconds")},
+        "valid": {k: v for k, v in best.items() if k not in ("epoch", *TIMINGS)},
         "split": facts["settings"]["split"],
         "splits": facts["splits"],
         "unseen": {k: facts["counts"][f"unseen_{k}"] for k in ("users", "items")}

@@ -4,6 +4,7 @@ Resolved as preset < YAML file < `--set key=value`.
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -171,6 +172,9 @@ class TrainSettings(Group):
     metric: str = "auto"
     """Picks the best epoch on the validation split: rmse, mae, or a ranking metric like ndcg@10."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    resident_rows: Annotated[int, Field(ge=1)] | None = None
+    """Most ratings that a worker holds in memory; of more, parts are read as they are needed, each
+    epoch in another order (see recray.training.streaming). null: all of them."""
     rows: Literal["train", "train+valid"] = "train"
     """train+valid: train on both, as long as asked: for a last run whose settings are chosen."""
     start_from: tuple[str, ...] = ()
@@ -248,6 +252,21 @@ class Settings(Group):
         return build_settings(values | {name: values[name] | own for name, own in groups.items()})
 
 
+_BY_EXACT_SOLVES = ("train.batch_size", "train.lr", "train.weight_decay")
+_OF_SAMPLES = tuple(f"objective.{name}" for name in ("factors", "tastes", "sweeps", "burn_in"))
+_OF_NEGATIVES = tuple(f"objective.{name}" for name in ("negatives", "sampling", "exclude_known"))
+
+
+def unused_settings(settings: Settings) -> tuple[str, ...]:
+    """Keys of `train` and `objective` that change nothing under the settings' objective."""
+    kind = settings.objective.kind
+    if kind == "bayes":
+        return (*_BY_EXACT_SOLVES, "train.l2", "objective.alpha0", *_OF_NEGATIVES)
+    if kind == "whole-data":
+        return (*_BY_EXACT_SOLVES, *_OF_NEGATIVES, *_OF_SAMPLES)
+    return _OF_SAMPLES if settings.ranks else (*_OF_NEGATIVES, *_OF_SAMPLES)
+
+
 def preset_names() -> list[str]:
     """Names of the recipes that come with recray."""
     folder = resources.files("recray") / "presets"
@@ -265,7 +284,7 @@ def load_settings(
     is `ranking`.
 
     Raises:
-        RecrayError: The preset or a key is unknown, or a value is not allowed.
+        RecrayError: The preset or a key is unknown, or a value is not allowed or changes nothing.
     """
     given = _read_yaml(config) if config is not None else {}
     named = given.pop("preset", "ranking")
@@ -274,10 +293,31 @@ def load_settings(
         raise unknown_name("preset", preset, preset_names())
     text = (resources.files("recray") / "presets" / f"{preset}.yaml").read_text()
     values = {"preset": preset, **yaml.safe_load(text)}
+    recipe = deepcopy(values)
     _merge(values, given)
     for override in overrides:
         _merge(values, _parse_override(override))
-    return build_settings(values)
+    settings = build_settings(values)
+    _refuse_unused(settings, values, recipe)
+    return settings
+
+
+def _refuse_unused(settings: Settings, values: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Refuse what the user gives for a setting that the objective does not look at.
+
+    Raises:
+        RecrayError: There is such a setting, and its value is neither the recipe's nor the default.
+    """
+    plain, defaults = settings.plain(), Settings().plain()
+    for key in unused_settings(settings):
+        group, name = key.split(".")
+        mine = (values.get(group) or {}).get(name)
+        usual = (recipe.get(group, {}).get(name), defaults[group][name])
+        if name in (values.get(group) or {}) and mine not in usual:
+            raise RecrayError(
+                f"{key}={plain[group][name]} changes nothing with "
+                f"objective.kind={settings.objective.kind}; leave it out"
+            )
 
 
 def build_settings(values: dict[str, Any]) -> Settings:

@@ -19,7 +19,8 @@ class Console:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.epochs = 0
+        self._epochs, self._metric = 0, ""
+        self._seconds: list[float] = []
         self._begin = time.monotonic()
         self._bar: Progress | None = None
 
@@ -28,19 +29,30 @@ class Console:
         self._close_bar()
         print(f"[{time.monotonic() - self._begin:6.1f} s] {line}", file=sys.stderr, flush=True)
 
+    def expect(self, epochs: int, metric: str) -> None:
+        """Be ready to tell of so many epochs, with that validation metric."""
+        self._epochs, self._metric = epochs, metric
+        self._seconds = []
+
     def epoch(self, entry: dict[str, Any]) -> None:
         """Tell of one finished epoch: a bar on a terminal, a line elsewhere."""
-        ndcg = next((name for name in entry if name.startswith("ndcg@")), "")
-        shown = {k: v for k, v in entry.items() if k in ("loss", "rmse", ndcg)}
-        numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self._seconds.append(entry["seconds"])
+        shown = {name: entry[name] for name in ("loss", self._metric) if name in entry}
+        numbers = [f"{name} {value:.4f}" for name, value in shown.items()]
+        numbers.append(f"{_rate(entry['samples_per_s'])} samples/s")
+        left = (self._epochs - entry["epoch"]) * sum(self._seconds) / len(self._seconds)
+        last = [f"{_duration(left)} left"] if left > 0 else []
         if not sys.stderr.isatty():
-            self.say(f"epoch {entry['epoch']:>3}  {numbers}  {entry['seconds']:.2f} s")
+            numbers += [f"{entry['seconds']:.2f} s", *last]
+            width = len(str(self._epochs))
+            self.say(f"epoch {entry['epoch']:>{width}}/{self._epochs}  {'  '.join(numbers)}")
             return
         if self._bar is None:
             self._bar = _bar()
             self._bar.start()
-            self._bar.add_task("epochs", total=self.epochs or None, numbers="")
-        self._bar.update(self._bar.task_ids[0], completed=entry["epoch"], numbers=numbers)
+            self._bar.add_task("epochs", total=self._epochs or None, numbers="")
+        words = "  ".join(numbers + last)
+        self._bar.update(self._bar.task_ids[0], completed=entry["epoch"], numbers=words)
 
     def _close_bar(self) -> None:
         if self._bar is not None:
@@ -61,7 +73,6 @@ def _bar() -> "Progress":
         MofNCompleteColumn,
         Progress,
         TextColumn,
-        TimeRemainingColumn,
     )
 
     columns = (
@@ -69,9 +80,23 @@ def _bar() -> "Progress":
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(),
     )
     return Progress(*columns, console=Terminal(stderr=True))
+
+
+def _rate(per_second: float) -> str:
+    """1,234,567 as 1.23M, 45,678 as 45.7k."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if per_second >= size:
+            return f"{per_second / size:.3g}{letter}"
+    return f"{per_second:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """4,000 seconds as 1:06:40, 70 as 1:10."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _plain(value: dict[str, Any]) -> str:

@@ -16,6 +16,10 @@ class StorageError(RecrayError):
     exit_code = 3
 
 
+class WorkerLost(RecrayError):
+    """A worker of a group died or stopped answering; the run goes on from its last checkpoint."""
+
+
 class CheckFailed(RecrayError):
     """A check that the user asked for found a difference (`verify`)."""
 

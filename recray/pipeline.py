@@ -28,7 +28,9 @@ from recray.serving.protection import (
 )
 from recray.storage import Folder
 from recray.training import trainer
-from recray.training.checkpoint import RunFolder
+from recray.training.checkpoint import TIMINGS, RunFolder
+from recray.training.logbooks import TensorBoard
+from recray.training.watch import OnEpoch, Watch
 
 Say = Callable[[str], None]
 
@@ -107,6 +109,12 @@ def reproduce(run_path: str, address: str = cluster.LOCAL) -> dict[str, Any]:
     facts = run.facts()
     if not run.finished:
         raise RecrayError(f"{run_path} is not finished; continue it with `recray train --resume`")
+    if facts.get("changes"):
+        words = ", ".join(f"{c['workers']} from epoch {c['epoch'] + 1}" for c in facts["changes"])
+        raise RecrayError(
+            f"{run_path} was continued with another number of workers ({words}); "
+            "its digits cannot be had again"
+        )
     prepared = Prepared.open(facts["prepared"], verify=True)
     if prepared.fingerprint != facts["fingerprint"]:
         raise RecrayError(f"{prepared.folder} has changed since {run_path} was trained")
@@ -134,7 +142,7 @@ def _differences(before: RunFolder, after: RunFolder) -> list[str]:
         f"epoch {old['epoch']}: {name} {old[name]!r} before, {new.get(name)!r} now"
         for old, new in zip(*histories, strict=True)
         for name in old
-        if name != "seconds" and old[name] != new.get(name)
+        if name not in TIMINGS and old[name] != new.get(name)
     ]
     old, new = before.best().weights, after.best().weights
     return found + [f"weights of {name} differ" for name in old if not old[name].equal(new[name])]
@@ -157,7 +165,7 @@ class Stages:
     workers: int
     address: str
     say: Say
-    on_epoch: trainer.OnEpoch | None = None
+    on_epoch: OnEpoch | None = None
 
     def __post_init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -209,7 +217,7 @@ class Stages:
                 self.workers,
                 True,
                 self.address,
-                self.on_epoch,
+                Watch(self.say, self.on_epoch, (TensorBoard,) if self.on_epoch else ()),
             )
             return folder.path
 
@@ -236,7 +244,7 @@ def release(
     workers: int = 1,
     address: str = cluster.LOCAL,
     say: Say = print,
-    on_epoch: trainer.OnEpoch | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> dict[str, Any]:
     """Prepare, train, evaluate, and make the bundle current in a registry if it is not worse.
 
@@ -291,7 +299,7 @@ def up(
     port: int = 8000,
     address: str = cluster.LOCAL,
     say: Say = print,
-    on_epoch: trainer.OnEpoch | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run every stage, serve, check the service against the bundle, and serve while the block runs.
 

@@ -22,6 +22,7 @@ FLOORS = [
     ["evaluation"],
     ["registry"],
     ["cluster", "nodes"],
+    ["training.rows"],
     ["data.ingest", "training.trainer", "batch"],
     ["sweep.trial", "sweep.order"],
     ["tuning", "serving", "jobs", "doctor"],

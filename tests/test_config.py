@@ -1,6 +1,7 @@
 """Settings: preset < file < --set, and every mistake named."""
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from recray.config import Settings, build_settings, load_settings, preset_names
@@ -141,3 +142,26 @@ def test_a_preset_that_is_given_wins_over_the_files(config):
 
 def test_one_cut_off_need_not_be_a_list():
     assert load_settings("ranking", None, ["evaluate.k=20"]).evaluate.k == (20,)
+
+
+@pytest.mark.parametrize(
+    ("preset", "override", "kind"),
+    [
+        ("rating", "train.lr=0.5", "bayes"),
+        ("rating", "train.l2=0.1", "bayes"),
+        ("rating", "train.batch_size=64", "bayes"),
+        ("ranking", "train.lr=0.5", "whole-data"),
+        ("ranking", "objective.factors=8", "whole-data"),
+        ("dot-mse", "objective.negatives=9", "mse"),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(preset, override, kind):
+    key, _, value = override.partition("=")
+    words = f"^{key}={value} changes nothing with objective.kind={kind}; leave it out$"
+    with pytest.raises(RecrayError, match=words):
+        load_settings(preset, None, [override])
+
+
+def test_what_the_recipe_or_the_default_says_anyway_may_be_said_again(config):
+    path = config(yaml.safe_dump(load_settings("rating").plain()))
+    assert load_settings(None, path, ["train.lr=0.001"]) == load_settings("rating")

@@ -18,6 +18,7 @@ from recray.sweep.records import Goal, Record, SweepFolder
 from recray.sweep.spaces import parse_space
 from recray.sweep.trial import TrialRun, load, open_sealed
 from recray.training import trainer
+from recray.training.checkpoint import TIMINGS
 from recray.training.sync import Workers
 
 SPACE = {"train.lr": {"loguniform": [0.001, 0.5]}, "model.dim": {"int": [2, 6]}}
@@ -287,7 +288,7 @@ def test_the_winner_ran_to_its_end():
 def validation(settings, prepared: Prepared, folder: str) -> list[dict]:
     reports: list[dict] = []
     trainer.build_run(settings, prepared, folder, Workers(), reports.append).fit()
-    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in reports]
+    return [{k: v for k, v in entry.items() if k not in TIMINGS} for entry in reports]
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -301,7 +302,7 @@ def test_training_the_best_settings_gives_the_same_digits(search, tmp_path, prep
         made.sweep.write_best(winner, made.goal)
     path = str(tmp_path / "sweep" / "best.yaml")
     settings = trainer.for_data(load_settings(None, path), prepared)
-    wanted = [{k: v for k, v in e.items() if k != "seconds"} for e in winner.history]
+    wanted = [{k: v for k, v in e.items() if k not in TIMINGS} for e in winner.history]
     assert validation(settings, prepared, str(tmp_path / "run")) == wanted
 
 

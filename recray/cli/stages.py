@@ -55,12 +55,24 @@ def prepare(
 @click.argument("prepared")
 @click.option("--out", required=True, metavar="RUN", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@click.option(
+    "--max-failures",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Begin again from the last checkpoint when a worker dies, so often.",
+)
+@click.option(
+    "--mlflow", "tracking", metavar="URI", help="Tell an MLflow server or store of each epoch."
+)
 @shared("preset", "config", "set", "workers", "address")
 def train(
     ui: Console,
     prepared: str,
     out: str,
     resume: bool,
+    max_failures: int,
+    tracking: str | None,
     preset: str | None,
     config: str | None,
     overrides: tuple[str, ...],
@@ -75,13 +87,20 @@ def train(
     """
     refuse_groups(overrides, ("data", "split"), "recray prepare")
     settings = load_settings(preset, config, overrides)
-    from recray.training import trainer  # Ray: loaded only by the commands that use it
+    from recray.training import logbooks, trainer  # Ray: loaded only by commands that use it
+    from recray.training.checkpoint import TIMINGS
+    from recray.training.watch import OpenLogbook, Watch
 
-    ui.epochs = settings.train.epochs
-    summary = trainer.run(settings, prepared, out, workers, resume, address, ui.epoch)
+    books: list[OpenLogbook] = [logbooks.TensorBoard]
+    if tracking is not None:
+        books.append(logbooks.mlflow(tracking))
+    ui.expect(settings.train.epochs, settings.metric)
+    watch = Watch(ui.say, ui.epoch, tuple(books))
+    summary = trainer.run(settings, prepared, out, workers, resume, address, watch, max_failures)
     if summary["already_finished"]:
         ui.say(f"{out} was finished before: {summary['epochs']} epochs; nothing was trained")
-    best = ", ".join(f"{k} {v:.4f}" for k, v in summary["best"].items() if isinstance(v, float))
+    metrics = {k: v for k, v in summary["best"].items() if isinstance(v, float)}
+    best = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k not in TIMINGS)
     text = f"{out}: {summary['epochs']} epochs, best epoch {summary['best_epoch']} ({best})"
     ui.result(summary, text)
 

@@ -53,7 +53,7 @@ def pipeline(
     from recray import pipeline as stages
     from recray.data.source import recognise
 
-    ui.epochs = settings.train.epochs
+    ui.expect(settings.train.epochs, settings.metric)
     given = recognise(source, settings, mirror)
     folder = out or default_out(given.name)
     result = stages.release(
@@ -95,7 +95,7 @@ def up(
     from recray import pipeline
     from recray.data.source import recognise
 
-    ui.epochs = settings.train.epochs
+    ui.expect(settings.train.epochs, settings.metric)
     given = recognise(source, settings, mirror)
     stages = pipeline.up(
         given,

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recray import schema, storage
@@ -143,6 +144,22 @@ class Prepared:
         numbers = range(self.buckets) if parts is None else parts
         tables = [self.folder.read_table(part_name(split, number)) for number in numbers]
         return Ratings.concatenate([Ratings.of(table) for table in tables])
+
+    def rows_of_parts(self, split: str) -> list[int]:
+        """Rows of each part of a split, from the ends of the files alone.
+
+        Raises:
+            RecrayError: A file is missing or damaged.
+        """
+        counts = []
+        for number in range(self.buckets):
+            path = f"{self.folder.path}/{part_name(split, number)}"
+            try:
+                with storage.open_input(path) as file:
+                    counts.append(pq.read_metadata(file).num_rows)
+            except pa.ArrowInvalid as error:
+                raise RecrayError(f"{path} is damaged: {error}") from error
+        return counts
 
 
 def part_name(split: str, bucket: int) -> str:

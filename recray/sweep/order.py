@@ -118,6 +118,8 @@ def check(order: Order, settings: Settings, space: Space) -> Search:
     data = open_sealed(order.prepared)
     settings = trainer.for_data(settings, data)
     trainer.check(settings, data, 1, order.address)
+    if settings.train.resident_rows is not None:
+        raise RecrayError("train.resident_rows: a search holds all ratings; leave it out")
     goal = Goal(settings.metric, settings.metric in LOWER_IS_BETTER)
     own = own_point(space, settings)
     searcher = make_searcher(order.searcher, space, own, 0, goal.lower)

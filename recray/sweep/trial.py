@@ -37,8 +37,10 @@ class SearchData(Prepared):
         """All rows of a split, read before.
 
         Raises:
-            ValueError: The split is sealed.
+            ValueError: The split is sealed, or only some parts are wanted.
         """
+        if parts is not None and len(parts) < self.buckets:
+            raise ValueError("a search holds all parts")
         if split not in self.splits:
             raise ValueError(f"a search does not see the {split} split")
         return self.splits[split]
@@ -72,7 +74,7 @@ def load(prepared: Prepared) -> SearchData:
 class Unsaved(RunFolder):
     """A run that leaves nothing behind: trials are quick, and the winner is trained again."""
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self, warn: bool = True) -> Checkpoint | None:
         """Nothing was saved."""
         return None
 

@@ -1,5 +1,7 @@
 """Epochs of exact solves: all users, then all items, each with the other side fixed."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -86,6 +88,19 @@ class AlternatingEpochs:
         own = user_table[self.own]
         gram = self.objective.gram(item_table)
         return float(error) + float(((own @ gram) * own).sum())
+
+    def on_step(self, notice: Callable[[int], None]) -> None:
+        """Nothing to tell: an epoch has no steps."""
+
+    def continue_at(self, step: int, losses: Tensor) -> None:
+        """Nothing to continue: an epoch has no steps."""
+
+    def losses_so_far(self) -> Tensor:
+        """None."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def gather(self) -> None:
+        """Every worker has all rows at any time."""
 
     def bad_step(self) -> int | None:
         """None: a solve has no steps."""

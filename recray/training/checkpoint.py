@@ -3,13 +3,16 @@
     RUN/run.json                     what this run is: settings, data, workers; written first
     RUN/epochs.json                  the history so far, for people and progress bars
     RUN/checkpoints/epoch-00007/     weights, optimizer state, state.json, manifest last
+    RUN/checkpoints/epoch-00007-step-000000120/   likewise, with the losses, inside the next epoch
     RUN/manifest.json                written when the run has finished
 
 Randomness is a function of (seed, epoch, rank), so the epoch number is all of its state.
 """
 
+import contextlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,10 +20,14 @@ import safetensors.torch
 from torch import Tensor
 
 from recray.errors import RecrayError
-from recray.storage import Folder, publish
+from recray.storage import MANIFEST, UNFINISHED, Folder, publish
 
 CHECKPOINTS = "checkpoints"
 KIND = "run"
+FORMAT = 1
+"""Of run folders and checkpoints; another number is refused, not guessed at."""
+TIMINGS = ("seconds", "samples_per_s")
+"""What a history tells of the machine; everything else is the run's own."""
 log = logging.getLogger("recray")
 
 
@@ -30,9 +37,10 @@ class Progress:
 
     Args:
         epoch: Epochs done.
+        step: Steps done of the epoch after these; 0 at its begin.
         best_epoch: The epoch with the best validation metric so far; 0 before the first.
         best_value: Its metric; None without validation rows.
-        history: One entry per epoch: epoch, loss, seconds, and validation metrics.
+        history: One entry per epoch: epoch, loss, validation metrics, and TIMINGS.
         stopped: Whether patience ran out.
     """
 
@@ -41,15 +49,48 @@ class Progress:
     best_value: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
+    step: int = 0
+
+    def ended(self, epochs: int) -> bool:
+        """Whether nothing is left to train of so many epochs."""
+        return self.stopped or self.epoch >= epochs
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of one checkpoint."""
+    """The content of one checkpoint.
+
+    Args:
+        weights: The model's weights by name.
+        optimizer: What the optimizer knows, by name.
+        progress: How far the run has come.
+        losses: (workers, steps) float64 each worker's losses of the epoch that is going on.
+    """
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     progress: Progress
+    losses: Tensor | None = None
+
+    def refuse_misfit(self, expected: Mapping[str, Tensor], path: str) -> None:
+        """Refuse weights that are not those of the model.
+
+        Args:
+            expected: The model's weights by name.
+            path: Where the checkpoint lies.
+
+        Raises:
+            RecrayError: A name or a shape differs.
+        """
+        there, wanted = (
+            {n: tuple(t.shape) for n, t in w.items()} for w in (self.weights, expected)
+        )
+        for name in sorted(there.keys() | wanted.keys()):
+            if there.get(name) != wanted.get(name):
+                raise RecrayError(
+                    f"{path} holds a checkpoint of another model: {name} is "
+                    f"{_shape(there.get(name))}, this model's is {_shape(wanted.get(name))}"
+                )
 
 
 class RunFolder:
@@ -73,14 +114,14 @@ class RunFolder:
             RecrayError: The folder holds something else, or a run and `resume` is not set.
         """
         if self.folder.exists("run.json"):
-            before = self.folder.read_json("run.json")
+            before = self.facts()
             if not resume:
                 raise RecrayError(
                     f"{self.folder} holds a run already; give --resume to continue it, "
                     "or another folder"
                 )
             for name in ("dataset", "fingerprint", "settings"):
-                if before[name] != json.loads(json.dumps(facts[name])):
+                if before.get(name) != json.loads(json.dumps(facts[name])):
                     raise RecrayError(
                         f"{self.folder} is a run with other {_words(name, before, facts)}; "
                         "give another folder"
@@ -89,45 +130,76 @@ class RunFolder:
         if self.folder.files():
             raise RecrayError(f"{self.folder} is not empty and holds no run; give another folder")
 
-    def claim(self, facts: dict[str, Any]) -> None:
-        """Make the folder this run's, before its first checkpoint; again is fine."""
+    def claim(self, facts: dict[str, Any], progress: Progress | None = None) -> None:
+        """Make the folder this run's, before its first checkpoint; again is fine.
+
+        Args:
+            facts: What the run is. Another number of workers than before is noted.
+            progress: How far it has come; None at its start.
+        """
         if not self.folder.exists("run.json"):
-            self.folder.write_json("run.json", facts)
+            self.folder.write_json("run.json", {"format": FORMAT, **facts})
+            return
+        before = self.facts()
+        if before.get("workers") != facts["workers"]:
+            done = progress.epoch if progress is not None else 0
+            change = {"epoch": done, "workers": facts["workers"]}
+            changes = [*before.get("changes", []), change] if done else []
+            now = {"workers": facts["workers"], "changes": changes}
+            self.folder.write_json("run.json", before | now)
+        if self.finished:  # its last checkpoints were damaged since
+            self.folder.delete_file(MANIFEST)
+        self._write_history(progress or Progress())
+        parent = self.folder.child(CHECKPOINTS)
+        for name in parent.folders():  # what a kill left half written
+            if name.startswith(UNFINISHED):
+                parent.delete(name)
 
     def facts(self) -> dict[str, Any]:
         """What `claim` wrote.
 
         Raises:
-            RecrayError: There is no run.
+            RecrayError: There is no run, or another version of recray wrote it.
         """
         if not self.folder.exists("run.json"):
             raise RecrayError(f"{self.folder} holds no run; make one with `recray train`")
         facts: dict[str, Any] = self.folder.read_json("run.json")
+        _refuse_format(facts, str(self.folder))
         return facts
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Publish a checkpoint; of the others only the best and the one before stay."""
         progress = checkpoint.progress
-        target = self.folder.child(CHECKPOINTS).child(_name(progress.epoch))
+        target = self.folder.child(CHECKPOINTS).child(_name(progress.epoch, progress.step))
         with publish(target, replace=True) as folder:
             folder.write_bytes("weights.safetensors", safetensors.torch.save(checkpoint.weights))
             folder.write_bytes(
                 "optimizer.safetensors", safetensors.torch.save(checkpoint.optimizer)
             )
+            if checkpoint.losses is not None:
+                losses = {"losses": checkpoint.losses}
+                folder.write_bytes("losses.safetensors", safetensors.torch.save(losses))
             folder.write_json("state.json", asdict(progress))
-            folder.write_manifest("checkpoint", {"epoch": progress.epoch})
-        self.folder.replace_bytes("epochs.json", json.dumps(progress.history, indent=1).encode())
+            folder.write_manifest("checkpoint", {"format": FORMAT, "epoch": progress.epoch})
+        self._write_history(progress)
         parent = self.folder.child(CHECKPOINTS)
         keep = {progress.best_epoch, progress.epoch, progress.epoch - 1}
-        before = parent.child(_name(progress.epoch - 1))
-        if before.exists("state.json"):  # what it calls the best must be there if it is needed
-            keep.add(before.read_json("state.json")["best_epoch"])
+        # What the one before calls the best must be there if it is needed; damaged, it never is.
+        with contextlib.suppress(RecrayError):
+            keep.add(parent.child(_name(progress.epoch - 1)).read_json("state.json")["best_epoch"])
+        kept = {target.name, *map(_name, keep)}
         for name in parent.folders():
-            if name.startswith("epoch-") and name not in map(_name, keep):
+            if name.startswith("epoch-") and name not in kept:
                 parent.delete(name)
 
-    def latest(self) -> Checkpoint | None:
+    def _write_history(self, progress: Progress) -> None:
+        self.folder.replace_bytes("epochs.json", json.dumps(progress.history, indent=1).encode())
+
+    def latest(self, warn: bool = True) -> Checkpoint | None:
         """The newest checkpoint that is undamaged; None before the first epoch.
+
+        Args:
+            warn: Tell of each damaged one, a line in the log.
 
         Raises:
             RecrayError: There are checkpoints, and every one is damaged.
@@ -140,10 +212,20 @@ class RunFolder:
                 return self._read(name)
             except RecrayError as error:
                 problem = error
-                log.warning("skipping a damaged checkpoint: %s", error)
+                if warn:
+                    log.warning("skipping a damaged checkpoint: %s", error)
         if problem is not None:
             raise RecrayError(f"no checkpoint of {self.folder} can be read: {problem}")
         return None
+
+    def progress(self) -> Progress:
+        """How far the newest undamaged checkpoint has come.
+
+        Raises:
+            RecrayError: There are checkpoints, and every one is damaged.
+        """
+        newest = self.latest()
+        return newest.progress if newest is not None else Progress()
 
     def best(self) -> Checkpoint:
         """The checkpoint with the best validation metric.
@@ -155,16 +237,19 @@ class RunFolder:
         if newest is None:
             raise RecrayError(f"{self.folder} has no checkpoint yet; train it first")
         best = newest.progress.best_epoch
-        return newest if newest.progress.epoch == best else self._read(_name(best))
+        same = newest.progress.epoch == best and not newest.progress.step
+        return newest if same else self._read(_name(best))
 
     def _read(self, name: str) -> Checkpoint:
         folder = self.folder.child(CHECKPOINTS).child(name)
-        folder.verify()
-        return Checkpoint(
-            safetensors.torch.load(folder.read_bytes("weights.safetensors")),
-            safetensors.torch.load(folder.read_bytes("optimizer.safetensors")),
-            Progress(**folder.read_json("state.json")),
-        )
+        _refuse_format(folder.verify(), str(folder))
+        progress = Progress(**folder.read_json("state.json"))
+        names = ["weights", "optimizer", *(["losses"] if progress.step else [])]
+        read = {
+            name: safetensors.torch.load(folder.read_bytes(f"{name}.safetensors")) for name in names
+        }
+        losses = read["losses"]["losses"] if progress.step else None
+        return Checkpoint(read["weights"], read["optimizer"], progress, losses)
 
     @property
     def finished(self) -> bool:
@@ -176,20 +261,39 @@ class RunFolder:
         self.folder.write_manifest(KIND, summary)
 
 
-def _name(epoch: int) -> str:
-    return f"epoch-{epoch:05d}"
+def _name(epoch: int, step: int = 0) -> str:
+    return f"epoch-{epoch:05d}" + (f"-step-{step:09d}" if step else "")
+
+
+def _refuse_format(facts: dict[str, Any], path: str) -> None:
+    found = facts.get("format", FORMAT)
+    if found != FORMAT:
+        raise RecrayError(
+            f"{path} was written by another version of recray: format {found}, this one reads "
+            f"{FORMAT}; train again, or use that version"
+        )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "not there" if shape is None else " x ".join(map(str, shape)) or "a number"
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """{"train.lr": 0.1, "preset": ...} of {"train": {"lr": 0.1}, "preset": ...}."""
+    plain = json.loads(json.dumps(settings))
+    groups = {group: values for group, values in plain.items() if isinstance(values, dict)}
+    flat = {f"{group}.{key}": v for group, values in groups.items() for key, v in values.items()}
+    return flat | {name: v for name, v in plain.items() if name not in groups}
 
 
 def _words(name: str, before: dict[str, Any], now: dict[str, Any]) -> str:
     if name == "settings":
-        changed = [
-            f"{group}.{key}={values[key]!r} (now {now['settings'][group][key]!r})"
-            for group, values in before["settings"].items()
-            if isinstance(values, dict)
-            for key in values
-            if values[key] != now["settings"][group].get(key)
-        ]
-        return "settings: " + (", ".join(changed) or f"preset {before['settings']['preset']}")
+        old, new = (_flat(facts.get("settings", {})) for facts in (before, now))
+        return "settings: " + ", ".join(
+            f"{key}={old.get(key)!r} (now {new.get(key)!r})"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        )
     if name == "dataset":
-        return f"data: {before[name]} (now {now[name]})"
-    return f"data: {before['dataset']} has changed since it began"
+        return f"data: {before.get(name)} (now {now[name]})"
+    return f"data: {before.get('dataset')} has changed since it began"

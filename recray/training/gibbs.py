@@ -2,6 +2,8 @@
 
 # Shape letters: R = rows, N = ratings, D = length of a sampled row, S = length of a user state.
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -201,6 +203,19 @@ class GibbsEpochs:
             away = (inverse @ right[:, :, None])[:, :, 0] - means[rows]
             total += inverse.sum(dim=0) + away.T @ away
         return self.workers.sum(total) / max(model.users, 1)
+
+    def on_step(self, notice: Callable[[int], None]) -> None:
+        """Nothing to tell: an epoch has no steps."""
+
+    def continue_at(self, step: int, losses: Tensor) -> None:
+        """Nothing to continue: an epoch has no steps."""
+
+    def losses_so_far(self) -> Tensor:
+        """None."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def gather(self) -> None:
+        """Every worker has all rows at any time."""
 
     def bad_step(self) -> int | None:
         """None: a draw has no steps."""

@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -14,48 +15,64 @@ from recray.models.base import Model, Statistics
 from recray.models.posterior import PosteriorDot
 from recray.objectives import Bayes, Contrast, Objective, PairLoss, WholeData, as_linear
 from recray.training.alternating import AlternatingEpochs
-from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.checkpoint import TIMINGS, Checkpoint, Progress, RunFolder
 from recray.training.gibbs import GibbsEpochs
 from recray.training.steps import Epochs, GradientEpochs, Shard, UserEpochs
+from recray.training.streaming import StreamedEpochs, StreamedShard, columns_of
 from recray.training.sync import Workers
 
 Validate = Callable[[Model], dict[str, tuple[float, float]]]
 """From the model to (sum, count) of each metric over this worker's users."""
 Report = Callable[[dict[str, float]], None]
 
+ASK_EVERY_S = 5.0
 LOWER_IS_BETTER = ("rmse", "mae")
 
 
-def statistics_of(shard: Shard, users: int, items: int, workers: Workers) -> Statistics:
+def statistics_of(
+    shard: Shard | StreamedShard, users: int, items: int, workers: Workers
+) -> Statistics:
     """Sums and counts of the ratings of all workers."""
-    stars = shard.rating.double()
     sums = torch.zeros(2, users + items, dtype=torch.float64)
-    for row, values in enumerate((stars, torch.ones_like(stars))):
-        sums[row].index_add_(0, shard.user, values)
-        sums[row].index_add_(0, shard.item + users, values)
+    own = torch.full((2,), -math.inf, dtype=torch.float64)  # of -lowest and highest
+    for user, item, rating in columns_of(shard):
+        stars = rating.double()
+        for row, values in enumerate((stars, torch.ones_like(stars))):
+            sums[row].index_add_(0, user, values)
+            sums[row].index_add_(0, item + users, values)
+        if len(stars):
+            own = torch.maximum(own, torch.stack([-stars.min(), stars.max()]))
     workers.sum(sums)
-    low, high = _extremes(stars, workers)
+    low, high = _extremes(own, workers)
     return Statistics(sums[0, :users], sums[1, :users], sums[0, users:], sums[1, users:], low, high)
 
 
-def _extremes(stars: torch.Tensor, workers: Workers) -> tuple[float, float]:
+def _extremes(own: torch.Tensor, workers: Workers) -> tuple[float, float]:
     """Lowest and highest rating of all workers, each told through its own row of a sum."""
-    own = [-math.inf, -math.inf] if not len(stars) else [-float(stars.min()), float(stars.max())]
     table = torch.zeros(workers.size, 2, dtype=torch.float64)
-    table[workers.rank] = torch.tensor(own).nan_to_num(neginf=-1e30)
+    table[workers.rank] = own.nan_to_num(neginf=-1e30)
     workers.sum(table)
     return -float(table[:, 0].max()), float(table[:, 1].max())
 
 
 def epochs_of(
-    model: Model, objective: Objective, shard: Shard, settings: Settings, workers: Workers
+    model: Model,
+    objective: Objective,
+    shard: Shard | StreamedShard,
+    settings: Settings,
+    workers: Workers,
 ) -> Epochs:
     """The kind of epoch that the objective needs."""
     objective.check(model)
+    if isinstance(shard, StreamedShard):
+        if not isinstance(objective, PairLoss):
+            raise ValueError(f"{type(objective).__name__} cannot be streamed: see check_streaming")
+        sampler = _sampler(model, shard, settings, workers)
+        return StreamedEpochs(model, objective, shard, settings.train, workers, sampler)
     if isinstance(objective, WholeData):
-        return AlternatingEpochs(as_linear(model), objective, shard, workers)
+        return AlternatingEpochs(as_linear(model), objective, shard, workers.slow())
     if isinstance(objective, Bayes) and isinstance(model, PosteriorDot):
-        return GibbsEpochs(model, objective, shard, settings.train.seed, workers)
+        return GibbsEpochs(model, objective, shard, settings.train.seed, workers.slow())
     if not isinstance(objective, PairLoss):
         raise ValueError(f"{type(objective).__name__} has no training loop")
     if isinstance(objective, Contrast) and objective.negatives is None:
@@ -65,7 +82,7 @@ def epochs_of(
 
 
 def _sampler(
-    model: Model, shard: Shard, settings: Settings, workers: Workers
+    model: Model, shard: Shard | StreamedShard, settings: Settings, workers: Workers
 ) -> NegativeSampler | None:
     """What draws the negatives of the objective, None if it has none."""
     wanted = settings.objective
@@ -73,11 +90,43 @@ def _sampler(
         return None
     popularity = known = None
     if wanted.sampling == "popularity":
-        counts = torch.bincount(shard.item, minlength=model.items)
-        popularity = workers.sum(counts.double())
-    if wanted.exclude_known:
+        counts = (torch.bincount(item, minlength=model.items) for _, item, _ in columns_of(shard))
+        popularity = workers.sum(sum(counts, torch.zeros(model.items, dtype=torch.float64)))
+    if wanted.exclude_known and isinstance(shard, Shard):  # check_streaming refuses the other
         known = torch.sort(shard.user * model.items + shard.item).values
     return NegativeSampler(model.items, wanted.negatives, popularity, known)
+
+
+class Farewell:
+    """Writes one checkpoint between two steps when the group is about to be taken away.
+
+    Args:
+        leaving: Whether it is; a question to the whole group, so all workers ask after the same
+            steps: rank 0's clock decides when next, and tells the others.
+        save: Writes the checkpoint after so many steps.
+        workers: The group.
+    """
+
+    def __init__(
+        self, leaving: Callable[[], bool], save: Callable[[int], None], workers: Workers
+    ) -> None:
+        self.leaving, self.save, self.workers = leaving, save, workers
+        self.wait, self.interval, self.asked, self.done = 1, 1, time.monotonic(), False
+
+    def __call__(self, step: int) -> None:
+        """Ask, if it is time; `step` steps of the epoch are done."""
+        self.wait -= 1
+        if self.wait > 0 or self.done:
+            return
+        now = time.monotonic()
+        steps = self.interval * ASK_EVERY_S / max(now - self.asked, 1e-6)
+        bounded = min(max(int(steps), 1), 10 * self.interval)
+        (wait,) = self.workers.sum_floats(float(bounded) if self.workers.rank == 0 else 0.0)
+        self.wait = self.interval = int(wait)
+        self.asked = now
+        if self.leaving():
+            self.save(step)
+            self.done = True
 
 
 @dataclass(frozen=True)
@@ -95,17 +144,20 @@ class TrainingRun:
             is no validation split.
         report: Told the summed metrics after each epoch, on every worker.
         start: Gives the model its first weights, where they are not random.
+        leaving: Whether this group is about to be taken away, the same on every worker; asked
+            every few seconds. A checkpoint is then written between two steps.
     """
 
     settings: Settings
     model: Model
     objective: Objective
-    shard: Shard
+    shard: Shard | StreamedShard
     folder: RunFolder
     workers: Workers
     validate: Validate | None
     report: Report
     start: Callable[[Model], None] | None = None
+    leaving: Callable[[], bool] | None = None
 
     def fit(self) -> Progress:
         """Train from the newest checkpoint, or from the start, to the end.
@@ -124,22 +176,31 @@ class TrainingRun:
         """
         epochs = epochs_of(self.model, self.objective, self.shard, self.settings, self.workers)
         progress = self._restore(epochs)
+        self.workers.slow().barrier()
+        if self.leaving is not None:
+            save = partial(self._save, epochs, progress)
+            epochs.on_step(Farewell(self.leaving, save, self.workers))
         yield progress
         while progress.epoch < self.settings.train.epochs and not progress.stopped:
             self._epoch(epochs, progress)
             yield progress
 
     def _restore(self, epochs: Epochs) -> Progress:
-        checkpoint = self.folder.latest()
+        checkpoint = self.folder.latest(warn=False)  # whoever began this has told of it
         if checkpoint is None:
             counts = (self.model.users, self.model.items)
-            self.model.observe(statistics_of(self.shard, *counts, self.workers))
+            self.model.observe(statistics_of(self.shard, *counts, self.workers.slow()))
             if self.start is not None:
                 self.start(self.model)
             return Progress()
+        checkpoint.refuse_misfit(self.model.state_dict(), str(self.folder.folder))
         self.model.load_state_dict(checkpoint.weights)
         epochs.load_state(checkpoint.optimizer)
-        return checkpoint.progress
+        progress, losses = checkpoint.progress, checkpoint.losses
+        if losses is not None and len(losses) == self.workers.size:
+            epochs.continue_at(progress.step, losses[self.workers.rank])
+        progress.step = 0  # with other workers the epoch begins again, with the tables as they are
+        return progress
 
     def _epoch(self, epochs: Epochs, progress: Progress) -> None:
         begin = time.perf_counter()
@@ -154,19 +215,33 @@ class TrainingRun:
                 f"{progress.epoch + 1} with train.lr={self.settings.train.lr:g}; "
                 "use a smaller train.lr or a larger train.l2; the last good checkpoint stays"
             )
+        trained = time.perf_counter()
         metrics = {"loss": loss_sum / rows, **self._validation()}
         progress.epoch += 1
         # Rank 0's clock for everybody: decisions and history must not differ between workers.
-        elapsed = time.perf_counter() - begin if self.workers.rank == 0 else 0.0
-        (seconds,) = self.workers.sum_floats(elapsed)
+        clock = (trained - begin, time.perf_counter() - begin) if self.workers.rank == 0 else (0, 0)
+        training, seconds = self.workers.slow().sum_floats(*clock)
         self._judge(progress, metrics)
-        entry = {"epoch": progress.epoch, **metrics, "seconds": round(seconds, 4)}
+        timings = (round(seconds, 4), round(rows / max(training, 1e-9)))
+        entry = {"epoch": progress.epoch, **metrics, **dict(zip(TIMINGS, timings, strict=True))}
         progress.history.append(entry)
+        self._save(epochs, progress)
+        self.report(entry)
+
+    def _save(self, epochs: Epochs, progress: Progress, step: int = 0) -> None:
+        """Write a checkpoint, at the end of an epoch or after a step; all workers at once."""
+        losses = None
+        if step:
+            epochs.gather()
+            own = epochs.losses_so_far()
+            losses = own.new_zeros(self.workers.size, len(own))
+            losses[self.workers.rank] = own
+            self.workers.slow().sum(losses)
         if self.workers.rank == 0:
             weights = {k: v.detach().contiguous() for k, v in self.model.state_dict().items()}
-            self.folder.save(Checkpoint(weights, epochs.state(), progress))
-        self.workers.barrier()
-        self.report(entry)
+            at = replace(progress, step=step)
+            self.folder.save(Checkpoint(weights, epochs.state(), at, losses))
+        self.workers.slow().barrier()
 
     def _validation(self) -> dict[str, float]:
         if self.validate is None:
@@ -175,7 +250,7 @@ class TrainingRun:
         with torch.no_grad():
             sums = self.validate(self.model)
         names = sorted(sums)
-        flat = self.workers.sum_floats(*(number for name in names for number in sums[name]))
+        flat = self.workers.slow().sum_floats(*(number for name in names for number in sums[name]))
         means = {}
         for place, name in enumerate(names):
             total, count = flat[2 * place], flat[2 * place + 1]

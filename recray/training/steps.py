@@ -1,7 +1,7 @@
 """Epochs of gradient steps: over ratings, with or without negatives, or over users."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from recray.data.negatives import NegativeSampler
 from recray.models.base import Model, is_user_table
 from recray.objectives import Contrast, PairLoss
 from recray.objectives.ranking import raw_scores
-from recray.training.batches import StepPlan, epoch_generator, shuffled_batches
+from recray.training.batches import Batch, StepPlan, epoch_generator, shuffled_batches
 from recray.training.sync import Workers
 
 
@@ -42,6 +42,18 @@ class Epochs(Protocol):
 
     def bad_step(self) -> int | None:
         """The first step of the last epoch whose loss was not finite, from 1; None if all were."""
+
+    def on_step(self, notice: Callable[[int], None]) -> None:
+        """Call `notice` with the steps taken after each step of an epoch that has steps."""
+
+    def continue_at(self, step: int, losses: Tensor) -> None:
+        """Begin the next epoch after so many steps, with this worker's losses of them."""
+
+    def losses_so_far(self) -> Tensor:
+        """(steps,) float64 this worker's losses of the epoch that is going on."""
+
+    def gather(self) -> None:
+        """Give every worker the rows of all users, between two steps."""
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides the weights."""
@@ -170,7 +182,21 @@ class SteppedEpochs(ABC):
         self.plan = _plan(own, settings.batch_size, workers)
         self.gradient = Gradient(model, shard.owned, settings, workers)
         self.state, self.load_state = self.gradient.state, self.gradient.load_state
-        self.bad_step = self.gradient.bad_step
+        self.bad_step, self.gather = self.gradient.bad_step, self.gradient.gather
+        self._notice: Callable[[int], None] | None = None
+        self._before: Tensor | None = None
+
+    def on_step(self, notice: Callable[[int], None]) -> None:
+        """Call `notice` with the steps taken after each step."""
+        self._notice = notice
+
+    def continue_at(self, step: int, losses: Tensor) -> None:
+        """Begin the next epoch after so many steps, with this worker's losses of them."""
+        self._before = losses[:step]
+
+    def losses_so_far(self) -> Tensor:
+        """(steps,) float64 this worker's losses of the epoch that is going on."""
+        return self.gradient.losses
 
     @abstractmethod
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
@@ -186,9 +212,15 @@ class SteppedEpochs(ABC):
         generator = epoch_generator(self.settings.seed, epoch, self.workers.rank)
         torch.manual_seed(generator.initial_seed())  # dropout; a resumed run drops the same
         self.gradient.begin(self.plan.steps)
+        before, self._before = self._before, None
         for step, loss in enumerate(self.losses(generator)):
+            if before is not None and step < len(before):
+                self.gradient.note(step, before[step])  # taken before; this drew the same numbers
+                continue
             self.gradient.step(loss / self.divisor(step))
             self.gradient.note(step, loss)
+            if self._notice is not None:
+                self._notice(step + 1)
         self.gradient.gather()
         return float(self.gradient.losses.sum()), float(len(self.shard.user))
 
@@ -219,11 +251,15 @@ class GradientEpochs(SteppedEpochs):
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield this worker's sum of losses of each step."""
-        shard = self.shard
-        for batch in shuffled_batches(shard.user, shard.item, shard.rating, self.plan, generator):
+        for batch in self.batches(generator):
             drawn = self.sampler.draw(batch.user, generator) if self.sampler else None
             loss_B = self.objective.loss(self.model, batch.user, batch.item, batch.rating, drawn)
             yield (loss_B * batch.weight).sum()
+
+    def batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        """This worker's rows in the steps of an epoch."""
+        shard = self.shard
+        return shuffled_batches(shard.user, shard.item, shard.rating, self.plan, generator)
 
 
 class UserEpochs(SteppedEpochs):

@@ -1,10 +1,20 @@
 """What workers do together. The loop sees only this, so that it runs without any cluster."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from recray.errors import WorkerLost
+
+PATIENCE_S = 60.0
+"""How long a worker waits for the others in a step before it says that one is lost."""
+SLOW_PATIENCE_S = 1800.0
+"""The same after work that may take one worker longer than another: reading, validation, saving."""
 
 
 @dataclass(frozen=True)
@@ -14,15 +24,25 @@ class Workers:
     Args:
         rank: This worker's number, 0..size-1.
         size: Number of workers.
+        patience: Seconds to wait for the others; the process group's own timeout is no shorter.
     """
 
     rank: int = 0
     size: int = 1
+    patience: float = PATIENCE_S
+
+    def slow(self) -> Self:
+        """The same group, waiting longer: for what follows work of unequal length."""
+        return replace(self, patience=max(self.patience, SLOW_PATIENCE_S))
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of the tensor over all workers, the same on each; in place."""
+        """The sum of the tensor over all workers, the same on each; in place.
+
+        Raises:
+            WorkerLost: Another worker has gone, or has not answered in time.
+        """
         if self.size > 1:
-            dist.all_reduce(value)
+            self._wait(lambda: dist.all_reduce(value, async_op=True))
         return value
 
     def sum_floats(self, *values: float) -> list[float]:
@@ -31,6 +51,21 @@ class Workers:
         return total
 
     def barrier(self) -> None:
-        """Wait until every worker is here."""
+        """Wait until every worker is here.
+
+        Raises:
+            WorkerLost: Another worker has gone, or has not answered in time.
+        """
         if self.size > 1:
-            dist.barrier()
+            self._wait(lambda: dist.barrier(async_op=True))
+
+    def _wait(self, begin: Callable[[], "dist.Work | None"]) -> None:
+        try:
+            work = begin()
+            if work is not None:
+                work.wait(timedelta(seconds=self.patience))
+        except RuntimeError as error:  # whatever the backend says: gone, refused, timed out
+            raise WorkerLost(
+                f"worker {self.rank} of {self.size} (from 0) waited for another that died or has "
+                f"not answered for {self.patience:g} s ({str(error).strip().splitlines()[-1]})"
+            ) from error

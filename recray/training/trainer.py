@@ -2,37 +2,38 @@
 
 import contextlib
 import logging
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from recray import cluster, nodes
 from recray.config import Settings, build_settings
 from recray.data.features import feature_matrix, feature_names
 from recray.data.negatives import NegativeSampler
-from recray.data.prepared import Prepared, Ratings, refuse_equal_ratings
-from recray.errors import RecrayError
-from recray.measuring import UserTable, blocks_of, check_metric, measure, metric_names, sums_of
+from recray.data.prepared import Prepared, refuse_equal_ratings
+from recray.errors import RecrayError, WorkerLost
+from recray.measuring import check_metric
 from recray.models import build_model
 from recray.models.base import Model
-from recray.models.baselines import BiasOnly
 from recray.models.hybrid import Hybrid
 from recray.objectives import Contrast, UnratedClass, build_objective
-from recray.ranking import History, Ranker
 from recray.storage import Folder
 from recray.training.checkpoint import Progress, RunFolder
-from recray.training.loop import TrainingRun, Validate, statistics_of
+from recray.training.loop import TrainingRun
+from recray.training.rows import WorkerRows, rows_of_workers
 from recray.training.steps import Shard
-from recray.training.sync import Workers
+from recray.training.streaming import check_streaming
+from recray.training.sync import SLOW_PATIENCE_S, Workers
 from recray.training.warm import check_pretraining, pretrain, read_runs, start_from
+from recray.training.watch import Say, Watch, following
 
-OnEpoch = Callable[[dict[str, Any]], None]
+MAX_FAILURES = 3
+"""How often a group of workers of which one is lost begins again from the last checkpoint."""
 
 
 def run(
@@ -42,7 +43,8 @@ def run(
     workers: int = 1,
     resume: bool = False,
     address: str = cluster.LOCAL,
-    on_epoch: OnEpoch | None = None,
+    watch: Watch | None = None,
+    max_failures: int = MAX_FAILURES,
 ) -> dict[str, Any]:
     """Train a model on a prepared data set.
 
@@ -53,7 +55,8 @@ def run(
         workers: Processes; 1 on the local machine runs in this one.
         resume: Go on with the run in `out`; a finished one is left as it is.
         address: Ray cluster.
-        on_epoch: Told each epoch's metrics as they come.
+        watch: Who is told of what happens; None tells nobody.
+        max_failures: How often to begin again from the last checkpoint when a worker is lost.
 
     Returns:
         Summary of the run: epochs, best epoch, its metrics, whether it was finished before.
@@ -66,24 +69,54 @@ def run(
     check(settings, prepared, workers, address)
     folder = RunFolder(out)
     facts = _facts(settings, prepared, workers)
+    watch = watch or Watch()
     folder.check(facts, resume)
-    if folder.finished:
-        before = _progress(folder)
-        if before.stopped or before.epoch >= settings.train.epochs:
-            return _summary(folder, before, already=True)
+    before = folder.progress()
+    if before.ended(settings.train.epochs):
+        return _end(folder, before, already=True)
+    if before.epoch or before.step:
+        watch.say(_continued(folder, before, settings, workers))
+    if streams(settings, prepared, workers):
+        watch.say(
+            f"train: streams {prepared.manifest['splits']['train']['rows']:,} ratings; a worker "
+            f"holds at most {settings.train.resident_rows:,} of them at once"
+        )
     config = {
         "settings": settings.plain(),
         "prepared": prepared.folder.path,
         "run": folder.folder.path,
     }
     with cluster.session(address):
-        cluster.require(workers)
+        busy = cluster.require(workers)
+        if busy is not None:
+            watch.say(f"train: {busy}")
         nodes.require_shared(folder.folder)
-        folder.claim(facts)
-        with _following(folder.folder, on_epoch):
-            _fit(config, folder.folder, 0 if workers == 1 and address == cluster.LOCAL else workers)
-    summary = _summary(folder, _progress(folder))
-    folder.finish(facts | {"summary": summary})
+        folder.claim(facts, before)
+        with following(folder.folder, watch, facts, before.history):
+            processes = 0 if workers == 1 and address == cluster.LOCAL else workers
+            _fit_again(config, folder, processes, max_failures, watch.say)
+    return _end(folder, folder.progress())
+
+
+def _continued(folder: RunFolder, before: Progress, settings: Settings, workers: int) -> str:
+    """That a run is continued, and what is not as it was."""
+    words = f"train: {folder.folder} goes on after epoch {before.epoch} of {settings.train.epochs}"
+    if before.step:
+        words += f" and {before.step:,} steps"
+    then = folder.facts()["workers"]
+    if then != workers:
+        words += (
+            f" with {workers} worker{'s' * (workers > 1)} instead of {then}: the same tables; the "
+            "order of the ratings, and so the digits, are not those of an unbroken run"
+        )
+    return words
+
+
+def _end(folder: RunFolder, progress: Progress, already: bool = False) -> dict[str, Any]:
+    """Mark the run as finished, if it is not yet; return its summary."""
+    summary = _summary(folder, progress, already)
+    if not folder.finished:
+        folder.finish(folder.facts() | {"summary": summary | {"already_finished": False}})
     return summary
 
 
@@ -136,6 +169,8 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
         )
     objective = build_objective(settings, low, high)
     objective.check(build_model(settings, 1, 1))
+    if streams(settings, prepared, workers):
+        check_streaming(settings, objective, max(prepared.rows_of_parts("train")), workers)
     trained = read_runs(settings.train.start_from, prepared.fingerprint)
     if trained:
         model = build_model(settings, prepared.users, prepared.items)
@@ -150,6 +185,12 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
     check_metric(settings.metric, settings.evaluate, stars=not settings.ranks)
 
 
+def streams(settings: Settings, prepared: Prepared, workers: int) -> bool:
+    """Whether some worker has more ratings than it may hold in memory."""
+    limit = settings.train.resident_rows
+    return limit is not None and max(rows_of_workers(prepared, workers)) > limit
+
+
 def _facts(settings: Settings, prepared: Prepared, workers: int) -> dict[str, Any]:
     return {
         "dataset": prepared.manifest["dataset"],
@@ -158,12 +199,6 @@ def _facts(settings: Settings, prepared: Prepared, workers: int) -> dict[str, An
         "settings": settings.plain(),
         "workers": workers,
     }
-
-
-def _progress(folder: RunFolder) -> Progress:
-    """How far the newest checkpoint that can be read has come."""
-    newest = folder.latest()
-    return newest.progress if newest is not None else Progress()
 
 
 def _summary(folder: RunFolder, progress: Progress, already: bool = False) -> dict[str, Any]:
@@ -178,6 +213,32 @@ def _summary(folder: RunFolder, progress: Progress, already: bool = False) -> di
     }
 
 
+def _fit_again(
+    config: dict[str, Any], folder: RunFolder, workers: int, max_failures: int, say: Say
+) -> None:
+    """Train; when a worker is lost, begin again with a new group from the newest good checkpoint.
+
+    What a worker raises is not tried again: training is exact, so it would raise it again.
+
+    Raises:
+        WorkerLost: More than max_failures times.
+        RecrayError: What the user can fix.
+    """
+    for failures in range(max_failures + 1):
+        try:
+            return _fit(config, folder.folder, workers)
+        except WorkerLost as error:
+            if failures == max_failures:
+                times = "once" if not failures else f"{failures + 1} times"
+                raise WorkerLost(
+                    f"a worker was lost {times}, --max-failures is {max_failures}: {error}; "
+                    "continue with --resume"
+                ) from error
+            epoch = folder.progress().epoch
+            say(f"train: {error}; again after epoch {epoch}, {failures + 1} of {max_failures}")
+    return None
+
+
 def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
     """Run train_worker under Ray Train; 0 workers is Ray's local mode, in this process."""
     import ray.train
@@ -190,7 +251,8 @@ def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, resources_per_worker={"CPU": 1} if workers else None
         ),
-        # Every attempt is a fresh Ray run: what resumes is our own checkpoint.
+        # Every attempt is a fresh Ray run: what resumes is our own checkpoint. Ray itself begins
+        # again after a node that was taken away with notice, as often as that happens.
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one before V2
             name=f"attempt-{uuid.uuid4().hex[:12]}",
             storage_path=folder.child(".ray").path,
@@ -199,7 +261,7 @@ def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
             ),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="gloo", timeout_s=120),
+        torch_config=ray.train.torch.TorchConfig(backend="gloo", timeout_s=int(SLOW_PATIENCE_S)),
     )
     try:
         with contextlib.redirect_stdout(None):
@@ -207,7 +269,8 @@ def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
     except SystemExit as error:  # Ray's own SIGINT handler leaves with sys.exit(0)
         raise KeyboardInterrupt from error
     except Exception as error:
-        failure = cluster.user_error(error)
+        failure: RecrayError | None = cluster.user_error(error) or cluster.lost_worker(error)
+        failure = failure or cluster.unplaced(error, workers)
         if failure is not None:
             raise failure from error
         raise
@@ -227,14 +290,15 @@ def train_worker(config: dict[str, Any]) -> None:
     def report(metrics: dict[str, float]) -> None:
         # Reports are a barrier and are polled: at most one a second, decided by rank 0's clock.
         due = time.monotonic() - last[0] >= 1.0 if workers.rank == 0 else False
-        (agreed,) = workers.sum_floats(float(due))
+        (agreed,) = workers.slow().sum_floats(float(due))
         if agreed:
             last[0] = time.monotonic()
             ray.train.report(metrics)
 
     settings = build_settings(config["settings"])
     prepared = Prepared.open(config["prepared"])
-    build_run(settings, prepared, config["run"], workers, report).fit()
+    run = build_run(settings, prepared, config["run"], workers, report)
+    replace(run, leaving=lambda: ray.train.get_preemption_info() is not None).fit()
 
 
 def build_run(
@@ -244,9 +308,8 @@ def build_run(
     workers: Workers,
     report: Callable[[dict[str, float]], None],
 ) -> TrainingRun:
-    """Everything one worker needs, with the rows of its own buckets in memory."""
-    parts = list(range(workers.rank, prepared.buckets, workers.size))
-    train, valid = _rows(settings, prepared, parts)
+    """Everything one worker needs, with the rows of its own buckets."""
+    rows = WorkerRows(settings, prepared, workers)
     low, high = prepared.rating_range
     objective = build_objective(settings, low, high)
     torch.manual_seed(settings.train.seed)  # the same start on every worker
@@ -255,97 +318,20 @@ def build_run(
         table = prepared.item_table[: prepared.items]
         names = settings.model.item_features or ()
         model.describe_items(torch.from_numpy(feature_matrix(table, names)))
-    owned = torch.zeros(prepared.users, dtype=torch.bool)
-    owned[torch.from_numpy(np.unique(train.user).astype(np.int64))] = True
-    shard = Shard(
-        torch.from_numpy(train.user.astype(np.int64)),
-        torch.from_numpy(train.item.astype(np.int64)),
-        torch.from_numpy(train.rating.copy()),
-        owned,
-    )
-    validate = None
-    if settings.train.rows == "train" and prepared.manifest["splits"]["valid"]["rows"]:
-        # What stands in for the unknown comes from the ratings of all workers, so that the summed
-        # metrics do not depend on how many there are.
-        whole = statistics_of(shard, prepared.users, prepared.items, workers)
-        biases = BiasOnly(prepared.users, prepared.items)
-        biases.observe(whole)
-        biases.fit_users(shard.user, shard.item, shard.rating)
-        known = Ratings.concatenate([train, prepared.load("fold_in", parts)])
-        last = max(int(valid.user.max(initial=-1)), int(known.user.max(initial=-1)))
-        history = History.of(known, max(last + 1, prepared.users), prepared.items)
-
-        def ranker(model: Model) -> Ranker:
-            return Ranker(model, objective, history, 1.0, biases, whole.item_count.float())
-
-        validate = _validation(settings, valid, ranker)
     trained = read_runs(settings.train.start_from, prepared.fingerprint)
     start: Callable[[Model], None] | None = None
     if trained:
         start = partial(start_from, runs=trained, alpha=settings.train.merge_alpha)
-    elif settings.train.pretrain:
-        start = partial(pretrain, shard=shard, settings=settings, workers=workers)
+    elif settings.train.pretrain and isinstance(rows.shard, Shard):  # a streamed one is refused
+        start = partial(pretrain, shard=rows.shard, settings=settings, workers=workers.slow())
     return TrainingRun(
         settings,
         model,
         objective,
-        shard,
+        rows.shard,
         RunFolder(run_folder),
         workers,
-        validate,
+        rows.validation(objective),
         report,
         start,
     )
-
-
-def _rows(settings: Settings, prepared: Prepared, parts: list[int]) -> tuple[Ratings, Ratings]:
-    """The rows to train on and to validate with, of users and items that training knows."""
-    train, valid = prepared.load("train", parts), prepared.load("valid", parts)
-    if settings.train.rows == "train":
-        return train, valid
-    known = valid.where((valid.user < prepared.users) & (valid.item < prepared.items))
-    return Ratings.concatenate([train, known]), valid
-
-
-def _validation(settings: Settings, valid: Ratings, ranker: Callable[[Model], Ranker]) -> Validate:
-    """Ranks this worker's validation users among all items they have not trained on."""
-    names = metric_names(settings.evaluate, stars=not settings.ranks)
-    blocks = blocks_of(valid)
-
-    def validate(model: Model) -> dict[str, tuple[float, float]]:
-        made = ranker(model)
-        tables = [measure(made, valid, block, settings.evaluate) for block in blocks]
-        return sums_of(UserTable.join(tables) if tables else None, names)
-
-    return validate
-
-
-@contextlib.contextmanager
-def _following(folder: Folder, on_epoch: OnEpoch | None) -> Iterator[None]:
-    """Tell on_epoch of each new entry of epochs.json while the block runs, wherever it trains."""
-    if on_epoch is None:
-        yield
-        return
-    seen = len(folder.read_json("epochs.json")) if folder.exists("epochs.json") else 0
-    stop = threading.Event()
-
-    def tell() -> None:
-        nonlocal seen
-        if folder.exists("epochs.json"):
-            history = folder.read_json("epochs.json")
-            for entry in history[seen:]:
-                on_epoch(entry)
-            seen = max(seen, len(history))
-
-    def follow() -> None:
-        while not stop.wait(0.25):
-            tell()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        tell()

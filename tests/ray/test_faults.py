@@ -91,6 +91,108 @@ def test_a_killed_run_resumes_to_the_same_bits(prepared, tmp_path, workers):
     assert all((whole[name] == again[name]).all() for name in whole)
 
 
+def train_workers(session: int) -> list[int]:
+    """Processes of the session that train."""
+    return [
+        pid
+        for pid in children_of(session)
+        if b"TrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def lose_a_worker(running: subprocess.Popen, run: Path) -> tuple[int, str]:
+    """Kill one of two workers after some epochs; the exit code and what was said."""
+    wait_for(lambda: epochs(run) >= 3)
+    os.kill(train_workers(running.pid)[-1], signal.SIGKILL)
+    _, errors = running.communicate(timeout=180)
+    return running.returncode, errors
+
+
+def test_a_run_goes_on_after_the_death_of_a_worker_to_the_same_bits(prepared, tmp_path):
+    options = [prepared, *SHORT, "--workers", 2, "--out"]
+    assert recray("train", *options, tmp_path / "whole").returncode == 0
+    code, errors = lose_a_worker(start("train", *options, tmp_path / "run"), tmp_path / "run")
+    assert code == 0, errors
+    assert "died; again after epoch" in errors
+    whole, again = (RunFolder(str(tmp_path / name)).best().weights for name in ("whole", "run"))
+    assert all((whole[name] == again[name]).all() for name in whole)
+
+
+def test_a_lost_worker_may_also_end_the_run_which_one_worker_continues(prepared, tmp_path):
+    run = tmp_path / "run"
+    options = [prepared, *SHORT, "--max-failures", 0, "--out", run]
+    code, errors = lose_a_worker(start("train", *options, "--workers", 2), run)
+    assert code == 2, errors
+    assert errors.splitlines()[-1].startswith("Error: a worker was lost once, --max-failures is 0")
+    assert "Traceback" not in errors
+    done = recray("train", *options, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "with 1 worker instead of 2: the same tables" in done.stderr
+    again = recray("train", *options, "--resume")
+    assert "was finished before: 40 epochs; nothing was trained" in again.stderr
+
+
+CLUSTER = """
+import ray, sys
+ray.init(address="127.0.0.1:6411", log_to_driver=False)
+free = ray._private.state.available_resources_per_node()
+for node in ray.nodes():
+    cpus = node["Resources"].get("CPU", 0)
+    if cpus and not free.get(node["NodeID"], {}).get("CPU", 0):
+        print(node["NodeID"])
+"""
+
+
+def test_a_node_that_is_taken_away_with_notice_leaves_a_checkpoint_within_the_epoch(
+    prepared, tmp_path
+):
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    token.chmod(0o600)
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    environment["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
+    ray = [str(Path(sys.executable).with_name("ray"))]
+    common = {"env": environment, "start_new_session": True, "stdout": subprocess.DEVNULL}
+    common["stderr"] = subprocess.DEVNULL
+    head = ["--head", "--port=6411", "--num-cpus=0", "--include-dashboard=false"]
+    node = [
+        "--address=127.0.0.1:6411",
+        "--num-cpus=2",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+    ]
+    started = [subprocess.Popen([*ray, "start", "--block", *head], **common)]
+    address = ["--address", "127.0.0.1:6411"]
+    try:
+        wait_for(lambda: subprocess.run([*ray, "status", *address], **common).returncode == 0)
+        started += [subprocess.Popen([*ray, "start", "--block", *node], **common) for _ in "ab"]
+        time.sleep(10)  # until both have joined
+        run = tmp_path / "run"
+        small = ["--preset", "dot-mse", "--set", "train.epochs=1", "--set", "train.batch_size=2"]
+        running = subprocess.Popen(
+            [*RECRAY, "train", prepared, *small, "--workers", "2", "--out", run, *address],
+            stderr=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        wait_for(lambda: (run / "run.json").exists())
+        time.sleep(15)  # until the workers are in their epoch
+        found = subprocess.run(
+            [sys.executable, "-c", CLUSTER], env=environment, capture_output=True, text=True
+        )
+        (busy,) = found.stdout.split()
+        drain = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+        drain += ["--node-id", busy, "--deadline-remaining-seconds", "20"]
+        subprocess.run([*ray, "drain-node", *address, *drain], env=environment, check=True)
+        wait_for(lambda: list(run.glob("checkpoints/epoch-00000-step-*/manifest.json")), 60)
+        _, errors = running.communicate(timeout=240)
+        assert running.returncode == 0, errors
+        assert epochs(run) == 1
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGKILL)
+            for pid in children_of(process.pid):
+                os.kill(pid, signal.SIGKILL)
+
+
 def test_ctrl_c_exits_with_130_and_leaves_no_process(prepared, tmp_path):
     running = start("train", prepared, *LONG, "--out", tmp_path / "run", "--workers", 2)
     wait_for(lambda: epochs(tmp_path / "run") >= 2)

@@ -1,0 +1,403 @@
+"""Runs that are stopped, cut off, or short of workers, rows and disk: without Ray, on gloo."""
+
+import errno
+import json
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from recray.errors import RecrayError, StorageError, WorkerLost
+from recray.storage import Folder
+from recray.training import loop
+from recray.training.checkpoint import FORMAT, Checkpoint, Progress, RunFolder
+from recray.training.loop import TrainingRun
+from recray.training.steps import Shard, SteppedEpochs
+from recray.training.sync import SLOW_PATIENCE_S, Workers
+from tests.test_training import SIZE, facts, saved, training_run, two_tastes
+
+FILES = ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+PRIME = 31
+
+
+def join(rank: int, size: int, rendezvous: str) -> Workers:
+    torch.set_num_threads(1)
+    if size > 1:
+        dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=size)
+    return Workers(rank, size)
+
+
+def part_of(shard: Shard, rows: int, workers: Workers) -> Shard:
+    """The worker's users of the first so many rows."""
+    user, item, rating = (c[:rows] for c in (shard.user, shard.item, shard.rating.double()))
+    own = user % workers.size == workers.rank
+    owned = torch.arange(SIZE) % workers.size == workers.rank
+    return Shard(user[own], item[own], rating[own], owned)
+
+
+def run_of(folder: Path, workers: Workers, rows: int, *changes: str) -> TrainingRun:
+    """A run in float64 of the worker's part of the rows."""
+    shard, _ = two_tastes()
+    run = training_run(folder, "dot-mse", part_of(shard, rows, workers), changes)
+    run.model.double()
+    return TrainingRun(**(vars(run) | {"workers": workers}))
+
+
+# ---------------------------------------------------------------------------- uneven shards
+
+
+def counts_for(workers: int) -> list[int]:
+    return sorted({1, workers - 1, workers, workers + 1, PRIME} - {0})
+
+
+def _train_each(rank: int, size: int, folder: str) -> None:
+    workers = join(rank, size, f"{folder}/rendezvous")
+    for rows in counts_for(size):
+        for batch in ("all", "3"):
+            out = Path(folder, f"{rows}-{batch}")
+            settings = [f"train.batch_size={batch}", "train.epochs=2", "train.lr=0.01"]
+            run_of(out, workers, rows, *settings).fit()
+    if size > 1:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_workers_with_few_rows_or_none_end_together_and_as_one(tmp_path, size):
+    mp.start_processes(_train_each, (size, str(tmp_path)), nprocs=size, start_method="fork")
+    for rows in counts_for(size):
+        assert RunFolder(str(tmp_path / f"{rows}-3")).progress().epoch == 2
+        one = run_of(
+            tmp_path / f"one-{rows}", Workers(), rows,
+            "train.batch_size=all", "train.epochs=2", "train.lr=0.01",
+        )  # fmt: skip
+        one.fit()
+        found = RunFolder(str(tmp_path / f"{rows}-all")).latest().weights
+        for name, table in one.model.state_dict().items():
+            assert torch.allclose(found[name], table, atol=1e-9), f"{name}, {rows} rows"
+
+
+def _fall_silent(rank: int, size: int, folder: str) -> None:
+    workers = join(rank, size, f"{folder}/rendezvous")
+    workers = Workers(rank, size, patience=0.5)
+    workers.sum(torch.ones(1))
+    if rank == 2:
+        time.sleep(60)
+    try:
+        workers.sum(torch.ones(1))
+    except WorkerLost as error:
+        Path(folder, f"error-{rank}").write_text(str(error))
+        os._exit(0)
+
+
+def test_a_worker_that_falls_silent_is_missed(tmp_path):
+    group = mp.start_processes(
+        _fall_silent, (3, str(tmp_path)), nprocs=3, join=False, start_method="fork"
+    )
+    for rank in (0, 1):
+        group.processes[rank].join(30)
+    group.processes[2].kill()
+    for rank in (0, 1):
+        words = (tmp_path / f"error-{rank}").read_text()
+        assert f"worker {rank} of 3" in words
+        assert "has not answered for 0.5 s" in words
+
+
+def test_work_of_unequal_length_is_waited_for_longer():
+    assert Workers().slow().patience == SLOW_PATIENCE_S > Workers().patience == 60
+
+
+# ------------------------------------------------------------- kills and full disks while saving
+
+
+class Disk:
+    """Counts what is written, and does something at the n-th write."""
+
+    def __init__(self, monkeypatch, at: int, action) -> None:
+        self.count, self.at, self.action = 0, at, action
+        self.write, self.rename = Folder.write_bytes, os.rename
+        monkeypatch.setattr(Folder, "write_bytes", lambda *given: self._do(self.write, *given))
+        monkeypatch.setattr(os, "rename", lambda *given: self._do(self.rename, *given))
+
+    def _do(self, function, *given):
+        self.count += 1
+        if self.count == self.at:
+            self.action(*given)
+        return function(*given)
+
+
+def halfway(folder, name="", content=b""):
+    """What a kill or a full disk leaves: half of the file."""
+    if content:
+        Path(folder.path, name).parent.mkdir(parents=True, exist_ok=True)
+        Path(folder.path, name).write_bytes(content[: len(content) // 2])
+
+
+def kill(*given):
+    if isinstance(given[0], Folder):
+        halfway(*given)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def full(*given):
+    if isinstance(given[0], Folder):
+        halfway(*given)
+        raise StorageError(f"cannot write {given[0]}: no space left")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+STEPS_OF_A_SAVE = 6  # four files, the rename, and epochs.json
+
+
+def _save_and_die(_index: int, folder: str, at: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        Disk(patch, at, kill)
+        saved(RunFolder(folder), 2)
+
+
+@pytest.mark.parametrize("at", range(1, STEPS_OF_A_SAVE + 1))
+def test_a_kill_while_saving_leaves_the_checkpoint_before_or_the_new_one(tmp_path, at):
+    folder = RunFolder(str(tmp_path))
+    folder.claim(facts(workers=1))
+    saved(folder, 1)
+    context = mp.start_processes(
+        _save_and_die, (str(tmp_path), at), nprocs=1, join=False, start_method="fork"
+    )
+    with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
+        context.join(30)
+    assert folder.progress().epoch == (1 if at < STEPS_OF_A_SAVE else 2)
+    folder.claim(facts(workers=1), folder.progress())  # a new attempt clears up
+    saved(folder, 2)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["epoch-00001", "epoch-00002"]
+
+
+@pytest.mark.parametrize("at", range(1, STEPS_OF_A_SAVE + 1))
+def test_a_full_disk_keeps_the_checkpoint_before_and_what_space_returns_to_goes_on(
+    tmp_path, monkeypatch, at
+):
+    settings = ["train.epochs=3", "train.batch_size=64"]
+    whole = run_of(tmp_path / "whole", Workers(), 200, *settings)
+    whole.fit()
+    run_of(tmp_path / "run", Workers(), 200, *settings, "train.epochs=1").fit()
+    with monkeypatch.context() as patch:
+        Disk(patch, at, full)
+        with pytest.raises(StorageError, match="no space left") as failure:
+            run_of(tmp_path / "run", Workers(), 200, *settings).fit()
+    assert failure.value.exit_code == 3
+    assert RunFolder(str(tmp_path / "run")).progress().epoch == (1 if at < STEPS_OF_A_SAVE else 2)
+    again = run_of(tmp_path / "run", Workers(), 200, *settings)
+    again.fit()
+    for name, table in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], table), name
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("keep", [0, 0.5])
+def test_when_every_checkpoint_is_cut_the_file_is_named(tmp_path, file, keep):
+    folder = RunFolder(str(tmp_path))
+    for epoch in (1, 2):
+        saved(folder, epoch)
+        path = tmp_path / "checkpoints" / f"epoch-{epoch:05d}" / file
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    with pytest.raises(RecrayError, match=rf"no checkpoint of .*{re.escape(file)}") as failure:
+        folder.progress()
+    assert failure.value.exit_code == 2
+
+
+# ------------------------------------------------------------------------- another run's folder
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_stays(tmp_path):
+    run_of(tmp_path, Workers(), 200, "train.epochs=1").fit()
+    other = run_of(tmp_path, Workers(), 200, "train.epochs=2", "model.dim=5")
+    with pytest.raises(RecrayError, match=r"another model: item_vectors.weight is 20 x 4, this mo"):
+        other.fit()
+    assert RunFolder(str(tmp_path)).progress().epoch == 1
+
+
+@pytest.mark.parametrize("name", ["run.json", "checkpoints/epoch-00001/manifest.json"])
+def test_another_version_s_run_is_refused(tmp_path, name):
+    folder = RunFolder(str(tmp_path))
+    folder.claim(facts(workers=1))
+    saved(folder, 1)
+    path = tmp_path / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
+    with pytest.raises(RecrayError, match=f"another version of recray: format {FORMAT + 1}"):
+        folder.facts(), folder.progress()
+
+
+# --------------------------------------------------------------------- another number of workers
+
+
+def _train_some(rank: int, size: int, folder: str, epochs: int) -> None:
+    workers = join(rank, size, f"{folder}-rendezvous-{size}")
+    settings = ["train.batch_size=all", f"train.epochs={epochs}", "train.lr=0.01"]
+    run_of(Path(folder), workers, 200, *settings).fit()
+    dist.destroy_process_group()
+
+
+def test_another_number_of_workers_goes_on_with_the_same_tables(tmp_path):
+    """With all rows in each step the digits do not depend on who has them."""
+    folder = str(tmp_path / "run")
+    for size, epochs in ((2, 3), (3, 6)):
+        mp.start_processes(_train_some, (size, folder, epochs), nprocs=size, start_method="fork")
+    settings = ["train.batch_size=all", "train.epochs=6", "train.lr=0.01"]
+    one = run_of(tmp_path / "one", Workers(), 200, *settings)
+    one.fit()
+    found = RunFolder(folder).latest()
+    assert [e["epoch"] for e in found.progress.history] == [1, 2, 3, 4, 5, 6]
+    for name, table in one.model.state_dict().items():
+        assert torch.allclose(found.weights[name], table, atol=1e-9), name
+
+
+def test_another_number_of_workers_is_remembered(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    folder.claim(facts(workers=2))
+    folder.claim(facts(workers=3))  # nothing was trained yet, nothing differs
+    folder.claim(facts(workers=1), Progress(epoch=4))
+    assert folder.facts()["workers"] == 1
+    assert folder.facts()["changes"] == [{"epoch": 4, "workers": 1}]
+
+
+# ----------------------------------------------------------------- a machine that is taken away
+
+
+class Taken(Exception):
+    """The machine has gone."""
+
+
+class Ending(RunFolder):
+    """A run whose machine is taken away once it has saved between two steps."""
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        super().save(checkpoint)
+        if checkpoint.progress.step:
+            raise Taken
+
+
+def warned(run: TrainingRun, folder: Path) -> TrainingRun:
+    """The run with a notice after the fifth step of its second epoch."""
+    epochs: list[int] = []
+    asked: list[int] = []
+
+    def leaving() -> bool:
+        asked.extend(epochs)
+        return len(asked) == 5
+
+    loop.ASK_EVERY_S = 0.0  # after every step
+    given = {
+        "report": lambda entry: epochs.append(entry["epoch"]),
+        "leaving": leaving,
+        "folder": Ending(str(folder)),
+    }
+    return TrainingRun(**(vars(run) | given))
+
+
+RECIPES = {
+    "dot-mse": ("dot-mse", ["train.batch_size=8"]),
+    "dropout": ("neumf", ["train.batch_size=8", "model.dropout=0.3"]),
+    "negatives": (
+        "neumf-ranking",
+        ["objective.kind=logistic", "objective.negatives=3", "objective.exclude_known=true"],
+    ),
+    "users": ("neumf-ranking", ["train.batch_size=2"]),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_notice_leads_to_a_checkpoint_between_steps_that_goes_on_exactly(
+    tmp_path, monkeypatch, recipe
+):
+    monkeypatch.setattr(loop, "ASK_EVERY_S", loop.ASK_EVERY_S)  # what `warned` changes comes back
+    preset, changes = RECIPES[recipe]
+    shard, _ = two_tastes()
+    settings = ["train.batch_size=8", "train.epochs=3", *changes]
+
+    def run(name: str) -> TrainingRun:
+        return training_run(tmp_path / name, preset, shard, settings)
+
+    whole = run("whole")
+    whole.fit()
+    with pytest.raises(Taken):
+        warned(run("taken"), tmp_path / "taken").fit()
+    folder = RunFolder(str(tmp_path / "taken"))
+    left = folder.progress()
+    assert (left.epoch, left.step) == (1, 5)
+    assert folder.best().progress.step == 0, "the best weights are those at the end of an epoch"
+    again = run("taken")
+    progress = again.fit()
+    for name, table in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], table), name
+    losses = [e["loss"] for e in whole.folder.latest().progress.history]
+    assert [e["loss"] for e in progress.history] == losses
+    assert not [n for n in os.listdir(tmp_path / "taken" / "checkpoints") if "step" in n]
+
+
+def _train_warned(rank: int, size: int, folder: str, taken: bool) -> None:
+    workers = join(rank, size, f"{folder}-{taken}-{size}")
+    run = run_of(Path(folder), workers, 200, "train.batch_size=16", "train.epochs=3")
+    if taken:
+        with pytest.raises((Taken, WorkerLost)):
+            warned(run, Path(folder)).fit()
+        os._exit(0)
+    run.fit()
+    dist.destroy_process_group()
+
+
+def test_two_workers_save_between_the_same_steps_and_go_on_exactly(tmp_path):
+    for name, taken in (("whole", False), ("taken", True), ("taken", False)):
+        folder = str(tmp_path / name)
+        mp.start_processes(_train_warned, (2, folder, taken), nprocs=2, start_method="fork")
+        if taken:
+            assert RunFolder(folder).progress().step == 5
+    whole, again = (RunFolder(str(tmp_path / name)).latest() for name in ("whole", "taken"))
+    for name, table in whole.weights.items():
+        assert torch.equal(again.weights[name], table), name
+
+
+def test_with_other_workers_the_epoch_begins_again_from_the_tables(tmp_path, monkeypatch):
+    def never(*_given):
+        raise AssertionError("the steps of two workers are not those of one")
+
+    monkeypatch.setattr(SteppedEpochs, "continue_at", never)
+    arguments = (2, str(tmp_path / "run"), True)
+    mp.start_processes(_train_warned, arguments, nprocs=2, start_method="fork")
+    run = run_of(tmp_path / "run", Workers(), 200, "train.batch_size=16", "train.epochs=3")
+    assert [e["epoch"] for e in run.fit().history] == [1, 2, 3]
+
+
+# -------------------------------------------------------------------------------- random kills
+
+
+def _train_slowly(_index: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    run_of(Path(folder), Workers(), 300, "train.epochs=25", "train.batch_size=8").fit()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, seed):
+    _train_slowly(0, str(tmp_path / "whole"))
+    dice, kills = random.Random(seed), 0
+    while True:
+        context = mp.start_processes(
+            _train_slowly, (str(tmp_path / "run"),), nprocs=1, join=False, start_method="fork"
+        )
+        if kills < 8:
+            time.sleep(dice.uniform(0.02, 0.6))
+            context.processes[0].kill()
+        context.processes[0].join()
+        if context.processes[0].exitcode == 0:
+            break
+        kills += 1
+    assert kills, "it ended before it could be killed"
+    whole, again = (RunFolder(str(tmp_path / name)).latest() for name in ("whole", "run"))
+    assert again.progress.epoch == 25
+    for name, table in whole.weights.items():
+        assert torch.equal(again.weights[name], table), name
