@@ -1,9 +1,13 @@
 """What people see in a terminal: lines and tables. Results on stdout, progress on stderr."""
 
+import contextlib
 import json
+import os
+import shutil
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ class Console:
 
     def say(self, line: str) -> None:
         """Tell of progress, on stderr, with the seconds since the start."""
-        self._close_bar()
+        self.close()
         print(f"[{time.monotonic() - self._begin:6.1f} s] {line}", file=sys.stderr, flush=True)
 
     def epoch(self, entry: dict[str, Any]) -> None:
@@ -42,14 +46,27 @@ class Console:
             self._bar.add_task("epochs", total=self.epochs or None, numbers="")
         self._bar.update(self._bar.task_ids[0], completed=entry["epoch"], numbers=numbers)
 
-    def _close_bar(self) -> None:
+    @contextlib.contextmanager
+    def during(self, words: str) -> Iterator[None]:
+        """Tell what is done while the block runs: a spinner on a terminal, a line elsewhere."""
+        if not sys.stderr.isatty():
+            self.say(words)
+            yield
+            return
+        from rich.console import Console as Terminal
+
+        with Terminal(stderr=True).status(words):
+            yield
+
+    def close(self) -> None:
+        """End the bar of epochs, if there is one."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def result(self, value: dict[str, Any], text: str = "") -> None:
         """Print a command's result: the value as JSON, or the text."""
-        self._close_bar()
+        self.close()
         out = json.dumps(value, ensure_ascii=False) if self.as_json else text or _plain(value)
         print(out, flush=True)
 
@@ -82,18 +99,56 @@ def _plain(value: dict[str, Any]) -> str:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as their content; the first is left-aligned, the others right."""
+    """Columns as wide as their content; the first is left-aligned, the others right.
+
+    On a terminal that is too narrow the first column is cut, and what still does not fit follows
+    in further tables that repeat it.
+    """
     cells = [columns, *rows]
     width = [max(len(row[place]) for row in cells) for place in range(len(columns))]
+    room = _room()
+    if width and sum(width) + 2 * len(width) - 2 > room:
+        rest = min(sum(width[1:]) + 2 * len(width[1:]), room // 2)
+        width[0] = min(width[0], max(room - rest, 12))
+    parts = ["\n".join(_lines(cells, width, group)) for group in _groups(width, room)]
+    return "\n".join(filter(None, [textwrap.fill(title, max(room, 20)), "\n\n".join(parts)]))
+
+
+def _room() -> int:
+    """Columns of the terminal; without one, or a number in COLUMNS, there is no end of room."""
+    if not sys.stdout.isatty() and not os.environ.get("COLUMNS"):
+        return 10_000
+    return shutil.get_terminal_size().columns
+
+
+def _groups(width: list[int], room: int) -> list[list[int]]:
+    """Places of the columns of each table: the first column, and as many others as fit."""
+    groups, used = [[0]], width[0] if width else 0
+    for place in range(1, len(width)):
+        if used + 2 + width[place] > room and len(groups[-1]) > 1:
+            groups.append([0])
+            used = width[0]
+        groups[-1].append(place)
+        used += 2 + width[place]
+    return groups
+
+
+def _lines(cells: list[list[str]], width: list[int], places: list[int]) -> list[str]:
+    """The chosen columns of a table, with a rule below the first row."""
     lines = [
         "  ".join(
-            cell.ljust(width[place]) if place == 0 else cell.rjust(width[place])
-            for place, cell in enumerate(row)
+            _cut(row[place], width[place]).ljust(width[place])
+            if place == 0
+            else row[place].rjust(width[place])
+            for place in places
         ).rstrip()
         for row in cells
     ]
-    rule = "-" * max(len(line) for line in lines)
-    return "\n".join(filter(None, [title, lines[0], rule, *lines[1:]]))
+    return [lines[0], "-" * max(len(line) for line in lines), *lines[1:]]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def evaluation(report: dict[str, Any], slices: bool = False) -> str:

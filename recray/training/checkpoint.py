@@ -20,6 +20,7 @@ from recray.errors import RecrayError
 from recray.storage import Folder, publish
 
 CHECKPOINTS = "checkpoints"
+EPOCHS = "epochs.json"
 KIND = "run"
 log = logging.getLogger("recray")
 
@@ -116,7 +117,7 @@ class RunFolder:
             )
             folder.write_json("state.json", asdict(progress))
             folder.write_manifest("checkpoint", {"epoch": progress.epoch})
-        self.folder.replace_bytes("epochs.json", json.dumps(progress.history, indent=1).encode())
+        self.folder.replace_bytes(EPOCHS, json.dumps(progress.history, indent=1).encode())
         parent = self.folder.child(CHECKPOINTS)
         keep = {progress.best_epoch, progress.epoch, progress.epoch - 1}
         before = parent.child(_name(progress.epoch - 1))
