@@ -18,6 +18,7 @@ from recray.cli import (  # noqa: F401 - each adds its commands
     doctor,
     jobs,
     registry,
+    report,
     serving,
     stages,
     tune,
