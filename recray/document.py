@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
+from typing import Literal
 
 from matplotlib.figure import Figure
 
@@ -16,12 +17,12 @@ class Picture:
     Args:
         name: Of its PNG file, unique on the page.
         figure: A matplotlib figure.
-        wide: Whether it takes the whole width.
+        span: Where there is room, how many stand side by side: one, half or third.
     """
 
     name: str
     figure: Figure
-    wide: bool = False
+    span: Literal["wide", "half", "third"] = "half"
 
     @property
     def title(self) -> str:
@@ -31,12 +32,12 @@ class Picture:
     def html(self) -> str:
         """The picture inline."""
         drawn = canvas.svg(self.figure, self.name, escape(self.title, quote=True))
-        return f'<figure class="{"wide" if self.wide else "half"}">{drawn}</figure>'
+        return f'<figure class="{self.span}">{drawn}</figure>'
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a title; cells that begin with a number are aligned to the right.
+    """Rows under a title; columns of numbers are aligned to the right.
 
     Args:
         title: What it shows.
@@ -54,17 +55,21 @@ class Table:
 
     def html(self) -> str:
         """The table."""
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
-        body = "".join(self._row(place, row) for place, row in enumerate(self.rows))
+        numbers = [all(map(_is_number, column)) for column in zip(*self.rows, strict=True)]
+        classes = [" class=number" if number else "" for number in numbers]
+        classes = classes or [""] * len(self.columns)
+        cells = zip(classes, self.columns, strict=True)
+        head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in cells)
+        body = "".join(self._row(place, row, classes) for place, row in enumerate(self.rows))
         return (
             f'<div class="table {"half" if self.half else "wide"}"><h3>{escape(self.title)}</h3>'
             f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
             "</table></div></div>"
         )
 
-    def _row(self, place: int, row: list[str]) -> str:
+    def _row(self, place: int, row: list[str], classes: list[str]) -> str:
         cells = "".join(
-            f"<td{' class=number' if _is_number(cell) else ''}>{escape(cell)}</td>" for cell in row
+            f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(classes, row, strict=True)
         )
         return f"<tr{' class=hit' if place in self.marked else ''}>{cells}</tr>"
 
@@ -163,4 +168,4 @@ def _section(section: Section) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell.lstrip("+-").replace(",", "").replace(".", "", 1).isdigit()
+    return not cell or cell.lstrip("+-").replace(",", "").replace(".", "", 1).isdigit()

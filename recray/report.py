@@ -280,6 +280,8 @@ def _users(recommender: Recommender) -> Section | None:
 def _search(sweep: SweepFolder, summary: dict[str, Any]) -> Section:
     """The trials, best first."""
     frame = frames.trials(summary)
+    if not frame["error"].any():
+        frame = frame.drop(columns="error")
     columns = ["trial", *(str(name) for name in frame.columns)]
     rows = [
         [str(number), *(_cell(value) for value in values)]
@@ -318,9 +320,14 @@ def _facts(bundle: Bundle, run: dict[str, Any] | None) -> Section:
     return Section("facts", "Run facts", "", blocks)
 
 
-def _pictures(made: "dict[str, Any]") -> list[Block]:
-    """Those that the data allow."""
-    return [Picture(name, figure) for name, figure in made.items() if figure is not None]
+def _pictures(made: dict[str, Any]) -> list[Block]:
+    """Those that the data allow: two a row, and three in the last one where they are odd."""
+    there = [(name, figure) for name, figure in made.items() if figure is not None]
+    thirds = len(there) - 3 if len(there) % 2 and len(there) > 1 else len(there)
+    return [
+        Picture(name, figure, "third" if place >= thirds else "half")
+        for place, (name, figure) in enumerate(there)
+    ]
 
 
 def _cell(value: Any) -> str:

@@ -36,7 +36,7 @@ DARK = {
 
 WIDE, HIGH = 5.2, 3.5
 """Inches, 72 units each: one picture is as wide as a phone, two side by side fill a page."""
-TITLE_LETTERS = 48
+TITLE_LETTERS = 50
 
 
 def picture(
@@ -107,8 +107,9 @@ def grouped(
     axes.set_xticks(range(len(names)), names)
 
 
-def whole_numbers(axes: Axes) -> None:
-    """Ticks of the horizontal axis at whole numbers only."""
+def epochs(axes: Axes, last: int) -> None:
+    """The horizontal axis counts epochs from 1: ticks at whole numbers only."""
+    axes.set_xlim(0.4, last + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
@@ -119,20 +120,12 @@ def legend(axes: Axes, **where: Any) -> None:
         text.set_color(INK)
 
 
-def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
-    """Name the series between title and axes, where they hide nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    box = figure.legend(
-        handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=9.5,
+def legend_above(axes: Axes, columns: int) -> None:
+    """Name the series above the axes, where they hide nothing."""
+    legend(
+        axes, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns,
         handlelength=1.2, columnspacing=1.2, borderaxespad=0.1,
     )  # fmt: skip
-    for text in box.get_texts():
-        text.set_color(INK)
-
-
-def note(axes: Axes, words: str, x: float = 0.5, y: float = 0.5) -> None:
-    """Words inside the axes, placed by shares of their width and height."""
-    axes.text(x, y, words, transform=axes.transAxes, ha="center", color=SOFT, fontsize=9.5)
 
 
 def color_of(system: str) -> str:

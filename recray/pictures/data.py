@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from recray.pictures import canvas
@@ -30,7 +30,7 @@ def levels(pairs: Sequence[Sequence[float]]) -> Figure:
     else:
         drawn = canvas.bars(axes, [f"{s:g}" for s, _ in pairs], [count for _, count in pairs])
         total = sum(count for _, count in pairs)
-        shares = [f"{100 * count / total:.0f} %" for _, count in pairs]
+        shares = [_percent(count / total) for _, count in pairs]
         axes.bar_label(drawn, shares, color=canvas.SOFT, fontsize=9, padding=2)
     _thousands(axes)
     return figure
@@ -51,7 +51,8 @@ def activity(counts: NDArray[np.int64], who: str) -> Figure:
     axes.hist(there, edges, color=canvas.FIRST, rwidth=0.92)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_formatter("")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.axvline(float(np.median(there)), color=canvas.SERIES[1], linewidth=1.5)
     _thousands(axes)
     return figure
@@ -95,11 +96,11 @@ def genres(ratings: Mapping[str, int]) -> Figure | None:
     chosen = sorted(ratings.items(), key=lambda pair: pair[1])[-MOST_GENRES:]
     if not chosen:
         return None
-    height = 1.3 + 0.2 * len(chosen)
     more = f" (the {MOST_GENRES} most rated)" if len(ratings) > MOST_GENRES else ""
-    title = f"Ratings by genre of the film{more}; a film may have several"
-    figure, axes = canvas.picture(title, "ratings", "", (canvas.WIDE, max(height, canvas.HIGH)))
+    title = f"Ratings by genre{more}; a film may have several"
+    figure, axes = canvas.picture(title, "ratings", "")
     axes.barh([name for name, _ in chosen], [count for _, count in chosen], color=canvas.FIRST)
+    axes.tick_params(axis="y", labelsize=8.5)
     axes.grid(False, axis="y")
     axes.grid(True, axis="x", color=canvas.GRID)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -109,3 +110,7 @@ def genres(ratings: Mapping[str, int]) -> Figure | None:
 
 def _thousands(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _percent(share: float) -> str:
+    return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from recray.pictures import canvas
@@ -135,7 +135,7 @@ def places(rank: NDArray[np.int64], items: int) -> Figure:
     half = int(np.median(rank))
     title = f"Places of held-out films: half are among the first {half:,} of {items:,}"
     figure, axes = canvas.picture(title, "place in the user's list", "share of held-out films")
-    edges = np.unique(np.append(np.geomspace(1, items, 9).astype(int), items + 1))
+    edges = np.unique(np.append(np.geomspace(1, items, 9).astype(int)[:-1], items + 1))
     found = np.histogram(rank, edges)[0] / len(rank)
     chance = np.diff(edges) / items
     names = [f"{a:,}" if b - a == 1 else f"{a:,}-{b - 1:,}" for a, b in zip(edges, edges[1:])]  # noqa: B905, RUF007
@@ -186,7 +186,7 @@ def place_by_level(rank: NDArray[np.int64], actual: Stars) -> Figure | None:
     figure, axes = canvas.picture(
         "Places of held-out films by the stars they got: median and middle half",
         "actual rating (stars)",
-        "place in the list (log scale, best on top)",
+        "place in the list (log scale)",
     )
     groups = [rank[place == n] for n in range(len(levels))]
     low, middle, high = (np.array([np.quantile(g, q) for g in groups]) for q in (0.25, 0.5, 0.75))
@@ -200,7 +200,8 @@ def place_by_level(rank: NDArray[np.int64], actual: Stars) -> Figure | None:
     axes.errorbar(range(len(levels)), middle, spread, fmt="o", **style)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.yaxis.set_minor_formatter("")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.invert_yaxis()
     axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
     axes.set_xlim(-0.6, len(levels) - 0.4)

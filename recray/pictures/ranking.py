@@ -33,7 +33,7 @@ def beside(report: Report, errors: bool) -> Figure | None:
     if errors:
         title, unit = "Error on the test split, with 95 % intervals: lower is better", "stars"
     systems = {k: v for k, v in _systems(report).items() if any(n in v for n in names)}
-    height = 1.5 + 0.17 * len(names) * len(systems)
+    height = 1.6 + 0.12 * len(names) * len(systems)
     figure, axes = canvas.picture(title, unit, "", (canvas.WIDE, max(height, 2.4)))
     step = 0.75 / len(systems)
     for place, (system, values) in enumerate(systems.items()):
@@ -54,12 +54,12 @@ def beside(report: Report, errors: bool) -> Figure | None:
         }
         axes.errorbar(x, y, xerr=spread, fmt="o", **style)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(False, axis="y")
     axes.grid(True, axis="x", color=canvas.GRID)
     if not errors:
         axes.set_xlim(left=0)
-    canvas.legend_above(figure, axes, len(systems))
+    canvas.legend_above(axes, len(systems))
     return figure
 
 
@@ -105,7 +105,7 @@ def _groups(
     systems = [s for s in next(iter(groups.values())) if s not in ("users", "ratings")]
     series = {s: [group[s].get(metric) for group in groups.values()] for s in systems}
     canvas.grouped(axes, names, dict(series), [canvas.color_of(s) for s in systems])
-    canvas.legend_above(figure, axes, len(systems))
+    canvas.legend_above(axes, len(systems))
     return figure
 
 
@@ -118,8 +118,11 @@ def catalogue(report: Report) -> Figure | None:
     own = report.get("catalogue")
     if not own:
         return None
-    kinds = {"coverage": "share of all films\nin some list", "novelty": "novelty (bits)",
-             "gini": "Gini (0: all films as\noften, 1: one film only)"}  # fmt: skip
+    kinds = {
+        "coverage": "share of all films\nin some list",
+        "novelty": "novelty (bits)",
+        "gini": "Gini: 0 even,\n1 one film only",
+    }
     chosen = {kind: next(n for n in own if n.startswith(kind)) for kind in kinds}
     k = chosen["gini"].partition("@")[2]
     systems = {"model": own} | {n: v["catalogue"] for n, v in report["baselines"].items()}

@@ -42,7 +42,7 @@ def loss(entries: Entries, objective: str) -> Figure:
         squared = [entry["rmse"] ** 2 for entry in entries]
         _line(axes, epochs, squared, canvas.SERIES[1], "validation")
         canvas.legend(axes)
-    canvas.whole_numbers(axes)
+    canvas.epochs(axes, entries[-1]["epoch"])
     return figure
 
 
@@ -67,7 +67,7 @@ def metric(entries: Entries, name: str, best_epoch: int) -> Figure | None:
     _line(axes, epochs, [entry[name] for entry in there], canvas.FIRST, name)
     chosen = [entry[name] for entry in there if entry["epoch"] == best_epoch]
     axes.plot([best_epoch] * len(chosen), chosen, "o", color=canvas.SERIES[1], markersize=8)
-    canvas.whole_numbers(axes)
+    canvas.epochs(axes, entries[-1]["epoch"])
     return figure
 
 
@@ -83,7 +83,7 @@ def speed(entries: Entries, rows: int) -> Figure:
     figure, axes = canvas.picture(title, "epoch", "training ratings a second")
     axes.bar([entry["epoch"] for entry in entries], rates, color=canvas.FIRST)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    canvas.whole_numbers(axes)
+    canvas.epochs(axes, entries[-1]["epoch"])
     return figure
 
 
