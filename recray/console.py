@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from recray.patience import Patience
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -19,17 +21,20 @@ class Console:
 
     Args:
         as_json: Print exactly one JSON object on stdout and nothing else there.
+        words: What is being done; shown on a terminal while nothing else is.
     """
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, words: str = "recray") -> None:
         self.as_json = as_json
         self.epochs = 0
+        self.patience = Patience(words)
         self._begin = time.monotonic()
         self._bar: Progress | None = None
 
     def say(self, line: str) -> None:
         """Tell of progress, on stderr, with the seconds since the start."""
-        self.close()
+        self._close_bar()
+        self.patience.told()
         print(f"[{time.monotonic() - self._begin:6.1f} s] {line}", file=sys.stderr, flush=True)
 
     def epoch(self, entry: dict[str, Any]) -> None:
@@ -41,6 +46,7 @@ class Console:
             self.say(f"epoch {entry['epoch']:>3}  {numbers}  {entry['seconds']:.2f} s")
             return
         if self._bar is None:
+            self.patience.told(held=True)
             self._bar = _bar()
             self._bar.start()
             self._bar.add_task("epochs", total=self.epochs or None, numbers="")
@@ -48,21 +54,22 @@ class Console:
 
     @contextlib.contextmanager
     def during(self, words: str) -> Iterator[None]:
-        """Tell what is done while the block runs: a spinner on a terminal, a line elsewhere."""
+        """Tell what is done while the block runs: in a spinner on a terminal, a line elsewhere."""
         if not sys.stderr.isatty():
             self.say(words)
-            yield
-            return
-        from rich.console import Console as Terminal
+        self.patience.words = words
+        yield
+        self.patience.told()
 
-        with Terminal(stderr=True).status(words):
-            yield
-
-    def close(self) -> None:
-        """End the bar of epochs, if there is one."""
+    def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def close(self) -> None:
+        """The work is done: nothing moves on the terminal any more."""
+        self._close_bar()
+        self.patience.end()
 
     def result(self, value: dict[str, Any], text: str = "") -> None:
         """Print a command's result: the value as JSON, or the text."""
@@ -353,7 +360,14 @@ def up(result: dict[str, Any]) -> str:
         if result["verified"]
         else f"HTTP ANSWERS DIFFER: {'; '.join(check['differences'][:3])}"
     )
-    url = result["url"]
+    url, bundle, user = result["url"], _short(result["bundle"]), result["example_user"]
+    steps = [
+        ["look at one user", f"recray explain {bundle} --user {user}"],
+        ["see it all", f"recray report {bundle} --open"],
+        ["search settings", f"recray tune {_short(result['prepared'])} --out sweeps/first"],
+        ["serve it again", f"recray serve {bundle}"],
+    ]
+    width = max(len(words) for words, _ in steps)
     return "\n".join(
         [
             "",
@@ -362,7 +376,10 @@ def up(result: dict[str, Any]) -> str:
             f"{words}; {seconds}",
             f"bundle: {result['bundle']}",
             f"service: {url}  (documentation: {url}/docs)",
-            f"try: curl '{url}/v1/users/{result['example_user']}/recommendations?k=5'",
+            f"try: curl '{url}/v1/users/{user}/recommendations?k=5'",
+            "",
+            "next, in another terminal or after Ctrl-C:",
+            *(f"  {words.ljust(width)}  {line}" for words, line in steps),
         ]
     )
 
@@ -415,6 +432,14 @@ def release(result: dict[str, Any]) -> str:
             f"registry: {result['registry']}  (recray serve {result['registry']})",
         ]
     )
+
+
+def _short(path: str) -> str:
+    """A path as one would type it here."""
+    if "://" in path:
+        return path
+    near = os.path.relpath(path)
+    return path if near.startswith("..") else near
 
 
 def benchmark(name: str, result: dict[str, Any]) -> str:

@@ -9,8 +9,9 @@ Every function writes a folder, as the command of its name does. What is there a
 is taken as it is, so that a notebook can be run again; what does not match is refused.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -116,7 +117,7 @@ class Run:
 
         prepared = Prepared.open(RunFolder(self.path).facts()["prepared"])
         if not pipeline.same_bundle(Folder(out), self.path, prepared):
-            with Console(False).during(f"measure {self.path} on the test split"):
+            with _telling(f"measure {self.path} on the test split"):
                 pipeline.export(self.path, out)
         return load(out)
 
@@ -208,7 +209,7 @@ def prepare(
         if not ingest.same_settings(there, given, chosen):
             raise RecrayError(f"{out} holds other data or settings; give another folder")
         return Data(there)
-    with Console(False).during(f"prepare {given.name} into {out}"):
+    with _telling(f"prepare {given.name} into {out}"):
         return Data(ingest.prepare(given, out, chosen, address))
 
 
@@ -248,10 +249,9 @@ def train(
 
     _refuse(settings, ("data", "split"), "recray.prepare")
     chosen = _settings(preset, config, settings)
-    ui = Console(False)
-    ui.epochs = chosen.train.epochs
-    summary = trainer.run(chosen, _path(data), out, workers, True, address, ui.epoch)
-    ui.close()
+    with _telling(f"train {chosen.preset} into {out}") as ui:
+        ui.epochs = chosen.train.epochs
+        summary = trainer.run(chosen, _path(data), out, workers, True, address, ui.epoch)
     return Run(out, summary)
 
 
@@ -306,7 +306,7 @@ def evaluate(
     if relevant_from is not None:
         changes["relevant_from"] = relevant_from
     path = model.path if isinstance(model, Loaded) else resolve_bundle(model)
-    with Console(False).during(f"measure {path}"):
+    with _telling(f"measure {path}"):
         return frames.metrics(pipeline.evaluate(path, changes, None, workers, address, protocol))
 
 
@@ -360,8 +360,7 @@ def tune(
     path = _path(data)
     order = orders.Order(path, out, trials, concurrent, searcher, scheduler, True, address)
     search = orders.check(order, chosen, load_space(chosen, space))
-    ui = Console(False)
-    with ui.during(f"{trials} trials into {out}"):
+    with _telling(f"{trials} trials into {out}") as ui:
         return Sweep(out, champion.tune(search, seeds, ui.say))
 
 
@@ -382,6 +381,17 @@ def load(bundle: str) -> Loaded:
         recray.errors.RecrayError: no such folder: ...nowhere
     """
     return Loaded(Recommender.open(resolve_bundle(bundle)))
+
+
+@contextlib.contextmanager
+def _telling(words: str) -> Iterator[Console]:
+    """Tell what is done while the block runs."""
+    ui = Console(False, words)
+    try:
+        with ui.during(words):
+            yield ui
+    finally:
+        ui.close()
 
 
 def _settings(preset: str | None, config: str | None, changes: Changes | None) -> Settings:

@@ -305,8 +305,8 @@ def up(
     """Run every stage, serve, check the service against the bundle, and serve while the block runs.
 
     Yields:
-        {"bundle", "url", "verified", "evaluation", "seconds": {"prepare", "train", "evaluate",
-        "serve"}}
+        {"prepared", "bundle", "url", "verified", "evaluation", "seconds": {"prepare", "train",
+        "evaluate", "serve"}}
 
     Raises:
         RecrayError: What the user can fix, of any stage.
@@ -334,6 +334,7 @@ def up(
             checked = verify.verify(url, Recommender(bundle), key=own)
             stages.seconds["serve"] = round(time.perf_counter() - begin, 3)
             yield {
+                "prepared": prepared.folder.path,
                 "bundle": bundle.folder.path,
                 "url": url,
                 "verified": checked["verified"],

@@ -14,6 +14,7 @@ import click
 from recray.cli import (  # noqa: F401 - each adds its commands
     benchmark,
     bundles,
+    completion,
     data,
     doctor,
     jobs,
