@@ -1,17 +1,17 @@
 """recray: from raw ratings to a trained, measured and served recommender on any Ray cluster.
 
-In Python: `recray.prepare`, `train`, `evaluate`, `tune` and `load`; see recray.library. They are
-looked up when first used, so that importing recray loads neither torch nor Ray.
+In Python: `recray.prepare`, `train`, `evaluate`, `tune`, `load` and `serve`; see recray.library.
+They are looked up when first used, so that importing recray loads neither torch nor Ray.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recray.library import evaluate, load, prepare, train, tune
+    from recray.library import evaluate, load, prepare, serve, session, train, tune
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "load", "prepare", "train", "tune"]
+__all__ = ["__version__", "evaluate", "load", "prepare", "serve", "session", "train", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,158 +11,23 @@ is taken as it is, so that a notebook can be run again; what does not match is r
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from recray import frames
 from recray.config import Settings, load_settings
-from recray.console import Console
 from recray.data.prepared import Prepared
 from recray.errors import RecrayError
 from recray.loaded import Loaded
-from recray.recommender import Recommender
 from recray.registry import resolve_bundle
+from recray.results import Data, Run, Service, Sweep, telling
 from recray.storage import Folder
-from recray.sweep.records import SweepFolder
-from recray.training.checkpoint import EPOCHS, RunFolder
 
 Changes = Mapping[str, Any]
 """Settings by name, such as {"train.epochs": 5}."""
 LOCAL = "local"
-
-
-class Data:
-    """A prepared data set; made by `recray.prepare`.
-
-    Args:
-        prepared: The opened folder.
-    """
-
-    def __init__(self, prepared: Prepared) -> None:
-        self.prepared = prepared
-
-    def __repr__(self) -> str:
-        facts = self.prepared.manifest
-        splits = ", ".join(f"{name} {s['rows']:,}" for name, s in facts["splits"].items())
-        sizes = f"{self.prepared.users:,} users, {self.prepared.items:,} items"
-        return f"<recray data {facts['dataset']}: {sizes}; {splits}>"
-
-    @property
-    def path(self) -> str:
-        """Its folder."""
-        return self.prepared.folder.path
-
-    @cached_property
-    def ratings(self) -> pd.DataFrame:
-        """All ratings: user, item, title, rating (stars), time (UTC), split (train, valid, test,
-        fold_in).
-        """
-        titles = self.prepared.item_table["title"].to_pylist()
-        ids = self.prepared.user_ids, self.prepared.item_ids
-        parts = [
-            frames.ratings(self.prepared.load(name), *ids, titles).assign(split=name)
-            for name in self.prepared.manifest["splits"]
-        ]
-        return pd.concat(parts, ignore_index=True)
-
-    @cached_property
-    def items(self) -> pd.DataFrame:
-        """Items by raw id: title, year, genres (a list), ratings."""
-        return frames.items(self.prepared.item_table)
-
-    @property
-    def rejected(self) -> pd.DataFrame:
-        """The first rows that could not be read: file, line, byte, text, reason."""
-        return self.prepared.folder.read_table("rejected.parquet").to_pandas()
-
-    @property
-    def splits(self) -> pd.DataFrame:
-        """By split: rows, users, items, and how many rows have ids that training lacks."""
-        return pd.DataFrame(self.prepared.manifest["splits"]).T
-
-
-class Run:
-    """A training run; made by `recray.train`.
-
-    Args:
-        path: Its folder.
-        summary: What training returned: epochs, best_epoch, best, stopped_early.
-    """
-
-    def __init__(self, path: str, summary: Mapping[str, Any]) -> None:
-        self.path, self.summary = path, summary
-
-    def __repr__(self) -> str:
-        epochs, best = self.summary["epochs"], self.summary["best_epoch"]
-        return f"<recray run {self.path}: {epochs} epochs, the best is {best}>"
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """A row an epoch, by epoch: loss, validation metrics, seconds."""
-        return frames.history(RunFolder(self.path).folder.read_json(EPOCHS))
-
-    def export(self, out: str) -> Loaded:
-        """Write the best epoch as a bundle, measured on the test split; see `recray export`.
-
-        Args:
-            out: Folder of the bundle; the bundle of this very run may be there already.
-
-        Raises:
-            RecrayError: The folder is taken, or the data set has changed since.
-        """
-        from recray import pipeline
-
-        prepared = Prepared.open(RunFolder(self.path).facts()["prepared"])
-        if not pipeline.same_bundle(Folder(out), self.path, prepared):
-            with _telling(f"measure {self.path} on the test split"):
-                pipeline.export(self.path, out)
-        return load(out)
-
-
-class Sweep:
-    """A finished search; made by `recray.tune`.
-
-    Args:
-        path: Its folder.
-        summary: See champion.tune.
-    """
-
-    def __init__(self, path: str, summary: Mapping[str, Any]) -> None:
-        self.path, self.summary = path, summary
-
-    def __repr__(self) -> str:
-        count, metric = len(self.summary["trials"]), self.summary["metric"]
-        return f"<recray sweep {self.path}: {count} trials by {metric}; {self.summary['best']} won>"
-
-    @cached_property
-    def trials(self) -> pd.DataFrame:
-        """The trials by number, the winner first: value, status, epochs, and what was searched."""
-        return frames.trials(self.summary)
-
-    @cached_property
-    def reports(self) -> pd.DataFrame:
-        """A row a report: trial, epoch, metrics, the best so far, and what was searched."""
-        return SweepFolder(self.path).folder.read_table("results.parquet").to_pandas()
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The winner's values of what was searched."""
-        won = self.summary["best"]
-        return next(row["settings"] for row in self.summary["trials"] if row["trial"] == won)
-
-    @property
-    def config(self) -> str:
-        """The winner's settings as a file, for `recray.train(..., config=...)`."""
-        return str(self.summary["best_config"])
-
-    @property
-    def verdict(self) -> str:
-        """What the search was worth on test, in words."""
-        test = self.summary["test"]
-        return test["verdict"] if test else "the test split was not opened"
 
 
 def prepare(
@@ -209,7 +74,7 @@ def prepare(
         if not ingest.same_settings(there, given, chosen):
             raise RecrayError(f"{out} holds other data or settings; give another folder")
         return Data(there)
-    with _telling(f"prepare {given.name} into {out}"):
+    with telling(f"prepare {given.name} into {out}"):
         return Data(ingest.prepare(given, out, chosen, address))
 
 
@@ -249,7 +114,7 @@ def train(
 
     _refuse(settings, ("data", "split"), "recray.prepare")
     chosen = _settings(preset, config, settings)
-    with _telling(f"train {chosen.preset} into {out}") as ui:
+    with telling(f"train {chosen.preset} into {out}") as ui:
         ui.epochs = chosen.train.epochs
         summary = trainer.run(chosen, _path(data), out, workers, True, address, ui.epoch)
     return Run(out, summary)
@@ -306,7 +171,7 @@ def evaluate(
     if relevant_from is not None:
         changes["relevant_from"] = relevant_from
     path = model.path if isinstance(model, Loaded) else resolve_bundle(model)
-    with _telling(f"measure {path}"):
+    with telling(f"measure {path}"):
         return frames.metrics(pipeline.evaluate(path, changes, None, workers, address, protocol))
 
 
@@ -360,8 +225,53 @@ def tune(
     path = _path(data)
     order = orders.Order(path, out, trials, concurrent, searcher, scheduler, True, address)
     search = orders.check(order, chosen, load_space(chosen, space))
-    with _telling(f"{trials} trials into {out}") as ui:
+    with telling(f"{trials} trials into {out}") as ui:
         return Sweep(out, champion.tune(search, seeds, ui.say))
+
+
+def serve(
+    model: Loaded | str, *, port: int = 8000, replicas: int = 1, address: str = LOCAL
+) -> Service:
+    """Serve a bundle over HTTP on this machine until it is closed; see `recray serve`.
+
+    Args:
+        model: What load or export returned, or a folder.
+        port: HTTP port.
+        replicas: Processes that answer.
+        address: Ray cluster; `local` starts one.
+
+    Returns:
+        The service, which answers: with its url, `get`, `verify` and `close`; a context manager.
+
+    Raises:
+        RecrayError: The port is taken, or the bundle is missing or damaged.
+    """
+    from recray.serving.deployment import serving
+
+    opened = model if isinstance(model, Loaded) else load(model)
+    with contextlib.ExitStack() as stack, telling(f"serve {opened.path}"):
+        started = serving(opened.path, port=port, replicas=replicas, address=address)
+        url = stack.enter_context(started)
+        return Service(url, opened, stack.pop_all())
+
+
+def session(address: str = LOCAL) -> contextlib.ExitStack:
+    """Start or join Ray once for all that follows, instead of in every call.
+
+    Args:
+        address: Ray cluster; `local` starts one.
+
+    Returns:
+        What ends it by `close()`; a context manager.
+
+    Raises:
+        RecrayError: The cluster cannot be reached.
+    """
+    from recray import cluster
+
+    with contextlib.ExitStack() as stack, telling("start Ray"):
+        stack.enter_context(cluster.session(address))
+        return stack.pop_all()
 
 
 def load(bundle: str) -> Loaded:
@@ -380,18 +290,7 @@ def load(bundle: str) -> Loaded:
         Traceback (most recent call last):
         recray.errors.RecrayError: no such folder: ...nowhere
     """
-    return Loaded(Recommender.open(resolve_bundle(bundle)))
-
-
-@contextlib.contextmanager
-def _telling(words: str) -> Iterator[Console]:
-    """Tell what is done while the block runs."""
-    ui = Console(False, words)
-    try:
-        with ui.during(words):
-            yield ui
-    finally:
-        ui.close()
+    return Loaded.open(bundle)
 
 
 def _settings(preset: str | None, config: str | None, changes: Changes | None) -> Settings:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,10 @@ from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.filters import Wish
 from recray.recommender import Recommender
+from recray.registry import resolve_bundle
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Given = Mapping[RawId, float] | Iterable[tuple[RawId, float]]
 """Items, by raw id or by a part of the title, and stars."""
@@ -28,6 +32,15 @@ class Loaded:
     def __init__(self, recommender: Recommender) -> None:
         self.recommender = recommender
         self.bundle = recommender.bundle
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """Open a bundle, or the current version of a registry.
+
+        Raises:
+            RecrayError: It is missing, damaged or not a bundle.
+        """
+        return cls(Recommender.open(resolve_bundle(path)))
 
     def __repr__(self) -> str:
         facts = self.bundle
@@ -210,6 +223,31 @@ class Loaded:
         if not self.bundle.metrics:
             raise RecrayError(f"{self.path} has no test split to be measured on")
         return frames.metrics(self.bundle.metrics)
+
+    @cached_property
+    def pictures(self) -> "dict[str, Figure]":
+        """Every picture of its report, by name: data-..., training-..., predictions-..., ...."""
+        from recray import report
+
+        drawn = report.of_bundle(self.bundle, "bundle").pictures
+        return {picture.name: picture.figure for picture in drawn}
+
+    def report(self, out: str, png: bool = False) -> str:
+        """Write the report as one HTML file; see `recray report`.
+
+        Args:
+            out: The file.
+            png: Whether to write the pictures as PNG beside it.
+
+        Returns:
+            The file.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        from recray import report
+
+        return report.write(report.of_bundle(self.bundle, "bundle"), out, png)[0]
 
     def _known(self, user: RawId) -> RawId:
         """The id as recray knows ids, not as an index of pandas gives it."""

@@ -2,11 +2,14 @@
 
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import yaml
+from matplotlib.figure import Figure
 
 from recray import __version__, frames, pipeline
 from recray import explain as look
@@ -45,7 +48,7 @@ def make(path: str) -> Document:
     bundle = inner.path if inner.published() and not folder.published() else resolve_bundle(path)
     if not Folder(bundle).published() or Folder(bundle).manifest().get("kind") != BUNDLE:
         raise RecrayError(f"{folder} is no run, no sweep and no bundle: there is nothing to report")
-    return _of_bundle(Bundle.open(bundle), "bundle")
+    return of_bundle(Bundle.open(bundle), "bundle")
 
 
 def write(document: Document, out: str, png: bool) -> list[str]:
@@ -90,10 +93,17 @@ def _of_run(folder: Folder) -> Document:
     """A run as the bundle of its best epoch."""
     with tempfile.TemporaryDirectory(prefix="recray-report-") as temporary:
         bundle = pipeline.export(folder.path, f"{temporary}/bundle")
-        return _of_bundle(bundle, "run", RunFolder(folder.path).facts() | {"run": folder.path})
+        return of_bundle(bundle, "run", RunFolder(folder.path).facts() | {"run": folder.path})
 
 
-def _of_bundle(bundle: Bundle, what: str, run: dict[str, Any] | None = None) -> Document:
+def of_bundle(bundle: Bundle, what: str, run: dict[str, Any] | None = None) -> Document:
+    """The report of an opened bundle.
+
+    Args:
+        bundle: The bundle.
+        what: What to call it.
+        run: What the run that it was made from says of itself.
+    """
     recommender, settings = Recommender(bundle), bundle.settings
     report = bundle.metrics
     sections = [
@@ -153,12 +163,17 @@ def _tiles(bundle: Bundle) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------ sections
 
 
-def _data(bundle: Bundle) -> Section:
-    every = Ratings.concatenate([bundle.history, bundle.holdout])
+def data_pictures(every: Ratings, item_table: pa.Table) -> dict[str, Figure]:
+    """The pictures of a data set by name, those that it allows.
+
+    Args:
+        every: All of its ratings.
+        item_table: schema.ITEMS.
+    """
     stars, count = np.unique(every.rating.astype(np.float64), return_counts=True)
-    per_item = np.bincount(every.item, minlength=len(bundle.item_ids))
+    per_item = np.bincount(every.item, minlength=len(item_table))
     genres = Counter[str]()
-    for own, ratings in zip(bundle.item_table["genres"].to_pylist(), per_item, strict=True):
+    for own, ratings in zip(item_table["genres"].to_pylist(), per_item, strict=True):
         genres.update({genre: int(ratings) for genre in own})
     made = {
         "data-ratings": data.levels(list(zip(stars.tolist(), count.tolist(), strict=True))),
@@ -167,10 +182,16 @@ def _data(bundle: Bundle) -> Section:
         "data-films": data.activity(per_item, "film"),
         "data-genres": data.genres(genres),
     }
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def _data(bundle: Bundle) -> Section:
+    every = Ratings.concatenate([bundle.history, bundle.holdout])
     rows = {name: split["rows"] for name, split in bundle.config["splits"].items()}
     words = ", ".join(f"{name} {count:,}" for name, count in rows.items())
     kind = bundle.config["split"]["kind"]
-    return Section("data", "Data", f"All ratings. Split {kind}: {words}.", _pictures(made))
+    made = _pictures(data_pictures(every, bundle.item_table))
+    return Section("data", "Data", f"All ratings. Split {kind}: {words}.", made)
 
 
 def _training(bundle: Bundle) -> Section | None:
@@ -320,7 +341,7 @@ def _facts(bundle: Bundle, run: dict[str, Any] | None) -> Section:
     return Section("facts", "Run facts", "", blocks)
 
 
-def _pictures(made: dict[str, Any]) -> list[Block]:
+def _pictures(made: Mapping[str, Figure | None]) -> list[Block]:
     """Those that the data allow: two a row, and three in the last one where they are odd."""
     there = [(name, figure) for name, figure in made.items() if figure is not None]
     thirds = len(there) - 3 if len(there) % 2 and len(there) > 1 else len(there)

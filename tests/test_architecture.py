@@ -29,9 +29,10 @@ FLOORS = [
     ["crossvalidation", "champion"],
     ["benchmarks"],
     ["console"],
-    ["frames", "loaded", "pictures"],
-    ["document", "library"],
+    ["frames", "pictures"],
+    ["document"],
     ["report"],
+    ["loaded", "results", "library"],
     ["cli", "__init__"],
     ["__main__"],
 ]

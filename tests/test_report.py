@@ -38,7 +38,7 @@ def sections(document: Document) -> list[str]:
 
 @pytest.mark.parametrize("preset", ["ranking", "dot-mse"])
 def test_every_picture_says_what_it_shows_and_names_its_axes(measured, preset):
-    document = report._of_bundle(measured(preset), "bundle")
+    document = report.of_bundle(measured(preset), "bundle")
     assert sections(document) == ["data", "training", "predictions", "ranking", "users", "facts"]
     assert len(document.pictures) >= 14
     for picture in document.pictures:
@@ -50,7 +50,7 @@ def test_every_picture_says_what_it_shows_and_names_its_axes(measured, preset):
 
 def test_stars_are_drawn_where_the_model_predicts_them_and_places_where_it_ranks(measured):
     stars, places = (
-        {p.name for p in report._of_bundle(measured(preset), "bundle").pictures}
+        {p.name for p in report.of_bundle(measured(preset), "bundle").pictures}
         for preset in ("dot-mse", "ranking")
     )
     assert {"predictions-calibration", "predictions-error", "ranking-errors"} <= stars - places
@@ -81,7 +81,7 @@ class Links(HTMLParser):
 
 
 def test_the_page_stands_alone_and_is_whole(measured):
-    page = report._of_bundle(measured(), "bundle").html()
+    page = report.of_bundle(measured(), "bundle").html()
     links = Links()
     links.feed(page)
     assert not links.open
@@ -93,7 +93,7 @@ def test_the_page_stands_alone_and_is_whole(measured):
 
 
 def test_colours_follow_the_page_and_nothing_is_black_or_white_for_good(measured):
-    page = report._of_bundle(measured(), "bundle").html()
+    page = report.of_bundle(measured(), "bundle").html()
     drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert not set(re.findall(r"#[0-9a-f]{6}\b", drawn))
     used = set(re.findall(r"var\(--(c[0-9a-f]{6})\)", drawn))
@@ -147,7 +147,7 @@ def test_a_rating_of_nobody_is_no_picture_but_an_empty_section(make_bundle):
     bundle = make_bundle()
     empty = bundle.holdout.where(np.zeros(len(bundle.holdout), bool))
     object.__setattr__(bundle, "holdout", Ratings(*vars(empty).values()))
-    assert sections(report._of_bundle(bundle, "bundle")) == ["data", "training", "facts"]
+    assert sections(report.of_bundle(bundle, "bundle")) == ["data", "training", "facts"]
 
 
 def run(*arguments: object):
