@@ -108,8 +108,8 @@ def _plain(value: dict[str, Any]) -> str:
 def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
     """Columns as wide as their content; the first is left-aligned, the others right.
 
-    On a terminal that is too narrow the first column is cut, and what still does not fit follows
-    in further tables that repeat it.
+    On a terminal that is too narrow long cells are cut, and columns that still do not fit follow in
+    further tables that repeat the first.
     """
     cells = [columns, *rows]
     width = [max(len(row[place]) for row in cells) for place in range(len(columns))]
@@ -117,6 +117,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
     if width and sum(width) + 2 * len(width) - 2 > room:
         rest = min(sum(width[1:]) + 2 * len(width[1:]), room // 2)
         width[0] = min(width[0], max(room - rest, 12))
+        width[1:] = [min(own, max(room - width[0] - 2, 12)) for own in width[1:]]
     parts = ["\n".join(_lines(cells, width, group)) for group in _groups(width, room)]
     return "\n".join(filter(None, [textwrap.fill(title, max(room, 20)), "\n\n".join(parts)]))
 
@@ -146,7 +147,7 @@ def _lines(cells: list[list[str]], width: list[int], places: list[int]) -> list[
         "  ".join(
             _cut(row[place], width[place]).ljust(width[place])
             if place == 0
-            else row[place].rjust(width[place])
+            else _cut(row[place], width[place]).rjust(width[place])
             for place in places
         ).rstrip()
         for row in cells

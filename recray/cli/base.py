@@ -174,7 +174,6 @@ def _version(context: click.Context, _option: click.Parameter, asked: bool) -> N
 def cli() -> None:
     """From raw ratings to a trained, measured and served recommender on any Ray cluster.
 
-    \b
     SOURCE is `sample` (generated, no network), a MovieLens release (ml-100k ... ml-32m), or the
     path or URI of a zip, folder or csv file.
     """
