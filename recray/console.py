@@ -57,7 +57,7 @@ class Console:
         """Tell what is done while the block runs: in a spinner on a terminal, a line elsewhere."""
         if not sys.stderr.isatty():
             self.say(words)
-        self.patience.words = words
+        self.patience.name(words)
         yield
         self.patience.told()
 

@@ -36,6 +36,13 @@ class Patience:
                     self._spinner = _spinner(self.words)
                     self._spinner.start()
 
+    def name(self, words: str) -> None:
+        """Something else is being done now."""
+        with self._lock:
+            self.words = words
+            if self._spinner is not None:
+                self._spinner.update(self._spinner.task_ids[0], description=words)
+
     def told(self, held: bool = False) -> None:
         """Something else is shown now: take the spinner away, for good while `held`."""
         with self._lock:

@@ -49,8 +49,13 @@ def terminal(monkeypatch):
     started, stopped = [], []
 
     class Spinner:
+        task_ids = (0,)
+
         def __init__(self, words):
             self.words = words
+
+        def update(self, _task, description):
+            self.words = description
 
         def start(self):
             started.append(self.words)
@@ -73,8 +78,10 @@ def test_a_silent_command_shows_that_it_works_and_stops_when_it_tells(terminal):
     started, stopped = terminal
     ui = Console(False, "recray evaluate")
     wait_for(lambda: started == ["recray evaluate"])
+    with ui.during("measure"):
+        pass
     ui.close()
-    assert stopped == ["recray evaluate"]
+    assert stopped == ["measure"]
 
 
 def test_what_is_shown_otherwise_holds_the_spinner_back(terminal):
