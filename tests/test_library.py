@@ -6,7 +6,7 @@ import doctest
 import pytest
 
 import recray
-from recray import cluster, library, loaded, tuning
+from recray import cluster, library, loaded, report, tuning
 from recray.errors import RecrayError
 from recray.sweep.plan import Plan
 from recray.sweep.trial import TrialRun, load
@@ -115,3 +115,21 @@ def test_predictions_stand_beside_the_held_out_stars(make_bundle):
     frame = recray.load(make_bundle(preset="dot-mse").folder.path).predictions
     assert len(frame) == 15
     assert frame["predicted"].notna().all()
+
+
+def test_a_run_is_reported_as_the_bundle_of_its_best_epoch(names):
+    run = f"{names['folder']}/run-of-bundle"
+    document = report.make(run)
+    assert document.title == "sample: ranking (run)"
+    assert len(document.pictures) == 5 + 3 + 3 + 4
+    assert ["folder", run] in document.sections[-1].blocks[0].rows
+
+
+def test_pictures_are_there_by_name(names):
+    data, model = (
+        recray.prepare("sample", f"{names['folder']}/prepared"),
+        recray.load(names["bundle"]),
+    )
+    assert list(data.pictures) == [n for n in model.pictures if n.startswith("data-")]
+    stars = [bar.get_height() for bar in data.pictures["data-ratings"].axes[0].patches]
+    assert sum(stars) == len(data.ratings)

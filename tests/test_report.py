@@ -176,6 +176,24 @@ def test_what_cannot_be_drawn_is_one_line(prepared, tmp_path):
         report.make(str(tmp_path))
 
 
+def test_a_sweep_shows_its_trials_the_winner_first(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    trials = [
+        {"trial": n, "status": "finished", "value": value, "best_epoch": 1, "epochs": 2,
+         "settings": {"train.lr": 0.1 * n}, "error": ""}
+        for n, value in enumerate((0.9, 0.7, None, 0.8))
+    ]  # fmt: skip
+    summary = {"dataset": "tiny", "preset": "gmf", "metric": "rmse", "searcher": "random",
+               "scheduler": "asha", "trials": trials, "best": 1, "best_config": "",
+               "test": None}  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    document = report.make(str(tmp_path))
+    table = document.sections[0].blocks[-1]
+    assert [row[:2] for row in table.rows] == [["1", "0.7"], ["3", "0.8"], ["0", "0.9"], ["2", ""]]
+    assert table.columns == ["trial", "rmse", "status", "best_epoch", "epochs", "train.lr"]
+    assert document.lead == ["The test split was not opened."]
+
+
 def test_what_up_wrote_is_reported_by_its_folder(make_bundle, tmp_path):
     make_bundle("bundle")
     assert report.make(str(tmp_path)).title == "tiny: ranking (bundle)"
