@@ -80,7 +80,7 @@ class Data:
     @property
     def splits(self) -> pd.DataFrame:
         """By split: rows, users, items, and how many rows have ids that training lacks."""
-        return pd.DataFrame(self.prepared.manifest["splits"]).T
+        return pd.DataFrame.from_dict(self.prepared.manifest["splits"], orient="index")
 
     @cached_property
     def pictures(self) -> "dict[str, Figure]":
