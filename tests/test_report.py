@@ -90,6 +90,9 @@ def test_the_page_stands_alone_and_is_whole(measured):
     assert not re.search(r"@import|url\((?!#)", page)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert {link[1:] for link in links.found} <= set(ids)
+    clips = re.findall(r"url\(#([^)]+)\)", page)
+    assert clips
+    assert set(clips) <= set(ids)
 
 
 def test_colours_follow_the_page_and_nothing_is_black_or_white_for_good(measured):
