@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "recray"
 
 # Lowest first; a module may import from its own floor and below.
 FLOORS = [
-    ["errors", "patience"],
+    ["errors", "patience", "tables"],
     ["schema", "config", "storage"],
     ["data", "metrics"],
     ["models"],
