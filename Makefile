@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-slow check validate clean
+.PHONY: run test test-slow check validate docs clean
 
 run: $(INSTALLED)
 	$(BIN)/recray up sample
@@ -22,6 +22,9 @@ check: $(INSTALLED)
 
 validate: $(INSTALLED)
 	$(BIN)/python -m cluster.validate
+
+docs: $(INSTALLED)
+	$(BIN)/python -m recray.cli.reference > docs/commands.md
 
 clean:
 	rm -rf $(VENV) recray-out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

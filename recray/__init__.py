@@ -1,3 +1,25 @@
-"""recray: from raw ratings to a trained, measured and served recommender on any Ray cluster."""
+"""recray: from raw ratings to a trained, measured and served recommender on any Ray cluster.
+
+In Python: `recray.prepare`, `train`, `evaluate`, `tune`, `load` and `serve`; see recray.library.
+They are looked up when first used, so that importing recray loads neither torch nor Ray.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recray.library import evaluate, load, prepare, serve, session, train, tune
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "load", "prepare", "serve", "session", "train", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of __all__, imported when first asked for."""
+    if name in __all__:
+        return getattr(importlib.import_module("recray.library"), name)
+    raise AttributeError(f"module 'recray' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
 """The exported model: one folder that holds all that answering needs. No pickled code in it.
 
 weights.safetensors  ids.parquet  items.parquet  history.parquet  holdout.parquet
-config.json  metrics.json  manifest.json
+config.json  metrics.json  training.json (the epochs, for people)  manifest.json
 """
 
 import hashlib
@@ -26,7 +26,8 @@ from recray.storage import Folder, publish
 from recray.training.checkpoint import TIMINGS, Checkpoint
 
 KIND = "bundle"
-UNVERSIONED = ("metrics.json",)
+TRAINING = "training.json"
+UNVERSIONED = ("metrics.json", TRAINING)
 CONFIG = ("dataset", "settings", "users", "items", "rating_range", "fold_in", "fingerprints")
 
 
@@ -47,6 +48,7 @@ class Bundle:
         item_table: schema.ITEMS.
         history: Ratings known before the test: train, valid, and what is known of held-out users.
         holdout: The test ratings.
+        training: One entry an epoch: epoch, loss, validation metrics, seconds.
     """
 
     folder: Folder
@@ -61,6 +63,7 @@ class Bundle:
     item_table: pa.Table
     history: Ratings
     holdout: Ratings
+    training: list[dict[str, Any]]
 
     @property
     def version(self) -> str:
@@ -126,6 +129,7 @@ class Bundle:
             folder.read_table("items.parquet"),
             Ratings.of(folder.read_table("history.parquet")),
             Ratings.of(folder.read_table("holdout.parquet")),
+            folder.read_json(TRAINING) if folder.exists(TRAINING) else [],
         )
 
 
@@ -152,6 +156,7 @@ def write_bundle(
     created: str,
     measure: Callable[[Bundle], dict[str, Any]],
     replace: bool = False,
+    training: list[dict[str, Any]] | None = None,
 ) -> Bundle:
     """Write a bundle with its measured metrics; it appears whole or not at all.
 
@@ -163,6 +168,7 @@ def write_bundle(
         created: When, as ISO 8601.
         measure: Evaluates the bundle before it is published.
         replace: Whether a bundle under that name may be replaced.
+        training: One entry an epoch; by default those until the chosen one.
 
     Raises:
         RecrayError: The folder is taken.
@@ -176,6 +182,7 @@ def write_bundle(
         folder.write_table("history.parquet", _rating_table(history))
         folder.write_table("holdout.parquet", _rating_table(prepared.load("test")))
         folder.write_json("config.json", _config(prepared, checkpoint, settings))
+        folder.write_json(TRAINING, training or checkpoint.progress.history)
         folder.write_json("metrics.json", {})
         version = _version(folder)
         bundle = Bundle.read(folder, {"version": version})

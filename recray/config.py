@@ -366,7 +366,8 @@ def _merge(values: dict[str, Any], more: dict[str, Any]) -> None:
             values[key] = value
 
 
-def _known_keys() -> list[str]:
+def known_keys() -> list[str]:
+    """Every setting as group.key."""
     groups = {n: f.annotation for n, f in Settings.model_fields.items()}
     return [
         f"{group}.{key}"
@@ -381,7 +382,7 @@ def _explain(error: Any) -> str:
     parts = [str(p) for p in error["loc"] if not str(p).startswith(("constrained-", "literal["))]
     key = ".".join(parts[:2])
     if error["type"] == "extra_forbidden":
-        names = _known_keys()
+        names = known_keys()
         near = get_close_matches(key, names, n=1, cutoff=0.3)
         same_group = [n for n in names if n.startswith(key.split(".")[0] + ".")] or names
         hint = f"did you mean {near[0]}? " if near else ""

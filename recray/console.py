@@ -1,10 +1,16 @@
 """What people see in a terminal: lines and tables. Results on stdout, progress on stderr."""
 
+import contextlib
 import json
+import os
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from recray.patience import Patience
+from recray.tables import table as table
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -15,18 +21,21 @@ class Console:
 
     Args:
         as_json: Print exactly one JSON object on stdout and nothing else there.
+        words: What is being done; shown on a terminal while nothing else is.
     """
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, words: str = "recray") -> None:
         self.as_json = as_json
         self._epochs, self._metric = 0, ""
         self._seconds: list[float] = []
+        self.patience = Patience(words)
         self._begin = time.monotonic()
         self._bar: Progress | None = None
 
     def say(self, line: str) -> None:
         """Tell of progress, on stderr, with the seconds since the start."""
         self._close_bar()
+        self.patience.told()
         print(f"[{time.monotonic() - self._begin:6.1f} s] {line}", file=sys.stderr, flush=True)
 
     def expect(self, epochs: int, metric: str) -> None:
@@ -48,20 +57,35 @@ class Console:
             self.say(f"epoch {entry['epoch']:>{width}}/{self._epochs}  {'  '.join(numbers)}")
             return
         if self._bar is None:
+            self.patience.told(held=True)
             self._bar = _bar()
             self._bar.start()
             self._bar.add_task("epochs", total=self._epochs or None, numbers="")
         words = "  ".join(numbers + last)
         self._bar.update(self._bar.task_ids[0], completed=entry["epoch"], numbers=words)
 
+    @contextlib.contextmanager
+    def during(self, words: str) -> Iterator[None]:
+        """Tell what is done while the block runs: in a spinner on a terminal, a line elsewhere."""
+        if not sys.stderr.isatty():
+            self.say(words)
+        self.patience.name(words)
+        yield
+        self.patience.told()
+
     def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
+    def close(self) -> None:
+        """The work is done: nothing moves on the terminal any more."""
+        self._close_bar()
+        self.patience.end()
+
     def result(self, value: dict[str, Any], text: str = "") -> None:
         """Print a command's result: the value as JSON, or the text."""
-        self._close_bar()
+        self.close()
         out = json.dumps(value, ensure_ascii=False) if self.as_json else text or _plain(value)
         print(out, flush=True)
 
@@ -104,21 +128,6 @@ def _plain(value: dict[str, Any]) -> str:
         f"{name}: {json.dumps(v, ensure_ascii=False) if isinstance(v, (dict, list)) else v}"
         for name, v in value.items()
     )
-
-
-def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as their content; the first is left-aligned, the others right."""
-    cells = [columns, *rows]
-    width = [max(len(row[place]) for row in cells) for place in range(len(columns))]
-    lines = [
-        "  ".join(
-            cell.ljust(width[place]) if place == 0 else cell.rjust(width[place])
-            for place, cell in enumerate(row)
-        ).rstrip()
-        for row in cells
-    ]
-    rule = "-" * max(len(line) for line in lines)
-    return "\n".join(filter(None, [title, lines[0], rule, *lines[1:]]))
 
 
 def evaluation(report: dict[str, Any], slices: bool = False) -> str:
@@ -323,7 +332,14 @@ def up(result: dict[str, Any]) -> str:
         if result["verified"]
         else f"HTTP ANSWERS DIFFER: {'; '.join(check['differences'][:3])}"
     )
-    url = result["url"]
+    url, bundle, user = result["url"], _short(result["bundle"]), result["example_user"]
+    steps = [
+        ["look at one user", f"recray explain {bundle} --user {user}"],
+        ["see it all", f"recray report {bundle} --open"],
+        ["search settings", f"recray tune {_short(result['prepared'])} --out sweeps/first"],
+        ["serve it again", f"recray serve {bundle}"],
+    ]
+    width = max(len(words) for words, _ in steps)
     return "\n".join(
         [
             "",
@@ -332,7 +348,10 @@ def up(result: dict[str, Any]) -> str:
             f"{words}; {seconds}",
             f"bundle: {result['bundle']}",
             f"service: {url}  (documentation: {url}/docs)",
-            f"try: curl '{url}/v1/users/{result['example_user']}/recommendations?k=5'",
+            f"try: curl '{url}/v1/users/{user}/recommendations?k=5'",
+            "",
+            "next, in another terminal or after Ctrl-C:",
+            *(f"  {words.ljust(width)}  {line}" for words, line in steps),
         ]
     )
 
@@ -385,6 +404,14 @@ def release(result: dict[str, Any]) -> str:
             f"registry: {result['registry']}  (recray serve {result['registry']})",
         ]
     )
+
+
+def _short(path: str) -> str:
+    """A path as one would type it here."""
+    if "://" in path:
+        return path
+    near = os.path.relpath(path)
+    return path if near.startswith("..") else near
 
 
 def benchmark(name: str, result: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from recray.serving.protection import (
 )
 from recray.storage import Folder
 from recray.training import trainer
-from recray.training.checkpoint import TIMINGS, RunFolder
+from recray.training.checkpoint import EPOCHS, TIMINGS, RunFolder
 from recray.training.logbooks import TensorBoard
 from recray.training.watch import OnEpoch, Watch
 
@@ -54,7 +54,17 @@ def export(run_path: str, out: str, replace: bool = False) -> Bundle:
     def measured(bundle: Bundle) -> dict[str, Any]:
         return evaluation.evaluate(bundle) if len(bundle.holdout) else {}
 
-    return write_bundle(out, prepared, run.best(), settings, created, measured, replace)
+    epochs = run.folder.read_json(EPOCHS)
+    return write_bundle(out, prepared, run.best(), settings, created, measured, replace, epochs)
+
+
+def same_bundle(folder: Folder, run_path: str, prepared: Prepared) -> bool:
+    """Whether the bundle of that run on that data set is there already."""
+    if not folder.published() or folder.manifest().get("kind") != KIND:
+        return False
+    config = folder.read_json("config.json")
+    same = config["settings"] == RunFolder(run_path).facts()["settings"]
+    return same and config["fingerprints"] == prepared.manifest["fingerprints"]
 
 
 def evaluate(
@@ -88,8 +98,10 @@ def evaluate(
                 f"{prepared.folder} ({prepared.manifest['dataset']}) is not what {bundle_path} was "
                 f"trained on ({bundle.config['dataset']}), or it has changed since"
             )
-    settings = bundle.settings.changed(evaluate=changes or {})
-    return batch.evaluate(bundle, settings.evaluate, workers, address, protocol)
+    settings = bundle.settings.changed(evaluate=changes or {}).evaluate
+    if workers == 1 and address == cluster.LOCAL:  # no need to start Ray: the digits are the same
+        return evaluation.evaluate(bundle, settings, protocol)
+    return batch.evaluate(bundle, settings, workers, address, protocol)
 
 
 def reproduce(run_path: str, address: str = cluster.LOCAL) -> dict[str, Any]:
@@ -135,7 +147,7 @@ def reproduce(run_path: str, address: str = cluster.LOCAL) -> dict[str, Any]:
 
 def _differences(before: RunFolder, after: RunFolder) -> list[str]:
     """What two runs do not have in common, digit by digit."""
-    histories = [folder.folder.read_json("epochs.json") for folder in (before, after)]
+    histories = [folder.folder.read_json(EPOCHS) for folder in (before, after)]
     if len(histories[0]) != len(histories[1]):
         return [f"{len(histories[0])} epochs before, {len(histories[1])} now"]
     found = [
@@ -225,12 +237,9 @@ class Stages:
         """The measured bundle of the run."""
         with self.timed("evaluate"):
             folder = self.out.child("bundle")
-            if folder.published() and folder.manifest().get("kind") == KIND:
-                there = Bundle.open(folder.path)
-                same = there.config["settings"] == RunFolder(run).facts()["settings"]
-                if same and there.config["fingerprints"] == prepared.manifest["fingerprints"]:
-                    self.say(f"evaluate: {folder} is there and matches")
-                    return there
+            if same_bundle(folder, run, prepared):
+                self.say(f"evaluate: {folder} is there and matches")
+                return Bundle.open(folder.path)
             self.say("evaluate: on the test split")
             return export(run, folder.path, replace=True)
 
@@ -304,8 +313,8 @@ def up(
     """Run every stage, serve, check the service against the bundle, and serve while the block runs.
 
     Yields:
-        {"bundle", "url", "verified", "evaluation", "seconds": {"prepare", "train", "evaluate",
-        "serve"}}
+        {"prepared", "bundle", "url", "verified", "evaluation", "seconds": {"prepare", "train",
+        "evaluate", "serve"}}
 
     Raises:
         RecrayError: What the user can fix, of any stage.
@@ -333,6 +342,7 @@ def up(
             checked = verify.verify(url, Recommender(bundle), key=own)
             stages.seconds["serve"] = round(time.perf_counter() - begin, 3)
             yield {
+                "prepared": prepared.folder.path,
                 "bundle": bundle.folder.path,
                 "url": url,
                 "verified": checked["verified"],

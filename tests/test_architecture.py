@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "recray"
 
 # Lowest first; a module may import from its own floor and below.
 FLOORS = [
-    ["errors", "__init__"],
+    ["errors", "patience", "tables"],
     ["schema", "config", "storage"],
     ["data", "metrics"],
     ["models"],
@@ -30,7 +30,11 @@ FLOORS = [
     ["crossvalidation", "champion"],
     ["benchmarks"],
     ["console"],
-    ["cli"],
+    ["frames", "pictures"],
+    ["document"],
+    ["report"],
+    ["loaded", "results", "library"],
+    ["cli", "__init__"],
     ["__main__"],
 ]
 RAY_HOMES = {
@@ -118,6 +122,13 @@ def loaded_after(code: str) -> set[str]:
 
 def test_importing_recray_loads_neither_ray_nor_torch():
     assert not {"ray", "torch"} & loaded_after("import recray")
+
+
+def test_the_functions_of_recray_are_there_and_load_ray_when_called_only():
+    code = (
+        "import recray\nassert {'prepare', 'tune'} <= set(dir(recray))\nrecray.train, recray.load"
+    )
+    assert not {"ray", "matplotlib"} & loaded_after(code)
 
 
 def test_help_loads_neither_ray_nor_torch():

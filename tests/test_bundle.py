@@ -14,6 +14,7 @@ FILES = [
     "holdout.parquet",
     "config.json",
     "metrics.json",
+    "training.json",
 ]
 
 

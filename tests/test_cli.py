@@ -9,8 +9,10 @@ from click.testing import CliRunner
 
 from recray import console
 from recray.cli import cli
+from recray.cli.reference import reference
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def commands(group: click.Group, prefix: str = "recray"):
@@ -34,6 +36,11 @@ def test_a_command_shows_an_example_of_itself(words):
 @pytest.mark.parametrize("words", [w for w in ALL if not w.startswith("recray registry")])
 def test_the_readme_names_every_command(words):
     assert words in README
+
+
+def test_the_reference_of_commands_is_current():
+    written = (ROOT / "docs" / "commands.md").read_text()
+    assert written == f"{reference()}\n", "run `make docs`"
 
 
 @pytest.mark.parametrize("words", ALL)

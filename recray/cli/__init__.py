@@ -14,10 +14,12 @@ import click
 from recray.cli import (  # noqa: F401 - each adds its commands
     benchmark,
     bundles,
+    completion,
     data,
     doctor,
     jobs,
     registry,
+    report,
     serving,
     stages,
     tune,

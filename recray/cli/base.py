@@ -3,12 +3,16 @@
 import functools
 import json
 import os
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterable
+from importlib import metadata
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from recray import __version__, cluster
+from recray.config import known_keys, preset_names
 from recray.console import Console
 from recray.errors import RecrayError
 
@@ -55,13 +59,43 @@ def default_out(name: str) -> str:
     return f"{(base or 'recray-out').rstrip('/')}/{name}"
 
 
+def _starting(names: Iterable[str], begun: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+
+def _presets(_context: click.Context, _option: click.Parameter, begun: str) -> list[CompletionItem]:
+    return _starting(preset_names(), begun)
+
+
+def _settings(
+    _context: click.Context, _option: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    return _starting([f"{name}=" for name in known_keys()], begun)
+
+
+def sources(
+    _context: click.Context, _argument: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """What a SOURCE may be: the sample, a release, or a file."""
+    from recray.data.catalog import RELEASES
+
+    return [*_starting(["sample", *RELEASES], begun), CompletionItem(begun, type="file")]
+
+
 def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options that several commands have: --json always, the others by name."""
     options = {
-        "preset": click.option("--preset", help="Recipe to start from.  [default: ranking]"),
+        "preset": click.option(
+            "--preset", help="Recipe to start from.  [default: ranking]", shell_complete=_presets
+        ),
         "config": click.option("--config", metavar="FILE", help="YAML with settings by group."),
         "set": click.option(
-            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting."
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Change one setting.",
+            shell_complete=_settings,
         ),
         "workers": click.option(
             "--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes."
@@ -104,7 +138,11 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def with_console(*args: Any, as_json: bool, **kwargs: Any) -> Any:
-            return command(Console(as_json), *args, **kwargs)
+            ui = Console(as_json, click.get_current_context().command_path)
+            try:
+                return command(ui, *args, **kwargs)
+            finally:
+                ui.close()
 
         wrapped: Callable[..., Any] = with_console
         for name in reversed(names):
@@ -116,12 +154,26 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
+def _version(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    """Versions from what is installed: nothing is imported for it."""
+    if asked and not context.resilient_parsing:
+        others = ", ".join(f"{name} {metadata.version(name)}" for name in ("ray", "torch"))
+        click.echo(f"recray {__version__} ({others}, Python {platform.python_version()})")
+        context.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="recray")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version, and those of Ray and torch.",
+)
 def cli() -> None:
     """From raw ratings to a trained, measured and served recommender on any Ray cluster.
 
-    \b
     SOURCE is `sample` (generated, no network), a MovieLens release (ml-100k ... ml-32m), or the
     path or URI of a zip, folder or csv file.
     """

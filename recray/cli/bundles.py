@@ -105,7 +105,9 @@ def evaluate(
         raise RecrayError("--among rated and --protocol sampled exclude each other: give one")
     kind: Kind = "rated" if among == "rated" else protocol
     chosen = Protocol(_names(baselines), kind, negatives)
-    report = pipeline.evaluate(resolve_bundle(bundle), changes, prepared, workers, address, chosen)
+    path = resolve_bundle(bundle)
+    with ui.during(f"measure {path} on its test split"):
+        report = pipeline.evaluate(path, changes, prepared, workers, address, chosen)
     ui.result(report, console.evaluation(report, slices))
 
 
@@ -185,7 +187,8 @@ def recommend(
             raise RecrayError("--all writes plain lists: filters go with --user and --rate")
         from recray import batch
 
-        result = batch.recommend_all(recommender.bundle, str(out), k, address, ui.say)
+        with ui.during(f"lists of everybody into {out}"):
+            result = batch.recommend_all(recommender.bundle, str(out), k, address, ui.say)
         ui.result(result, console.lists(result))
         return
     wish = wish_of(wanted, recommender)

@@ -3,7 +3,7 @@
 import click
 
 from recray import console
-from recray.cli.base import Commands, cli, shared
+from recray.cli.base import Commands, cli, shared, sources
 from recray.config import load_settings
 from recray.console import Console
 
@@ -31,7 +31,7 @@ def data_list(ui: Console) -> None:
 
 
 @data.command("fetch")
-@click.argument("name")
+@click.argument("name", shell_complete=sources)
 @shared("mirror")
 def data_fetch(ui: Console, name: str, mirror: str | None) -> None:
     """Download the release NAME, compare its sha256, and keep it in the cache (RECRAY_CACHE).
@@ -50,7 +50,7 @@ def data_fetch(ui: Console, name: str, mirror: str | None) -> None:
 
 
 @data.command("describe")
-@click.argument("source")
+@click.argument("source", shell_complete=sources)
 @shared("columns", "mirror")
 def data_describe(ui: Console, source: str, columns: tuple[str, ...], mirror: str | None) -> None:
     """Count what is in SOURCE, or in the folder of a prepared data set.
@@ -68,5 +68,6 @@ def data_describe(ui: Console, source: str, columns: tuple[str, ...], mirror: st
         facts = describe.describe_prepared(Prepared.open(source))
     else:
         settings = load_settings(overrides=columns)
-        facts = describe.describe_source(recognise(source, settings, mirror))
+        with ui.during(f"read {source}"):
+            facts = describe.describe_source(recognise(source, settings, mirror))
     ui.result(facts, console.description(facts))

@@ -3,7 +3,7 @@
 import click
 
 from recray import console
-from recray.cli.base import cli, shared
+from recray.cli.base import cli, shared, sources
 from recray.config import load_settings, preset_names
 from recray.console import Console
 from recray.errors import CheckFailed, RecrayError
@@ -21,7 +21,7 @@ def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: 
 
 
 @cli.command()
-@click.argument("source")
+@click.argument("source", shell_complete=sources)
 @click.option("--out", required=True, metavar="PREPARED", help="Folder of the data set.")
 @shared("preset", "config", "set", "columns", "mirror", "address")
 def prepare(
@@ -46,7 +46,8 @@ def prepare(
     from recray.data import ingest
     from recray.data.source import recognise
 
-    made = ingest.prepare(recognise(source, settings, mirror), out, settings, address)
+    with ui.during(f"prepare {source} into {out}"):
+        made = ingest.prepare(recognise(source, settings, mirror), out, settings, address)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
     ui.result({"prepared": made.folder.path, **facts}, console.prepared(made.manifest))
 
@@ -118,7 +119,8 @@ def export(ui: Console, run: str, out: str) -> None:
     """
     from recray import pipeline
 
-    bundle = pipeline.export(run, out)
+    with ui.during(f"measure {run} on the test split"):
+        bundle = pipeline.export(run, out)
     result = {"bundle": bundle.folder.path, "version": bundle.version, "evaluation": bundle.metrics}
     text = console.evaluation(bundle.metrics) if bundle.metrics else "no test split to measure on"
     ui.result(result, f"{text}\nbundle: {bundle.folder} (version {bundle.version})")
@@ -136,7 +138,8 @@ def reproduce(ui: Console, run: str, address: str) -> None:
     """
     from recray import pipeline
 
-    result = pipeline.reproduce(run, address)
+    with ui.during(f"train {run} again"):
+        result = pipeline.reproduce(run, address)
     words = "the digits agree" if result["agrees"] else "the digits differ"
     ui.result(
         result, "\n".join([f"{run}: {result['epochs']} epochs; {words}", *result["differences"]])

@@ -140,6 +140,7 @@ class Watch:
         from rich.text import Text
 
         if self._live is None:
+            self.ui.patience.told(held=True)
             self._live = Live(console=Terminal(stderr=True), refresh_per_second=4)
             self._live.start()
         text = live_table(list(self.events.values()), event, self.metric)

@@ -5,7 +5,7 @@ import signal
 import click
 
 from recray import console
-from recray.cli.base import cli, default_out, shared
+from recray.cli.base import cli, default_out, shared, sources
 from recray.config import load_settings
 from recray.console import Console
 from recray.errors import CheckFailed
@@ -18,7 +18,7 @@ def wait_for_stop(ui: Console, url: str) -> None:
 
 
 @cli.command()
-@click.argument("source")
+@click.argument("source", shell_complete=sources)
 @click.option("--out", metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]")
 @click.option(
     "--registry", metavar="REGISTRY", help="Where it is promoted.  [default: registry in --out]"
@@ -65,7 +65,7 @@ def pipeline(
 
 
 @cli.command()
-@click.argument("source")
+@click.argument("source", shell_complete=sources)
 @click.option("--out", metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]")
 @click.option("--once", is_flag=True, help="Serve, check over HTTP, stop and exit.")
 @shared("preset", "config", "set", "workers", "host", "port", "columns", "mirror", "address")

@@ -23,6 +23,7 @@ from recray.errors import RecrayError
 from recray.storage import MANIFEST, UNFINISHED, Folder, publish
 
 CHECKPOINTS = "checkpoints"
+EPOCHS = "epochs.json"
 KIND = "run"
 FORMAT = 1
 """Of run folders and checkpoints; another number is refused, not guessed at."""
@@ -193,7 +194,7 @@ class RunFolder:
                 parent.delete(name)
 
     def _write_history(self, progress: Progress) -> None:
-        self.folder.replace_bytes("epochs.json", json.dumps(progress.history, indent=1).encode())
+        self.folder.replace_bytes(EPOCHS, json.dumps(progress.history, indent=1).encode())
 
     def latest(self, warn: bool = True) -> Checkpoint | None:
         """The newest checkpoint that is undamaged; None before the first epoch.

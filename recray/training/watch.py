@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from recray.storage import Folder
+from recray.training.checkpoint import EPOCHS
 
 Entry = dict[str, Any]
 OnEpoch = Callable[[Entry], None]
@@ -60,9 +61,9 @@ class _Told:
 
     def tell(self) -> None:
         """Tell of what is new."""
-        if not self.folder.exists("epochs.json"):
+        if not self.folder.exists(EPOCHS):
             return
-        history = self.folder.read_json("epochs.json")
+        history = self.folder.read_json(EPOCHS)
         for entry in history[self.told :]:
             if self.watch.on_epoch is not None:
                 self.watch.on_epoch(entry)

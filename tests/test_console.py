@@ -1,0 +1,153 @@
+"""What people see: tables that fit, a sign of life, and next steps."""
+
+import re
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from recray import console, patience
+from recray.cli import cli
+from recray.console import Console
+
+COLUMNS = ["film", "genres", "score"]
+ROWS = [["A long title of a film (1994)", "Drama", "0.5"], ["B", "Action, Adventure", "0.25"]]
+
+
+def test_without_a_terminal_a_table_is_as_wide_as_its_content(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = console.table("", COLUMNS, ROWS).splitlines()
+    assert lines[0] == "film                                      genres  score"
+    assert lines[2].endswith("Drama    0.5")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_table_fits_a_narrow_terminal_and_loses_no_column(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = [[f"metric {n}", *(f"{n + place / 10:.4f}" for place in range(9))] for n in range(3)]
+    columns = ["metric", *(f"column {place}" for place in range(9))]
+    text = console.table("A title that is much longer than forty columns are", columns, rows)
+    assert max(map(len, text.splitlines())) <= width
+    assert all(text.count(cell) == 1 for row in rows for cell in row[1:])
+    assert all(name in text for name in columns)
+
+
+def test_long_cells_are_cut_with_a_sign(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    row = ["x" * 60, "Action, Adventure, Comedy, Documentary", "0.5"]
+    text = console.table("", COLUMNS, [row])
+    assert max(map(len, text.splitlines())) <= 40
+    assert "x…  Action, " in text
+    assert text.endswith("0.5")
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(patience, "QUIET_SECONDS", 0.0)
+    started, stopped = [], []
+
+    class Spinner:
+        task_ids = (0,)
+
+        def __init__(self, words):
+            self.words = words
+
+        def update(self, _task, description):
+            self.words = description
+
+        def start(self):
+            started.append(self.words)
+
+        def stop(self):
+            stopped.append(self.words)
+
+    monkeypatch.setattr(patience, "_spinner", Spinner)
+    return started, stopped
+
+
+def wait_for(condition):
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_a_silent_command_shows_that_it_works_and_stops_when_it_tells(terminal):
+    started, stopped = terminal
+    ui = Console(False, "recray evaluate")
+    wait_for(lambda: started == ["recray evaluate"])
+    with ui.during("measure"):
+        pass
+    ui.close()
+    assert stopped == ["measure"]
+
+
+def test_what_is_shown_otherwise_holds_the_spinner_back(terminal):
+    started, _ = terminal
+    sign = patience.Patience("x")
+    wait_for(lambda: started)
+    sign.told(held=True)
+    time.sleep(0.3)
+    assert started == ["x"]
+    sign.end()
+
+
+def test_up_ends_with_what_to_do_next(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = {
+        "evaluation": {},
+        "seconds": {"prepare": 1.0},
+        "verification": {"users": 3, "differences": []},
+        "verified": True,
+        "url": "http://127.0.0.1:8000",
+        "prepared": f"{tmp_path}/out/prepared",
+        "bundle": f"{tmp_path}/out/bundle",
+        "example_user": 4,
+    }
+    text = console.up(result)
+    for line in ("recray explain out/bundle --user 4", "recray report out/bundle --open",
+                 "recray tune out/prepared --out sweeps/first"):  # fmt: skip
+        assert f"{line}\n" in text
+
+
+def test_the_version_names_ray_and_torch():
+    shown = CliRunner().invoke(cli, ["--version"]).stdout
+    assert re.fullmatch(r"recray \S+ \(ray 2\S+, torch 2\S+, Python 3\S+\)\n", shown)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completion(shell):
+    assert "_RECRAY_COMPLETE" in CliRunner().invoke(cli, ["completion", shell]).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("recray tra", "train"),
+        ("recray up ml-1", "ml-100k"),
+        ("recray up sample --preset ra", "ranking"),
+        ("recray train x --set train.ep", "train.epochs="),
+    ],
+)
+def test_tab_offers(words, offered, monkeypatch):
+    from click.shell_completion import BashComplete
+
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert f"plain,{offered}" in BashComplete(cli, {}, "recray", "_C").complete().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "Did you mean 'train'"),
+        (["data", "fech"], "Did you mean 'fetch'"),
+        (["up", "sample", "--wrokers", "2"], "Did you mean '--workers'"),
+    ],
+)
+def test_what_is_misspelt_is_suggested(arguments, words):
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2
+    assert words in done.output

@@ -1,0 +1,135 @@
+"""What `import recray` offers, on the embedded sample: every example of its documentation."""
+
+import contextlib
+import doctest
+
+import pytest
+
+import recray
+from recray import cluster, library, loaded, report, tuning
+from recray.errors import RecrayError
+from recray.sweep.plan import Plan
+from recray.sweep.trial import TrialRun, load
+from recray.training import trainer
+from recray.training.sync import Workers
+
+from .conftest import raw
+
+
+def plain_maps(function, count, *arguments):
+    return [function(number, *arguments) for number in range(count)]
+
+
+def plain_fit(config, _folder, _workers):
+    settings = trainer.build_settings(config["settings"])
+    prepared = trainer.Prepared.open(config["prepared"])
+    trainer.build_run(settings, prepared, config["run"], Workers(), lambda _entry: None).fit()
+
+
+def plain_trials(search, plan: Plan, _at_once, _on_event):
+    data = load(search.data)
+    while candidate := plan.next():
+        trial = TrialRun(data, search.sweep, candidate, search.goal)
+        while not trial.step()["done"]:
+            pass
+        plan.ended(search.sweep.find(candidate.key))
+
+
+@pytest.fixture(scope="module")
+def without_ray():
+    """The stages in this process: loops where Ray would share the work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "session", lambda _address="": contextlib.nullcontext())
+        patch.setattr(cluster, "require", lambda _workers: None)
+        patch.setattr(cluster, "map_tasks", plain_maps)
+        patch.setattr(trainer, "_fit", plain_fit)
+        patch.setattr(tuning, "_fit", plain_trials)
+        patch.setattr(tuning, "_fitting", lambda _search: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def names(without_ray, tmp_path_factory):
+    """What the examples know: recray, a folder, and a bundle of the sample in it."""
+    folder = str(tmp_path_factory.mktemp("library"))
+    data = recray.prepare("sample", f"{folder}/prepared")
+    run = recray.train(data, f"{folder}/run-of-bundle")
+    bundle = run.export(f"{folder}/bundle").path
+    return {"recray": recray, "folder": folder, "bundle": bundle}
+
+
+def examples():
+    finder = doctest.DocTestFinder()
+    found = [test for module in (library, loaded) for test in finder.find(module)]
+    return {test.name: test for test in found if test.examples}
+
+
+@pytest.mark.parametrize("name", examples())
+def test_the_example_of(name, names, monkeypatch):
+    test = examples()[name]
+    test.globs = dict(names)
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    report = []
+    doctest.DocTestRunner(optionflags=options).run(test, out=report.append)
+    assert not report, "".join(report)
+
+
+def test_what_is_there_and_matches_is_taken_and_anything_else_refused(names):
+    folder = names["folder"]
+    again = recray.prepare("sample", f"{folder}/prepared")
+    assert len(again.ratings) == len(recray.load(names["bundle"]).holdout) + 53_800
+    with pytest.raises(RecrayError, match="other data or settings"):
+        recray.prepare("sample", f"{folder}/prepared", settings={"split.seed": 1})
+    with pytest.raises(RecrayError, match="run with other settings"):
+        recray.train(again, f"{folder}/run-of-bundle", settings={"model.dim": 3})
+
+
+def test_a_setting_of_another_function_is_refused(names):
+    with pytest.raises(RecrayError, match=r"decided by recray\.prepare"):
+        recray.train("x", "y", settings={"split.seed": 1})
+    with pytest.raises(RecrayError, match=r"decided by recray\.train"):
+        recray.prepare("sample", "y", settings={"train.lr": 1})
+
+
+def test_frames_have_titles_and_hits_are_marked(make_bundle):
+    model = recray.load(make_bundle().folder.path)
+    told = model.explain(int(raw(0)), 3)
+    assert told.loc["recommended", "title"].tolist()[0] == "Film 8 (1998)"
+    assert told.loc["recommended", "hit"].tolist() == [True, False, False]
+    assert told.loc["held out", "rank"].tolist()[0] == 1
+    assert model.users.loc[raw(0)].tolist() == [4, 2]
+    assert model.recommend(model.users.index[0], 2)["source"].tolist() == ["model"] * 2
+    assert model.history.loc[1, "rmse"] == 0.9
+    with pytest.raises(RecrayError, match="ranks and does not predict stars"):
+        _ = model.predictions
+
+
+def test_reasons_stand_beside_the_films(make_bundle):
+    model = recray.load(make_bundle().folder.path)
+    listed = model.recommend(int(raw(0)), 1, explain=True)
+    assert "Film 6 (1996)" in listed.loc[1, "because"]
+    assert "because" not in model.recommend(int(raw(0)), 1)
+
+
+def test_predictions_stand_beside_the_held_out_stars(make_bundle):
+    frame = recray.load(make_bundle(preset="dot-mse").folder.path).predictions
+    assert len(frame) == 15
+    assert frame["predicted"].notna().all()
+
+
+def test_a_run_is_reported_as_the_bundle_of_its_best_epoch(names):
+    run = f"{names['folder']}/run-of-bundle"
+    document = report.make(run)
+    assert document.title == "sample: ranking (run)"
+    assert len(document.pictures) == 5 + 3 + 3 + 4
+    assert ["folder", run] in document.sections[-1].blocks[0].rows
+
+
+def test_pictures_are_there_by_name(names):
+    data, model = (
+        recray.prepare("sample", f"{names['folder']}/prepared"),
+        recray.load(names["bundle"]),
+    )
+    assert list(data.pictures) == [n for n in model.pictures if n.startswith("data-")]
+    stars = [bar.get_height() for bar in data.pictures["data-ratings"].axes[0].patches]
+    assert sum(stars) == len(data.ratings)
