@@ -30,6 +30,7 @@ _TUNE_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its snapshots are not used
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths are the user's: train.start_from may be relative
 }
 
 
@@ -101,7 +102,7 @@ def _fit(search: Search, plan: Plan, at_once: int, on_event: OnEvent | None) -> 
         _replay(scheduler, record, search.goal)
     trainable = tune.with_resources(
         tune.with_parameters(
-            _trainable(), data=load(search.data), sweep=search.order.out, goal=search.goal
+            _trainable(), data=load(search.data), sweep=search.sweep.folder.path, goal=search.goal
         ),
         {"CPU": 1},
     )
