@@ -23,9 +23,10 @@ FLOORS = [
     ["registry"],
     ["cluster", "nodes"],
     ["data.ingest", "training.trainer", "batch"],
-    ["sweep.trial", "sweep.order"],
+    ["sweep.trial", "sweep.order", "sweep.resume", "sweep.team"],
     ["tuning", "serving", "jobs", "doctor"],
     ["pipeline"],
+    ["pictures"],
     ["crossvalidation", "champion"],
     ["benchmarks"],
     ["console"],
@@ -42,6 +43,7 @@ RAY_HOMES = {
     "nodes.py",
     "jobs.py",
     "doctor.py",
+    "sweep/team.py",  # Train inside a trial
     "benchmarks/textbook.py",  # what recray is compared with
     "benchmarks/serve.py",  # likewise, an empty deployment
 }

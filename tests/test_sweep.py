@@ -13,7 +13,7 @@ from recray.errors import RecrayError, StorageError
 from recray.storage import UNFINISHED
 from recray.sweep import order as orders
 from recray.sweep.desk import Desk
-from recray.sweep.order import Order, concurrency
+from recray.sweep.order import Order, Room, concurrency
 from recray.sweep.records import Goal, Record, SweepFolder
 from recray.sweep.spaces import parse_space
 from recray.sweep.trial import TrialRun, load, open_sealed
@@ -38,7 +38,7 @@ def search(prepared, tmp_path):
 
 def run(made: orders.Search, ends: int = 99) -> list[int]:
     """Run so many trials one after another; returns the numbers of those that ran."""
-    made.sweep.claim(made.facts())
+    made.claim()
     plan, data, ran = made.plan(), load(made.data), []
     while len(ran) < ends and (candidate := plan.next()) is not None:
         trial = TrialRun(data, made.sweep, candidate, made.goal)
@@ -226,15 +226,29 @@ def test_data_without_validation_rows_are_refused(search, prepared):
 
 
 def test_as_many_trials_at_once_as_fit():
-    assert concurrency(None, 8, None, 1) == 8
-    assert concurrency(None, 8, 10.0, 3.0) == 3
-    assert concurrency(2, 8, 10.0, 3.0) == 2
+    small, room = Room(1, memory=3e9), Room(8, memory=10e9)
+    assert concurrency(None, Room(8), Room(1)) == 8
+    assert concurrency(None, room, small) == 3
+    assert concurrency(2, room, small) == 2
+    assert concurrency(None, Room(8), Room(3)) == 2, "of three workers each"
     with pytest.raises(RecrayError, match="at most 3 trials fit"):
-        concurrency(4, 8, 10.0, 3.0)
-    with pytest.raises(RecrayError, match="the cluster has 8 CPUs"):
-        concurrency(None, 8, 2.0, 3.0)
+        concurrency(4, room, small)
+    with pytest.raises(RecrayError, match=r"a trial takes 1 CPU, 3\.0 GB: the cluster has 8 CPUs"):
+        concurrency(None, Room(8, memory=2e9), small)
     with pytest.raises(RecrayError, match="0 CPUs"):
-        concurrency(1, 0, None, 1)
+        concurrency(1, Room(0), Room(1))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "fit"), [(1, 0.5, 2), (2, 0.4, 4), (1, 0.1, 8), (4, 2, 2), (3, 2, 1)]
+)
+def test_a_share_of_a_gpu_lies_on_one_gpu(gpus, share, fit):
+    assert concurrency(None, Room(8, gpus), Room(1, share)) == fit
+
+
+def test_a_trial_that_wants_a_gpu_where_there_is_none_is_refused():
+    with pytest.raises(RecrayError, match=r"takes 1 CPU, 0\.5 GPU: the cluster has no GPU"):
+        concurrency(None, Room(8), Room(1, 0.5))
 
 
 # --------------------------------------------------------------------------------------- sealed

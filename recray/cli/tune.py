@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from recray import console
 from recray.cli.base import cli, shared
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from recray.sweep.desk import Event
+    from recray.sweep.order import Search
 
 SHOWN = 12
 """Rows of the live table."""
@@ -31,8 +33,15 @@ def _concurrent(_context: click.Context, _option: click.Parameter, given: str) -
 
 
 @cli.command()
-@click.argument("prepared")
-@click.option("--out", required=True, metavar="SWEEP", help="Folder of the sweep.")
+@click.argument("prepared", required=False)
+@click.option("--out", metavar="SWEEP", help="Folder of the sweep.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    metavar="[SWEEP]",
+    help="Continue this sweep, or that of --out; what it was started with need not be given again.",
+)
 @click.option("--trials", default=20, show_default=True, type=int, help="Trials in all.")
 @click.option(
     "--concurrent",
@@ -53,24 +62,42 @@ def _concurrent(_context: click.Context, _option: click.Parameter, given: str) -
     type=click.IntRange(min=0),
     help="Trainings of the winner that are measured on test; 0: none.",
 )
-@click.option("--resume", is_flag=True, help="Continue the sweep in --out.")
+@click.option(
+    "--kfold",
+    "folds",
+    default=0,
+    metavar="K",
+    type=click.IntRange(min=0),
+    help="Small data: K folds of the training and validation ratings validate each trial in turn.",
+)
+@click.option(
+    "--workers-per-trial",
+    "workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Processes of a trial; several are run by Ray Train.",
+)
+@click.option(
+    "--gpus-per-trial",
+    "gpus",
+    default=0.0,
+    metavar="SHARE",
+    type=float,
+    help="GPUs that a trial reserves, such as 0.5.",
+)
 @shared("preset", "config", "set", "address")
 def tune(
     ui: Console,
-    prepared: str,
-    out: str,
-    trials: int,
-    concurrent: int | None,
-    searcher: str,
-    scheduler: str,
+    prepared: str | None,
+    out: str | None,
+    resume: str | None,
     metric: str | None,
     space: str | None,
-    seeds: int,
-    resume: bool,
     preset: str | None,
     config: str | None,
     overrides: tuple[str, ...],
-    address: str,
+    **options: Any,
 ) -> None:
     """Search the settings of a preset on the validation split of PREPARED.
 
@@ -79,22 +106,69 @@ def tune(
     \b
     Example:
         recray tune prepared/ml-1m --preset neumf --trials 64 --searcher tpe --out sweeps/neumf
+        recray tune --resume sweeps/neumf
         recray train prepared/ml-1m --config sweeps/neumf/best.yaml --out runs/neumf
     """
     refuse_groups(overrides, ("data", "split"), "recray prepare")
     wanted = (*overrides, f"train.metric={metric}") if metric else overrides
-    settings = load_settings(preset, config, wanted)
-    if settings.train.rows != "train":
-        raise RecrayError("--set train.rows=train+valid: a search needs the validation rows apart")
+    prepared, out = places(prepared, out, resume)
+    search = _checked(prepared, out, resume, (preset, config, wanted), space, options)
     from recray import champion
+
+    with Watch(ui, search.goal.metric) as watch:
+        result = champion.tune(search, watch.say, watch.tell)
+    ui.result(result, summary(result))
+
+
+def places(prepared: str | None, out: str | None, resume: str | None) -> tuple[str | None, str]:
+    """PREPARED and SWEEP from what stands where: `--resume X` takes the word after it.
+
+    Raises:
+        RecrayError: There is no SWEEP, or there are two; or nothing to search on.
+    """
+    if resume and out is None:
+        return prepared, resume
+    if resume and prepared is None:  # --out SWEEP --resume PREPARED
+        return resume, str(out)
+    if resume and resume != out:
+        raise RecrayError(f"--out {out} and --resume {resume}: give one folder of a sweep")
+    if out is None:
+        raise RecrayError("give PREPARED and --out SWEEP, or --resume SWEEP")
+    if prepared is None and resume is None:
+        raise RecrayError("give PREPARED, the folder that `recray prepare` wrote")
+    return prepared, out
+
+
+def _checked(
+    prepared: str | None,
+    out: str,
+    resume: str | None,
+    given: tuple[str | None, str | None, tuple[str, ...]],
+    space: str | None,
+    options: dict[str, Any],
+) -> "Search":
+    """The order, with what a resumed sweep knows already."""
     from recray.sweep import order as orders
+    from recray.sweep.records import SweepFolder
+    from recray.sweep.resume import Resumed
     from recray.sweep.spaces import load_space
 
-    order = orders.Order(prepared, out, trials, concurrent, searcher, scheduler, resume, address)
-    search = orders.check(order, settings, load_space(settings, space))
-    with Watch(ui, search.goal.metric) as watch:
-        result = champion.tune(search, seeds, watch.say, watch.tell)
-    ui.result(result, summary(result))
+    if resume is not None and (prepared is None or SweepFolder(out).before() is not None):
+        before = Resumed(out)
+        source = click.get_current_context().get_parameter_source
+        typed = {n: v for n, v in options.items() if source(n) != ParameterSource.DEFAULT}
+        options = options | before.options() | typed
+        options["prepared"] = prepared or options["prepared"]
+        settings = before.settings(*given)
+        searched = before.space(settings, space)
+    else:
+        settings = load_settings(*given)
+        options["prepared"] = prepared
+        searched = load_space(settings, space)
+    if settings.train.rows != "train":
+        raise RecrayError("--set train.rows=train+valid: a search needs the validation rows apart")
+    order = orders.Order(out=out, resume=resume is not None, **options)
+    return orders.check(order, settings, searched)
 
 
 class Watch:

@@ -81,7 +81,8 @@ def run(
         nodes.require_shared(folder.folder)
         folder.claim(facts)
         with _following(folder.folder, on_epoch):
-            _fit(config, folder.folder, 0 if workers == 1 and address == cluster.LOCAL else workers)
+            here = workers == 1 and address == cluster.LOCAL
+            fit(train_worker, config, folder.folder, 0 if here else workers)
     summary = _summary(folder, _progress(folder))
     folder.finish(facts | {"summary": summary})
     return summary
@@ -178,17 +179,38 @@ def _summary(folder: RunFolder, progress: Progress, already: bool = False) -> di
     }
 
 
-def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
-    """Run train_worker under Ray Train; 0 workers is Ray's local mode, in this process."""
+def fit(
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    folder: Folder,
+    workers: int,
+    gpus: float = 0.0,
+) -> None:
+    """Run a function under Ray Train.
+
+    Args:
+        worker: What each worker runs.
+        config: What it is given.
+        folder: Where Ray keeps its own files while it runs.
+        workers: How many; 0 is Ray's local mode, in this process.
+        gpus: GPUs that a worker reserves.
+
+    Raises:
+        RecrayError: What a worker raised for the user.
+    """
     import ray.train
     import ray.train.torch
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     trainer = ray.train.torch.TorchTrainer(
-        train_worker,
+        worker,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, resources_per_worker={"CPU": 1} if workers else None
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=({"CPU": 1} | ({"GPU": gpus} if gpus else {}))
+            if workers
+            else None,
         ),
         # Every attempt is a fresh Ray run: what resumes is our own checkpoint.
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one before V2

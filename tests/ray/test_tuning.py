@@ -53,8 +53,8 @@ def all_cpus_come_back(seconds: float = 30) -> bool:
 def test_a_sweep_ends_with_settings_that_give_its_digits(prepared, tmp_path, monkeypatch):
     said, events = [], []
     monkeypatch.chdir(tmp_path)  # a relative --out is the driver's, wherever trials run
-    search = checked(prepared, Path("s"), trials=8)
-    result = champion.tune(search, seeds=2, say=said.append, on_event=events.append)
+    search = checked(prepared, Path("s"), trials=8, seeds=2)
+    result = champion.tune(search, say=said.append, on_event=events.append)
     assert all_cpus_come_back()
     assert [row["trial"] for row in result["trials"]] == list(range(8))
     assert {row["status"] for row in result["trials"]} == {"finished", "stopped"}
@@ -131,8 +131,10 @@ def test_mutated_test_ratings_leave_the_best_settings_as_they_are(prepared, tmp_
         part.write_bytes(b"nobody can read this")
     best = []
     for name, folder in (("a", prepared), ("b", mutated)):
-        search = checked(folder, tmp_path / name, scheduler="none", searcher="tpe", concurrent=1)
-        assert champion.tune(search, seeds=0)["test"] is None
+        search = checked(
+            folder, tmp_path / name, scheduler="none", searcher="tpe", concurrent=1, seeds=0
+        )
+        assert champion.tune(search)["test"] is None
         best.append((tmp_path / name / "best.yaml").read_bytes())
     assert best[0] == best[1]
 

@@ -1,0 +1,1 @@
+"""Pictures by matplotlib: each function takes plain results and gives a Figure."""
