@@ -23,7 +23,7 @@ FLOORS = [
     ["registry"],
     ["cluster", "nodes"],
     ["data.ingest", "training.trainer", "batch"],
-    ["sweep.trial", "sweep.order", "sweep.resume", "sweep.team"],
+    ["sweep.trial", "sweep.order", "sweep.resume", "sweep.export", "sweep.team"],
     ["tuning", "serving", "jobs", "doctor"],
     ["pipeline"],
     ["pictures"],

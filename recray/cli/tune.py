@@ -120,6 +120,31 @@ def tune(
     ui.result(result, summary(result))
 
 
+@cli.command("tune export")
+@click.argument("sweep")
+@click.option(
+    "--to", "store", required=True, metavar="FOLDER|URI", help="MLflow's store, or its server."
+)
+@click.option("--experiment", help="MLflow's name.  [default: data set and preset]")
+@shared()
+def tune_export(ui: Console, sweep: str, store: str, experiment: str | None) -> None:
+    """Write the trials of a SWEEP to MLflow; again: those that have ended since.
+
+    \b
+    Example:
+        recray tune export sweeps/neumf --to mlruns
+        MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri mlruns
+    """
+    from recray.sweep.export import export
+
+    result = export(sweep, store, experiment)
+    text = (
+        f"{result['added']} of {result['trials']} trials added to {result['experiment']} in "
+        f"{result['store']} (run {result['run']})"
+    )
+    ui.result(result, text)
+
+
 def places(prepared: str | None, out: str | None, resume: str | None) -> tuple[str | None, str]:
     """PREPARED and SWEEP from what stands where: `--resume X` takes the word after it.
 

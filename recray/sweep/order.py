@@ -19,6 +19,8 @@ from recray.training import trainer
 from recray.training.loop import LOWER_IS_BETTER
 
 SCHEDULERS = ("none", "asha", "median")
+KEPT = ("searcher", "scheduler", "folds", "workers")
+"""What a resumed sweep takes over, and what must stay: values depend on it."""
 ASKED = ("prepared", "trials", "concurrent", "seeds", "gpus")
 """What a resumed sweep takes over, and what may change: values do not depend on it."""
 PROCESS_BYTES = 500 << 20
@@ -106,10 +108,7 @@ class Search:
             "fingerprint": self.data.fingerprint,
             "settings": self.settings.plain(),
             "space": {d.setting: d.plain() for d in self.space},
-            "searcher": self.order.searcher,
-            "scheduler": self.order.scheduler,
-            "folds": self.order.folds,
-            "workers": self.order.workers,
+            **{name: getattr(self.order, name) for name in KEPT},
         }
 
     def claim(self) -> None:

@@ -4,12 +4,9 @@ from typing import Any
 
 from recray.config import Settings, build_settings, load_settings, overridden
 from recray.errors import RecrayError
-from recray.sweep.order import ASKED
+from recray.sweep.order import ASKED, KEPT
 from recray.sweep.records import SweepFolder
 from recray.sweep.spaces import Space, load_space, parse_space
-
-KEPT = ("searcher", "scheduler", "folds", "workers")
-"""What must stay as it was; a change is refused by name."""
 
 
 class Resumed:
