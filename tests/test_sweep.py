@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+import statistics
 
 import pyarrow.parquet as pq
 import pytest
 
-from recray.config import load_settings
+from recray.config import build_settings, load_settings
 from recray.data.prepared import Prepared
 from recray.errors import RecrayError, StorageError
 from recray.storage import UNFINISHED
@@ -15,7 +16,8 @@ from recray.sweep import order as orders
 from recray.sweep.desk import Desk
 from recray.sweep.order import Order, Room, concurrency
 from recray.sweep.records import Goal, Record, SweepFolder
-from recray.sweep.spaces import parse_space
+from recray.sweep.resume import Resumed
+from recray.sweep.spaces import load_space, parse_space
 from recray.sweep.trial import TrialRun, load, open_sealed
 from recray.training import trainer
 from recray.training.sync import Workers
@@ -41,7 +43,7 @@ def run(made: orders.Search, ends: int = 99) -> list[int]:
     made.claim()
     plan, data, ran = made.plan(), load(made.data), []
     while len(ran) < ends and (candidate := plan.next()) is not None:
-        trial = TrialRun(data, made.sweep, candidate, made.goal)
+        trial = TrialRun(data, made.sweep, candidate, made.goal, made.order.folds)
         while not trial.step()["done"]:
             pass
         ran.append(candidate.number)
@@ -189,6 +191,91 @@ def test_a_sweep_of_other_data_is_not_continued(search, prepared):
         search(resume=True)
 
 
+def test_a_resumed_sweep_needs_nothing_but_its_folder(search, tmp_path, prepared):
+    made = search(searcher="tpe", trials=4, seeds=1, concurrent=2, folds=2)
+    run(made, ends=2)
+    before = Resumed(str(tmp_path / "sweep"))
+    assert before.options() == {
+        "prepared": prepared.folder.path, "trials": 4, "concurrent": 2, "seeds": 1, "gpus": 0.0,
+        "searcher": "tpe", "scheduler": "asha", "folds": 2, "workers": 1,
+    }  # fmt: skip
+    settings = before.settings(None, None, ())
+    space = before.space(settings, None)
+    order = Order(out=str(tmp_path / "sweep"), resume=True, **before.options())
+    again = orders.check(order, settings, space)
+    assert again.facts() == made.facts()
+    assert run(again) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "words"),
+    [
+        ("ranking", (), "preset dot-mse (now ranking)"),
+        (None, ("train.l2=0.5",), "train.l2=0.0 (now 0.5)"),
+        (None, ("train.metric=mae",), "train.metric='auto' (now 'mae')"),
+    ],
+)
+def test_a_resumed_sweep_of_other_settings_is_refused(search, tmp_path, preset, overrides, words):
+    run(search(), ends=1)
+    before = Resumed(str(tmp_path / "sweep"))
+    order = Order(out=str(tmp_path / "sweep"), resume=True, **before.options())
+    settings = before.settings(preset, None, overrides)
+    space = load_space(settings) if preset else before.space(settings, None)
+    with pytest.raises(RecrayError) as error:
+        orders.check(order, settings, space)
+    assert words in str(error.value)
+
+
+def test_a_resumed_sweep_may_be_longer_and_remembers_it(search, tmp_path):
+    run(search(trials=2))
+    assert run(search(trials=3, resume=True)) == [2]
+    assert Resumed(str(tmp_path / "sweep")).options()["trials"] == 3
+
+
+# --------------------------------------------------------------------------------------- folds
+
+
+def test_folds_validate_every_rating_once_and_never_what_they_train(prepared):
+    data = load(open_sealed(prepared.folder.path))
+    known = data.splits["valid"].user < prepared.users
+    wanted = {*_pairs(data.splits["train"]), *_pairs(data.splits["valid"].where(known))}
+    seen: list[tuple[int, int]] = []
+    for fold in range(3):
+        part = data.fold(fold, 3)
+        train, valid = (_pairs(part.load(name)) for name in ("train", "valid"))
+        assert set(train) | set(valid) == wanted
+        assert not set(train) & set(valid)
+        assert valid
+        seen += valid
+    assert sorted(seen) == sorted(wanted)
+
+
+def _pairs(ratings) -> list[tuple[int, int]]:
+    return list(zip(ratings.user.tolist(), ratings.item.tolist(), strict=True))
+
+
+def test_a_trial_on_folds_is_the_mean_of_them(search, tmp_path):
+    made = search(trials=1, folds=3, changes=["train.patience=1"])
+    run(made)
+    (record,) = made.sweep.records()
+    data = load(made.data)
+    settings = build_settings(record.settings).changed(train={"patience": None})
+    each = [validation(settings, data.fold(n, 3), str(tmp_path / str(n))) for n in range(3)]
+    for epoch, entry in enumerate(record.history):
+        values = [history[epoch]["rmse"] for history in each]
+        assert entry["rmse"] == statistics.fmean(values)
+        assert entry["rmse sd"] == statistics.stdev(values)
+    assert made.goal.best(record.history)[0] in (len(record.history) - 1, 3)
+
+
+def test_folds_do_not_stand_for_a_split_by_time(search, prepared):
+    manifest = prepared.folder.read_json("manifest.json")
+    manifest["settings"]["split"]["kind"] = "temporal"
+    prepared.folder.write_json("manifest.json", manifest)
+    with pytest.raises(RecrayError, match=r"--kfold 3: folds are drawn at random, .* temporal"):
+        search(folds=3)
+
+
 def test_a_folder_of_something_else_is_left_alone(search, prepared):
     with pytest.raises(RecrayError, match="holds no sweep"):
         search(out=prepared.folder.path, resume=True)
@@ -206,6 +293,11 @@ def test_a_folder_of_something_else_is_left_alone(search, prepared):
         ({"changes": ["train.metric=rsme"]}, "did you mean 'rmse'"),
         ({"changes": ["train.metric=ndcg@7"]}, "did you mean 'ndcg@10'"),
         ({"concurrent": 9999}, "--concurrent 9999: at most"),
+        ({"workers": 2}, "--workers-per-trial 2: the data set has 1 parts"),
+        ({"gpus": 0.5}, "a trial takes 1 CPU, 0.5 GPU: the cluster has no GPU"),
+        ({"gpus": 1.5}, "--gpus-per-trial 1.5: give 0, a fraction up to 1, or whole GPUs"),
+        ({"gpus": -1}, "--gpus-per-trial -1"),
+        ({"folds": 1}, "--kfold 1: give 2 or more"),
         ({"prepared": "/nowhere"}, "no such folder"),
     ],
 )

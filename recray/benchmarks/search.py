@@ -57,7 +57,7 @@ def _search(
     """The trials of one search, and the best of them on the validation split."""
     name = "tuned preset" if trials == 1 else f"from poor values, scheduler {scheduler}"
     out = f"{folder}/{scheduler}-{trials}"
-    order = Order(f"{folder}/prepared", out, trials, scheduler=scheduler)
+    order = Order(f"{folder}/prepared", out, trials, searcher="tpe", scheduler=scheduler)
     search = orders.check(order, settings, parse_space(SPACE, settings))
     plans: list[Plan] = []
     seconds = timed(lambda: plans.append(tuning.run(search)))

@@ -189,7 +189,8 @@ def importance(result: Result) -> Figure:
     axes.set_xlabel("share of the variance of the trials' ranks that the setting explains alone")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower left", frameon=False, fontsize=8)
-    _head(figure, result, f"What mattered for the {_axis(result)}",
+    count = len(_measured(result))
+    _head(figure, result, f"What mattered for the {_axis(result)}: {count} trials",
           "Kruskal-Wallis eta squared over groups of each setting's values.")  # fmt: skip
     return figure
 
