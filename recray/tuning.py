@@ -149,7 +149,7 @@ def _fit(search: Search, plan: Plan, at_once: int, on_event: OnEvent | None) -> 
 def _resources(order: Order) -> dict[str, float]:
     """What Tune reserves for a trial; Ray Train reserves for workers of its own."""
     if order.workers > 1:
-        return {"CPU": 0}
+        return {"memory": 1}  # Tune refuses to reserve nothing
     return {"CPU": 1} | ({"GPU": order.gpus} if order.gpus else {})
 
 

@@ -17,7 +17,7 @@ from recray.sweep.desk import Desk
 from recray.sweep.order import Order, Room, concurrency
 from recray.sweep.records import Goal, Record, SweepFolder
 from recray.sweep.resume import Resumed
-from recray.sweep.spaces import load_space, parse_space
+from recray.sweep.spaces import parse_space
 from recray.sweep.trial import TrialRun, load, open_sealed
 from recray.training import trainer
 from recray.training.sync import Workers
@@ -220,7 +220,7 @@ def test_a_resumed_sweep_of_other_settings_is_refused(search, tmp_path, preset, 
     before = Resumed(str(tmp_path / "sweep"))
     order = Order(out=str(tmp_path / "sweep"), resume=True, **before.options())
     settings = before.settings(preset, None, overrides)
-    space = load_space(settings) if preset else before.space(settings, None)
+    space = before.space(settings, None)
     with pytest.raises(RecrayError) as error:
         orders.check(order, settings, space)
     assert words in str(error.value)

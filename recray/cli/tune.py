@@ -242,7 +242,8 @@ class Watch:
             self._live = Live(console=Terminal(stderr=True), refresh_per_second=4)
             self._live.start()
         text = live_table(list(self.events.values()), event, self.metric)
-        self._live.update(Text(text))
+        # Cut, not wrapped, where the terminal is narrow: a table stays one.
+        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
 
 
 def progress(event: "Event", metric: str) -> str:
@@ -271,7 +272,7 @@ def live_table(events: "list[Event]", latest: "Event", metric: str) -> str:
             event.status,
             str(event.epochs),
             "" if math.isnan(event.value) else f"{event.value:.4f}",
-            event.error[:60],
+            event.error,
         ]
         for event in sorted(events, key=rank)[:SHOWN]
     ]
@@ -283,7 +284,7 @@ def summary(result: dict[str, Any]) -> str:
     """The end of a sweep: all trials, best first, then the winner on test."""
     metric, best = result["metric"], result["best"]
     settings = list(dict.fromkeys(name for row in result["trials"] for name in row["settings"]))
-    lower = metric in ("rmse", "mae")
+    lower = result["lower_is_better"]
 
     def rank(row: dict[str, Any]) -> tuple[bool, bool, float]:
         value = row["value"]
@@ -294,21 +295,38 @@ def summary(result: dict[str, Any]) -> str:
         [
             f"{row['trial']}{' *' if row['trial'] == best else ''}",
             row["status"],
-            "" if row["value"] is None else f"{row['value']:.4f}",
+            _value(row),
             "" if row["best_epoch"] is None else f"{row['best_epoch']} of {row['epochs']}",
             *(_cell(row["settings"].get(name)) for name in settings),
-            row["error"][:70],
         ]
         for row in sorted(result["trials"], key=rank)
     ]
     title = (
         f"{result['dataset']}, preset {result['preset']}: {len(body)} trials by "
         f"{result['searcher']}, scheduler {result['scheduler']}; validation {metric}"
+        + (f" over {result['folds']} folds" if result["folds"] else "")
     )
-    columns = ["trial", "status", metric, "epoch", *settings, ""]
-    lines = [console.table(title, columns, body), *_test(result["test"], metric)]
+    columns = ["trial", "status", metric, "epoch", *short_names(settings)]
+    lines = [console.table(title, columns, body)]
+    lines += [f"trial {row['trial']}: {row['error']}" for row in result["trials"] if row["error"]]
+    lines += _test(result["test"], metric)
     lines.append(f"trial {best} wins: recray train --config {result['best_config']}")
+    if result["pictures"]:
+        lines.append(f"pictures: {result['pictures'][0].rpartition('/')[0]}")
     return "\n".join(lines)
+
+
+def short_names(settings: list[str]) -> list[str]:
+    """The settings without their groups, where that leaves them apart."""
+    short = [name.split(".")[-1] for name in settings]
+    return [s if short.count(s) == 1 else name for s, name in zip(short, settings, strict=True)]
+
+
+def _value(row: dict[str, Any]) -> str:
+    """The value, with the standard deviation over folds where there are any."""
+    if row["value"] is None:
+        return ""
+    return f"{row['value']:.4f}" + (f" +- {row['sd']:.4f}" if row["sd"] is not None else "")
 
 
 def _cell(value: Any) -> str:

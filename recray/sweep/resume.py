@@ -36,7 +36,7 @@ class Resumed:
         return overridden(build_settings(self.facts["settings"]), overrides)
 
     def space(self, settings: Settings, path: str | None) -> Space:
-        """That of the sweep, or the one of a file."""
-        if path is not None:
+        """That of the sweep, or the one of a file; another preset has another."""
+        if path is not None or settings.preset != self.facts["settings"]["preset"]:
             return load_space(settings, path)
         return parse_space(self.facts["space"], settings)
