@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+import recray.pictures.search as pictures
 from recray import cluster, tuning
 from recray.bundle import Bundle, write_bundle
 from recray.config import build_settings
 from recray.data.prepared import Prepared
 from recray.evaluation import Evaluator
 from recray.measuring import UserTable
-from recray.pictures import search as pictures
 from recray.significance import Comparison, compare, summarise
 from recray.sweep.desk import OnEvent
 from recray.sweep.order import Search

@@ -21,8 +21,10 @@ from recray.sweep.plan import Candidate, Plan
 from recray.sweep.records import Goal, Record, SweepFolder
 from recray.sweep.trial import TrialRun, load
 
-REDUCTION = 3
-"""ASHA keeps the best third at each rung."""
+REDUCTION = 4
+"""ASHA keeps the best quarter at each rung."""
+FIRST = 9
+"""The first rung is at this part of the epochs."""
 
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and TensorBoard files beside ours
@@ -162,7 +164,7 @@ def _scheduler(search: Search) -> Any:
         "time_attr": "epoch",
         "metric": "value",
         "mode": "min" if search.goal.lower else "max",
-        "grace_period": max(1, longest // REDUCTION**2),
+        "grace_period": max(1, longest // FIRST),
     }
     match search.order.scheduler:
         case "asha":

@@ -26,10 +26,11 @@ FLOORS = [
     ["sweep.trial", "sweep.order", "sweep.resume", "sweep.export", "sweep.team"],
     ["tuning", "serving", "jobs", "doctor"],
     ["pipeline"],
-    ["pictures"],
+    ["pictures.search"],
     ["crossvalidation", "champion"],
     ["benchmarks"],
     ["console"],
+    ["pictures"],
     ["cli"],
     ["__main__"],
 ]

@@ -19,7 +19,7 @@ FEWEST = 9
 """Trials with a value from which importance is told."""
 SHUFFLES = 500
 BLUE, GREY, RED, INK = "#2b6cb0", "#a0aec0", "#c53030", "#2d3748"
-STATUS = {"finished": ("o", BLUE), "stopped": ("o", GREY)}
+STATUS = {"finished": BLUE, "stopped": GREY}
 WORDS = {"rmse": "RMSE in stars", "mae": "MAE in stars"}
 
 
@@ -65,11 +65,11 @@ def history(result: Result) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     trials = _measured(result)
-    for status, (marker, colour) in STATUS.items():
+    for status, colour in STATUS.items():
         some = [t for t in trials if t["status"] == status]
         if some:
             points = [t["trial"] for t in some], [t["value"] for t in some]
-            axes.plot(*points, marker, color=colour, label=f"{status} ({len(some)})", zorder=3)
+            axes.plot(*points, "o", color=colour, label=f"{status} ({len(some)})", zorder=3)
     _best_so_far(axes, trials, bool(result["lower_is_better"]))
     values = {t["trial"]: t["value"] for t in trials}
     if result["best"] in values:

@@ -103,10 +103,8 @@ class _Target:
         self._params(parent, options | {f"search {n}": v for n, v in facts["space"].items()})
         added = 0
         for record in records:
-            if (
-                self._find(f"tags.`{PARENT}` = '{parent}' and tags.`{KEY}` = '{record.key}'")
-                is None
-            ):
+            wanted = f"tags.`{PARENT}` = '{parent}' and tags.`{KEY}` = '{record.key}'"
+            if self._find(wanted) is None:
                 self._trial(parent, record)
                 added += 1
         self._finish(parent, sweep.folder)

@@ -38,13 +38,13 @@ class Order:
         concurrent: How many at once; None: as many as fit.
         searcher: random, grid or tpe.
         scheduler: none, asha or median.
+        resume: Go on with the sweep in `out`.
+        address: Ray cluster.
         seeds: How often winner and trial 0 are trained for the test; 0 leaves it sealed.
         folds: Parts of the training and validation ratings that validate a trial in turn; 0: the
             validation split does.
         workers: Processes of a trial; several train it by Ray Train.
         gpus: GPUs that a trial reserves, a fraction for several trials on one.
-        resume: Go on with the sweep in `out`.
-        address: Ray cluster.
     """
 
     prepared: str
@@ -53,12 +53,12 @@ class Order:
     concurrent: int | None = None
     searcher: str = "random"
     scheduler: str = "asha"
+    resume: bool = False
+    address: str = cluster.LOCAL
     seeds: int = 3
     folds: int = 0
     workers: int = 1
     gpus: float = 0.0
-    resume: bool = False
-    address: str = cluster.LOCAL
 
 
 @dataclass(frozen=True)
