@@ -42,8 +42,8 @@ def tune(search: Search, say: Say = print, on_event: OnEvent | None = None) -> d
 
     Returns:
         {"sweep", "dataset", "preset", "metric", "lower_is_better", "searcher", "scheduler",
-        "folds", "space", "trials": [{"trial", "status", "value", "sd", "best_epoch", "epochs",
-        "settings", "error"}], "best": trial, "best_config", "results", "pictures",
+        "folds", "workers", "space", "trials": [{"trial", "status", "value", "sd", "best_epoch",
+        "epochs", "settings", "error"}], "best": trial, "best_config", "results", "pictures",
         "test": None or {"metric", "winner", "preset", "difference", "verdict"}}
 
     Raises:
@@ -72,6 +72,7 @@ def _result(search: Search, plan: Plan, winner: Record) -> dict[str, Any]:
         "searcher": search.order.searcher,
         "scheduler": search.order.scheduler,
         "folds": search.order.folds,
+        "workers": search.order.workers,
         "space": {d.setting: d.plain() for d in search.space},
         "trials": [_row(search, record) for record in sorted(plan.records.values(), key=_number)],
         "best": winner.number,

@@ -301,7 +301,8 @@ def test_a_folder_of_something_else_is_left_alone(search, prepared):
         ({"prepared": "/nowhere"}, "no such folder"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(search, tmp_path, change, words):
+def test_a_mistake_is_one_line_and_writes_nothing(search, tmp_path, monkeypatch, change, words):
+    monkeypatch.setattr(orders, "local_gpus", lambda: 0)
     with pytest.raises(RecrayError) as error:
         search(**change)
     assert words in str(error.value)

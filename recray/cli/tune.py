@@ -16,6 +16,7 @@ from recray.errors import RecrayError
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.text import Text
 
     from recray.sweep.desk import Event
     from recray.sweep.order import Search
@@ -236,14 +237,19 @@ class Watch:
     def _show(self, event: "Event") -> None:
         from rich.console import Console as Terminal
         from rich.live import Live
-        from rich.text import Text
 
         if self._live is None:
             self._live = Live(console=Terminal(stderr=True), refresh_per_second=4)
             self._live.start()
         text = live_table(list(self.events.values()), event, self.metric)
-        # Cut, not wrapped, where the terminal is narrow: a table stays one.
-        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
+        self._live.update(cut(text))
+
+
+def cut(table: str) -> "Text":
+    """A table that is cut, not wrapped, where the terminal is narrow."""
+    from rich.text import Text
+
+    return Text(table, no_wrap=True, overflow="ellipsis")
 
 
 def progress(event: "Event", metric: str) -> str:
@@ -310,7 +316,8 @@ def summary(result: dict[str, Any]) -> str:
     lines = [console.table(title, columns, body)]
     lines += [f"trial {row['trial']}: {row['error']}" for row in result["trials"] if row["error"]]
     lines += _test(result["test"], metric)
-    lines.append(f"trial {best} wins: recray train --config {result['best_config']}")
+    workers = f" --workers {result['workers']}" if result["workers"] > 1 else ""
+    lines.append(f"trial {best} wins: recray train --config {result['best_config']}{workers}")
     if result["pictures"]:
         lines.append(f"pictures: {result['pictures'][0].rpartition('/')[0]}")
     return "\n".join(lines)
