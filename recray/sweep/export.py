@@ -3,7 +3,6 @@
 Exported again, a sweep adds the trials that have ended since, and touches no other.
 """
 
-import importlib
 import math
 import os
 import tempfile
@@ -47,7 +46,7 @@ def export(path: str, store: str, experiment: str | None = None) -> dict[str, An
     mlflow = _import_mlflow()
     name = experiment or f"{facts['dataset']}-{facts['settings']['preset']}"
     try:
-        target = _Target.open(store, name)
+        target = _Target.open(mlflow, store, name)
         return target.add(sweep, facts, records)
     except (mlflow.exceptions.MlflowException, OSError) as error:
         line = str(error).splitlines()[0][:200]
@@ -56,11 +55,13 @@ def export(path: str, store: str, experiment: str | None = None) -> dict[str, An
 
 def _import_mlflow() -> Any:
     try:
-        return importlib.import_module("mlflow")
+        import mlflow.entities
+        import mlflow.tracking
     except ImportError as error:
         raise RecrayError(
             "the export needs the package mlflow-skinny: pip install 'recray[mlflow]'"
         ) from error
+    return mlflow
 
 
 @dataclass(frozen=True)
@@ -68,27 +69,29 @@ class _Target:
     """An experiment of an MLflow store.
 
     Args:
-        client: MLflow's.
+        mlflow: The package.
+        client: What writes.
         store: Where it writes.
         experiment: The name.
         id: MLflow's id of the experiment.
     """
 
+    mlflow: Any
     client: Any
     store: str
     experiment: str
     id: str
 
     @classmethod
-    def open(cls, store: str, experiment: str) -> "_Target":
+    def open(cls, mlflow: Any, store: str, experiment: str) -> "_Target":
         if not is_uri(store):
             store = os.path.abspath(store)
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder has to be allowed
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # its 7 take minutes
-        client = importlib.import_module("mlflow.tracking").MlflowClient(store)
+        client = mlflow.tracking.MlflowClient(store)
         found = client.get_experiment_by_name(experiment)
         identity = found.experiment_id if found else client.create_experiment(experiment)
-        return cls(client, store, experiment, identity)
+        return cls(mlflow, client, store, experiment, identity)
 
     def add(
         self, sweep: SweepFolder, facts: dict[str, Any], records: list[Record]
@@ -133,9 +136,8 @@ class _Target:
         )
         run = str(made.info.run_id)
         self._params(run, record.point)
-        entity = importlib.import_module("mlflow.entities").Metric
-        when = int(made.info.start_time)
-        metrics = [entity(name, value, when, epoch) for name, value, epoch in _metrics(record)]
+        when, metric = int(made.info.start_time), self.mlflow.entities.Metric
+        metrics = [metric(name, value, when, epoch) for name, value, epoch in _metrics(record)]
         for first in range(0, len(metrics), BATCH):
             self.client.log_batch(run, metrics=metrics[first : first + BATCH])
         self.client.set_tag(run, KEY, record.key)  # last: without it the trial is added again

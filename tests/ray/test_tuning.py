@@ -234,21 +234,22 @@ def test_a_killed_driver_loses_no_finished_trial(prepared, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a trial starts six processes
 def test_trials_on_workers_of_their_own_give_the_digits_of_a_run(prepared, tmp_path):
     changes = ["train.epochs=9", "train.l2=0.01"]
-    poor = {"train.l2": {"choice": [20.0, 40.0]}}
-    options = {"trials": 3, "searcher": "grid", "concurrent": None, "workers": 2, "seeds": 0}
+    poor = {"train.l2": {"choice": [20.0]}}
+    options = {"trials": 2, "searcher": "grid", "concurrent": 1, "workers": 2, "seeds": 0}
     search = checked(prepared, tmp_path / "s", poor, changes, **options)
     result = champion.tune(search)
     assert all_cpus_come_back()
     rows = result["trials"]
-    assert rows[0]["status"] == "finished"
-    assert [row["status"] for row in rows[1:]].count("stopped") >= 1
+    assert [row["status"] for row in rows] == ["finished", "stopped"]
     run = trainer.run(search.settings, str(prepared), str(tmp_path / "run"), workers=2)
     assert rows[0]["value"] == run["best"]["ndcg@10"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_a_trial_raises_on_its_workers_is_a_row(prepared, tmp_path):
     space = {"train.lr": {"choice": [1e30]}}
     changes = ["train.optimizer=sgd", "train.lr=0.02"]
@@ -297,7 +298,7 @@ print(json.dumps([before, after]))
 @pytest.mark.slow
 def test_a_killed_node_loses_no_finished_trial(prepared, tmp_path):
     command = [sys.executable, "-c", NODES, str(prepared), str(tmp_path / "s")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     before, after = json.loads(done.stdout.splitlines()[-1])
     assert len(before) == len(after) == 8
