@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import shutil
 import statistics
+import threading
 
 import pyarrow.parquet as pq
 import pytest
@@ -435,6 +437,13 @@ def test_a_trial_whose_process_died_is_tried_again(search):
     assert (events[-1].status, events[-1].ended) == ("lost", 1)
     assert made.sweep.records() == []
     assert made.plan().next() == lost
+
+
+def test_who_is_told_need_not_pickle(search):
+    lock = threading.Lock()
+    desk = Desk(search().plan(), 2, lambda _event: lock.acquire())
+    assert pickle.loads(pickle.dumps(desk.__getstate__()))["on_event"] is None
+    assert desk.on_event is not None
 
 
 def test_a_stopped_trial_keeps_its_reports(search):
