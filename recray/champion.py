@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import recray.pictures.search as pictures
 from recray import cluster, tuning
 from recray.bundle import Bundle, write_bundle
 from recray.config import build_settings
@@ -27,24 +28,23 @@ from recray.training.checkpoint import RunFolder
 
 Say = Callable[[str], None]
 FINAL = "final"
+PICTURES = "pictures"
 OWN = "the preset's own values"
 
 
-def tune(
-    search: Search, seeds: int, say: Say = print, on_event: OnEvent | None = None
-) -> dict[str, Any]:
-    """Search, then measure the winner on test.
+def tune(search: Search, say: Say = print, on_event: OnEvent | None = None) -> dict[str, Any]:
+    """Search, draw it, then measure the winner on test.
 
     Args:
         search: A checked search.
-        seeds: How often winner and trial 0 are trained; 0 leaves the test split alone.
         say: Told what happens, a line each.
         on_event: Told of each report of a trial.
 
     Returns:
-        {"sweep", "dataset", "metric", "searcher", "scheduler", "trials": [{"trial", "status",
-        "value", "best_epoch", "epochs", "settings", "error"}], "best": trial, "best_config",
-        "results", "test": None or {"metric", "winner", "preset", "difference", "verdict"}}
+        {"sweep", "dataset", "preset", "metric", "lower_is_better", "searcher", "scheduler",
+        "folds", "workers", "space", "trials": [{"trial", "status", "value", "sd", "best_epoch",
+        "epochs", "settings", "error"}], "best": trial, "best_config", "results", "pictures",
+        "test": None or {"metric", "winner", "preset", "difference", "verdict"}}
 
     Raises:
         RecrayError: What the user can fix.
@@ -55,7 +55,8 @@ def tune(
         if winner is None:
             raise ValueError("a search without a winner came to its end")
         result = _result(search, plan, winner)
-        result["test"] = _judge(search, plan, winner, seeds, say) if seeds else None
+        result["pictures"] = _draw(search, result)
+        result["test"] = _judge(search, plan, winner, say) if search.order.seeds else None
     search.sweep.folder.write_json("summary.json", result)
     return result
 
@@ -67,13 +68,24 @@ def _result(search: Search, plan: Plan, winner: Record) -> dict[str, Any]:
         "dataset": search.data.manifest["dataset"],
         "preset": search.settings.preset,
         "metric": search.goal.metric,
+        "lower_is_better": search.goal.lower,
         "searcher": search.order.searcher,
         "scheduler": search.order.scheduler,
+        "folds": search.order.folds,
+        "workers": search.order.workers,
+        "space": {d.setting: d.plain() for d in search.space},
         "trials": [_row(search, record) for record in sorted(plan.records.values(), key=_number)],
         "best": winner.number,
         "best_config": f"{folder.path}/best.yaml",
         "results": f"{folder.path}/results.parquet",
     }
+
+
+def _draw(search: Search, result: dict[str, Any]) -> list[str]:
+    folder = search.sweep.folder.child(PICTURES)
+    for name, content in pictures.render(result).items():
+        folder.replace_bytes(name, content)
+    return [f"{folder.path}/{name}" for name in folder.files()]
 
 
 def _number(record: Record) -> int:
@@ -82,10 +94,12 @@ def _number(record: Record) -> int:
 
 def _row(search: Search, record: Record) -> dict[str, Any]:
     best = search.goal.best(record.history)
+    entry = next((e for e in record.history if best and e["epoch"] == best[0]), {})
     return {
         "trial": record.number,
         "status": record.status,
         "value": best[1] if best else None,
+        "sd": entry.get(f"{search.goal.metric} sd"),
         "best_epoch": best[0] if best else None,
         "epochs": len(record.history),
         "settings": record.point,
@@ -93,9 +107,7 @@ def _row(search: Search, record: Record) -> dict[str, Any]:
     }
 
 
-def _judge(
-    search: Search, plan: Plan, winner: Record, seeds: int, say: Say
-) -> dict[str, Any] | None:
+def _judge(search: Search, plan: Plan, winner: Record, say: Say) -> dict[str, Any] | None:
     """Winner and trial 0 on test; this is where its files are opened for the first time."""
     if not search.data.manifest["splits"]["test"]["rows"]:
         say("the data set has no test split to measure on")
@@ -103,10 +115,10 @@ def _judge(
     own = next((r for r in plan.records.values() if r.number == 0 and r.history), None)
     names = {"winner": winner} if own in (None, winner) else {"winner": winner, "preset": own}
     tables: dict[str, UserTable] = {}
-    out: dict[str, Any] = {"metric": search.goal.metric, "seeds": seeds}
+    out: dict[str, Any] = {"metric": search.goal.metric, "seeds": search.order.seeds}
     for name, record in names.items():
         if record is not None:
-            out[name], tables[name] = _measured(search, record, name, seeds, say)
+            out[name], tables[name] = _measured(search, record, name, say)
     comparison = None
     if "preset" in tables:
         comparison = compare(tables["winner"], tables["preset"], search.goal.metric)
@@ -130,17 +142,18 @@ def verdict(comparison: Comparison | None, own_won: bool) -> str:
 
 
 def _measured(
-    search: Search, record: Record, name: str, seeds: int, say: Say
+    search: Search, record: Record, name: str, say: Say
 ) -> tuple[dict[str, Any], UserTable]:
     """The trial's settings trained with each seed, on validation and on test."""
     metric, first = search.goal.metric, int(record.settings["train"]["seed"])
     valid, tables = [], []
-    for seed in range(first, first + seeds):
+    for seed in range(first, first + search.order.seeds):
         folder = search.sweep.folder.child(FINAL).child(f"{name}-{record.key}-seed-{seed}")
         summary = trainer.run(
             seeded(record.settings, seed),
             search.order.prepared,
             folder.path,
+            search.order.workers,
             resume=True,
             address=search.order.address,
         )

@@ -320,6 +320,18 @@ def _refuse_unused(settings: Settings, values: dict[str, Any], recipe: dict[str,
             )
 
 
+def overridden(settings: Settings, overrides: Iterable[str]) -> Settings:
+    """The settings after `key=value` overrides.
+
+    Raises:
+        RecrayError: A key is unknown, or a value is not allowed.
+    """
+    values = settings.plain()
+    for override in overrides:
+        _merge(values, _parse_override(override))
+    return build_settings(values)
+
+
 def build_settings(values: dict[str, Any]) -> Settings:
     """Check plain values, such as those of a manifest, and freeze them.
 

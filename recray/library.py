@@ -226,10 +226,10 @@ def tune(
 
     chosen = _settings(preset, None, settings)
     path = _path(data)
-    order = orders.Order(path, out, trials, concurrent, searcher, scheduler, True, address)
+    order = orders.Order(path, out, trials, concurrent, searcher, scheduler, True, address, seeds)
     search = orders.check(order, chosen, load_space(chosen, space))
     with telling(f"{trials} trials into {out}") as ui:
-        return Sweep(out, champion.tune(search, seeds, ui.say))
+        return Sweep(out, champion.tune(search, ui.say))
 
 
 def serve(

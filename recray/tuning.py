@@ -16,13 +16,15 @@ from typing import Any
 from recray import cluster, nodes
 from recray.errors import RecrayError
 from recray.sweep.desk import Desk, OnEvent
-from recray.sweep.order import Search, concurrency, need
+from recray.sweep.order import Order, Room, Search, concurrency, takes
 from recray.sweep.plan import Candidate, Plan
 from recray.sweep.records import Goal, Record, SweepFolder
-from recray.sweep.trial import SearchData, TrialRun, load
+from recray.sweep.trial import TrialRun, load
 
-REDUCTION = 3
-"""ASHA keeps the best third at each rung."""
+REDUCTION = 4
+"""ASHA keeps the best quarter at each rung."""
+FIRST = 9
+"""The first rung is at this part of the epochs."""
 
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and TensorBoard files beside ours
@@ -30,6 +32,7 @@ _TUNE_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its snapshots are not used
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths are the user's: train.start_from may be relative
 }
 
 
@@ -37,10 +40,12 @@ def _fitting(search: Search) -> int:
     import ray
 
     there = ray.cluster_resources()
-    asked, cpus = search.order.concurrent, int(there.get("CPU", 0))
-    if asked is None and search.order.address == cluster.LOCAL:
-        cpus = min(cpus, os.cpu_count() or 1)  # a local Ray has more logical CPUs than real ones
-    return concurrency(asked, cpus, there.get("memory"), need(search))
+    order, cpus = search.order, int(there.get("CPU", 0))
+    if order.concurrent is None and order.address == cluster.LOCAL:
+        # A local Ray has more logical CPUs than real ones.
+        cpus = min(cpus, max(os.cpu_count() or 1, order.workers))
+    room = Room(cpus, there.get("GPU", 0.0), there.get("memory"))
+    return concurrency(order.concurrent, room, takes(search))
 
 
 def run(search: Search, on_event: OnEvent | None = None) -> Plan:
@@ -59,7 +64,7 @@ def run(search: Search, on_event: OnEvent | None = None) -> Plan:
     with cluster.session(search.order.address):
         at_once = _fitting(search)
         nodes.require_shared(search.sweep.folder)
-        search.sweep.claim(search.facts())
+        search.claim()
         plan = search.plan()
         if plan.waiting:
             _fit(search, plan, at_once, on_event)
@@ -101,9 +106,13 @@ def _fit(search: Search, plan: Plan, at_once: int, on_event: OnEvent | None) -> 
         _replay(scheduler, record, search.goal)
     trainable = tune.with_resources(
         tune.with_parameters(
-            _trainable(), data=load(search.data), sweep=search.order.out, goal=search.goal
+            _trainable(),
+            order=search.order,
+            data=load(search.data) if search.order.workers == 1 else search.data,
+            sweep=search.sweep.folder.path,
+            goal=search.goal,
         ),
-        {"CPU": 1},
+        _resources(search.order),
     )
     tuner = tune.Tuner(
         trainable,
@@ -112,7 +121,9 @@ def _fit(search: Search, plan: Plan, at_once: int, on_event: OnEvent | None) -> 
             scheduler=scheduler,
             num_samples=len(plan.waiting),
             max_concurrent_trials=at_once,
-            reuse_actors=True,  # 0.2 s a trial instead of 2
+            # 0.2 s a trial instead of 2; an actor that waits for its next trial is not told that
+            # the last one has ended, so one with workers of its own leaves with its trial.
+            reuse_actors=search.order.workers == 1,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -137,6 +148,13 @@ def _fit(search: Search, plan: Plan, at_once: int, on_event: OnEvent | None) -> 
         raise KeyboardInterrupt
 
 
+def _resources(order: Order) -> dict[str, float]:
+    """What Tune reserves for a trial; Ray Train reserves for workers of its own."""
+    if order.workers > 1:
+        return {"memory": 1}  # Tune refuses to reserve nothing
+    return {"CPU": 1} | ({"GPU": order.gpus} if order.gpus else {})
+
+
 def _scheduler(search: Search) -> Any:
     """What stops trials early, by epochs and the best value so far."""
     from ray.tune import schedulers
@@ -146,7 +164,7 @@ def _scheduler(search: Search) -> Any:
         "time_attr": "epoch",
         "metric": "value",
         "mode": "min" if search.goal.lower else "max",
-        "grace_period": max(1, longest // REDUCTION**2),
+        "grace_period": max(1, longest // FIRST),
     }
     match search.order.scheduler:
         case "asha":
@@ -185,23 +203,30 @@ def _trainable() -> Any:
 
     class TuneTrial(tune.Trainable):
         def setup(self, config: dict[str, Any], **given: Any) -> None:
-            self._given: tuple[SearchData, SweepFolder, Goal] = (
-                given["data"],
-                SweepFolder(given["sweep"]),
-                given["goal"],
-            )
+            self._given = given
             self.reset_config(config)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            data, sweep, goal = self._given
             candidate = Candidate(**json.loads(new_config["candidate"]))
-            self._trial = TrialRun(data, sweep, candidate, goal)
+            self._trial = _trial(candidate, **self._given)
             return True
 
         def step(self) -> dict[str, Any]:
             return self._trial.step()
 
+        def cleanup(self) -> None:
+            self._trial.close()
+
     return TuneTrial
+
+
+def _trial(candidate: Candidate, order: Order, data: Any, sweep: str, goal: Goal) -> Any:
+    """The trial in this process, or on workers of its own."""
+    if order.workers == 1:
+        return TrialRun(data, SweepFolder(sweep), candidate, goal, order.folds)
+    from recray.sweep.team import TeamTrial
+
+    return TeamTrial(data.folder.path, SweepFolder(sweep), candidate, goal, order)
 
 
 def _searcher(desk: Desk) -> Any:

@@ -24,9 +24,10 @@ FLOORS = [
     ["cluster", "nodes"],
     ["training.rows"],
     ["data.ingest", "training.trainer", "batch"],
-    ["sweep.trial", "sweep.order"],
+    ["sweep.trial", "sweep.order", "sweep.resume", "sweep.export", "sweep.team"],
     ["tuning", "serving", "jobs", "doctor"],
     ["pipeline"],
+    ["pictures.search"],
     ["crossvalidation", "champion"],
     ["benchmarks"],
     ["console"],
@@ -47,6 +48,7 @@ RAY_HOMES = {
     "nodes.py",
     "jobs.py",
     "doctor.py",
+    "sweep/team.py",  # Train inside a trial
     "benchmarks/textbook.py",  # what recray is compared with
     "benchmarks/serve.py",  # likewise, an empty deployment
 }

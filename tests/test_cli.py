@@ -87,6 +87,12 @@ def run(*arguments: object):
         (["tune", "/nowhere", "--out", "s", "--space", "nofile"], "no such file: nofile"),
         (["tune", "/nowhere", "--out", "s", "--set", "split.test=0.5"], "recray prepare"),
         (["tune", "/nowhere", "--out", "s", "--set", "train.rows=train+valid"], "apart"),
+        (["tune"], "give PREPARED and --out SWEEP, or --resume SWEEP"),
+        (["tune", "--out", "s"], "give PREPARED"),
+        (["tune", "--resume", "/nowhere"], "/nowhere holds no sweep to resume"),
+        (["tune", "--out", "/nowhere", "--resume"], "/nowhere holds no sweep to resume"),
+        (["tune", "p", "--out", "s", "--resume", "t"], "--out s and --resume t: give one"),
+        (["tune", "export", "/nowhere", "--to", "m"], "/nowhere holds no sweep"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, words):

@@ -6,7 +6,7 @@ import yaml
 from recray.config import load_settings, preset_names
 from recray.errors import RecrayError
 from recray.models import BASELINES, MODELS
-from recray.sweep.spaces import Dimension, apply, load_space, own_point, parse_space
+from recray.sweep.spaces import Dimension, apply, load_space, own_point, parse_space, searchable
 
 SETTINGS = load_settings("dot-mse")
 
@@ -20,7 +20,8 @@ def test_every_preset_has_a_space_that_fits_it(preset):
         apply(settings, {d.setting: d.at(share) for d in space})
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind not in BASELINES])
+# posterior-dot goes with one objective only, that of the preset `rating`
+@pytest.mark.parametrize("kind", [k for k in MODELS if k not in (*BASELINES, "posterior-dot")])
 @pytest.mark.parametrize("objective", ["mse", "item-softmax"])
 def test_every_model_has_a_space(kind, objective):
     changes = [f"model.kind={kind}", f"objective.kind={objective}"]
@@ -62,6 +63,28 @@ def test_a_mistake_is_one_line(space, words):
         parse_space(space, SETTINGS)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "setting"),
+    [
+        ("ranking", "objective.tastes"),
+        ("ranking", "train.pretrain"),
+        ("dot-mse", "objective.sweeps"),
+        ("rating", "train.l2"),
+        ("rating", "objective.negatives"),
+        ("softmax-dnn", "train.pretrain_l2"),
+        ("softmax-dnn", "objective.alpha0"),
+    ],
+)
+def test_what_changes_nothing_is_no_setting_to_search(preset, setting):
+    settings = load_settings(preset, None, ["train.pretrain=0"])
+    assert setting not in searchable(settings, {})
+
+
+def test_exact_solves_first_take_their_own_settings():
+    settings = load_settings("softmax-dnn", None, ["train.pretrain=2"])
+    assert {"objective.alpha0", "train.pretrain_l2"} <= set(searchable(settings, {}))
 
 
 def test_what_alternating_solves_do_not_use_is_refused():

@@ -2,19 +2,23 @@
 
 import json
 import os
+import pickle
 import shutil
+import statistics
+import threading
 
 import pyarrow.parquet as pq
 import pytest
 
-from recray.config import load_settings
+from recray.config import build_settings, load_settings
 from recray.data.prepared import Prepared
 from recray.errors import RecrayError, StorageError
 from recray.storage import UNFINISHED
 from recray.sweep import order as orders
 from recray.sweep.desk import Desk
-from recray.sweep.order import Order, concurrency
+from recray.sweep.order import Order, Room, concurrency
 from recray.sweep.records import Goal, Record, SweepFolder
+from recray.sweep.resume import Resumed
 from recray.sweep.spaces import parse_space
 from recray.sweep.trial import TrialRun, load, open_sealed
 from recray.training import trainer
@@ -39,10 +43,10 @@ def search(prepared, tmp_path):
 
 def run(made: orders.Search, ends: int = 99) -> list[int]:
     """Run so many trials one after another; returns the numbers of those that ran."""
-    made.sweep.claim(made.facts())
+    made.claim()
     plan, data, ran = made.plan(), load(made.data), []
     while len(ran) < ends and (candidate := plan.next()) is not None:
-        trial = TrialRun(data, made.sweep, candidate, made.goal)
+        trial = TrialRun(data, made.sweep, candidate, made.goal, made.order.folds)
         while not trial.step()["done"]:
             pass
         ran.append(candidate.number)
@@ -190,6 +194,91 @@ def test_a_sweep_of_other_data_is_not_continued(search, prepared):
         search(resume=True)
 
 
+def test_a_resumed_sweep_needs_nothing_but_its_folder(search, tmp_path, prepared):
+    made = search(searcher="tpe", trials=4, seeds=1, concurrent=2, folds=2)
+    run(made, ends=2)
+    before = Resumed(str(tmp_path / "sweep"))
+    assert before.options() == {
+        "prepared": prepared.folder.path, "trials": 4, "concurrent": 2, "seeds": 1, "gpus": 0.0,
+        "searcher": "tpe", "scheduler": "asha", "folds": 2, "workers": 1,
+    }  # fmt: skip
+    settings = before.settings(None, None, ())
+    space = before.space(settings, None)
+    order = Order(out=str(tmp_path / "sweep"), resume=True, **before.options())
+    again = orders.check(order, settings, space)
+    assert again.facts() == made.facts()
+    assert run(again) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "words"),
+    [
+        ("ranking", (), "preset dot-mse (now ranking)"),
+        (None, ("train.l2=0.5",), "train.l2=0.0 (now 0.5)"),
+        (None, ("train.metric=mae",), "train.metric='auto' (now 'mae')"),
+    ],
+)
+def test_a_resumed_sweep_of_other_settings_is_refused(search, tmp_path, preset, overrides, words):
+    run(search(), ends=1)
+    before = Resumed(str(tmp_path / "sweep"))
+    order = Order(out=str(tmp_path / "sweep"), resume=True, **before.options())
+    settings = before.settings(preset, None, overrides)
+    space = before.space(settings, None)
+    with pytest.raises(RecrayError) as error:
+        orders.check(order, settings, space)
+    assert words in str(error.value)
+
+
+def test_a_resumed_sweep_may_be_longer_and_remembers_it(search, tmp_path):
+    run(search(trials=2))
+    assert run(search(trials=3, resume=True)) == [2]
+    assert Resumed(str(tmp_path / "sweep")).options()["trials"] == 3
+
+
+# --------------------------------------------------------------------------------------- folds
+
+
+def test_folds_validate_every_rating_once_and_never_what_they_train(prepared):
+    data = load(open_sealed(prepared.folder.path))
+    known = data.splits["valid"].user < prepared.users
+    wanted = {*_pairs(data.splits["train"]), *_pairs(data.splits["valid"].where(known))}
+    seen: list[tuple[int, int]] = []
+    for fold in range(3):
+        part = data.fold(fold, 3)
+        train, valid = (_pairs(part.load(name)) for name in ("train", "valid"))
+        assert set(train) | set(valid) == wanted
+        assert not set(train) & set(valid)
+        assert valid
+        seen += valid
+    assert sorted(seen) == sorted(wanted)
+
+
+def _pairs(ratings) -> list[tuple[int, int]]:
+    return list(zip(ratings.user.tolist(), ratings.item.tolist(), strict=True))
+
+
+def test_a_trial_on_folds_is_the_mean_of_them(search, tmp_path):
+    made = search(trials=1, folds=3, changes=["train.patience=1"])
+    run(made)
+    (record,) = made.sweep.records()
+    data = load(made.data)
+    settings = build_settings(record.settings).changed(train={"patience": None})
+    each = [validation(settings, data.fold(n, 3), str(tmp_path / str(n))) for n in range(3)]
+    for epoch, entry in enumerate(record.history):
+        values = [history[epoch]["rmse"] for history in each]
+        assert entry["rmse"] == statistics.fmean(values)
+        assert entry["rmse sd"] == statistics.stdev(values)
+    assert made.goal.best(record.history)[0] in (len(record.history) - 1, 3)
+
+
+def test_folds_do_not_stand_for_a_split_by_time(search, prepared):
+    manifest = prepared.folder.read_json("manifest.json")
+    manifest["settings"]["split"]["kind"] = "temporal"
+    prepared.folder.write_json("manifest.json", manifest)
+    with pytest.raises(RecrayError, match=r"--kfold 3: folds are drawn at random, .* temporal"):
+        search(folds=3)
+
+
 def test_a_folder_of_something_else_is_left_alone(search, prepared):
     with pytest.raises(RecrayError, match="holds no sweep"):
         search(out=prepared.folder.path, resume=True)
@@ -207,10 +296,16 @@ def test_a_folder_of_something_else_is_left_alone(search, prepared):
         ({"changes": ["train.metric=rsme"]}, "did you mean 'rmse'"),
         ({"changes": ["train.metric=ndcg@7"]}, "did you mean 'ndcg@10'"),
         ({"concurrent": 9999}, "--concurrent 9999: at most"),
+        ({"workers": 2}, "--workers-per-trial 2: the data set has 1 parts"),
+        ({"gpus": 0.5}, "a trial takes 1 CPU, 0.5 GPU: the cluster has no GPU"),
+        ({"gpus": 1.5}, "--gpus-per-trial 1.5: give 0, a fraction up to 1, or whole GPUs"),
+        ({"gpus": -1}, "--gpus-per-trial -1"),
+        ({"folds": 1}, "--kfold 1: give 2 or more"),
         ({"prepared": "/nowhere"}, "no such folder"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(search, tmp_path, change, words):
+def test_a_mistake_is_one_line_and_writes_nothing(search, tmp_path, monkeypatch, change, words):
+    monkeypatch.setattr(orders, "local_gpus", lambda: 0)
     with pytest.raises(RecrayError) as error:
         search(**change)
     assert words in str(error.value)
@@ -227,15 +322,29 @@ def test_data_without_validation_rows_are_refused(search, prepared):
 
 
 def test_as_many_trials_at_once_as_fit():
-    assert concurrency(None, 8, None, 1) == 8
-    assert concurrency(None, 8, 10.0, 3.0) == 3
-    assert concurrency(2, 8, 10.0, 3.0) == 2
+    small, room = Room(1, memory=3e9), Room(8, memory=10e9)
+    assert concurrency(None, Room(8), Room(1)) == 8
+    assert concurrency(None, room, small) == 3
+    assert concurrency(2, room, small) == 2
+    assert concurrency(None, Room(8), Room(3)) == 2, "of three workers each"
     with pytest.raises(RecrayError, match="at most 3 trials fit"):
-        concurrency(4, 8, 10.0, 3.0)
-    with pytest.raises(RecrayError, match="the cluster has 8 CPUs"):
-        concurrency(None, 8, 2.0, 3.0)
+        concurrency(4, room, small)
+    with pytest.raises(RecrayError, match=r"a trial takes 1 CPU, 3\.0 GB: the cluster has 8 CPUs"):
+        concurrency(None, Room(8, memory=2e9), small)
     with pytest.raises(RecrayError, match="0 CPUs"):
-        concurrency(1, 0, None, 1)
+        concurrency(1, Room(0), Room(1))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "fit"), [(1, 0.5, 2), (2, 0.4, 4), (1, 0.1, 8), (4, 2, 2), (3, 2, 1)]
+)
+def test_a_share_of_a_gpu_lies_on_one_gpu(gpus, share, fit):
+    assert concurrency(None, Room(8, gpus), Room(1, share)) == fit
+
+
+def test_a_trial_that_wants_a_gpu_where_there_is_none_is_refused():
+    with pytest.raises(RecrayError, match=r"takes 1 CPU, 0\.5 GPU: the cluster has no GPU"):
+        concurrency(None, Room(8), Room(1, 0.5))
 
 
 # --------------------------------------------------------------------------------------- sealed
@@ -329,6 +438,13 @@ def test_a_trial_whose_process_died_is_tried_again(search):
     assert (events[-1].status, events[-1].ended) == ("lost", 1)
     assert made.sweep.records() == []
     assert made.plan().next() == lost
+
+
+def test_who_is_told_need_not_pickle(search):
+    lock = threading.Lock()
+    desk = Desk(search().plan(), 2, lambda _event: lock.acquire())
+    assert pickle.loads(pickle.dumps(desk.__getstate__()))["on_event"] is None
+    assert desk.on_event is not None
 
 
 def test_a_stopped_trial_keeps_its_reports(search):

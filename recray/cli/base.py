@@ -35,6 +35,15 @@ class Commands(click.Group):
         except RecrayError as error:
             raise _Failure(error) from error
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """A command may have a name of two words beside one of the first word alone."""
+        name = " ".join(args[:2])
+        if name in self.commands:
+            return name, self.commands[name], args[2:]
+        return super().resolve_command(ctx, args)
+
 
 def _columns(_context: click.Context, _option: click.Parameter, given: Any) -> tuple[str, ...]:
     """user=customer,item=sku as a setting."""

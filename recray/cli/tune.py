@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from recray import console
 from recray.cli.base import cli, shared
@@ -15,8 +16,10 @@ from recray.errors import RecrayError
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.text import Text
 
     from recray.sweep.desk import Event
+    from recray.sweep.order import Search
 
 SHOWN = 12
 """Rows of the live table."""
@@ -31,8 +34,15 @@ def _concurrent(_context: click.Context, _option: click.Parameter, given: str) -
 
 
 @cli.command()
-@click.argument("prepared")
-@click.option("--out", required=True, metavar="SWEEP", help="Folder of the sweep.")
+@click.argument("prepared", required=False)
+@click.option("--out", metavar="SWEEP", help="Folder of the sweep.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    metavar="[SWEEP]",
+    help="Continue this sweep, or that of --out; what it was started with need not be given again.",
+)
 @click.option("--trials", default=20, show_default=True, type=int, help="Trials in all.")
 @click.option(
     "--concurrent",
@@ -53,24 +63,42 @@ def _concurrent(_context: click.Context, _option: click.Parameter, given: str) -
     type=click.IntRange(min=0),
     help="Trainings of the winner that are measured on test; 0: none.",
 )
-@click.option("--resume", is_flag=True, help="Continue the sweep in --out.")
+@click.option(
+    "--kfold",
+    "folds",
+    default=0,
+    metavar="K",
+    type=click.IntRange(min=0),
+    help="Small data: K folds of the training and validation ratings validate each trial in turn.",
+)
+@click.option(
+    "--workers-per-trial",
+    "workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Processes of a trial; several are run by Ray Train.",
+)
+@click.option(
+    "--gpus-per-trial",
+    "gpus",
+    default=0.0,
+    metavar="SHARE",
+    type=float,
+    help="GPUs that a trial reserves, such as 0.5.",
+)
 @shared("preset", "config", "set", "address")
 def tune(
     ui: Console,
-    prepared: str,
-    out: str,
-    trials: int,
-    concurrent: int | None,
-    searcher: str,
-    scheduler: str,
+    prepared: str | None,
+    out: str | None,
+    resume: str | None,
     metric: str | None,
     space: str | None,
-    seeds: int,
-    resume: bool,
     preset: str | None,
     config: str | None,
     overrides: tuple[str, ...],
-    address: str,
+    **options: Any,
 ) -> None:
     """Search the settings of a preset on the validation split of PREPARED.
 
@@ -79,22 +107,94 @@ def tune(
     \b
     Example:
         recray tune prepared/ml-1m --preset neumf --trials 64 --searcher tpe --out sweeps/neumf
+        recray tune --resume sweeps/neumf
         recray train prepared/ml-1m --config sweeps/neumf/best.yaml --out runs/neumf
     """
     refuse_groups(overrides, ("data", "split"), "recray prepare")
     wanted = (*overrides, f"train.metric={metric}") if metric else overrides
-    settings = load_settings(preset, config, wanted)
-    if settings.train.rows != "train":
-        raise RecrayError("--set train.rows=train+valid: a search needs the validation rows apart")
+    prepared, out = places(prepared, out, resume)
+    search = _checked(prepared, out, resume, (preset, config, wanted), space, options)
     from recray import champion
+
+    with Watch(ui, search.goal.metric) as watch:
+        result = champion.tune(search, watch.say, watch.tell)
+    ui.result(result, summary(result))
+
+
+@cli.command("tune export")
+@click.argument("sweep")
+@click.option(
+    "--to", "store", required=True, metavar="FOLDER|URI", help="MLflow's store, or its server."
+)
+@click.option("--experiment", help="MLflow's name.  [default: data set and preset]")
+@shared()
+def tune_export(ui: Console, sweep: str, store: str, experiment: str | None) -> None:
+    """Write the trials of a SWEEP to MLflow; again: those that have ended since.
+
+    \b
+    Example:
+        recray tune export sweeps/neumf --to mlruns
+        MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri mlruns
+    """
+    from recray.sweep.export import export
+
+    result = export(sweep, store, experiment)
+    text = (
+        f"{result['added']} of {result['trials']} trials added to {result['experiment']} in "
+        f"{result['store']} (run {result['run']})"
+    )
+    ui.result(result, text)
+
+
+def places(prepared: str | None, out: str | None, resume: str | None) -> tuple[str | None, str]:
+    """PREPARED and SWEEP from what stands where: `--resume X` takes the word after it.
+
+    Raises:
+        RecrayError: There is no SWEEP, or there are two; or nothing to search on.
+    """
+    if resume and out is None:
+        return prepared, resume
+    if resume and prepared is None:  # --out SWEEP --resume PREPARED
+        return resume, str(out)
+    if resume and resume != out:
+        raise RecrayError(f"--out {out} and --resume {resume}: give one folder of a sweep")
+    if out is None:
+        raise RecrayError("give PREPARED and --out SWEEP, or --resume SWEEP")
+    if prepared is None and resume is None:
+        raise RecrayError("give PREPARED, the folder that `recray prepare` wrote")
+    return prepared, out
+
+
+def _checked(
+    prepared: str | None,
+    out: str,
+    resume: str | None,
+    given: tuple[str | None, str | None, tuple[str, ...]],
+    space: str | None,
+    options: dict[str, Any],
+) -> "Search":
+    """The order, with what a resumed sweep knows already."""
     from recray.sweep import order as orders
+    from recray.sweep.records import SweepFolder
+    from recray.sweep.resume import Resumed
     from recray.sweep.spaces import load_space
 
-    order = orders.Order(prepared, out, trials, concurrent, searcher, scheduler, resume, address)
-    search = orders.check(order, settings, load_space(settings, space))
-    with Watch(ui, search.goal.metric) as watch:
-        result = champion.tune(search, seeds, watch.say, watch.tell)
-    ui.result(result, summary(result))
+    if resume is not None and (prepared is None or SweepFolder(out).before() is not None):
+        before = Resumed(out)
+        source = click.get_current_context().get_parameter_source
+        typed = {n: v for n, v in options.items() if source(n) != ParameterSource.DEFAULT}
+        options = options | before.options() | typed
+        options["prepared"] = prepared or options["prepared"]
+        settings = before.settings(*given)
+        searched = before.space(settings, space)
+    else:
+        settings = load_settings(*given)
+        options["prepared"] = prepared
+        searched = load_space(settings, space)
+    if settings.train.rows != "train":
+        raise RecrayError("--set train.rows=train+valid: a search needs the validation rows apart")
+    order = orders.Order(out=out, resume=resume is not None, **options)
+    return orders.check(order, settings, searched)
 
 
 class Watch:
@@ -137,14 +237,20 @@ class Watch:
     def _show(self, event: "Event") -> None:
         from rich.console import Console as Terminal
         from rich.live import Live
-        from rich.text import Text
 
         if self._live is None:
             self.ui.patience.told(held=True)
             self._live = Live(console=Terminal(stderr=True), refresh_per_second=4)
             self._live.start()
         text = live_table(list(self.events.values()), event, self.metric)
-        self._live.update(Text(text))
+        self._live.update(cut(text))
+
+
+def cut(table: str) -> "Text":
+    """A table that is cut, not wrapped, where the terminal is narrow."""
+    from rich.text import Text
+
+    return Text(table, no_wrap=True, overflow="ellipsis")
 
 
 def progress(event: "Event", metric: str) -> str:
@@ -173,7 +279,7 @@ def live_table(events: "list[Event]", latest: "Event", metric: str) -> str:
             event.status,
             str(event.epochs),
             "" if math.isnan(event.value) else f"{event.value:.4f}",
-            event.error[:60],
+            event.error,
         ]
         for event in sorted(events, key=rank)[:SHOWN]
     ]
@@ -185,7 +291,7 @@ def summary(result: dict[str, Any]) -> str:
     """The end of a sweep: all trials, best first, then the winner on test."""
     metric, best = result["metric"], result["best"]
     settings = list(dict.fromkeys(name for row in result["trials"] for name in row["settings"]))
-    lower = metric in ("rmse", "mae")
+    lower = result["lower_is_better"]
 
     def rank(row: dict[str, Any]) -> tuple[bool, bool, float]:
         value = row["value"]
@@ -196,21 +302,39 @@ def summary(result: dict[str, Any]) -> str:
         [
             f"{row['trial']}{' *' if row['trial'] == best else ''}",
             row["status"],
-            "" if row["value"] is None else f"{row['value']:.4f}",
+            _value(row),
             "" if row["best_epoch"] is None else f"{row['best_epoch']} of {row['epochs']}",
             *(_cell(row["settings"].get(name)) for name in settings),
-            row["error"][:70],
         ]
         for row in sorted(result["trials"], key=rank)
     ]
     title = (
         f"{result['dataset']}, preset {result['preset']}: {len(body)} trials by "
         f"{result['searcher']}, scheduler {result['scheduler']}; validation {metric}"
+        + (f" over {result['folds']} folds" if result["folds"] else "")
     )
-    columns = ["trial", "status", metric, "epoch", *settings, ""]
-    lines = [console.table(title, columns, body), *_test(result["test"], metric)]
-    lines.append(f"trial {best} wins: recray train --config {result['best_config']}")
+    columns = ["trial", "status", metric, "epoch", *short_names(settings)]
+    lines = [console.table(title, columns, body)]
+    lines += [f"trial {row['trial']}: {row['error']}" for row in result["trials"] if row["error"]]
+    lines += _test(result["test"], metric)
+    workers = f" --workers {result['workers']}" if result["workers"] > 1 else ""
+    lines.append(f"trial {best} wins: recray train --config {result['best_config']}{workers}")
+    if result["pictures"]:
+        lines.append(f"pictures: {result['pictures'][0].rpartition('/')[0]}")
     return "\n".join(lines)
+
+
+def short_names(settings: list[str]) -> list[str]:
+    """The settings without their groups, where that leaves them apart."""
+    short = [name.split(".")[-1] for name in settings]
+    return [s if short.count(s) == 1 else name for s, name in zip(short, settings, strict=True)]
+
+
+def _value(row: dict[str, Any]) -> str:
+    """The value, with the standard deviation over folds where there are any."""
+    if row["value"] is None:
+        return ""
+    return f"{row['value']:.4f}" + (f" +- {row['sd']:.4f}" if row["sd"] is not None else "")
 
 
 def _cell(value: Any) -> str:

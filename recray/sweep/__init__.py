@@ -1,1 +1,1 @@
-"""A search of settings: spaces, searchers, what is on disk, and one trial. No Ray here."""
+"""A search of settings: spaces, searchers, what is on disk, one trial. Ray is in team.py only."""

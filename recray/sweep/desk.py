@@ -48,6 +48,10 @@ class Desk:
         for record in plan.records.values():
             self._compare(record)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher when it starts; who is told may hold what nobody can pickle."""
+        return {**self.__dict__, "on_event": None}
+
     def next(self, trial_id: str) -> Candidate | None:
         """The candidate that Tune's trial of that id runs."""
         if self.failure is not None:

@@ -1,7 +1,10 @@
 """An order for a search, checked before anything starts or is written."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 from recray import cluster
 from recray.config import Settings
@@ -11,11 +14,15 @@ from recray.sweep.plan import Plan
 from recray.sweep.records import Goal, SweepFolder
 from recray.sweep.searchers import SEARCHERS, GridSearch, make_searcher
 from recray.sweep.spaces import Space, own_point
-from recray.sweep.trial import open_sealed
+from recray.sweep.trial import check_folds, open_sealed
 from recray.training import trainer
 from recray.training.loop import LOWER_IS_BETTER
 
 SCHEDULERS = ("none", "asha", "median")
+KEPT = ("searcher", "scheduler", "folds", "workers")
+"""What a resumed sweep takes over, and what must stay: values depend on it."""
+ASKED = ("prepared", "trials", "concurrent", "seeds", "gpus")
+"""What a resumed sweep takes over, and what may change: values do not depend on it."""
 PROCESS_BYTES = 500 << 20
 """What a trial's process takes before it has any data."""
 
@@ -33,6 +40,11 @@ class Order:
         scheduler: none, asha or median.
         resume: Go on with the sweep in `out`.
         address: Ray cluster.
+        seeds: How often winner and trial 0 are trained for the test; 0 leaves it sealed.
+        folds: Parts of the training and validation ratings that validate a trial in turn; 0: the
+            validation split does.
+        workers: Processes of a trial; several train it by Ray Train.
+        gpus: GPUs that a trial reserves, a fraction for several trials on one.
     """
 
     prepared: str
@@ -43,6 +55,10 @@ class Order:
     scheduler: str = "asha"
     resume: bool = False
     address: str = cluster.LOCAL
+    seeds: int = 3
+    folds: int = 0
+    workers: int = 1
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,19 +98,23 @@ class Search:
 
     def _resolve(self, settings: Settings) -> Settings:
         resolved = trainer.for_data(settings, self.data)
-        trainer.check(resolved, self.data, 1, self.order.address)
+        trainer.check(resolved, self.data, self.order.workers, self.order.address)
         return resolved
 
     def facts(self) -> dict[str, Any]:
-        """What a resumed sweep must have in common with the one before."""
+        """What a resumed sweep must have in common with the one before; values depend on it."""
         return {
             "dataset": self.data.manifest["dataset"],
             "fingerprint": self.data.fingerprint,
             "settings": self.settings.plain(),
             "space": {d.setting: d.plain() for d in self.space},
-            "searcher": self.order.searcher,
-            "scheduler": self.order.scheduler,
+            **{name: getattr(self.order, name) for name in KEPT},
         }
+
+    def claim(self) -> None:
+        """Make the folder this sweep's, and write down what a resumed one need not be told."""
+        asked = asdict(self.order) | {"prepared": self.data.folder.path}
+        self.sweep.claim(self.facts() | {"order": {name: asked[name] for name in ASKED}})
 
     @property
     def longest(self) -> int:
@@ -117,9 +137,11 @@ def check(order: Order, settings: Settings, space: Space) -> Search:
         raise unknown_name("scheduler", order.scheduler, SCHEDULERS)
     data = open_sealed(order.prepared)
     settings = trainer.for_data(settings, data)
+    _check_team(order, data)
     trainer.check(settings, data, 1, order.address)
     if settings.train.resident_rows is not None:
         raise RecrayError("train.resident_rows: a search holds all ratings; leave it out")
+    check_folds(order.folds, data)
     goal = Goal(settings.metric, settings.metric in LOWER_IS_BETTER)
     own = own_point(space, settings)
     searcher = make_searcher(order.searcher, space, own, 0, goal.lower)
@@ -129,43 +151,104 @@ def check(order: Order, settings: Settings, space: Space) -> Search:
             "many, a smaller --space, or --searcher random"
         )
     if order.address == cluster.LOCAL:
-        concurrency(order.concurrent, cluster.local_cpus(), None, 1)
+        room = Room(cluster.local_cpus(), local_gpus() if order.gpus else 0)
+        concurrency(order.concurrent, room, Room(order.workers, order.gpus))
     search = Search(order, data, settings, space, goal, SweepFolder(order.out))
     search.sweep.check(search.facts(), order.resume)
     return search
 
 
-def concurrency(asked: int | None, cpus: int, memory: float | None, need: float) -> int:
+def _check_team(order: Order, data: Prepared) -> None:
+    """Refuse workers that have nothing to do, and shares of a GPU that Ray cannot give."""
+    workers, gpus = order.workers, order.gpus
+    if workers > data.buckets:
+        raise RecrayError(
+            f"--workers-per-trial {workers}: the data set has {data.buckets} parts, "
+            "one is needed per worker"
+        )
+    if workers > 1 and order.folds:
+        raise RecrayError(
+            "--kfold is for small data, whose trials take one process; leave out "
+            f"--workers-per-trial {workers}"
+        )
+    share = gpus / workers
+    if gpus < 0 or (share > 1 and share != int(share)):
+        raise RecrayError(
+            f"--gpus-per-trial {gpus:g}: give 0, a fraction up to 1, or whole GPUs"
+            + (f" for each of {workers} workers" if workers > 1 else "")
+        )
+
+
+def local_gpus() -> int:
+    """GPUs of this machine that torch can use."""
+    return torch.cuda.device_count()
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a cluster has, or what a trial takes.
+
+    Args:
+        cpus: CPUs, 1 a worker.
+        gpus: GPUs.
+        memory: Bytes, None if unknown.
+    """
+
+    cpus: int
+    gpus: float = 0.0
+    memory: float | None = None
+
+    def __str__(self) -> str:
+        words = [f"{self.cpus} CPU{'s' * (self.cpus != 1)}"]
+        if self.gpus:
+            words.append(f"{self.gpus:g} GPU{'s' * (self.gpus > 1)}")
+        if self.memory is not None:
+            words.append(f"{self.memory / 1e9:.1f} GB")
+        return ", ".join(words)
+
+    def fits(self, trial: "Room") -> int:
+        """How many such trials fit; a trial's share of a GPU lies on one GPU."""
+        fit = self.cpus // trial.cpus
+        if self.memory is not None and trial.memory:
+            fit = min(fit, int(self.memory // trial.memory))
+        if trial.gpus > 0:
+            a_gpu = math.floor(1 / trial.gpus + 1e-9)
+            gpus = int(self.gpus)
+            fit = min(fit, gpus * a_gpu if a_gpu else int(gpus // trial.gpus))
+        return fit
+
+
+def concurrency(asked: int | None, room: Room, trial: Room) -> int:
     """How many trials run at once.
 
     Args:
         asked: None for as many as fit.
-        cpus: Of the cluster; a trial takes one.
-        memory: Bytes that the cluster has, None if unknown.
-        need: Bytes that a trial takes.
+        room: What the cluster has.
+        trial: What a trial takes.
 
     Raises:
         RecrayError: Not even one fits, or more are asked for than fit.
     """
-    fit = cpus if memory is None else min(cpus, int(memory // need))
+    fit = room.fits(trial)
     if fit < 1:
+        lacks = "no GPU" if trial.gpus and not room.gpus else str(room)
         raise RecrayError(
-            f"a trial needs 1 CPU and {need / 1e9:.1f} GB: the cluster has {cpus} CPUs"
-            + (f" and {memory / 1e9:.1f} GB" if memory is not None else "")
-            + "; add nodes, or search smaller models"
+            f"a trial takes {trial}: the cluster has {lacks}; add nodes, or give less to a trial"
         )
     if asked is not None and asked > fit:
         raise RecrayError(
-            f"--concurrent {asked}: at most {fit} trials fit at once ({cpus} CPUs, 1 a trial"
-            + (f"; {memory / 1e9:.1f} GB, {need / 1e9:.1f} a trial" if memory is not None else "")
-            + "); give fewer, or auto"
+            f"--concurrent {asked}: at most {fit} trials fit at once: a trial takes {trial}, "
+            f"the cluster has {room}; give fewer, or auto"
         )
     return fit if asked is None else asked
 
 
-def need(search: Search) -> float:
-    """Bytes of the largest trial: its process, its rows, and weights with Adam's two moments."""
+def takes(search: Search) -> Room:
+    """What the largest trial takes: processes, rows, and weights with Adam's two moments."""
+    order = search.order
     ends = [e for d in search.space if d.setting == "model.dim" for e in d.ends()]
     dim = max([search.settings.model.dim, *ends])
     rows = sum(search.data.manifest["splits"][name]["rows"] for name in ("train", "valid"))
-    return PROCESS_BYTES + 100 * rows + 16 * dim * (search.data.users + search.data.items)
+    weights = 16 * dim * (search.data.users + search.data.items)
+    memory = order.workers * (PROCESS_BYTES + weights * max(1, order.folds)) + 100 * rows
+    return Room(order.workers, order.gpus, memory)

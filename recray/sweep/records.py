@@ -127,7 +127,8 @@ class SweepFolder:
         Raises:
             RecrayError: It holds something else, or a sweep and `resume` is not set.
         """
-        if not self.folder.exists("sweep.json"):
+        before = self.before()
+        if before is None:
             if self.folder.files():
                 raise RecrayError(
                     f"{self.folder} is not empty and holds no sweep; give another folder"
@@ -138,15 +139,21 @@ class SweepFolder:
                 f"{self.folder} holds a sweep already; give --resume to continue it, "
                 "or another folder"
             )
-        before = self.folder.read_json("sweep.json")
         for name, now in json.loads(json.dumps(facts)).items():
             if before.get(name) != now:
                 raise RecrayError(f"{self.folder} is a sweep with {_words(name, before, now)}")
 
     def claim(self, facts: dict[str, Any]) -> None:
         """Make the folder this sweep's; again is fine."""
-        if not self.folder.exists("sweep.json"):
+        if self.before() != json.loads(json.dumps(facts)):
             self.folder.write_json("sweep.json", facts)
+
+    def before(self) -> dict[str, Any] | None:
+        """What sweep.json says; None where there is no sweep."""
+        if not self.folder.exists("sweep.json"):
+            return None
+        facts: dict[str, Any] = self.folder.read_json("sweep.json")
+        return facts
 
     def save(self, record: Record) -> None:
         """Write the trial's own file; it appears whole."""
@@ -204,7 +211,8 @@ def _words(name: str, before: dict[str, Any], now: Any) -> str:
         return f"another {name.rstrip('s')}: {', '.join(changed)}; give another folder"
     if name == "fingerprint":
         return f"data that have changed since: {before['dataset']}; give another folder"
-    return f"{name} {before.get(name)} (now {now}); give another folder"
+    option = {"folds": "--kfold", "workers": "--workers-per-trial"}.get(name, name)
+    return f"{option} {before.get(name)} (now {now}); give another folder"
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

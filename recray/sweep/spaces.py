@@ -167,10 +167,18 @@ def searchable(settings: Settings, given: Mapping[str, Any]) -> list[str]:
     objective = set(ObjectiveSettings.model_fields)
     if "model.kind" not in given:
         model &= {"kind", *inspect.signature(model_class(settings.model.kind)).parameters}
+    pretrains = "train.pretrain" in given or settings.train.pretrain > 0
     if "objective.kind" not in given:
-        objective -= _without_effect(settings.objective.kind)
-        if settings.objective.kind == "whole-data":
+        kind = settings.objective.kind
+        objective -= _without_effect(kind) - ({"alpha0"} if pretrains else set())
+        if kind in ("whole-data", "bayes"):
             train -= {"lr", "batch_size", "weight_decay"}
+        if kind == "bayes":
+            train -= {"l2"}
+    if "model.kind" not in given and settings.model.kind not in ("mlp", "softmax-dnn"):
+        train -= {"pretrain"}
+    if not pretrains:
+        train -= {"pretrain_l2"}
     if settings.train.optimizer == "sgd" and "train.optimizer" not in given:
         train -= {"weight_decay"}
     train -= {"metric", "seed", "rows", "start_from"}  # what is compared, not what is searched
@@ -182,11 +190,14 @@ def searchable(settings: Settings, given: Mapping[str, Any]) -> list[str]:
 
 def _without_effect(objective: str) -> set[str]:
     drawn = {"negatives", "sampling", "exclude_known"}
-    if objective == "whole-data":
-        return drawn
-    if objective in ("mse", "bce", "classes"):
+    sampled = {"factors", "tastes", "sweeps", "burn_in"}
+    if objective == "bayes":
         return {*drawn, "alpha0"}
-    return set() if objective == "logistic" else {"alpha0"}
+    if objective == "whole-data":
+        return {*drawn, *sampled}
+    if objective in ("mse", "bce", "classes"):
+        return {*drawn, *sampled, "alpha0"}
+    return sampled if objective == "logistic" else {*sampled, "alpha0"}
 
 
 def _unknown(setting: str, known: list[str], settings: Settings) -> RecrayError:

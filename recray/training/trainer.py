@@ -226,7 +226,7 @@ def _fit_again(
     """
     for failures in range(max_failures + 1):
         try:
-            return _fit(config, folder.folder, workers)
+            return fit(train_worker, config, folder.folder, workers)
         except WorkerLost as error:
             if failures == max_failures:
                 times = "once" if not failures else f"{failures + 1} times"
@@ -239,17 +239,38 @@ def _fit_again(
     return None
 
 
-def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
-    """Run train_worker under Ray Train; 0 workers is Ray's local mode, in this process."""
+def fit(
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    folder: Folder,
+    workers: int,
+    gpus: float = 0.0,
+) -> None:
+    """Run a function under Ray Train.
+
+    Args:
+        worker: What each worker runs.
+        config: What it is given.
+        folder: Where Ray keeps its own files while it runs.
+        workers: How many; 0 is Ray's local mode, in this process.
+        gpus: GPUs that a worker reserves.
+
+    Raises:
+        RecrayError: What a worker raised for the user.
+    """
     import ray.train
     import ray.train.torch
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     trainer = ray.train.torch.TorchTrainer(
-        train_worker,
+        worker,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, resources_per_worker={"CPU": 1} if workers else None
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=({"CPU": 1} | ({"GPU": gpus} if gpus else {}))
+            if workers
+            else None,
         ),
         # Every attempt is a fresh Ray run: what resumes is our own checkpoint. Ray itself begins
         # again after a node that was taken away with notice, as often as that happens.

@@ -50,13 +50,14 @@ def all_cpus_come_back(seconds: float = 30) -> bool:
     return False
 
 
-def test_a_sweep_ends_with_settings_that_give_its_digits(prepared, tmp_path):
+def test_a_sweep_ends_with_settings_that_give_its_digits(prepared, tmp_path, monkeypatch):
     said, events = [], []
-    search = checked(prepared, tmp_path / "s", trials=8)
-    result = champion.tune(search, seeds=2, say=said.append, on_event=events.append)
+    monkeypatch.chdir(tmp_path)  # a relative --out is the driver's, wherever trials run
+    search = checked(prepared, Path("s"), trials=8, seeds=2)
+    result = champion.tune(search, say=said.append, on_event=events.append)
     assert all_cpus_come_back()
     assert [row["trial"] for row in result["trials"]] == list(range(8))
-    assert {row["status"] for row in result["trials"]} <= {"finished", "stopped"}
+    assert {row["status"] for row in result["trials"]} == {"finished", "stopped"}
     assert events[-1].ended == 8
     rows = pq.read_table(tmp_path / "s" / "results.parquet").to_pylist()
     assert len(rows) == sum(row["epochs"] for row in result["trials"])
@@ -130,8 +131,10 @@ def test_mutated_test_ratings_leave_the_best_settings_as_they_are(prepared, tmp_
         part.write_bytes(b"nobody can read this")
     best = []
     for name, folder in (("a", prepared), ("b", mutated)):
-        search = checked(folder, tmp_path / name, scheduler="none", searcher="tpe", concurrent=1)
-        assert champion.tune(search, seeds=0)["test"] is None
+        search = checked(
+            folder, tmp_path / name, scheduler="none", searcher="tpe", concurrent=1, seeds=0
+        )
+        assert champion.tune(search)["test"] is None
         best.append((tmp_path / name / "best.yaml").read_bytes())
     assert best[0] == best[1]
 
@@ -192,6 +195,7 @@ def test_a_trial_whose_process_dies_is_lost_and_tried_again(prepared, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_driver_loses_no_finished_trial(prepared, tmp_path):
     out = tmp_path / "s"
     command = [
@@ -202,7 +206,7 @@ def test_a_killed_driver_loses_no_finished_trial(prepared, tmp_path):
     killed = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     try:
         while len(list(out.glob("trials/*.json"))) < 4:
             assert time.monotonic() < end, "no trial ended"
@@ -219,7 +223,8 @@ def test_a_killed_driver_loses_no_finished_trial(prepared, tmp_path):
             continue
     kept = {p.name: p.stat().st_mtime_ns for p in out.glob("trials/*.json") if p.name[0] != "."}
     assert 4 <= len(kept) < 10
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=200)
+    again = [*(sys.executable, "-m", "recray", "tune", "--resume", str(out)), "--json"]
+    done = subprocess.run(again, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert [row["trial"] for row in result["trials"]] == list(range(10))
@@ -227,3 +232,80 @@ def test_a_killed_driver_loses_no_finished_trial(prepared, tmp_path):
     assert {name: (out / "trials" / name).stat().st_mtime_ns for name in kept} == kept
     ran = [line for line in done.stderr.splitlines() if "finished" in line]
     assert len(ran) == 10 - len(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a trial starts six processes
+def test_trials_on_workers_of_their_own_give_the_digits_of_a_run(prepared, tmp_path):
+    changes = ["train.epochs=9", "train.l2=0.01"]
+    poor = {"train.l2": {"choice": [20.0]}}
+    options = {"trials": 2, "searcher": "grid", "concurrent": 1, "workers": 2, "seeds": 0}
+    search = checked(prepared, tmp_path / "s", poor, changes, **options)
+    result = champion.tune(search)
+    assert all_cpus_come_back()
+    rows = result["trials"]
+    assert [row["status"] for row in rows] == ["finished", "stopped"]
+    run = trainer.run(search.settings, str(prepared), str(tmp_path / "run"), workers=2)
+    assert rows[0]["value"] == run["best"]["ndcg@10"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_a_trial_raises_on_its_workers_is_a_row(prepared, tmp_path):
+    space = {"train.lr": {"choice": [1e30]}}
+    changes = ["train.optimizer=sgd", "train.lr=0.02"]
+    options = {"searcher": "grid", "trials": 2, "workers": 2, "concurrent": 1}
+    search = checked(prepared, tmp_path / "s", space, changes, "dot-mse", **options)
+    plan = tuning.run(search)
+    records = sorted(plan.records.values(), key=lambda r: r.number)
+    assert [record.status for record in records] == ["finished", "failed"]
+    assert "train.lr=1e+30" in records[1].error
+    assert all_cpus_come_back()
+
+
+NODES = """
+import json, sys
+from recray import cluster
+cluster._set_environment()
+from ray.cluster_utils import Cluster
+from recray import tuning
+from recray.config import load_settings
+from recray.sweep import order as orders
+from recray.sweep.order import Order
+from recray.sweep.spaces import parse_space
+
+prepared, out = sys.argv[1:]
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+second = nodes.add_node(num_cpus=2)
+settings = load_settings("ranking", None, ["model.dim=8", "train.epochs=60", "train.patience=null"])
+space = parse_space({"train.l2": {"loguniform": [0.001, 0.1]}}, settings)
+
+def run(resume, on_event=None):
+    order = Order(prepared, out, 8, 3 if not resume else None, scheduler="none",
+                  resume=resume, address=nodes.address)
+    plan = tuning.run(orders.check(order, settings, space), on_event)
+    return {r.key: r.status for r in plan.records.values()}
+
+def kill(event):
+    if event.ended == 2 and second in nodes.worker_nodes:
+        nodes.remove_node(second, allow_graceful=False)
+
+before, after = run(False, kill), run(True)
+nodes.shutdown()
+print(json.dumps([before, after]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_node_loses_no_finished_trial(prepared, tmp_path):
+    command = [sys.executable, "-c", NODES, str(prepared), str(tmp_path / "s")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    before, after = json.loads(done.stdout.splitlines()[-1])
+    assert len(before) == len(after) == 8
+    lost = {key for key, status in before.items() if status == "lost"}
+    assert 1 <= len(lost) <= 6
+    assert set(before.values()) == {"finished", "lost"}
+    assert set(after.values()) == {"finished"}
+    assert before.keys() - lost <= after.keys()

@@ -1,0 +1,86 @@
+"""What a search finds: 40 trials from poor values, beside the preset that people tuned; with trials
+in full, and with ASHA, which stops most of them.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from recray import cluster, tuning
+from recray.benchmarks.harness import timed
+from recray.benchmarks.quality import PER_ITEM, SMALL, archive
+from recray.config import Settings, load_settings
+from recray.data import ingest
+from recray.data.source import recognise
+from recray.sweep import order as orders
+from recray.sweep.order import Order
+from recray.sweep.plan import Plan
+from recray.sweep.spaces import parse_space
+
+Say = Callable[[str], None]
+TRIALS, QUICK = 40, 12
+POOR = ("model.dim=8", "objective.alpha0=1.0", "train.l2=0.5")
+"""Where the search starts: short vectors that shrink to nothing."""
+SPACE = {
+    "model.dim": {"int": [16, 64], "log": True},
+    "objective.alpha0": {"loguniform": [0.01, 1.0]},
+    "train.l2": {"loguniform": [0.001, 0.1]},
+}
+"""That of the preset, with vectors no longer than the preset's."""
+
+
+def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
+    """Search the default preset from poor values on ml-100k, 75/25 per item.
+
+    Args:
+        quick: 12 trials on the generated sample.
+        say: Told what happens, a line each.
+        data: Folder with ml-100k.zip; None downloads it.
+    """
+    tuned = load_settings("ranking", None, (*PER_ITEM, *SMALL))
+    poor = load_settings("ranking", None, (*PER_ITEM, *POOR))
+    source = "sample" if quick else archive("ml-100k", data)
+    trials = QUICK if quick else TRIALS
+    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, cluster.session():
+        ingest.prepare(recognise(source, tuned), f"{folder}/prepared", tuned)
+        aim = _search(tuned, folder, "none", 1, say)
+        rows = [aim, *(_search(poor, folder, way, trials, say) for way in ("none", "asha"))]
+    for row in rows:
+        row["of_tuned"] = row["best"] / aim["best"]
+    return {"figures": _figures(*rows), "rows": rows}
+
+
+def _search(
+    settings: Settings, folder: str, scheduler: str, trials: int, say: Say
+) -> dict[str, Any]:
+    """The trials of one search, and the best of them on the validation split."""
+    name = "tuned preset" if trials == 1 else f"from poor values, scheduler {scheduler}"
+    out = f"{folder}/{scheduler}-{trials}"
+    order = Order(f"{folder}/prepared", out, trials, searcher="tpe", scheduler=scheduler)
+    search = orders.check(order, settings, parse_space(SPACE, settings))
+    plans: list[Plan] = []
+    seconds = timed(lambda: plans.append(tuning.run(search)))
+    records = list(plans[0].records.values())
+    values = {r.number: best[1] for r in records if (best := search.goal.best(r.history))}
+    winner = search.goal.winner(records)
+    row: dict[str, Any] = {
+        "search": name,
+        "trials": len(records),
+        "epochs": sum(len(record.history) for record in records),
+        "first": values.get(0, math.nan),
+        "best": values[winner.number] if winner else math.nan,
+        "seconds": round(seconds, 1),
+    }
+    values_seen = f"{search.goal.metric} from {row['first']:.4f} to {row['best']:.4f}"
+    say(f"{name}: {row['trials']} trials, {row['epochs']} epochs, {values_seen}")
+    return row
+
+
+def _figures(tuned: dict[str, Any], full: dict[str, Any], asha: dict[str, Any]) -> dict[str, float]:
+    return {
+        "start_of_tuned": asha["first"] / tuned["best"],
+        "full_of_tuned": full["best"] / tuned["best"],
+        "asha_of_tuned": asha["best"] / tuned["best"],
+        "asha_epochs_of_full": asha["epochs"] / full["epochs"],
+    }
