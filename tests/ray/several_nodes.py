@@ -26,7 +26,7 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def wait_for(condition, seconds: float = 120):
+def wait_for(condition, seconds: float = 240):
     """What the condition gives as soon as it is true."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -71,20 +71,27 @@ class Nodes:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SCHEDULER_EVENTS": "0",
             "RAY_raylet_start_wait_time_s": "120",
-            "RAY_health_check_period_ms": "1000",
-            "RAY_health_check_failure_threshold": "5",
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
         }
         self.running: list[subprocess.Popen] = []
-        head = ["--head", f"--port={gcs}", f"--dashboard-port={self.dashboard_port}"]
-        head += [f"--ray-client-server-port={client}", f"--temp-dir={self.folder}/ray"]
-        self._start([*head, f"--num-cpus={head_cpus}"])
-        wait_for(self._alive)
-        for _ in range(count):
-            self.add()
-        wait_for(lambda: self._alive() == count + 1)
+        self.count = count
+        self.head = ["--head", f"--port={gcs}", f"--dashboard-port={self.dashboard_port}"]
+        self.head += [f"--ray-client-server-port={client}", f"--temp-dir={self.folder}/ray"]
+        self.head += [f"--num-cpus={head_cpus}"]
+
+    def __enter__(self) -> "Nodes":
+        try:
+            self._start(self.head)
+            wait_for(self._alive)
+            for _ in range(self.count):
+                self.add()
+            wait_for(lambda: self._alive() == self.count + 1)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
 
     def add(self, *before: str) -> subprocess.Popen:
         """Start a node with one CPU; `before` are the words that run the command."""
@@ -93,11 +100,12 @@ class Nodes:
     def _start(self, options: list[str], before=()) -> subprocess.Popen:
         common = ["--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
         common += ["--dashboard-agent-listen-port=0", "--object-store-memory=150000000"]
+        log = (self.folder / f"node-{len(self.running)}.log").open("w")
         node = subprocess.Popen(
             [*before, RAY, "start", *options, *common],
             env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         self.running.append(node)
@@ -134,9 +142,6 @@ class Nodes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         node.wait(timeout=30)
-
-    def __enter__(self) -> "Nodes":
-        return self
 
     def __exit__(self, *_error: object) -> None:
         for node in reversed(self.running):
