@@ -95,7 +95,8 @@ class Nodes:
 
     def add(self, *before: str) -> subprocess.Popen:
         """Start a node with one CPU; `before` are the words that run the command."""
-        return self._start([f"--address={self.address}", "--num-cpus=1"], before)
+        name = f"--node-name=node-{len(self.running)}"
+        return self._start([f"--address={self.address}", "--num-cpus=1", name], before)
 
     def _start(self, options: list[str], before=()) -> subprocess.Popen:
         common = ["--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
@@ -126,6 +127,12 @@ class Nodes:
     def _alive(self) -> int:
         rows = self.ask("/api/v0/nodes?limit=100") or []
         return sum(row["state"] == "ALIVE" for row in rows)
+
+    def running_on(self, node_id: str) -> subprocess.Popen:
+        """The process that started a node."""
+        rows = self.ask("/api/v0/nodes?limit=100") or []
+        (name,) = (row["node_name"] for row in rows if row["node_id"] == node_id)
+        return self.running[int(name.removeprefix("node-"))]
 
     def nodes_of(self, class_name: str) -> set[str]:
         """The nodes on which living actors of a class are."""
