@@ -1,6 +1,7 @@
 """The nodes of the cluster: call something on each, and see that they share a disk."""
 
 import contextlib
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +57,24 @@ def alive() -> list[Node]:
             name = f"{facts['NodeManagerAddress']} ({mark})"
             found.append((not head, Node(facts["NodeID"], name, facts["Resources"])))
     return [node for _, node in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
+
+
+def room(workers: int, notice_s: float = 8.0, back_s: float = 30.0) -> int:
+    """How many of the workers the cluster has CPUs for, now that a worker was lost.
+
+    Args:
+        workers: As many as there were.
+        notice_s: Until the loss of a node is known.
+        back_s: Until another takes its place, where one does.
+    """
+    begin = time.monotonic()
+    while True:
+        left = alive()
+        cpus = int(sum(node.resources.get("CPU", 0) for node in left))
+        wait_s = back_s if cpus < workers else notice_s if len(left) > 1 else 0.0
+        if time.monotonic() - begin >= wait_s:
+            return min(cpus, workers)
+        time.sleep(0.5)
 
 
 def on_every_node(

@@ -28,7 +28,13 @@ UNFINISHED = ".unfinished-"
 ATTEMPTS = 6
 WAIT_S = 0.2
 """Before a store is asked again, doubled each time; the store's own client has tried before."""
-_LASTING = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH")
+_LASTING = (
+    "ACCESS_DENIED",
+    "NO_SUCH_BUCKET",
+    "allow_bucket_creation",
+    "INVALID_ACCESS_KEY",
+    "SIGNATURE_DOES_NOT_MATCH",
+)
 
 
 def is_uri(path: str) -> bool:

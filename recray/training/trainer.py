@@ -94,7 +94,7 @@ def run(
         folder.claim(facts, before)
         with following(folder.folder, watch, facts, before.history):
             processes = 0 if workers == 1 and address == cluster.LOCAL else workers
-            _fit_again(config, folder, processes, max_failures, watch.say)
+            _fit_again(config, folder, facts, processes, max_failures, watch.say)
     return _end(folder, folder.progress())
 
 
@@ -214,10 +214,16 @@ def _summary(folder: RunFolder, progress: Progress, already: bool = False) -> di
 
 
 def _fit_again(
-    config: dict[str, Any], folder: RunFolder, workers: int, max_failures: int, say: Say
+    config: dict[str, Any],
+    folder: RunFolder,
+    facts: dict[str, Any],
+    workers: int,
+    max_failures: int,
+    say: Say,
 ) -> None:
     """Train; when a worker is lost, begin again with a new group from the newest good checkpoint.
 
+    Where its node was lost too, and what is left has no room for as many, it goes on with fewer.
     What a worker raises is not tried again: training is exact, so it would raise it again.
 
     Raises:
@@ -234,8 +240,18 @@ def _fit_again(
                     f"a worker was lost {times}, --max-failures is {max_failures}: {error}; "
                     "continue with --resume"
                 ) from error
-            epoch = folder.progress().epoch
-            say(f"train: {error}; again after epoch {epoch}, {failures + 1} of {max_failures}")
+            progress = folder.progress()
+            again = f"again after epoch {progress.epoch}, {failures + 1} of {max_failures}"
+            say(f"train: {error}; {again}")
+            room = nodes.room(workers)
+            if 0 < room < workers:
+                fewer = f"{room} worker{'s' * (room > 1)} instead of {workers}"
+                say(
+                    f"train: the nodes that are left have {room} CPUs: goes on with {fewer}; the "
+                    "digits are not those of an unbroken run"
+                )
+                workers = room
+                folder.claim(facts | {"workers": workers}, progress)
     return None
 
 

@@ -26,7 +26,7 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def wait_for(condition, seconds: float = 120):
+def wait_for(condition, seconds: float = 240):
     """What the condition gives as soon as it is true."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -71,33 +71,42 @@ class Nodes:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SCHEDULER_EVENTS": "0",
             "RAY_raylet_start_wait_time_s": "120",
-            "RAY_health_check_period_ms": "1000",
-            "RAY_health_check_failure_threshold": "5",
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
         }
         self.running: list[subprocess.Popen] = []
-        head = ["--head", f"--port={gcs}", f"--dashboard-port={self.dashboard_port}"]
-        head += [f"--ray-client-server-port={client}", f"--temp-dir={self.folder}/ray"]
-        self._start([*head, f"--num-cpus={head_cpus}"])
-        wait_for(self._alive)
-        for _ in range(count):
-            self.add()
-        wait_for(lambda: self._alive() == count + 1)
+        self.count = count
+        self.head = ["--head", f"--port={gcs}", f"--dashboard-port={self.dashboard_port}"]
+        self.head += [f"--ray-client-server-port={client}", f"--temp-dir={self.folder}/ray"]
+        self.head += [f"--num-cpus={head_cpus}"]
+
+    def __enter__(self) -> "Nodes":
+        try:
+            self._start(self.head)
+            wait_for(self._alive)
+            for _ in range(self.count):
+                self.add()
+            wait_for(lambda: self._alive() == self.count + 1)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
 
     def add(self, *before: str) -> subprocess.Popen:
         """Start a node with one CPU; `before` are the words that run the command."""
-        return self._start([f"--address={self.address}", "--num-cpus=1"], before)
+        name = f"--node-name=node-{len(self.running)}"
+        return self._start([f"--address={self.address}", "--num-cpus=1", name], before)
 
     def _start(self, options: list[str], before=()) -> subprocess.Popen:
         common = ["--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
         common += ["--dashboard-agent-listen-port=0", "--object-store-memory=150000000"]
+        log = (self.folder / f"node-{len(self.running)}.log").open("w")
         node = subprocess.Popen(
             [*before, RAY, "start", *options, *common],
             env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         self.running.append(node)
@@ -119,6 +128,12 @@ class Nodes:
         rows = self.ask("/api/v0/nodes?limit=100") or []
         return sum(row["state"] == "ALIVE" for row in rows)
 
+    def running_on(self, node_id: str) -> subprocess.Popen:
+        """The process that started a node."""
+        rows = self.ask("/api/v0/nodes?limit=100") or []
+        (name,) = (row["node_name"] for row in rows if row["node_id"] == node_id)
+        return self.running[int(name.removeprefix("node-"))]
+
     def nodes_of(self, class_name: str) -> set[str]:
         """The nodes on which living actors of a class are."""
         rows = self.ask("/api/v0/actors?limit=1000&detail=1") or []
@@ -134,9 +149,6 @@ class Nodes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         node.wait(timeout=30)
-
-    def __enter__(self) -> "Nodes":
-        return self
 
     def __exit__(self, *_error: object) -> None:
         for node in reversed(self.running):

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from recray.recommender import Recommender
 from recray.registry import Registry
+from recray.training.checkpoint import RunFolder
 from tests.ray.several_nodes import Nodes, free_ports, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -193,3 +195,62 @@ def test_a_disk_that_a_node_does_not_share_is_refused(nodes, released, tmp_path)
         assert "problem  storage" in found.stdout
     finally:
         nodes.kill(third)
+
+
+# ------------------------------------------------------------------------ a node lost in training
+
+LONG = ["--preset", "dot-mse", "--set", "train.epochs=60", "--set", "train.patience=null"]
+
+
+def epochs_of(run: Path) -> int:
+    try:
+        return len(json.loads((run / "epochs.json").read_text()))
+    except (OSError, ValueError):
+        return 0
+
+
+def trained_through_a_loss(prepared: Path, out: Path, spare: int) -> str:
+    """What a job of two workers prints when one's node is killed, beside so many spare nodes."""
+    with Nodes(2 + spare) as nodes:
+        running = nodes.start(
+            "submit", "train", prepared, "--out", out, "--workers", 2, *LONG, "--follow",
+            "--address", nodes.dashboard,
+        )  # fmt: skip
+        wait_for(lambda: epochs_of(out) >= 3)
+        at_work = nodes.nodes_of("RayTrainWorker")
+        assert len(at_work) == 2
+        nodes.kill(nodes.running_on(min(at_work)))
+        assert epochs_of(out) < 60, "killed too late to show anything"
+        printed, _ = running.communicate(timeout=280)
+        assert running.returncode == 0, printed
+        return printed
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A prepared data set, and a run on it that nothing happened to."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    recray = [sys.executable, "-m", "recray"]
+    prepared, run = folder / "prepared", folder / "run"
+    subprocess.run([*recray, "prepare", "sample", "--out", prepared], check=True, timeout=280)
+    words = [*recray, "train", prepared, "--out", run, "--workers", "2", *LONG]
+    subprocess.run(words, check=True, timeout=280)
+    return prepared, run
+
+
+def test_a_run_whose_node_dies_ends_with_the_same_bits_on_another(unbroken, tmp_path):
+    prepared, run = unbroken
+    printed = trained_through_a_loss(prepared, tmp_path / "run", spare=1)
+    assert "died; again after epoch" in printed
+    assert "instead of" not in printed
+    ours, theirs = (RunFolder(str(path)).best().weights for path in (run, tmp_path / "run"))
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_without_room_for_as_many_a_run_goes_on_with_fewer_workers_and_says_so(unbroken, tmp_path):
+    printed = trained_through_a_loss(unbroken[0], tmp_path / "run", spare=0)
+    assert "goes on with 1 worker instead of 2" in printed
+    run = RunFolder(str(tmp_path / "run"))
+    assert run.finished
+    assert [change["workers"] for change in run.facts()["changes"]] == [1]
+    assert epochs_of(tmp_path / "run") == 60
