@@ -103,6 +103,7 @@ SERVE_CONFIGS = [file for file in validate.files() if file.name.startswith("serv
     ("right", "wrong", "key"),
     [
         ("http_options:", "httpoptions:", "httpoptions"),
+        ("bundle:", "bundel:", "applications.0.args.bundel"),
         ("max_surge_percent:", "max_surge_percnt:",
          "applications.0.deployments.0.max_surge_percnt"),
         ("max_surge_percent: 100", "max_surge_percent: all",

@@ -1,4 +1,4 @@
-"""Serve configs: Ray's own schema, with the keys refused that Ray would pass over."""
+"""Serve configs: Ray's own schema, the keys refused that Ray would pass over, and our own rules."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from cluster.validate.problems import Problem, read_documents, unknown
+from recray.serving import config
 
 
 def check(file: Path) -> list[Problem]:
@@ -29,6 +30,9 @@ def check_values(file: Path, values: Any, inside: str = "") -> list[Problem]:
             ServeDeploySchema.model_validate(values)
         except ValidationError as error:
             found = [(_place(e["loc"], e["msg"]), e["msg"]) for e in error.errors()]
+    if not found:  # arguments and limits of our own application
+        told = (line.partition(": ") for line in config.check(values))
+        found = [(key, message) for key, _, message in told]
     prefix = f"{inside}." if inside else ""
     return [Problem(file, f"{prefix}{key}", message) for key, message in found]
 
