@@ -254,8 +254,7 @@ def lost_worker(error: BaseException) -> WorkerLost | None:
         elif not any(isinstance(e, WorkerLost | TimeoutError) for e in inside):
             return None
     if dead:
-        size = max(failures) + 1
-        return WorkerLost(f"worker {', '.join(map(str, dead))} (of {size} or more, from 0) died")
+        return WorkerLost(f"worker {', '.join(map(str, dead))} (counted from 0) died")
     found = (e for e in _inside(error) if isinstance(e, WorkerLost))
     return next(found, None)
 

@@ -219,7 +219,7 @@ def test_a_streamed_run_on_a_prepared_data_set_trains_and_validates(in_parts, tm
 def test_what_cannot_be_streamed_is_refused(in_parts, preset, changes, words):
     limit = [] if any("resident" in c for c in changes) else ["train.resident_rows=18"]
     small = ["evaluate.k=2", "model.dim=64"] if preset == "rating" else ["evaluate.k=2"]
-    if preset == "dot-mse" and "train.batch_size=30" not in changes:
+    if preset.startswith(("dot", "neumf")) and "train.batch_size=30" not in changes:
         small.append("train.batch_size=4")
     settings = load_settings(preset, None, [*limit, *small, *changes])
     with pytest.raises(RecrayError, match=words):
