@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from recray.errors import RecrayError
 from recray.filters import ANYTHING, Wish
 from recray.recommender import Recommender
-from recray.serving import bodies
+from recray.serving import answers, bodies
 from recray.serving.api import build_app
 from recray.serving.protection import Protection, new_key, parse_key
 from recray.serving.verify import verify
@@ -283,16 +283,16 @@ def test_every_reply_is_as_the_document_says(client):
     pairs = {"pairs": [{"user": int(user), "item": int(item)}, {"user": 7, "item": 7}]}
     many = {"askers": [{"user": int(user)}, {"user": 7}, new["ratings"] and {}], "explain": True}
     for model, reply in [
-        (bodies.Answer, client.get(f"/v1/users/{user}/recommendations?explain=true")),
-        (bodies.Answer, client.post("/v1/recommendations", json=new)),
-        (bodies.BatchAnswer, client.post("/v1/recommendations:batch", json=many)),
-        (bodies.Similar, client.get(f"/v1/items/{item}/similar")),
-        (bodies.Found, client.get("/v1/items?query=film")),
-        (bodies.ItemFacts, client.get(f"/v1/items/{item}")),
-        (bodies.UserFacts, client.get(f"/v1/users/{user}")),
-        (bodies.Scores, client.post("/v1/scores", json=pairs)),
-        (bodies.Readiness, client.get("/readyz")),
-        (bodies.Failure, client.get("/v1/items/7")),
+        (answers.Answer, client.get(f"/v1/users/{user}/recommendations?explain=true")),
+        (answers.Answer, client.post("/v1/recommendations", json=new)),
+        (answers.BatchAnswer, client.post("/v1/recommendations:batch", json=many)),
+        (answers.Similar, client.get(f"/v1/items/{item}/similar")),
+        (answers.Found, client.get("/v1/items?query=film")),
+        (answers.ItemFacts, client.get(f"/v1/items/{item}")),
+        (answers.UserFacts, client.get(f"/v1/users/{user}")),
+        (answers.Scores, client.post("/v1/scores", json=pairs)),
+        (answers.Readiness, client.get("/readyz")),
+        (answers.Failure, client.get("/v1/items/7")),
     ]:
         made = TypeAdapter(model).validate_python(reply.json(), extra="forbid")
         assert made.model_dump(exclude_unset=True) == reply.json()

@@ -24,7 +24,7 @@ from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.filters import Wish
 from recray.recommender import GivenRatings, Recommendations, Recommender, UnknownUser
-from recray.serving import bodies, documentation
+from recray.serving import answers, bodies, documentation
 from recray.serving.live import Live
 from recray.serving.protection import Guard, Protection, failure
 from recray.serving.replies import (
@@ -105,7 +105,7 @@ def _errors(app: FastAPI) -> None:
 def _for_users(app: FastAPI, service: Service) -> None:
     @app.get(
         PATH,
-        response_model=bodies.Answer,
+        response_model=answers.Answer,
         responses=failures(404),
         tags=["recommend"],
     )
@@ -136,7 +136,7 @@ def _for_users(app: FastAPI, service: Service) -> None:
 def _for_newcomers(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/recommendations",
-        response_model=bodies.Answer,
+        response_model=answers.Answer,
         responses=failures(400, 413),
         tags=["recommend"],
     )
@@ -152,7 +152,7 @@ def _for_newcomers(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/recommendations:batch",
-        response_model=bodies.BatchAnswer,
+        response_model=answers.BatchAnswer,
         responses=failures(400, 413),
         tags=["recommend"],
     )
@@ -203,7 +203,7 @@ def _entry(answer: tuple[str, str] | Recommendations | RecrayError, sources: Cou
 
 
 def _items(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/items", response_model=bodies.Found, responses=failures(), tags=["items"])
+    @app.get("/v1/items", response_model=answers.Found, responses=failures(), tags=["items"])
     async def search(search: Annotated[bodies.Search, Query()]) -> Response:
         """Items by title, those that begin so first."""
         recommender = service.take()
@@ -212,7 +212,7 @@ def _items(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/items/{item:path}/similar",
-        response_model=bodies.Similar,
+        response_model=answers.Similar,
         responses=failures(404),
         tags=["items"],
     )
@@ -232,7 +232,7 @@ def _items(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/items/{item:path}",
-        response_model=bodies.ItemFacts,
+        response_model=answers.ItemFacts,
         responses=failures(404),
         tags=["items"],
     )
@@ -249,7 +249,7 @@ def _items(app: FastAPI, service: Service) -> None:
 def _users(app: FastAPI, service: Service) -> None:
     @app.get(
         "/v1/users/{user:path}",
-        response_model=bodies.UserFacts,
+        response_model=answers.UserFacts,
         responses=failures(404),
         tags=["users"],
     )
@@ -264,7 +264,7 @@ def _users(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/scores",
-        response_model=bodies.Scores,
+        response_model=answers.Scores,
         responses=failures(400, 413),
         tags=["users"],
     )
@@ -288,12 +288,12 @@ def _about(app: FastAPI, service: Service) -> None:
         """What answers: version, preset, data set, and its measured metrics with intervals."""
         return _facts(service.take())
 
-    @app.get("/healthz", response_model=bodies.Status, tags=["about"])
+    @app.get("/healthz", response_model=answers.Status, tags=["about"])
     async def alive() -> Response:
         """The process answers."""
         return json_reply({"status": "ok"})
 
-    @app.get("/readyz", response_model=bodies.Readiness, tags=["about"])
+    @app.get("/readyz", response_model=answers.Readiness, tags=["about"])
     async def ready() -> Response:
         """A model is loaded and checked; its version, and that of the model that should answer."""
         return json_reply({"status": "ready", **service.live.status()})

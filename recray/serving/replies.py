@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from recray.data.ids import ID_LENGTH
 from recray.recommender import Recommender
-from recray.serving import bodies
+from recray.serving import answers, bodies
 from recray.serving.live import Live
 from recray.serving.protection import failure
 from recray.serving.tally import Tally
@@ -67,7 +67,7 @@ class Service:
 def failures(*more: int) -> dict[int | str, dict[str, Any]]:
     """The errors of an operation for the OpenAPI document: those of all, and some more."""
     statuses = sorted({401, 403, 422, 429, 500, 503, 504, *more})
-    return {s: {"model": bodies.Failure, "description": _MEANING[s]} for s in statuses}
+    return {s: {"model": answers.Failure, "description": _MEANING[s]} for s in statuses}
 
 
 def json_reply(value: Any, status: int = 200) -> Response:
