@@ -14,6 +14,7 @@ from recray.cli import (  # noqa: F401 - each adds its commands
     benchmark,
     bundles,
     data,
+    refresh,
     registry,
     serving,
     stages,

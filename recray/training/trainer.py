@@ -27,10 +27,11 @@ from recray.objectives import Contrast, UnratedClass, build_objective
 from recray.ranking import History, Ranker
 from recray.storage import Folder
 from recray.training.checkpoint import Progress, RunFolder
+from recray.training.grow import read_starts
 from recray.training.loop import TrainingRun, Validate, statistics_of
 from recray.training.steps import Shard
 from recray.training.sync import Workers
-from recray.training.warm import check_pretraining, pretrain, read_runs, start_from
+from recray.training.warm import check_pretraining, pretrain, start_from
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -135,7 +136,7 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
         )
     objective = build_objective(settings, low, high)
     objective.check(build_model(settings, 1, 1))
-    trained = read_runs(settings.train.start_from, prepared.fingerprint)
+    trained = read_starts(settings.train.start_from, prepared)
     if trained:
         model = build_model(settings, prepared.users, prepared.items)
         start_from(model, trained, settings.train.merge_alpha)
@@ -278,7 +279,7 @@ def build_run(
             return Ranker(model, objective, history, 1.0, biases, whole.item_count.float())
 
         validate = _validation(settings, valid, ranker)
-    trained = read_runs(settings.train.start_from, prepared.fingerprint)
+    trained = read_starts(settings.train.start_from, prepared)
     start: Callable[[Model], None] | None = None
     if trained:
         start = partial(start_from, runs=trained, alpha=settings.train.merge_alpha)
