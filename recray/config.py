@@ -178,7 +178,9 @@ class TrainSettings(Group):
     rows: Literal["train", "train+valid"] = "train"
     """train+valid: train on both, as long as asked: for a last run whose settings are chosen."""
     start_from: tuple[str, ...] = ()
-    """Finished runs whose best weights the model starts from; a gmf and an mlp make a neumf."""
+    """Finished runs whose best weights the model starts from; a gmf and an mlp make a neumf. Or a
+    bundle, of earlier data too: known users and items keep their rows.
+    """
     pretrain: Annotated[int, Field(ge=0)] = 0
     """mlp, softmax-dnn: the vectors start from so many epochs of exact solves of the whole-data
     loss, with objective.alpha0 and pretrain_l2.

@@ -347,7 +347,7 @@ def up(result: dict[str, Any]) -> str:
             "",
             f"{words}; {seconds}",
             f"bundle: {result['bundle']}",
-            f"service: {url}  (documentation: {url}/docs)",
+            f"page: {url}  (documentation: {url}/docs)",
             f"try: curl '{url}/v1/users/{user}/recommendations?k=5'",
             "",
             "next, in another terminal or after Ctrl-C:",
@@ -445,3 +445,41 @@ def folds(result: dict[str, Any]) -> str:
     for name, values in result["baselines"].items():
         body.append([name, *(f"{values[n]:.4f}" if n in values else "" for n in names)])
     return table("", ["fold", *names], body)
+
+
+def ratings_log(path: str, told: dict[str, Any]) -> str:
+    """What a ratings log gave, and what of it could not be used, in a line."""
+    parts = [f"{path}: {told['ratings']:,} ratings of {told['users']:,} users"]
+    if told["damaged_parts"]:
+        parts.append(f"{len(told['damaged_parts'])} damaged parts left out")
+    if told["unknown_items"]:
+        parts.append(f"{told['unknown_items']:,} of items that the source does not have left out")
+    return "; ".join(parts)
+
+
+def refreshed(result: dict[str, Any]) -> str:
+    """What a refresh gained, and what its warm start saved."""
+    gain, full, spared = result["gain"], result["against_full"], result["saved"]
+    rows = [["the live version", *_difference(gain)]]
+    if full is not None:
+        rows.append(["training from nothing", *_difference(full)])
+    title = f"{result['version']} on the hold-out of {result['before']}, {gain['metric']}"
+    lines = [table(title, ["against", "difference", "95 % interval", "verdict"], rows)]
+    if spared is not None:
+        lines.append(_spared(spared))
+    lines.append(f"promoted in {result['registry']}: {result['version']}")
+    return "\n".join(lines)
+
+
+def _difference(row: dict[str, Any]) -> list[str]:
+    words = row["verdict"].split(": ", 1)[1].split(" (", 1)[0]
+    interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
+    return [f"{row['value']:+.4f}", interval, words]
+
+
+def _spared(spared: dict[str, Any]) -> str:
+    cold = f"{spared['full_epochs']} epochs ({spared['full_seconds']:.1f} s)"
+    if spared["warm_epochs"] is None:
+        return f"warm start: never as good on validation as from nothing after {cold}"
+    warm = f"{spared['warm_epochs']} epochs ({spared['warm_seconds']:.1f} s)"
+    return f"warm start: as good on validation after {warm} as from nothing after {cold}"

@@ -73,6 +73,12 @@ class Items:
     def _index(self) -> TitleIndex:
         return TitleIndex(self.titles, self._ratings)
 
+    @cached_property
+    def year_span(self) -> tuple[int, int] | None:
+        """First and last year of the items; None if no year is known."""
+        known = self._years[self._years > 0]
+        return (int(known.min()), int(known.max())) if len(known) else None
+
     # --------------------------------------------------------------------------- filters
 
     @cached_property

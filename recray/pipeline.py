@@ -19,6 +19,7 @@ from recray.protocol import HONEST, Protocol
 from recray.recommender import Recommender
 from recray.registry import Registry
 from recray.serving import deployment, verify
+from recray.serving.beside import Beside
 from recray.serving.protection import (
     Protection,
     load_keys,
@@ -335,8 +336,15 @@ def up(
         bundle = stages.export(run, prepared)
         begin = time.perf_counter()
         say(f"serve: http://{host}:{port}")
+        # Named by the data set: the folder may be used for another one later.
+        ratings = stages.out.child("ratings").child(bundle.config["dataset"])
         guarded = deployment.serving(
-            bundle.folder.path, host, port, address=address, protection=Protection(keys=keys)
+            bundle.folder.path,
+            host,
+            port,
+            address=address,
+            protection=Protection(keys=keys),
+            beside=Beside(ratings_log=ratings.path),
         )
         with guarded as url:
             checked = verify.verify(url, Recommender(bundle), key=own)

@@ -3,7 +3,7 @@
 # Shape letter: B = pairs.
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -24,6 +24,8 @@ from recray.schema import RATINGS
 HIGHEST = 10
 GivenRatings = list[tuple[RawId, float]]
 """Raw item ids and stars; of several for one item the last counts."""
+Since = Callable[[RawId], GivenRatings]
+"""Gives what a user has rated since training."""
 
 __all__ = ["GivenRatings", "Recommendations", "Recommender", "UnknownUser"]
 
@@ -75,25 +77,59 @@ class Recommender:
     # ------------------------------------------------------------------------------ lists
 
     def recommend(
-        self, user: RawId, k: int = 10, exclude_seen: bool = True, wish: Wish = ANYTHING
+        self,
+        user: RawId,
+        k: int = 10,
+        exclude_seen: bool = True,
+        wish: Wish = ANYTHING,
+        since: GivenRatings | None = None,
     ) -> Recommendations:
-        """The k best items for a user of the data set.
+        """The k best items for a user of the data set, or one with ratings since.
 
         Args:
             user: Raw user id.
             k: 1..number of items; fewer come where fewer remain.
             exclude_seen: Leave out what the user has rated.
             wish: What may be in the list, and how it is arranged.
+            since: What the user has rated since training; items unknown to it are passed over.
 
         Raises:
-            KeyError: No split has this user.
+            KeyError: No split has this user, and there are no ratings since.
             RecrayError: k is out of range, or there is no such genre.
         """
         self.check_k(k)
-        dense = self.dense_user(user)
-        state, source = self.ranker.states(np.array([dense]))
-        askers = Askers(state, source, [self.ranker.history.of_user(dense)])
+        askers = self._with_news(user, since) if since else None
+        if askers is None:
+            dense = self.dense_user(user)
+            state, source = self.ranker.states(np.array([dense]))
+            askers = Askers(state, source, [self.ranker.history.of_user(dense)])
         return self.lister.lists(askers, k, exclude_seen, wish)[0]
+
+    def _with_news(self, user: RawId, since: GivenRatings) -> Askers | None:
+        """A user folded in by their history and what came since; None if nothing of it is new."""
+        known, before = self._ratings(user, since)
+        if known == before and self.users.encode_one(user) != NONE:
+            return None
+        keys = sorted(known)
+        rated = torch.tensor(keys, dtype=torch.int64), torch.tensor([known[key] for key in keys])
+        return self._folded(rated)
+
+    def _ratings(
+        self, user: RawId, since: GivenRatings
+    ) -> tuple[dict[int, float], dict[int, float]]:
+        """Stars by dense id of an item that training knows: with what came since, and without."""
+        dense = self.users.encode_one(user)
+        before: dict[int, float] = {}
+        if dense != NONE:
+            item, rating = self.ranker.history.of_user(dense)
+            before = dict(zip(item.tolist(), rating.tolist(), strict=True))
+        items = self.items.encode_all([item for item, _ in since]).tolist()
+        news = {
+            item: stars
+            for item, (_, stars) in zip(items, since, strict=True)
+            if 0 <= item < self.items.known
+        }
+        return before | news, before
 
     def recommend_from(
         self,
@@ -123,6 +159,7 @@ class Recommender:
         k: int = 10,
         exclude_seen: bool = True,
         wish: Wish = ANYTHING,
+        since: Since | None = None,
     ) -> list[Recommendations | RecrayError]:
         """The lists of many at once, scored by one matrix product; the same as one by one.
 
@@ -131,6 +168,7 @@ class Recommender:
             k: 1..number of items; fewer come where fewer remain.
             exclude_seen: Leave out what each has rated.
             wish: What may be in the lists, and how they are arranged.
+            since: Gives what a user has rated since training.
 
         Returns:
             For each a list, or why there is none.
@@ -140,10 +178,11 @@ class Recommender:
         """
         self.check_k(k)
         answers: list[Recommendations | RecrayError | None] = [None] * len(askers)
-        users = self._find_users(askers, answers)
+        news = self._news_of(askers, since) if since is not None else {}
+        users = self._find_users(askers, answers, news)
         state, source = self.ranker.states(np.array(list(users.values()), np.int64))
         rated = [self.ranker.history.of_user(user) for user in users.values()]
-        groups, rows = [Askers(state, source, rated)], list(users)
+        groups, rows = [Askers(state, source, rated), *news.values()], [*users, *news]
         for row, given in enumerate(askers):
             if isinstance(given, list):
                 try:
@@ -155,6 +194,16 @@ class Recommender:
         for row, answer in zip(rows, made, strict=True):
             answers[row] = answer
         return [answer for answer in answers if answer is not None]
+
+    def _news_of(self, askers: Sequence[RawId | GivenRatings], since: Since) -> dict[int, Askers]:
+        """Row to asker of the users who have rated something since training."""
+        found = {}
+        for row, given in enumerate(askers):
+            if not isinstance(given, list) and (ratings := since(given)):
+                asker = self._with_news(given, ratings)
+                if asker is not None:
+                    found[row] = asker
+        return found
 
     def written(self, user: RawId, k: int, exclude_seen: bool) -> bytes | None:
         """recommend(...).plain() as JSON, the short way; None where there is none.
@@ -169,7 +218,11 @@ class Recommender:
         return self.quick.one(dense, k, exclude_seen)
 
     def written_many(
-        self, askers: Sequence[RawId | GivenRatings], k: int, exclude_seen: bool
+        self,
+        askers: Sequence[RawId | GivenRatings],
+        k: int,
+        exclude_seen: bool,
+        since: Since | None = None,
     ) -> list[tuple[str, str] | Recommendations | RecrayError]:
         """recommend_many without a wish; of users of the data set the source and the JSON.
 
@@ -178,21 +231,30 @@ class Recommender:
         """
         self.check_k(k)
         answers: list[Any] = [None] * len(askers)
-        users = self._find_users(askers, answers)
+        news = self._news_of(askers, since) if since is not None else {}
+        users = self._find_users(askers, answers, news)
         dense = np.array(list(users.values()), np.int64)
         for row, made in zip(users, self.quick.many(dense, k, exclude_seen), strict=True):
             answers[row] = made
-        rest = [row for row, given in enumerate(askers) if isinstance(given, list)]
-        others = self.recommend_many([askers[row] for row in rest], k, exclude_seen)
+        rest = [n for n, given in enumerate(askers) if isinstance(given, list) or n in news]
+        chosen = [askers[row] for row in rest]
+        others = self.recommend_many(chosen, k, exclude_seen, since=since)
         for row, answer in zip(rest, others, strict=True):
             answers[row] = answer
         return answers
 
     def _find_users(
-        self, askers: Sequence[RawId | GivenRatings], answers: list[Any]
+        self,
+        askers: Sequence[RawId | GivenRatings],
+        answers: list[Any],
+        besides: Container[int],
     ) -> dict[int, int]:
-        """Row to dense id of those who are users; the answers of unknown ones are errors."""
-        raw = {row: given for row, given in enumerate(askers) if not isinstance(given, list)}
+        """Row to dense id of the other users; the answers of unknown ones are errors."""
+        raw = {
+            row: given
+            for row, given in enumerate(askers)
+            if not isinstance(given, list) and row not in besides
+        }
         dense = dict(zip(raw, self.users.encode_all(list(raw.values())).tolist(), strict=True))
         for row, user in raw.items():
             if dense[row] == NONE:
@@ -200,13 +262,16 @@ class Recommender:
         return {row: user for row, user in dense.items() if user != NONE}
 
     def _newcomer(self, ratings: GivenRatings) -> Askers:
-        item, rating = self._dense_ratings(ratings)
+        return self._folded(self._dense_ratings(ratings))
+
+    def _folded(self, rated: Rated) -> Askers:
+        item, rating = rated
         source = np.array([FOLD_IN if len(item) else POPULAR], np.int8)
         if not len(item):
-            return Askers(self.ranker.states(np.array([0]))[0], source, [(item, rating)])
-        return Askers(self.ranker.fold_in(item, rating), source, [(item, rating)])
+            return Askers(self.ranker.states(np.array([0]))[0], source, [rated])
+        return Askers(self.ranker.fold_in(item, rating), source, [rated])
 
-    def _dense_ratings(self, ratings: list[tuple[RawId, float]]) -> Rated:
+    def _dense_ratings(self, ratings: GivenRatings) -> Rated:
         dense = self.items.encode_all([item for item, _ in ratings]).tolist()
         for (item, _), place in zip(ratings, dense, strict=True):
             if not 0 <= place < self.items.known:
@@ -301,21 +366,27 @@ class Recommender:
             raise RecrayError(f"no item {written!r} in {self.bundle.config['dataset']}")
         return found[0]["item"]
 
-    def user(self, user: RawId) -> dict[str, Any]:
+    def user(self, user: RawId, since: GivenRatings | None = None) -> dict[str, Any]:
         """What is known of a user: how much, of which genres, and what they rated highest.
 
         Raises:
-            KeyError: No split has this user.
+            KeyError: No split has this user, and there are no ratings since.
         """
-        dense = self.dense_user(user)
-        item, rating = (column.numpy() for column in self.ranker.history.of_user(dense))
+        dense = self.users.encode_one(user)
+        if dense == NONE and not since:
+            raise KeyError(user)
+        rated, before = self._ratings(user, since or [])
+        item = np.array(list(rated), np.int64)
+        rating = np.array(list(rated.values()), np.float32)
         genres = Counter(genre for i in item.tolist() for genre in self.facts.genres[i])
         best = np.lexsort((item, -rating))[:HIGHEST]
-        known = dense < self.bundle.model.users
+        known = 0 <= dense < self.bundle.model.users
         return {
             "user": user,
             "in_training": known,
-            "source": SOURCES[MODEL if known else FOLD_IN if len(item) else POPULAR],
+            "source": SOURCES[
+                MODEL if known and rated == before else FOLD_IN if len(item) else POPULAR
+            ],
             "ratings": len(item),
             "mean_rating": round(float(rating.mean()), 6) if len(item) else None,
             "genres": [{"genre": genre, "ratings": n} for genre, n in genres.most_common()],

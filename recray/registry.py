@@ -186,6 +186,22 @@ def gate(candidate: Bundle, live: Bundle) -> str:
         CheckFailed: The candidate is worse by the paired interval.
         RecrayError: They cannot be compared, or the candidate was trained on hold-out rows.
     """
+    comparison = on_holdout(candidate, live, live)
+    words = comparison.words(f"the live version {live.version}")
+    if comparison.sign < 0:
+        raise CheckFailed(
+            f"{candidate.version} is not promoted: {words}; use --force to promote it"
+        )
+    return words
+
+
+def on_holdout(candidate: Bundle, other: Bundle, live: Bundle) -> Comparison:
+    """Compare a candidate with another bundle on the live one's hold-out.
+
+    Raises:
+        RecrayError: There is no hold-out, or the candidate was trained on some of it or on the data
+            of another data set.
+    """
     datasets = candidate.config["dataset"], live.config["dataset"]
     if datasets[0] != datasets[1]:
         raise RecrayError(
@@ -194,7 +210,6 @@ def gate(candidate: Bundle, live: Bundle) -> str:
         )
     if not len(live.holdout):
         raise RecrayError("the live version has no hold-out to compare on; use --force to promote")
-    targets = _in_ids_of(candidate, live, live.holdout)
     leaked = _pairs(candidate.history, candidate) & _pairs(live.holdout, live)
     if leaked:
         raise RecrayError(
@@ -202,13 +217,7 @@ def gate(candidate: Bundle, live: Bundle) -> str:
             f"would be compared on; prepare with the same split settings, or use --force"
         )
     metric = "ndcg@10" if live.settings.ranks or candidate.settings.ranks else "rmse"
-    comparison = _compare(candidate, live, targets, metric)
-    words = comparison.words(f"the live version {live.version}")
-    if comparison.sign < 0:
-        raise CheckFailed(
-            f"{candidate.version} is not promoted: {words}; use --force to promote it"
-        )
-    return words
+    return _compare(candidate, other, live, metric)
 
 
 def _pairs(ratings: Ratings, bundle: Bundle) -> set[tuple[int, int]]:
@@ -231,13 +240,15 @@ def _in_ids_of(bundle: Bundle, other: Bundle, ratings: Ratings) -> Ratings:
     return Ratings(user, item, ratings.rating, ratings.timestamp)
 
 
-def _compare(candidate: Bundle, live: Bundle, targets: Ratings, metric: str) -> Comparison:
+def _compare(candidate: Bundle, other: Bundle, live: Bundle, metric: str) -> Comparison:
     """Both bundles on the same people's held-out ratings, lined up by raw user id."""
-    # Lines of `targets` and of live.holdout are the same ratings in the same order.
-    raw = live.user_ids.raw[live.holdout.user]
     settings = live.settings.evaluate.model_copy(update={"k": (10,)})
-    first = _table(candidate, targets, raw, settings)
-    second = _table(live, live.holdout, raw, settings)
+    # Lines in the ids of either are the same ratings in the same order.
+    raw = live.user_ids.raw[live.holdout.user]
+    first, second = (
+        _table(bundle, _in_ids_of(bundle, live, live.holdout), raw, settings)
+        for bundle in (candidate, other)
+    )
     return compare(first, second, metric)
 
 

@@ -276,6 +276,19 @@ class Folder:
         finally:
             (Path(self.path) / temporary).unlink(missing_ok=True)
 
+    def add_bytes(self, name: str, content: bytes) -> None:
+        """Add a file that appears whole; file and name are on the disk when this returns."""
+        if is_uri(self.path):
+            self.write_bytes(name, content)
+            return
+        path = Path(self.path)
+        made = not path.exists()
+        self.replace_bytes(name, content)
+        with storage_errors(self.path):
+            _sync_folder(path)
+            if made:
+                _sync_folder(path.parent)
+
     def delete(self, name: str = "") -> None:
         """Remove the folder, or the folder of that name inside it; missing is fine."""
         filesystem, path = self._open(name)
@@ -455,12 +468,17 @@ def _swap(staging: Path, path: Path) -> None:
         if old.exists():
             os.rename(old, path)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk, as fsync brings a file's content."""
+    directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep_unfinished(path: Path, older_than_hours: float = 24.0) -> None:

@@ -12,9 +12,11 @@ from pydantic import TypeAdapter
 from recray.errors import RecrayError
 from recray.filters import ANYTHING, Wish
 from recray.recommender import Recommender
-from recray.serving import answers, bodies
+from recray.serving import answers, bodies, feedback, several
 from recray.serving.api import build_app
+from recray.serving.arms import Arms
 from recray.serving.protection import Protection, new_key, parse_key
+from recray.serving.tally import Tally
 from recray.serving.verify import verify
 
 from .conftest import ITEMS, USERS, raw
@@ -136,10 +138,13 @@ def test_the_service_tells_what_it_is(client, recommender):
         "/v1/recommendations",
         "/v1/recommendations:batch",
         "/v1/items",
+        "/v1/items:batch",
         "/v1/items/{item}",
         "/v1/items/{item}/similar",
+        "/v1/ratings",
         "/v1/scores",
         "/v1/model",
+        "/v1/models",
         "/healthz",
         "/readyz",
     }
@@ -239,6 +244,30 @@ def test_items_are_found_by_title_and_told_of(client, recommender):
     assert similar["item"]["title"] == "Film 2 (1992)"
 
 
+def test_several_items_are_told_of_at_once(client, recommender):
+    asked = {"items": [int(raw(3)), 7, int(raw(1)), int(raw(3)), "x"]}
+    told = client.post("/v1/items:batch", json=asked).json()
+    assert told["items"] == [recommender.item(int(raw(3))), recommender.item(int(raw(1)))]
+    assert client.post("/v1/items:batch", json={"items": []}).status_code == 422
+
+
+def test_either_of_two_models_answers_by_its_version(recommender, make_bundle):
+    second = Recommender(make_bundle("other", flip=True))
+    client = TestClient(build_app(recommender, arms=Arms(second, Tally())))
+    versions = [m["model_version"] for m in client.get("/v1/models").json()["models"]]
+    assert versions == [recommender.version, second.version]
+    user = raw(0)
+    for model in (recommender, second):
+        asked = f"/v1/users/{user}/recommendations?k=3&model={model.version}"
+        assert client.get(asked).json() == model.recommend(int(user), 3).plain()
+    assert (
+        client.get(f"/v1/users/{user}/recommendations?k=3").json()["model_version"] == versions[0]
+    )
+    refused = client.post("/v1/recommendations", json={"model": "nonsense"})
+    assert refused.status_code == 422
+    assert second.version in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("path", ["/v1/items/7", "/v1/items/x", "/v1/items/x/similar"])
 def test_an_unknown_item_is_404(client, path):
     reply = client.get(path)
@@ -289,6 +318,7 @@ def test_every_reply_is_as_the_document_says(client):
         (answers.Similar, client.get(f"/v1/items/{item}/similar")),
         (answers.Found, client.get("/v1/items?query=film")),
         (answers.ItemFacts, client.get(f"/v1/items/{item}")),
+        (several.ManyItems, client.post("/v1/items:batch", json={"items": [int(item), 7]})),
         (answers.UserFacts, client.get(f"/v1/users/{user}")),
         (answers.Scores, client.post("/v1/scores", json=pairs)),
         (answers.Readiness, client.get("/readyz")),
@@ -310,7 +340,9 @@ def test_every_operation_has_an_example_a_meaning_and_its_errors(client):
                 assert {"401", "403", "422", "429", "503", "504"} <= set(operation["responses"])
             if body := operation.get("requestBody"):
                 name = body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
-                model = getattr(bodies, name)
+                model = next(
+                    getattr(m, name) for m in (bodies, feedback, several) if hasattr(m, name)
+                )
                 model.model_validate(models[name]["example"])
 
 

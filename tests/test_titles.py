@@ -57,9 +57,35 @@ def test_an_article_left_out_or_put_behind_is_still_a_beginning():
     assert index.find("Ring, The", 2) == [1, 0]
 
 
-@pytest.mark.parametrize("query", ["", " ", "?!", "\u0301", "zzz", "hawshank"])
+@pytest.mark.parametrize(
+    "query", ["", " ", "?!", "\u0301", "zzz", "zzzz", "hwshnk", "shawshank zzz"]
+)
 def test_nothing_is_found_for_nothing(query):
     assert TitleIndex(TITLES, [1.0] * len(TITLES)).find(query, 3) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("hawshank", 0),
+        ("shawshakn", 0),
+        ("the shawshaank redemtion", 0),
+        ("amelye", 1),
+        ("Fabulleux", 1),
+        ("shindler", 6),
+        ("good bat xx", None),
+        ("teh good bat", 7),
+    ],
+)
+def test_one_letter_of_a_word_may_be_wrong(query, first):
+    found = TitleIndex(TITLES, [1.0] * len(TITLES)).find(query, 3)
+    assert found[:1] == ([] if first is None else [first])
+
+
+def test_what_is_spelt_right_is_not_guessed_at():
+    index = TitleIndex(["Alien (1979)", "Aliens (1986)", "Allen (2000)"], [1.0, 1.0, 9.0])
+    assert index.find("alien", 3) == [0, 1]
+    assert index.find("aliem", 3) == [0, 1]
 
 
 def test_folding_takes_marks_and_case():

@@ -18,6 +18,7 @@ from recray.cli import (  # noqa: F401 - each adds its commands
     data,
     doctor,
     jobs,
+    refresh,
     registry,
     report,
     serving,

@@ -102,6 +102,19 @@ def _limits(command: Any) -> Any:
     type=click.Choice(["laptop", "production"]),
     help="production: HAProxy, several times as fast; it binds every interface.",
 )
+@click.option(
+    "--ratings-log", metavar="DIR", help="Where ratings are kept.  [default: in the registry]"
+)
+@click.option("--second", metavar="BUNDLE", help="Another model of the same data, to compare.")
+@click.option(
+    "--share",
+    default=0.0,
+    show_default=True,
+    type=float,
+    metavar="0..1",
+    help="Users that the second model answers, always the same ones.",
+)
+@click.option("--shadow", is_flag=True, help="Give the second model a copy of the requests.")
 @_limits
 @shared("host", "port", "address")
 def serve(
@@ -109,6 +122,10 @@ def serve(
     bundle: str,
     replicas: int,
     profile: Any,
+    ratings_log: str | None,
+    second: str | None,
+    share: float,
+    shadow: bool,
     host: str,
     port: int,
     address: str,
@@ -128,6 +145,7 @@ def serve(
     Example:
         recray serve bundles/mse --port 8000
         recray serve registry --replicas 2
+        recray serve registry --second bundles/other --share 0.1
         recray serve bundles/mse --host 0.0.0.0 --api-keys keys --rate 50
     """
     from recray.serving.protection import Protection, load_keys, refuse_open_door
@@ -135,11 +153,13 @@ def serve(
     protection = Protection(keys=load_keys(api_keys), max_body=max_body << 20, **limits)
     refuse_open_door("0.0.0.0" if profile == "production" else host, protection)
     from recray.registry import is_registry
+    from recray.serving.beside import Beside
     from recray.serving.deployment import serving
 
-    with serving(bundle, host, port, replicas, address, protection, profile) as url:
+    beside = Beside(ratings_log, second, share, shadow)
+    with serving(bundle, host, port, replicas, address, protection, profile, beside) as url:
         follows = is_registry(bundle)
-        text = f"service: {url}  (documentation: {url}/docs)"
+        text = f"service: {url}  (a page to try it; documentation: {url}/docs)"
         text += f"\nfollows: {bundle}, which `recray registry promote` changes" if follows else ""
         ui.result({"url": url, "bundle": bundle, "follows": follows}, text)
         wait_for_stop(ui, url)

@@ -23,11 +23,13 @@ def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: 
 @cli.command()
 @click.argument("source", shell_complete=sources)
 @click.option("--out", required=True, metavar="PREPARED", help="Folder of the data set.")
+@click.option("--ratings-log", metavar="DIR", help="Ratings that a service kept; they train.")
 @shared("preset", "config", "set", "columns", "mirror", "address")
 def prepare(
     ui: Console,
     source: str,
     out: str,
+    ratings_log: str | None,
     preset: str | None,
     config: str | None,
     overrides: tuple[str, ...],
@@ -37,17 +39,28 @@ def prepare(
 ) -> None:
     """Read, check, split and encode SOURCE; --set data.* and split.* apply here.
 
+    What a service has kept in --ratings-log is trained on as well. It never changes the splits: a
+    film that is rated again keeps its place in them, with its new stars.
+
     \b
     Example:
         recray prepare ml-1m.zip --out prepared/ml-1m --set split.kind=leave-one-out
+        recray prepare ml-1m.zip --out prepared/more --ratings-log registry/ratings
     """
     refuse_groups(overrides, ("model", "objective", "train", "evaluate"), "recray train")
     settings = load_settings(preset, config, (*overrides, *columns))
     from recray.data import ingest
     from recray.data.source import recognise
 
+    given = recognise(source, settings, mirror)
+    if ratings_log is not None:
+        from recray.feedback import RatingsLog
+        from recray.feedback_source import with_log
+
+        given, told = with_log(given, RatingsLog.open(ratings_log))
+        ui.say(console.ratings_log(ratings_log, told))
     with ui.during(f"prepare {source} into {out}"):
-        made = ingest.prepare(recognise(source, settings, mirror), out, settings, address)
+        made = ingest.prepare(given, out, settings, address)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
     ui.result({"prepared": made.folder.path, **facts}, console.prepared(made.manifest))
 

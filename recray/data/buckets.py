@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import DataSettings, SplitSettings
-from recray.data import split
+from recray.data import logged, split
 from recray.data.ids import keys_of
 from recray.data.order import order_by
 from recray.data.prepared import part_name
@@ -95,18 +95,28 @@ class Gather:
         """Gather one bucket; return its counts and first and last time."""
         width = split.SLOTS // self.buckets
         first, last = bucket * width, (bucket + 1) * width
-        parts = [
-            read_arrow(self.spill, s.name, s.begins[first], s.begins[last]) for s in self.spilled
-        ]
-        gathered = self._apply_item_rules(Rows.of(pa.concat_tables(parts)))
+        gathered = self._gathered([s for s in self.spilled if not s.logged], first, last)
         overlap = in_several_parts(gathered)
         mean = self.settings.duplicates == "mean" or self.settings.merge_titles
         rows = drop_duplicates(gathered, mean)
         duplicates = len(gathered.user) - len(rows.user)
-        if self.settings.min_rating is not None:
-            rows = rows.at(rows.rating >= self.settings.min_rating)
+        rows = self._kept(rows)
+        later = [s for s in self.spilled if s.logged]
+        if later:
+            again = self._kept(drop_duplicates(self._gathered(later, first, last), mean=False))
+            rows, rest = logged.rerate(rows, again)
+            write_arrow(self.spill, f"logged-{bucket}.arrow", rest.table())
         write_bucket(self.spill, bucket, rows)
         return {"duplicates": duplicates, "overlap": overlap, **_extent(rows)}
+
+    def _gathered(self, spilled: list[Spilled], first: int, last: int) -> Rows:
+        parts = [read_arrow(self.spill, s.name, s.begins[first], s.begins[last]) for s in spilled]
+        return self._apply_item_rules(Rows.of(pa.concat_tables(parts)))
+
+    def _kept(self, rows: Rows) -> Rows:
+        if self.settings.min_rating is None:
+            return rows
+        return rows.at(rows.rating >= self.settings.min_rating)
 
     def _apply_item_rules(self, rows: Rows) -> Rows:
         if self.rules.kept is not None:
@@ -273,6 +283,10 @@ class Split:
         else:
             times = rows.timestamp if self.timed else None
             which = split.assign(rows.user, rows.item, times, self.settings, self.cuts)
+        if self.spill.exists(f"logged-{bucket}.arrow"):
+            later = Rows.of(read_arrow(self.spill, f"logged-{bucket}.arrow"))
+            rows, which = logged.append(rows, which, later, split.TRAIN)
+            write_bucket(self.spill, bucket, rows)
         write_arrow(self.spill, f"split-{bucket}.arrow", pa.table({"split": which}))
         for name, ids in (("users", rows.user), ("items", rows.item)):
             write_arrow(self.spill, f"{name}-{bucket}.arrow", _counts_by_split(ids, which))

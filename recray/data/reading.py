@@ -44,7 +44,8 @@ class RatingsFile:
         kind: How it is read.
         layout: How its lines look.
         member: Its name inside a zip archive.
-        part: The split that all of its rows belong to, where the source says so.
+        part: The split that all of its rows belong to, where the source says so; logged: ratings
+            that came later, see logged.py.
     """
 
     name: str
@@ -52,7 +53,7 @@ class RatingsFile:
     kind: FileKind
     layout: RatingsFormat
     member: str = ""
-    part: Literal["", "train", "test"] = ""
+    part: Literal["", "train", "test", "logged"] = ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from recray.data.source import Source
 from recray.errors import RecrayError
 from recray.storage import Folder
 
+LOGGED = "logged-rows-"
+"""Begins the names of spill files with ratings that came after the source."""
+
 
 @dataclass(frozen=True)
 class Spilled:
@@ -25,6 +28,11 @@ class Spilled:
 
     name: str
     begins: list[int]
+
+    @property
+    def logged(self) -> bool:
+        """Whether its ratings came after the source."""
+        return self.name.startswith(LOGGED)
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,8 @@ class Scan:
             lines += parsed.lines
             rows += len(parsed.table)
             timed = timed or bool(pc.any(pc.greater(parsed.table["timestamp"], 0)).as_py())
-            name = f"rows-{number:05d}-{chunk:05d}.arrow"
+            kind = LOGGED if piece.file.part == "logged" else "rows-"
+            name = f"{kind}{number:05d}-{chunk:05d}.arrow"
             keyed = _keyed(parsed.table, piece.file.layout.text, texts)
             spilled.append({"name": name, "begins": self._write(name, keyed, piece.file.part)})
         for role, tables in texts.items():
@@ -93,7 +102,7 @@ class Scan:
         slot = split.slot_of(table["raw_user"].to_numpy())
         # Stable, so that rows of a user stay in file order.
         table = table.take(pa.array(np.argsort(slot, kind="stable")))
-        if part:
+        if part in schema.PARTS:
             code = np.full(len(table), schema.PARTS.index(part), np.int8)
             table = table.append_column("part", pa.array(code))
         write_arrow(self.spill, name, table)

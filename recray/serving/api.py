@@ -8,6 +8,7 @@ routes share from replies.py, and list it in ROUTES below; it takes the model by
 once a request.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -23,8 +24,15 @@ from recray import __version__
 from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.filters import Wish
-from recray.recommender import GivenRatings, Recommendations, Recommender, UnknownUser
-from recray.serving import answers, bodies, documentation
+from recray.recommender import (
+    GivenRatings,
+    Recommendations,
+    Recommender,
+    Since,
+    UnknownUser,
+)
+from recray.serving import answers, bodies, documentation, feedback, several, site
+from recray.serving.arms import Arms
 from recray.serving.live import Live
 from recray.serving.protection import Guard, Protection, failure
 from recray.serving.replies import (
@@ -41,6 +49,7 @@ from recray.serving.replies import (
 from recray.serving.shortcut import PATH, Shortcut
 from recray.serving.tally import Tally
 
+EXAMPLE_USERS = 4
 UNFIT = "unfit"
 """Code of what is right by the document and cannot be answered from this data set or model."""
 
@@ -49,6 +58,8 @@ def build_app(
     model: Recommender | Live,
     protection: Protection | None = None,
     tally: Tally | None = None,
+    arms: Arms | None = None,
+    kept: feedback.Feedback | None = None,
 ) -> FastAPI:
     """The app that answers for one model at a time.
 
@@ -56,6 +67,8 @@ def build_app(
         model: Opened before, so that requests never wait for a file; a Live if others follow it.
         protection: Keys and limits; by default the limits without any key.
         tally: Counts what happens.
+        arms: A second model and who gets it.
+        kept: Where ratings go; None takes none in.
     """
     protection, tally = protection or Protection(), tally or Tally()
     app = FastAPI(
@@ -65,7 +78,7 @@ def build_app(
         docs_url=None,  # FastAPI's page loads scripts from afar
         redoc_url=None,
     )
-    service = Service(model if isinstance(model, Live) else Live(model), tally)
+    service = Service(model if isinstance(model, Live) else Live(model), tally, arms, kept)
     _errors(app)
     for add in ROUTES:
         add(app, service)
@@ -113,23 +126,32 @@ def _for_users(app: FastAPI, service: Service) -> None:
         request: Request, user: UserPath, options: Annotated[bodies.QueryOptions, Query()]
     ) -> Response:
         """The best items for a user of the data set."""
-        recommender = service.take()
+        first = service.take()
+        try:
+            raw = first.users.parse(user)
+        except KeyError:
+            return no_user(first, user)
+        recommender = service.choose(options.model, raw)
         wish, k = options.wish(recommender.items.parse), recommender.at_most(options.k)
-        if wish.plain:
+        if wish.plain and options.model is None and options.since:
             service.remember(request.scope["query_string"], options.k, options.exclude_seen)
+        news = service.since(raw) if options.since else []
+        begin = time.perf_counter()
 
         def work() -> Recommendations:
-            raw = recommender.users.parse(user)
-            return recommender.recommend(raw, k, options.exclude_seen, wish)
+            return recommender.recommend(raw, k, options.exclude_seen, wish, news)
 
         try:
-            if recommender.quick.able and not (wish.diversity or wish.explain):
+            if recommender.quick.able and not (wish.diversity or wish.explain or news):
                 answer = work()  # takes less than going to a thread and back
             else:
                 answer = await service.apart(work)
         except KeyError:
             return no_user(recommender, user)
         service.tally.answer(answer.source, answer.model_version)
+        if service.arms is not None and options.model is None:
+            service.tally.arm(answer.model_version, time.perf_counter() - begin)
+            service.arms.copy(raw, answer, k, wish, news)
         return json_reply(answer.plain())
 
 
@@ -142,7 +164,7 @@ def _for_newcomers(app: FastAPI, service: Service) -> None:
     )
     async def for_ratings(asked: bodies.Newcomer, _query: NoQuery) -> Response:
         """The best items for somebody who was not in training."""
-        recommender = service.take()
+        recommender = service.choose(asked.model)
         ratings, k = _pairs(asked.ratings), recommender.at_most(asked.k)
         answer = await service.apart(
             lambda: recommender.recommend_from(ratings, k, asked.exclude_seen, asked.wish())
@@ -158,14 +180,16 @@ def _for_newcomers(app: FastAPI, service: Service) -> None:
     )
     async def for_many(asked: bodies.Batch, _query: NoQuery) -> Response:
         """The best items for up to 1,000 users or people by their ratings, in one computation."""
-        recommender = service.take()
-        reply, sources = await service.apart(lambda: _batch(recommender, asked))
+        recommender = service.choose(asked.model)
+        reply, sources = await service.apart(lambda: _batch(recommender, asked, service.since))
         for source, count in sources.items():
             service.tally.answer(source, recommender.version, count)
         return reply
 
 
-def _batch(recommender: Recommender, asked: bodies.Batch) -> tuple[Response, Counter[str]]:
+def _batch(
+    recommender: Recommender, asked: bodies.Batch, since: Since
+) -> tuple[Response, Counter[str]]:
     """The reply, and how many lists came from which source."""
     askers: list[RawId | GivenRatings] = []
     for asker in asked.askers:
@@ -176,9 +200,9 @@ def _batch(recommender: Recommender, asked: bodies.Batch) -> tuple[Response, Cou
     k = recommender.at_most(asked.k)
     wish, made = asked.wish(), list[Any]()
     if wish.plain:
-        made += recommender.written_many(askers, k, asked.exclude_seen)
+        made += recommender.written_many(askers, k, asked.exclude_seen, since)
     else:
-        made += recommender.recommend_many(askers, k, asked.exclude_seen, wish)
+        made += recommender.recommend_many(askers, k, asked.exclude_seen, wish, since)
     sources: Counter[str] = Counter()
     entries = ",".join([_entry(answer, sources) for answer in made])
     version = to_json(recommender.version).decode()
@@ -257,7 +281,8 @@ def _users(app: FastAPI, service: Service) -> None:
         """A user's history in short."""
         recommender = service.take()
         try:
-            facts = recommender.user(recommender.users.parse(user))
+            raw = recommender.users.parse(user)
+            facts = recommender.user(raw, service.since(raw))
         except KeyError:
             return no_user(recommender, user)
         return json_reply({**facts, "model_version": recommender.version})
@@ -286,7 +311,12 @@ def _about(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", responses=failures(), tags=["about"])
     async def model(_query: NoQuery) -> dict[str, Any]:
         """What answers: version, preset, data set, and its measured metrics with intervals."""
-        return _facts(service.take())
+        return _facts(service, service.take())
+
+    @app.get("/v1/models", responses=failures(), tags=["about"])
+    async def models(_query: NoQuery) -> dict[str, Any]:
+        """Every model that is loaded; the one that answers unless told otherwise comes first."""
+        return {"models": [_facts(service, recommender) for recommender in service.loaded()]}
 
     @app.get("/healthz", response_model=answers.Status, tags=["about"])
     async def alive() -> Response:
@@ -304,7 +334,7 @@ def _about(app: FastAPI, service: Service) -> None:
         return HTMLResponse(documentation.render(app.openapi()), headers=headers)
 
 
-def _facts(recommender: Recommender) -> dict[str, Any]:
+def _facts(service: Service, recommender: Recommender) -> dict[str, Any]:
     bundle = recommender.bundle
     return {
         "model_version": recommender.version,
@@ -316,6 +346,9 @@ def _facts(recommender: Recommender) -> dict[str, Any]:
         "users": bundle.config["users"],
         "items": bundle.config["items"],
         "genres": recommender.facts.genre_names,
+        "years": recommender.facts.year_span,
+        "example_users": recommender.users.raw[:EXAMPLE_USERS].tolist(),
+        "keeps_ratings": service.feedback is not None,
         "rating_range": bundle.config["rating_range"],
         "metrics": bundle.metrics.get("metrics", {}),
         "baselines": bundle.metrics.get("baselines", {}),
@@ -343,6 +376,9 @@ ROUTES: tuple[Callable[[FastAPI, Service], None], ...] = (
     _items,
     _users,
     _about,
+    feedback.add,
+    several.add,
+    site.add,
 )
 """Of two routes that fit an address the first one answers; ids may hold slashes, so what ends in
 {user:path} comes after what goes on behind it.

@@ -80,11 +80,15 @@ class Options(Filters):
         ),
     ] = 0.0
     explain: Annotated[bool, Field(description="Name the rated items behind each.")] = False
+    model: Annotated[str | None, Field(max_length=64, description="A version of /v1/models.")] = (
+        None
+    )
 
 
 class QueryOptions(Options):
     """The options in an address; a list is a parameter given several times."""
 
+    since: Annotated[bool, Field(description="Count ratings since training.")] = True
     exclude: Annotated[
         list[IdText], Field(max_length=MAX_IDS, description="Raw ids that must not appear.")
     ] = Field(default_factory=list)

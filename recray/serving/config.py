@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from recray.errors import RecrayError
+from recray.serving.beside import Beside
 from recray.serving.protection import Log, Protection, is_loopback, load_keys
 
 APP_BUILDER = "recray.serving.deployment:app_builder"
@@ -92,8 +93,22 @@ class AppArgs(BaseModel):
     burst: int = Field(20, ge=1)
     cors: tuple[str, ...] = ()
     log: Log = "errors"
+    ratings_log: str | None = None
+    """Folder of the ratings log; without it a registry's own."""
+    second: str | None = None
+    """A second bundle or registry, to compare with; see Beside."""
+    share: float = Field(0.0, ge=0, le=1)
+    shadow: bool = False
     revision: str = ""
     """Any text; a new one replaces the replicas one after another."""
+
+    def beside(self) -> Beside:
+        """What there is beside the model.
+
+        Raises:
+            RecrayError: A share, and no second model.
+        """
+        return Beside(self.ratings_log, self.second, self.share, self.shadow)
 
     def protection(self) -> Protection:
         """Keys and limits; reads the keys where it is called.

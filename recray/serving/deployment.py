@@ -12,23 +12,28 @@ from recray import cluster
 from recray.bundle import Bundle
 from recray.errors import RecrayError
 from recray.registry import resolve_bundle
+from recray.serving.beside import Beside
 from recray.serving.config import DEPLOYMENT, PRODUCTION_ENVIRONMENT, AppArgs
 from recray.serving.protection import Protection, load_keys, refuse_open_door
+from recray.serving.tally import Tally
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
 
     from recray.serving.live import Live
-    from recray.serving.tally import Tally
 
 NAME = DEPLOYMENT
 EXPORT_SECONDS = 1.0
 SECONDS_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]
+SHARE_BUCKETS = [0.1 * tenth for tenth in range(1, 11)]
+DRIFT_BUCKETS = [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0]
 Profile = Literal["laptop", "production"]
 
 
-def _builder(path: str, protection: Callable[[], Protection]) -> "Callable[[], FastAPI]":
+def _builder(
+    path: str, protection: Callable[[], Protection], beside: Beside
+) -> "Callable[[], FastAPI]":
     """What builds the app on the replica, so that only the path and the settings travel there.
 
     Serve takes a plain function for a builder, and any other callable for an app.
@@ -39,14 +44,17 @@ def _builder(path: str, protection: Callable[[], Protection]) -> "Callable[[], F
 
         from recray.serving.api import build_app
         from recray.serving.follow import Follower, open_live
-        from recray.serving.tally import Tally
 
         torch.set_num_threads(1)
         live, tally = open_live(path), Tally()
         if live.source is not None:
             Follower(live).start()
+        feedback = beside.open_feedback(path, live.take())
+        if feedback is not None:
+            feedback.start()
         _export(live, tally)
-        return build_app(live, protection(), tally)
+        arms = beside.open_arms(live.take(), tally)
+        return build_app(live, protection(), tally, arms, feedback)
 
     return build
 
@@ -55,6 +63,12 @@ def _export(live: "Live", tally: "Tally") -> None:
     """Hand what is counted to Ray's metrics again and again, beside the requests."""
     from ray.serve.metrics import Counter, Gauge, Histogram
 
+    seconds_of_arm = Histogram(
+        "recray_arm_seconds", "Time of a user's list.", SECONDS_BUCKETS, ("model_version",)
+    )
+    overlap = Histogram("recray_shadow_overlap", "Share of a list in both.", SHARE_BUCKETS)
+    drift = Histogram("recray_shadow_drift", "Mean difference of scores.", DRIFT_BUCKETS)
+    uncompared = Counter("recray_shadow_left_out", "Lists nothing was compared with.")
     tags: dict[str, Any] = {  # Ray declares tuples of one, and takes any
         "requests": ("endpoint", "method", "status"),
         "lists": ("source", "model_version"),
@@ -77,6 +91,14 @@ def _export(live: "Live", tally: "Tally") -> None:
             answers.inc(count, {"source": source, "model_version": made_by})
         for route, value in counts.seconds:
             seconds.observe(value, {"endpoint": route})
+        for made_by, value in counts.arms:
+            seconds_of_arm.observe(value, {"model_version": made_by})
+        for result in counts.compared:
+            overlap.observe(result.overlap, {})
+            if result.drift == result.drift:  # not nan
+                drift.observe(result.drift, {})
+        if counts.uncompared:
+            uncompared.inc(counts.uncompared, {})
         if before not in ("", version):
             serving.set(0, {"model_version": before})
         serving.set(1, {"model_version": version})
@@ -96,7 +118,9 @@ def _export(live: "Live", tally: "Tally") -> None:
     threading.Thread(target=run, name="recray-metrics", daemon=True).start()
 
 
-def _application(path: str, protection: Callable[[], Protection], **options: Any) -> "Application":
+def _application(
+    path: str, protection: Callable[[], Protection], beside: Beside, **options: Any
+) -> "Application":
     """The one deployment; its options may be changed by a Serve config."""
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -109,7 +133,7 @@ def _application(path: str, protection: Callable[[], Protection], **options: Any
         logging_config=quiet,
         **options,
     )
-    return deployment(serve.ingress(_builder(path, protection))()).bind()
+    return deployment(serve.ingress(_builder(path, protection, beside))()).bind()
 
 
 def app_builder(args: AppArgs) -> "Application":
@@ -120,12 +144,15 @@ def app_builder(args: AppArgs) -> "Application":
     return _application(
         args.bundle,
         args.protection,
+        args.beside(),
         max_ongoing_requests=2 * args.queue,
         graceful_shutdown_timeout_s=args.timeout + 10,
     )
 
 
-def deploy(path: str, protection: Protection, replicas: int = 1) -> None:
+def deploy(
+    path: str, protection: Protection, replicas: int = 1, beside: Beside | None = None
+) -> None:
     """Have the running Serve answer for a bundle or a registry; returns when it does.
 
     Called again, it replaces the replicas one after another, without a request that fails.
@@ -138,6 +165,7 @@ def deploy(path: str, protection: Protection, replicas: int = 1) -> None:
     app = _application(
         path,
         lambda: protection,
+        beside or Beside(),
         num_replicas=replicas,
         # Above the app's own limit, so that its answer is the one that people see.
         max_ongoing_requests=2 * protection.queue,
@@ -147,6 +175,19 @@ def deploy(path: str, protection: Protection, replicas: int = 1) -> None:
         serve.run(app, name=NAME, route_prefix="/")
     except RuntimeError as error:
         raise RecrayError(f"the service did not start: {error}") from error
+
+
+def _try_out(path: str, beside: Beside) -> None:
+    """Open everything once.
+
+    Raises:
+        RecrayError: Something is missing, damaged, or of another data set.
+    """
+    from recray.recommender import Recommender
+
+    recommender = Recommender(Bundle.open(resolve_bundle(path)))
+    beside.open_feedback(path, recommender)
+    beside.open_arms(recommender, Tally())
 
 
 def refuse_taken_port(host: str, port: int) -> None:
@@ -174,6 +215,7 @@ def serving(
     address: str = cluster.LOCAL,
     protection: Protection | None = None,
     profile: Profile = "laptop",
+    beside: Beside | None = None,
 ) -> Iterator[str]:
     """Serve a bundle, or what is current in a registry, while the block runs.
 
@@ -186,6 +228,7 @@ def serving(
         protection: Keys and limits; by default the keys of the environment.
         profile: production has HAProxy in place of Ray's own proxy, which binds every interface;
             a Ray that runs already keeps the one it was started with.
+        beside: A ratings log and a second model; by default a registry's own log.
 
     Yields:
         The service's address; it answers.
@@ -196,7 +239,8 @@ def serving(
     """
     protection = protection or Protection(keys=load_keys(None))
     refuse_open_door("0.0.0.0" if profile == "production" else host, protection)
-    Bundle.open(resolve_bundle(bundle))  # here, where the user sees it, not in a replica's log
+    beside = beside or Beside()
+    _try_out(bundle, beside)  # here, where the user sees it, not in a replica's log
     if address == cluster.LOCAL:
         refuse_taken_port(host, port)
     if profile == "production":
@@ -213,7 +257,7 @@ def serving(
             logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )
         try:
-            deploy(bundle, protection, replicas)
+            deploy(bundle, protection, replicas, beside)
             yield f"http://{host}:{port}"
         finally:
             serve.delete(NAME)

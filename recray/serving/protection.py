@@ -24,7 +24,8 @@ from recray.serving.log import log
 from recray.serving.tally import Tally
 
 ENVIRONMENT = "RECRAY_API_KEYS"
-OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")
+PAGE_PATHS = ("/", "/page/page.css", "/page/page.js")
+OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json", *PAGE_PATHS)
 WITH_BODY = ("POST", "PUT", "PATCH")
 MARK = "sha256:"
 

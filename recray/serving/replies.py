@@ -1,19 +1,24 @@
 """What the routes of every file share: the service, replies, errors, and parameters."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import anyio.to_thread
 from fastapi import Path, Query
 from fastapi.responses import Response
 from pydantic_core import to_json
 
-from recray.data.ids import ID_LENGTH
-from recray.recommender import Recommender
+from recray.data.ids import ID_LENGTH, RawId
+from recray.errors import RecrayError
+from recray.recommender import GivenRatings, Recommender
 from recray.serving import answers, bodies
 from recray.serving.live import Live
 from recray.serving.protection import failure
 from recray.serving.tally import Tally
+
+if TYPE_CHECKING:
+    from recray.serving.arms import Arms
+    from recray.serving.feedback import Feedback
 
 THREADS = 2
 QUERIES = 1000
@@ -28,6 +33,7 @@ _MEANING = {
     401: "There are keys, and none came.",
     403: "The key is unknown.",
     404: "The data set has no such user or item.",
+    409: "The idempotency key came with another rating before, or no ratings are kept here.",
     413: "The body is too large.",
     422: "A parameter is unknown or out of range.",
     429: "Too many requests of this key; see Retry-After.",
@@ -43,16 +49,47 @@ class Service:
     Args:
         live: Whose model answers.
         tally: Counts lists.
+        arms: A second model and who gets it; None where there is one model.
+        feedback: What users have rated since training; None where no ratings are kept.
     """
 
-    def __init__(self, live: Live, tally: Tally) -> None:
-        self.live, self.tally = live, tally
+    def __init__(
+        self,
+        live: Live,
+        tally: Tally,
+        arms: "Arms | None" = None,
+        feedback: "Feedback | None" = None,
+    ) -> None:
+        self.live, self.tally, self.arms, self.feedback = live, tally, arms, feedback
         self.plain_queries: dict[bytes, tuple[int, bool]] = {}
         self._threads = anyio.CapacityLimiter(THREADS)
 
     def take(self) -> Recommender:
         """The model that answers now; a handler calls it once, so that no reply mixes versions."""
         return self.live.take()
+
+    def since(self, user: RawId) -> GivenRatings:
+        """What a user has rated since training."""
+        return self.feedback.since(user) if self.feedback is not None else []
+
+    def loaded(self) -> list[Recommender]:
+        """Every model that can answer; the one that does unless told otherwise comes first."""
+        first = self.take()
+        return [first] if self.arms is None else [first, self.arms.second]
+
+    def choose(self, version: str | None, user: RawId | None = None) -> Recommender:
+        """The model of that version, or the one that answers, this user if one is given.
+
+        Raises:
+            RecrayError: It is not loaded.
+        """
+        if version is None:
+            second = user is not None and self.arms is not None and self.arms.has(user)
+            return self.arms.second if second and self.arms is not None else self.take()
+        found = {recommender.version: recommender for recommender in self.loaded()}
+        if version not in found:
+            raise RecrayError(f"model {version!r} is not loaded; loaded are {', '.join(found)}")
+        return found[version]
 
     def remember(self, query: bytes, k: int, exclude_seen: bool) -> None:
         """Say what a query string without any filter means; a thousand of them are kept."""

@@ -56,6 +56,8 @@ class Shortcut:
             raw = recommender.users.parse(user)
         except KeyError:
             return None  # the long way says why
+        if self.service.arms is not None or self.service.since(raw):
+            return None
         body = recommender.written(raw, recommender.at_most(k), exclude_seen)
         if body is not None:
             self.service.tally.answer("model", recommender.version)

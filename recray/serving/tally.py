@@ -8,6 +8,19 @@ MAX_LATENCIES = 100_000
 """Kept between two exports at most; more are counted as requests only."""
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Two models' lists for one user.
+
+    Args:
+        overlap: Share of the first list that is in the second.
+        drift: Mean absolute difference of the scores of what is in both; nan if nothing is.
+    """
+
+    overlap: float
+    drift: float
+
+
 @dataclass
 class Counts:
     """What happened since the last export.
@@ -16,11 +29,17 @@ class Counts:
         requests: By route, method and status.
         answers: Lists by their source and the version that made them.
         seconds: Route and duration of each request.
+        arms: Version and duration of each list for a user, where there are two models.
+        compared: What the second model had beside lists of the first.
+        uncompared: Lists that nothing was compared with, for want of time.
     """
 
     requests: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
     seconds: list[tuple[str, float]] = field(default_factory=list)
+    arms: list[tuple[str, float]] = field(default_factory=list)
+    compared: list[Compared] = field(default_factory=list)
+    uncompared: int = 0
 
 
 class Tally:
@@ -41,6 +60,20 @@ class Tally:
         """Count lists."""
         with self._lock:
             self._counts.answers[source, version] += count
+
+    def arm(self, version: str, seconds: float) -> None:
+        """Count a list of one of two models."""
+        with self._lock:
+            if len(self._counts.arms) < MAX_LATENCIES:
+                self._counts.arms.append((version, seconds))
+
+    def compare(self, result: Compared | None) -> None:
+        """Count two lists for one user; None if there was no time for the second."""
+        with self._lock:
+            if result is None:
+                self._counts.uncompared += 1
+            elif len(self._counts.compared) < MAX_LATENCIES:
+                self._counts.compared.append(result)
 
     def drain(self) -> Counts:
         """What was counted since the last time."""

@@ -118,7 +118,7 @@ def _replay(client: Client, recommender: Recommender, users: Any, k: int) -> dic
     differences = []
     for row, user in enumerate(users):
         raw = quote(str(recommender.users.raw[user]), safe="")
-        status, reply = client.call("GET", f"/v1/users/{raw}/recommendations?k={k}")
+        status, reply = client.call("GET", f"/v1/users/{raw}/recommendations?k={k}&since=false")
         expected = offline.item[row][offline.item[row] != NONE]
         try:
             listed = [(entry["item"], float(entry["score"])) for entry in reply["items"]]

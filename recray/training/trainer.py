@@ -24,12 +24,13 @@ from recray.models.hybrid import Hybrid
 from recray.objectives import Contrast, UnratedClass, build_objective
 from recray.storage import Folder
 from recray.training.checkpoint import Progress, RunFolder
+from recray.training.grow import read_starts
 from recray.training.loop import TrainingRun
 from recray.training.rows import WorkerRows, rows_of_workers
 from recray.training.steps import Shard
 from recray.training.streaming import check_streaming
 from recray.training.sync import SLOW_PATIENCE_S, Workers
-from recray.training.warm import check_pretraining, pretrain, read_runs, start_from
+from recray.training.warm import check_pretraining, pretrain, start_from
 from recray.training.watch import Say, Watch, following
 
 MAX_FAILURES = 3
@@ -171,7 +172,7 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
     objective.check(build_model(settings, 1, 1))
     if streams(settings, prepared, workers):
         check_streaming(settings, objective, max(prepared.rows_of_parts("train")), workers)
-    trained = read_runs(settings.train.start_from, prepared.fingerprint)
+    trained = read_starts(settings.train.start_from, prepared)
     if trained:
         model = build_model(settings, prepared.users, prepared.items)
         start_from(model, trained, settings.train.merge_alpha)
@@ -355,7 +356,7 @@ def build_run(
         table = prepared.item_table[: prepared.items]
         names = settings.model.item_features or ()
         model.describe_items(torch.from_numpy(feature_matrix(table, names)))
-    trained = read_runs(settings.train.start_from, prepared.fingerprint)
+    trained = read_starts(settings.train.start_from, prepared)
     start: Callable[[Model], None] | None = None
     if trained:
         start = partial(start_from, runs=trained, alpha=settings.train.merge_alpha)

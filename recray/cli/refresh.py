@@ -1,0 +1,46 @@
+"""`recray refresh`: train again with what was rated meanwhile."""
+
+import click
+
+from recray import console
+from recray.cli.base import cli, shared
+from recray.console import Console
+
+
+@cli.command()
+@click.argument("registry", metavar="REGISTRY")
+@click.argument("source")
+@click.option("--out", required=True, metavar="DIR", help="Folder of data, runs and bundles.")
+@click.option("--ratings-log", metavar="DIR", help="The log.  [default: the registry's own]")
+@click.option("--no-full", is_flag=True, help="Do not train from nothing to compare.")
+@click.option("--force", is_flag=True, help="Promote even what is worse.")
+@shared("workers", "mirror", "address")
+def refresh(
+    ui: Console,
+    registry: str,
+    source: str,
+    out: str,
+    ratings_log: str | None,
+    no_full: bool,
+    force: bool,
+    workers: int,
+    mirror: str | None,
+    address: str,
+) -> None:
+    """Train the live version of REGISTRY again on SOURCE and the ratings log.
+
+    It starts from the live version: known users and films keep what was learned, new users are
+    folded in first. On the live version's hold-out it is compared with the live version and with a
+    training from nothing, and promoted unless it is worse.
+
+    \b
+    Example:
+        recray refresh registry ml-1m.zip --out refreshed
+    """
+    from recray import refresh as refreshing
+    from recray.data.source import recognise
+
+    given = recognise(source, refreshing.live_settings(registry), mirror)
+    order = refreshing.Order(registry, out, ratings_log, not no_full, force, workers, address)
+    result = refreshing.refresh(given, order, ui.say)
+    ui.result(result, console.refreshed(result))

@@ -1,0 +1,181 @@
+"""Training again with what was rated meanwhile, from the model that answers now."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from recray import cluster, pipeline
+from recray.bundle import Bundle
+from recray.config import Settings, build_settings
+from recray.data.prepared import Prepared
+from recray.data.source import Source
+from recray.errors import RecrayError
+from recray.feedback import RatingsLog
+from recray.feedback_source import with_log
+from recray.metrics import RATING
+from recray.registry import Registry, on_holdout
+from recray.significance import Comparison
+from recray.storage import Folder
+from recray.training.checkpoint import RunFolder
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted of a refresh.
+
+    Args:
+        registry: Whose current version is refreshed, and where the new one goes.
+        out: Folder of the prepared data, the runs and the bundles.
+        ratings_log: Folder of the log; None: the registry's own.
+        full: Whether to train from nothing as well, to say what starting warm is worth.
+        force: Promote even what is worse.
+        workers: Training processes.
+        address: Ray cluster.
+    """
+
+    registry: str
+    out: str
+    ratings_log: str | None = None
+    full: bool = True
+    force: bool = False
+    workers: int = 1
+    address: str = cluster.LOCAL
+
+
+def live_settings(registry: str) -> Settings:
+    """The settings of the version that answers now: a refresh uses the same ones.
+
+    Raises:
+        RecrayError: There is no registry, or nothing in it has been promoted.
+    """
+    return Bundle.open(Registry(registry).current().path).settings
+
+
+def refresh(given: Source, order: Order, say: Say = print) -> dict[str, Any]:
+    """Train on the source and the log, compare on the live version's hold-out, and promote.
+
+    Args:
+        given: The source that the live version was prepared from; it may have grown.
+        order: What is wanted.
+        say: Told what happens, a line each.
+
+    Returns:
+        {"registry", "before", "version", "promoted", "verdict", "log", "gain", "against_full",
+        "saved"}: gain and against_full are {"metric", "value", "low", "high", "verdict"};
+        against_full and saved are None without a full training.
+
+    Raises:
+        RecrayError: There is no live version or no log, the log is of another data set, or the new
+            version is worse than the live one.
+    """
+    registry = Registry(order.registry)
+    live = Bundle.open(registry.current().path)
+    if live.config["dataset"] != given.name:
+        raise RecrayError(
+            f"{order.registry} answers for {live.config['dataset']}, the source is {given.name}"
+        )
+    log = RatingsLog.open(order.ratings_log or f"{order.registry.rstrip('/')}/ratings")
+    given, told = with_log(given, log)
+    say(f"{log.folder}: {told['ratings']:,} ratings of {told['users']:,} users")
+    for name in told["damaged_parts"]:
+        say(f"{log.folder}/{name} is damaged and left out")
+    with cluster.session(order.address):
+        prepared = _stages(order, live.settings, say).prepare(given)
+        warm = _train(order, _from_live(live), prepared, "warm", say)
+        full = _train(order, _cold(live), prepared, "full", say) if order.full else None
+    gain = on_holdout(warm.bundle, live, live)
+    result: dict[str, Any] = {
+        "registry": order.registry,
+        "before": live.version,
+        "log": told,
+        "gain": _plain(gain, f"the live version {live.version}"),
+        "against_full": None,
+        "saved": None,
+    }
+    if full is not None:
+        against = on_holdout(warm.bundle, full.bundle, live)
+        result["against_full"] = _plain(against, "training from nothing")
+        result["saved"] = saved(warm.epochs, full.epochs, live.settings.metric)
+    say(f"gain: {result['gain']['verdict']}")
+    version = registry.add(warm.bundle.folder.path)
+    promoted = registry.promote(version, order.force)
+    return result | {"version": version, "promoted": True, "verdict": promoted["verdict"]}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A measured bundle, and the epochs that led to it."""
+
+    bundle: Bundle
+    epochs: list[dict[str, Any]]
+
+
+def _stages(order: Order, settings: Settings, say: Say, name: str = "") -> pipeline.Stages:
+    folder = Folder(order.out)
+    where = folder.child(name) if name else folder
+    return pipeline.Stages(where, settings, order.workers, order.address, say)
+
+
+def _train(order: Order, settings: Settings, prepared: Prepared, name: str, say: Say) -> Trained:
+    stages = _stages(order, settings, say, name)
+    run = stages.train(prepared)
+    return Trained(stages.export(run, prepared), RunFolder(run).folder.read_json("epochs.json"))
+
+
+def _cold(live: Bundle) -> Settings:
+    """The live version's settings without what it started from."""
+    values = live.settings.plain()
+    values["train"]["start_from"] = []
+    return build_settings(values)
+
+
+def _from_live(live: Bundle) -> Settings:
+    """The same, starting from the live version."""
+    values = live.settings.plain()
+    values["train"] |= {"start_from": [live.folder.path], "pretrain": 0}
+    return build_settings(values)
+
+
+def _plain(comparison: Comparison, other: str) -> dict[str, Any]:
+    return {
+        "metric": comparison.metric,
+        "value": comparison.difference,
+        "low": comparison.low,
+        "high": comparison.high,
+        "verdict": comparison.words(other),
+    }
+
+
+def saved(
+    warm: list[dict[str, Any]], full: list[dict[str, Any]], metric: str
+) -> dict[str, Any] | None:
+    """What starting warm saved: epochs and seconds until it was as good as the full training.
+
+    Args:
+        warm: The epochs of the run that started from the live version.
+        full: Those of the one that started from nothing.
+        metric: What picks the best epoch on the validation split.
+
+    Returns:
+        {"metric", "warm_epochs", "full_epochs", "warm_seconds", "full_seconds"}, until the full
+        training's best value; warm_epochs and warm_seconds are None if it was never reached. None
+        where nothing was validated.
+    """
+    if not all(metric in epoch for epoch in (*warm, *full)):
+        return None
+    sign = -1 if metric in RATING else 1
+    best = max(full, key=lambda epoch: sign * epoch[metric])
+    reached = next((e for e in warm if sign * e[metric] >= sign * best[metric]), None)
+    return {
+        "metric": metric,
+        "warm_epochs": reached["epoch"] if reached else None,
+        "full_epochs": best["epoch"],
+        "warm_seconds": _until(warm, reached["epoch"]) if reached else None,
+        "full_seconds": _until(full, best["epoch"]),
+    }
+
+
+def _until(epochs: list[dict[str, Any]], last: int) -> float:
+    return round(sum(e["seconds"] for e in epochs if e["epoch"] <= last), 3)

@@ -1,0 +1,109 @@
+"""Starting a model from a bundle of earlier data: known rows kept, new users folded in."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recray.bundle import KIND, Bundle
+from recray.data.prepared import Prepared
+from recray.models.base import Model, is_user_table
+from recray.ranking import History, Ranker
+from recray.storage import Folder
+from recray.training.warm import Trained, Weights, read_runs
+
+
+def read_starts(paths: Sequence[str], prepared: Prepared) -> list[Trained]:
+    """Read what to start from: runs on the same data, or bundles of any data with the same ids.
+
+    Raises:
+        RecrayError: One is neither, is damaged, or is a run on other data.
+    """
+    found = []
+    for path in paths:
+        folder = Folder(path)
+        if folder.published() and folder.manifest().get("kind") == KIND:
+            bundle = Bundle.open(path)
+            found.append(Trained(path, bundle.settings.model.kind, grown(bundle, prepared)))
+        else:
+            found += read_runs([path], prepared.fingerprint)
+    return found
+
+
+@torch.no_grad()
+def grown(bundle: Bundle, prepared: Prepared) -> Weights:
+    """The bundle's weights in the ids of another data set.
+
+    Who and what the bundle was trained on keep their rows. A new user gets the row that folding in
+    gives for their training ratings of known items; without any, and for a new item, the mean row.
+    """
+    model = bundle.model
+    place_of_user = _places(bundle.user_ids.encode(_raw(prepared, "user")), model.users)
+    place_of_item = _places(bundle.item_ids.encode(_raw(prepared, "item")), model.items)
+    weights: Weights = {}
+    tables = model.tables()
+    for name, value in model.state_dict().items():
+        rows = tables.get(name.removesuffix(".weight"))
+        if rows is not None:
+            weights[name] = _taken(
+                value, place_of_user if is_user_table(name[:-7]) else place_of_item
+            )
+        elif len(value.shape) == 1 and len(value) == model.items:
+            weights[name] = _taken(value, place_of_item)
+        else:
+            weights[name] = value.clone()
+    _fold_in(bundle, prepared, place_of_user, place_of_item, weights)
+    return weights
+
+
+def _raw(prepared: Prepared, kind: str) -> np.ndarray:
+    ids = prepared.user_ids if kind == "user" else prepared.item_ids
+    return ids.raw[: ids.known]
+
+
+def _places(dense: np.ndarray, known: int) -> np.ndarray:
+    """Rows of the bundle's tables; -1 for what it was not trained on."""
+    return np.where(dense < known, dense, -1).astype(np.int64)
+
+
+def _taken(value: Tensor, place: np.ndarray) -> Tensor:
+    """The rows at those places; the mean row where there is none."""
+    taken = value[torch.from_numpy(np.maximum(place, 0))].clone()
+    taken[torch.from_numpy(place < 0)] = value.mean(dim=0)
+    return taken
+
+
+def _fold_in(
+    bundle: Bundle,
+    prepared: Prepared,
+    place_of_user: np.ndarray,
+    place_of_item: np.ndarray,
+    weights: Weights,
+) -> None:
+    """Write the states of new users into the user tables, where a state is made of their rows."""
+    new = place_of_user < 0
+    names = [name for name in bundle.model.tables() if is_user_table(name)]
+    widths = [bundle.model.tables()[name].embedding_dim for name in names]
+    if not new.any() or not _made_of_rows(bundle.model, names):
+        return
+    users = len(bundle.user_ids)
+    history = History.of(bundle.history, users, bundle.item_ids.known)
+    ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
+    for part in range(prepared.buckets):
+        rows = prepared.load("train", [part])
+        rows = rows.where(new[rows.user] & (place_of_item[rows.item] >= 0))
+        for user in np.unique(rows.user).tolist():
+            own = rows.user == user
+            item = torch.from_numpy(place_of_item[rows.item[own]])
+            state = ranker.fold_in(item, torch.from_numpy(rows.rating[own]))[0]
+            for name, piece in zip(names, state.split(widths), strict=True):
+                weights[f"{name}.weight"][user] = piece.to(weights[f"{name}.weight"].dtype)
+
+
+def _made_of_rows(model: Model, names: list[str]) -> bool:
+    """Whether a user's state is their rows of the user tables, one after another."""
+    user = torch.arange(min(model.users, 3))
+    rows = torch.cat([model.tables()[name](user) for name in names], dim=-1)
+    state = model.user_state(user)
+    return rows.shape == state.shape and bool(torch.equal(rows, state))

@@ -1,0 +1,507 @@
+"""Ratings that come while a model serves: kept, known to every replica, counted once."""
+
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from fastapi.testclient import TestClient
+
+from recray import feedback
+from recray.errors import RecrayError, StorageError
+from recray.feedback import Given, LogWriter, RatingsLog, once
+from recray.recommender import Recommender
+from recray.serving.api import build_app
+from recray.serving.arms import Arms, compared, place_of
+from recray.serving.beside import Beside
+from recray.serving.feedback import Feedback
+from recray.serving.tally import Tally
+
+from .conftest import ITEMS, USERS, raw
+
+INTEGERS = (False, False)
+NEW = 77_777
+
+
+def given(user=1, item=110, rating=4.0, key="k", received=1_000_000):
+    return Given(user, item, rating, key, received)
+
+
+@pytest.fixture
+def log(tmp_path):
+    return RatingsLog.of(str(tmp_path / "ratings"), "tiny", INTEGERS)
+
+
+@pytest.fixture
+def recommender(make_bundle):
+    return Recommender(make_bundle())
+
+
+@pytest.fixture
+def replica(recommender, log):
+    """Start a replica of a service that shares the log; gives its client and its feedback."""
+    started = []
+
+    def start():
+        kept = Feedback(RatingsLog.open(log.folder.path))
+        kept.start()
+        started.append(kept)
+        return TestClient(build_app(recommender, kept=kept), raise_server_exceptions=False), kept
+
+    yield start
+    for kept in started:
+        kept.stop()
+
+
+def body(user, item, rating=5, key=None):
+    return {"user": int(user), "item": int(raw(item)), "rating": rating, "key": key or f"{item}"}
+
+
+# ------------------------------------------------------------------------------------ the log
+
+
+def test_what_is_written_is_read_in_the_order_it_came(log):
+    one, two = LogWriter(log), LogWriter(log)
+    two.append([given(key="b", received=2), given(key="d", received=4)])
+    one.append([given(key="a", received=1)])
+    one.append([given(key="c", received=3)])
+    contents = log.read()
+    assert [g.key for g in contents.ratings] == ["a", "b", "c", "d"]
+    assert (contents.parts, contents.damaged, contents.repeated) == (3, [], 0)
+
+
+def test_text_ids_are_kept_as_text(tmp_path):
+    log = RatingsLog.of(str(tmp_path / "t"), "shop", (True, True))
+    LogWriter(log).append([given("zoë", "a/b")])
+    assert RatingsLog.open(log.folder.path).read().ratings == [given("zoë", "a/b")]
+
+
+def test_many_small_parts_become_one_and_say_the_same(log, monkeypatch):
+    monkeypatch.setattr(feedback, "TOGETHER", 4)
+    writer = LogWriter(log)
+    for n in range(17):
+        writer.append([given(key=str(n), received=n)])
+        writer.tidy()
+    levels = sorted(name.split("-")[1] for name in log.names())
+    assert levels == ["0", "2"]
+    contents = log.read()
+    assert [g.key for g in contents.ratings] == [str(n) for n in range(17)]
+
+
+def test_a_kill_between_putting_together_and_removing_counts_nothing_twice(log, monkeypatch):
+    monkeypatch.setattr(feedback, "TOGETHER", 2)
+    monkeypatch.setattr(type(log.folder), "delete_file", lambda *_: 1 / 0)
+    writer = LogWriter(log)
+    writer.append([given(key="a")])
+    writer.append([given(key="b")])
+    with pytest.raises(ZeroDivisionError):
+        writer.tidy()
+    contents = log.read()
+    assert len(log.names()) == 3
+    assert ([g.key for g in contents.ratings], contents.repeated) == (["a", "b"], 2)
+
+
+def test_parts_that_go_while_they_are_read_are_looked_for_again(log, monkeypatch):
+    writer = LogWriter(log)
+    for key in "ab":
+        writer.append([given(key=key)])
+    monkeypatch.setattr(feedback, "TOGETHER", 2)
+    read, tidied = log.read_part, []
+
+    def meanwhile(name):
+        if not tidied:
+            tidied.append(True)
+            writer.tidy()
+        return read(name)
+
+    monkeypatch.setattr(log, "read_part", meanwhile)
+    assert [g.key for g in log.read().ratings] == ["a", "b"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:50], lambda b: b"", lambda b: b[:-20] + b"x" * 20])
+def test_a_part_cut_short_is_left_out_alone_and_named(log, damage):
+    writer = LogWriter(log)
+    names = [writer.append([given(key=key)]) for key in "abc"]
+    whole = log.folder.read_bytes(names[1])
+    log.folder.write_bytes(names[1], damage(whole))
+    contents = log.read()
+    assert [g.key for g in contents.ratings] == ["a", "c"]
+    assert contents.damaged == [names[1]]
+    follower = Feedback(log)
+    follower.follow()
+    assert follower.status()["damaged_parts"] == [names[1]]
+    assert follower.status()["ratings"] == 2
+
+
+def test_unfinished_files_are_no_parts(log):
+    LogWriter(log).append([given()])
+    writer = log.names()[0].split("/")[0]
+    log.folder.write_bytes(f"{writer}/.unfinished-1-part-0-000000009.parquet", b"x")
+    assert log.read().damaged == []
+
+
+def test_a_log_of_another_data_set_is_refused(log):
+    with pytest.raises(RecrayError, match="holds ratings of tiny, not of other"):
+        RatingsLog.of(log.folder.path, "other", INTEGERS)
+    with pytest.raises(RecrayError, match="holds ratings of tiny"):
+        RatingsLog.of(log.folder.path, "tiny", (True, False))
+    with pytest.raises(RecrayError, match="no ratings log at"):
+        RatingsLog.open(f"{log.folder.path}/nothing")
+
+
+def test_one_rating_is_counted_by_the_time_it_first_came():
+    twice = [given(received=5), given(received=3), given(rating=2.0, received=9)]
+    assert once(twice) == [given(received=3), given(rating=2.0, received=9)]
+
+
+# --------------------------------------------------------------------------------- the service
+
+
+def test_a_rating_shows_at_once_here_and_soon_on_the_other_replica(replica, recommender):
+    (one, _), (two, other) = replica(), replica()
+    user, item = int(raw(0)), 1
+    path = f"/v1/users/{user}/recommendations?k=5"
+    before = one.get(path).json()
+    reply = one.post("/v1/ratings", json=body(user, item))
+    assert reply.status_code == 202
+    assert reply.json() == {
+        **body(user, item),
+        "rating": 5.0,
+        "status": "kept",
+        "repeated": False,
+        "model_version": recommender.version,
+    }
+    after = one.get(path).json()
+    assert (before["source"], after["source"]) == ("model", "fold_in")
+    assert int(raw(item)) not in {entry["item"] for entry in after["items"]}
+    deadline = time.monotonic() + 60
+    while not other.since(user) and time.monotonic() < deadline:
+        time.sleep(0.01)  # its own thread reads what the other has kept
+    assert two.get(path).json() == after
+    assert one.get(f"{path}&since=false").json() == before
+    asked = {"askers": [{"user": user}, {"user": int(raw(1))}], "k": 5}
+    batch = two.post("/v1/recommendations:batch", json=asked).json()["results"]
+    assert batch[0]["items"] == after["items"]
+    assert batch[1]["source"] == "model"
+
+
+def test_no_short_way_goes_past_a_rating_since_training(replica):
+    client, _ = replica()
+    path = f"/v1/users/{raw(0)}/recommendations?k=5"
+    many = {"askers": [{"user": int(raw(0))}], "k": 5}
+    for _ in range(2):  # the second time by the short way
+        assert client.get(path).json()["source"] == "model"
+        batch = client.post("/v1/recommendations:batch", json=many).json()
+        assert batch["results"][0]["source"] == "model"
+    client.post("/v1/ratings", json=body(raw(0), 1))
+    after = client.get(path).json()
+    assert after["source"] == "fold_in"
+    batch = client.post("/v1/recommendations:batch", json=many).json()
+    assert batch["results"][0]["items"] == after["items"]
+    assert client.get(f"{path}&since=false").json()["source"] == "model"
+    assert client.get(path).json() == after
+
+
+def test_no_short_way_goes_past_a_users_arm(recommender, make_bundle):
+    second = Recommender(make_bundle("other", flip=True))
+    client = TestClient(build_app(recommender, arms=Arms(second, Tally(), share=1.0)))
+    for _ in range(2):
+        reply = client.get(f"/v1/users/{raw(0)}/recommendations?k=5").json()
+        assert reply["model_version"] == second.version
+
+
+def test_somebody_who_is_in_the_log_alone_gets_a_list(replica):
+    client, _ = replica()
+    path = f"/v1/users/{NEW}"
+    assert client.get(f"{path}/recommendations").status_code == 404
+    for item in (1, 3):
+        assert client.post("/v1/ratings", json=body(NEW, item)).status_code == 202
+    answer = client.get(f"{path}/recommendations?k=3&explain=true").json()
+    asked = {"ratings": [{"item": int(raw(n)), "rating": 5} for n in (1, 3)], "k": 3}
+    same = client.post("/v1/recommendations", json={**asked, "explain": True}).json()
+    assert answer == same
+    facts = client.get(path).json()
+    assert (facts["ratings"], facts["in_training"], facts["source"]) == (2, False, "fold_in")
+    only_cold = client.post("/v1/ratings", json=body(NEW + 1, ITEMS))
+    assert only_cold.status_code == 202
+    assert client.get(f"/v1/users/{NEW + 1}/recommendations").json()["source"] == "popular"
+
+
+def test_a_rating_that_training_knows_already_changes_nothing(replica, recommender):
+    client, _ = replica()
+    item, stars = (column[0].item() for column in recommender.ranker.history.of_user(0))
+    path = f"/v1/users/{raw(0)}/recommendations"
+    before = client.get(path).json()
+    assert client.post("/v1/ratings", json=body(raw(0), item, stars)).status_code == 202
+    assert client.get(path).json() == before
+
+
+def test_the_latest_of_several_ratings_of_a_film_counts(replica):
+    client, kept = replica()
+    for n, stars in enumerate((1, 5, 2)):
+        client.post("/v1/ratings", json=body(NEW, 1, stars, key=str(n)))
+    assert kept.since(NEW) == [(int(raw(1)), 2.0)]
+
+
+def test_a_rating_sent_twice_counts_once_and_a_key_is_for_one_rating(replica, log):
+    client, _ = replica()
+    for repeated in (False, True, True):
+        reply = client.post("/v1/ratings", json=body(NEW, 1))
+        assert (reply.status_code, reply.json()["repeated"]) == (202, repeated)
+    other = client.post("/v1/ratings", json=body(NEW, 1, rating=2))
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "key_reused")
+    assert client.post("/v1/ratings", json=body(NEW + 1, 1)).status_code == 202
+    assert len(log.read().ratings) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"item": 7}, "unknown item 7"),
+        ({"item": "x"}, "unknown item 'x'"),
+        ({"rating": 9}, "off the scale of 1 to 5"),
+        ({"rating": 0}, "off the scale"),
+        ({"rating": "NaN"}, "rating"),
+        ({"user": "anna"}, "users of tiny are numbers"),
+        ({"user": -1}, "user"),
+        ({"key": ""}, "key"),
+        ({"key": "k" * 201}, "key"),
+        ({"stars": 5}, "stars"),
+    ],
+)
+def test_a_rating_that_no_training_could_use_is_422_and_nothing_is_kept(replica, log, change, says):
+    client, _ = replica()
+    reply = client.post("/v1/ratings", json=body(NEW, 1) | change)
+    assert reply.status_code == 422
+    assert says in reply.json()["error"]["message"]
+    assert log.read().ratings == []
+
+
+def test_a_service_without_a_log_says_so(recommender):
+    client = TestClient(build_app(recommender))
+    for reply in (client.post("/v1/ratings", json=body(NEW, 1)), client.get("/v1/ratings")):
+        assert (reply.status_code, reply.json()["error"]["code"]) == (409, "no_log")
+    assert client.get("/v1/model").json()["keeps_ratings"] is False
+
+
+def test_a_full_disk_is_503_and_the_same_key_may_come_again(replica, monkeypatch, log):
+    client, kept = replica()
+    write = kept.log.write_part
+
+    def full(*_):
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(kept.log, "write_part", full)
+    reply = client.post("/v1/ratings", json=body(NEW, 1))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "not_kept")
+    assert client.get(f"/v1/users/{NEW}/recommendations").status_code == 404
+    monkeypatch.setattr(kept.log, "write_part", write)
+    again = client.post("/v1/ratings", json=body(NEW, 1))
+    assert (again.status_code, again.json()["repeated"]) == (202, False)
+    assert len(log.read().ratings) == 1
+
+
+def test_ratings_that_come_while_the_disk_is_busy_share_a_part(log):
+    kept, busy = Feedback(log), threading.Event()
+    append = kept.writer.append
+    kept.writer.append = lambda ratings: (busy.wait(10), append(ratings))[1]
+    kept.start()
+    waiting = [kept.keep(NEW, int(raw(1)), 5.0, str(n))[0] for n in range(50)]
+    busy.set()
+    for future in waiting:
+        future.result(10)
+    kept.stop()
+    assert len(log.read().ratings) == 50
+    assert len(log.names()) <= 2
+
+
+def test_the_log_is_told_of(replica):
+    client, _ = replica()
+    client.post("/v1/ratings", json=body(NEW, 1))
+    told = client.get("/v1/ratings").json()
+    assert told == {"dataset": "tiny", "users": 1, "ratings": 1, "damaged_parts": []}
+    assert client.get("/v1/model").json()["keeps_ratings"] is True
+
+
+# --------------------------------------------------------------------------------- two models
+
+
+def test_a_users_arm_follows_from_the_id_alone(recommender, make_bundle):
+    second = Recommender(make_bundle("other", flip=True))
+    small, large = (Arms(second, Tally(), share) for share in (0.1, 0.4))
+    users = range(10_000)
+    assert place_of(1) == place_of("1") == pytest.approx(0.401389175)
+    assert {u for u in users if small.has(u)} < {u for u in users if large.has(u)}
+    assert sum(map(large.has, users)) / len(users) == pytest.approx(0.4, abs=0.02)
+    none, everybody = (Arms(second, Tally(), share) for share in (0.0, 1.0))
+    assert not any(map(none.has, users))
+    assert all(map(everybody.has, users))
+
+
+def test_each_user_is_answered_by_their_arm_and_counted(recommender, make_bundle):
+    second, tally = Recommender(make_bundle("other", flip=True)), Tally()
+    arms = Arms(second, tally, share=0.5)
+    client = TestClient(build_app(recommender, tally=tally, arms=arms))
+    versions = {}
+    for user in map(int, raw(range(USERS))):
+        reply = client.get(f"/v1/users/{user}/recommendations?k=2").json()
+        expected = second if arms.has(user) else recommender
+        assert reply["model_version"] == expected.version
+        versions[reply["model_version"]] = versions.get(reply["model_version"], 0) + 1
+    assert len(versions) == 2
+    counted = [version for version, _ in tally.drain().arms]
+    assert {v: counted.count(v) for v in versions} == versions
+
+
+def test_a_copy_of_the_traffic_is_compared_and_never_shown(recommender, make_bundle):
+    tally = Tally()
+    second = Recommender(make_bundle("other", flip=True))
+    arms = Arms(second, tally, shadow=True)
+    client = TestClient(build_app(recommender, tally=tally, arms=arms))
+    reply = client.get(f"/v1/users/{raw(0)}/recommendations?k=4").json()
+    assert reply["model_version"] == recommender.version
+    arms.close()
+    counts = tally.drain()
+    other = second.recommend(int(raw(0)), 4)
+    assert counts.compared == [compared(recommender.recommend(int(raw(0)), 4), other)]
+    assert {version for version, _ in counts.arms} == {recommender.version, second.version}
+
+
+def test_overlap_and_drift_are_of_the_two_lists(recommender):
+    shown = recommender.recommend(int(raw(0)), 4)
+    assert compared(shown, shown).overlap == 1
+    assert compared(shown, shown).drift == 0
+    other = recommender.recommend(int(raw(0)), 2)
+    other.items[0]["score"] += 0.5
+    result = compared(shown, other)
+    assert (result.overlap, result.drift) == (0.5, pytest.approx(0.25))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_outside_0_to_1_is_refused(share):
+    with pytest.raises(RecrayError, match="out of range: 0 to 1"):
+        Beside(second="x", share=share)
+    with pytest.raises(RecrayError, match="go with --second"):
+        Beside(share=0.5)
+
+
+def test_a_registry_has_a_log_of_its_own_and_a_bundle_has_none(make_bundle, tmp_path):
+    from recray.registry import Registry
+
+    bundle = make_bundle()
+    registry = Registry(str(tmp_path / "registry"))
+    registry.promote(registry.add(bundle.folder.path))
+    assert Beside().log_of(registry.folder.path) == f"{registry.folder.path}/ratings"
+    assert Beside().log_of(bundle.folder.path) is None
+    assert Beside(ratings_log="x").log_of(bundle.folder.path) == "x"
+    kept = Beside().open_feedback(registry.folder.path, Recommender(bundle))
+    assert kept is not None
+    assert [row["version"] for row in registry.versions()] == [bundle.version]
+
+
+# ------------------------------------------------------------------------------------ kills
+
+REPLICA = """
+import sys, torch, uvicorn
+torch.set_num_threads(1)
+from recray.feedback import RatingsLog
+from recray.recommender import Recommender
+from recray.serving.api import build_app
+from recray.serving.feedback import Feedback
+kept = Feedback(RatingsLog.open(sys.argv[2]))
+kept.start()
+app = build_app(Recommender.open(sys.argv[1]), kept=kept)
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[3]), log_level="error")
+"""
+
+
+class Replicas:
+    """Processes that share a log; killed at random, and started again."""
+
+    def __init__(self, bundle, log, count):
+        self.bundle, self.log = bundle, log
+        self.ports = [self._free() for _ in range(count)]
+        self.processes = [self._start(port) for port in self.ports]
+        self.kills = 0
+
+    def _free(self):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    def _start(self, port):
+        return subprocess.Popen([sys.executable, "-c", REPLICA, self.bundle, self.log, str(port)])
+
+    def kill_and_start(self, place):
+        self.processes[place].send_signal(signal.SIGKILL)
+        self.processes[place].wait()
+        self.kills += 1
+        self.processes[place] = self._start(self.ports[place])
+
+    def stop(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def post(port, rating):
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/ratings",
+        json.dumps(rating).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as reply:
+        return reply.status
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_rating_that_was_answered_is_in_the_log_once_whatever_is_killed(make_bundle, log):
+    wanted = [body(1000 + n % 50, n % ITEMS, 1 + n % 5, key=f"key-{n}") for n in range(1000)]
+    replicas, answered, errors = Replicas(make_bundle().folder.path, log.folder.path, 2), [], []
+    todo, lock = list(enumerate(wanted)), threading.Lock()
+
+    def work(seed):
+        rng = random.Random(seed)
+        while True:
+            with lock:
+                if not todo:
+                    return
+                number, rating = todo.pop(0)
+            deadline = time.monotonic() + 240
+            while time.monotonic() < deadline:
+                try:  # the same key again, on whichever replica lives
+                    status = post(rng.choice(replicas.ports), rating)
+                    answered.append((number, status))
+                    break
+                except (OSError, urllib.error.URLError):
+                    time.sleep(0.05)
+            else:
+                errors.append(number)
+
+    try:
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for place, after in ((0, 100), (1, 350), (0, 600), (1, 800)):
+            while len(answered) < after and any(thread.is_alive() for thread in threads):
+                time.sleep(0.005)
+            replicas.kill_and_start(place)
+        for thread in threads:
+            thread.join()
+    finally:
+        replicas.stop()
+    assert not errors
+    assert replicas.kills == 4
+    assert sorted(answered) == [(n, 202) for n in range(1000)]
+    contents = log.read()
+    assert contents.damaged == []
+    kept = sorted(rating.key for rating in contents.ratings)
+    assert kept == sorted(rating["key"] for rating in wanted)

@@ -1,0 +1,140 @@
+"""Ratings that came later train and never move a split; what starting warm saved."""
+
+import numpy as np
+import pytest
+import torch
+
+from recray.data import logged
+from recray.data.reading import Piece
+from recray.data.rows import Rows
+from recray.data.source import recognise
+from recray.errors import RecrayError
+from recray.feedback import Given, LogWriter, RatingsLog
+from recray.feedback_source import with_log
+from recray.recommender import Recommender
+from recray.refresh import saved
+from recray.storage import Folder
+from recray.training.grow import grown, read_starts
+
+
+def rows(*given, part=None):
+    user, item, rating, time = (np.array(column) for column in zip(*given, strict=True))
+    codes = None if part is None else np.array(part, np.int8)
+    return Rows(user, item, rating.astype(np.float32), time, codes)
+
+
+def test_what_is_rated_again_keeps_its_place_and_what_is_new_is_left_over():
+    source = rows((1, 10, 3, 100), (1, 20, 4, 101), (2, 10, 5, 102))
+    later = rows((1, 20, 1, 900), (1, 30, 2, 901), (3, 10, 4, 902))
+    again, rest = logged.rerate(source, later)
+    assert again.rating.tolist() == [3, 1, 5]
+    assert again.timestamp.tolist() == [100, 101, 102]
+    assert list(zip(rest.user.tolist(), rest.item.tolist(), strict=True)) == [(1, 30), (3, 10)]
+
+
+def test_the_rest_trains_and_everything_is_in_order():
+    source = rows((1, 10, 3, 100), (2, 10, 5, 102))
+    later = rows((1, 5, 2, 901), (3, 10, 4, 902))
+    both, which = logged.append(source, np.array([2, 1], np.int8), later, split=0)
+    assert both.user.tolist() == [1, 1, 2, 3]
+    assert both.item.tolist() == [5, 10, 10, 10]
+    assert which.tolist() == [0, 2, 1, 0]
+
+
+def test_an_empty_log_or_source_changes_nothing():
+    some, none = rows((1, 10, 3, 100)), rows((1, 10, 3, 100)).at(np.zeros(1, bool))
+    assert logged.rerate(some, none)[0] is some
+    assert len(logged.rerate(none, some)[1].user) == 1
+
+
+@pytest.fixture
+def log(tmp_path):
+    return RatingsLog.of(str(tmp_path / "log"), "sample", (False, False))
+
+
+def test_a_source_gets_the_latest_of_each_pair_and_another_identity(log):
+    given = recognise("sample")
+    writer = LogWriter(log)
+    writer.append([Given(1, 1, 2.0, "a", 1_000_000), Given(9999, 2, 5.0, "b", 2_000_000)])
+    writer.append([Given(1, 1, 4.0, "c", 3_000_000), Given(1, 99_999, 4.0, "d", 4_000_000)])
+    more, told = with_log(given, log)
+    assert told["ratings"] == 2
+    assert (told["users"], told["unknown_items"], told["damaged_parts"]) == (2, 1, [])
+    assert more.identity != given.identity
+    assert with_log(given, log)[0].identity == more.identity
+    (piece,) = more.pieces[len(given.pieces) :]
+    assert isinstance(piece, Piece)
+    folder, name = piece.file.path.rsplit("/", 1)
+    table = Folder(folder).read_table(name)
+    assert table.to_pylist() == [
+        {"user": 1, "item": 1, "rating": 4.0, "timestamp": 3},
+        {"user": 9999, "item": 2, "rating": 5.0, "timestamp": 2},
+    ]
+    assert log.read().parts == 2, "what is written for the workers is no part of the log"
+
+
+def test_an_empty_log_leaves_the_source_alone(log):
+    given = recognise("sample")
+    assert with_log(given, log)[0] is given
+
+
+def test_a_log_of_other_data_is_refused(tmp_path, log):
+    given = recognise("sample")
+    other = RatingsLog.of(str(tmp_path / "other"), "elsewhere", (False, False))
+    with pytest.raises(RecrayError, match="holds ratings of elsewhere, not of sample"):
+        with_log(given, other)
+    LogWriter(log).append([Given(1, 99_999, 4.0, "a", 1)])
+    with pytest.raises(RecrayError, match="none of an item of sample"):
+        with_log(given, log)
+
+
+def test_a_bundle_of_the_same_data_starts_with_its_own_rows(make_bundle, prepared):
+    bundle = make_bundle()
+    (start,) = read_starts([bundle.folder.path], prepared)
+    assert start.kind == "dot"
+    for name, value in bundle.model.state_dict().items():
+        assert start.weights[name].equal(value), name
+
+
+def test_a_user_whom_the_bundle_does_not_know_is_folded_in(make_bundle, prepared, monkeypatch):
+    bundle = make_bundle()
+    # The last user of the data is taken for one whom the bundle was not trained on.
+    last = bundle.model.users - 1
+    own = prepared.load("train")
+    mine = own.user == last
+    monkeypatch.setattr("recray.training.grow._places", unknown(last))
+    weights = grown(bundle, prepared)["user_vectors.weight"]
+    item = torch.from_numpy(own.item[mine].astype(np.int64))
+    (expected,) = Recommender(bundle).ranker.fold_in(item, torch.from_numpy(own.rating[mine]))
+    assert torch.allclose(weights[last], expected)
+    assert weights[:last].equal(bundle.model.state_dict()["user_vectors.weight"][:last])
+
+
+def unknown(user):
+    def places(dense, known):
+        place = np.where(dense < known, dense, -1).astype(np.int64)
+        if len(place) > user:
+            place[user] = -1
+        return place
+
+    return places
+
+
+def test_what_a_warm_start_saved():
+    def epochs(*values):
+        return [
+            {"epoch": n, "ndcg@10": value, "rmse": value, "seconds": 2.0}
+            for n, value in enumerate(values, 1)
+        ]
+
+    spared = saved(epochs(0.2, 0.31, 0.3), epochs(0.1, 0.2, 0.3, 0.25), "ndcg@10")
+    assert spared == {
+        "metric": "ndcg@10",
+        "warm_epochs": 2,
+        "full_epochs": 3,
+        "warm_seconds": 4.0,
+        "full_seconds": 6.0,
+    }
+    assert saved(epochs(0.8), epochs(0.9, 0.85), "rmse")["warm_epochs"] == 1
+    assert saved(epochs(0.1), epochs(0.2), "ndcg@10")["warm_epochs"] is None
+    assert saved([{"epoch": 1}], epochs(1.0), "ndcg@10") is None
