@@ -158,15 +158,25 @@ class TrainSettings(Group):
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 8192
     """Ratings per step over all workers, or users where negatives are all items; all: every one in
     one step."""
-    optimizer: Literal["adam", "sgd", "alternating", "gibbs"] = "adam"
-    """alternating: exact solves of users, then items (whole-data only); gibbs: random draws of them
+    optimizer: Literal["auto", "adam", "lazy-adam", "adagrad", "sgd", "alternating", "gibbs"] = (
+        "auto"
+    )
+    """adam: of every row in every step; lazy-adam, adagrad: of the rows that a batch touches;
+    auto: adam where a batch has more pairs than 0.39 x (users + items), lazy-adam below that.
+    alternating: exact solves of users, then items (whole-data only); gibbs: random draws of them
     from the posterior (bayes only).
     """
     lr: Annotated[float, Field(gt=0)] = 0.001
     l2: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared vectors and biases of the rows in a batch, per rating."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """adam: share of every vector that a step takes away, times lr (decoupled, as in AdamW)."""
+    """Share of a vector that a step takes away, times lr (decoupled, as in AdamW): of every vector
+    with adam, of those that the batch touches with lazy-adam and adagrad; none with sgd.
+    """
+    average_every: Annotated[int, Field(ge=1)] = 1
+    """Above 1, approximate: workers go their own way and average items and layers after so many
+    steps. 1: every step adds up their gradients, which is exact.
+    """
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many epochs without a better validation metric; null: run all epochs."""
     metric: str = "auto"
