@@ -9,12 +9,13 @@ import torch.multiprocessing as mp
 
 from recray.config import TrainSettings, load_settings
 from recray.data.negatives import NegativeSampler
+from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.pairs import Touched, pair_dot
 from recray.objectives import build_objective
 from recray.training.batches import Batch
-from recray.training.engine import Engine
+from recray.training.engine import Engine, describe, device_of
 from recray.training.exchange import RowExchange
 from recray.training.gradients import Gradient, RowGradient
 from recray.training.sync import Workers
@@ -251,21 +252,52 @@ def test_padding_is_not_touched():
 @pytest.mark.parametrize(
     ("optimizer", "batch", "pairs", "chosen"),
     [
-        ("auto", 38, 1, ("lazy-adam", True)),
-        ("auto", 39, 1, ("adam", False)),
-        ("auto", 8, 5, ("adam", False)),
+        ("auto", 38_999, 1, ("lazy-adam", True)),
+        ("auto", 39_000, 1, ("adam", False)),
+        ("auto", 7_800, 5, ("adam", False)),
         ("auto", "all", 1, ("adam", False)),
         ("auto", 1, None, ("adam", False)),
         ("adam", 1, 1, ("adam", False)),
-        ("sgd", 38, 1, ("sgd", True)),
-        ("sgd", 39, 1, ("sgd", False)),
+        ("sgd", 38_999, 1, ("sgd", True)),
+        ("sgd", 39_000, 1, ("sgd", False)),
         ("adagrad", 5000, 1, ("adagrad", True)),
     ],
 )
 def test_a_batch_that_outgrows_the_tables_takes_all_rows(optimizer, batch, pairs, chosen):
     train = TrainSettings(optimizer=optimizer, batch_size=batch)
-    engine = Engine.of(train, rows=1000, pairs=pairs, entries=100)
+    engine = Engine.of(train, rows=1_000_000, pairs=pairs, entries=100_000)
     assert (engine.optimizer, engine.rowwise) == chosen
+
+
+def test_tables_that_stay_in_the_cache_take_all_rows():
+    train = TrainSettings(optimizer="auto", batch_size=100)
+    assert Engine.of(train, 1_000_000, 1, entries=16_383) == Engine("adam", False)
+    assert Engine.of(train, 1_000_000, 1, entries=16_384) == Engine("lazy-adam", True)
+
+
+def test_the_first_line_tells_the_optimizer_and_what_is_approximate():
+    settings = load_settings("dot-mse", None, ["train.average_every=8", "train.batch_size=8192"])
+    assert describe(settings, 162_541, 59_047, 25_000_000, workers=2) == (
+        "train: 25,000,000 ratings of 162,541 users and 59,047 items; lazy-adam (auto) on the rows "
+        "that a batch touches, 8,192 ratings a step; 2 workers; "
+        "APPROXIMATE: items and layers are averaged every 8 steps"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(RecrayError, match=r"train\.device=cuda: there is no GPU"):
+        device_of(TrainSettings(device="cuda"))
+
+
+def test_half_of_the_digits_are_enough_to_learn(tmp_path):
+    shard, (user, item) = two_tastes()
+    changes = ["train.lr=0.02", "train.epochs=60", "train.precision=bf16"]
+    run = training_run(tmp_path, "neumf", shard, [*changes, "train.optimizer=lazy-adam"])
+    run.fit()
+    truth = torch.where((user + item) % 2 == 0, 5.0, 1.0)
+    with torch.no_grad():
+        assert (run.model(user, item) - truth).square().mean().sqrt() < 0.7
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "lazy-adam"])

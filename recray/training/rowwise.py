@@ -14,6 +14,10 @@ BREAK_EVEN = 0.39
 """A batch of more pairs than this share of the users and items moves fewer bytes when every row
 is updated: 28 bytes a number of the tables, against 72 a number of the two rows of a pair.
 """
+IN_CACHE = 1 << 14
+"""Users and items below which the tables stay in a core's cache: there a step over all rows costs
+less than finding those that a batch touches.
+"""
 
 
 class RowOptimizer(ABC):

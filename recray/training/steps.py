@@ -14,7 +14,7 @@ from recray.models.base import Model
 from recray.objectives import Contrast, PairLoss
 from recray.objectives.ranking import raw_scores
 from recray.training.batches import Batch, StepPlan, epoch_generator, shuffled_batches
-from recray.training.engine import Engine
+from recray.training.engine import Engine, precision_of
 from recray.training.gradients import Gradient, RowGradient
 from recray.training.sync import Workers
 
@@ -145,14 +145,15 @@ class SteppedEpochs(ABC):
         torch.manual_seed(generator.initial_seed())  # dropout; a resumed run drops the same
         self.gradient.begin(self.plan.steps)
         before, self._before = self._before, None
-        for step, loss in enumerate(self.losses(generator)):
-            if before is not None and step < len(before):
-                self.gradient.note(step, before[step])  # taken before; this drew the same numbers
-                continue
-            self.gradient.step(loss / self.divisor(step))
-            self.gradient.note(step, loss)
-            if self._notice is not None:
-                self._notice(step + 1)
+        with precision_of(self.settings):
+            for step, loss in enumerate(self.losses(generator)):
+                if before is not None and step < len(before):
+                    self.gradient.note(step, before[step])  # taken before, with the same numbers
+                    continue
+                self.gradient.step(loss / self.divisor(step))
+                self.gradient.note(step, loss)
+                if self._notice is not None:
+                    self._notice(step + 1)
         self.gradient.gather()
         return float(self.gradient.losses.sum()), float(len(self.shard.user))
 
@@ -182,6 +183,9 @@ class GradientEpochs(SteppedEpochs):
         super().__init__(model, shard, len(shard.user), settings, workers, pairs)
         self.objective = objective
         self.sampler = sampler.to(self.device) if sampler else None
+        if settings.compile:
+            mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+            self._loss = torch.compile(self._loss, mode=mode)  # type: ignore[method-assign]
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield this worker's sum of losses of each step."""

@@ -24,6 +24,7 @@ from recray.models.hybrid import Hybrid
 from recray.objectives import Contrast, UnratedClass, build_objective
 from recray.storage import Folder
 from recray.training.checkpoint import Progress, RunFolder
+from recray.training.engine import EXACT, describe, device_of, pairs_of
 from recray.training.loop import TrainingRun
 from recray.training.rows import WorkerRows, rows_of_workers
 from recray.training.steps import Shard
@@ -86,6 +87,8 @@ def run(
         "prepared": prepared.folder.path,
         "run": folder.folder.path,
     }
+    sizes = (prepared.users, prepared.items, prepared.manifest["splits"]["train"]["rows"])
+    watch.say(describe(settings, *sizes, workers))
     with cluster.session(address):
         busy = cluster.require(workers)
         if busy is not None:
@@ -167,6 +170,10 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
             f"evaluate.relevant_from={bar:g}: no rating is above {high:g}, "
             "nothing would be relevant"
         )
+    if address == cluster.LOCAL:
+        device_of(settings.train)
+    if settings.train.optimizer not in EXACT:
+        _refuse_large_batch(settings, prepared)
     objective = build_objective(settings, low, high)
     objective.check(build_model(settings, 1, 1))
     if streams(settings, prepared, workers):
@@ -249,7 +256,9 @@ def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
         train_worker,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, resources_per_worker={"CPU": 1} if workers else None
+            num_workers=workers,
+            resources_per_worker={"CPU": 1} if workers else None,
+            use_gpu=bool(workers) and config["settings"]["train"]["device"] == "cuda",
         ),
         # Every attempt is a fresh Ray run: what resumes is our own checkpoint. Ray itself begins
         # again after a node that was taken away with notice, as often as that happens.
@@ -261,7 +270,7 @@ def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
             ),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="gloo", timeout_s=int(SLOW_PATIENCE_S)),
+        torch_config=ray.train.torch.TorchConfig(backend=_backend(config), timeout_s=int(SLOW_PATIENCE_S)),
     )
     try:
         with contextlib.redirect_stdout(None):
@@ -276,6 +285,12 @@ def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
         raise
     finally:
         folder.delete(".ray")
+
+
+def _backend(config: dict[str, Any]) -> str:
+    """What carries the messages: counts and reports are on the CPU wherever the tables are."""
+    on_gpu = config["settings"]["train"]["device"] == "cuda"
+    return "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -318,6 +333,7 @@ def build_run(
         table = prepared.item_table[: prepared.items]
         names = settings.model.item_features or ()
         model.describe_items(torch.from_numpy(feature_matrix(table, names)))
+    model.to(device_of(settings.train))
     trained = read_runs(settings.train.start_from, prepared.fingerprint)
     start: Callable[[Model], None] | None = None
     if trained:
