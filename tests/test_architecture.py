@@ -44,6 +44,7 @@ RAY_HOMES = {
     "jobs.py",
     "doctor.py",
     "benchmarks/textbook.py",  # what recray is compared with
+    "benchmarks/stage.py",  # workers of Ray Train that take turns
     "benchmarks/serve.py",  # likewise, an empty deployment
 }
 

@@ -12,9 +12,10 @@ from recray.console import Console
 @click.option("--quick", is_flag=True, help="Leave out what takes long; under 3 minutes.")
 @click.option("--data", metavar="FOLDER", help="quality, tune: archives such as ml-100k.zip.")
 @click.option("--only", metavar="FIGURE", help="quality: one row, such as rmse_1m.")
+@click.option("--device", metavar="DEVICE", help="train: cpu (the default) or cuda.")
 @shared()
 def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> None:
-    """Run the benchmark NAME: evaluate, ingest, quality, scale, serve or tune.
+    """Run the benchmark NAME: evaluate, ingest, quality, scale, serve, train or tune.
 
     \b
     Example:

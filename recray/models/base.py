@@ -166,7 +166,8 @@ class LinearModel(Model):
             return super().raw_rows(user, item)
         every = slice(None)  # of the batch
         product = pair_dot(self.user_state(every), self.item_rows(every), *self.touched)
-        return product + self.item_offset(every)[item]
+        offset = self.item_offset(every).index_select(0, item.reshape(-1))
+        return product + offset.view(item.shape)
 
     def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """Scores before the link for the items first..last-1: (U, S) to (U, last - first)."""

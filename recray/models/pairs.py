@@ -89,18 +89,18 @@ class _PairDot(torch.autograd.Function):
         slope, count = slopes[0].reshape(-1), items.local.shape[1]
         by_user = (users.order[:, None] * count + torch.arange(count, device=slope.device)).view(-1)
         of_states = functional.embedding_bag(
-            items.local.view(-1)[by_user],
+            items.local.view(-1).index_select(0, by_user),
             rows,
             users.begins * count,
             mode="sum",
-            per_sample_weights=slope[by_user],
+            per_sample_weights=slope.index_select(0, by_user),
         )
         of_rows = functional.embedding_bag(
-            users.local[items.order // count],
+            users.local.index_select(0, items.order // count),
             states,
             items.begins,
             mode="sum",
-            per_sample_weights=slope[items.order],
+            per_sample_weights=slope.index_select(0, items.order),
         )
         return of_states, of_rows, None, None
 
