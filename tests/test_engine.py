@@ -421,3 +421,34 @@ def test_all_of_the_sample_is_one_batch(tmp_path):
     run = training_run(tmp_path, "dot-mse", shard, changes)
     assert run.fit().epoch == 2
     assert len(shard.user) < SIZE * SIZE
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["train.batch_size=1000000"], r"train\.batch_size=1000000: the data set has \d+ ratings"),
+        (
+            ["objective.kind=item-softmax", "objective.negatives=all", "train.batch_size=10000"],
+            r"train\.batch_size=10000: the data set has \d+ users",
+        ),
+        (["objective.kind=bpr", "objective.negatives=500", "train.batch_size=4"], "negatives=500"),
+    ],
+)
+def test_what_the_data_cannot_give_is_refused_before_anything_starts(prepared, changes, words):
+    from recray.training import trainer
+
+    settings = load_settings("dot-mse", None, ["evaluate.k=1", *changes])
+    with pytest.raises(RecrayError, match=words):
+        trainer.check(settings, prepared, 1, "local")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["train.optimizer=adagrad", "objective.kind=item-softmax", "objective.negatives=all"],
+        ["train.optimizer=lazy-adam", "train.compile=true"],
+    ],
+)
+def test_optimizers_of_rows_refuse_what_needs_all_rows(changes):
+    with pytest.raises(RecrayError, match=r"train\.optimizer=.*use adam"):
+        load_settings("dot-mse", None, changes)
