@@ -198,6 +198,18 @@ def streams(settings: Settings, prepared: Prepared, workers: int) -> bool:
     return limit is not None and max(rows_of_workers(prepared, workers)) > limit
 
 
+def _refuse_large_batch(settings: Settings, prepared: Prepared) -> None:
+    batch, of = settings.train.batch_size, "ratings"
+    most = prepared.manifest["splits"]["train"]["rows"]
+    if pairs_of(settings) is None:
+        most, of = prepared.users, "users"
+    if batch != "all" and batch > most:
+        raise RecrayError(
+            f"train.batch_size={batch}: the data set has {most} {of} to train on; "
+            "give no more, or all for one step an epoch"
+        )
+
+
 def _facts(settings: Settings, prepared: Prepared, workers: int) -> dict[str, Any]:
     return {
         "dataset": prepared.manifest["dataset"],
@@ -270,7 +282,9 @@ def _fit(config: dict[str, Any], folder: Folder, workers: int) -> None:
             ),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
-        torch_config=ray.train.torch.TorchConfig(backend=_backend(config), timeout_s=int(SLOW_PATIENCE_S)),
+        torch_config=ray.train.torch.TorchConfig(
+            backend=_backend(config), timeout_s=int(SLOW_PATIENCE_S)
+        ),
     )
     try:
         with contextlib.redirect_stdout(None):
