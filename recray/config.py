@@ -158,15 +158,34 @@ class TrainSettings(Group):
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 8192
     """Ratings per step over all workers, or users where negatives are all items; all: every one in
     one step."""
-    optimizer: Literal["adam", "sgd", "alternating", "gibbs"] = "adam"
-    """alternating: exact solves of users, then items (whole-data only); gibbs: random draws of them
+    optimizer: Literal["auto", "adam", "lazy-adam", "adagrad", "sgd", "alternating", "gibbs"] = (
+        "auto"
+    )
+    """adam: of every row in every step; lazy-adam, adagrad: of the rows that a batch touches;
+    auto: adam where a batch has more pairs than 0.39 x (users + items), or these are fewer than
+    16,384; lazy-adam elsewhere.
+    alternating: exact solves of users, then items (whole-data only); gibbs: random draws of them
     from the posterior (bayes only).
     """
     lr: Annotated[float, Field(gt=0)] = 0.001
     l2: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared vectors and biases of the rows in a batch, per rating."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """adam: share of every vector that a step takes away, times lr (decoupled, as in AdamW)."""
+    """Share of a vector that a step takes away, times lr (decoupled, as in AdamW): of every vector
+    with adam, of those that the batch touches with lazy-adam and adagrad; none with sgd.
+    """
+    average_every: Annotated[int, Field(ge=1)] = 1
+    """Above 1, approximate: workers go their own way and average items and layers after so many
+    steps. 1: every step adds up their gradients, which is exact.
+    """
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: the ratings stay in the memory of one GPU for each worker; gradient optimizers only."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of the layers' products: tf32, on a GPU; bf16, with weights and sums in float32."""
+    compile: bool = False
+    """Compile the loss with torch.compile; on a GPU with CUDA graphs. For small batches of layers;
+    takes a C++ compiler, a minute before the first step, and an optimizer of all rows.
+    """
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many epochs without a better validation metric; null: run all epochs."""
     metric: str = "auto"
@@ -220,6 +239,23 @@ class Settings(Group):
             raise ValueError(
                 f"train.optimizer={self.train.optimizer} does not go with "
                 f"objective.kind={self.objective.kind}; whole-data needs alternating, and only it"
+            )
+        if self.train.optimizer in ("alternating", "gibbs") and self.train.device != "cpu":
+            raise ValueError(
+                f"train.device={self.train.device} does not go with "
+                f"train.optimizer={self.train.optimizer}, which runs on the cpu"
+            )
+        if self.train.optimizer in ("adagrad", "lazy-adam") and (
+            self.ranks and self.objective.negatives == "all"
+        ):
+            raise ValueError(
+                f"train.optimizer={self.train.optimizer} changes the rows that a batch touches, "
+                "and with objective.negatives=all it touches every item: use adam"
+            )
+        if self.train.optimizer in ("adagrad", "lazy-adam") and self.train.compile:
+            raise ValueError(
+                f"train.compile=true does not go with train.optimizer={self.train.optimizer}, "
+                "whose batches differ in shape: use adam"
             )
         if (self.train.optimizer == "gibbs") != (self.objective.kind == "bayes"):
             raise ValueError(

@@ -51,6 +51,7 @@ RAY_HOMES = {
     "doctor.py",
     "sweep/team.py",  # Train inside a trial
     "benchmarks/textbook.py",  # what recray is compared with
+    "benchmarks/stage.py",  # workers of Ray Train that take turns
     "benchmarks/serve.py",  # likewise, an empty deployment
 }
 

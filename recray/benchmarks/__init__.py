@@ -8,7 +8,7 @@ from typing import Any
 from recray.benchmarks.harness import machine
 from recray.errors import RecrayError, unknown_name
 
-NAMES = ("evaluate", "ingest", "quality", "scale", "search", "serve", "tune")
+NAMES = ("evaluate", "ingest", "quality", "scale", "search", "serve", "train", "tune")
 
 Say = Callable[[str], None]
 

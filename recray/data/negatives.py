@@ -2,7 +2,9 @@
 
 # Shape letters: B = pairs in the batch, K = negatives of a pair, I = items.
 
+import copy
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -67,10 +69,18 @@ class NegativeSampler:
         self.log_share = chance.log().float()
         self.edges = None if popularity is None else chance.cumsum(dim=0)
 
+    def to(self, device: torch.device) -> Self:
+        """The same sampler in the memory of a device, where it draws."""
+        moved = copy.copy(self)
+        moved.log_share = self.log_share.to(device)
+        moved.edges = None if self.edges is None else self.edges.to(device)
+        moved.known = None if self.known is None else self.known.to(device)
+        return moved
+
     def draw(self, user: Tensor, generator: torch.Generator) -> Drawn:
         """Draw K negatives for each of B users."""
         item = self._items(user.shape[0] * self.count, generator).view(-1, self.count)
-        weight = torch.ones(item.shape)
+        weight = torch.ones(item.shape, device=item.device)
         if self.known is None or not len(self.known):
             return Drawn(item, weight, self.log_share)
         for _ in range(REDRAWS):
@@ -81,10 +91,14 @@ class NegativeSampler:
         weight[self._is_known(user, item)] = 0.0
         return Drawn(item, weight, self.log_share)
 
+    @property
+    def _device(self) -> torch.device:
+        return self.log_share.device
+
     def _items(self, size: int, generator: torch.Generator) -> Tensor:
         if self.edges is None:
-            return torch.randint(0, self.items, (size,), generator=generator)
-        place = torch.rand(size, generator=generator, dtype=torch.float64)
+            return torch.randint(0, self.items, (size,), generator=generator, device=self._device)
+        place = torch.rand(size, generator=generator, dtype=torch.float64, device=self._device)
         return torch.searchsorted(self.edges, place, right=True).clamp(max=self.items - 1)
 
     def _is_known(self, user: Tensor, item: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What every model offers, and the family whose score is linear in what it knows of a user."""
 
-# Shape letters: B = pairs in the batch, U = users, I = items, S = length of a user state.
+# Shape letters: B = pairs in the batch, K = items of a row, U = users, I = items,
+# S = length of a user state.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -8,6 +9,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from recray.models.pairs import Touched, pair_dot
 
 ITEM_BLOCK = 8192
 Returns = Literal["stars", "logits"]
@@ -48,6 +52,11 @@ class Model(nn.Module, ABC):
         returns: What a score is: predicted stars, or a logit that only orders items.
     """
 
+    item_facts: tuple[str, ...] = ()
+    """Names of the buffers with a row for each item."""
+    touched: tuple[Touched, Touched] | None = None
+    """Users, and (B, K) items, while the tables hold the rows of one batch only."""
+
     def __init__(self, users: int, items: int, returns: Returns) -> None:
         super().__init__()
         self.users = users
@@ -69,13 +78,19 @@ class Model(nn.Module, ABC):
     def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """Scores before the link for the items first..last-1: (U, S) to (U, last - first)."""
 
+    def raw_rows(self, user: Tensor, item: Tensor) -> Tensor:
+        """Scores before the link of a user with several items: (B,) and (B, K) ids to (B, K)."""
+        state, count = self.user_state(user), item.shape[1]
+        each = state if count == 1 else state.repeat_interleave(count, dim=0)
+        return self.raw(each, item.reshape(-1)).view(item.shape)
+
     def link(self, raw: Tensor) -> Tensor:
         """From the raw score to what the model returns; strictly increasing."""
         return raw
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Score B pairs: (B,) int64 ids and (B,) int64 ids to (B,) scores."""
-        return self.link(self.raw(self.user_state(user), item))
+        return self.link(self.raw_rows(user, item[:, None])[:, 0])
 
     def score_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """Scores of users for the items first..last-1: (U, S) to (U, last - first)."""
@@ -90,8 +105,11 @@ class Model(nn.Module, ABC):
         """(B,) squared length of the embedding rows that each pair touches."""
         total = torch.zeros((), device=user.device)
         for name, table in self.tables().items():
-            rows = table(user if is_user_table(name) else item)
-            total = total + rows.square().sum(dim=-1)
+            ids = user if is_user_table(name) else item
+            if self.touched is None:
+                total = total + table(ids).square().sum(dim=-1)
+            else:
+                total = total + table.weight.square().sum(dim=-1)[ids]
         return total
 
     def score(self, state: Tensor) -> Tensor:
@@ -107,6 +125,13 @@ class Model(nn.Module, ABC):
         return None
 
 
+def rows_of(table: nn.Embedding, ids: Tensor | slice) -> Tensor:
+    """Rows of a table; those of a slice are no copy."""
+    if isinstance(ids, slice):
+        return table.weight[ids]
+    return functional.embedding(ids, table.weight)
+
+
 def is_user_table(name: str) -> bool:
     """Whether the table of that name has a row for each user; otherwise for each item."""
     return name.rsplit(".", 1)[-1].startswith("user_")
@@ -120,6 +145,10 @@ class LinearModel(Model):
     """
 
     @abstractmethod
+    def user_state(self, user: Tensor | slice) -> Tensor:
+        """What scoring needs to know of users: (U,) int64 ids to (U, S)."""
+
+    @abstractmethod
     def item_rows(self, item: Tensor | slice) -> Tensor:
         """(I, S) rows that user states are multiplied with."""
 
@@ -130,6 +159,15 @@ class LinearModel(Model):
     def raw(self, state: Tensor, item: Tensor) -> Tensor:
         """Scores of pairs before the link: (B, S) states and (B,) int64 ids to (B,)."""
         return (state * self.item_rows(item)).sum(dim=-1) + self.item_offset(item)
+
+    def raw_rows(self, user: Tensor, item: Tensor) -> Tensor:
+        """Scores before the link of a user with several items: (B,) and (B, K) ids to (B, K)."""
+        if self.touched is None:
+            return super().raw_rows(user, item)
+        every = slice(None)  # of the batch
+        product = pair_dot(self.user_state(every), self.item_rows(every), *self.touched)
+        offset = self.item_offset(every).index_select(0, item.reshape(-1))
+        return product + offset.view(item.shape)
 
     def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """Scores before the link for the items first..last-1: (U, S) to (U, last - first)."""

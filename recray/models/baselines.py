@@ -28,9 +28,9 @@ class Popularity(LinearModel):
         """Take each item's share of the ratings."""
         self.share.copy_(statistics.item_count / statistics.item_count.sum().clamp(min=1))
 
-    def user_state(self, user: Tensor) -> Tensor:
+    def user_state(self, user: Tensor | slice) -> Tensor:
         """(U,) ids to (U, 1) zeros: everybody is alike."""
-        return self.share.new_zeros(len(user), 1)
+        return self.share.new_zeros(self.users, 1)[user]
 
     def item_rows(self, item: Tensor | slice) -> Tensor:
         """(I, 1) ones."""
@@ -75,7 +75,7 @@ class BiasOnly(LinearModel):
         count = torch.bincount(user, minlength=self.users)
         self.user_bias.copy_(total / (count + SHRINK))
 
-    def user_state(self, user: Tensor) -> Tensor:
+    def user_state(self, user: Tensor | slice) -> Tensor:
         """(U,) ids to (U, 1) biases."""
         return self.user_bias[user][:, None]
 

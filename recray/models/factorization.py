@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recray.models.base import LinearModel, Returns, Statistics
+from recray.models.base import LinearModel, Returns, Statistics, rows_of
 
 
 def embedding(rows: int, dim: int, std: float) -> nn.Embedding:
@@ -37,17 +37,17 @@ class Dot(LinearModel):
             nn.init.normal_(self.user_vectors.weight, std=dim**-0.5)
             nn.init.normal_(self.item_vectors.weight, std=dim**-0.5)
 
-    def user_state(self, user: Tensor) -> Tensor:
+    def user_state(self, user: Tensor | slice) -> Tensor:
         """(U,) ids to (U, D) vectors."""
-        return self.user_vectors(user)
+        return rows_of(self.user_vectors, user)
 
     def item_rows(self, item: Tensor | slice) -> Tensor:
         """(I, D) item vectors."""
-        return self.item_vectors.weight[item]
+        return rows_of(self.item_vectors, item)
 
     def item_offset(self, item: Tensor | slice) -> Tensor:
         """Zero: a plain dot product has no offset."""
-        return self.item_vectors.weight[item, 0] * 0
+        return self.item_vectors.weight[item, 0].detach() * 0
 
     def item_vectors_for_similarity(self) -> Tensor:
         """(items, D) vectors."""
@@ -97,13 +97,13 @@ class DotBias(LinearModel):
         logit = torch.logit(torch.tensor(share, dtype=torch.float64), eps=1e-6)
         self.mean.fill_(statistics.mean if self.output == "raw" else float(logit))
 
-    def user_state(self, user: Tensor) -> Tensor:
+    def user_state(self, user: Tensor | slice) -> Tensor:
         """(U,) ids to (U, D + 1): vector, then bias."""
-        return torch.cat([self.user_vectors(user), self.user_bias(user)], dim=-1)
+        return torch.cat([rows_of(self.user_vectors, user), rows_of(self.user_bias, user)], dim=-1)
 
     def item_rows(self, item: Tensor | slice) -> Tensor:
         """(I, D + 1): vector, then the 1 that takes up the user's bias."""
-        vectors = self.item_vectors.weight[item]
+        vectors = rows_of(self.item_vectors, item)
         return torch.cat([vectors, vectors.new_ones(len(vectors), 1)], dim=-1)
 
     def item_offset(self, item: Tensor | slice) -> Tensor:
@@ -134,6 +134,8 @@ class MfNormalised(DotBias):
 
     Source: Ng, Machine Learning (Coursera 2011), lecture 16, mean normalisation.
     """
+
+    item_facts = ("item_mean",)
 
     def __init__(self, users: int, items: int, dim: int, returns: Returns = "stars") -> None:
         super().__init__(users, items, dim, "raw", returns)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from recray.models.base import LinearModel, Returns, Statistics
+from recray.models.base import LinearModel, Returns, Statistics, rows_of
 from recray.models.factorization import embedding
 
 
@@ -25,6 +25,8 @@ class Hybrid(LinearModel):
     Source: Kula (2015), CBRecSys, "Metadata embeddings for user and item cold-start
         recommendations" (LightFM).
     """
+
+    item_facts = ("features",)
 
     def __init__(
         self,
@@ -57,13 +59,13 @@ class Hybrid(LinearModel):
         """Take (items, F) weights of the features of each item."""
         self.features.copy_(features)
 
-    def user_state(self, user: Tensor) -> Tensor:
+    def user_state(self, user: Tensor | slice) -> Tensor:
         """(U,) ids to (U, D) vectors."""
-        return self.user_vectors(user)
+        return rows_of(self.user_vectors, user)
 
     def item_rows(self, item: Tensor | slice) -> Tensor:
         """(I, D) own vectors and those of the features."""
-        return self.item_vectors.weight[item] + self.features[item] @ self.feature_vectors
+        return rows_of(self.item_vectors, item) + self.features[item] @ self.feature_vectors
 
     def item_offset(self, item: Tensor | slice) -> Tensor:
         """(I,) mean, own biases and those of the features."""

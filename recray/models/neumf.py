@@ -1,7 +1,7 @@
 """Neural matrix factorisation: a weighted product of vectors, a tower of layers, and both."""
 
 # Shape letters: B = pairs in the batch, U = users, I = items, D = length of the product's vectors,
-# M = length of the tower's vectors, H = width of the tower's first layer.
+# K = items of a row, M = length of the tower's vectors, H = width of the tower's first layer.
 
 import itertools
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recray.models.base import LinearModel, Model, Returns, Statistics
+from recray.models.base import LinearModel, Model, Returns, Statistics, rows_of
 from recray.models.factorization import embedding
 
 PAIRS_RANKED, PAIRS_TRAINED = 1 << 12, 1 << 14
@@ -44,17 +44,17 @@ class Gmf(LinearModel):
         if self.returns == "stars":
             self.bias.data.fill_(statistics.mean)
 
-    def user_state(self, user: Tensor) -> Tensor:
+    def user_state(self, user: Tensor | slice) -> Tensor:
         """(U,) ids to (U, D) vectors."""
-        return self.user_vectors(user)
+        return rows_of(self.user_vectors, user)
 
     def item_rows(self, item: Tensor | slice) -> Tensor:
         """(I, D) item vectors times w."""
-        return self.item_vectors.weight[item] * self.weight
+        return rows_of(self.item_vectors, item) * self.weight
 
     def item_offset(self, item: Tensor | slice) -> Tensor:
         """(I,) b for every item."""
-        return self.bias + 0 * self.item_vectors.weight[item, 0]
+        return self.bias + 0 * self.item_vectors.weight[item, 0].detach()
 
     def item_vectors_for_similarity(self) -> Tensor:
         """(items, D) vectors."""
@@ -152,6 +152,11 @@ class Mlp(Model):
         """(B, M) states and (B,) ids to (B,) scores."""
         return self.tower.pairs(state, self.item_vectors(item)).squeeze(-1)
 
+    def raw_rows(self, user: Tensor, item: Tensor) -> Tensor:
+        """(B,) and (B, K) ids to (B, K) scores; the user's half is computed once for K items."""
+        halves = self.tower.halves(self.user_vectors(user), self.item_vectors(item))
+        return self.tower(halves[0][:, None] + halves[1]).squeeze(-1)
+
     def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """(U, M) states to (U, last - first) scores."""
         return self.tower.block(state, self.item_vectors.weight[first:last]).squeeze(-1)
@@ -208,6 +213,10 @@ class NeuMf(Model):
         """(B, D + M) states and (B,) ids to (B,) scores."""
         product, tower = self._parts(state)
         return self.gmf.raw(product, item) + self.mlp.raw(tower, item)
+
+    def raw_rows(self, user: Tensor, item: Tensor) -> Tensor:
+        """(B,) and (B, K) ids to (B, K) scores."""
+        return self.gmf.raw_rows(user, item) + self.mlp.raw_rows(user, item)
 
     def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """(U, D + M) states to (U, last - first) scores."""

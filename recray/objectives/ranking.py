@@ -59,10 +59,8 @@ class Contrast(PairLoss):
         """(B,) losses in nats."""
         if drawn is None:
             raise ValueError("this objective needs negatives")
-        state = model.user_state(user)
-        count = drawn.item.shape[1]
-        others = model.raw(state.repeat_interleave(count, dim=0), drawn.item.flatten())
-        return self.contrast(model.raw(state, item), others.view(-1, count), item, drawn)
+        scores = model.raw_rows(user, torch.cat([item[:, None], drawn.item], dim=1))
+        return self.contrast(scores[:, 0], scores[:, 1:], item, drawn)
 
     def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
         """Steps on the loss against all items, which is what sampled ones amount to."""

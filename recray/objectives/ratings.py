@@ -102,7 +102,7 @@ class Bce(PairLoss):
     ) -> Tensor:
         """(B,) cross-entropies in nats."""
         return functional.binary_cross_entropy_with_logits(
-            model.raw(model.user_state(user), item), self._target(rating), reduction="none"
+            model.raw_rows(user, item[:, None])[:, 0], self._target(rating), reduction="none"
         )
 
     def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:

@@ -182,6 +182,7 @@ def searchable(settings: Settings, given: Mapping[str, Any]) -> list[str]:
     if settings.train.optimizer == "sgd" and "train.optimizer" not in given:
         train -= {"weight_decay"}
     train -= {"metric", "seed", "rows", "start_from"}  # what is compared, not what is searched
+    train -= {"device", "precision", "compile", "average_every"}  # what a run costs
     if not settings.train.start_from:
         train -= {"merge_alpha"}
     groups = {"model": model - {"levels"}, "objective": objective, "train": train}

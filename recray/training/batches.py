@@ -49,20 +49,31 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one step: (B,) ids, ids, stars, and weights of 1, or 0 for padding."""
+    """Rows of one step, padding last.
+
+    Args:
+        user: (B,) int64 ids.
+        item: (B,) int64 ids.
+        rating: (B,) stars.
+        weight: (B,) 1, or 0 for padding.
+        real: Rows that are no padding.
+    """
 
     user: Tensor
     item: Tensor
     rating: Tensor
     weight: Tensor
+    real: int
 
 
-def epoch_generator(seed: int, epoch: int, rank: int) -> torch.Generator:
+def epoch_generator(
+    seed: int, epoch: int, rank: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
     """Randomness of one worker in one epoch, a function of nothing else: a resumed run draws the
     same numbers as an unbroken one without any state being kept.
     """
     mixed = (seed * 1_000_003 + epoch) * 1_000_003 + rank
-    return torch.Generator().manual_seed(mixed % (1 << 63))
+    return torch.Generator(device).manual_seed(mixed % (1 << 63))
 
 
 def shuffled_batches(
@@ -78,15 +89,20 @@ def shuffled_batches(
         generator: Decides the order.
     """
     rows = len(user)
-    order = torch.randperm(rows, generator=generator)
+    order = torch.randperm(rows, generator=generator, device=user.device)
+    ones = torch.ones(plan.batch, dtype=rating.dtype, device=user.device)
     for step in range(plan.steps):
         chosen = order[step * plan.batch : (step + 1) * plan.batch]
         real = len(chosen)
         if real < plan.batch:
             chosen = torch.cat([chosen, chosen.new_zeros(plan.batch - real)])
         if rows == 0:
-            empty = torch.zeros(plan.batch, dtype=torch.int64)
-            yield Batch(empty, empty, torch.zeros(plan.batch), torch.zeros(plan.batch))
+            empty = torch.zeros_like(ones, dtype=torch.int64)
+            yield Batch(empty, empty, 0 * ones, 0 * ones, 0)
             continue
-        weight = (torch.arange(plan.batch) < real).to(rating.dtype)
-        yield Batch(user[chosen], item[chosen], rating[chosen], weight)
+        weight = ones
+        if real < plan.batch:
+            weight = ones.clone()
+            weight[real:] = 0
+        ids = user.index_select(0, chosen), item.index_select(0, chosen)
+        yield Batch(*ids, rating.index_select(0, chosen), weight, real)

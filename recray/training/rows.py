@@ -1,5 +1,6 @@
 """What a worker reads of a prepared data set: rows to train on, and rows to validate with."""
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
@@ -72,8 +73,9 @@ class WorkerRows:
         names = metric_names(settings.evaluate, stars=not settings.ranks)
         groups = self._seen if self.streamed else list(self._seen()).__iter__
 
-        def validate(model: Model) -> dict[str, tuple[float, float]]:
-            tables = []
+        def validate(trained: Model) -> dict[str, tuple[float, float]]:
+            on_cpu = settings.train.device == "cpu"
+            model, tables = trained if on_cpu else copy.deepcopy(trained).cpu(), []
             for valid, history in groups():
                 ranker = Ranker(model, objective, history, 1.0, biases, popularity)
                 blocks = blocks_of(valid)

@@ -119,7 +119,8 @@ class StreamedEpochs(GradientEpochs):
     ) -> None:
         none = torch.zeros(0, dtype=torch.int64)
         nothing = Shard(none, none, torch.zeros(0), shard.owned)
-        SteppedEpochs.__init__(self, model, nothing, shard.rows, settings, workers)
+        pairs = 1 + (sampler.count if sampler else 0)
+        SteppedEpochs.__init__(self, model, nothing, shard.rows, settings, workers, pairs)
         self.objective, self.sampler, self.streamed = objective, sampler, shard
 
     def batches(self, generator: torch.Generator) -> Iterator[Batch]:
@@ -157,6 +158,8 @@ def check_streaming(settings: Settings, objective: Objective, largest: int, work
         whole = f"train.pretrain={train.pretrain}"
     elif train.batch_size == "all":
         whole = "train.batch_size=all"
+    elif train.device != "cpu":
+        whole = f"train.device={train.device}"
     if whole is not None:
         raise RecrayError(
             f"{words}: {whole} needs all ratings of a worker in memory; leave one of the two out"

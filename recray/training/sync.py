@@ -45,6 +45,21 @@ class Workers:
             self._wait(lambda: dist.all_reduce(value, async_op=True))
         return value
 
+    def begin_sum(self, value: Tensor) -> Callable[[], object]:
+        """Start to add up the tensor over all workers, in place; what is returned waits for it."""
+        work = dist.all_reduce(value, async_op=True)
+        return lambda: self._wait(lambda: work)
+
+    def begin_gather(self, value: Tensor) -> tuple[Callable[[], object], Tensor]:
+        """Start to collect a tensor of every worker, of equal shapes.
+
+        Returns:
+            What waits for it, and where they will be: one row for each worker.
+        """
+        gathered = value.new_empty(self.size, *value.shape)
+        work = dist.all_gather(list(gathered.unbind(dim=0)), value, async_op=True)
+        return (lambda: self._wait(lambda: work)), gathered
+
     def sum_floats(self, *values: float) -> list[float]:
         """Sums of a few numbers over all workers, in float64."""
         total: list[float] = self.sum(torch.tensor(values, dtype=torch.float64)).tolist()

@@ -24,6 +24,7 @@ from recray.models.hybrid import Hybrid
 from recray.objectives import Contrast, UnratedClass, build_objective
 from recray.storage import Folder
 from recray.training.checkpoint import Progress, RunFolder
+from recray.training.engine import EXACT, describe, device_of, pairs_of
 from recray.training.grow import read_starts
 from recray.training.loop import TrainingRun
 from recray.training.rows import WorkerRows, rows_of_workers
@@ -87,6 +88,8 @@ def run(
         "prepared": prepared.folder.path,
         "run": folder.folder.path,
     }
+    sizes = (prepared.users, prepared.items, prepared.manifest["splits"]["train"]["rows"])
+    watch.say(describe(settings, *sizes, workers))
     with cluster.session(address):
         busy = cluster.require(workers)
         if busy is not None:
@@ -168,6 +171,10 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
             f"evaluate.relevant_from={bar:g}: no rating is above {high:g}, "
             "nothing would be relevant"
         )
+    if address == cluster.LOCAL:
+        device_of(settings.train)
+    if settings.train.optimizer not in EXACT:
+        _refuse_large_batch(settings, prepared)
     objective = build_objective(settings, low, high)
     objective.check(build_model(settings, 1, 1))
     if streams(settings, prepared, workers):
@@ -190,6 +197,18 @@ def streams(settings: Settings, prepared: Prepared, workers: int) -> bool:
     """Whether some worker has more ratings than it may hold in memory."""
     limit = settings.train.resident_rows
     return limit is not None and max(rows_of_workers(prepared, workers)) > limit
+
+
+def _refuse_large_batch(settings: Settings, prepared: Prepared) -> None:
+    batch, of = settings.train.batch_size, "ratings"
+    most = prepared.manifest["splits"]["train"]["rows"]
+    if pairs_of(settings) is None:
+        most, of = prepared.users, "users"
+    if batch != "all" and batch > most:
+        raise RecrayError(
+            f"train.batch_size={batch}: the data set has {most} {of} to train on; "
+            "give no more, or all for one step an epoch"
+        )
 
 
 def _facts(settings: Settings, prepared: Prepared, workers: int) -> dict[str, Any]:
@@ -231,9 +250,10 @@ def _fit_again(
         WorkerLost: More than max_failures times.
         RecrayError: What the user can fix.
     """
+    gpus = float(workers > 0 and config["settings"]["train"]["device"] == "cuda")
     for failures in range(max_failures + 1):
         try:
-            return fit(train_worker, config, folder.folder, workers)
+            return fit(train_worker, config, folder.folder, workers, gpus)
         except WorkerLost as error:
             if failures == max_failures:
                 times = "once" if not failures else f"{failures + 1} times"
@@ -299,7 +319,9 @@ def fit(
             ),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="gloo", timeout_s=int(SLOW_PATIENCE_S)),
+        torch_config=ray.train.torch.TorchConfig(
+            backend=_backend(config), timeout_s=int(SLOW_PATIENCE_S)
+        ),
     )
     try:
         with contextlib.redirect_stdout(None):
@@ -314,6 +336,12 @@ def fit(
         raise
     finally:
         folder.delete(".ray")
+
+
+def _backend(config: dict[str, Any]) -> str:
+    """What carries the messages: counts and reports are on the CPU wherever the tables are."""
+    on_gpu = config["settings"]["train"]["device"] == "cuda"
+    return "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -356,6 +384,7 @@ def build_run(
         table = prepared.item_table[: prepared.items]
         names = settings.model.item_features or ()
         model.describe_items(torch.from_numpy(feature_matrix(table, names)))
+    model.to(device_of(settings.train))
     trained = read_starts(settings.train.start_from, prepared)
     start: Callable[[Model], None] | None = None
     if trained:

@@ -1,0 +1,151 @@
+"""RAY TRAIN: groups of workers that wait for their turn, so that ways of training can alternate."""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from recray.benchmarks.steps import Case, Pass, pass_of, rate
+from recray.training.sync import Workers
+
+POLL_S = 0.02
+POLLED = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+
+
+class Group:
+    """Workers of Ray Train that run what they are asked for.
+
+    Args:
+        folder: Where questions and answers are left.
+        workers: Processes.
+    """
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.folder, self.workers, self.asked = folder, workers, 0
+        folder.mkdir(parents=True)
+        config = {"folder": str(folder)}
+        self.thread = threading.Thread(target=_fit, args=(_serve, config, workers), daemon=True)
+        self.thread.start()
+
+    def ask(self, way: str, case: Case | None) -> dict[str, Any]:
+        """Let the group run one pass; no case lets it forget what it has built.
+
+        Raises:
+            RuntimeError: The group has ended.
+        """
+        question = {"way": way, "case": None if case is None else asdict(case)}
+        self._leave(question)
+        answer = self.folder / f"answer-{self.asked}.json"
+        while not answer.exists():
+            if not self.thread.is_alive():
+                raise RuntimeError("the workers of the benchmark have ended")
+            time.sleep(POLL_S)
+        self.asked += 1
+        found: dict[str, Any] = json.loads(answer.read_text())
+        return found
+
+    def end(self) -> None:
+        """Let the workers go."""
+        self._leave(None)
+        self.thread.join()
+
+    def _leave(self, question: dict[str, Any] | None) -> None:
+        _write(self.folder / f"question-{self.asked}.json", question)
+
+
+@contextlib.contextmanager
+def group(folder: Path, workers: int) -> Iterator[Group]:
+    """A group that ends with the block."""
+    made = Group(folder, workers)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def _write(path: Path, value: object) -> None:
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(value))
+    beside.rename(path)
+
+
+def _serve(config: dict[str, Any]) -> None:
+    """What a worker does: answer questions in turn until there is none."""
+    torch.set_num_threads(1)
+    context = ray.train.get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size())
+    built: dict[str, tuple[Pass, float]] = {}
+    folder, number = Path(config["folder"]), 0
+    while True:
+        path = folder / f"question-{number}.json"
+        while not path.exists():
+            time.sleep(POLL_S)
+        question = json.loads(path.read_text())
+        if question is None:
+            return
+        answer = _answer(question, built, workers)
+        if workers.rank == 0:
+            _write(folder / f"answer-{number}.json", answer)
+        number += 1
+
+
+def _answer(
+    question: dict[str, Any], built: dict[str, tuple[Pass, float]], workers: Workers
+) -> dict[str, Any]:
+    if question["case"] is None:
+        built.clear()
+        return {}
+    key = json.dumps(question)
+    if key not in built:
+        values = question["case"]
+        case = Case(**{**values, "changes": tuple(values["changes"])})
+        built[key] = pass_of(question["way"], case, workers)
+        built[key][0]()  # the first pass sets up what later ones use
+    run, moved = built[key]
+    workers.barrier()
+    return {"rate": rate(run), "bytes": moved}
+
+
+def _fit(work: Callable[[dict[str, Any]], None], config: dict[str, Any], workers: int) -> None:
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    trainer = ray.train.torch.TorchTrainer(
+        work,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(num_workers=workers),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one before V2
+            storage_path=config["folder"],
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="gloo"),
+    )
+    trainer.fit()
+
+
+def naive(folder: str, epochs: int, seconds: float, workers: int) -> None:
+    """Epochs of so many seconds under Ray Train as it comes, each reported."""
+    before = os.environ.get(POLLED)
+    os.environ[POLLED] = "2.0"  # Ray's own
+    try:
+        config = {"folder": folder, "epochs": epochs, "seconds": seconds}
+        _fit(_sleep_and_report, config, workers)
+    finally:
+        if before is None:
+            del os.environ[POLLED]
+        else:
+            os.environ[POLLED] = before
+
+
+def _sleep_and_report(config: dict[str, Any]) -> None:
+    for epoch in range(config["epochs"]):
+        time.sleep(config["seconds"])
+        ray.train.report({"epoch": epoch})

@@ -1,0 +1,281 @@
+"""Training speed: recray's core, alone and under Ray Train, beside usual loops; Ray's own price."""
+
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recray import cluster
+from recray.benchmarks import stage
+from recray.benchmarks.harness import timed
+from recray.benchmarks.steps import (
+    LOOP_BATCH,
+    Case,
+    facts,
+    loop_pass,
+    pass_of,
+    rate,
+    recray_pass,
+)
+from recray.config import load_settings
+from recray.data import ingest
+from recray.data.prepared import Prepared
+from recray.data.source import recognise
+from recray.training import trainer
+from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.engine import device_of
+from recray.training.sync import Workers
+
+Say = Callable[[str], None]
+Rows = list[dict[str, Any]]
+BATCHES = (1024, 8192, 32768)
+BATCH = 8192
+"""The one that figures are taken at."""
+LARGE = 65536
+"""The one that two workers are compared with one at: the more pairs a step, the fewer exchanges."""
+AVERAGED = ("train.average_every=8",)
+TINY_EPOCHS, TINY_SECONDS = 10, 0.1
+CHECKPOINT_BYTES, EPOCH_SECONDS = 50_000_000, 10.0
+
+
+def run(quick: bool, say: Say, device: str = "cpu") -> dict[str, Any]:
+    """Time every way in turn; quick: batches of 8,192 only, three times instead of five.
+
+    Args:
+        quick: Leave out what takes long.
+        say: Told what happens, a line each.
+        device: cpu, or cuda, which has a table of its own.
+
+    Raises:
+        RecrayError: There is no such device.
+    """
+    settings = load_settings("dot-mse", None, [f"train.device={device}"])
+    device_of(settings.train)
+    if device == "cuda":
+        return _on_gpu(3 if quick else 5, say)
+    repetitions = 3 if quick else 5
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, cluster.session():
+            rows = _speed(Path(folder), quick, repetitions, say)
+            price = _price_of_ray(folder, quick, 3, say)
+            price["checkpoint_share"] = _checkpoint_share(f"{folder}/saved", repetitions)
+    finally:
+        torch.set_num_threads(threads)
+    say(f"threads of each process: 1; checkpoint of 50 MB: {price['checkpoint_share']:.2%}")
+    return {"figures": _figures(rows) | price, "rows": rows}
+
+
+# ------------------------------------------------------------------------------- samples/s
+
+
+def _cases(quick: bool) -> list[Case]:
+    steps = {1024: 100, 8192: 24, 32768: 8}
+    batches = (BATCH,) if quick else BATCHES
+    tables = ("ml-1m", "ml-25m")
+    cases = [Case(m, s, b, steps[b]) for m in ("dot", "neumf") for s in tables for b in batches]
+    return [*cases, Case("dot", "ml-25m", LARGE, 6)]
+
+
+def _speed(folder: Path, quick: bool, repetitions: int, say: Say) -> Rows:
+    with stage.group(folder / "one", 1) as one, stage.group(folder / "two", 2) as two:
+        rows = _loops(repetitions, say)
+        for case in _cases(quick):
+            rows += _one_case(case, one, two, repetitions, say)
+            for group in (one, two):
+                group.ask("forget", None)
+    return rows
+
+
+def _loops(repetitions: int, say: Say) -> Rows:
+    """The usual loop at its own batch; few steps, for it is slow."""
+    rows = []
+    for model in ("dot", "neumf"):
+        case = Case(model, "ml-1m", LOOP_BATCH, 20)
+        run = loop_pass(case)
+        run()
+        rates = [rate(run) for _ in range(repetitions)]
+        rows.append(_row("a loop", case, rates, 0.0, say))
+    return rows
+
+
+def _one_case(case: Case, one: stage.Group, two: stage.Group, repetitions: int, say: Say) -> Rows:
+    """Every way of a case, in turn."""
+    # Dense Adam on large tables takes a tenth of a second a step: a few tell enough.
+    few = case if case.size == "ml-1m" else Case(case.model, case.size, case.batch, 3)
+    averaged = Case(case.model, case.size, case.batch, case.steps, case.changes + AVERAGED)
+    alone = {
+        "b plain": pass_of("plain", few, Workers())[0],
+        "c core": recray_pass(case, Workers())[0],
+    }
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
+        **{way: partial(_alone, run) for way, run in alone.items()},
+        "d ray, 1 worker": partial(one.ask, "core", case),
+        "e ray, 2 workers": partial(two.ask, "core", case),
+        "f plain DDP, 2 workers": partial(two.ask, "ddp", few),
+    }
+    if case.batch == LARGE:
+        ways["e averaged every 8"] = partial(two.ask, "core", averaged)
+    for run in alone.values():
+        run()
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    for _ in range(repetitions):
+        for way, measure in ways.items():
+            found[way].append(measure())
+    return [
+        _row(way, case, [f["rate"] for f in several], several[0]["bytes"], say)
+        for way, several in found.items()
+    ]
+
+
+def _alone(run: Callable[[], int]) -> dict[str, Any]:
+    return {"rate": rate(run), "bytes": 0.0}
+
+
+def _row(way: str, case: Case, rates: list[float], moved: float, say: Say) -> dict[str, Any]:
+    speed = statistics.median(rates)
+    say(f"{case.model}, {case.size}, batch {case.batch:,}, {way}: {speed:,.0f} samples/s")
+    return {
+        "way": way,
+        **facts(case),
+        "samples_per_s": round(speed),
+        "low": round(min(rates)),
+        "high": round(max(rates)),
+        "mb_per_step": round(moved / 1e6, 2),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def _figures(rows: Rows) -> dict[str, float | None]:
+    speed = {(r["way"][0], *_key(r)): r["samples_per_s"] for r in reversed(rows)}
+    named = {(r["way"], r["batch"]): r["samples_per_s"] for r in rows if r["tables"] == "ml-25m"}
+    large, small = ("dot", "ml-25m", BATCH), ("dot", "ml-1m", BATCH)
+    both = [r for r in rows if r["way"] == "c core"]
+    over = [speed["d", *key] / speed["c", *key] for key in map(_key, both)]
+    one = speed["d", "dot", "ml-25m", LARGE]
+    return {
+        "dot_over_loop": speed["c", *small] / speed["a", "dot", "ml-1m", LOOP_BATCH],
+        "neumf_over_loop": speed["c", "neumf", "ml-1m", BATCH]
+        / speed["a", "neumf", "ml-1m", LOOP_BATCH],
+        "dot_25m_samples_per_s": speed["c", *large],
+        "dot_25m_over_dense_adam": speed["c", *large] / speed["b", *large],
+        "cost_25m_over_1m": speed["c", *small] / speed["c", *large],
+        "ray_over_core": statistics.median(over),
+        "two_over_one_25m": speed["e", "dot", "ml-25m", LARGE] / one,
+        "two_over_one_25m_averaged": named["e averaged every 8", LARGE] / one,
+        "ddp_over_one_25m": speed["f", "dot", "ml-25m", LARGE] / one,
+    }
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["model"], row["tables"], row["batch"]
+
+
+# ------------------------------------------------------------------------ the price of Ray
+
+
+def _price_of_ray(folder: str, quick: bool, repetitions: int, say: Say) -> dict[str, float]:
+    """10 epochs of 0.1 s: the bare loop, through Ray in this process, and with 2 workers."""
+    prepared, settings = _tiny(folder, say)
+    number = iter(range(1 << 30))
+
+    def bare() -> None:
+        data = Prepared.open(prepared, verify=True)
+        fixed = trainer.for_data(settings, data)
+        path = f"{folder}/bare-{next(number)}"
+        trainer.build_run(fixed, data, path, Workers(), lambda _metrics: None).fit()
+
+    def through_ray(workers: int) -> None:
+        trainer.run(settings, prepared, f"{folder}/run-{next(number)}", workers)
+
+    ways: dict[str, Callable[[], None]] = {
+        "bare": bare,
+        "local": lambda: through_ray(1),
+        "two": lambda: through_ray(2),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(repetitions):
+        for way, function in ways.items():
+            if way != "two" or not quick or not seconds[way]:
+                seconds[way].append(timed(function))
+    middle = {way: statistics.median(found) for way, found in seconds.items()}
+    for way, value in middle.items():
+        say(f"{TINY_EPOCHS} epochs of about {TINY_SECONDS} s, {way}: {value:.2f} s")
+    found = {
+        "tiny_local_over_bare": middle["local"] / middle["bare"],
+        "tiny_two_extra_s": middle["two"] - middle["bare"],
+    }
+    if not quick:
+        naive = timed(lambda: stage.naive(f"{folder}/naive", TINY_EPOCHS, TINY_SECONDS, 2))
+        say(f"the same with Ray Train as it comes, 2 workers: {naive:.2f} s")
+        found["tiny_two_naive_extra_s"] = naive - TINY_EPOCHS * TINY_SECONDS
+    return found
+
+
+def _tiny(folder: str, say: Say) -> tuple[str, Any]:
+    """A small data set, and settings with which an epoch of it takes about 0.1 s."""
+    changes = ["split.valid=0", f"train.epochs={TINY_EPOCHS}", "train.patience=null"]
+    settings = load_settings("dot-mse", None, [*changes, "train.batch_size=512"])
+    prepared = f"{folder}/tiny"
+    ingest.prepare(recognise("sample", settings), prepared, settings)
+    data = Prepared.open(prepared)
+    fixed = trainer.for_data(settings, data)
+    run = trainer.build_run(fixed, data, f"{folder}/calibrate", Workers(), lambda _metrics: None)
+    seconds = statistics.median(entry["seconds"] for entry in run.fit().history)
+    batch = max(16, int(512 * seconds / TINY_SECONDS))
+    say(f"an epoch of the sample takes {seconds:.3f} s in steps of 512; taken: {batch}")
+    values = settings.plain()
+    return prepared, settings.changed(train=values["train"] | {"batch_size": batch})
+
+
+def _checkpoint_share(folder: str, repetitions: int) -> float:
+    """Seconds to save a checkpoint of 50 MB, over an epoch of 10 s."""
+    numbers = CHECKPOINT_BYTES // 4
+    weights = {"table": torch.zeros(numbers // 2)}
+    known = {"table": torch.zeros(numbers - numbers // 2)}
+    run, seconds = RunFolder(folder), []
+    for epoch in range(1, repetitions + 1):
+        history = [{"epoch": e, "loss": 1.0} for e in range(1, epoch + 1)]
+        checkpoint = Checkpoint(weights, known, Progress(epoch, epoch, 1.0, history))
+        seconds.append(timed(partial(run.save, checkpoint)))
+    return statistics.median(seconds) / EPOCH_SECONDS
+
+
+# ------------------------------------------------------------------------------------- GPU
+
+WIDE = ("model.dim=64", "model.mlp_dim=128", "model.layers=[256,128,64]", "train.lr=0.0045")
+"""NVIDIA's configuration of NeuMF: 64 factors, layers 256-256-128-64, the first its input."""
+ON_GPU = (
+    ("float32", 1 << 20, False),
+    ("tf32", 1 << 20, False),
+    ("bf16", 1 << 20, False),
+    ("tf32", BATCH, False),
+    ("tf32", BATCH, True),
+)
+
+
+def _on_gpu(repetitions: int, say: Say) -> dict[str, Any]:
+    """NeuMF on the tables of ml-20m, with the ratings in the GPU's memory; batches of 2^20 pairs,
+    and small ones with and without CUDA graphs.
+    """
+    rows: Rows = []
+    for precision, batch, compiled in ON_GPU:
+        how = (f"train.precision={precision}", f"train.compile={str(compiled).lower()}")
+        changes = (*WIDE, "train.optimizer=adam", "train.device=cuda", *how)
+        case = Case("neumf", "ml-20m", batch, 20 if batch > BATCH else 500, changes)
+        run, _ = recray_pass(case, Workers())
+        run()
+        way = f"{precision}{', compiled' if compiled else ''}"
+        rows.append(_row(way, case, [rate(run) for _ in range(repetitions)], 0.0, say))
+    names = ("float32", "tf32", "bf16", "tf32_8192", "tf32_8192_compiled")
+    figures = {
+        f"gpu_{name}_samples_per_s": row["samples_per_s"]
+        for name, row in zip(names, rows, strict=True)
+    }
+    return {"figures": figures, "rows": rows, "gpu": torch.cuda.get_device_name()}

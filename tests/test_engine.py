@@ -1,0 +1,454 @@
+"""Steps on the rows that a batch touches: the same numbers as steps on whole tables."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from recray.config import TrainSettings, load_settings
+from recray.data.negatives import NegativeSampler
+from recray.errors import RecrayError
+from recray.models import build_model
+from recray.models.base import Model
+from recray.models.pairs import Touched, pair_dot
+from recray.objectives import build_objective
+from recray.training.batches import Batch
+from recray.training.engine import Engine, describe, device_of
+from recray.training.exchange import RowExchange
+from recray.training.gradients import Gradient, RowGradient
+from recray.training.sync import Workers
+from tests.test_training import SIZE, training_run, two_tastes
+
+ROWWISE = ("sgd", "adagrad", "lazy-adam")
+PLANTED = [[0, 0], [0, 3], [2, 0], [0, 0], [5, 3], [2, 0], [0, 4]]
+"""Pairs with users, items and whole pairs that occur several times."""
+
+
+# -------------------------------------------------------------------------- ids of a batch
+
+
+def test_ids_occur_once_and_know_their_places():
+    given = torch.tensor([[7, 2], [2, 9], [7, 2]])
+    touched = Touched.of(given)
+    assert touched.ids.tolist() == [2, 7, 9]
+    assert torch.equal(touched.ids[touched.local], given)
+    assert touched.order.tolist() == [1, 2, 5, 0, 4, 3]
+    assert touched.begins.tolist() == [0, 3, 5]
+
+
+def test_rows_of_one_id_are_added_up():
+    touched = Touched.of(torch.tensor([4, 1, 4, 4]))
+    rows = torch.tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0], [8.0, 80.0]])
+    assert touched.combine(rows).tolist() == [[2.0, 20.0], [13.0, 130.0]]
+
+
+def test_no_ids_touch_nothing():
+    touched = Touched.of(torch.zeros(0, 3, dtype=torch.int64))
+    assert touched.ids.shape == (0,)
+    assert touched.combine(torch.zeros(0, 2)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("pairs", [1, 4, 4096])
+def test_products_and_their_gradients_are_those_of_autograd(count, pairs, monkeypatch):
+    monkeypatch.setattr("recray.models.pairs.PAIRS", pairs)
+    generator = torch.Generator().manual_seed(0)
+    user = torch.randint(0, 4, (9,), generator=generator)
+    item = torch.randint(0, 5, (9, count), generator=generator)
+    users, items = Touched.of(user), Touched.of(item)
+    tables = [
+        torch.randn(len(t.ids), 6, dtype=torch.float64, generator=generator).requires_grad_()
+        for t in (users, items)
+    ]
+    plain = (tables[0][users.local][:, None] * tables[1][items.local]).sum(dim=-1)
+    found = pair_dot(*tables, users, items)
+    assert torch.allclose(found, plain, atol=1e-12)
+    slope = torch.randn(9, count, dtype=torch.float64, generator=generator)
+    expected = torch.autograd.grad((plain * slope).sum(), tables)
+    gradients = torch.autograd.grad((found * slope).sum(), tables)
+    for one, other in zip(gradients, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+# ---------------------------------------------------------------------- against dense tables
+
+
+def batch_of(pairs: list[list[int]]) -> Batch:
+    user, item = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(dim=1)
+    rating = 1.0 + (user + 2 * item) % 5
+    return Batch(user, item, rating.double(), torch.ones(len(user)).double(), len(user))
+
+
+def whole_gradient(model: Model, batch: Batch, l2: float = 0.0) -> dict[str, torch.Tensor]:
+    """The gradient of the mean squared error at every parameter, by autograd on whole tables."""
+    error = (batch.rating - model(batch.user, batch.item)).square()
+    loss = (error + l2 * model.penalty(batch.user, batch.item)).mean()
+    named = dict(model.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()))
+    return dict(zip(named, found, strict=True))
+
+
+def dot_bias(changes=()) -> tuple[Model, TrainSettings]:
+    torch.manual_seed(5)
+    settings = load_settings("dot-mse", None, ["model.kind=dot-bias", "model.dim=3", *changes])
+    return build_model(settings, 6, 5).double(), settings.train
+
+
+def take_steps(model: Model, settings: TrainSettings, batches: list[Batch], l2: float) -> None:
+    everyone = torch.ones(model.users, dtype=torch.bool)
+    gradient = RowGradient(model, everyone, settings, Workers(), most=9)
+    gradient.begin(len(batches))
+    for batch in batches:
+        local, _ = gradient.touch(batch, None)
+        small = gradient.model
+        error = (local.rating - small(local.user, local.item)).square()
+        gradient.step((error + l2 * small.penalty(local.user, local.item)).mean())
+    gradient.gather()
+
+
+class DenseAdagrad:
+    """The textbook's: a sum for each row of the whole table."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr, self.sums = lr, {}
+
+    def change(self, name: str, gradient: torch.Tensor, _step: int) -> torch.Tensor:
+        mean = gradient.square().mean(dim=1)
+        self.sums[name] = self.sums.get(name, torch.zeros_like(mean)) + mean
+        return -self.lr * gradient / (self.sums[name].sqrt() + 1e-8)[:, None]
+
+
+class DenseLazyAdam:
+    """The textbook's Adam, written out for whole tables, with rows masked that nobody touched."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr, self.moments = lr, {}
+
+    def change(self, name: str, gradient: torch.Tensor, step: int) -> torch.Tensor:
+        touched = (gradient != 0).any(dim=1, keepdim=True)
+        zeros = torch.zeros_like(gradient)
+        first, second = self.moments.get(name, (zeros, zeros))
+        first = torch.where(touched, 0.9 * first + 0.1 * gradient, first)
+        second = torch.where(touched, 0.999 * second + 0.001 * gradient**2, second)
+        self.moments[name] = first, second
+        root = (second / (1 - 0.999**step)).sqrt() + 1e-8
+        return torch.where(touched, -self.lr * first / (1 - 0.9**step) / root, zeros)
+
+
+class DenseSgd:
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+    def change(self, _name: str, gradient: torch.Tensor, _step: int) -> torch.Tensor:
+        return -self.lr * gradient
+
+
+DENSE = {"sgd": DenseSgd, "adagrad": DenseAdagrad, "lazy-adam": DenseLazyAdam}
+STEPS = [batch_of(PLANTED), batch_of(PLANTED[2:4]), batch_of(PLANTED[::-1][:5]), batch_of(PLANTED)]
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("optimizer", ROWWISE)
+def test_an_optimizer_of_rows_is_the_dense_one_where_ids_repeat(optimizer, decay, l2):
+    changes = [f"train.optimizer={optimizer}", "train.lr=0.1", f"train.weight_decay={decay}"]
+    model, settings = dot_bias(changes)
+    dense, _ = dot_bias()
+    take_steps(model, settings, STEPS, l2)
+    reference = DENSE[optimizer](settings.lr)
+    for step, batch in enumerate(STEPS, start=1):
+        gradients = whole_gradient(dense, batch, l2)
+        for name, parameter in dense.named_parameters():
+            change = reference.change(name, gradients[name], step)
+            ids = (batch.user if "user" in name else batch.item).unique()
+            if optimizer != "sgd":
+                change[ids] -= 0.1 * decay * parameter.data[ids]
+            parameter.data += change
+    for name, parameter in dense.named_parameters():
+        found = model.get_parameter(name)
+        assert torch.allclose(found, parameter, atol=1e-9), name
+    assert torch.equal(model.user_vectors.weight[1], dot_bias()[0].user_vectors.weight[1])
+
+
+def test_adam_of_rows_is_adam_where_every_row_is_touched():
+    every = batch_of([[u, i] for u in range(6) for i in range(5)])
+    model, settings = dot_bias(["train.optimizer=lazy-adam", "train.lr=0.1"])
+    dense, _ = dot_bias()
+    take_steps(model, settings, [every] * 5, l2=0.1)
+    optimizer = torch.optim.Adam(dense.parameters(), lr=0.1)
+    for _ in range(5):
+        for name, gradient in whole_gradient(dense, every, 0.1).items():
+            dense.get_parameter(name).grad = gradient
+        optimizer.step()
+    for name, parameter in dense.named_parameters():
+        assert torch.allclose(model.get_parameter(name), parameter, atol=1e-9), name
+
+
+MODELS = [
+    ("dot-mse", []),
+    ("dot-bias-bce", []),
+    ("mf-normalised", []),
+    ("hybrid", ["objective.kind=mse", "objective.negatives=4"]),
+    ("hybrid", ["objective.kind=logistic", "objective.negatives=3"]),
+    ("gmf", []),
+    ("neumf", []),
+    ("neumf", ["objective.kind=bpr"]),
+    ("softmax-dnn", ["model.levels=[1,2,3,4,5]"]),
+    ("softmax-dnn", ["objective.kind=unrated-class", "model.levels=[1,2,3,4,5]"]),
+    ("dot-mse", ["objective.kind=item-softmax", "objective.sampling=popularity"]),
+    ("dot-mse", ["objective.kind=logistic", "objective.exclude_known=true"]),
+]
+
+
+@pytest.mark.parametrize(("preset", "changes"), MODELS)
+def test_every_model_and_objective_steps_alike_on_touched_rows_and_whole_tables(preset, changes):
+    """Plain descent is the same either way, so whatever differs is the small model's."""
+    given = ["train.optimizer=sgd", "train.l2=0.02", "train.lr=0.05", "model.dim=3"]
+    given += ["model.mlp_dim=3", "model.layers=[4,3]", "train.weight_decay=0"]
+    if preset == "hybrid":
+        given += ["model.item_features=[genre:a,genre:b]"]
+    settings = load_settings(preset, None, [*given, *changes])
+    objective = build_objective(settings, 1.0, 5.0)
+    ends = []
+    for kind in (Gradient, RowGradient):
+        torch.manual_seed(2)
+        model = build_model(settings, 6, 9).double()
+        if preset == "hybrid":
+            model.describe_items(torch.eye(9, 2))
+        generator = torch.Generator().manual_seed(3)
+        sampler = None
+        if settings.ranks:
+            known = torch.tensor(sorted({u * 9 + i for u, i in PLANTED}))
+            popular = torch.arange(9.0) if settings.objective.sampling == "popularity" else None
+            taken = known if settings.objective.exclude_known else None
+            sampler = NegativeSampler(9, settings.objective.negatives, popular, taken)
+        extra = {"most": 99} if kind is RowGradient else {}
+        everyone = torch.ones(6, dtype=torch.bool)
+        gradient = kind(model, everyone, settings.train, Workers(), **extra)
+        for whole in STEPS:
+            drawn = sampler.draw(whole.user, generator) if sampler else None
+            batch, drawn = gradient.touch(whole, drawn)
+            loss = objective.loss(gradient.model, batch.user, batch.item, batch.rating, drawn)
+            gradient.step((loss * batch.weight).mean())
+        ends.append(model.state_dict())
+    for name, tensor in ends[0].items():
+        assert torch.allclose(ends[1][name], tensor, atol=1e-9), name
+
+
+def test_padding_is_not_touched():
+    model, settings = dot_bias(["train.optimizer=lazy-adam"])
+    gradient = RowGradient(model, torch.ones(6, dtype=torch.bool), settings, Workers(), most=9)
+    whole = batch_of([[2, 3], [0, 0]])
+    local, _ = gradient.touch(Batch(whole.user, whole.item, whole.rating, whole.weight, 1), None)
+    assert len(local.user) == 1
+    assert gradient.touched[0].ids.tolist() == [2]
+
+
+# ------------------------------------------------------------------------------ the choice
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "batch", "pairs", "chosen"),
+    [
+        ("auto", 38_999, 1, ("lazy-adam", True)),
+        ("auto", 39_000, 1, ("adam", False)),
+        ("auto", 7_800, 5, ("adam", False)),
+        ("auto", "all", 1, ("adam", False)),
+        ("auto", 1, None, ("adam", False)),
+        ("adam", 1, 1, ("adam", False)),
+        ("sgd", 38_999, 1, ("sgd", True)),
+        ("sgd", 39_000, 1, ("sgd", False)),
+        ("adagrad", 5000, 1, ("adagrad", True)),
+    ],
+)
+def test_a_batch_that_outgrows_the_tables_takes_all_rows(optimizer, batch, pairs, chosen):
+    train = TrainSettings(optimizer=optimizer, batch_size=batch)
+    engine = Engine.of(train, rows=1_000_000, pairs=pairs, entries=100_000)
+    assert (engine.optimizer, engine.rowwise) == chosen
+
+
+def test_tables_that_stay_in_the_cache_take_all_rows():
+    train = TrainSettings(optimizer="auto", batch_size=100)
+    assert Engine.of(train, 1_000_000, 1, entries=16_383) == Engine("adam", False)
+    assert Engine.of(train, 1_000_000, 1, entries=16_384) == Engine("lazy-adam", True)
+
+
+def test_the_first_line_tells_the_optimizer_and_what_is_approximate():
+    settings = load_settings("dot-mse", None, ["train.average_every=8", "train.batch_size=8192"])
+    assert describe(settings, 162_541, 59_047, 25_000_000, workers=2) == (
+        "train: 25,000,000 ratings of 162,541 users and 59,047 items; lazy-adam (auto) on the rows "
+        "that a batch touches, 8,192 ratings a step; 2 workers; "
+        "APPROXIMATE: items and layers are averaged every 8 steps"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(RecrayError, match=r"train\.device=cuda: there is no GPU"):
+        device_of(TrainSettings(device="cuda"))
+
+
+def test_half_of_the_digits_are_enough_to_learn(tmp_path):
+    shard, (user, item) = two_tastes()
+    changes = ["train.lr=0.02", "train.epochs=60", "train.precision=bf16"]
+    run = training_run(tmp_path, "neumf", shard, [*changes, "train.optimizer=lazy-adam"])
+    run.fit()
+    truth = torch.where((user + item) % 2 == 0, 5.0, 1.0)
+    with torch.no_grad():
+        assert (run.model(user, item) - truth).square().mean().sqrt() < 0.7
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "lazy-adam"])
+@pytest.mark.parametrize(("preset", "changes"), [("dot-mse", []), ("neumf", ["train.l2=0.001"])])
+def test_a_run_on_touched_rows_resumes_with_the_same_bits(tmp_path, preset, changes, optimizer):
+    shard, (user, item) = two_tastes()
+    lr = {"adagrad": 0.3, "lazy-adam": 0.05}[optimizer]
+    changes = [*changes, f"train.optimizer={optimizer}", "train.batch_size=16", f"train.lr={lr}"]
+    whole = training_run(tmp_path / "whole", preset, shard, [*changes, "train.epochs=30"])
+    whole.fit()
+    truth = torch.where((user + item) % 2 == 0, 5.0, 1.0)
+    with torch.no_grad():
+        rmse = (whole.model(user, item) - truth).square().mean().sqrt()
+    assert rmse < 0.5, "guessing the mean scores 2"
+
+    def kill(metrics):
+        if metrics["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    given = [*changes, "train.epochs=30"]
+    broken = training_run(tmp_path / "broken", preset, shard, given, report=kill)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    resumed = training_run(tmp_path / "broken", preset, shard, given)
+    resumed.fit()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+# --------------------------------------------------------------------------- several workers
+
+
+def _take_part(rank: int, size: int, folder: str, optimizer: str, dense: bool) -> None:
+    """Three steps of the planted pairs; worker r has the pairs of users r, r + size, ..."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}-{size}", rank=rank, world_size=size
+    )
+    changes = [f"train.optimizer={optimizer}", "train.lr=0.1", "train.weight_decay=0.2"]
+    model, settings = dot_bias(changes)
+    owned = torch.arange(6) % size == rank
+    gradient = RowGradient(model, owned, settings, Workers(rank, size), most=7)
+    gradient.exchange.dense = dense
+    gradient.begin(len(STEPS))
+    for batch in STEPS:
+        pairs = torch.stack([batch.user, batch.item], dim=1)[batch.user % size == rank]
+        local, _ = gradient.touch(batch_of(pairs.tolist()), None)
+        error = (local.rating - gradient.model(local.user, local.item)).square().sum()
+        gradient.step(error / batch.real)
+    gradient.gather()
+    torch.save({"model": model.state_dict(), "known": gradient.state()}, f"{folder}-{size}-{rank}")
+    dist.destroy_process_group()
+
+
+def part(size: int, rank: int, folder: Path, optimizer: str, dense: bool = False) -> dict:
+    path = Path(f"{folder}-{size}-{rank}")
+    if not path.exists():
+        given = (size, str(folder), optimizer, dense)
+        mp.start_processes(_take_part, given, nprocs=size, start_method="fork")
+    found = torch.load(path)
+    return {**found["model"], **found["known"]}
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("optimizer", ROWWISE)
+def test_several_workers_take_the_steps_of_one_on_touched_rows(tmp_path, optimizer, dense):
+    one = part(1, 0, tmp_path / "w", optimizer)
+    for size in (2, 3, 4):
+        for rank in range(size):
+            several = part(size, rank, tmp_path / "w", optimizer, dense)
+            for name, tensor in one.items():
+                same = torch.allclose(several[name].double(), tensor.double(), atol=1e-9)
+                assert same, f"{name} of worker {rank} of {size}"
+
+
+def _average(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/r", rank=rank, world_size=2)
+    changes = ["train.optimizer=sgd", "train.lr=0.1", "train.average_every=2"]
+    model, settings = dot_bias(changes)
+    gradient = RowGradient(model, torch.arange(6) % 2 == rank, settings, Workers(rank, 2), most=7)
+    gradient.begin(2)
+    for step in range(2):
+        local, _ = gradient.touch(batch_of([[rank, 0], [rank, 1 + rank]]), None)
+        loss = (local.rating - gradient.model(local.user, local.item)).square().mean()
+        gradient.step(loss)
+        gradient.note(step, loss)
+    gradient.gather()
+    torch.save(model.state_dict(), f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+def test_averaging_is_the_mean_of_what_each_worker_made_alone(tmp_path):
+    mp.start_processes(_average, (str(tmp_path),), nprocs=2, start_method="fork")
+    found = [torch.load(tmp_path / str(rank)) for rank in (0, 1)]
+    alone = []
+    for rank in (0, 1):
+        model, settings = dot_bias(["train.optimizer=sgd", "train.lr=0.1"])
+        take_steps(model, settings, [batch_of([[rank, 0], [rank, 1 + rank]])] * 2, l2=0.0)
+        alone.append(model.state_dict())
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
+        expected = (alone[0][name] + alone[1][name]) / 2
+        if "user" in name:  # a user's row comes from its owner
+            expected = torch.stack([alone[user % 2][name][user] for user in range(6)])
+        assert torch.allclose(tensor, expected, atol=1e-12), name
+
+
+@pytest.mark.parametrize(
+    ("most", "size", "dense"), [(10, 2, False), (100, 2, False), (60, 4, True), (40, 4, False)]
+)
+def test_an_exchange_moves_the_fewer_bytes(most, size, dense):
+    exchange = RowExchange(100, 3, most, Workers(0, size))
+    assert exchange.dense == dense
+    received = {False: (size - 1) * most, True: 2 * (size - 1) / size * 100}[dense]
+    assert exchange.received == pytest.approx(received * 4)
+
+
+def test_all_of_the_sample_is_one_batch(tmp_path):
+    shard, _ = two_tastes()
+    changes = ["train.optimizer=adagrad", "train.batch_size=100000", "train.epochs=2"]
+    run = training_run(tmp_path, "dot-mse", shard, changes)
+    assert run.fit().epoch == 2
+    assert len(shard.user) < SIZE * SIZE
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["train.batch_size=1000000"], r"train\.batch_size=1000000: the data set has \d+ ratings"),
+        (
+            ["objective.kind=item-softmax", "objective.negatives=all", "train.batch_size=10000"],
+            r"train\.batch_size=10000: the data set has \d+ users",
+        ),
+        (["objective.kind=bpr", "objective.negatives=500", "train.batch_size=4"], "negatives=500"),
+    ],
+)
+def test_what_the_data_cannot_give_is_refused_before_anything_starts(prepared, changes, words):
+    from recray.training import trainer
+
+    settings = load_settings("dot-mse", None, ["evaluate.k=1", *changes])
+    with pytest.raises(RecrayError, match=words):
+        trainer.check(settings, prepared, 1, "local")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["train.optimizer=adagrad", "objective.kind=item-softmax", "objective.negatives=all"],
+        ["train.optimizer=lazy-adam", "train.compile=true"],
+    ],
+)
+def test_optimizers_of_rows_refuse_what_needs_all_rows(changes):
+    with pytest.raises(RecrayError, match=r"train\.optimizer=.*use adam"):
+        load_settings("dot-mse", None, changes)
