@@ -15,17 +15,20 @@ def registry() -> None:
 @registry.command("add")
 @click.argument("path", metavar="REGISTRY")
 @click.argument("bundle")
+@click.option("--promote", is_flag=True, help="Make it current at once, unless it is worse.")
 @shared()
-def registry_add(ui: Console, path: str, bundle: str) -> None:
-    """Copy a BUNDLE into a REGISTRY; nothing is served from it before `promote`.
+def registry_add(ui: Console, path: str, bundle: str, promote: bool) -> None:
+    """Copy a BUNDLE into a REGISTRY; nothing is served from it before it is promoted.
 
     \b
     Example:
-        recray registry add registry bundles/mse
+        recray registry add registry bundles/mse --promote
     """
     from recray.registry import Registry
 
-    ui.result({"registry": path, "version": Registry(path).add(bundle)})
+    versions = Registry(path)
+    result = {"registry": path, "version": versions.add(bundle)}
+    ui.result(result | versions.promote(result["version"]) if promote else result)
 
 
 @registry.command("list")
