@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PLACES = ("BUNDLE", "DIR", "FILE", "PREPARED", "REGISTRY", "RUN", "SWEEP", "URL|FOLDER")
 """What options call a path in their help."""
+OTHER_NAMES = {"retrain": "refresh"}
+"""Jobs whose options are those of a command of another name."""
 LOOPBACK = ("http://127.0.0.1", "http://localhost")
 
 dashboard = click.option(
@@ -95,7 +97,7 @@ def _checked(job: str, arguments: tuple[str, ...], files: set[str]) -> tuple[lis
     A job that is a command of ours has its options checked here, where the user sees it. The job
     runs in a folder of its own, so what lies outside the files that are sent gets its whole path.
     """
-    command = cli.commands.get(job)
+    command = cli.commands.get(OTHER_NAMES.get(job, job))
     if command is None:
         return list(arguments), 1
     context = command.make_context(job, list(arguments))

@@ -1,5 +1,7 @@
 """`recray refresh`: train again with what was rated meanwhile."""
 
+from typing import Any
+
 import click
 
 from recray import console
@@ -37,10 +39,23 @@ def refresh(
     Example:
         recray refresh registry ml-1m.zip --out refreshed
     """
+    train_again(
+        ui, source, mirror, registry, out, ratings_log, not no_full, force, workers, address
+    )
+
+
+def train_again(
+    ui: Console,
+    source: str,
+    mirror: str | None,
+    registry: str,
+    out: str,
+    *wanted: Any,
+) -> None:
+    """Refresh and tell of it; `wanted` is what else an Order has, in its order."""
     from recray import refresh as refreshing
     from recray.data.source import recognise
 
     given = recognise(source, refreshing.live_settings(registry), mirror)
-    order = refreshing.Order(registry, out, ratings_log, not no_full, force, workers, address)
-    result = refreshing.refresh(given, order, ui.say)
+    result = refreshing.refresh(given, refreshing.Order(registry, out, *wanted), ui.say)
     ui.result(result, console.refreshed(result))

@@ -6,9 +6,10 @@ import click
 
 from recray import console
 from recray.cli.base import cli, default_out, shared, sources
+from recray.cli.refresh import train_again
 from recray.config import load_settings
 from recray.console import Console
-from recray.errors import CheckFailed
+from recray.errors import CheckFailed, RecrayError
 
 
 def wait_for_stop(ui: Console, url: str) -> None:
@@ -24,6 +25,11 @@ def wait_for_stop(ui: Console, url: str) -> None:
     "--registry", metavar="REGISTRY", help="Where it is promoted.  [default: registry in --out]"
 )
 @click.option("--force", is_flag=True, help="Promote even what is worse than the current version.")
+@click.option(
+    "--refresh",
+    is_flag=True,
+    help="Start from the current version, with the ratings it was given: recray refresh.",
+)
 @shared("preset", "config", "set", "workers", "columns", "mirror", "address")
 def pipeline(
     ui: Console,
@@ -31,6 +37,7 @@ def pipeline(
     out: str | None,
     registry: str | None,
     force: bool,
+    refresh: bool,
     preset: str | None,
     config: str | None,
     overrides: tuple[str, ...],
@@ -49,6 +56,13 @@ def pipeline(
         recray pipeline ml-100k --out work/ml-100k --registry registry
         recray serve registry
     """
+    if refresh:
+        if registry is None or out is None or preset or config or overrides or columns:
+            raise RecrayError(
+                "--refresh needs --registry and --out, and has the settings of the current "
+                "version: leave --preset, --config, --set and --columns out"
+            )
+        return train_again(ui, source, mirror, registry, out, None, True, force, workers, address)
     settings = load_settings(preset, config, (*overrides, *columns))
     from recray import pipeline as stages
     from recray.data.source import recognise
@@ -62,6 +76,7 @@ def pipeline(
     ui.result(result, console.release(result))
     if not result["promoted"]:
         raise CheckFailed(result["verdict"])
+    return None
 
 
 @cli.command()
