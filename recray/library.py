@@ -66,8 +66,8 @@ def prepare(
     from recray.data.source import recognise
 
     extra = {"data.columns": dict(columns)} if columns else {}
-    chosen = _settings(preset, None, {**(settings or {}), **extra})
     _refuse(settings, ("model", "objective", "train", "evaluate"), "recray.train")
+    chosen = _settings(preset, None, {**(settings or {}), **extra})
     given = recognise(source, chosen, mirror)
     if Folder(out).published():
         there = Prepared.open(out)

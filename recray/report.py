@@ -18,11 +18,10 @@ from recray.bundle import Bundle
 from recray.data.prepared import Ratings
 from recray.document import Block, Details, Document, Picture, Section, Table
 from recray.errors import RecrayError
-from recray.pictures import data, people, predictions, ranking, training
+from recray.pictures import data, people, predictions, ranking, search, training
 from recray.recommender import Recommender
 from recray.registry import resolve_bundle
 from recray.storage import Folder, is_uri, storage_errors
-from recray.sweep.records import SweepFolder
 from recray.training.checkpoint import RunFolder
 
 LISTED = 10
@@ -134,12 +133,12 @@ def _of_sweep(folder: Folder) -> Document:
         (f"trial {best}", "won"),
     ]
     title = f"{summary['dataset']}: search from {summary['preset']}"
-    search = _search(SweepFolder(folder.path), summary)
+    trials = _search(summary)
     runs = [n for n in folder.child("final").folders() if n.startswith("winner-")]
     if not runs:
-        return Document(title, lead, tiles, [search])
+        return Document(title, lead, tiles, [trials])
     winner = _of_run(folder.child("final").child(runs[0]))
-    return Document(title, lead + winner.lead, tiles, [search, *winner.sections])
+    return Document(title, lead + winner.lead, tiles, [trials, *winner.sections])
 
 
 def _tiles(bundle: Bundle) -> list[tuple[str, str]]:
@@ -298,7 +297,7 @@ def _users(recommender: Recommender) -> Section | None:
     return Section("users", "A few users", words, blocks)
 
 
-def _search(sweep: SweepFolder, summary: dict[str, Any]) -> Section:
+def _search(summary: dict[str, Any]) -> Section:
     """The trials, best first."""
     frame = frames.trials(summary)
     if not frame["error"].any():
@@ -312,7 +311,12 @@ def _search(sweep: SweepFolder, summary: dict[str, Any]) -> Section:
         f"{len(rows)} trials by {summary['searcher']}, scheduler {summary['scheduler']}; "
         "the winner first, then by value."
     )
-    return Section("search", "Search", words, [Table("Trials", columns, rows, frozenset({0}))])
+    drawn = [
+        Picture(f"search-{name}", figure, "wide")
+        for name, figure in search.figures(summary).items()
+    ]
+    table = Table("Trials", columns, rows, frozenset({0}))
+    return Section("search", "Search", words, [*drawn, table])
 
 
 def _facts(bundle: Bundle, run: dict[str, Any] | None) -> Section:

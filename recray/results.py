@@ -155,6 +155,13 @@ class Sweep:
         """A row a report: trial, epoch, metrics, the best so far, and what was searched."""
         return SweepFolder(self.path).folder.read_table("results.parquet").to_pandas()
 
+    @cached_property
+    def pictures(self) -> "dict[str, Figure]":
+        """Pictures of the search by name: history, and parallel and importance of enough trials."""
+        from recray.pictures import search
+
+        return search.figures(dict(self.summary))
+
     @property
     def best(self) -> dict[str, Any]:
         """The winner's values of what was searched."""

@@ -6,7 +6,7 @@ import doctest
 import pytest
 
 import recray
-from recray import cluster, library, loaded, report, tuning
+from recray import cluster, library, loaded, nodes, report, tuning
 from recray.errors import RecrayError
 from recray.sweep.plan import Plan
 from recray.sweep.trial import TrialRun, load
@@ -20,7 +20,7 @@ def plain_maps(function, count, *arguments):
     return [function(number, *arguments) for number in range(count)]
 
 
-def plain_fit(config, _folder, _workers):
+def plain_fit(config, *_others):
     settings = trainer.build_settings(config["settings"])
     prepared = trainer.Prepared.open(config["prepared"])
     trainer.build_run(settings, prepared, config["run"], Workers(), lambda _entry: None).fit()
@@ -42,7 +42,8 @@ def without_ray():
         patch.setattr(cluster, "session", lambda _address="": contextlib.nullcontext())
         patch.setattr(cluster, "require", lambda _workers: None)
         patch.setattr(cluster, "map_tasks", plain_maps)
-        patch.setattr(trainer, "_fit", plain_fit)
+        patch.setattr(nodes, "require_shared", lambda _folder: None)
+        patch.setattr(trainer, "_fit_again", plain_fit)
         patch.setattr(tuning, "_fit", plain_trials)
         patch.setattr(tuning, "_fitting", lambda _search: 1)
         yield

@@ -188,12 +188,14 @@ def test_a_sweep_shows_its_trials_the_winner_first(tmp_path):
     ]  # fmt: skip
     summary = {"dataset": "tiny", "preset": "gmf", "metric": "rmse", "searcher": "random",
                "scheduler": "asha", "trials": trials, "best": 1, "best_config": "",
-               "test": None}  # fmt: skip
+               "test": None, "lower_is_better": True,
+               "space": {"train.lr": {"uniform": [0, 1]}}}  # fmt: skip
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     document = report.make(str(tmp_path))
     table = document.sections[0].blocks[-1]
     assert [row[:2] for row in table.rows] == [["1", "0.7"], ["3", "0.8"], ["0", "0.9"], ["2", ""]]
     assert table.columns == ["trial", "rmse", "status", "best_epoch", "epochs", "train.lr"]
+    assert [p.name for p in document.pictures] == ["search-history", "search-parallel"]
     assert document.lead == ["The test split was not opened."]
 
 

@@ -23,14 +23,19 @@ STATUS = {"finished": BLUE, "stopped": GREY}
 WORDS = {"rmse": "RMSE in stars", "mae": "MAE in stars"}
 
 
-def render(result: Result) -> dict[str, bytes]:
-    """All pictures of a search that its trials allow: file name to PNG."""
-    makers: dict[str, Callable[[Result], Figure]] = {"history.png": history}
+def figures(result: Result) -> dict[str, Figure]:
+    """All pictures of a search that its trials allow, by name."""
+    makers: dict[str, Callable[[Result], Figure]] = {"history": history}
     if len(_measured(result)) >= 2:
-        makers["parallel.png"] = parallel
+        makers["parallel"] = parallel
     if len(_measured(result)) >= FEWEST:
-        makers["importance.png"] = importance
-    return {name: _png(make(result)) for name, make in makers.items()}
+        makers["importance"] = importance
+    return {name: make(result) for name, make in makers.items()}
+
+
+def render(result: Result) -> dict[str, bytes]:
+    """The same: file name to PNG."""
+    return {f"{name}.png": _png(figure) for name, figure in figures(result).items()}
 
 
 def _png(figure: Figure) -> bytes:
