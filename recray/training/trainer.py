@@ -320,7 +320,7 @@ def fit(
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
         torch_config=ray.train.torch.TorchConfig(
-            backend=_backend(config), timeout_s=int(SLOW_PATIENCE_S)
+            backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=int(SLOW_PATIENCE_S)
         ),
     )
     try:
@@ -336,12 +336,6 @@ def fit(
         raise
     finally:
         folder.delete(".ray")
-
-
-def _backend(config: dict[str, Any]) -> str:
-    """What carries the messages: counts and reports are on the CPU wherever the tables are."""
-    on_gpu = config["settings"]["train"]["device"] == "cuda"
-    return "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
 
 
 def train_worker(config: dict[str, Any]) -> None:
