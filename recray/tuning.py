@@ -131,6 +131,7 @@ def _fit(search: Search, plan: Plan, at_once: int, on_event: OnEvent | None) -> 
             storage_path=search.sweep.folder.child(".ray").path,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            progress_reporter=tune.CLIReporter(),  # that of notebooks needs a stdout to clear
             verbose=0,
         ),
     )

@@ -1,8 +1,5 @@
 """The notebooks from top to bottom, one after another in one folder, as a reader runs them."""
 
-import os
-import shutil
-import time
 from pathlib import Path
 
 import nbformat
@@ -10,8 +7,6 @@ import pytest
 from nbclient import NotebookClient
 
 from ..test_notebooks import NOTEBOOKS
-
-MINUTES = 4
 
 
 def execute(path: Path, folder: Path, changes: dict[str, str]):
@@ -39,7 +34,6 @@ def kernel(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_notebooks_run_from_top_to_bottom(kernel, tmp_path, port):
-    begin = time.process_time()
     for path in NOTEBOOKS:
         book = execute(path, tmp_path, {"PORT = 8000": f"PORT = {port}"})
         outputs = shown(book)
@@ -51,16 +45,12 @@ def test_all_notebooks_run_from_top_to_bottom(kernel, tmp_path, port):
             assert any(
                 "'verified': True" in o.get("data", {}).get("text/plain", "") for o in outputs
             )
-    print(f"{time.process_time() - begin:.0f} s of this process")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_one_line_makes_it_movielens(kernel, tmp_path, movielens, monkeypatch):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    shutil.copy(movielens / "ml-100k.zip", cache)
-    monkeypatch.setitem(os.environ, "RECRAY_CACHE", str(cache))
-    book = execute(NOTEBOOKS[0], tmp_path, {'SOURCE = "sample"': 'SOURCE = "ml-100k"'})
+def test_one_line_makes_it_movielens(kernel, tmp_path, movielens):
+    line = {'SOURCE = "sample"': f'SOURCE = "{movielens / "ml-100k.zip"}"'}
+    book = execute(NOTEBOOKS[0], tmp_path, line)
     text = [o.get("data", {}).get("text/plain", "") for o in shown(book)]
     assert any("<recray data ml-100k: 943 users" in line for line in text)
