@@ -78,7 +78,7 @@ def run(*arguments: object):
         (["evaluate", "/nowhere", "--set", "train.lr=1"], "go with folds or seeds"),
         (["reproduce", "/nowhere"], "holds no run"),
         (["benchmark", "qualty"], "did you mean 'quality'"),
-        (["benchmark", "ingest", "--data", "x"], "makes its own data"),
+        (["benchmark", "ingest", "--data", "x"], "benchmark ingest has no option --data"),
         (["prepare", "sample", "--out", "p", "--columns", "user"], "write user=NAME,item=NAME"),
         (["tune", "/nowhere", "--out", "s"], "no such folder: /nowhere"),
         (["tune", "/nowhere", "--out", "s", "--trials", "0"], "give 1 or more"),
