@@ -15,10 +15,11 @@ from recray.config import EvaluateSettings
 from recray.errors import RecrayError
 from recray.evaluation import Evaluator
 from recray.measuring import UserTable
+from recray.parquet import parquet_bytes
 from recray.protocol import HONEST, Protocol
 from recray.ranking import NONE, SOURCES
 from recray.recommender import Recommender
-from recray.storage import UNFINISHED, Folder, parquet_bytes
+from recray.storage import UNFINISHED, Folder
 
 KIND = "recommendations"
 BLOCK = 256

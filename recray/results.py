@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from recray import frames
-from recray.console import Console
 from recray.data.prepared import Prepared, Ratings
 from recray.loaded import Loaded
 from recray.storage import Folder
 from recray.sweep.records import SweepFolder
+from recray.terminal import Console
 from recray.training.checkpoint import EPOCHS, RunFolder
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from recray.errors import RecrayError, StorageError
+from recray.parquet import parquet_bytes
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished-"
@@ -351,24 +352,6 @@ class Folder:
                 digest = hashlib.sha256(content).hexdigest()
                 entries.append({"name": name, "bytes": len(content), "sha256": digest})
         self.write_json(MANIFEST, {"kind": kind, **facts, "files": entries})
-
-
-def parquet_bytes(table: pa.Table, few: Sequence[str] | None = None) -> bytes:
-    """The table as parquet; equal tables give equal bytes.
-
-    Args:
-        table: What to write.
-        few: Columns of few distinct values, worth a dictionary; None tries every column.
-    """
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.combine_chunks(),
-        sink,
-        compression="zstd",
-        version="2.6",
-        use_dictionary=True if few is None else list(few),
-    )
-    return bytes(sink.getvalue().to_pybytes())
 
 
 def _entries(manifest: dict[str, Any], path: str) -> list[dict[str, Any]]:

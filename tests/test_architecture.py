@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "recray"
 
 # Lowest first; a module may import from its own floor and below.
 FLOORS = [
-    ["errors", "patience", "tables"],
+    ["errors", "patience", "tables", "parquet", "terminal"],
     ["schema", "config", "storage"],
     ["data", "metrics"],
     ["feedback", "feedback_source"],

@@ -12,7 +12,8 @@ from recray.cli import cli
 from recray.cli.reference import reference
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+TOLD = "".join(page.read_text() for page in PAGES if page.name != "commands.md")
 
 
 def commands(group: click.Group, prefix: str = "recray"):
@@ -34,8 +35,8 @@ def test_a_command_shows_an_example_of_itself(words):
 
 
 @pytest.mark.parametrize("words", [w for w in ALL if not w.startswith("recray registry")])
-def test_the_readme_names_every_command(words):
-    assert words in README
+def test_the_readme_or_a_page_it_leads_to_names_every_command(words):
+    assert words in TOLD
 
 
 def test_the_reference_of_commands_is_current():

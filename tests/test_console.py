@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from recray import console, patience
 from recray.cli import cli
-from recray.console import Console
+from recray.terminal import Console
 
 COLUMNS = ["film", "genres", "score"]
 ROWS = [["A long title of a film (1994)", "Drama", "0.5"], ["B", "Action, Adventure", "0.25"]]

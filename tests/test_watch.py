@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from recray.config import load_settings
-from recray.console import Console
 from recray.errors import RecrayError
 from recray.storage import Folder
+from recray.terminal import Console
 from recray.training import logbooks
 from recray.training.logbooks import Mlflow, TensorBoard
 from recray.training.watch import Watch, following

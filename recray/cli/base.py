@@ -13,8 +13,8 @@ from click.shell_completion import CompletionItem
 
 from recray import __version__, cluster
 from recray.config import known_keys, preset_names
-from recray.console import Console
 from recray.errors import RecrayError
+from recray.terminal import Console
 
 
 class _Failure(click.ClickException):

@@ -8,9 +8,9 @@ from recray import console
 from recray.cli.base import cli, default_out, shared
 from recray.cli.wishes import wish_of, wishes
 from recray.config import Settings, load_settings
-from recray.console import Console
 from recray.data.ids import IdMap, RawId
 from recray.errors import RecrayError
+from recray.terminal import Console
 
 
 @cli.command()

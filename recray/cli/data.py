@@ -5,7 +5,7 @@ import click
 from recray import console
 from recray.cli.base import Commands, cli, shared, sources
 from recray.config import load_settings
-from recray.console import Console
+from recray.terminal import Console
 
 
 @cli.group(cls=Commands)

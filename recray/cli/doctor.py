@@ -4,7 +4,7 @@ import click
 
 from recray import console
 from recray.cli.base import cli, shared
-from recray.console import Console
+from recray.terminal import Console
 
 
 @cli.command()

@@ -8,9 +8,9 @@ import click
 
 from recray import console
 from recray.cli.base import Commands, cli, shared
-from recray.console import Console
 from recray.errors import RecrayError
 from recray.storage import is_uri
+from recray.terminal import Console
 
 if TYPE_CHECKING:
     from recray.jobs import Job, Jobs

@@ -3,7 +3,7 @@
 import click
 
 from recray.cli.base import cli, shared
-from recray.console import Console
+from recray.terminal import Console
 
 
 @cli.command()

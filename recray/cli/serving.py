@@ -8,8 +8,8 @@ import click
 from recray import console
 from recray.cli.base import cli, shared
 from recray.cli.up import wait_for_stop
-from recray.console import Console
 from recray.errors import CheckFailed, RecrayError
+from recray.terminal import Console
 
 
 @cli.command()

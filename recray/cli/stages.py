@@ -5,8 +5,8 @@ import click
 from recray import console
 from recray.cli.base import cli, shared, sources
 from recray.config import load_settings, preset_names
-from recray.console import Console
 from recray.errors import CheckFailed, RecrayError
+from recray.terminal import Console
 
 
 def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: str) -> None:

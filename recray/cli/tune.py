@@ -11,8 +11,8 @@ from recray import console
 from recray.cli.base import cli, shared
 from recray.cli.stages import refuse_groups
 from recray.config import load_settings
-from recray.console import Console
 from recray.errors import RecrayError
+from recray.terminal import Console
 
 if TYPE_CHECKING:
     from rich.live import Live

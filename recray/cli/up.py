@@ -8,8 +8,8 @@ from recray import console
 from recray.cli.base import cli, default_out, shared, sources
 from recray.cli.refresh import train_again
 from recray.config import load_settings
-from recray.console import Console
 from recray.errors import CheckFailed, RecrayError
+from recray.terminal import Console
 
 
 def wait_for_stop(ui: Console, url: str) -> None:
