@@ -165,7 +165,7 @@ def test_weights_that_are_no_numbers_are_refused(make_bundle, monkeypatch):
 
 def test_a_bundle_that_opens_and_cannot_answer_is_refused(make_bundle, monkeypatch):
     path = make_bundle().folder.path
-    monkeypatch.setattr(Recommender, "recommend_many", lambda *_: 1 / 0)
+    monkeypatch.setattr(Recommender, "recommend_many", lambda *_, **_given: 1 / 0)
     with pytest.raises(RecrayError, match="ZeroDivisionError"):
         open_warm(path)
 

@@ -12,7 +12,13 @@ from recray.recommender import Recommender
 from recray.serving.api import UNFIT, build_app
 
 FEW, MANY = 20, 500
-NO_PARAMETERS = {"GET /v1/model", "GET /healthz", "GET /readyz"}
+NO_PARAMETERS = {
+    "GET /v1/model",
+    "GET /v1/models",
+    "GET /v1/ratings",
+    "GET /healthz",
+    "GET /readyz",
+}
 
 
 def ask_everything(bundle, examples: int) -> collections.Counter:

@@ -88,7 +88,7 @@ def summed_bytes(size: Size) -> int:
     users = size.users * size.dim * FLOAT32
     items = size.items * size.dim * (size.dim + 2) * FLOAT32
     gram = size.dim**2 * FLOAT32
-    told = 3 * FLOAT64  # loss, rows and seconds
+    told = 4 * FLOAT64  # loss, rows, seconds, and how long to wait
     return statistics + counts + users + size.epochs * (users + items + gram + told)
 
 
