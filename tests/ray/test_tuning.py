@@ -266,7 +266,7 @@ def test_what_a_trial_raises_on_its_workers_is_a_row(prepared, tmp_path):
 NODES = """
 import json, sys
 from recray import cluster
-cluster._set_environment()
+cluster.set_environment()
 from ray.cluster_utils import Cluster
 from recray import tuning
 from recray.config import load_settings
