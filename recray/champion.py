@@ -5,7 +5,6 @@ Beside it stand the settings that the search started from.
 
 import statistics
 import tempfile
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,10 +22,10 @@ from recray.sweep.desk import OnEvent
 from recray.sweep.order import Search
 from recray.sweep.plan import Plan
 from recray.sweep.records import Record, seeded
+from recray.terminal import Say
 from recray.training import trainer
 from recray.training.checkpoint import RunFolder
 
-Say = Callable[[str], None]
 FINAL = "final"
 PICTURES = "pictures"
 OWN = "the preset's own values"

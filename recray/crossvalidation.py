@@ -14,8 +14,9 @@ from recray.data.prepared import Prepared
 from recray.data.source import recognise
 from recray.data.split import hash_ids
 from recray.errors import RecrayError
-from recray.pipeline import Say, Stages
+from recray.pipeline import Stages
 from recray.storage import Folder
+from recray.terminal import Say
 from recray.training.checkpoint import RunFolder
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -28,12 +28,11 @@ from recray.serving.protection import (
     refuse_open_door,
 )
 from recray.storage import Folder
+from recray.terminal import Say
 from recray.training import trainer
 from recray.training.checkpoint import EPOCHS, TIMINGS, RunFolder
 from recray.training.logbooks import TensorBoard
 from recray.training.watch import OnEpoch, Watch
-
-Say = Callable[[str], None]
 
 
 def export(run_path: str, out: str, replace: bool = False) -> Bundle:

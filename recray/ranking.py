@@ -2,6 +2,7 @@
 
 # Shape letters: U = users, I = items, K = length of a list, S = length of a user state.
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -162,9 +163,19 @@ class Ranker:
         return state, source
 
     @torch.no_grad()
+    def states_of(self, rated: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, NDArray[np.int8]]:
+        """The same of people from their ratings: (N,) items, each once, and (N,) stars of each."""
+        state = self.model.user_state(torch.zeros(len(rated), dtype=torch.int64))
+        source = np.full(len(rated), 2, np.int8)
+        new = [row for row, (item, _) in enumerate(rated) if len(item)]
+        if new:
+            state[new] = self._folding(Newcomers.of([rated[row] for row in new]))
+            source[new] = 1
+        return state, source
+
     def fold_in(self, item: Tensor, rating: Tensor) -> Tensor:
         """(1, S) state of somebody with these ratings: (N,) items, each once, and (N,) stars."""
-        return self._folding(Newcomers.one(item, rating))
+        return self.states_of([(item, rating)])[0]
 
     @torch.no_grad()
     def scores(self, state: Tensor, source: NDArray[np.int8]) -> Tensor:

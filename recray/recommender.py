@@ -98,21 +98,22 @@ class Recommender:
             RecrayError: k is out of range, or there is no such genre.
         """
         self.check_k(k)
-        askers = self._with_news(user, since) if since else None
-        if askers is None:
+        news = self._with_news(user, since) if since else None
+        if news is not None:
+            askers = self._folded([news])
+        else:
             dense = self.dense_user(user)
             state, source = self.ranker.states(np.array([dense]))
             askers = Askers(state, source, [self.ranker.history.of_user(dense)])
         return self.lister.lists(askers, k, exclude_seen, wish)[0]
 
-    def _with_news(self, user: RawId, since: GivenRatings) -> Askers | None:
-        """A user folded in by their history and what came since; None if nothing of it is new."""
+    def _with_news(self, user: RawId, since: GivenRatings) -> Rated | None:
+        """A user's history and what came since; None if nothing of it is new."""
         known, before = self._ratings(user, since)
         if known == before and self.users.encode_one(user) != NONE:
             return None
         keys = sorted(known)
-        rated = torch.tensor(keys, dtype=torch.int64), torch.tensor([known[key] for key in keys])
-        return self._folded(rated)
+        return torch.tensor(keys, dtype=torch.int64), torch.tensor([known[key] for key in keys])
 
     def _ratings(
         self, user: RawId, since: GivenRatings
@@ -151,7 +152,9 @@ class Recommender:
                 is no such genre.
         """
         self.check_k(k)
-        return self.lister.lists(self._newcomer(ratings), k, exclude_seen, wish)[0]
+        return self.lister.lists(
+            self._folded([self._dense_ratings(ratings)]), k, exclude_seen, wish
+        )[0]
 
     def recommend_many(
         self,
@@ -182,27 +185,26 @@ class Recommender:
         users = self._find_users(askers, answers, news)
         state, source = self.ranker.states(np.array(list(users.values()), np.int64))
         rated = [self.ranker.history.of_user(user) for user in users.values()]
-        groups, rows = [Askers(state, source, rated), *news.values()], [*users, *news]
         for row, given in enumerate(askers):
             if isinstance(given, list):
                 try:
-                    groups.append(self._newcomer(given))
-                    rows.append(row)
+                    news[row] = self._dense_ratings(given)
                 except RecrayError as error:
                     answers[row] = error
-        made = self.lister.lists(join(groups), k, exclude_seen, wish)
-        for row, answer in zip(rows, made, strict=True):
+        everybody = join([Askers(state, source, rated), self._folded(list(news.values()))])
+        made = self.lister.lists(everybody, k, exclude_seen, wish)
+        for row, answer in zip([*users, *news], made, strict=True):
             answers[row] = answer
         return [answer for answer in answers if answer is not None]
 
-    def _news_of(self, askers: Sequence[RawId | GivenRatings], since: Since) -> dict[int, Askers]:
-        """Row to asker of the users who have rated something since training."""
+    def _news_of(self, askers: Sequence[RawId | GivenRatings], since: Since) -> dict[int, Rated]:
+        """Row to all ratings of the users who have rated something since training."""
         found = {}
         for row, given in enumerate(askers):
             if not isinstance(given, list) and (ratings := since(given)):
-                asker = self._with_news(given, ratings)
-                if asker is not None:
-                    found[row] = asker
+                rated = self._with_news(given, ratings)
+                if rated is not None:
+                    found[row] = rated
         return found
 
     def written(self, user: RawId, k: int, exclude_seen: bool) -> bytes | None:
@@ -261,15 +263,8 @@ class Recommender:
                 answers[row] = UnknownUser(self.no_user(user))
         return {row: user for row, user in dense.items() if user != NONE}
 
-    def _newcomer(self, ratings: GivenRatings) -> Askers:
-        return self._folded(self._dense_ratings(ratings))
-
-    def _folded(self, rated: Rated) -> Askers:
-        item, rating = rated
-        source = np.array([FOLD_IN if len(item) else POPULAR], np.int8)
-        if not len(item):
-            return Askers(self.ranker.states(np.array([0]))[0], source, [rated])
-        return Askers(self.ranker.fold_in(item, rating), source, [rated])
+    def _folded(self, rated: list[Rated]) -> Askers:
+        return Askers(*self.ranker.states_of(rated), rated)
 
     def _dense_ratings(self, ratings: GivenRatings) -> Rated:
         dense = self.items.encode_all([item for item, _ in ratings]).tolist()

@@ -1,6 +1,5 @@
 """Training again with what was rated meanwhile, from the model that answers now."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,8 @@ from recray.metrics import RATING
 from recray.registry import Registry, on_holdout
 from recray.significance import Comparison
 from recray.storage import Folder
+from recray.terminal import Say
 from recray.training.checkpoint import RunFolder
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,17 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from recray.patience import Patience
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+Say = Callable[[str], None]
+"""Tells of progress, a line at a time; Console.say is one."""
 
 
 class Console:

@@ -1,16 +1,14 @@
 """What `recray benchmark` runs, one module a name; each is compared with others in the same run."""
 
 import inspect
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from recray.benchmarks.harness import machine
 from recray.errors import RecrayError, unknown_name
+from recray.terminal import Say
 
 NAMES = ("evaluate", "ingest", "quality", "scale", "search", "serve", "train", "tune")
-
-Say = Callable[[str], None]
 
 
 def run(name: str, quick: bool, say: Say, **options: object) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Full ranking on one core: users a second against a loop over numpy.argsort, and its memory."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from recray.measuring import USER_BLOCK
 from recray.models.factorization import Dot
 from recray.models.neumf import NeuMf
 from recray.ranking import History, Ranker
+from recray.terminal import Say
 
-Say = Callable[[str], None]
 DIM = 64
 K = 10
 RATED = 154

@@ -22,8 +22,8 @@ from recray.data.buckets import Numbering
 from recray.data.reading import Piece
 from recray.data.rows import read_arrow, write_arrow
 from recray.storage import Folder
+from recray.terminal import Say
 
-Say = Callable[[str], None]
 CHUNK = 1_000_000
 REPETITIONS = 3
 

@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from recray.crossvalidation import Fold
 from recray.errors import RecrayError, unknown_name
 from recray.evaluation import evaluate
 from recray.protocol import Protocol
+from recray.terminal import Say
 
-Say = Callable[[str], None]
 PER_ITEM = ("split.kind=per-item-random", "split.test=0.25", "split.valid=0.1")
 RANDOM_80 = ("split.kind=random", "split.test=0.2", "split.valid=0.1")
 CORE_10 = (

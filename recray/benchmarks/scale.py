@@ -20,8 +20,8 @@ from recray.benchmarks.ingest import generate
 from recray.config import Settings, load_settings
 from recray.data import ingest, source
 from recray.data.prepared import Prepared
+from recray.terminal import Say
 
-Say = Callable[[str], None]
 EPOCHS = 2
 REPETITIONS = 2  # of each training that constants are fitted to
 WORKERS = (1, 2)

@@ -4,7 +4,6 @@ in full, and with ASHA, which stops most of them.
 
 import math
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 from recray import cluster, tuning
@@ -17,8 +16,8 @@ from recray.sweep import order as orders
 from recray.sweep.order import Order
 from recray.sweep.plan import Plan
 from recray.sweep.spaces import parse_space
+from recray.terminal import Say
 
-Say = Callable[[str], None]
 TRIALS, QUICK = 40, 12
 POOR = ("model.dim=8", "objective.alpha0=1.0", "train.l2=0.5")
 """Where the search starts: short vectors that shrink to nothing."""

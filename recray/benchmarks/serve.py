@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from recray.registry import Registry
 from recray.serving.deployment import Profile, deploy, serving
 from recray.serving.follow import open_warm
 from recray.serving.protection import Protection, new_key, parse_key
+from recray.terminal import Say
 
-Say = Callable[[str], None]
 SMALL, LARGE = (6040, 3706, 50), (2000, 60_000, 50)
 """Users, items, and ratings of each user."""
 ML_25M, ML_25M_QUICK = (162_541, 59_047, 154), (162_541, 59_047, 20)

@@ -26,12 +26,12 @@ from recray.config import load_settings
 from recray.data import ingest
 from recray.data.prepared import Prepared
 from recray.data.source import recognise
+from recray.terminal import Say
 from recray.training import trainer
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
 from recray.training.engine import device_of
 from recray.training.sync import Workers
 
-Say = Callable[[str], None]
 Rows = list[dict[str, Any]]
 BATCHES = (1024, 8192, 32768)
 BATCH = 8192

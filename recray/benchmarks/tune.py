@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -19,8 +19,8 @@ from recray.sweep.plan import Candidate
 from recray.sweep.records import Goal, SweepFolder
 from recray.sweep.spaces import parse_space
 from recray.sweep.trial import SearchData, TrialRun, load, open_sealed
+from recray.terminal import Say
 
-Say = Callable[[str], None]
 TRIALS = 20
 IN_TRAIN = 2
 """Trials of the slowest way."""

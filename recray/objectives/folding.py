@@ -2,7 +2,7 @@
 
 # Shape letters: U = people, R = their ratings together, N = ratings of one, S = length of a state.
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Self
@@ -39,7 +39,14 @@ class Newcomers(NamedTuple):
     @classmethod
     def one(cls, item: Tensor, rating: Tensor) -> Self:
         """A single person with (N,) items and (N,) stars."""
-        return cls(torch.tensor([0, len(item)]), item, rating)
+        return cls.of([(item, rating)])
+
+    @classmethod
+    def of(cls, rated: Sequence[tuple[Tensor, Tensor]]) -> Self:
+        """Several people, each with (N,) items and (N,) stars; one at least."""
+        counts = torch.tensor([0, *(len(item) for item, _ in rated)])
+        items, stars = zip(*rated, strict=True)
+        return cls(counts.cumsum(dim=0), torch.cat(items), torch.cat(stars))
 
     @property
     def row(self) -> Tensor:

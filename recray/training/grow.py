@@ -87,18 +87,19 @@ def _fold_in(
     widths = [bundle.model.tables()[name].embedding_dim for name in names]
     if not new.any() or not _made_of_rows(bundle.model, names):
         return
-    users = len(bundle.user_ids)
-    history = History.of(bundle.history, users, bundle.item_ids.known)
+    history = History.of(bundle.history, len(bundle.user_ids), bundle.item_ids.known)
     ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
     for part in range(prepared.buckets):
         rows = prepared.load("train", [part])
         rows = rows.where(new[rows.user] & (place_of_item[rows.item] >= 0))
-        for user in np.unique(rows.user).tolist():
-            own = rows.user == user
-            item = torch.from_numpy(place_of_item[rows.item[own]])
-            state = ranker.fold_in(item, torch.from_numpy(rows.rating[own]))[0]
-            for name, piece in zip(names, state.split(widths), strict=True):
-                weights[f"{name}.weight"][user] = piece.to(weights[f"{name}.weight"].dtype)
+        users, begins = np.unique(rows.user, return_index=True)
+        ends = [*begins[1:].tolist(), len(rows.user)]
+        item, rating = torch.from_numpy(place_of_item[rows.item]), torch.from_numpy(rows.rating)
+        rated = [(item[a:b], rating[a:b]) for a, b in zip(begins.tolist(), ends, strict=True)]
+        state, _ = ranker.states_of(rated)
+        for name, piece in zip(names, state.split(widths, dim=1), strict=True):
+            table = weights[f"{name}.weight"]
+            table[torch.from_numpy(users).long()] = piece.to(table.dtype)
 
 
 def _made_of_rows(model: Model, names: list[str]) -> bool:

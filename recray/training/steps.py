@@ -35,6 +35,11 @@ class Shard:
     rating: Tensor
     owned: Tensor
 
+    @property
+    def rows(self) -> int:
+        """How many they are."""
+        return len(self.user)
+
     def to(self, device: torch.device) -> Self:
         """The same rows in the memory of a device, where they stay."""
         return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
@@ -155,7 +160,7 @@ class SteppedEpochs(ABC):
                 if self._notice is not None:
                     self._notice(step + 1)
         self.gradient.gather()
-        return float(self.gradient.losses.sum()), float(len(self.shard.user))
+        return float(self.gradient.losses.sum()), float(self.shard.rows)
 
 
 class GradientEpochs(SteppedEpochs):
@@ -180,7 +185,7 @@ class GradientEpochs(SteppedEpochs):
         sampler: NegativeSampler | None = None,
     ) -> None:
         pairs = 1 + (sampler.count if sampler else 0)
-        super().__init__(model, shard, len(shard.user), settings, workers, pairs)
+        super().__init__(model, shard, shard.rows, settings, workers, pairs)
         self.objective = objective
         self.sampler = sampler.to(self.device) if sampler else None
         if settings.compile:

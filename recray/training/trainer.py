@@ -23,6 +23,7 @@ from recray.models.base import Model
 from recray.models.hybrid import Hybrid
 from recray.objectives import Contrast, UnratedClass, build_objective
 from recray.storage import Folder
+from recray.terminal import Say
 from recray.training.checkpoint import Progress, RunFolder
 from recray.training.engine import EXACT, describe, device_of, pairs_of
 from recray.training.grow import read_starts
@@ -32,7 +33,7 @@ from recray.training.steps import Shard
 from recray.training.streaming import check_streaming
 from recray.training.sync import SLOW_PATIENCE_S, Workers
 from recray.training.warm import check_pretraining, pretrain, start_from
-from recray.training.watch import Say, Watch, following
+from recray.training.watch import Watch, following
 
 MAX_FAILURES = 3
 """How often a group of workers of which one is lost begins again from the last checkpoint."""

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, Protocol
 
 from recray.storage import Folder
+from recray.terminal import Say
 from recray.training.checkpoint import EPOCHS
 
 Entry = dict[str, Any]
 OnEpoch = Callable[[Entry], None]
-Say = Callable[[str], None]
 POLL_S = 0.25
 
 

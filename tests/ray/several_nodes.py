@@ -36,7 +36,7 @@ def wait_for(condition, seconds: float = 240):
 
 
 def session_of(leader: int) -> list[int]:
-    """Live processes of a session: a node and all it has started."""
+    """Live processes of a session: Ray keeps its daemons in that of what started them."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recray.training.checkpoint import RunFolder
-from tests.ray.several_nodes import Nodes
+from tests.ray.several_nodes import Nodes, session_of
 
 pytestmark = pytest.mark.slow
 
@@ -35,19 +35,6 @@ def start(*arguments: object) -> subprocess.Popen:
         text=True,
         start_new_session=True,
     )
-
-
-def children_of(group: int) -> list[int]:
-    """Live processes of a session (Ray keeps its daemons in the session of the driver)."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[3]) == group and fields[0] != "Z":
-            found.append(int(status.parent.name))
-    return found
 
 
 def wait_for(condition, seconds: float = 120) -> None:
@@ -82,7 +69,7 @@ def test_a_killed_run_resumes_to_the_same_bits(prepared, tmp_path, workers):
     finally:
         os.killpg(killed.pid, signal.SIGKILL)
         killed.communicate()
-    for pid in children_of(killed.pid):
+    for pid in session_of(killed.pid):
         os.kill(pid, signal.SIGKILL)
     assert epochs(tmp_path / "killed") < 40, "killed too late to show anything"
     resumed = recray("train", *options, tmp_path / "killed", "--resume")
@@ -95,7 +82,7 @@ def train_workers(session: int) -> list[int]:
     """Processes of the session that train."""
     return [
         pid
-        for pid in children_of(session)
+        for pid in session_of(session)
         if b"TrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
 
@@ -189,7 +176,7 @@ def test_a_node_that_is_taken_away_with_notice_leaves_a_checkpoint_within_the_ep
     finally:
         for process in started:
             os.killpg(process.pid, signal.SIGKILL)
-            for pid in children_of(process.pid):
+            for pid in session_of(process.pid):
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -200,7 +187,7 @@ def test_ctrl_c_exits_with_130_and_leaves_no_process(prepared, tmp_path):
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130, errors
     assert "Traceback" not in errors
-    wait_for(lambda: not children_of(running.pid), 30)
+    wait_for(lambda: not session_of(running.pid), 30)
 
 
 def test_a_terminated_service_exits_with_143(tmp_path):
@@ -209,7 +196,7 @@ def test_a_terminated_service_exits_with_143(tmp_path):
     os.kill(running.pid, signal.SIGTERM)
     running.communicate(timeout=60)
     assert running.returncode == 143
-    wait_for(lambda: not children_of(running.pid), 30)
+    wait_for(lambda: not session_of(running.pid), 30)
 
 
 def test_a_killed_prepare_leaves_nothing_under_its_name(tmp_path):
@@ -218,7 +205,7 @@ def test_a_killed_prepare_leaves_nothing_under_its_name(tmp_path):
     wait_for(lambda: list(tmp_path.glob(".unfinished-*/.spill/*")))
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
-    for pid in children_of(running.pid):
+    for pid in session_of(running.pid):
         os.kill(pid, signal.SIGKILL)
     assert not out.exists()
     assert recray("prepare", "sample", "--out", out).returncode == 0
