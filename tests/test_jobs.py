@@ -150,15 +150,19 @@ class _Dashboard(BaseHTTPRequestHandler):
 @pytest.fixture
 def dashboard(monkeypatch):
     """Runs a dashboard that asks for a token, which the environment has."""
+    from ray._raylet import AuthenticationTokenLoader
+
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 32)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    AuthenticationTokenLoader.instance().reset_cache()  # Ray keeps the first token of a process
     handler = type("Handler", (_Dashboard,), {})
     server = HTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield handler, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @pytest.mark.parametrize(

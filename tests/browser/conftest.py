@@ -54,8 +54,9 @@ def of_films(bundle):
     return dataclasses.replace(bundle, item_table=table, metrics=metrics)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium():
+    """A browser for these tests alone: while Playwright runs, asyncio.run() refuses to."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("chromium is not installed: the page is not tried in a browser")
