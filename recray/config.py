@@ -103,7 +103,8 @@ class ModelSettings(Group):
     """Share of each layer's values that training drops."""
     levels: tuple[float, ...] | None = None
     """softmax-dnn: the ratings that are classes; null: all that the training ratings have."""
-
+    product: bool = False
+    """softmax-dnn: the layers also see the two vectors multiplied number by number."""
     item_features: tuple[str, ...] | None = None
     """hybrid: names of genres and decades, genre:Drama, decade:1990; null: all of the data."""
 
@@ -201,8 +202,8 @@ class TrainSettings(Group):
     bundle, of earlier data too: known users and items keep their rows.
     """
     pretrain: Annotated[int, Field(ge=0)] = 0
-    """mlp, softmax-dnn: the vectors start from so many epochs of exact solves of the whole-data
-    loss, with objective.alpha0 and pretrain_l2.
+    """gmf, mlp, neumf, softmax-dnn: the vectors start from so many epochs of exact solves of the
+    whole-data loss, with objective.alpha0 and pretrain_l2; those of a neumf's product.
     """
     pretrain_l2: Annotated[float, Field(ge=0)] = 0.02
     merge_alpha: Annotated[float, Field(ge=0, le=1)] = 0.5

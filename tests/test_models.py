@@ -50,9 +50,10 @@ def make(kind: str, **changes):
     return model.eval()
 
 
-CASES = [(kind, {}) for kind in MODELS] + [("dot-bias", {"output": "sigmoid"})]
+CASES = [(kind, {}) for kind in MODELS]
+CASES += [("dot-bias", {"output": "sigmoid"}), ("softmax-dnn", {"product": True})]
 every_model = pytest.mark.parametrize(
-    ("kind", "changes"), CASES, ids=[f"{k}{'-sigmoid' * bool(c)}" for k, c in CASES]
+    ("kind", "changes"), CASES, ids=["-".join([k, *c]) for k, c in CASES]
 )
 
 

@@ -8,10 +8,13 @@ from recray.errors import RecrayError
 from recray.models.factorization import Dot
 from recray.models.neumf import Gmf, Mlp, NeuMf
 from recray.models.softmax import SoftmaxDnn
+from recray.objectives import WholeData
+from recray.training.alternating import AlternatingEpochs
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
 from recray.training.steps import Shard
 from recray.training.sync import Workers
 from recray.training.warm import (
+    SHARPNESS,
     SPREAD,
     Trained,
     check_pretraining,
@@ -103,7 +106,26 @@ def test_pretrained_vectors_know_who_is_alike():
     assert model.item_vectors.weight.std().item() == pytest.approx(SPREAD, rel=1e-3)
 
 
-def test_models_without_a_tower_alone_are_not_pretrained():
+def test_a_pretrained_neumf_starts_with_the_scores_of_the_solves():
+    user, item = torch.tensor([0, 0, 1, 2, 2, 3]), torch.tensor([0, 1, 1, 2, 3, 3])
+    shard = Shard(user, item, torch.ones(6), torch.ones(4).bool())
+    model = NeuMf(4, 4, 2, 3, (4, 3), 0.0, "logits")
+    settings = load_settings("neumf-ranking", None, ["train.pretrain=3"])
+    pretrain(model, shard, settings, Workers())
+    torch.manual_seed(settings.train.seed)
+    dot = Dot(4, 4, 2, "logits")
+    objective = WholeData(settings.objective.alpha0, settings.train.pretrain_l2)
+    epochs = AlternatingEpochs(dot, objective, shard, Workers())
+    for epoch in range(3):
+        epochs.run(epoch)
+    everybody = torch.arange(4)
+    torch.testing.assert_close(
+        model.raw_block(model.user_state(everybody), 0, 4),
+        SHARPNESS * dot.raw_block(dot.user_state(everybody), 0, 4),
+    )
+
+
+def test_models_without_products_or_towers_are_not_pretrained():
     check_pretraining(Mlp(USERS, ITEMS, 2, (4, 3)))
-    with pytest.raises(RecrayError, match=r"train.pretrain goes with model.kind=mlp or"):
+    with pytest.raises(RecrayError, match=r"train.pretrain goes with model.kind=gmf, mlp, neumf"):
         check_pretraining(Dot(USERS, ITEMS, 3))

@@ -72,12 +72,16 @@ class Tower(nn.Module):
         layers: Widths of the layers, first to last.
         outputs: Width of the linear layer at the end.
         dropout: Share of each layer's values that training drops.
+        product: Whether the first layer also sees the two vectors multiplied number by number.
     """
 
-    def __init__(self, dim: int, layers: Sequence[int], outputs: int, dropout: float) -> None:
+    def __init__(
+        self, dim: int, layers: Sequence[int], outputs: int, dropout: float, product: bool = False
+    ) -> None:
         super().__init__()
         self.user_half = nn.Linear(dim, layers[0])
         self.item_half = nn.Linear(dim, layers[0], bias=False)
+        self.product = nn.Linear(dim, layers[0], bias=False) if product else None
         self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(layers))
         self.last = nn.Linear(layers[-1], outputs)
         self.dropout = dropout
@@ -100,14 +104,20 @@ class Tower(nn.Module):
     def pairs(self, user: Tensor, item: Tensor) -> Tensor:
         """(B, M) and (B, M) vectors to (B, outputs)."""
         user_half, item_half = self.halves(user, item)
-        return self(user_half + item_half)
+        first = user_half + item_half
+        return self(first if self.product is None else first + self.product(user * item))
 
     def block(self, user: Tensor, item: Tensor) -> Tensor:
         """(U, M) and (I, M) vectors to (U, I, outputs), a few pairs at a time."""
         user_half, item_half = self.halves(user, item)
         pairs = PAIRS_TRAINED if torch.is_grad_enabled() else PAIRS_RANKED
         width = max(1, pairs // max(1, len(user)))
-        parts = [self(user_half[:, None] + part[None]) for part in item_half.split(width)]
+        # (u * v) W' = v (diag(u) W'): one product of matrices a user, without a row for each pair.
+        own = None if self.product is None else user[:, :, None] * self.product.weight.T
+        parts = []
+        for half, vectors in zip(item_half.split(width), item.split(width), strict=True):
+            first = user_half[:, None] + half[None]
+            parts.append(self(first if own is None else first + vectors @ own))
         return torch.cat(parts, dim=1)
 
 

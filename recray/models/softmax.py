@@ -26,6 +26,8 @@ class SoftmaxDnn(Model):
         levels: The ratings that occur, ascending, in stars; one class each.
         dropout: Share of each layer's values that training drops.
         returns: stars or logits.
+        product: Whether the layers also see the two vectors multiplied number by number. ReLU
+            layers alone learn a product slowly: Rendle et al. (2020), RecSys.
     """
 
     def __init__(
@@ -37,11 +39,12 @@ class SoftmaxDnn(Model):
         levels: Sequence[float],
         dropout: float = 0.0,
         returns: Returns = "stars",
+        product: bool = False,
     ) -> None:
         super().__init__(users, items, returns)
         self.user_vectors = embedding(users, dim, 0.1)
         self.item_vectors = embedding(items, dim, 0.1)
-        self.tower = Tower(dim, layers, len(levels) + (returns == "logits"), dropout)
+        self.tower = Tower(dim, layers, len(levels) + (returns == "logits"), dropout, product)
         self.register_buffer("levels", torch.tensor(list(levels), dtype=torch.float32))
         self.levels: Tensor
 

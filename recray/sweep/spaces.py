@@ -175,7 +175,12 @@ def searchable(settings: Settings, given: Mapping[str, Any]) -> list[str]:
             train -= {"lr", "batch_size", "weight_decay"}
         if kind == "bayes":
             train -= {"l2"}
-    if "model.kind" not in given and settings.model.kind not in ("mlp", "softmax-dnn"):
+    if "model.kind" not in given and settings.model.kind not in (
+        "gmf",
+        "mlp",
+        "neumf",
+        "softmax-dnn",
+    ):
         train -= {"pretrain"}
     if not pretrains:
         train -= {"pretrain_l2"}

@@ -22,6 +22,8 @@ from recray.training.sync import Workers
 Weights = dict[str, Tensor]
 SPREAD = 0.3
 """Standard deviation of the numbers in pretrained vectors, which a ReLU layer can work with."""
+SHARPNESS = 8.0
+"""What a solved score, 1 for a rated pair and 0 for others, is multiplied by to be a logit."""
 
 
 @dataclass(frozen=True)
@@ -97,26 +99,28 @@ def check_pretraining(model: Model) -> None:
     """Refuse a model whose vectors cannot start from exact solves.
 
     Raises:
-        RecrayError: It is neither an mlp nor a softmax-dnn.
+        RecrayError: It is neither a product nor a tower of layers.
     """
-    if not isinstance(model, Mlp | SoftmaxDnn):
-        raise RecrayError("train.pretrain goes with model.kind=mlp or softmax-dnn")
+    if not isinstance(model, Gmf | Mlp | NeuMf | SoftmaxDnn):
+        raise RecrayError("train.pretrain goes with model.kind=gmf, mlp, neumf or softmax-dnn")
 
 
 @torch.no_grad()
 def pretrain(model: Model, shard: Shard, settings: Settings, workers: Workers) -> None:
-    """Start the vectors of a tower from exact solves of the whole-data loss.
+    """Start a model's vectors from exact solves of the whole-data loss.
 
     A tower that has to find both who is alike and how likeness makes a score from nothing gets
-    stuck; vectors that know the first leave it the second.
+    stuck; vectors that know the first leave it the second. A product starts with the scores of the
+    solves, as sure as SHARPNESS makes them, and the tower of a neumf with a score of 0.
 
     Args:
-        model: An mlp or a softmax-dnn.
+        model: A gmf, mlp, neumf or softmax-dnn.
         shard: This worker's rows.
         settings: train.pretrain, pretrain_l2 and objective.alpha0 are used.
         workers: The group.
     """
-    tables = model.tables()
+    solved_of = model.gmf if isinstance(model, NeuMf) else model
+    tables = solved_of.tables()
     dim = tables["user_vectors"].embedding_dim
     torch.manual_seed(settings.train.seed)
     dot = Dot(model.users, model.items, dim, "logits")
@@ -124,9 +128,17 @@ def pretrain(model: Model, shard: Shard, settings: Settings, workers: Workers) -
     epochs = AlternatingEpochs(dot, objective, shard, workers)
     for epoch in range(settings.train.pretrain):
         epochs.run(epoch)
+    sharpness = SHARPNESS
     for name, table in tables.items():
         solved = dot.tables()[name].weight
-        table.weight.copy_(solved * (SPREAD / solved.std().clamp(min=1e-9)))
+        scale = SPREAD / solved.std().clamp(min=1e-9)
+        table.weight.copy_(solved * scale)
+        sharpness /= float(scale)
+    if isinstance(solved_of, Gmf):
+        solved_of.weight.fill_(sharpness)
+    if isinstance(model, NeuMf):
+        model.mlp.tower.last.weight.zero_()
+        model.mlp.tower.last.bias.zero_()
 
 
 def _misfit(model: Model, runs: Sequence[Trained]) -> RecrayError:
