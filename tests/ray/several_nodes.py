@@ -49,14 +49,18 @@ def session_of(leader: int) -> list[int]:
 
 
 class Nodes:
-    """`ray start --head`, and nodes with one CPU each, that end with the `with` block.
+    """`ray start --head`, and nodes beside it, that end with the `with` block.
 
     Args:
         count: Nodes beside the head.
         head_cpus: CPUs of the head.
+        cpus: CPUs of each other node.
+        environment: Variables of the nodes, and of commands against them.
     """
 
-    def __init__(self, count: int = 2, head_cpus: int = 0) -> None:
+    def __init__(
+        self, count: int = 2, head_cpus: int = 0, cpus: int = 1, **environment: str
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="nodes-"))  # short: Ray puts sockets below it
         token = self.folder / "token"
         token.write_text(secrets.token_hex(32))
@@ -65,18 +69,22 @@ class Nodes:
         self.address = f"127.0.0.1:{gcs}"
         self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
         own = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
-        self.environment = {k: v for k, v in os.environ.items() if k not in own} | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_SCHEDULER_EVENTS": "0",
-            "RAY_raylet_start_wait_time_s": "120",
-            "OMP_NUM_THREADS": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        }
+        self.environment = (
+            {k: v for k, v in os.environ.items() if k not in own}
+            | {
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN_PATH": str(token),
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_SCHEDULER_EVENTS": "0",
+                "RAY_raylet_start_wait_time_s": "120",
+                "OMP_NUM_THREADS": "1",
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+            }
+            | environment
+        )
         self.running: list[subprocess.Popen] = []
-        self.count = count
+        self.count, self.cpus = count, cpus
         self.head = ["--head", f"--port={gcs}", f"--dashboard-port={self.dashboard_port}"]
         self.head += [f"--ray-client-server-port={client}", f"--temp-dir={self.folder}/ray"]
         self.head += [f"--num-cpus={head_cpus}"]
@@ -94,9 +102,9 @@ class Nodes:
         return self
 
     def add(self, *before: str) -> subprocess.Popen:
-        """Start a node with one CPU; `before` are the words that run the command."""
+        """Start a node; `before` are the words that run the command."""
         name = f"--node-name=node-{len(self.running)}"
-        return self._start([f"--address={self.address}", "--num-cpus=1", name], before)
+        return self._start([f"--address={self.address}", f"--num-cpus={self.cpus}", name], before)
 
     def _start(self, options: list[str], before=()) -> subprocess.Popen:
         common = ["--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]

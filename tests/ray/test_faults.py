@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recray.training.checkpoint import RunFolder
-from tests.ray.several_nodes import Nodes, session_of
+from tests.ray.several_nodes import RAY, Nodes, session_of
 
 pytestmark = pytest.mark.slow
 
@@ -119,65 +119,26 @@ def test_a_lost_worker_may_also_end_the_run_which_one_worker_continues(prepared,
     assert "was finished before: 40 epochs; nothing was trained" in again.stderr
 
 
-CLUSTER = """
-import ray, sys
-ray.init(address="127.0.0.1:6411", log_to_driver=False)
-free = ray._private.state.available_resources_per_node()
-for node in ray.nodes():
-    cpus = node["Resources"].get("CPU", 0)
-    if cpus and not free.get(node["NodeID"], {}).get("CPU", 0):
-        print(node["NodeID"])
-"""
-
-
 def test_a_node_that_is_taken_away_with_notice_leaves_a_checkpoint_within_the_epoch(
     prepared, tmp_path
 ):
-    token = tmp_path / "token"
-    token.write_text("0123456789abcdef0123456789abcdef")
-    token.chmod(0o600)
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    environment["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
-    ray = [str(Path(sys.executable).with_name("ray"))]
-    common = {"env": environment, "start_new_session": True, "stdout": subprocess.DEVNULL}
-    common["stderr"] = subprocess.DEVNULL
-    head = ["--head", "--port=6411", "--num-cpus=0", "--include-dashboard=false"]
-    node = [
-        "--address=127.0.0.1:6411",
-        "--num-cpus=2",
-        "--min-worker-port=0",
-        "--max-worker-port=0",
-    ]
-    started = [subprocess.Popen([*ray, "start", "--block", *head], **common)]
-    address = ["--address", "127.0.0.1:6411"]
-    try:
-        wait_for(lambda: subprocess.run([*ray, "status", *address], **common).returncode == 0)
-        started += [subprocess.Popen([*ray, "start", "--block", *node], **common) for _ in "ab"]
-        time.sleep(10)  # until both have joined
-        run = tmp_path / "run"
-        small = ["--preset", "dot-mse", "--set", "train.epochs=1", "--set", "train.batch_size=2"]
-        running = subprocess.Popen(
-            [*RECRAY, "train", prepared, *small, "--workers", "2", "--out", run, *address],
-            stderr=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-        wait_for(lambda: (run / "run.json").exists())
-        time.sleep(15)  # until the workers are in their epoch
-        found = subprocess.run(
-            [sys.executable, "-c", CLUSTER], env=environment, capture_output=True, text=True
+    small = ["--preset", "dot-mse", "--set", "train.epochs=1", "--set", "train.batch_size=2"]
+    run = tmp_path / "run"
+    with Nodes(2, cpus=2, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1") as nodes:
+        running = nodes.start(
+            "train", prepared, *small, "--workers", 2, "--out", run, "--address", nodes.address
         )
-        (busy,) = found.stdout.split()
-        drain = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
-        drain += ["--node-id", busy, "--deadline-remaining-seconds", "20"]
-        subprocess.run([*ray, "drain-node", *address, *drain], env=environment, check=True)
+        wait_for(lambda: len(nodes.nodes_of("RayTrainWorker")) == 1)
+        time.sleep(15)  # until the workers are in their epoch
+        (busy,) = nodes.nodes_of("RayTrainWorker")
+        drain = [RAY, "drain-node", "--address", nodes.address, "--node-id", busy]
+        drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+        drain += ["--deadline-remaining-seconds", "20"]
+        subprocess.run(drain, env=nodes.environment, check=True)
         wait_for(lambda: list(run.glob("checkpoints/epoch-00000-step-*/manifest.json")), 60)
-        _, errors = running.communicate(timeout=240)
-        assert running.returncode == 0, errors
+        printed, _ = running.communicate(timeout=200)
+        assert running.returncode == 0, printed
         assert epochs(run) == 1
-    finally:
-        for process in started:
-            os.killpg(process.pid, signal.SIGKILL)
-            for pid in session_of(process.pid):
-                os.kill(pid, signal.SIGKILL)
 
 
 def test_ctrl_c_exits_with_130_and_leaves_no_process(prepared, tmp_path):
