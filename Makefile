@@ -10,10 +10,10 @@ run: $(INSTALLED)
 	$(BIN)/recray up sample
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --durations=10
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=20
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -110,6 +110,36 @@ def test_a_user_whom_the_bundle_does_not_know_is_folded_in(make_bundle, prepared
     assert weights[:last].equal(bundle.model.state_dict()["user_vectors.weight"][:last])
 
 
+def test_an_item_that_the_bundle_does_not_know_is_solved_from_those_who_rated_it(
+    make_bundle, prepared, monkeypatch
+):
+    bundle = make_bundle()
+    new, users = 3, bundle.model.users
+    monkeypatch.setattr("recray.training.grow._places", unknown_item(new, bundle.model.items))
+    vectors = grown(bundle, prepared)["item_vectors.weight"]
+    own = prepared.load("train")
+    rated = np.bincount(own.user[own.item == new], minlength=users)
+    user = bundle.model.user_vectors.weight.detach().double()
+    alpha0, l2 = bundle.objective.alpha0, bundle.objective.l2
+    weight = torch.from_numpy(rated + alpha0)
+    ridge = l2 * (rated.sum() + alpha0 * users) * torch.eye(2, dtype=torch.float64)
+    right = user.T @ torch.from_numpy(rated).double()
+    expected = torch.linalg.solve(user.T @ (weight[:, None] * user) + ridge, right)
+    assert torch.allclose(vectors[new].double(), expected, atol=1e-6)
+    others = torch.arange(bundle.model.items) != new
+    assert vectors[others].equal(bundle.model.item_vectors.weight.detach()[others])
+
+
+def unknown_item(item, items):
+    def places(dense, known):
+        place = np.where(dense < known, dense, -1).astype(np.int64)
+        if known == items:
+            place[item] = -1
+        return place
+
+    return places
+
+
 def unknown(user):
     def places(dense, known):
         place = np.where(dense < known, dense, -1).astype(np.int64)

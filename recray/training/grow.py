@@ -1,4 +1,4 @@
-"""Starting a model from a bundle of earlier data: known rows kept, new users folded in."""
+"""Starting a model from a bundle of earlier data: known rows kept, what is new folded in."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,8 @@ from torch import Tensor
 from recray.bundle import KIND, Bundle
 from recray.data.prepared import Prepared
 from recray.models.base import Model, is_user_table
+from recray.models.factorization import Dot
+from recray.objectives import WholeData
 from recray.ranking import History, Ranker
 from recray.storage import Folder
 from recray.training.warm import Trained, Weights, read_runs
@@ -36,7 +38,9 @@ def grown(bundle: Bundle, prepared: Prepared) -> Weights:
     """The bundle's weights in the ids of another data set.
 
     Who and what the bundle was trained on keep their rows. A new user gets the row that folding in
-    gives for their training ratings of known items; without any, and for a new item, the mean row.
+    gives for their training ratings of known items, or the mean row. A new item then gets the
+    vector that is best for the users who rated it where that is an exact solve; with other
+    objectives it begins as the mean row, which the first epoch changes.
     """
     model = bundle.model
     place_of_user = _places(bundle.user_ids.encode(_raw(prepared, "user")), model.users)
@@ -54,6 +58,8 @@ def grown(bundle: Bundle, prepared: Prepared) -> Weights:
         else:
             weights[name] = value.clone()
     _fold_in(bundle, prepared, place_of_user, place_of_item, weights)
+    if isinstance(model, Dot) and isinstance(bundle.objective, WholeData):
+        _solve_items(bundle.objective, prepared, place_of_item < 0, weights)
     return weights
 
 
@@ -100,6 +106,26 @@ def _fold_in(
         for name, piece in zip(names, state.split(widths, dim=1), strict=True):
             table = weights[f"{name}.weight"]
             table[torch.from_numpy(users).long()] = piece.to(table.dtype)
+
+
+def _solve_items(
+    objective: WholeData, prepared: Prepared, new: np.ndarray, weights: Weights
+) -> None:
+    """Write the vectors of new items that are best for those who rated them."""
+    rated = []
+    for part in range(prepared.buckets):
+        rows = prepared.load("train", [part])
+        rated.append(rows.where(new[rows.item]))
+    user, item = (np.concatenate([getattr(r, name) for r in rated]) for name in ("user", "item"))
+    if not len(item):
+        return
+    order = np.argsort(item, kind="stable")
+    items, begins = np.unique(item[order], return_index=True)
+    edges = torch.from_numpy(np.append(begins, len(item)))
+    users = weights["user_vectors.weight"]
+    places = torch.from_numpy(user[order].astype(np.int64))
+    solved = objective.solve(users, edges, places, objective.gram(users), len(users))
+    weights["item_vectors.weight"][torch.from_numpy(items.astype(np.int64))] = solved
 
 
 def _made_of_rows(model: Model, names: list[str]) -> bool:
