@@ -79,23 +79,23 @@ def run(
         return _end(folder, before, already=True)
     if before.epoch or before.step:
         watch.say(_continued(folder, before, settings, workers))
-    if streams(settings, prepared, workers):
-        watch.say(
-            f"train: streams {prepared.manifest['splits']['train']['rows']:,} ratings; a worker "
-            f"holds at most {settings.train.resident_rows:,} of them at once"
-        )
     config = {
         "settings": settings.plain(),
         "prepared": prepared.folder.path,
         "run": folder.folder.path,
     }
-    sizes = (prepared.users, prepared.items, prepared.manifest["splits"]["train"]["rows"])
-    watch.say(describe(settings, *sizes, workers))
+    rows = prepared.manifest["splits"]["train"]["rows"]
     with cluster.session(address):
         busy = cluster.require(workers)
+        nodes.require_shared(folder.folder)
+        watch.say(describe(settings, prepared.users, prepared.items, rows, workers))
+        if streams(settings, prepared, workers):
+            watch.say(
+                f"train: streams {rows:,} ratings; a worker holds at most "
+                f"{settings.train.resident_rows:,} of them at once"
+            )
         if busy is not None:
             watch.say(f"train: {busy}")
-        nodes.require_shared(folder.folder)
         folder.claim(facts, before)
         with following(folder.folder, watch, facts, before.history):
             processes = 0 if workers == 1 and address == cluster.LOCAL else workers

@@ -93,9 +93,9 @@ class Nodes:
         try:
             self._start(self.head)
             wait_for(self._alive)
-            for _ in range(self.count):
+            for others in range(self.count):  # in turn: two that start at once may take one port
                 self.add()
-            wait_for(lambda: self._alive() == self.count + 1)
+                wait_for(lambda there=others + 2: self._alive() == there)
         except BaseException:
             self.__exit__()
             raise
