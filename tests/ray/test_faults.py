@@ -1,5 +1,6 @@
 """What happens when the main job is stopped, killed, or sent to another cluster."""
 
+import functools
 import json
 import os
 import signal
@@ -59,10 +60,28 @@ def prepared(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def unbroken(prepared, tmp_path_factory):
+    """The weights of a run that nothing happened to, by workers."""
+
+    @functools.cache
+    def weights(workers: int) -> dict:
+        whole = tmp_path_factory.mktemp("unbroken") / "run"
+        done = recray("train", prepared, *SHORT, "--workers", workers, "--out", whole)
+        assert done.returncode == 0, done.stderr
+        return RunFolder(str(whole)).best().weights
+
+    return weights
+
+
+def assert_equal(run: Path, weights: dict) -> None:
+    again = RunFolder(str(run)).best().weights
+    assert all((weights[name] == again[name]).all() for name in weights)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_run_resumes_to_the_same_bits(prepared, tmp_path, workers):
+def test_a_killed_run_resumes_to_the_same_bits(prepared, unbroken, tmp_path, workers):
     options = [prepared, *SHORT, "--workers", workers, "--out"]
-    assert recray("train", *options, tmp_path / "whole").returncode == 0
     killed = start("train", *options, tmp_path / "killed")
     try:
         wait_for(lambda: epochs(tmp_path / "killed") >= 3)
@@ -74,8 +93,7 @@ def test_a_killed_run_resumes_to_the_same_bits(prepared, tmp_path, workers):
     assert epochs(tmp_path / "killed") < 40, "killed too late to show anything"
     resumed = recray("train", *options, tmp_path / "killed", "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    whole, again = (RunFolder(str(tmp_path / name)).best().weights for name in ("whole", "killed"))
-    assert all((whole[name] == again[name]).all() for name in whole)
+    assert_equal(tmp_path / "killed", unbroken(workers))
 
 
 def train_workers(session: int) -> list[int]:
@@ -95,14 +113,12 @@ def lose_a_worker(running: subprocess.Popen, run: Path) -> tuple[int, str]:
     return running.returncode, errors
 
 
-def test_a_run_goes_on_after_the_death_of_a_worker_to_the_same_bits(prepared, tmp_path):
+def test_a_run_goes_on_after_the_death_of_a_worker_to_the_same_bits(prepared, unbroken, tmp_path):
     options = [prepared, *SHORT, "--workers", 2, "--out"]
-    assert recray("train", *options, tmp_path / "whole").returncode == 0
     code, errors = lose_a_worker(start("train", *options, tmp_path / "run"), tmp_path / "run")
     assert code == 0, errors
     assert "died; again after epoch" in errors
-    whole, again = (RunFolder(str(tmp_path / name)).best().weights for name in ("whole", "run"))
-    assert all((whole[name] == again[name]).all() for name in whole)
+    assert_equal(tmp_path / "run", unbroken(2))
 
 
 def test_a_lost_worker_may_also_end_the_run_which_one_worker_continues(prepared, tmp_path):
