@@ -17,6 +17,9 @@ from recray.errors import unknown_name
 from recray.filters import Wish
 from recray.titles import TitleIndex
 
+PIECE = 4096
+"""Items whose genres are read at once."""
+
 
 class Items:
     """The items of a bundle, by dense id.
@@ -33,7 +36,7 @@ class Items:
         self._count = count
         self.raw: list[RawId] = ids.raw.tolist()
         self.titles: list[str] = table["title"].to_pylist()
-        self.genres: list[list[str]] = table["genres"].to_pylist()
+        self.genres = _shared(table["genres"])
         self._years = table["year"].to_numpy()
         self._year_or_none = [year or None for year in self._years.tolist()]
         self._table = table
@@ -134,3 +137,13 @@ class Items:
         if wish.min_popularity:
             mask &= self.popularity.numpy() >= wish.min_popularity
         return torch.from_numpy(mask)
+
+
+def _shared(genres: pa.ChunkedArray) -> list[list[str]]:
+    """The genres of each item; items with the same ones share a list, for memory's sake."""
+    known: dict[tuple[str, ...], list[str]] = {}
+    shared: list[list[str]] = []
+    for first in range(0, len(genres), PIECE):
+        own = genres.slice(first, PIECE).to_pylist()
+        shared += [known.setdefault(tuple(names), names) for names in own]
+    return shared

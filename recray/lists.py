@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recray.directions import Directions
 from recray.errors import RecrayError
 from recray.filters import Wish, diversify, pool_of
 from recray.items import Items
@@ -95,24 +96,22 @@ class Lister:
         self.ranker, self.items, self.version = ranker, items, version
 
     @cached_property
-    def _unit(self) -> Tensor | None:
-        """(I, D) item vectors of length 1; None if the model has none."""
-        vectors = self.ranker.model.item_vectors_for_similarity()
-        return None if vectors is None else torch.nn.functional.normalize(vectors.detach(), dim=-1)
+    def _directions(self) -> Directions | None:
+        return Directions.of(self.ranker.model)
 
-    def vectors(self) -> Tensor:
-        """(I, D) item vectors of length 1.
+    def directions(self) -> Directions:
+        """Which way the items' vectors point.
 
         Raises:
             RecrayError: The model has none.
         """
-        if self._unit is None:
+        if self._directions is None:
             raise RecrayError(f"a {type(self.ranker.model).__name__} model has no item vectors")
-        return self._unit
+        return self._directions
 
     @cached_property
     def _why(self) -> Why:
-        return Why(self.ranker, self._unit)
+        return Why(self.ranker, self._directions)
 
     @torch.no_grad()
     def lists(
@@ -156,7 +155,8 @@ class Lister:
             there = item[row] != NONE
             chosen, value = item[row][there], score[row][there]
             if wish.diversity:
-                order = diversify(self.vectors()[chosen], value, k, wish.diversity)
+                unit = self.directions().unit(torch.from_numpy(chosen))
+                order = diversify(unit, value, k, wish.diversity)
                 chosen, value = chosen[order], value[order]
             answer = self.answer(chosen, value, source)
             if wish.explain:

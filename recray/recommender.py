@@ -289,10 +289,10 @@ class Recommender:
             RecrayError: The model has no item vectors, k is out of range, or no such genre.
         """
         self.check_k(k)
-        dense, unit = self.items.encode_one(item), self.lister.vectors()
+        dense, directions = self.items.encode_one(item), self.lister.directions()
         if not 0 <= dense < self.items.known:
             raise KeyError(item)
-        scores = (unit @ unit[dense])[None, :]
+        scores = directions.cosines(dense)[None, :]
         scores[0, dense] = -torch.inf
         allowed = self.facts.allowed(wish)
         if allowed is not None:

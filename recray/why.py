@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from recray.directions import Directions
 from recray.models.base import LinearModel
 from recray.objectives import Shares
 from recray.ranking import Ranker
@@ -46,11 +47,11 @@ class Why:
 
     Args:
         ranker: The model, its objective and its history.
-        unit: (items, D) item vectors of length 1; None if the model has none.
+        directions: Of the item vectors; None if the model has none.
     """
 
-    def __init__(self, ranker: Ranker, unit: Tensor | None) -> None:
-        self.ranker, self.unit = ranker, unit
+    def __init__(self, ranker: Ranker, directions: Directions | None) -> None:
+        self.ranker, self.directions = ranker, directions
 
     @cached_property
     def _shares(self) -> Shares | None:
@@ -79,7 +80,7 @@ class Why:
         return Reasons(self._likeness(item, rating, shown), False)
 
     def _likeness(self, item: Tensor, rating: Tensor, shown: Tensor) -> Tensor:
-        if self.unit is None or not len(item):
+        if self.directions is None or not len(item):
             return torch.zeros(len(item), len(shown))
         liked = (rating >= rating.mean())[:, None]
-        return (self.unit[item] @ self.unit[shown].T) * liked
+        return (self.directions.unit(item) @ self.directions.unit(shown).T) * liked
