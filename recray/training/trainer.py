@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,6 +34,9 @@ from recray.training.streaming import check_streaming
 from recray.training.sync import SLOW_PATIENCE_S, Workers
 from recray.training.warm import check_pretraining, pretrain, start_from
 from recray.training.watch import Watch, following
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 MAX_FAILURES = 3
 """How often a group of workers of which one is lost begins again from the last checkpoint."""
@@ -297,10 +300,9 @@ def fit(
         RecrayError: What a worker raised for the user.
     """
     import ray.train
-    import ray.train.torch
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _trainer_class()(
         worker,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
@@ -337,6 +339,28 @@ def fit(
         raise
     finally:
         folder.delete(".ray")
+
+
+def _trainer_class() -> type["TorchTrainer"]:
+    """Ray's trainer, without what waits for a dashboard where none runs.
+
+    Ray's cleaner of placement groups asks the dashboard whether the controller lives. Without one
+    it never learns it, and each run would wait 12 s at its end for it to give up. It is there for
+    a driver that dies on a cluster; a local Ray ends with its driver.
+    """
+    import ray.train.torch
+    from ray._private.worker import get_dashboard_url
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
+
+    class WithoutCleaner(ray.train.torch.TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            # mypy takes it for the class before V2.
+            made = super()._create_default_callbacks()  # type: ignore[misc]
+            return [c for c in made if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    return ray.train.torch.TorchTrainer if get_dashboard_url() else WithoutCleaner
 
 
 def train_worker(config: dict[str, Any]) -> None:
