@@ -406,7 +406,7 @@ def test_averaging_is_the_mean_of_what_each_worker_made_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("most", "size", "dense"), [(10, 2, False), (100, 2, False), (60, 4, True), (40, 4, False)]
+    ("most", "size", "dense"), [(10, 2, False), (100, 2, True), (60, 4, True), (40, 4, False)]
 )
 def test_an_exchange_moves_the_fewer_bytes(most, size, dense):
     exchange = RowExchange(100, 3, most, Workers(0, size))

@@ -121,6 +121,7 @@ def _default(
         taken = asyncio.run(steady(port, _paths(small), rate, turns * seconds))
         rows.append({"what": "open loop", "per_second": rate, **_percentiles(taken)})
         rows.append(asyncio.run(_batches(port, small.user_ids.raw.tolist(), 2 * turns)))
+    port = _free_port()  # the first one is not free again at once
     with serving(large.folder.path, HOST, port):
         rows += asyncio.run(_peaks(large, port, turns, seconds))
     return rows

@@ -187,12 +187,21 @@ def plain_pass(case: Case, workers: Workers) -> tuple[Pass, float]:
     return run, moved
 
 
+def _alone(case: Case, workers: Workers) -> Pass:
+    """Every worker trains a model of its own on its share of each step, and exchanges nothing."""
+    share = Case(case.model, case.size, case.batch // workers.size, case.steps, case.changes)
+    run, _ = recray_pass(share, Workers())
+    return lambda: run() * workers.size
+
+
 def pass_of(way: str, case: Case, workers: Workers) -> tuple[Pass, float]:
     """The pass of a way, and the bytes that a worker receives in a step."""
     if way == "loop":
         return loop_pass(case), 0.0
     if way in ("plain", "ddp"):
         return plain_pass(case, workers)
+    if way == "alone":
+        return _alone(case, workers), 0.0
     return recray_pass(case, workers)
 
 

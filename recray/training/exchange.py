@@ -28,9 +28,10 @@ class RowExchange:
         self.rows, self.columns, self.workers = rows, columns, workers
         self.most = min(most, rows)
         others = workers.size - 1
-        # A ring passes each row twice; gathering brings the rows of all others.
+        # A ring passes each row twice; gathering brings the rows of all others, and where that is
+        # as many, they must still be combined.
         dense, touched = 2 * others / workers.size * rows, others * self.most
-        self.dense = dense < touched
+        self.dense = dense <= touched
         self.received = min(dense, touched) * (columns + 1)
         """Numbers that a worker receives in a step."""
 
