@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from recray import cluster
 from recray.benchmarks.harness import machine
 from recray.benchmarks.synthetic import make_bundle
 from recray.bundle import Bundle
@@ -46,10 +45,8 @@ def run(quick: bool, say: Say) -> dict[str, Any]:
         say(f"bundles of {SMALL[1]:,} and {LARGE[1]:,} items")
         small = make_bundle(folder / "small", *SMALL)
         large = make_bundle(folder / "large", *LARGE)
-        rows = []
-        with cluster.session():
-            rows += _default(small, large, turns, seconds, say)
-            rows.append(swaps(small, folder, 12.0 if quick else 30.0, say))
+        rows = _default(small, large, turns, seconds, say)
+        rows.append(swaps(small, folder, 12.0 if quick else 30.0, say))
         say("the production profile, in a Ray of its own")
         rows.append(_apart("production", small.folder.path, str(turns * seconds)))
         rows.append(_fold_in(small))
@@ -111,7 +108,7 @@ def _default(
     small: Bundle, large: Bundle, turns: int, seconds: float, say: Say
 ) -> list[dict[str, Any]]:
     """Laptop mode: peaks beside the empty deployment, an open loop, batches."""
-    rows, port = [], _free_port()
+    rows, port = list[dict[str, Any]](), _free_port()
     with serving(small.folder.path, HOST, port):
         _serve_empty()
         say(f"peaks of {CONNECTIONS} connections, in {turns} turns of {seconds:g} s")
@@ -121,8 +118,9 @@ def _default(
         taken = asyncio.run(steady(port, _paths(small), rate, turns * seconds))
         rows.append({"what": "open loop", "per_second": rate, **_percentiles(taken)})
         rows.append(asyncio.run(_batches(port, small.user_ids.raw.tolist(), 2 * turns)))
-    port = _free_port()  # the first one is not free again at once
+    port = _free_port()
     with serving(large.folder.path, HOST, port):
+        _serve_empty()
         rows += asyncio.run(_peaks(large, port, turns, seconds))
     return rows
 
