@@ -342,25 +342,31 @@ def fit(
 
 
 def _trainer_class() -> type["TorchTrainer"]:
-    """Ray's trainer, without what waits for a dashboard where none runs.
+    """Ray's trainer without two processes of its own that this training has no use for.
 
-    Ray's cleaner of placement groups asks the dashboard whether the controller lives. Without one
-    it never learns it, and each run would wait 12 s at its end for it to give up. It is there for
-    a driver that dies on a cluster; a local Ray ends with its driver.
+    The manager of data sets, since there are none: a worker reads the parts that it owns. And,
+    without a dashboard, the cleaner of placement groups. It asks the dashboard whether the
+    controller lives, never learns it, and each run would wait 12 s at its end for it to give up.
+    It is there for a driver that dies on a cluster; a local Ray ends with its driver.
     """
     import ray.train.torch
     from ray._private.worker import get_dashboard_url
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback,
     )
 
-    class WithoutCleaner(ray.train.torch.TorchTrainer):
+    useless: tuple[type, ...] = (DatasetsCallback,)
+    if not get_dashboard_url():
+        useless += (PlacementGroupCleanerCallback,)
+
+    class Trainer(ray.train.torch.TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             # mypy takes it for the class before V2.
             made = super()._create_default_callbacks()  # type: ignore[misc]
-            return [c for c in made if not isinstance(c, PlacementGroupCleanerCallback)]
+            return [callback for callback in made if not isinstance(callback, useless)]
 
-    return ray.train.torch.TorchTrainer if get_dashboard_url() else WithoutCleaner
+    return Trainer
 
 
 def train_worker(config: dict[str, Any]) -> None:
