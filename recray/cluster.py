@@ -7,16 +7,19 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from recray.errors import RecrayError, StorageError, WorkerLost
 
 LOCAL = "local"
 OBJECT_STORE_BYTES = 500 << 20
+JOIN_VARIABLE, JOIN_S = "RAY_gcs_server_port_wait_time_s", 8
+"""How long Ray tries to join a cluster whose head listens."""
 
 # Set before Ray starts; what the user has set already is kept.
 _ENVIRONMENT = {
@@ -173,14 +176,44 @@ def _start(address: str, cpus: int) -> None:
         options |= {"address": address}
         if not in_job():  # a job brings its own working folder
             options["runtime_env"] = {"py_modules": [str(Path(__file__).parent)]}
+    with tempfile.TemporaryFile() as said, _joining(said if address != LOCAL else None):
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            said.seek(0)
+            if b"InvalidAuthToken" in said.read():
+                reason = "it refuses the token: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
+                reason += "~/.ray/auth_token, the first that is set, is not the cluster's"
+            else:
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise RecrayError(
+                f"cannot use the Ray cluster at {address}: {reason}; "
+                "give --address local, auto, or HOST:PORT of a running head"
+            ) from error
+
+
+@contextmanager
+def _joining(said: IO[bytes] | None) -> Iterator[None]:
+    """Let Ray try for JOIN_S only, and send what its C++ part says to a file; None: as it is.
+
+    It warns on stderr every second while it tries, before any level of logging applies to it.
+    """
+    if said is None:
+        yield
+        return
+    ours = JOIN_VARIABLE not in os.environ
+    os.environ.setdefault(JOIN_VARIABLE, str(JOIN_S))
+    sys.stderr.flush()
+    kept = os.dup(2)
+    os.dup2(said.fileno(), 2)
     try:
-        ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RecrayError(
-            f"cannot use the Ray cluster at {address}: {reason}; "
-            "give --address local, auto, or HOST:PORT of a running head"
-        ) from error
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        if ours:
+            del os.environ[JOIN_VARIABLE]
 
 
 def map_tasks(function: Callable[..., dict[str, Any]], count: int, *arguments: Any) -> list[Any]:

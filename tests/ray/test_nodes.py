@@ -111,7 +111,7 @@ def test_the_door_is_shut_without_the_token(nodes):
         assert time.monotonic() - begin < 60
     joined = nodes.recray("doctor", "--address", nodes.address, RAY_AUTH_TOKEN="0" * 64)
     assert (joined.returncode, joined.stderr.count("\n")) == (2, 1), joined.stderr
-    assert f"cannot use the Ray cluster at {nodes.address}" in joined.stderr
+    assert f"cannot use the Ray cluster at {nodes.address}: it refuses the token" in joined.stderr
 
 
 def test_a_cluster_of_another_ray_is_refused(nodes):
