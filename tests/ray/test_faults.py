@@ -138,7 +138,7 @@ def test_a_lost_worker_may_also_end_the_run_which_one_worker_continues(prepared,
 def test_a_node_that_is_taken_away_with_notice_leaves_a_checkpoint_within_the_epoch(
     prepared, tmp_path
 ):
-    small = ["--preset", "dot-mse", "--set", "train.epochs=1", "--set", "train.batch_size=2"]
+    small = ["--preset", "dot-mse", "--set", "train.epochs=1", "--set", "train.batch_size=4"]
     run = tmp_path / "run"
     with Nodes(2, cpus=2, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1") as nodes:
         running = nodes.start(

@@ -204,7 +204,7 @@ def test_a_disk_that_a_node_does_not_share_is_refused(nodes, released, tmp_path)
 
 # ------------------------------------------------------------------------ a node lost in training
 
-LONG = ["--preset", "dot-mse", "--set", "train.epochs=60", "--set", "train.patience=null"]
+LONG = ["--preset", "dot-mse", "--set", "train.epochs=40", "--set", "train.patience=null"]
 
 
 def epochs_of(run: Path) -> int:
@@ -225,7 +225,7 @@ def trained_through_a_loss(prepared: Path, out: Path, spare: int) -> str:
         at_work = nodes.nodes_of("RayTrainWorker")
         assert len(at_work) == 2
         nodes.kill(nodes.running_on(min(at_work)))
-        assert epochs_of(out) < 60, "killed too late to show anything"
+        assert epochs_of(out) < 40, "killed too late to show anything"
         printed, _ = running.communicate(timeout=280)
         assert running.returncode == 0, printed
         return printed
@@ -257,4 +257,4 @@ def test_without_room_for_as_many_a_run_goes_on_with_fewer_workers_and_says_so(u
     run = RunFolder(str(tmp_path / "run"))
     assert run.finished
     assert [change["workers"] for change in run.facts()["changes"]] == [1]
-    assert epochs_of(tmp_path / "run") == 60
+    assert epochs_of(tmp_path / "run") == 40
