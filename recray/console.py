@@ -340,14 +340,15 @@ def ratings_log(path: str, told: dict[str, Any]) -> str:
 def refreshed(result: dict[str, Any]) -> str:
     """What a refresh gained, and what its warm start saved."""
     gain, full, spared = result["gain"], result["against_full"], result["saved"]
-    rows = [["the live version", *_difference(gain)]]
+    rows = [[result["taken"], "the live version", *_difference(gain)]]
     if full is not None:
-        rows.append(["training from nothing", *_difference(full)])
+        rows.append(["the warm start", "training from nothing", *_difference(full)])
     title = f"{result['version']} on the hold-out of {result['before']}, {gain['metric']}"
-    lines = [table(title, ["against", "difference", "95 % interval", "verdict"], rows)]
+    lines = [table(title, ["of", "against", "difference", "95 % interval", "verdict"], rows)]
     if spared is not None:
         lines.append(_spared(spared))
-    lines.append(f"promoted in {result['registry']}: {result['version']}")
+    done = "promoted" if result["promoted"] else "NOT promoted"
+    lines.append(f"{done} in {result['registry']}: {result['version']}")
     return "\n".join(lines)
 
 

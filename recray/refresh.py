@@ -8,7 +8,7 @@ from recray.bundle import Bundle
 from recray.config import Settings, build_settings
 from recray.data.prepared import Prepared
 from recray.data.source import Source
-from recray.errors import RecrayError
+from recray.errors import CheckFailed, RecrayError
 from recray.feedback import RatingsLog
 from recray.feedback_source import with_log
 from recray.metrics import RATING
@@ -17,6 +17,8 @@ from recray.significance import Comparison
 from recray.storage import Folder
 from recray.terminal import Say
 from recray.training.checkpoint import RunFolder
+
+WARM, FULL = "the warm start", "training from nothing"
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,14 @@ def refresh(given: Source, order: Order, say: Say = print) -> dict[str, Any]:
         say: Told what happens, a line each.
 
     Returns:
-        {"registry", "before", "version", "promoted", "verdict", "log", "gain", "against_full",
-        "saved"}: gain and against_full are {"metric", "value", "low", "high", "verdict"};
-        against_full and saved are None without a full training.
+        {"registry", "before", "version", "promoted", "verdict", "log", "taken", "gain",
+        "against_full", "saved"}: gain, of the model that is taken, over the live one, and
+        against_full, of the warm start over training from nothing, are {"metric", "value", "low",
+        "high", "verdict"}; against_full and saved are None without a full training. A version that
+        is worse than the live one is kept in the registry and not promoted.
 
     Raises:
-        RecrayError: There is no live version or no log, the log is of another data set, or the new
-            version is worse than the live one.
+        RecrayError: There is no live version or no log, or the log is of another data set.
     """
     registry = Registry(order.registry)
     live = Bundle.open(registry.current().path)
@@ -83,23 +86,28 @@ def refresh(given: Source, order: Order, say: Say = print) -> dict[str, Any]:
         prepared = _stages(order, live.settings, say).prepare(given)
         warm = _train(order, _from_live(live), prepared, "warm", say)
         full = _train(order, _cold(live), prepared, "full", say) if order.full else None
-    gain = on_holdout(warm.bundle, live, live)
+    chosen, name = _better(warm, full, live.settings.metric)
+    say(f"refresh: {name} is taken, by its best value on the validation split")
+    gain = on_holdout(chosen.bundle, live, live)
     result: dict[str, Any] = {
         "registry": order.registry,
         "before": live.version,
         "log": told,
+        "taken": name,
         "gain": _plain(gain, f"the live version {live.version}"),
         "against_full": None,
         "saved": None,
     }
     if full is not None:
         against = on_holdout(warm.bundle, full.bundle, live)
-        result["against_full"] = _plain(against, "training from nothing")
+        result["against_full"] = _plain(against, FULL)
         result["saved"] = saved(warm.epochs, full.epochs, live.settings.metric)
-    say(f"gain: {result['gain']['verdict']}")
-    version = registry.add(warm.bundle.folder.path)
-    promoted = registry.promote(version, order.force)
-    return result | {"version": version, "promoted": True, "verdict": promoted["verdict"]}
+    version = registry.add(chosen.bundle.folder.path)
+    try:
+        verdict = registry.promote(version, order.force)["verdict"]
+    except CheckFailed as error:
+        return result | {"version": version, "promoted": False, "verdict": str(error)}
+    return result | {"version": version, "promoted": True, "verdict": verdict}
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,18 @@ def _from_live(live: Bundle) -> Settings:
     values = live.settings.plain()
     values["train"] |= {"start_from": [live.folder.path], "pretrain": 0}
     return build_settings(values)
+
+
+def _better(warm: Trained, full: Trained | None, metric: str) -> tuple[Trained, str]:
+    """The one that validates better, and its name; the warm one where that does not tell.
+
+    A live version that stopped early, before its solves had settled, is a start past its best.
+    """
+    if full is None or not all(metric in epoch for epoch in (*warm.epochs, *full.epochs)):
+        return warm, WARM
+    sign = -1 if metric in RATING else 1
+    best, other = (max(sign * e[metric] for e in t.epochs) for t in (warm, full))
+    return (warm, WARM) if best >= other else (full, FULL)
 
 
 def _plain(comparison: Comparison, other: str) -> dict[str, Any]:

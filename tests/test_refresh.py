@@ -12,7 +12,7 @@ from recray.errors import RecrayError
 from recray.feedback import Given, LogWriter, RatingsLog
 from recray.feedback_source import with_log
 from recray.recommender import Recommender
-from recray.refresh import saved
+from recray.refresh import FULL, WARM, Trained, _better, saved
 from recray.storage import Folder
 from recray.training.grow import grown, read_starts
 
@@ -148,6 +148,25 @@ def unknown(user):
         return place
 
     return places
+
+
+@pytest.mark.parametrize(
+    ("metric", "warm", "full", "taken"),
+    [
+        ("ndcg@10", [0.1, 0.3], [0.2], WARM),
+        ("ndcg@10", [0.1], [0.2, 0.1], FULL),
+        ("ndcg@10", [0.2], [0.2], WARM),
+        ("rmse", [0.9], [0.8], FULL),
+        ("rmse", [0.7, 0.9], [0.8], WARM),
+    ],
+)
+def test_what_validates_better_is_taken(metric, warm, full, taken):
+    def trained(values):
+        return Trained(None, [{"epoch": 1, metric: value} for value in values])
+
+    assert _better(trained(warm), trained(full), metric)[1] == taken
+    assert _better(trained(warm), None, metric)[1] == WARM
+    assert _better(Trained(None, [{"epoch": 1}]), trained(full), metric)[1] == WARM
 
 
 def test_what_a_warm_start_saved():

@@ -6,6 +6,7 @@ import click
 
 from recray import console
 from recray.cli.base import cli, shared
+from recray.errors import CheckFailed
 from recray.terminal import Console
 
 
@@ -32,8 +33,9 @@ def refresh(
     """Train the live version of REGISTRY again on SOURCE and the ratings log.
 
     It starts from the live version: known users and films keep what was learned, new users are
-    folded in first. On the live version's hold-out it is compared with the live version and with a
-    training from nothing, and promoted unless it is worse.
+    folded in first. Beside it a model is trained from nothing; the one that validates better is
+    compared with the live version on the live one's hold-out, and promoted unless it is worse
+    (exit 1: it is kept in the registry).
 
     \b
     Example:
@@ -59,3 +61,5 @@ def train_again(
     given = recognise(source, refreshing.live_settings(registry), mirror)
     result = refreshing.refresh(given, refreshing.Order(registry, out, *wanted), ui.say)
     ui.result(result, console.refreshed(result))
+    if not result["promoted"]:
+        raise CheckFailed(result["verdict"])
