@@ -40,15 +40,18 @@ class RowExchange:
         return self._begin_dense(ids, rows) if self.dense else self._begin_touched(ids, rows)
 
     def _begin_dense(self, ids: Tensor, rows: Tensor) -> Summed:
-        table = rows.new_zeros(self.rows, self.columns + 1)  # the last column: who was touched
-        table[:, :-1].index_copy_(0, ids, rows)
-        table[:, -1].index_fill_(0, ids, 1.0)
-        wait = self.workers.begin_sum(table)
+        # One message: the table, then how many workers have touched each row.
+        message = rows.new_zeros(self.rows * (self.columns + 1))
+        values, touches = message.split([self.rows * self.columns, self.rows])
+        table = values.view(self.rows, self.columns)
+        table.index_copy_(0, ids, rows)
+        touches.index_fill_(0, ids, 1.0)
+        wait = self.workers.begin_sum(message)
 
         def summed() -> tuple[Tensor, Tensor]:
             wait()
-            touched = torch.nonzero(table[:, -1])[:, 0]
-            return touched, table.index_select(0, touched)[:, :-1]
+            touched = torch.nonzero(touches)[:, 0]
+            return touched, table.index_select(0, touched)
 
         return summed
 
