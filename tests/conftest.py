@@ -1,5 +1,6 @@
 """A small prepared data set and bundles on disk, made without Ray."""
 
+import signal
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,9 @@ from recray.storage import Folder, publish
 from recray.training.checkpoint import Checkpoint, Progress
 
 USERS, ITEMS, COLD = 12, 10, 2
+
+# What a shell starts in the background ignores Ctrl-C, and so would the commands of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def raw(ids):

@@ -91,7 +91,7 @@ def test_a_service_has_a_replica_on_each_node(nodes, released):
     running = nodes.start(*words)
     try:
         wait_for(lambda: "serving on" in running.stdout.readline())
-        assert len(nodes.nodes_of("ServeReplica")) == 2
+        wait_for(lambda: len(nodes.nodes_of("ServeReplica")) == 2, 60)  # as the dashboard learns it
         checked = nodes.recray("verify", f"http://127.0.0.1:{port}", out / "bundle", "--users", 50)
         assert checked.returncode == 0, checked.stderr
     finally:
