@@ -59,12 +59,12 @@ def alive() -> list[Node]:
     return [node for _, node in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
 
 
-def room(workers: int, notice_s: float = 8.0, back_s: float = 30.0) -> int:
+def room(workers: int, notice_s: float = 25.0, back_s: float = 30.0) -> int:
     """How many of the workers the cluster has CPUs for, now that a worker was lost.
 
     Args:
         workers: As many as there were.
-        notice_s: Until the loss of a node is known.
+        notice_s: Until the loss of a node is known; Ray asks it five times, 3 s apart.
         back_s: Until another takes its place, where one does.
     """
     begin = time.monotonic()
