@@ -240,6 +240,6 @@ def _version(folder: Folder) -> str:
     """Twelve hex digits from everything that answers depend on."""
     digest = hashlib.sha256()
     for name in folder.files():
-        if name not in UNVERSIONED and name != storage.MANIFEST:
+        if name not in (*UNVERSIONED, storage.MANIFEST, storage.UNFINISHED):
             digest.update(name.encode() + hashlib.sha256(folder.read_bytes(name)).digest())
     return digest.hexdigest()[:12]
