@@ -239,7 +239,7 @@ def _rating_table(ratings: Ratings) -> pa.Table:
 def _version(folder: Folder) -> str:
     """Twelve hex digits from everything that answers depend on."""
     digest = hashlib.sha256()
-    for name in folder.files():
-        if name not in (*UNVERSIONED, storage.MANIFEST, storage.UNFINISHED):
+    for name in folder.content():
+        if name not in UNVERSIONED:
             digest.update(name.encode() + hashlib.sha256(folder.read_bytes(name)).digest())
     return digest.hexdigest()[:12]

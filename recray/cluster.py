@@ -1,5 +1,7 @@
 """The only place that starts or joins Ray: address, token, environment, and what fits on it."""
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -176,7 +178,7 @@ def _start(address: str, cpus: int) -> None:
         options |= {"address": address}
         if not in_job():  # a job brings its own working folder
             options["runtime_env"] = {"py_modules": [str(Path(__file__).parent)]}
-    with tempfile.TemporaryFile() as said, _joining(said if address != LOCAL else None):
+    with contextlib.nullcontext(io.BytesIO()) if address == LOCAL else _joining() as said:
         try:
             ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -193,27 +195,25 @@ def _start(address: str, cpus: int) -> None:
 
 
 @contextmanager
-def _joining(said: IO[bytes] | None) -> Iterator[None]:
-    """Let Ray try for JOIN_S only, and send what its C++ part says to a file; None: as it is.
+def _joining() -> Iterator[IO[bytes]]:
+    """Let Ray try for JOIN_S only; gives what its C++ part says meanwhile, in place of stderr.
 
-    It warns on stderr every second while it tries, before any level of logging applies to it.
+    It warns there every second while it tries, before any level of logging applies to it.
     """
-    if said is None:
-        yield
-        return
     ours = JOIN_VARIABLE not in os.environ
     os.environ.setdefault(JOIN_VARIABLE, str(JOIN_S))
-    sys.stderr.flush()
-    kept = os.dup(2)
-    os.dup2(said.fileno(), 2)
-    try:
-        yield
-    finally:
+    with tempfile.TemporaryFile() as said:
         sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-        if ours:
-            del os.environ[JOIN_VARIABLE]
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield said
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            if ours:
+                del os.environ[JOIN_VARIABLE]
 
 
 def map_tasks(function: Callable[..., dict[str, Any]], count: int, *arguments: Any) -> list[Any]:

@@ -11,12 +11,12 @@ from recray.data.source import Source
 from recray.errors import CheckFailed, RecrayError
 from recray.feedback import RatingsLog
 from recray.feedback_source import with_log
-from recray.metrics import RATING
 from recray.registry import Registry, on_holdout
 from recray.significance import Comparison
 from recray.storage import Folder
 from recray.terminal import Say
 from recray.training.checkpoint import RunFolder
+from recray.training.loop import LOWER_IS_BETTER
 
 WARM, FULL = "the warm start", "training from nothing"
 
@@ -149,11 +149,19 @@ def _better(warm: Trained, full: Trained | None, metric: str) -> tuple[Trained, 
 
     A live version that stopped early, before its solves had settled, is a start past its best.
     """
-    if full is None or not all(metric in epoch for epoch in (*warm.epochs, *full.epochs)):
+    if full is None or not _validated(warm.epochs, full.epochs, metric):
         return warm, WARM
-    sign = -1 if metric in RATING else 1
-    best, other = (max(sign * e[metric] for e in t.epochs) for t in (warm, full))
+    best, other = (max(_worth(e, metric) for e in t.epochs) for t in (warm, full))
     return (warm, WARM) if best >= other else (full, FULL)
+
+
+def _validated(warm: list[dict[str, Any]], full: list[dict[str, Any]], metric: str) -> bool:
+    return all(metric in epoch for epoch in (*warm, *full))
+
+
+def _worth(epoch: dict[str, Any], metric: str) -> float:
+    """The validation metric of an epoch, larger where it is better."""
+    return float(epoch[metric]) * (-1 if metric in LOWER_IS_BETTER else 1)
 
 
 def _plain(comparison: Comparison, other: str) -> dict[str, Any]:
@@ -181,11 +189,10 @@ def saved(
         training's best value; warm_epochs and warm_seconds are None if it was never reached. None
         where nothing was validated.
     """
-    if not all(metric in epoch for epoch in (*warm, *full)):
+    if not _validated(warm, full, metric):
         return None
-    sign = -1 if metric in RATING else 1
-    best = max(full, key=lambda epoch: sign * epoch[metric])
-    reached = next((e for e in warm if sign * e[metric] >= sign * best[metric]), None)
+    best = max(full, key=lambda epoch: _worth(epoch, metric))
+    reached = next((e for e in warm if _worth(e, metric) >= _worth(best, metric)), None)
     return {
         "metric": metric,
         "warm_epochs": reached["epoch"] if reached else None,

@@ -134,6 +134,10 @@ class Folder:
             f.path.removeprefix(root).lstrip("/") for f in found if f.type == pafs.FileType.File
         )
 
+    def content(self) -> list[str]:
+        """The same without the manifest, and without what has not been finished."""
+        return [n for n in self.files() if n != MANIFEST and not n.startswith(UNFINISHED)]
+
     def folders(self) -> list[str]:
         """Names of the folders directly inside, sorted."""
         _, found = self._list(recursive=False)
@@ -346,11 +350,10 @@ class Folder:
     def write_manifest(self, kind: str, facts: dict[str, Any]) -> None:
         """List every file of the folder with its bytes and sha256; written last."""
         entries = []
-        for name in self.files():
-            if name != MANIFEST and not name.startswith(UNFINISHED):
-                content = self.read_bytes(name)
-                digest = hashlib.sha256(content).hexdigest()
-                entries.append({"name": name, "bytes": len(content), "sha256": digest})
+        for name in self.content():
+            content = self.read_bytes(name)
+            digest = hashlib.sha256(content).hexdigest()
+            entries.append({"name": name, "bytes": len(content), "sha256": digest})
         self.write_json(MANIFEST, {"kind": kind, **facts, "files": entries})
 
 

@@ -20,7 +20,7 @@ import yaml
 
 from recray.config import Settings, build_settings
 from recray.errors import RecrayError
-from recray.storage import UNFINISHED, Folder
+from recray.storage import Folder
 from recray.sweep.spaces import Point
 
 TRIALS = "trials"
@@ -169,8 +169,8 @@ class SweepFolder:
 
     def records(self) -> list[Record]:
         """All trials that have ended, by number."""
-        names = [n for n in self.trials_folder.files() if not n.startswith(UNFINISHED)]
-        found = [Record(**self.trials_folder.read_json(name)) for name in names]
+        folder = self.trials_folder
+        found = [Record(**folder.read_json(name)) for name in folder.content()]
         return sorted(found, key=lambda record: record.number)
 
     def write_results(self, records: list[Record], goal: Goal, searcher: str) -> None:

@@ -23,6 +23,7 @@ import yaml
 from recray.config import ObjectiveSettings, Settings, TrainSettings
 from recray.errors import RecrayError, unknown_name
 from recray.models import model_class
+from recray.training.warm import PRETRAINED
 
 Point = dict[str, Any]
 """Setting, such as `train.lr`, to its value."""
@@ -175,12 +176,7 @@ def searchable(settings: Settings, given: Mapping[str, Any]) -> list[str]:
             train -= {"lr", "batch_size", "weight_decay"}
         if kind == "bayes":
             train -= {"l2"}
-    if "model.kind" not in given and settings.model.kind not in (
-        "gmf",
-        "mlp",
-        "neumf",
-        "softmax-dnn",
-    ):
+    if "model.kind" not in given and not issubclass(model_class(settings.model.kind), PRETRAINED):
         train -= {"pretrain"}
     if not pretrains:
         train -= {"pretrain_l2"}

@@ -58,8 +58,9 @@ def grown(bundle: Bundle, prepared: Prepared) -> Weights:
         else:
             weights[name] = value.clone()
     _fold_in(bundle, prepared, place_of_user, place_of_item, weights)
-    if isinstance(model, Dot) and isinstance(bundle.objective, WholeData):
-        _solve_items(bundle.objective, prepared, place_of_item < 0, weights)
+    new = place_of_item < 0
+    if new.any() and isinstance(model, Dot) and isinstance(bundle.objective, WholeData):
+        _solve_items(bundle.objective, prepared, new, weights)
     return weights
 
 

@@ -11,6 +11,7 @@ import torch
 from recray.config import Settings
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
+from recray.metrics import RATING
 from recray.models.base import Model, Statistics
 from recray.models.posterior import PosteriorDot
 from recray.objectives import Bayes, Contrast, Objective, PairLoss, WholeData, as_linear
@@ -26,7 +27,7 @@ Validate = Callable[[Model], dict[str, tuple[float, float]]]
 Report = Callable[[dict[str, float]], None]
 
 ASK_EVERY_S = 5.0
-LOWER_IS_BETTER = ("rmse", "mae")
+LOWER_IS_BETTER = RATING
 
 
 def statistics_of(

@@ -22,6 +22,8 @@ from recray.training.sync import Workers
 Weights = dict[str, Tensor]
 SPREAD = 0.3
 """Standard deviation of the numbers in pretrained vectors, which a ReLU layer can work with."""
+PRETRAINED = (Gmf, Mlp, NeuMf, SoftmaxDnn)
+"""Models whose vectors may start from exact solves."""
 SHARPNESS = 8.0
 """What a solved score, 1 for a rated pair and 0 for others, is multiplied by to be a logit."""
 
@@ -101,7 +103,7 @@ def check_pretraining(model: Model) -> None:
     Raises:
         RecrayError: It is neither a product nor a tower of layers.
     """
-    if not isinstance(model, Gmf | Mlp | NeuMf | SoftmaxDnn):
+    if not isinstance(model, PRETRAINED):
         raise RecrayError("train.pretrain goes with model.kind=gmf, mlp, neumf or softmax-dnn")
 
 
