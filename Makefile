@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SLOW ?= slow
 INSTALLED := $(VENV)/.installed
 
 .PHONY: run test test-slow check validate docs clean
@@ -13,7 +14,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" --durations=10
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow --durations=20
+	$(BIN)/python -m pytest -m "$(SLOW)" --durations=20
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
