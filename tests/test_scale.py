@@ -44,6 +44,14 @@ def test_one_worker_sends_nothing_and_many_send_nearly_twice_what_they_sum():
     assert formulas.sent_bytes(size(workers=100)) == pytest.approx(1.98 * summed, rel=1e-3)
 
 
+def test_memory_is_that_of_the_worker_and_not_of_who_started_it(prepared, tmp_path):
+    settings = load_settings("ranking", overrides=["model.dim=8", "train.epochs=1"])
+    large = bytearray(1 << 30)
+    large[::4096] = b"x" * len(large[::4096])  # every page is held
+    found = processes.train(settings, str(prepared.folder.path), tmp_path, 1)
+    assert 0 < found["memory_bytes"] < 500e6 < len(large)
+
+
 def test_constants_are_found_again():
     terms = [formulas.train_seconds(s) for s in SIZES]
     planted = dict.fromkeys(terms[0], 0.0)

@@ -1,6 +1,5 @@
 """Training in plain processes that meet over gloo: what each spends, sends and holds."""
 
-import resource
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -65,7 +64,7 @@ def _worker(
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=workers)
     counting = CountingWorkers(rank, workers)
     Workers.barrier(counting)  # nobody's clock starts before all are there
-    held, cpu, wall = _resident(), time.process_time(), time.perf_counter()
+    held, cpu, wall = _memory("VmRSS"), time.process_time(), time.perf_counter()
     job = build_run(
         build_settings(settings), Prepared.open(prepared), f"{run}/run", counting, lambda _: None
     )
@@ -74,7 +73,7 @@ def _worker(
         {
             "cpu_seconds": time.process_time() - cpu,
             "wall_seconds": time.perf_counter() - wall,
-            "memory_bytes": _most() - held,
+            "memory_bytes": _memory("VmHWM") - held,
             "summed_bytes": float(sum(counting.summed)),
         }
     )
@@ -82,12 +81,10 @@ def _worker(
         dist.destroy_process_group()
 
 
-def _resident() -> float:
-    """Bytes that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return float(pages * resource.getpagesize())
+def _memory(entry: str) -> float:
+    """Bytes of an entry of this process's status: VmRSS is what it holds, VmHWM the most so far.
 
-
-def _most() -> float:
-    """The most bytes that this process has held."""
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    Not getrusage's ru_maxrss: that begins with what the process which started this one held.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
