@@ -1,5 +1,7 @@
 """Steps on the rows that a batch touches: the same numbers as steps on whole tables."""
 
+import platform
+import resource
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from recray.models.base import Model
 from recray.models.pairs import Touched, pair_dot
 from recray.objectives import build_objective
 from recray.training.batches import Batch
-from recray.training.engine import Engine, describe, device_of
+from recray.training.engine import Engine, describe, device_of, keep_freed_memory
 from recray.training.exchange import RowExchange
 from recray.training.gradients import Gradient, RowGradient
 from recray.training.sync import Workers
@@ -452,3 +454,17 @@ def test_what_the_data_cannot_give_is_refused_before_anything_starts(prepared, c
 def test_optimizers_of_rows_refuse_what_needs_all_rows(changes):
     with pytest.raises(RecrayError, match=r"train\.optimizer=.*use adam"):
         load_settings("dot-mse", None, changes)
+
+
+def _resident() -> int:
+    """Bytes that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_what_a_step_frees_stays_for_the_next_one():
+    keep_freed_memory()
+    held = [torch.ones(1_000_000) for _ in range(25)]
+    before = _resident()
+    del held
+    assert _resident() > before - 50e6

@@ -14,7 +14,7 @@ from recray.models.base import Model
 from recray.objectives import Contrast, PairLoss
 from recray.objectives.ranking import raw_scores
 from recray.training.batches import Batch, StepPlan, epoch_generator, shuffled_batches
-from recray.training.engine import Engine, precision_of
+from recray.training.engine import Engine, keep_freed_memory, precision_of
 from recray.training.gradients import Gradient, RowGradient
 from recray.training.sync import Workers
 
@@ -103,6 +103,7 @@ class SteppedEpochs(ABC):
         workers: Workers,
         pairs: int | None,
     ) -> None:
+        keep_freed_memory()
         self.device = next(model.parameters()).device
         self.shard, self.workers = shard.to(self.device), workers
         self.plan = _plan(own, settings.batch_size, workers)
