@@ -29,7 +29,7 @@ from recray.serving.protection import (
 )
 from recray.storage import Folder
 from recray.terminal import Say
-from recray.training import trainer
+from recray.training import preflight, trainer
 from recray.training.checkpoint import EPOCHS, TIMINGS, RunFolder
 from recray.training.logbooks import TensorBoard
 from recray.training.watch import OnEpoch, Watch
@@ -213,12 +213,12 @@ class Stages:
     def _train(self, prepared: Prepared, settings: Settings, name: str) -> str:
         with self.timed("train"):
             folder = self.out.child(name)
-            wanted = trainer.for_data(settings, prepared)
+            wanted = preflight.for_data(settings, prepared)
             if folder.exists("run.json"):
                 facts = RunFolder(folder.path).facts()
                 same = facts["settings"] == wanted.plain()
                 if not same or facts["fingerprint"] != prepared.fingerprint:
-                    trainer.check(wanted, prepared, self.workers, self.address)
+                    preflight.check(wanted, prepared, self.workers, self.address)
                     folder.delete()
             words = "is there and matches" if folder.published() else f"{settings.preset}"
             self.say(f"train: {folder} {words}")

@@ -24,7 +24,7 @@ FLOORS = [
     ["evaluation"],
     ["registry"],
     ["cluster", "nodes"],
-    ["training.rows", "training.grow"],
+    ["training.rows", "training.grow", "training.preflight"],
     ["data.ingest", "training.trainer", "batch"],
     ["sweep.trial", "sweep.order", "sweep.resume", "sweep.export", "sweep.team"],
     ["tuning", "serving", "jobs", "doctor"],

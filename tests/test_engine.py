@@ -437,11 +437,11 @@ def test_all_of_the_sample_is_one_batch(tmp_path):
     ],
 )
 def test_what_the_data_cannot_give_is_refused_before_anything_starts(prepared, changes, words):
-    from recray.training import trainer
+    from recray.training import preflight
 
     settings = load_settings("dot-mse", None, ["evaluate.k=1", *changes])
     with pytest.raises(RecrayError, match=words):
-        trainer.check(settings, prepared, 1, "local")
+        preflight.check(settings, prepared, 1, "local")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from recray.config import load_settings
 from recray.data.prepared import KIND, Prepared, part_name
 from recray.errors import RecrayError
 from recray.storage import Folder, publish
-from recray.training import trainer
+from recray.training import preflight, trainer
 from recray.training.batches import StepPlan, epoch_generator
 from recray.training.checkpoint import TIMINGS, RunFolder
 from recray.training.loop import TrainingRun
@@ -223,4 +223,4 @@ def test_what_cannot_be_streamed_is_refused(in_parts, preset, changes, words):
         small.append("train.batch_size=4")
     settings = load_settings(preset, None, [*limit, *small, *changes])
     with pytest.raises(RecrayError, match=words):
-        trainer.check(trainer.for_data(settings, in_parts), in_parts, 1, "local")
+        preflight.check(preflight.for_data(settings, in_parts), in_parts, 1, "local")

@@ -21,7 +21,7 @@ from recray.sweep.records import Goal, Record, SweepFolder
 from recray.sweep.resume import Resumed
 from recray.sweep.spaces import parse_space
 from recray.sweep.trial import TrialRun, load, open_sealed
-from recray.training import trainer
+from recray.training import preflight, trainer
 from recray.training.checkpoint import TIMINGS
 from recray.training.sync import Workers
 
@@ -410,7 +410,7 @@ def test_training_the_best_settings_gives_the_same_digits(search, tmp_path, prep
         winner = Record(**vars(winner) | {"status": "stopped", "history": history})
         made.sweep.write_best(winner, made.goal)
     path = str(tmp_path / "sweep" / "best.yaml")
-    settings = trainer.for_data(load_settings(None, path), prepared)
+    settings = preflight.for_data(load_settings(None, path), prepared)
     wanted = [{k: v for k, v in e.items() if k not in TIMINGS} for e in winner.history]
     assert validation(settings, prepared, str(tmp_path / "run")) == wanted
 

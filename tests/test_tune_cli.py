@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console as Terminal
 
-from recray.cli.tune import cut, live_table, places, short_names, summary
+from recray.cli.trials import cut, live_table, short_names, summary
+from recray.cli.tune import places
 from recray.errors import RecrayError
 from recray.sweep.desk import Event
 

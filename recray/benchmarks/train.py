@@ -27,7 +27,7 @@ from recray.data import ingest
 from recray.data.prepared import Prepared
 from recray.data.source import recognise
 from recray.terminal import Say
-from recray.training import trainer
+from recray.training import preflight, trainer
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
 from recray.training.engine import device_of
 from recray.training.sync import Workers
@@ -198,7 +198,7 @@ def _price_of_ray(folder: str, quick: bool, repetitions: int, say: Say) -> dict[
 
     def bare() -> None:
         data = Prepared.open(prepared, verify=True)
-        fixed = trainer.for_data(settings, data)
+        fixed = preflight.for_data(settings, data)
         path = f"{folder}/bare-{next(number)}"
         trainer.build_run(fixed, data, path, Workers(), lambda _metrics: None).fit()
 
@@ -236,7 +236,7 @@ def _tiny(folder: str, say: Say) -> tuple[str, Any]:
     prepared = f"{folder}/tiny"
     ingest.prepare(recognise("sample", settings), prepared, settings)
     data = Prepared.open(prepared)
-    fixed = trainer.for_data(settings, data)
+    fixed = preflight.for_data(settings, data)
     run = trainer.build_run(fixed, data, f"{folder}/calibrate", Workers(), lambda _metrics: None)
     seconds = statistics.median(entry["seconds"] for entry in run.fit().history)
     batch = max(16, int(512 * seconds / TINY_SECONDS))

@@ -15,7 +15,7 @@ from recray.sweep.records import Goal, SweepFolder
 from recray.sweep.searchers import SEARCHERS, GridSearch, make_searcher
 from recray.sweep.spaces import Space, own_point
 from recray.sweep.trial import check_folds, open_sealed
-from recray.training import trainer
+from recray.training import preflight
 from recray.training.loop import LOWER_IS_BETTER
 
 SCHEDULERS = ("none", "asha", "median")
@@ -97,8 +97,8 @@ class Search:
         )
 
     def _resolve(self, settings: Settings) -> Settings:
-        resolved = trainer.for_data(settings, self.data)
-        trainer.check(resolved, self.data, self.order.workers, self.order.address)
+        resolved = preflight.for_data(settings, self.data)
+        preflight.check(resolved, self.data, self.order.workers, self.order.address)
         return resolved
 
     def facts(self) -> dict[str, Any]:
@@ -136,9 +136,9 @@ def check(order: Order, settings: Settings, space: Space) -> Search:
     if order.scheduler not in SCHEDULERS:
         raise unknown_name("scheduler", order.scheduler, SCHEDULERS)
     data = open_sealed(order.prepared)
-    settings = trainer.for_data(settings, data)
+    settings = preflight.for_data(settings, data)
     _check_team(order, data)
-    trainer.check(settings, data, 1, order.address)
+    preflight.check(settings, data, 1, order.address)
     if settings.train.resident_rows is not None:
         raise RecrayError("train.resident_rows: a search holds all ratings; leave it out")
     check_folds(order.folds, data)

@@ -13,26 +13,24 @@ import torch
 
 from recray import cluster, nodes
 from recray.config import Settings, build_settings
-from recray.data.features import feature_matrix, feature_names
-from recray.data.negatives import NegativeSampler
-from recray.data.prepared import Prepared, refuse_equal_ratings
+from recray.data.features import feature_matrix
+from recray.data.prepared import Prepared
 from recray.errors import RecrayError, WorkerLost
-from recray.measuring import check_metric
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.hybrid import Hybrid
-from recray.objectives import Contrast, UnratedClass, build_objective
+from recray.objectives import build_objective
 from recray.storage import Folder
 from recray.terminal import Say
+from recray.training import preflight
 from recray.training.checkpoint import Progress, RunFolder
-from recray.training.engine import EXACT, describe, device_of, pairs_of
+from recray.training.engine import describe, device_of
 from recray.training.grow import read_starts
 from recray.training.loop import TrainingRun
-from recray.training.rows import WorkerRows, rows_of_workers
+from recray.training.rows import WorkerRows
 from recray.training.steps import Shard
-from recray.training.streaming import check_streaming
 from recray.training.sync import SLOW_PATIENCE_S, Workers
-from recray.training.warm import check_pretraining, pretrain, start_from
+from recray.training.warm import pretrain, start_from
 from recray.training.watch import Watch, following
 
 if TYPE_CHECKING:
@@ -71,8 +69,8 @@ def run(
         RecrayError: What the user can fix; see the message.
     """
     prepared = Prepared.open(prepared_path, verify=True)
-    settings = for_data(settings, prepared)
-    check(settings, prepared, workers, address)
+    settings = preflight.for_data(settings, prepared)
+    preflight.check(settings, prepared, workers, address)
     folder = RunFolder(out)
     facts = _facts(settings, prepared, workers)
     watch = watch or Watch()
@@ -92,7 +90,7 @@ def run(
         busy = cluster.require(workers)
         nodes.require_shared(folder.folder)
         watch.say(describe(settings, prepared.users, prepared.items, rows, workers))
-        if streams(settings, prepared, workers):
+        if preflight.streams(settings, prepared, workers):
             watch.say(
                 f"train: streams {rows:,} ratings; a worker holds at most "
                 f"{settings.train.resident_rows:,} of them at once"
@@ -126,93 +124,6 @@ def _end(folder: RunFolder, progress: Progress, already: bool = False) -> dict[s
     if not folder.finished:
         folder.finish(folder.facts() | {"summary": summary | {"already_finished": False}})
     return summary
-
-
-def for_data(settings: Settings, prepared: Prepared) -> Settings:
-    """The settings with what the data set decides: its own groups, and the rating levels.
-
-    Raises:
-        RecrayError: The model needs rating levels, and the data have too many.
-    """
-    values = settings.plain() | prepared.manifest["settings"]
-    if settings.model.kind == "softmax-dnn" and settings.model.levels is None:
-        levels = [level for level, _ in prepared.manifest["ratings"]["levels"]]
-        if not levels:
-            raise RecrayError(
-                f"{prepared.folder} has more than 100 different ratings: "
-                "model.kind=softmax-dnn needs model.levels"
-            )
-        values["model"]["levels"] = levels
-    if settings.model.kind == "hybrid" and settings.model.item_features is None:
-        values["model"]["item_features"] = feature_names(prepared.item_table[: prepared.items])
-    return build_settings(values)
-
-
-def check(settings: Settings, prepared: Prepared, workers: int, address: str) -> None:
-    """Refuse what cannot be trained, before anything starts or is written.
-
-    Raises:
-        RecrayError: Too many workers, or settings that do not fit each other or the data.
-    """
-    if workers > prepared.buckets:
-        raise RecrayError(
-            f"--workers {workers}: the data set has {prepared.buckets} parts, "
-            "one is needed per worker"
-        )
-    if address == cluster.LOCAL:
-        cluster.require_local(workers)
-    if not settings.ranks:
-        refuse_equal_ratings(prepared)
-    if max(settings.evaluate.k) > prepared.items:
-        raise RecrayError(
-            f"evaluate.k={max(settings.evaluate.k)} is larger than the catalogue "
-            f"of {prepared.items} items"
-        )
-    low, high = prepared.rating_range
-    bar = settings.evaluate.relevant_from
-    if bar is not None and bar > high:
-        raise RecrayError(
-            f"evaluate.relevant_from={bar:g}: no rating is above {high:g}, "
-            "nothing would be relevant"
-        )
-    if address == cluster.LOCAL:
-        device_of(settings.train)
-    if settings.train.optimizer not in EXACT:
-        _refuse_large_batch(settings, prepared)
-    objective = build_objective(settings, low, high)
-    objective.check(build_model(settings, 1, 1))
-    if streams(settings, prepared, workers):
-        check_streaming(settings, objective, max(prepared.rows_of_parts("train")), workers)
-    trained = read_starts(settings.train.start_from, prepared)
-    if trained:
-        model = build_model(settings, prepared.users, prepared.items)
-        start_from(model, trained, settings.train.merge_alpha)
-    if settings.train.pretrain:
-        check_pretraining(build_model(settings, 1, 1))
-        if trained:
-            raise RecrayError("train.pretrain and train.start_from exclude each other")
-    negatives = settings.objective.negatives
-    if isinstance(objective, Contrast | UnratedClass) and negatives != "all":
-        NegativeSampler(prepared.items, negatives)  # refuses more than the catalogue can give
-    check_metric(settings.metric, settings.evaluate, stars=not settings.ranks)
-
-
-def streams(settings: Settings, prepared: Prepared, workers: int) -> bool:
-    """Whether some worker has more ratings than it may hold in memory."""
-    limit = settings.train.resident_rows
-    return limit is not None and max(rows_of_workers(prepared, workers)) > limit
-
-
-def _refuse_large_batch(settings: Settings, prepared: Prepared) -> None:
-    batch, of = settings.train.batch_size, "ratings"
-    most = prepared.manifest["splits"]["train"]["rows"]
-    if pairs_of(settings) is None:
-        most, of = prepared.users, "users"
-    if batch != "all" and batch > most:
-        raise RecrayError(
-            f"train.batch_size={batch}: the data set has {most} {of} to train on; "
-            "give no more, or all for one step an epoch"
-        )
 
 
 def _facts(settings: Settings, prepared: Prepared, workers: int) -> dict[str, Any]:
