@@ -70,12 +70,16 @@ def train_seconds(size: Size) -> Terms:
 
 
 def train_bytes(size: Size) -> Terms:
-    """Memory of one worker beyond an empty one: its ratings, all vectors, a block of systems."""
+    """Memory of one worker beyond an idle one: its ratings, all vectors, a block of systems, and
+    among several workers as much again to receive it.
+    """
+    block = ROW_BLOCK * size.dim * (size.dim + 2) * FLOAT32
     return {
         "process": 1,
         "rating": size.ratings / size.workers,
         "vector": (size.users + size.items) * size.dim * FLOAT32,
-        "system": ROW_BLOCK * size.dim * (size.dim + 2) * FLOAT32,
+        "system": block,
+        "system received": block * (size.workers > 1),
     }
 
 
