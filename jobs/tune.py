@@ -6,4 +6,4 @@ ray job submit --working-dir . -- python jobs/tune.py s3://bucket/p --out s3://b
 from recray.cli import main
 
 if __name__ == "__main__":
-    main("tune", resume=True)
+    main("tune", resume="")  # goes on with the sweep of --out, if there is one

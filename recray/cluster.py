@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from recray import nodes
 from recray.errors import RecrayError, StorageError, WorkerLost
 
 LOCAL = "local"
@@ -71,23 +72,24 @@ def require_local(workers: int) -> None:
 
 
 def require(workers: int) -> str | None:
-    """Refuse what the connected cluster cannot place, instead of waiting for it.
+    """Refuse what the connected cluster can never place; have one that grows get its nodes.
 
     Returns:
         A line to say if it must wait for others to end; None if there is room now.
 
     Raises:
-        RecrayError: More workers than its CPUs.
+        RecrayError: More workers than its CPUs, or than it may come to have; or these do not come.
     """
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    cpus = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
-    if workers > cpus:
+    most = nodes.size()[1]
+    if workers > most:
         raise RecrayError(
-            f"--workers {workers}: the cluster has {cpus} CPUs, one is needed per worker; "
+            f"--workers {workers}: the cluster has {most} CPUs, one is needed per worker; "
             "give fewer workers or add nodes"
         )
+    nodes.grow(workers)
+    cpus = nodes.size()[0]
     free = ray.available_resources().get("CPU", 0)
     if workers > free:
         return f"{free:g} of {cpus} CPUs of the cluster are free: waiting for {workers}"
@@ -225,6 +227,8 @@ def map_tasks(function: Callable[..., dict[str, Any]], count: int, *arguments: A
         RecrayError: What the first failing call, by i, raised for the user.
     """
     import ray.data
+
+    nodes.grow(1)
 
     def call(batch: dict[str, Any]) -> dict[str, list[str]]:
         results = []

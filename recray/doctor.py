@@ -27,6 +27,8 @@ WORKER_BYTES = 600 << 20
 RATING_BYTES = 270
 """Of the process that trains and measures, per rating: what its peak grew by from 100,000 ratings
 to a million."""
+GPU_S = 20.0
+"""Until a GPU is given up; less than the node is given."""
 STORE_BYTES = 75 << 20
 """What Ray itself asks of an object store; no rating passes through it."""
 
@@ -85,6 +87,8 @@ def examine(plan: Plan, address: str = cluster.LOCAL) -> list[Finding]:
     """
     named = plan.storage is not None
     plan = replace(plan, storage=Folder(plan.storage or os.getcwd()).path)
+    if plan.data and _is_path(plan.data):  # nodes have working folders of their own
+        plan = replace(plan, data=Folder(plan.data).path)
     ratings = _ratings(plan.data)
     token = _token_here()
     with cluster.session(address), _probe(plan) as probe:
@@ -93,6 +97,8 @@ def examine(plan: Plan, address: str = cluster.LOCAL) -> list[Finding]:
         answers = [(node, facts) for node, facts, why in told if not why]
         silent = [f"{node.name}: {why}" for node, _, why in told if why]
         dashboard = nodes.dashboard()
+        if not answers:
+            return [found for found in (_answering(told, silent), token) if found is not None]
         findings = [
             _answering(told, silent),
             _versions(answers),
@@ -184,9 +190,16 @@ def _torch_gpus() -> str:
     A process of its own: Ray hides the GPUs from a task that has asked for none.
     """
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPUTE], env=environment, capture_output=True, text=True
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _COMPUTE],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=GPU_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"torch does not answer within {GPU_S:g} s"
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
     return done.stdout.strip()
@@ -236,11 +249,13 @@ def _versions(answers: Answers) -> Finding:
 
 
 def _workers(plan: Plan, answers: Answers) -> Finding:
-    cpus = int(sum(node.resources.get("CPU", 0) for node, _ in answers))
+    cpus, most = nodes.size_of(node.resources for node, _ in answers)
     found = f"{cpus} CPUs for --workers {plan.workers}"
-    if plan.workers > cpus:
+    if most > cpus:
+        found += f"; the cluster grows to {most}"
+    if plan.workers > most:
         return Finding("workers", "problem", found, "give fewer workers, or add nodes")
-    if plan.workers == cpus:
+    if plan.workers == most:
         return Finding(
             "workers", "warning", found, "leave a CPU for what prepares and serves beside them"
         )

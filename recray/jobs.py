@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recray import cluster
+from recray import cluster, nodes
 from recray.errors import RecrayError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NOT_WORK = (
     ".arrow .csv .dat .gz .h5 .npy .npz .parquet .pt .safetensors .tar .tsv .whl .zip .key .pem"
 ).split()
+_NEVER = ("__pycache__", "node_modules", "recray-out", "secrets")
 _OUTPUTS = ("manifest.json", "run.json", "pyvenv.cfg", "current.json")
 """A folder that holds one of these is an output of ours or a virtual environment."""
 _TALKATIVE = (
@@ -111,7 +112,7 @@ def working_files(folder: Path) -> list[Path]:
 
 
 def _is_work(folder: Path) -> bool:
-    if folder.name.startswith(".") or folder.name in ("__pycache__", "node_modules", "recray-out"):
+    if folder.name.startswith(".") or folder.name in _NEVER:
         return False
     if folder.is_symlink() or folder.name.endswith(".egg-info"):
         return False
@@ -227,10 +228,10 @@ class Jobs:
             os.environ.update(hidden)
 
     def cpus(self) -> int:
-        """Logical CPUs of all nodes."""
+        """Logical CPUs of all nodes, or those that the cluster may come to have."""
         told = self._get("/api/v0/nodes?limit=10000")
         rows = told["data"]["result"]["result"]
-        return int(sum(row["resources_total"].get("CPU", 0) for row in rows if _alive(row)))
+        return nodes.size_of(row["resources_total"] for row in rows if _alive(row))[1]
 
     def submit(
         self, command: list[str], folder: Path, name: str | None = None, out: str | None = None

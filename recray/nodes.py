@@ -1,9 +1,10 @@
 """The nodes of the cluster: call something on each, and see that they share a disk."""
 
 import contextlib
+import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from recray.storage import UNFINISHED, Folder, is_uri, storage_errors
 
 WAIT_S = 30.0
 """Until a node that does not answer is given up."""
+GROWS_TO = "max_cpus"
+"""Resource of the head of a cluster with an autoscaler: the CPUs that it may come to have. Ray does
+not tell; the files in cluster/ set it.
+"""
+GROW_S = 900.0
+"""Until new nodes are given up: a machine has to be rented, and its image fetched."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,46 @@ def alive() -> list[Node]:
     return [node for _, node in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
 
 
+def size_of(resources: Iterable[Mapping[str, float]]) -> tuple[int, int]:
+    """The CPUs that nodes with these resources have, and that their cluster may come to have."""
+    every = list(resources)
+    there, most = (int(sum(r.get(name, 0) for r in every)) for name in ("CPU", GROWS_TO))
+    return there, max(there, most)
+
+
+def size() -> tuple[int, int]:
+    """The CPUs that the cluster has, and that it may come to have."""
+    return size_of(node.resources for node in alive())
+
+
+def grow(wanted: int, wait_s: float = GROW_S) -> None:
+    """Have at least so many CPUs in a cluster that may grow to them; it is told on stderr.
+
+    Ray asks for nodes itself where tasks wait, but what waits for a task gives up earlier.
+
+    Raises:
+        RecrayError: They do not come.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    there, most = size()
+    if wanted <= there or wanted > most:
+        return
+    print(f"the cluster has {there} CPUs, asks for {wanted} and waits for them", file=sys.stderr)
+    end = time.monotonic() + wait_s
+    request_resources(num_cpus=wanted)
+    try:
+        while (there := size()[0]) < wanted:
+            if time.monotonic() > end:
+                raise RecrayError(
+                    f"the cluster has {there} CPUs, {wait_s:.0f} s after {wanted} were asked for; "
+                    "`ray status` says what its autoscaler is at"
+                )
+            time.sleep(1.0)
+    finally:
+        request_resources(bundles=[])  # what is idle may go again
+
+
 def room(workers: int, notice_s: float = 25.0, back_s: float = 30.0) -> int:
     """How many of the workers the cluster has CPUs for, now that a worker was lost.
 
@@ -83,7 +130,8 @@ def on_every_node(
     """Call a function once on each node, beside whatever runs there.
 
     Returns:
-        (node, what the function returned, "") or (node, None, why it did not).
+        (node, what the function returned, "") or (node, None, why it did not), for each node that
+        has not left meanwhile.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -103,6 +151,8 @@ def on_every_node(
     for node, task in zip(nodes, tasks, strict=True):
         try:
             answers.append((node, ray.get(task, timeout=0), ""))
+        except ray.exceptions.TaskUnschedulableError:
+            continue  # it has left since it was asked
         except ray.exceptions.GetTimeoutError:
             answers.append((node, None, f"no answer in {wait_s:g} s"))
         except ray.exceptions.RayError as error:

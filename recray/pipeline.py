@@ -140,7 +140,7 @@ def reproduce(run_path: str, address: str = cluster.LOCAL) -> dict[str, Any]:
     return {
         "run": run.folder.path,
         "agrees": not differences,
-        "epochs": run.best().progress.epoch,
+        "epochs": run.progress().epoch,
         "differences": differences[:20],
     }
 
@@ -279,6 +279,7 @@ def release(
         cluster.require_local(workers)
     stages = Stages(Folder(out), settings, workers, address, say, on_epoch)
     with cluster.session(address):
+        cluster.require(workers)
         prepared = stages.prepare(given)
         bundle = stages.export(stages.train(prepared), prepared)
     versions = Registry(registry or stages.out.child("registry").path)
@@ -330,6 +331,7 @@ def up(
         keys = (*keys, parse_key(line, "recray up"))
     stages = Stages(Folder(out), settings, workers, address, say, on_epoch)
     with cluster.session(address):
+        cluster.require(workers)
         prepared = stages.prepare(given)
         run = stages.train(prepared)
         bundle = stages.export(run, prepared)

@@ -39,6 +39,7 @@ _TUNE_ENVIRONMENT = {
 def _fitting(search: Search) -> int:
     import ray
 
+    nodes.grow(max(search.order.workers, min(search.order.concurrent or 1, nodes.size()[1])))
     there = ray.cluster_resources()
     order, cpus = search.order, int(there.get("CPU", 0))
     if order.concurrent is None and order.address == cluster.LOCAL:

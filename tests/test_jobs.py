@@ -1,8 +1,11 @@
 """What a job is sent, and how a cluster that cannot take it is answered; no Ray is started."""
 
 import json
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import click
 import pytest
@@ -30,6 +33,7 @@ def folder(tmp_path):
         ".env",
         ".git/config",
         "server.key",
+        "docker/secrets/ray_token",
         "env/pyvenv.cfg",
         "env/lib/torch.py",
         "lists/manifest.json",
@@ -213,3 +217,14 @@ def test_a_job_with_a_taken_name_or_a_secret_is_not_sent(client, folder, name, w
 def test_an_unknown_job_is_named_with_the_last_ones(client):
     with pytest.raises(RecrayError, match=r"no job .x..*nightly"):
         client.get("x")
+
+
+@pytest.mark.parametrize("job", ["prepare", "train", "tune", "evaluate", "recommend", "pipeline"])
+def test_a_job_script_takes_the_options_of_its_command(job, tmp_path):
+    script = Path(__file__).parent.parent / "jobs" / f"{job}.py"
+    missing = str(tmp_path / "none")
+    words = [missing, "--out", str(tmp_path / "out")][: 1 if job == "evaluate" else None]
+    command = [sys.executable, str(script), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert missing in done.stderr.splitlines()[-1]

@@ -13,6 +13,7 @@ import click
 import jsonschema
 
 from cluster.validate.problems import Problem, against, explain, read_documents, unknown
+from recray.nodes import GROWS_TO
 
 PROVIDER_KEYS = {
     "aws": ["type", "region", "availability_zone", "cache_stopped_nodes", "security_group"],
@@ -131,9 +132,18 @@ def _nodes(file: Path, config: dict[str, Any]) -> list[Problem]:
                 problems.append(
                     Problem(file, f"{place}.resources.CPU", "the head must have CPU: 0")
                 )
+            if node.get("resources", {}).get(GROWS_TO) != (most := _most_cpus(config)):
+                key = f"{place}.resources.{GROWS_TO}"
+                problems.append(Problem(file, key, f"the workers may come to {most}"))
         elif not _spot(kind, wanted):
             problems.append(Problem(file, f"{place}.node_config", "workers must be spot machines"))
     return problems
+
+
+def _most_cpus(config: dict[str, Any]) -> int:
+    """The CPUs of all workers that there may be."""
+    types = config.get("available_node_types", {}).values()
+    return sum(t.get("resources", {}).get("CPU", 0) * t.get("max_workers", 0) for t in types)
 
 
 def _spot(kind: str | None, wanted: dict[str, Any]) -> bool:

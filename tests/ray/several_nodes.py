@@ -55,11 +55,17 @@ class Nodes:
         count: Nodes beside the head.
         head_cpus: CPUs of the head.
         cpus: CPUs of each other node.
+        head_resources: Other resources of the head.
         environment: Variables of the nodes, and of commands against them.
     """
 
     def __init__(
-        self, count: int = 2, head_cpus: int = 0, cpus: int = 1, **environment: str
+        self,
+        count: int = 2,
+        head_cpus: int = 0,
+        cpus: int = 1,
+        head_resources: dict[str, float] | None = None,
+        **environment: str,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="nodes-"))  # short: Ray puts sockets below it
         token = self.folder / "token"
@@ -87,7 +93,7 @@ class Nodes:
         self.count, self.cpus = count, cpus
         self.head = ["--head", f"--port={gcs}", f"--dashboard-port={self.dashboard_port}"]
         self.head += [f"--ray-client-server-port={client}", f"--temp-dir={self.folder}/ray"]
-        self.head += [f"--num-cpus={head_cpus}"]
+        self.head += [f"--num-cpus={head_cpus}", f"--resources={json.dumps(head_resources or {})}"]
 
     def __enter__(self) -> "Nodes":
         try:
