@@ -55,6 +55,10 @@ class Given:
         return self.user, self.item, self.rating, self.key
 
 
+class DamagedPart(RecrayError):
+    """A part whose bytes are there and are not those of a part."""
+
+
 @dataclass(frozen=True)
 class Contents:
     """What a log holds.
@@ -123,7 +127,7 @@ class RatingsLog:
         if (self.dataset, self.text) != (dataset, text):
             raise RecrayError(
                 f"{self.folder} holds ratings of {self.dataset}, not of {dataset}: "
-                "their ids mean other users and items"
+                "their ids mean other users and items; give another folder for the log"
             )
 
     # ------------------------------------------------------------------------------ parts
@@ -137,15 +141,21 @@ class RatingsLog:
         """The ratings of one part; None if it is gone, because it was put together with others.
 
         Raises:
-            RecrayError: It is damaged.
+            DamagedPart: It is damaged.
+            RecrayError: It cannot be read now; that says nothing of the part.
         """
         try:
-            table = self.folder.read_table(name, list(self._schema().names))
-            columns = [table[column].to_pylist() for column in self._schema().names]
-        except (RecrayError, pa.ArrowException, KeyError, OSError) as error:
+            content = self.folder.read_bytes(name)
+        except RecrayError:
             if not self.folder.exists(name):
                 return None
-            raise RecrayError(f"{self.folder}/{name} is damaged: {error}") from error
+            raise
+        wanted = self._schema().names
+        try:
+            table = pq.read_table(pa.BufferReader(content), columns=wanted, use_threads=False)
+            columns = [table[column].to_pylist() for column in wanted]
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise DamagedPart(f"{self.folder}/{name} is damaged: {error}") from error
         return [Given(*row) for row in zip(*columns, strict=True)]
 
     def _schema(self) -> pa.Schema:
@@ -177,24 +187,34 @@ class RatingsLog:
         self.folder.child(writer).add_bytes(file, sink.getvalue().to_pybytes())
 
     def read(self) -> Contents:
-        """Everything, while others may be writing. A damaged part is left out and named."""
-        while True:
-            names = self.names()
-            parts: list[list[Given]] = []
-            damaged, gone = [], False
+        """Everything there is now, while others may be writing. A damaged part is left out and
+        named.
+
+        Raises:
+            RecrayError: The store does not answer.
+        """
+        parts: dict[str, list[Given]] = {}
+        damaged: set[str] = set()
+        gone = True
+        while gone:  # parts that were put together meanwhile are elsewhere by now: look once more
+            names, gone = self.names(), False
             for name in names:
+                if name in parts or name in damaged:
+                    continue
                 try:
                     part = self.read_part(name)
-                except RecrayError:
-                    damaged.append(name)
+                except DamagedPart:
+                    damaged.add(name)
                     continue
-                gone = gone or part is None
-                parts.append(part or [])
-            # Parts that were put together meanwhile are elsewhere by now: look once more.
-            if not gone and self.names() == names:
-                ratings = once(rating for part in parts for rating in part)
-                copies = sum(map(len, parts)) - len(ratings)
-                return Contents(ratings, len(parts), damaged, copies)
+                if part is None:
+                    gone = True
+                else:
+                    parts[name] = part
+        there = [parts[name] for name in names if name in parts]
+        ratings = once(rating for part in there for rating in part)
+        copies = sum(map(len, there)) - len(ratings)
+        left_out = [name for name in names if name in damaged]
+        return Contents(ratings, len(names), left_out, copies)
 
 
 def once(ratings: Iterable[Given]) -> list[Given]:

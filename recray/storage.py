@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -24,18 +24,16 @@ import pyarrow.parquet as pq
 from recray.errors import RecrayError, StorageError
 from recray.parquet import parquet_bytes
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished-"
 ATTEMPTS = 6
 WAIT_S = 0.2
 """Before a store is asked again, doubled each time; the store's own client has tried before."""
 _LASTING = (
-    "ACCESS_DENIED",
-    "NO_SUCH_BUCKET",
-    "allow_bucket_creation",
-    "INVALID_ACCESS_KEY",
-    "SIGNATURE_DOES_NOT_MATCH",
-)
+    "ACCESS_DENIED NO_SUCH_BUCKET allow_bucket_creation INVALID_ACCESS_KEY SIGNATURE_DOES_NOT_MATCH"
+).split()
+_FULL = {errno.ENOSPC: "no space left", errno.EROFS: "read-only", errno.EDQUOT: "over quota"}
 
 
 def is_uri(path: str) -> bool:
@@ -86,6 +84,9 @@ class Folder:
 
     Args:
         path: A local path, or a URI such as `s3://bucket/prefix`.
+
+    Raises:
+        RecrayError: The URI has options.
     """
 
     path: str
@@ -93,6 +94,11 @@ class Folder:
     def __post_init__(self) -> None:
         if not is_uri(self.path):
             object.__setattr__(self, "path", os.path.abspath(self.path))
+        elif "?" in self.path:  # names of files come after the path
+            raise RecrayError(
+                f"{self.path}: options in a URI are not taken; an S3 store elsewhere is told by "
+                "AWS_ENDPOINT_URL, on every node"
+            )
 
     def __str__(self) -> str:
         return self.path
@@ -119,7 +125,8 @@ class Folder:
         """Whether the folder, or the file of that name in it, is there."""
         filesystem, path = self._open(name)
         try:
-            return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+            found = self._persist(lambda: filesystem.get_file_info(path))
+            return bool(found.type != pafs.FileType.NotFound)
         except OSError as error:
             raise RecrayError(f"cannot look for {path}: {error}") from error
 
@@ -148,7 +155,7 @@ class Folder:
         filesystem, root = self._open()
         wanted = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
         try:
-            return root, filesystem.get_file_info(wanted)
+            return root, self._persist(lambda: filesystem.get_file_info(wanted))
         except OSError as error:
             raise RecrayError(f"cannot list {self.path}: {error}") from error
 
@@ -169,13 +176,16 @@ class Folder:
         filesystem, path = self._open(name)
 
         def read() -> bytes:
+            with filesystem.open_input_stream(path, compression=None) as stream:
+                return bytes(stream.read())
+
+        def persist() -> bytes:
             try:
-                with filesystem.open_input_stream(path, compression=None) as stream:
-                    return bytes(stream.read())
+                return self._persist(read)
             except OSError as error:
                 raise RecrayError(f"cannot read {self.path}/{name}: {error}") from error
 
-        return read
+        return persist
 
     def read_json(self, name: str) -> Any:
         """The file's content as JSON.
@@ -220,14 +230,15 @@ class Folder:
         with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(content)
 
-    def _persist(self, change: Callable[[], None]) -> None:
-        """Make a change; a store that fails in passing is asked again, a disk is not."""
+    def _persist(self, work: Callable[[], T]) -> T:
+        """Read or change something; a store that fails in passing is asked again, a disk is not."""
         for attempt in range(ATTEMPTS if is_uri(self.path) else 1):
             if attempt:
                 time.sleep(WAIT_S * 2 ** (attempt - 1))
             try:
-                change()
-                return
+                return work()
+            except FileNotFoundError:
+                raise
             except OSError as error:
                 problem = error
                 if any(word in str(error) for word in _LASTING):
@@ -259,12 +270,8 @@ class Folder:
         self.replace_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
     def write_table(self, name: str, table: pa.Table, few: Sequence[str] | None = None) -> None:
-        """Write the table as parquet; equal tables give equal bytes.
-
-        Args:
-            name: The file.
-            table: What to write.
-            few: Columns of few distinct values, worth a dictionary; None tries every column.
+        """Write the table as parquet; equal tables give equal bytes. `few` names the columns of few
+        distinct values, worth a dictionary; None tries every column.
         """
         self.write_bytes(name, parquet_bytes(table, few))
 
@@ -398,12 +405,7 @@ def storage_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        known = {
-            errno.ENOSPC: "no space left",
-            errno.EROFS: "read-only",
-            errno.EDQUOT: "over quota",
-        }
-        reason = known.get(error.errno or 0, error.strerror or str(error))
+        reason = _FULL.get(error.errno or 0, error.strerror or str(error))
         raise StorageError(f"cannot write {path}: {reason}") from error
 
 

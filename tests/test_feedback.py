@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -23,6 +24,7 @@ from recray.serving.arms import Arms, compared, place_of
 from recray.serving.beside import Beside
 from recray.serving.feedback import Feedback
 from recray.serving.tally import Tally
+from recray.storage import Folder
 
 from .conftest import ITEMS, USERS, raw
 
@@ -400,7 +402,7 @@ def test_a_registry_has_a_log_of_its_own_and_a_bundle_has_none(make_bundle, tmp_
     registry.promote(registry.add(bundle.folder.path))
     assert Beside().log_of(registry.folder.path) == f"{registry.folder.path}/ratings"
     assert Beside().log_of(bundle.folder.path) is None
-    assert Beside(ratings_log="x").log_of(bundle.folder.path) == "x"
+    assert Beside(ratings_log="x").log_of(bundle.folder.path) == str(Path("x").absolute())
     kept = Beside().open_feedback(registry.folder.path, Recommender(bundle))
     assert kept is not None
     assert [row["version"] for row in registry.versions()] == [bundle.version]
@@ -505,3 +507,35 @@ def test_every_rating_that_was_answered_is_in_the_log_once_whatever_is_killed(ma
     assert contents.damaged == []
     kept = sorted(rating.key for rating in contents.ratings)
     assert kept == sorted(rating["key"] for rating in wanted)
+
+
+def test_a_store_that_fails_in_passing_makes_no_part_damaged(log, monkeypatch):
+    writer = LogWriter(log)
+    for key in "ab":
+        writer.append([given(key=key)])
+    follower, read = Feedback(log), log.folder.read_bytes
+
+    def away(_folder, _name):
+        raise RecrayError("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read_bytes", away)
+        for look in (log.read, follower.follow):
+            with pytest.raises(RecrayError, match="the store is away"):
+                look()
+    assert follower.status()["damaged_parts"] == []
+    follower.follow()
+    assert follower.status()["ratings"] == 2
+    assert read(log.names()[0])
+
+
+def test_a_log_to_which_ratings_come_all_the_time_is_read_to_an_end(log, monkeypatch):
+    writer, read = LogWriter(log), log.read_part
+    writer.append([given(key="0")])
+
+    def meanwhile(name):
+        writer.append([given(key=f"after {name}")])
+        return read(name)
+
+    monkeypatch.setattr(log, "read_part", meanwhile)
+    assert [g.key for g in log.read().ratings] == ["0"]

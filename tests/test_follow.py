@@ -240,3 +240,23 @@ def test_no_reply_mixes_versions_under_load(bundles):
         assert lists == [expected[version][place] for place in places]
     assert {version for _, version, _ in replies} == set(expected)
     assert live.swaps > 10
+
+
+def test_a_version_of_another_data_set_is_refused(registry, bundles, live, monkeypatch):
+    registry.promote(bundles[1].version, force=True)
+
+    def other(path):
+        found = open_warm(path)
+        found.bundle.config["dataset"] = "elsewhere"
+        return found
+
+    Follower(live, other).look()
+    assert live.take().version == bundles[0].version
+    assert "is of elsewhere, what answers is of tiny" in live.status()["refused"]["reason"]
+
+
+def test_readiness_tells_no_credentials(live):
+    live.refuse("0" * 12, "cannot read s3://KEY:SECRET@bucket/registry/x: gone")
+    live.trouble = "cannot read s3://KEY:SECRET@bucket/registry/current.json"
+    assert "SECRET" not in json.dumps(live.status())
+    assert "s3://...@bucket/registry/x: gone" in live.status()["refused"]["reason"]

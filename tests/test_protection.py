@@ -3,6 +3,7 @@
 import asyncio
 import json
 import stat
+import threading
 
 import pytest
 from click.testing import CliRunner
@@ -12,6 +13,7 @@ from recray.cli import cli
 from recray.errors import RecrayError
 from recray.recommender import Recommender
 from recray.serving.api import build_app
+from recray.serving.live import Live
 from recray.serving.protection import (
     ENVIRONMENT,
     Buckets,
@@ -25,6 +27,8 @@ from recray.serving.protection import (
     parse_key,
     refuse_open_door,
 )
+from recray.serving.replies import THREADS, Service
+from recray.serving.tally import Tally
 from recray.serving.verify import verify
 
 from .conftest import raw
@@ -239,6 +243,23 @@ def test_a_long_computation_is_given_up_too(guarded, recommender, monkeypatch):
     monkeypatch.setattr(recommender, "recommend_from", lambda *_: time.sleep(0.5))
     client = guarded(timeout=0.05)
     assert code(client.post("/v1/recommendations", json={})) == (504, "timeout")
+
+
+def test_what_is_given_up_keeps_its_thread_until_it_ends(recommender):
+    service, gate, begun = Service(Live(recommender), Tally()), threading.Event(), []
+
+    def work():
+        begun.append(threading.current_thread().name)
+        gate.wait(10)
+
+    async def go():
+        for _ in range(3 * THREADS):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(service.apart(work), 0.05)
+
+    asyncio.run(go())
+    gate.set()
+    assert len(begun) == THREADS
 
 
 def test_more_than_the_queue_holds_are_told_to_come_again():

@@ -264,3 +264,8 @@ def test_a_write_that_goes_on_failing_is_one_line(store, reason, tries):
     with pytest.raises(StorageError, match=f"cannot write s3://bucket/x: .*{reason}"):
         folder.write_bytes("a", b"1")
     assert len(calls) == tries
+
+
+def test_options_in_a_uri_are_refused_with_the_way_to_give_them():
+    with pytest.raises(RecrayError, match="AWS_ENDPOINT_URL"):
+        Folder("s3://bucket/out?endpoint_override=minio:9000")

@@ -151,7 +151,7 @@ def _for_users(app: FastAPI, service: Service) -> None:
         service.tally.answer(answer.source, answer.model_version)
         if service.arms is not None and options.model is None:
             service.tally.arm(answer.model_version, time.perf_counter() - begin)
-            service.arms.copy(raw, answer, k, wish, news)
+            service.arms.copy(raw, answer, k, options.exclude_seen, wish, news)
         return json_reply(answer.plain())
 
 

@@ -54,7 +54,13 @@ class Arms:
         return place_of(user) < self.share
 
     def copy(
-        self, user: RawId, shown: Recommendations, k: int, wish: Wish, since: GivenRatings
+        self,
+        user: RawId,
+        shown: Recommendations,
+        k: int,
+        exclude_seen: bool,
+        wish: Wish,
+        since: GivenRatings,
     ) -> None:
         """Make the second model's list beside the one that was shown, later, in a thread."""
         if not self.shadow or shown.model_version == self.second.version:
@@ -66,7 +72,7 @@ class Arms:
         def work() -> None:
             try:
                 begin = time.perf_counter()
-                other = self.second.recommend(user, k, wish=wish, since=since)
+                other = self.second.recommend(user, k, exclude_seen, wish, since)
                 self.tally.arm(other.model_version, time.perf_counter() - begin)
                 self.tally.compare(compared(shown, other))
             except KeyError:

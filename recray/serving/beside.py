@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from recray.errors import RecrayError
+from recray.storage import Folder
 
 if TYPE_CHECKING:  # a config is checked without the torch that these load
     from recray.recommender import Recommender
@@ -34,6 +35,9 @@ class Beside:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise RecrayError(f"--share {self.share:g} is out of range: 0 to 1")
+        for name in ("second", "ratings_log"):  # replicas have working folders of their own
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Folder(path).path)
         if self.second is None and (self.share or self.shadow):
             raise RecrayError("--share and --shadow go with --second BUNDLE")
 
@@ -43,7 +47,7 @@ class Beside:
 
         if self.ratings_log is not None:
             return self.ratings_log
-        return f"{path.rstrip('/')}/{LOG}" if is_registry(path) else None
+        return Folder(path).child(LOG).path if is_registry(path) else None
 
     def open_feedback(self, path: str, recommender: "Recommender") -> "Feedback | None":
         """The log, or None if none is kept.

@@ -16,6 +16,7 @@ from recray.serving.beside import Beside
 from recray.serving.config import DEPLOYMENT, PRODUCTION_ENVIRONMENT, AppArgs
 from recray.serving.protection import Protection, load_keys, refuse_open_door
 from recray.serving.tally import Tally
+from recray.storage import Folder
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -206,6 +207,35 @@ def refuse_taken_port(host: str, port: int) -> None:
             ) from error
 
 
+def _refuse_other_service(host: str, port: int) -> None:
+    """A Serve that runs on the cluster keeps its own door, and its app of this name.
+
+    Raises:
+        RecrayError: It listens elsewhere, or has such an app.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        client = _get_global_client(raise_if_no_controller_running=False)
+    except RayServeException:
+        client = None
+    if client is None:
+        return
+    if NAME in serve.status().applications:
+        raise RecrayError(
+            f"the cluster serves an app called {NAME} already; end it first (`serve shutdown`), "
+            "promote to its registry, or `serve deploy` a file with a new args.revision"
+        )
+    there = client.http_config
+    if (there.host, there.port) != (host, port):
+        raise RecrayError(
+            f"the cluster's Serve listens on {there.host}:{there.port} already; give "
+            f"--host {there.host} --port {there.port}, or end it first (`serve shutdown`)"
+        )
+
+
 @contextlib.contextmanager
 def serving(
     bundle: str,
@@ -238,6 +268,7 @@ def serving(
             machines in and there are no keys.
     """
     protection = protection or Protection(keys=load_keys(None))
+    bundle = Folder(bundle).path  # replicas have working folders of their own
     refuse_open_door("0.0.0.0" if profile == "production" else host, protection)
     beside = beside or Beside()
     _try_out(bundle, beside)  # here, where the user sees it, not in a replica's log
@@ -251,6 +282,7 @@ def serving(
         from ray.serve.schema import LoggingConfig
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        _refuse_other_service(host, port)
         serve.start(
             proxy_location=ProxyLocation.HeadOnly,
             http_options=HTTPOptions(host=host, port=port),

@@ -99,6 +99,22 @@ def open_live(path: str) -> Live:
     raise failed or RecrayError(f"{path} has no current version; use `recray registry promote`")
 
 
+def _refuse_other_ids(new: Recommender, answers: Recommender) -> None:
+    """Ids of another data set mean other users, and so would the ratings that are kept.
+
+    Raises:
+        RecrayError: It is of another data set.
+    """
+    ours, theirs = (
+        (r.bundle.config["dataset"], r.users.text, r.items.text) for r in (answers, new)
+    )
+    if ours != theirs:
+        raise RecrayError(
+            f"{new.version} is of {theirs[0]}, what answers is of {ours[0]}: their ids mean other "
+            "users and items; start another service for it, with a ratings log of its own"
+        )
+
+
 class Follower:
     """Keeps a live model at the current version of its registry.
 
@@ -165,6 +181,7 @@ class Follower:
             recommender = self._open(self._registry.folder_of(version).path)
             if recommender.version != version:
                 raise RecrayError(f"the folder of {version} holds version {recommender.version}")
+            _refuse_other_ids(recommender, self.live.take())
         except Exception as error:  # the one that answers goes on
             self._postpone(version)
             self.live.refuse(version, str(error))

@@ -1,11 +1,15 @@
 """The model that answers now. Everything that asks a model takes it from here, once a request."""
 
+import re
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from recray.recommender import Recommender
+
+_CREDENTIALS = re.compile(r"://[^/@\s]*@")
+"""Of a store, in a URI: whoever asks whether the service is ready needs no key."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Live:
         """Keep what answers; say why the wanted version does not."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.wanted, self.loading = version, None
-        self.refused = Refusal(version, reason, now)
+        self.refused = Refusal(version, _CREDENTIALS.sub("://...@", reason), now)
         self.refusals += 1
 
     def status(self) -> dict[str, Any]:
@@ -82,6 +86,6 @@ class Live:
             "stale": self.wanted != version,
             "loading": self.loading,
             "refused": None if self.refused is None else asdict(self.refused),
-            "registry": self.trouble or ("followed" if self.source else None),
+            "registry": "unreadable" if self.trouble else "followed" if self.source else None,
             "swaps": self.swaps,
         }

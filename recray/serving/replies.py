@@ -1,9 +1,10 @@
 """What the routes of every file share: the service, replies, errors, and parameters."""
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import anyio.to_thread
 from fastapi import Path, Query
 from fastapi.responses import Response
 from pydantic_core import to_json
@@ -62,7 +63,7 @@ class Service:
     ) -> None:
         self.live, self.tally, self.arms, self.feedback = live, tally, arms, feedback
         self.plain_queries: dict[bytes, tuple[int, bool]] = {}
-        self._threads = anyio.CapacityLimiter(THREADS)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="recray-work")
 
     def take(self) -> Recommender:
         """The model that answers now; a handler calls it once, so that no reply mixes versions."""
@@ -97,8 +98,12 @@ class Service:
             self.plain_queries[query] = (k, exclude_seen)
 
     async def apart(self, work: Callable[[], T]) -> T:
-        """Do something long in a thread, while short requests go on."""
-        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+        """Do something long in a thread, while short requests go on.
+
+        What a timeout gives up keeps its thread until it ends, so that there are never more of
+        them; what still waits for a thread is not begun.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 def failures(*more: int) -> dict[int | str, dict[str, Any]]:

@@ -113,12 +113,13 @@ def _replay(client: Client, recommender: Recommender, users: Any, k: int) -> dic
         return {
             "verified": True, "users": 0, "differences": [], "ndcg": none, "model_version": version
         }  # fmt: skip
+    query = f"k={k}&since=false&model={recommender.version}"  # a second model may have the user
     offline = ranker.rank(users, k)
     online = np.full(offline.item.shape, NONE, np.int64)
     differences = []
     for row, user in enumerate(users):
         raw = quote(str(recommender.users.raw[user]), safe="")
-        status, reply = client.call("GET", f"/v1/users/{raw}/recommendations?k={k}&since=false")
+        status, reply = client.call("GET", f"/v1/users/{raw}/recommendations?{query}")
         expected = offline.item[row][offline.item[row] != NONE]
         try:
             listed = [(entry["item"], float(entry["score"])) for entry in reply["items"]]

@@ -173,6 +173,12 @@ def test_the_service_answers_and_refuses(sample_up, port):
                 urllib.request.urlopen(url + path)
             assert failure.value.code == status
             assert json.loads(failure.value.read())["error"]["message"]
+        second = serving(str(out / "bundle"), port=port, address="auto")
+        with pytest.raises(RecrayError, match="serves an app called recray already"), second:
+            pass
+    elsewhere = serving(str(out / "bundle"), port=1, address="auto")
+    with pytest.raises(RecrayError, match=rf"listens on 127.0.0.1:{port} already"), elsewhere:
+        pass
 
 
 def test_a_guarded_service_lets_its_keys_in_and_counts_bodies(sample_up, port):

@@ -72,6 +72,7 @@ async function ask(part, path, body, tries = 2) {
     throw new Trouble(0, "away", "The service does not answer. It may be starting, or the network is down.");
   }
   const answer = await reply.json().catch(() => null);
+  if (control.signal.aborted) throw new DOMException("newer request", "AbortError");
   if (reply.ok && answer) return answer;
   const { code = "http_error", message = `The service answered ${reply.status}.` } = answer?.error || {};
   if ((reply.status === 429 || reply.status === 503) && tries > 1) {
@@ -198,7 +199,7 @@ function elsewhere(film) {
 
 /** Learn the ids elsewhere of films that are about to be shown; the list does not wait for it. */
 async function learnLinks(part, films, place) {
-  const items = films.map((film) => film.item).filter((item) => !links.has(item));
+  const items = [...new Set(films.map((film) => film.item))].filter((item) => !links.has(item));
   if (items.length) {
     try {
       const answer = await ask(`links-${part}`, "v1/items:batch", { items });
@@ -241,6 +242,7 @@ function recall() {
 }
 
 let settle;
+const sending = new Map(); // by film: rating another one does not stop it
 /** Take a rating; arrow keys pass through values that nobody means, so those wait a moment. */
 function rate(film, stars, passing = false) {
   const focused = document.activeElement?.closest(".stars")?.dataset.item === String(film.item);
@@ -250,14 +252,18 @@ function rate(film, stars, passing = false) {
   for (const node of document.querySelectorAll(".stars[data-item]")) node.refresh();
   drawMine();
   clearTimeout(settle);
-  settle = setTimeout(async () => {
+  clearTimeout(sending.get(film.item));
+  const wait = passing ? 700 : 0;
+  sending.set(film.item, setTimeout(() => {
     if (stars !== null && state.saveAs !== null) send(film, stars);
+  }, wait));
+  settle = setTimeout(async () => {
     await recommend();
     // The film has left the list under the reader's fingers: follow it to their ratings.
     if (focused && document.activeElement === document.body) {
       $("mine-list").querySelector(`[data-item="${CSS.escape(String(film.item))}"]`)?.focus();
     }
-  }, passing ? 700 : 0);
+  }, wait);
 }
 
 const plainFilm = ({ item, title, year, genres }) => ({ item, title, year, genres });
@@ -448,7 +454,7 @@ function draw(answers, you) {
       : h("div", { class: "empty" }, h("b", {}, "No film is left"), "No film passes these filters that has not been rated already.");
     return h("div", {}, head, body);
   }));
-  for (const answer of answers) learnLinks("lists", answer.items, $("lists"));
+  learnLinks("lists", answers.flatMap((answer) => answer.items), $("lists"));
 }
 
 function overlap(answers) {
