@@ -111,7 +111,8 @@ def _judge(search: Search, plan: Plan, winner: Record, say: Say) -> dict[str, An
     if not search.data.manifest["splits"]["test"]["rows"]:
         say("the data set has no test split to measure on")
         return None
-    own = next((r for r in plan.records.values() if r.number == 0 and r.history), None)
+    trained = (r for r in plan.records.values() if r.status != "failed" and r.history)
+    own = next((r for r in trained if r.number == 0), None)
     names = {"winner": winner} if own in (None, winner) else {"winner": winner, "preset": own}
     tables: dict[str, UserTable] = {}
     out: dict[str, Any] = {"metric": search.goal.metric, "seeds": search.order.seeds}

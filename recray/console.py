@@ -340,11 +340,15 @@ def ratings_log(path: str, told: dict[str, Any]) -> str:
 def refreshed(result: dict[str, Any]) -> str:
     """What a refresh gained, and what its warm start saved."""
     gain, full, spared = result["gain"], result["against_full"], result["saved"]
-    rows = [[result["taken"], "the live version", *_difference(gain)]]
-    if full is not None:
-        rows.append(["the warm start", "training from nothing", *_difference(full)])
-    title = f"{result['version']} on the hold-out of {result['before']}, {gain['metric']}"
-    lines = [table(title, ["of", "against", "difference", "95 % interval", "verdict"], rows)]
+    lines = []
+    if gain is not None:
+        rows = [[result["taken"], "the live version", *_difference(gain)]]
+        if full is not None:
+            rows.append(["the warm start", "training from nothing", *_difference(full)])
+        title = f"{result['version']} on the hold-out of {result['before']}, {gain['metric']}"
+        lines.append(
+            table(title, ["of", "against", "difference", "95 % interval", "verdict"], rows)
+        )
     if spared is not None:
         lines.append(_spared(spared))
     done = "promoted" if result["promoted"] else "NOT promoted"

@@ -6,12 +6,12 @@ from typing import Any
 from recray import cluster, pipeline
 from recray.bundle import Bundle
 from recray.config import Settings, build_settings
-from recray.data.prepared import Prepared
+from recray.data.prepared import Prepared, Ratings
 from recray.data.source import Source
 from recray.errors import CheckFailed, RecrayError
 from recray.feedback import RatingsLog
 from recray.feedback_source import with_log
-from recray.registry import Registry, on_holdout
+from recray.registry import Incomparable, Registry, on_holdout, refuse_seen_holdout
 from recray.significance import Comparison
 from recray.storage import Folder
 from recray.terminal import Say
@@ -65,11 +65,13 @@ def refresh(given: Source, order: Order, say: Say = print) -> dict[str, Any]:
         {"registry", "before", "version", "promoted", "verdict", "log", "taken", "gain",
         "against_full", "saved"}: gain, of the model that is taken, over the live one, and
         against_full, of the warm start over training from nothing, are {"metric", "value", "low",
-        "high", "verdict"}; against_full and saved are None without a full training. A version that
-        is worse than the live one is kept in the registry and not promoted.
+        "high", "verdict"}; against_full and saved are None without a full training, gain and
+        against_full where `force` goes on without a hold-out. A version that is worse than the
+        live one is kept in the registry and not promoted.
 
     Raises:
-        RecrayError: There is no live version or no log, or the log is of another data set.
+        RecrayError: There is no live version or no log, the log is of another data set, or the
+            data train on some of the live version's hold-out.
     """
     registry = Registry(order.registry)
     live = Bundle.open(registry.current().path)
@@ -77,30 +79,33 @@ def refresh(given: Source, order: Order, say: Say = print) -> dict[str, Any]:
         raise RecrayError(
             f"{order.registry} answers for {live.config['dataset']}, the source is {given.name}"
         )
-    log = RatingsLog.open(order.ratings_log or f"{order.registry.rstrip('/')}/ratings")
+    log = RatingsLog.open(order.ratings_log or Folder(order.registry).child("ratings").path)
     given, told = with_log(given, log)
     say(f"{log.folder}: {told['ratings']:,} ratings of {told['users']:,} users")
     for name in told["damaged_parts"]:
         say(f"{log.folder}/{name} is damaged and left out")
     with cluster.session(order.address):
+        cluster.require(order.workers)
         prepared = _stages(order, live.settings, say).prepare(given)
+        comparable = _comparable(prepared, live, order, say)
         warm = _train(order, _from_live(live), prepared, "warm", say)
         full = _train(order, _cold(live), prepared, "full", say) if order.full else None
     chosen, name = _better(warm, full, live.settings.metric)
     say(f"refresh: {name} is taken, by its best value on the validation split")
-    gain = on_holdout(chosen.bundle, live, live)
+    other = f"the live version {live.version}"
     result: dict[str, Any] = {
         "registry": order.registry,
         "before": live.version,
         "log": told,
         "taken": name,
-        "gain": _plain(gain, f"the live version {live.version}"),
+        "gain": _plain(on_holdout(chosen.bundle, live, live), other) if comparable else None,
         "against_full": None,
         "saved": None,
     }
     if full is not None:
-        against = on_holdout(warm.bundle, full.bundle, live)
-        result["against_full"] = _plain(against, FULL)
+        if comparable:
+            against = on_holdout(warm.bundle, full.bundle, live)
+            result["against_full"] = _plain(against, FULL)
         result["saved"] = saved(warm.epochs, full.epochs, live.settings.metric)
     version = registry.add(chosen.bundle.folder.path)
     try:
@@ -108,6 +113,24 @@ def refresh(given: Source, order: Order, say: Say = print) -> dict[str, Any]:
     except CheckFailed as error:
         return result | {"version": version, "promoted": False, "verdict": str(error)}
     return result | {"version": version, "promoted": True, "verdict": verdict}
+
+
+def _comparable(prepared: Prepared, live: Bundle, order: Order, say: Say) -> bool:
+    """Whether what is trained on the data can be compared with the live version, found out before
+    it is trained.
+
+    Raises:
+        Incomparable: It cannot, and nobody said that it need not.
+    """
+    known = Ratings.concatenate([prepared.load(split) for split in ("train", "valid", "fold_in")])
+    try:
+        refuse_seen_holdout(str(prepared.folder), known, prepared, live)
+    except Incomparable as error:
+        if not order.force:
+            raise
+        say(f"refresh: {error}; goes on, as --force says")
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -140,7 +163,7 @@ def _cold(live: Bundle) -> Settings:
 def _from_live(live: Bundle) -> Settings:
     """The same, starting from the live version."""
     values = live.settings.plain()
-    values["train"] |= {"start_from": [live.folder.path], "pretrain": 0}
+    values["train"]["start_from"] = [live.folder.path]
     return build_settings(values)
 
 

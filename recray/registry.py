@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from recray.bundle import KIND, Bundle, check_bundle
 from recray.config import EvaluateSettings
-from recray.data.prepared import Ratings
+from recray.data.prepared import Prepared, Ratings
 from recray.errors import CheckFailed, RecrayError, unknown_name
 from recray.measuring import UserTable, blocks_of, measure
 from recray.ranking import History, Ranker
@@ -195,34 +195,63 @@ def gate(candidate: Bundle, live: Bundle) -> str:
     return words
 
 
+class Incomparable(RecrayError):
+    """There is no hold-out that a candidate can be compared on; `--force` promotes it all the
+    same.
+    """
+
+
 def on_holdout(candidate: Bundle, other: Bundle, live: Bundle) -> Comparison:
     """Compare a candidate with another bundle on the live one's hold-out.
 
     Raises:
-        RecrayError: There is no hold-out, or the candidate was trained on some of it or on the data
-            of another data set.
+        Incomparable: There is no hold-out, or the candidate was trained on some of it or on the
+            data of another data set.
     """
     datasets = candidate.config["dataset"], live.config["dataset"]
     if datasets[0] != datasets[1]:
-        raise RecrayError(
+        raise Incomparable(
             f"{candidate.version} comes from {datasets[0]}, the live version from {datasets[1]}: "
             "they cannot be compared; use --force to promote it"
         )
-    if not len(live.holdout):
-        raise RecrayError("the live version has no hold-out to compare on; use --force to promote")
-    leaked = _pairs(candidate.history, candidate) & _pairs(live.holdout, live)
-    if leaked:
-        raise RecrayError(
-            f"{candidate.version} was trained on {len(leaked):,} ratings of the hold-out that it "
-            f"would be compared on; prepare with the same split settings, or use --force"
-        )
+    refuse_seen_holdout(candidate.version, candidate.history, candidate, live)
     metric = "ndcg@10" if live.settings.ranks or candidate.settings.ranks else "rmse"
     return _compare(candidate, other, live, metric)
 
 
-def _pairs(ratings: Ratings, bundle: Bundle) -> set[tuple[int, int]]:
-    users, items = bundle.user_ids.raw[ratings.user], bundle.item_ids.raw[ratings.item]
-    return set(zip(users.tolist(), items.tolist(), strict=True))
+def refuse_seen_holdout(name: str, known: Ratings, ids: Bundle | Prepared, live: Bundle) -> None:
+    """Refuse to compare what knows ratings of the live version's hold-out.
+
+    Args:
+        name: What is to be compared.
+        known: The ratings that it is trained on.
+        ids: What their ids mean.
+        live: Whose hold-out it is.
+
+    Raises:
+        Incomparable: It knows some, or there is no hold-out.
+    """
+    if not len(live.holdout):
+        raise Incomparable("the live version has no hold-out to compare on; use --force to promote")
+    leaked = _shared(known, ids, live)
+    if leaked:
+        raise Incomparable(
+            f"{name} knows {leaked:,} ratings of the hold-out that it would be compared on; "
+            f"prepare with the same split settings, or use --force"
+        )
+
+
+def _shared(ratings: Ratings, ids: Bundle | Prepared, live: Bundle) -> int:
+    """How many ratings of the live version's hold-out are among these."""
+    user = ids.user_ids.encode(live.user_ids.raw[live.holdout.user])
+    item = ids.item_ids.encode(live.item_ids.raw[live.holdout.item])
+    held = _numbered(user, item, ids)[(user >= 0) & (item >= 0)]
+    return int(np.isin(held, _numbered(ratings.user, ratings.item, ids)).sum())
+
+
+def _numbered(user: NDArray[Any], item: NDArray[Any], ids: Bundle | Prepared) -> NDArray[np.int64]:
+    """A number for each pair."""
+    return user.astype(np.int64) * len(ids.item_ids) + item
 
 
 def _in_ids_of(bundle: Bundle, other: Bundle, ratings: Ratings) -> Ratings:

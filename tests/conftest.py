@@ -76,7 +76,7 @@ def prepared(tmp_path) -> Prepared:
             "counts": {"users": USERS, "items": ITEMS, "unseen_users": 2, "unseen_items": 1},
             "splits": splits,
             "ratings": {"range": [1.0, 5.0], "levels": []},
-            "settings": {"data": {}, "split": {"kind": "random"}},
+            "settings": {"data": {}, "split": {"kind": "per-user-random", "seed": 0}},
             "fingerprints": {name: name * 8 for name in (*schema.PARTS, "ids", "items")},
         }
         folder.write_manifest(KIND, facts)

@@ -17,7 +17,7 @@ from recray.models.base import Model
 from recray.models.pairs import Touched, pair_dot
 from recray.objectives import build_objective
 from recray.training.batches import Batch
-from recray.training.engine import Engine, describe, device_of, keep_freed_memory
+from recray.training.engine import Engine, describe, device_of, keep_freed_memory, precision_of
 from recray.training.exchange import RowExchange
 from recray.training.gradients import Gradient, RowGradient
 from recray.training.sync import Workers
@@ -300,6 +300,16 @@ def test_half_of_the_digits_are_enough_to_learn(tmp_path):
     truth = torch.where((user + item) % 2 == 0, 5.0, 1.0)
     with torch.no_grad():
         assert (run.model(user, item) - truth).square().mean().sqrt() < 0.7
+
+
+def test_few_digits_are_those_of_the_weights_as_they_are_now():
+    layer, given = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    with precision_of(TrainSettings(precision="bf16")):
+        layer(given).sum().backward()
+        with torch.no_grad():
+            layer.weight.fill_(2.0)
+            layer.bias.zero_()
+        assert layer(given).tolist() == [[6.0, 6.0]]
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "lazy-adam"])

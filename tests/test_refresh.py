@@ -130,6 +130,13 @@ def test_an_item_that_the_bundle_does_not_know_is_solved_from_those_who_rated_it
     assert vectors[others].equal(bundle.model.item_vectors.weight.detach()[others])
 
 
+def test_a_bundle_of_another_split_of_the_same_data_is_refused(make_bundle, prepared):
+    bundle = make_bundle()
+    prepared.manifest["settings"]["split"]["seed"] = 1
+    with pytest.raises(RecrayError, match=r"another split of tiny \(seed=0\)"):
+        read_starts([bundle.folder.path], prepared)
+
+
 def unknown_item(item, items):
     def places(dense, known):
         place = np.where(dense < known, dense, -1).astype(np.int64)

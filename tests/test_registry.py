@@ -46,7 +46,7 @@ def test_a_version_that_was_trained_on_the_hold_out_is_refused(make_bundle):
 
     live, candidate = make_bundle("live"), make_bundle("candidate")
     leaky = dataclasses.replace(candidate, history=live.holdout)
-    with pytest.raises(RecrayError, match="trained on 15 ratings of the hold-out"):
+    with pytest.raises(RecrayError, match="knows 15 ratings of the hold-out"):
         gate(leaky, live)
 
 

@@ -91,3 +91,8 @@ def test_a_missing_package_is_one_line_with_the_command(monkeypatch):
 def test_an_unknown_searcher_names_the_nearest():
     with pytest.raises(RecrayError, match="did you mean 'random'"):
         make_searcher("randm", SPACE, OWN, 0, lower=True)
+
+
+def test_values_that_are_the_same_when_rounded_are_in_a_grid_once():
+    space = (Dimension("a", "int", 1.0, 16.0, log=True, points=8),)
+    assert space[0].grid() == [1, 2, 3, 5, 7, 11, 16]

@@ -6,6 +6,7 @@ import torch
 from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.models.factorization import Dot
+from recray.models.hybrid import Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
 from recray.models.softmax import SoftmaxDnn
 from recray.objectives import WholeData
@@ -129,3 +130,12 @@ def test_models_without_products_or_towers_are_not_pretrained():
     check_pretraining(Mlp(USERS, ITEMS, 2, (4, 3)))
     with pytest.raises(RecrayError, match=r"train.pretrain goes with model.kind=gmf, mlp, neumf"):
         check_pretraining(Dot(USERS, ITEMS, 3))
+
+
+def test_a_hybrid_keeps_the_description_of_its_own_items():
+    before, model = (Hybrid(USERS, ITEMS, 3, ["genre:Drama"]) for _ in range(2))
+    before.describe_items(torch.ones(ITEMS, 1))
+    model.describe_items(torch.tensor([[0.0], [1.0], [0.0], [1.0], [0.0]]))
+    start_from(model, [trained(before, "hybrid")], alpha=0.5)
+    assert model.features[:, 0].tolist() == [0, 1, 0, 1, 0]
+    assert torch.equal(model.feature_vectors, before.feature_vectors)

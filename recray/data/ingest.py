@@ -161,6 +161,8 @@ def _split(
 def _cuts(spill: Folder, buckets: int, gathered: list[Any], settings: Settings) -> tuple[int, int]:
     """Where valid and test begin, in seconds: at most their share of the rows is at or after it."""
     held = [result for result in gathered if result["rows"]]
+    if not held:
+        return 0, 0  # what has no rows is refused where users are counted
     first, last = min(r["first"] for r in held), max(r["last"] for r in held)
     rows = sum(r["rows"] for r in held)
 

@@ -28,6 +28,8 @@ class PosteriorDot(DotBias):
         the rated items is that of Koren (2008), KDD, eq. 15.
     """
 
+    item_facts = ("taste_rows",)
+
     def __init__(self, users: int, items: int, dim: int, returns: Returns = "stars") -> None:
         super().__init__(users, items, dim, "raw", returns)
         state = dim + 1

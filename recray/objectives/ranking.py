@@ -30,13 +30,15 @@ class Contrast(PairLoss):
         by_popularity: Whether they are drawn by popularity.
     """
 
+    kind: str
+
     def __init__(self, l2: float, negatives: int | None, by_popularity: bool) -> None:
         super().__init__(l2)
         self.negatives, self.by_popularity = negatives, by_popularity
 
     def check(self, model: Model) -> None:
         """Refuse a model that predicts stars."""
-        refuse_squeezed(model, "this kind")
+        refuse_squeezed(model, self.kind)
 
     @abstractmethod
     def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
@@ -91,6 +93,8 @@ class Logistic(Contrast):
         vs. matrix factorization revisited".
     """
 
+    kind = "logistic"
+
     def __init__(
         self, l2: float, negatives: int | None, by_popularity: bool, alpha0: float
     ) -> None:
@@ -118,6 +122,8 @@ class Bpr(Contrast):
     Source: Rendle et al. (2009), UAI, "BPR: Bayesian personalized ranking".
     """
 
+    kind = "bpr"
+
     def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
         """(B,) losses."""
         pairs = functional.softplus(negative - positive[:, None]) * drawn.weight
@@ -135,6 +141,8 @@ class ItemSoftmax(Contrast):
     Source: Yi et al. (2019), RecSys, "Sampling-bias-corrected neural modeling"; against all items
         the multinomial likelihood of Liang et al. (2018), WWW.
     """
+
+    kind = "item-softmax"
 
     def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
         """(B,) cross-entropies over the rated item and its negatives."""

@@ -9,7 +9,7 @@ from typing import Any
 from recray.config import Settings
 from recray.errors import RecrayError
 from recray.sweep.records import Goal, Record, Status, SweepFolder, key_of
-from recray.sweep.searchers import Searcher
+from recray.sweep.searchers import GridSearch, Searcher
 from recray.sweep.spaces import Point, Space, apply, own_point
 
 ATTEMPTS = 100
@@ -71,7 +71,8 @@ class Plan:
             number = self.waiting.pop(0)
             made = self._candidate(number)
             if made is None:
-                self.waiting = []
+                if not isinstance(self.searcher, GridSearch):  # there, the next number may be new
+                    self.waiting = []
             elif isinstance(made, Record):
                 self.ended(made)
             else:

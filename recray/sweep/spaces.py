@@ -69,7 +69,11 @@ class Dimension:
         return min(max(float(f"{value:.4g}"), self.low), self.high)
 
     def grid(self) -> list[Any]:
-        """The values that a grid takes, lowest first."""
+        """The values that a grid takes, each once, lowest first."""
+        values = self._grid()
+        return [value for place, value in enumerate(values) if value not in values[:place]]
+
+    def _grid(self) -> list[Any]:
         if self.kind == "choice":
             return list(self.choices)
         if self.kind == "int" and self.high - self.low < self.points:

@@ -18,6 +18,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from recray.config import build_settings
+from recray.errors import WorkerLost
 from recray.sweep.order import Order
 from recray.sweep.plan import Candidate
 from recray.sweep.records import Goal, SweepFolder
@@ -135,6 +136,8 @@ def cause_of(error: Exception) -> Exception:
     Raises:
         Exception: The error as it is: a process died, or another one missed it.
     """
+    if isinstance(error, WorkerLost):
+        raise error
     failures = [getattr(f, "_base_exc", f) for f in getattr(error, "worker_failures", {}).values()]
     dead = (ray.exceptions.RayError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
     if any(isinstance(f, dead) or "gloo" in str(f) for f in failures):

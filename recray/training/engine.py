@@ -128,7 +128,9 @@ def precision_of(train: TrainSettings) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if train.precision == "tf32" else before)
     try:
-        with torch.autocast(train.device, torch.bfloat16, enabled=train.precision == "bf16"):
+        bf16 = train.precision == "bf16"
+        # Its cache of rounded weights lives as long as the block, and steps change the weights.
+        with torch.autocast(train.device, torch.bfloat16, enabled=bf16, cache_enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

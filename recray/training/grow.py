@@ -8,6 +8,7 @@ from torch import Tensor
 
 from recray.bundle import KIND, Bundle
 from recray.data.prepared import Prepared
+from recray.errors import RecrayError
 from recray.models.base import Model, is_user_table
 from recray.models.factorization import Dot
 from recray.objectives import WholeData
@@ -20,17 +21,35 @@ def read_starts(paths: Sequence[str], prepared: Prepared) -> list[Trained]:
     """Read what to start from: runs on the same data, or bundles of any data with the same ids.
 
     Raises:
-        RecrayError: One is neither, is damaged, or is a run on other data.
+        RecrayError: One is neither, is damaged, is a run on other data, or a bundle of another
+            split.
     """
     found = []
     for path in paths:
         folder = Folder(path)
         if folder.published() and folder.manifest().get("kind") == KIND:
             bundle = Bundle.open(path)
+            _refuse_other_split(path, bundle, prepared)
             found.append(Trained(path, bundle.settings.model.kind, grown(bundle, prepared)))
         else:
             found += read_runs([path], prepared.fingerprint)
     return found
+
+
+def _refuse_other_split(path: str, bundle: Bundle, prepared: Prepared) -> None:
+    """What another split of the same data trains on is held out here.
+
+    Raises:
+        RecrayError: The bundle knows another split.
+    """
+    ours = prepared.manifest["settings"]["split"]
+    theirs = bundle.settings.plain()["split"]
+    other = ", ".join(f"{k}={theirs[k]}" for k in ours if ours[k] != theirs[k])
+    if other and bundle.config["dataset"] == prepared.manifest["dataset"]:
+        raise RecrayError(
+            f"train.start_from: {path} was trained on another split of {bundle.config['dataset']} "
+            f"({other}): it may know what is held out here; prepare with the same split settings"
+        )
 
 
 @torch.no_grad()
@@ -53,7 +72,7 @@ def grown(bundle: Bundle, prepared: Prepared) -> Weights:
             weights[name] = _taken(
                 value, place_of_user if is_user_table(name[:-7]) else place_of_item
             )
-        elif len(value.shape) == 1 and len(value) == model.items:
+        elif name in model.item_facts:
             weights[name] = _taken(value, place_of_item)
         else:
             weights[name] = value.clone()
@@ -99,6 +118,8 @@ def _fold_in(
     for part in range(prepared.buckets):
         rows = prepared.load("train", [part])
         rows = rows.where(new[rows.user] & (place_of_item[rows.item] >= 0))
+        if not len(rows.user):
+            continue
         users, begins = np.unique(rows.user, return_index=True)
         ends = [*begins[1:].tolist(), len(rows.user)]
         item, rating = torch.from_numpy(place_of_item[rows.item]), torch.from_numpy(rows.rating)

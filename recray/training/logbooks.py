@@ -134,7 +134,10 @@ class Mlflow:
             self.run = before or self._begun(folder, facts)
             if before is None:
                 folder.write_json(MLFLOW_RUN, {"uri": uri, "run": self.run})
-                for entry in history:
+            told = self.client.get_metric_history(self.run, "train/loss") if before else []
+            last = max((metric.step for metric in told), default=0)
+            for entry in history:  # also what a kill kept it from being told
+                if entry["epoch"] > last:
                     self.epoch(entry)
         except (MlflowException, ImportError) as error:
             raise RecrayError(f"--mlflow {uri}: {str(error).splitlines()[0]}") from error

@@ -77,8 +77,6 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
         start_from(model, trained, settings.train.merge_alpha)
     if settings.train.pretrain:
         check_pretraining(build_model(settings, 1, 1))
-        if trained:
-            raise RecrayError("train.pretrain and train.start_from exclude each other")
     negatives = settings.objective.negatives
     if isinstance(objective, Contrast | UnratedClass) and negatives != "all":
         NegativeSampler(prepared.items, negatives)  # refuses more than the catalogue can give

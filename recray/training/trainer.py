@@ -29,6 +29,7 @@ from recray.training.grow import read_starts
 from recray.training.loop import TrainingRun
 from recray.training.rows import WorkerRows
 from recray.training.steps import Shard
+from recray.training.streaming import check_streaming
 from recray.training.sync import SLOW_PATIENCE_S, Workers
 from recray.training.warm import pretrain, start_from
 from recray.training.watch import Watch, following
@@ -81,7 +82,7 @@ def run(
     if before.epoch or before.step:
         watch.say(_continued(folder, before, settings, workers))
     config = {
-        "settings": settings.plain(),
+        "settings": _elsewhere(settings),
         "prepared": prepared.folder.path,
         "run": folder.folder.path,
     }
@@ -102,6 +103,13 @@ def run(
             processes = 0 if workers == 1 and address == cluster.LOCAL else workers
             _fit_again(config, folder, facts, processes, max_failures, watch.say)
     return _end(folder, folder.progress())
+
+
+def _elsewhere(settings: Settings) -> dict[str, Any]:
+    """The settings for workers, whose working folder is another one."""
+    values = settings.plain()
+    values["train"]["start_from"] = [Folder(path).path for path in settings.train.start_from]
+    return values
 
 
 def _continued(folder: RunFolder, before: Progress, settings: Settings, workers: int) -> str:
@@ -241,6 +249,8 @@ def fit(
         with contextlib.redirect_stdout(None):
             trainer.fit()
     except SystemExit as error:  # Ray's own SIGINT handler leaves with sys.exit(0)
+        if error.code:
+            raise
         raise KeyboardInterrupt from error
     except Exception as error:
         failure: RecrayError | None = cluster.user_error(error) or cluster.lost_worker(error)
@@ -314,6 +324,8 @@ def build_run(
     rows = WorkerRows(settings, prepared, workers)
     low, high = prepared.rating_range
     objective = build_objective(settings, low, high)
+    if rows.streamed:
+        check_streaming(settings, objective, max(rows.rows_of.values()), workers.size)
     torch.manual_seed(settings.train.seed)  # the same start on every worker
     model = build_model(settings, prepared.users, prepared.items)
     if isinstance(model, Hybrid):

@@ -11,6 +11,7 @@ from recray.config import Settings
 from recray.errors import RecrayError
 from recray.models.base import Model
 from recray.models.factorization import Dot
+from recray.models.hybrid import Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
 from recray.models.softmax import SoftmaxDnn
 from recray.objectives import WholeData
@@ -91,6 +92,8 @@ def _load(model: Model, run: Trained) -> None:
     weights = dict(run.weights)
     if isinstance(model, Gmf) and run.kind == "dot":  # a product whose every factor weighs 1
         weights |= {"weight": torch.ones_like(model.weight), "bias": torch.zeros(())}
+    if isinstance(model, Hybrid):  # its items are described by the data that it trains on now
+        weights["features"] = model.features
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
