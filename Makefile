@@ -26,6 +26,7 @@ validate: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m recray.cli.reference > docs/commands.md
+	$(BIN)/python -m recray.cli.settings_reference > docs/settings.md
 
 clean:
 	rm -rf $(VENV) recray-out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -21,7 +21,12 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class Group(BaseModel):
     """A group of settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # the texts below the fields, for docs/settings.md
+    )
 
 
 class DataSettings(Group):
@@ -59,11 +64,13 @@ class SplitSettings(Group):
         "held-out-users",
         "given",
     ] = "per-user-random"
+    """Which ratings test and validate; docs/data.md has a line on each kind."""
     test: Fraction = 0.1
     """Share of the ratings (held-out-users: of the users); not for leave-one-out, kfold, given."""
     valid: Fraction = 0.1
     """The same; with kfold and given of those outside the test split; 0: no validation split."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the hash that divides ratings at random, and orders those of one time."""
     folds: Annotated[int, Field(ge=2, le=1000)] = 5
     """kfold: number of equal parts."""
     fold: Annotated[int, Field(ge=0)] = 0
@@ -90,7 +97,9 @@ class ModelSettings(Group):
     """Which network, and its size."""
 
     kind: str = "dot"
-    """A name in the registry of recray.models."""
+    """dot, dot-bias, mf-normalised, hybrid, gmf, mlp, neumf, softmax-dnn, posterior-dot, or what is
+    added to the registry of recray.models.
+    """
     dim: Annotated[int, Field(ge=1, le=4096)] = 64
     """Length of the user and item vectors."""
     output: Literal["raw", "sigmoid"] = "raw"
@@ -128,6 +137,7 @@ class ObjectiveSettings(Group):
         "unrated-class",
         "bayes",
     ] = "mse"
+    """mse, bce, classes and bayes aim at the stars, the others at ranking; see docs/training.md."""
     alpha0: Annotated[float, Field(gt=0)] = 0.1
     """whole-data, and logistic against all items: weight of the pairs nobody rated."""
     negatives: Annotated[int, Field(ge=1)] | Literal["all"] = 4
@@ -156,6 +166,7 @@ class TrainSettings(Group):
     """How training goes."""
 
     epochs: Annotated[int, Field(ge=1)] = 20
+    """Passes over the training ratings, at most; bayes: rounds of objective.sweeps samples."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 8192
     """Ratings per step over all workers, or users where negatives are all items; all: every one in
     one step."""
@@ -169,6 +180,7 @@ class TrainSettings(Group):
     from the posterior (bayes only).
     """
     lr: Annotated[float, Field(gt=0)] = 0.001
+    """Learning rate: how far a gradient step goes."""
     l2: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared vectors and biases of the rows in a batch, per rating."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -192,6 +204,7 @@ class TrainSettings(Group):
     metric: str = "auto"
     """Picks the best epoch on the validation split: rmse, mae, or a ranking metric like ndcg@10."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the first weights, the order of the ratings, the negatives, dropout and samples."""
     resident_rows: Annotated[int, Field(ge=1)] | None = None
     """Most ratings that a worker holds in memory; of more, parts are read as they are needed, each
     epoch in another order (see recray.training.streaming). null: all of them."""
@@ -203,9 +216,11 @@ class TrainSettings(Group):
     """
     pretrain: Annotated[int, Field(ge=0)] = 0
     """gmf, mlp, neumf, softmax-dnn: the vectors start from so many epochs of exact solves of the
-    whole-data loss, with objective.alpha0 and pretrain_l2; those of a neumf's product.
+    whole-data loss, with objective.alpha0 and pretrain_l2; those of a neumf's product. Where there
+    is a start_from, that is the start.
     """
     pretrain_l2: Annotated[float, Field(ge=0)] = 0.02
+    """The l2 of the exact solves of pretrain."""
     merge_alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the gmf where a neumf starts from two runs; the mlp has the rest."""
 
@@ -214,6 +229,7 @@ class EvaluateSettings(Group):
     """How ranking is measured."""
 
     k: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (10,)
+    """Lengths of the lists measured; ranking presets pick the best epoch by ndcg at the first."""
     relevant_from: float | None = None
     """A held-out rating counts as relevant from this many stars; null: every one does."""
 

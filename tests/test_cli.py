@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from recray import console
 from recray.cli import cli
 from recray.cli.reference import reference
+from recray.cli.settings_reference import settings_reference
+from recray.config import known_keys
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -44,6 +46,34 @@ def test_the_reference_of_commands_is_current():
     assert written == f"{reference()}\n", "run `make docs`"
 
 
+def test_the_reference_of_settings_is_current():
+    written = (ROOT / "docs" / "settings.md").read_text()
+    assert written == f"{settings_reference()}\n", "run `make docs`"
+
+
+@pytest.mark.parametrize("key", known_keys())
+def test_the_reference_says_what_a_setting_takes_and_means(key):
+    (row,) = [r for r in settings_reference().splitlines() if r.startswith(f"| `{key}` |")]
+    cells = [cell.strip() for cell in row.strip("|").split(" | ")]
+    assert len(cells) == 4
+    assert all(cells), row
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `model.dim` | whole number from 1 to 4,096 | `64` | Length of the user",
+        "| `split.train_file` | text, or `null` | `null` | given: the file of the training ratings",
+        "| `train.device` | `cpu`, `cuda` | `cpu` | cuda: the ratings stay",
+        "| `model.layers` | list of whole numbers from 1 | `[128, 64, 32]` | Widths",
+        "| `split.fold_in` | number above 0, below 1, or whole number from 1 | `0.8` | held-out",
+        "| `objective.negatives` | whole number from 1, or `all` | `4` | logistic, bpr",
+    ],
+)
+def test_the_reference_of_settings_has_a_row(row):
+    assert f"\n{row}" in settings_reference()
+
+
 @pytest.mark.parametrize("words", ALL)
 def test_every_command_can_print_json(words):
     assert "--json" in [o for p in ALL[words].params for o in p.opts]
@@ -75,6 +105,7 @@ def run(*arguments: object):
         (["registry", "list", "/nowhere"], "no registry at"),
         (["train", "p", "--out", "r", "--workers", "0"], "--workers"),
         (["evaluate", "sample", "--kfold", "3", "--seeds", "2"], "--kfold and --seeds exclude"),
+        (["evaluate", "sample", "--kfold", "3", "-k", "5"], "-k: of a BUNDLE only; --kfold takes"),
         (["evaluate", "/nowhere", "--refit"], "go with folds or seeds"),
         (["evaluate", "/nowhere", "--set", "train.lr=1"], "go with folds or seeds"),
         (["reproduce", "/nowhere"], "holds no run"),

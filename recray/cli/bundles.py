@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from recray import console
 from recray.cli.base import cli, default_out, shared
@@ -87,6 +88,7 @@ def evaluate(
     if len(chosen_ways) > 1:
         raise RecrayError(f"{' and '.join(chosen_ways)} exclude each other: give one")
     if chosen_ways:
+        _refuse_those_of_a_bundle(chosen_ways[0])
         settings = load_settings(preset, config, overrides)
         result = measure_folds(
             ui, bundle, settings, kfold, _names(folds), seeds, refit, out, address
@@ -109,6 +111,18 @@ def evaluate(
     with ui.during(f"measure {path} on its test split"):
         report = pipeline.evaluate(path, changes, prepared, workers, address, chosen)
     ui.result(report, console.evaluation(report, slices))
+
+
+def _refuse_those_of_a_bundle(way: str) -> None:
+    """Folds are measured as training measures, and by one worker each."""
+    source = click.get_current_context().get_parameter_source
+    own = ("k", "relevant_from", "baselines", "slices", "among", "protocol", "negatives")
+    given = [n for n in (*own, "prepared", "workers") if source(n) == ParameterSource.COMMANDLINE]
+    if given:
+        words = " and ".join("-k" if n == "k" else f"--{n.replace('_', '-')}" for n in given)
+        raise RecrayError(
+            f"{words}: of a BUNDLE only; {way} takes settings, such as --set evaluate.k=20"
+        )
 
 
 def measure_folds(

@@ -175,7 +175,6 @@ def key(ui: Console, name: str, add_to: str | None) -> None:
     \b
     Example:
         recray key shop --add-to keys
-        recray serve registry --replicas 2
         recray serve bundles/mse --host 0.0.0.0 --api-keys keys
     """
     from recray.serving.protection import add_line, new_key

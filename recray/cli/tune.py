@@ -52,7 +52,7 @@ def _concurrent(_context: click.Context, _option: click.Parameter, given: str) -
     default=3,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Trainings of the winner that are measured on test; 0: none.",
+    help="Trainings of the winner, and of trial 0, that are measured on test; 0: none.",
 )
 @click.option(
     "--kfold",

@@ -1,0 +1,71 @@
+"""The reference of all settings, from config.py: `python -m recray.cli.settings_reference`."""
+
+import json
+from typing import Any
+
+from recray.config import Group, Settings
+
+HEAD = """# Settings
+
+Made from `recray/config.py` by `make docs`; do not edit.
+
+Given as `--set KEY=VALUE`, or by group in a YAML file (`--config`), over a preset. What a preset
+leaves out has the default of this page; `recray/presets/` has what each says. `data` and `split`
+are given to `recray prepare`, the other groups to `recray train` and `recray tune`; `recray up` and
+`recray pipeline` take them all.
+"""
+NOUNS = {"integer": "whole number", "number": "number", "string": "text"}
+BOUNDS = {
+    "minimum": " from",
+    "exclusiveMinimum": " above",
+    "maximum": " to",
+    "exclusiveMaximum": ", below",
+}
+
+Schema = dict[str, Any]
+
+
+def settings_reference() -> str:
+    """The page, as Markdown."""
+    kinds = {name: field.annotation for name, field in Settings.model_fields.items()}
+    groups = [(n, k) for n, k in kinds.items() if isinstance(k, type) and issubclass(k, Group)]
+    return "\n".join([HEAD.rstrip("\n"), *(_chapter(name, kind) for name, kind in groups)])
+
+
+def _chapter(group: str, kind: type[Group]) -> str:
+    schema = kind.model_json_schema()
+    head = f"\n## {group}\n\n{schema['description']}\n\n| | takes | default | |\n|---|---|---|---|"
+    return "\n".join([head, *(_row(f"{group}.{n}", s) for n, s in schema["properties"].items())])
+
+
+def _row(key: str, schema: Schema) -> str:
+    meaning = " ".join(schema.get("description", "").split()).replace("|", "\\|")
+    return f"| `{key}` | {_takes(schema)} | {_value(schema['default'])} | {meaning} |"
+
+
+def _value(value: Any) -> str:
+    """As one writes it after --set."""
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def _takes(schema: Schema, plural: str = "") -> str:
+    """What a setting may be, from its JSON schema."""
+    if "anyOf" in schema:
+        return ", or ".join(_takes(one) for one in schema["anyOf"])
+    if "const" in schema or "enum" in schema:
+        return ", ".join(_value(v) for v in schema.get("enum", [schema.get("const")]))
+    match schema["type"]:
+        case "null":
+            return _value(None)
+        case "boolean":
+            return f"{_value(True)}, {_value(False)}"
+        case "array":
+            return f"list of {_takes(schema['items'], 's')}"
+        case "object":
+            return f"mapping of {_takes(schema['propertyNames'])} to text"
+    bounds = [f"{word} {schema[key]:,}" for key, word in BOUNDS.items() if key in schema]
+    return "".join([NOUNS[schema["type"]], plural, *bounds])
+
+
+if __name__ == "__main__":
+    print(settings_reference())
