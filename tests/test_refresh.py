@@ -1,5 +1,7 @@
 """Ratings that came later train and never move a split; what starting warm saved."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from recray.errors import RecrayError
 from recray.feedback import Given, LogWriter, RatingsLog
 from recray.feedback_source import with_log
 from recray.recommender import Recommender
-from recray.refresh import FULL, WARM, Trained, _better, saved
+from recray.refresh import FULL, WARM, Order, Trained, _better, _comparable, saved
+from recray.registry import Incomparable
 from recray.storage import Folder
 from recray.training.grow import grown, read_starts
 
@@ -135,6 +138,33 @@ def test_a_bundle_of_another_split_of_the_same_data_is_refused(make_bundle, prep
     prepared.manifest["settings"]["split"]["seed"] = 1
     with pytest.raises(RecrayError, match=r"another split of tiny \(seed=0\)"):
         read_starts([bundle.folder.path], prepared)
+
+
+def test_data_that_train_on_the_hold_out_are_refused_before_training(
+    make_bundle, prepared, monkeypatch
+):
+    live, said = make_bundle(), []
+    order = Order("registry", "out")
+    assert _comparable(prepared, live, order, said.append)
+    test = prepared.load("test")
+    monkeypatch.setattr(type(prepared), "load", lambda *_: test)
+    with pytest.raises(Incomparable, match="knows 15 ratings of the hold-out"):
+        _comparable(prepared, live, order, said.append)
+    assert not said
+    assert not _comparable(prepared, live, replace(order, force=True), said.append)
+    assert "goes on, as --force says" in said[0]
+
+
+def test_a_bucket_without_new_users_folds_nobody_in(make_bundle, prepared, monkeypatch):
+    bundle, train = make_bundle(), prepared.load("train")
+    last = bundle.model.users - 1
+    halves = [train.where(train.user != last), train.where(train.user == last)]
+    monkeypatch.setattr("recray.training.grow._places", unknown(last))
+    whole = grown(bundle, prepared)
+    prepared.manifest["buckets"] = 2
+    monkeypatch.setattr(type(prepared), "load", lambda _self, _split, parts: halves[parts[0]])
+    for name, value in grown(bundle, prepared).items():
+        assert value.equal(whole[name]), name
 
 
 def unknown_item(item, items):
