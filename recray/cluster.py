@@ -20,6 +20,8 @@ from recray import nodes
 from recray.errors import RecrayError, StorageError, WorkerLost
 
 LOCAL = "local"
+TERMINATED = 143
+"""Exit status after SIGTERM."""
 OBJECT_STORE_BYTES = 500 << 20
 JOIN_VARIABLE, JOIN_S = "RAY_gcs_server_port_wait_time_s", 8
 """How long Ray tries to join a cluster whose head listens."""
@@ -155,7 +157,7 @@ def set_environment() -> None:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(143)
+    sys.exit(TERMINATED)
 
 
 def _start(address: str, cpus: int) -> None:

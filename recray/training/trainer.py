@@ -248,8 +248,8 @@ def fit(
     try:
         with contextlib.redirect_stdout(None):
             trainer.fit()
-    except SystemExit as error:  # Ray's own SIGINT handler leaves with sys.exit(0)
-        if error.code:
+    except SystemExit as error:  # Ray's own SIGINT handler leaves with 0 or 1
+        if error.code == cluster.TERMINATED:
             raise
         raise KeyboardInterrupt from error
     except Exception as error:
