@@ -90,8 +90,7 @@ def require(workers: int) -> str | None:
             f"--workers {workers}: the cluster has {most} CPUs, one is needed per worker; "
             "give fewer workers or add nodes"
         )
-    nodes.grow(workers)
-    cpus = nodes.size()[0]
+    cpus = nodes.grow(workers)
     free = ray.available_resources().get("CPU", 0)
     if workers > free:
         return f"{free:g} of {cpus} CPUs of the cluster are free: waiting for {workers}"

@@ -16,6 +16,10 @@ class StorageError(RecrayError):
     exit_code = 3
 
 
+class DamagedFile(RecrayError):
+    """A file is there, and its bytes are not what they should be."""
+
+
 class WorkerLost(RecrayError):
     """A worker of a group died or stopped answering; the run goes on from its last checkpoint."""
 

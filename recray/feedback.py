@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recray.data.ids import RawId
-from recray.errors import RecrayError
+from recray.errors import DamagedFile, RecrayError
 from recray.storage import Folder
 
 FACTS = "log.json"
@@ -53,10 +53,6 @@ class Given:
     def identity(self) -> tuple[RawId, RawId, float, str]:
         """What two copies of one rating have in common."""
         return self.user, self.item, self.rating, self.key
-
-
-class DamagedPart(RecrayError):
-    """A part whose bytes are there and are not those of a part."""
 
 
 @dataclass(frozen=True)
@@ -141,21 +137,19 @@ class RatingsLog:
         """The ratings of one part; None if it is gone, because it was put together with others.
 
         Raises:
-            DamagedPart: It is damaged.
+            DamagedFile: It is damaged.
             RecrayError: It cannot be read now; that says nothing of the part.
         """
+        wanted = self._schema().names
         try:
-            content = self.folder.read_bytes(name)
+            table = self.folder.read_table(name, wanted)
+            columns = [table[column].to_pylist() for column in wanted]
+        except (pa.ArrowException, KeyError) as error:
+            raise DamagedFile(f"{self.folder}/{name} is damaged: {error}") from error
         except RecrayError:
             if not self.folder.exists(name):
                 return None
             raise
-        wanted = self._schema().names
-        try:
-            table = pq.read_table(pa.BufferReader(content), columns=wanted, use_threads=False)
-            columns = [table[column].to_pylist() for column in wanted]
-        except (pa.ArrowException, KeyError, OSError) as error:
-            raise DamagedPart(f"{self.folder}/{name} is damaged: {error}") from error
         return [Given(*row) for row in zip(*columns, strict=True)]
 
     def _schema(self) -> pa.Schema:
@@ -203,7 +197,7 @@ class RatingsLog:
                     continue
                 try:
                     part = self.read_part(name)
-                except DamagedPart:
+                except DamagedFile:
                     damaged.add(name)
                     continue
                 if part is None:

@@ -78,19 +78,22 @@ def size() -> tuple[int, int]:
     return size_of(node.resources for node in alive())
 
 
-def grow(wanted: int, wait_s: float = GROW_S) -> None:
+def grow(wanted: int, wait_s: float = GROW_S) -> int:
     """Have at least so many CPUs in a cluster that may grow to them; it is told on stderr.
 
     Ray asks for nodes itself where tasks wait, but what waits for a task gives up earlier.
 
+    Returns:
+        The CPUs that the cluster has.
+
     Raises:
         RecrayError: They do not come.
     """
-    from ray.autoscaler.sdk import request_resources
-
     there, most = size()
     if wanted <= there or wanted > most:
-        return
+        return there
+    from ray.autoscaler.sdk import request_resources
+
     print(f"the cluster has {there} CPUs, asks for {wanted} and waits for them", file=sys.stderr)
     end = time.monotonic() + wait_s
     request_resources(num_cpus=wanted)
@@ -104,6 +107,7 @@ def grow(wanted: int, wait_s: float = GROW_S) -> None:
             time.sleep(1.0)
     finally:
         request_resources(bundles=[])  # what is idle may go again
+    return there
 
 
 def room(workers: int, notice_s: float = 25.0, back_s: float = 30.0) -> int:

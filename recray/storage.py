@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from recray.errors import RecrayError, StorageError
+from recray.errors import DamagedFile, RecrayError, StorageError
 from recray.parquet import parquet_bytes
 
 T = TypeVar("T")
@@ -175,17 +175,17 @@ class Folder:
         """
         filesystem, path = self._open(name)
 
-        def read() -> bytes:
+        def once() -> bytes:
             with filesystem.open_input_stream(path, compression=None) as stream:
                 return bytes(stream.read())
 
-        def persist() -> bytes:
+        def read() -> bytes:
             try:
-                return self._persist(read)
+                return self._persist(once)
             except OSError as error:
                 raise RecrayError(f"cannot read {self.path}/{name}: {error}") from error
 
-        return persist
+        return read
 
     def read_json(self, name: str) -> Any:
         """The file's content as JSON.
@@ -196,7 +196,7 @@ class Folder:
         try:
             return json.loads(self.read_bytes(name))
         except ValueError as error:
-            raise RecrayError(f"{self.path}/{name} is damaged: {error}") from error
+            raise DamagedFile(f"{self.path}/{name} is damaged: {error}") from error
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """The parquet file as an Arrow table."""
@@ -204,8 +204,8 @@ class Folder:
         try:
             # Rows decoded by one thread: callers run several of these side by side.
             return pq.read_table(pa.BufferReader(content), columns=columns, use_threads=False)
-        except pa.ArrowInvalid as error:
-            raise RecrayError(f"{self.path}/{name} is damaged: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedFile(f"{self.path}/{name} is damaged: {error}") from error
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write the file, making its folder; it is on the disk when this returns.

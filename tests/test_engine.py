@@ -1,7 +1,6 @@
 """Steps on the rows that a batch touches: the same numbers as steps on whole tables."""
 
 import platform
-import resource
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from recray.benchmarks.harness import own_memory
 from recray.config import TrainSettings, load_settings
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
@@ -466,15 +466,10 @@ def test_optimizers_of_rows_refuse_what_needs_all_rows(changes):
         load_settings("dot-mse", None, changes)
 
 
-def _resident() -> int:
-    """Bytes that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_what_a_step_frees_stays_for_the_next_one():
     keep_freed_memory()
     held = [torch.ones(1_000_000) for _ in range(25)]
-    before = _resident()
+    before = own_memory("VmRSS")
     del held
-    assert _resident() > before - 50e6
+    assert own_memory("VmRSS") > before - 50e6

@@ -63,6 +63,21 @@ def interleaved(
     }
 
 
+def own_memory(entry: str) -> int:
+    """Bytes of an entry of this process's status: VmRSS, RssAnon, or VmHWM, the most so far.
+
+    Not getrusage's ru_maxrss: that begins with what the process which started this one held.
+
+    Raises:
+        RuntimeError: The system does not tell it.
+    """
+    status = PROC / "self" / "status"
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith(f"{entry}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this system does not tell the memory of a process")
+
+
 class Peak:
     """The most memory of this process and its descendants at once; Linux only.
 

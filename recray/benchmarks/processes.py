@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from recray.benchmarks.harness import own_memory
 from recray.config import Settings, build_settings
 from recray.data.prepared import Prepared
 from recray.training.sync import Workers
@@ -64,7 +65,7 @@ def _worker(
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=workers)
     counting = CountingWorkers(rank, workers)
     Workers.barrier(counting)  # nobody's clock starts before all are there
-    held, cpu, wall = _memory("VmRSS"), time.process_time(), time.perf_counter()
+    held, cpu, wall = own_memory("VmRSS"), time.process_time(), time.perf_counter()
     job = build_run(
         build_settings(settings), Prepared.open(prepared), f"{run}/run", counting, lambda _: None
     )
@@ -73,18 +74,9 @@ def _worker(
         {
             "cpu_seconds": time.process_time() - cpu,
             "wall_seconds": time.perf_counter() - wall,
-            "memory_bytes": _memory("VmHWM") - held,
+            "memory_bytes": float(own_memory("VmHWM") - held),
             "summed_bytes": float(sum(counting.summed)),
         }
     )
     if workers > 1:
         dist.destroy_process_group()
-
-
-def _memory(entry: str) -> float:
-    """Bytes of an entry of this process's status: VmRSS is what it holds, VmHWM the most so far.
-
-    Not getrusage's ru_maxrss: that begins with what the process which started this one held.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recray.benchmarks.harness import machine
+from recray.benchmarks.harness import machine, own_memory
 from recray.benchmarks.synthetic import make_bundle
 from recray.bundle import Bundle
 from recray.recommender import GivenRatings, Recommender
@@ -241,9 +241,9 @@ def memory(small: str, big: str) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     open_warm(small)  # libraries and whatever they make once
-    before = _own_memory()
+    before = _trimmed_memory()
     recommender = open_warm(big)
-    grown = _own_memory() - before
+    grown = _trimmed_memory() - before
     history, model = recommender.ranker.history, recommender.bundle.model
     arrays = (history.begins, history.item, history.rating)
     tables = sum(array.nbytes for array in arrays)
@@ -252,13 +252,10 @@ def memory(small: str, big: str) -> dict[str, Any]:
     return {"mb": grown / 1e6, "tables_mb": tables / 1e6, "over_tables": grown / tables}
 
 
-def _own_memory() -> int:
+def _trimmed_memory() -> int:
     """Bytes of this process that no file backs; what was freed is given back first."""
     ctypes.CDLL(None).malloc_trim(0)
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this system does not tell the memory of a process")
+    return own_memory("RssAnon")
 
 
 # ----------------------------------------------------------------------------------- client

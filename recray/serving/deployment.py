@@ -215,12 +215,8 @@ def _refuse_other_service(host: str, port: int) -> None:
     """
     from ray import serve
     from ray.serve.context import _get_global_client
-    from ray.serve.exceptions import RayServeException
 
-    try:
-        client = _get_global_client(raise_if_no_controller_running=False)
-    except RayServeException:
-        client = None
+    client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return
     if NAME in serve.status().applications:

@@ -16,8 +16,8 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from recray.data.ids import RawId
-from recray.errors import RecrayError, StorageError
-from recray.feedback import KEY_LENGTH, DamagedPart, Given, LogWriter, RatingsLog
+from recray.errors import DamagedFile, RecrayError, StorageError
+from recray.feedback import KEY_LENGTH, Given, LogWriter, RatingsLog
 from recray.recommender import GivenRatings, Recommender
 from recray.serving import bodies
 from recray.serving.log import log
@@ -193,7 +193,7 @@ class Feedback:
         for name in sorted(names - self._parts):
             try:
                 part = self.log.read_part(name)
-            except DamagedPart as error:
+            except DamagedFile as error:
                 self.damaged.add(name)
                 log(event="ratings_part_skipped", reason=str(error))
                 part = []

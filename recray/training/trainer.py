@@ -324,7 +324,7 @@ def build_run(
     rows = WorkerRows(settings, prepared, workers)
     low, high = prepared.rating_range
     objective = build_objective(settings, low, high)
-    if rows.streamed:
+    if rows.streamed:  # also where validation rows, or fewer workers than there were, make it so
         check_streaming(settings, objective, max(rows.rows_of.values()), workers.size)
     torch.manual_seed(settings.train.seed)  # the same start on every worker
     model = build_model(settings, prepared.users, prepared.items)
