@@ -214,8 +214,11 @@ def _refuse_other_service(host: str, port: int) -> None:
         RecrayError: It listens elsewhere, or has such an app.
     """
     from ray import serve
-    from ray.serve.context import _get_global_client
+    from ray.serve.context import _get_global_client, _set_global_client
 
+    # Serve keeps its client after ray.shutdown() and knows it again by the number of the job,
+    # which is the same in every new Ray on this machine: an old client must be forgotten first.
+    _set_global_client(None)
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return
