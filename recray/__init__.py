@@ -1,6 +1,6 @@
 """recray: from raw ratings to a trained, measured and served recommender on any Ray cluster.
 
-In Python: `recray.prepare`, `train`, `evaluate`, `tune`, `load` and `serve`; see recray.library.
+In Python: `recray.prepare`, `train`, `evaluate`, `tune`, `load` and `serve`; see recray.api.functions.
 They are looked up when first used, so that importing recray loads neither torch nor Ray.
 """
 
@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recray.library import evaluate, load, prepare, serve, session, train, tune
+    from recray.api.functions import evaluate, load, prepare, serve, session, train, tune
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "load", "prepare", "serve", "session", "train", "tune"]
@@ -17,7 +17,7 @@ __all__ = ["__version__", "evaluate", "load", "prepare", "serve", "session", "tr
 def __getattr__(name: str) -> Any:
     """The functions of __all__, imported when first asked for."""
     if name in __all__:
-        return getattr(importlib.import_module("recray.library"), name)
+        return getattr(importlib.import_module("recray.api.functions"), name)
     raise AttributeError(f"module 'recray' has no attribute {name!r}")
 
 

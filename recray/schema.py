@@ -73,3 +73,6 @@ REJECTED = pa.schema(
     ]
 )
 REJECTED_KEPT = 1000
+
+TIMINGS = ("seconds", "samples_per_s")
+"""Keys of an epoch's entry in a training history that say how long it took, not how good it is."""

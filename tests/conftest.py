@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from recray import schema
-from recray.bundle import Bundle, write_bundle
 from recray.config import load_settings
-from recray.data.prepared import KIND, Prepared, part_name
+from recray.data.dataset import KIND, Prepared, part_name
+from recray.inference.bundle import Bundle, TrainedModel, write_bundle
 from recray.models import build_model
 from recray.storage import Folder, publish
-from recray.training.checkpoint import Checkpoint, Progress
 
 USERS, ITEMS, COLD = 12, 10, 2
 
@@ -101,10 +100,10 @@ def make_bundle(prepared, tmp_path):
         if hasattr(model, "user_vectors") and hasattr(model, "item_vectors"):
             _teach(model, flip)
         history = [{"epoch": 1, "loss": 1.0, "rmse": 0.9, "seconds": 0.1}]
-        checkpoint = Checkpoint(model.state_dict(), {}, Progress(1, 1, None, history))
+        trained = TrainedModel(model.state_dict(), 1, history)
         created = "2026-01-01T00:00:00+00:00"
         out = str(tmp_path / name)
-        return write_bundle(out, prepared, checkpoint, settings, created, lambda _bundle: {})
+        return write_bundle(out, prepared, trained, settings, created, lambda _bundle: {})
 
     return make
 

@@ -10,13 +10,15 @@ from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 
 from recray.errors import RecrayError
-from recray.filters import ANYTHING, Wish
-from recray.recommender import Recommender
-from recray.serving import answers, bodies, feedback, several
-from recray.serving.api import build_app
-from recray.serving.arms import Arms
-from recray.serving.protection import Protection, new_key, parse_key
-from recray.serving.tally import Tally
+from recray.inference.filters import ANYTHING, Wish
+from recray.inference.recommender import Recommender
+from recray.serving.ab_test import Arms
+from recray.serving.app import build_app
+from recray.serving.guard import Protection, new_key, parse_key
+from recray.serving.metrics import Tally
+from recray.serving.routes import feedback
+from recray.serving.routes import items as several
+from recray.serving.schemas import requests, responses
 from recray.serving.verify import verify
 
 from .conftest import ITEMS, USERS, raw
@@ -312,17 +314,17 @@ def test_every_reply_is_as_the_document_says(client):
     pairs = {"pairs": [{"user": int(user), "item": int(item)}, {"user": 7, "item": 7}]}
     many = {"askers": [{"user": int(user)}, {"user": 7}, new["ratings"] and {}], "explain": True}
     for model, reply in [
-        (answers.Answer, client.get(f"/v1/users/{user}/recommendations?explain=true")),
-        (answers.Answer, client.post("/v1/recommendations", json=new)),
-        (answers.BatchAnswer, client.post("/v1/recommendations:batch", json=many)),
-        (answers.Similar, client.get(f"/v1/items/{item}/similar")),
-        (answers.Found, client.get("/v1/items?query=film")),
-        (answers.ItemFacts, client.get(f"/v1/items/{item}")),
+        (responses.Answer, client.get(f"/v1/users/{user}/recommendations?explain=true")),
+        (responses.Answer, client.post("/v1/recommendations", json=new)),
+        (responses.BatchAnswer, client.post("/v1/recommendations:batch", json=many)),
+        (responses.Similar, client.get(f"/v1/items/{item}/similar")),
+        (responses.Found, client.get("/v1/items?query=film")),
+        (responses.ItemFacts, client.get(f"/v1/items/{item}")),
         (several.ManyItems, client.post("/v1/items:batch", json={"items": [int(item), 7]})),
-        (answers.UserFacts, client.get(f"/v1/users/{user}")),
-        (answers.Scores, client.post("/v1/scores", json=pairs)),
-        (answers.Readiness, client.get("/readyz")),
-        (answers.Failure, client.get("/v1/items/7")),
+        (responses.UserFacts, client.get(f"/v1/users/{user}")),
+        (responses.Scores, client.post("/v1/scores", json=pairs)),
+        (responses.Readiness, client.get("/readyz")),
+        (responses.Failure, client.get("/v1/items/7")),
     ]:
         made = TypeAdapter(model).validate_python(reply.json(), extra="forbid")
         assert made.model_dump(exclude_unset=True) == reply.json()
@@ -341,7 +343,7 @@ def test_every_operation_has_an_example_a_meaning_and_its_errors(client):
             if body := operation.get("requestBody"):
                 name = body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
                 model = next(
-                    getattr(m, name) for m in (bodies, feedback, several) if hasattr(m, name)
+                    getattr(m, name) for m in (requests, feedback, several) if hasattr(m, name)
                 )
                 model.model_validate(models[name]["example"])
 

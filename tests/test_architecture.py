@@ -1,4 +1,4 @@
-"""The floors of the house: who may import whom, where Ray lives, and what importing loads."""
+"""The packages of the house: who may import whom, where Ray lives, and what importing loads."""
 
 import ast
 import subprocess
@@ -9,52 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "recray"
 
-# Lowest first; a module may import from its own floor and below.
-FLOORS = [
-    ["errors", "patience", "tables", "parquet", "terminal"],
-    ["schema", "config", "storage"],
-    ["data", "metrics"],
-    ["feedback", "feedback_source"],
-    ["models"],
-    ["objectives"],
-    ["training", "bundle", "sweep"],
-    ["topk", "ranking", "filters", "titles", "items", "directions", "why", "lists"],
-    ["quick", "recommender"],
-    ["measuring", "significance", "baselines", "protocol", "slices", "explain"],
-    ["evaluation"],
-    ["registry"],
-    ["cluster", "nodes"],
-    ["training.rows", "training.grow", "training.preflight"],
-    ["data.ingest", "training.trainer", "batch"],
-    ["sweep.trial", "sweep.order", "sweep.resume", "sweep.export", "sweep.team"],
-    ["tuning", "serving", "jobs", "doctor"],
-    ["pipeline"],
-    ["pictures.search"],
-    ["crossvalidation", "champion", "refresh"],
-    ["benchmarks"],
-    ["console"],
-    ["frames", "pictures"],
-    ["document"],
-    ["report"],
-    ["loaded", "results", "library"],
-    ["cli", "__init__"],
-    ["__main__"],
-]
-RAY_HOMES = {
-    "data/ingest.py",
-    "batch.py",
-    "training/trainer.py",
-    "tuning.py",
-    "serving/deployment.py",
-    "cluster.py",
-    "nodes.py",
-    "jobs.py",
-    "doctor.py",
-    "sweep/team.py",  # Train inside a trial
-    "benchmarks/textbook.py",  # what recray is compared with
-    "benchmarks/stage.py",  # workers of Ray Train that take turns
-    "benchmarks/serve.py",  # likewise, an empty deployment
-}
+# A package or loose module imports only what stands left of it in this list, and itself.
+ORDER = (
+    "errors schema progress config storage runtime data models inference evaluation training "
+    "tuning serving reporting pipelines api benchmarks cli __init__ __main__"
+).split()
+# Packages that may import Ray, and the modules elsewhere that do something for all users at once.
+RAY_HOMES = ("runtime", "data.ingest", "training", "tuning", "serving", "benchmarks")
+RAY_HOMES += ("inference.batch", "evaluation.distributed", "pipelines.doctor")
 
 
 def modules() -> dict[str, Path]:
@@ -80,32 +42,36 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def floor(module: str) -> int:
-    """The floor of a module: its longest listed prefix."""
-    listed = {name: number for number, names in enumerate(FLOORS) for name in names}
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        if ".".join(parts[:length]) in listed:
-            return listed[".".join(parts[:length])]
-    raise AssertionError(f"recray.{module} is on no floor")
+def home(module: str) -> str:
+    """The package, or the loose module, that a dotted name belongs to."""
+    name = module.split(".")[0]
+    assert name in ORDER, f"recray.{name} stands nowhere in ORDER"
+    return name
 
 
 @pytest.mark.parametrize("module", modules())
-def test_imports_point_down(module):
-    own = floor(module)
+def test_a_package_imports_only_what_stands_left_of_it(module):
     for name in imports(modules()[module]):
         target = name.removeprefix("recray.")
         if name.startswith("recray.") and target in modules():
-            assert floor(target) <= own, f"recray.{module} imports {name}, which is above it"
+            assert ORDER.index(home(target)) <= ORDER.index(home(module)), (
+                f"recray.{module} imports {name}, whose package stands right of its own"
+            )
+
+
+def test_few_modules_lie_loose():
+    loose = {name for name, path in modules().items() if path.parent == PACKAGE}
+    assert len(loose) <= 8, loose
 
 
 def test_ray_is_imported_in_its_homes_only():
     users = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in modules().values()
-        if any(name.split(".")[0] == "ray" for name in imports(path))
+        name
+        for name, path in modules().items()
+        if any(imported.split(".")[0] == "ray" for imported in imports(path))
     }
-    assert users <= RAY_HOMES
+    strangers = {u for u in users if not any(f"{u}.".startswith(f"{h}.") for h in RAY_HOMES)}
+    assert not strangers
 
 
 def test_a_module_reads_in_one_sitting():
@@ -142,16 +108,15 @@ def test_help_loads_neither_ray_nor_torch():
 
 
 CORE = (
-    "recommender",
-    "evaluation",
-    "registry",
-    "measuring",
+    "inference.recommender",
+    "evaluation.evaluator",
+    "serving.registry",
     "training.loop",
-    "serving.api",
-    "serving.protection",
+    "serving.app",
+    "serving.guard",
     "serving.verify",
-    "sweep.desk",
-    "sweep.order",
+    "tuning.driver",
+    "tuning.request",
 )
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from recray import baselines
-from recray.data.prepared import Ratings
+from recray.data.dataset import Ratings
 from recray.errors import RecrayError
-from recray.models import neighbours
-from recray.models.neighbours import Cooccurrence, Ease, ItemKnn
-from recray.ranking import NONE, History
+from recray.evaluation import baselines
+from recray.inference.scorer import NONE, History
+from recray.models import item_item
+from recray.models.item_item import Cooccurrence, Ease, ItemKnn
 
 USERS, ITEMS = 30, 13
 
@@ -47,13 +47,13 @@ def knn_by_hand(seen: np.ndarray, kept: int, shrink: float) -> np.ndarray:
 
 @pytest.mark.parametrize(("kept", "shrink"), [(3, 0.5), (5, 10.0), (50, 1.0)])
 def test_item_knn_adds_the_similarities_of_the_nearest(seen, kept, shrink, monkeypatch):
-    monkeypatch.setattr(neighbours, "COUNT_BLOCK", 4)
+    monkeypatch.setattr(item_item, "COUNT_BLOCK", 4)
     model = fitted(ItemKnn(USERS, ITEMS, kept, shrink), seen)
     np.testing.assert_allclose(scores(model), knn_by_hand(seen, kept, shrink), rtol=1e-5)
 
 
 def test_ease_is_the_ridge_regression_of_each_item_on_the_others(seen, monkeypatch):
-    monkeypatch.setattr(neighbours, "COUNT_BLOCK", 4)
+    monkeypatch.setattr(item_item, "COUNT_BLOCK", 4)
     model = fitted(Ease(USERS, ITEMS, l2=2.0), seen)
     expected = np.zeros((ITEMS, ITEMS))
     for item in range(ITEMS):  # not the closed form: one regression at a time
@@ -66,7 +66,7 @@ def test_ease_is_the_ridge_regression_of_each_item_on_the_others(seen, monkeypat
 
 @pytest.mark.parametrize("make", [ItemKnn, Ease])
 def test_a_pair_scores_as_in_a_block_and_anybody_is_exactly_their_history(seen, make, monkeypatch):
-    monkeypatch.setattr(neighbours, "PAIR_BLOCK", 7)
+    monkeypatch.setattr(item_item, "PAIR_BLOCK", 7)
     model = fitted(make(USERS, ITEMS), seen)
     user, item = (torch.from_numpy(a.ravel()) for a in np.indices((USERS, ITEMS)))
     pairs = model(user, item).reshape(USERS, ITEMS)

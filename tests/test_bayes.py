@@ -11,9 +11,13 @@ import torch.multiprocessing as mp
 from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.models import build_model
-from recray.models.posterior import PosteriorDot
-from recray.objectives import Bayes, build_objective
-from recray.training.bayes import (
+from recray.models.bpmf import PosteriorDot
+from recray.models.objectives import Bayes, build_objective
+from recray.training.checkpoint import RunFolder
+from recray.training.collectives import Workers
+from recray.training.epochs import Shard
+from recray.training.gibbs import GibbsEpochs
+from recray.training.gibbs_math import (
     RowPrior,
     compress,
     draw_noise,
@@ -23,11 +27,7 @@ from recray.training.bayes import (
     normal_equations,
     taste_features,
 )
-from recray.training.checkpoint import RunFolder
-from recray.training.gibbs import GibbsEpochs
 from recray.training.loop import TrainingRun
-from recray.training.steps import Shard
-from recray.training.sync import Workers
 
 USERS, ITEMS = 90, 60
 SMALL = [

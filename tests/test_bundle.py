@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from recray.bundle import Bundle
 from recray.errors import RecrayError
+from recray.inference.bundle import Bundle
 
 FILES = [
     "weights.safetensors",

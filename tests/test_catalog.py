@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from recray.data import catalog
-from recray.data.catalog import RELEASES, Release, cache_folder, fetch
+from recray.data import movielens as catalog
+from recray.data.movielens import RELEASES, Release, cache_folder, fetch
 from recray.data.source import recognise
 from recray.errors import RecrayError
 

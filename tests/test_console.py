@@ -7,9 +7,10 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from recray import console, patience
+from recray import progress
 from recray.cli import cli
-from recray.terminal import Console
+from recray.progress import Console
+from recray.reporting import terminal as console
 
 COLUMNS = ["film", "genres", "score"]
 ROWS = [["A long title of a film (1994)", "Drama", "0.5"], ["B", "Action, Adventure", "0.25"]]
@@ -45,7 +46,7 @@ def test_long_cells_are_cut_with_a_sign(monkeypatch):
 @pytest.fixture
 def terminal(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(patience, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
     started, stopped = [], []
 
     class Spinner:
@@ -63,7 +64,7 @@ def terminal(monkeypatch):
         def stop(self):
             stopped.append(self.words)
 
-    monkeypatch.setattr(patience, "_spinner", Spinner)
+    monkeypatch.setattr(progress, "_spinner", Spinner)
     return started, stopped
 
 
@@ -86,7 +87,7 @@ def test_a_silent_command_shows_that_it_works_and_stops_when_it_tells(terminal):
 
 def test_what_is_shown_otherwise_holds_the_spinner_back(terminal):
     started, _ = terminal
-    sign = patience.Patience("x")
+    sign = progress.Patience("x")
     wait_for(lambda: started)
     sign.told(held=True)
     time.sleep(0.3)

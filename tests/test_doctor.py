@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from recray import doctor
-from recray.doctor import Plan
-from recray.nodes import Node
+from recray.pipelines import doctor
+from recray.pipelines.doctor import Plan
+from recray.runtime.nodes import Node
 
 
 def answers(*changes, resources=None):

@@ -14,13 +14,19 @@ from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.base import Model
-from recray.models.pairs import Touched, pair_dot
-from recray.objectives import build_objective
+from recray.models.batch_embedding import Touched, pair_dot
+from recray.models.objectives import build_objective
 from recray.training.batches import Batch
-from recray.training.engine import Engine, describe, device_of, keep_freed_memory, precision_of
-from recray.training.exchange import RowExchange
-from recray.training.gradients import Gradient, RowGradient
-from recray.training.sync import Workers
+from recray.training.collectives import Workers
+from recray.training.optimizer_choice import (
+    Engine,
+    describe,
+    device_of,
+    keep_freed_memory,
+    precision_of,
+)
+from recray.training.optimizer_step import Gradient, RowGradient
+from recray.training.sparse_allreduce import RowExchange
 from tests.test_training import SIZE, training_run, two_tastes
 
 ROWWISE = ("sgd", "adagrad", "lazy-adam")
@@ -55,7 +61,7 @@ def test_no_ids_touch_nothing():
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("pairs", [1, 4, 4096])
 def test_products_and_their_gradients_are_those_of_autograd(count, pairs, monkeypatch):
-    monkeypatch.setattr("recray.models.pairs.PAIRS", pairs)
+    monkeypatch.setattr("recray.models.batch_embedding.PAIRS", pairs)
     generator = torch.Generator().manual_seed(0)
     user = torch.randint(0, 4, (9,), generator=generator)
     item = torch.randint(0, 5, (9, count), generator=generator)
@@ -447,11 +453,11 @@ def test_all_of_the_sample_is_one_batch(tmp_path):
     ],
 )
 def test_what_the_data_cannot_give_is_refused_before_anything_starts(prepared, changes, words):
-    from recray.training import preflight
+    from recray.training import checks
 
     settings = load_settings("dot-mse", None, ["evaluate.k=1", *changes])
     with pytest.raises(RecrayError, match=words):
-        preflight.check(settings, prepared, 1, "local")
+        checks.check(settings, prepared, 1, "local")
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from recray.config import EvaluateSettings
-from recray.data.prepared import Ratings
+from recray.data.dataset import Ratings
 from recray.errors import RecrayError
-from recray.evaluation import Evaluator, evaluate
-from recray.measuring import UserTable, catalogue, measure
+from recray.evaluation.bootstrap import compare, summarise
+from recray.evaluation.evaluator import Evaluator, evaluate
+from recray.evaluation.per_user import UserTable, catalogue, measure
+from recray.evaluation.protocol import Protocol
+from recray.inference.scorer import History, Ranker
 from recray.models.factorization import Dot
-from recray.protocol import Protocol
-from recray.ranking import History, Ranker
-from recray.significance import compare, summarise
 
 
 def planted(users: int = 40, items: int = 12) -> tuple[Ranker, Ratings]:
@@ -187,7 +187,7 @@ def test_errors_are_compared_with_the_best_that_predicts_stars(make_bundle):
 def test_blocks_of_any_size_give_the_same_report(make_bundle, monkeypatch):
     bundle, reports = make_bundle(preset="dot-mse"), []
     for size in (1, 5, 256):
-        monkeypatch.setattr("recray.measuring.USER_BLOCK", size)
+        monkeypatch.setattr("recray.evaluation.per_user.USER_BLOCK", size)
         evaluator = Evaluator(bundle, EvaluateSettings(k=(2,)))
         blocks = list(range(len(evaluator.blocks)))
         reports.append(evaluator.report([evaluator.measure_block(b) for b in reversed(blocks)]))

@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from recray.cli import cli
 from recray.errors import RecrayError
-from recray.explain import explain
-from recray.recommender import Recommender
+from recray.inference.inspect_user import explain
+from recray.inference.recommender import Recommender
 
 from .conftest import ITEMS, USERS, raw
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recray.data.features import feature_matrix, feature_names
+from recray.data.item_features import feature_matrix, feature_names
 from recray.models.hybrid import Hybrid
 
 TABLE = pa.table({"genres": [["War", "Drama"], [], ["Drama"]], "year": [1994, 2001, 0]})

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from recray import feedback
+from recray.data import feedback_log
+from recray.data.feedback_log import Given, LogWriter, RatingsLog, once
 from recray.errors import RecrayError, StorageError
-from recray.feedback import Given, LogWriter, RatingsLog, once
-from recray.recommender import Recommender
-from recray.serving.api import build_app
-from recray.serving.arms import Arms, compared, place_of
-from recray.serving.beside import Beside
-from recray.serving.feedback import Feedback
-from recray.serving.tally import Tally
+from recray.inference.recommender import Recommender
+from recray.serving.ab_test import Arms, compared, place_of
+from recray.serving.app import build_app
+from recray.serving.metrics import Tally
+from recray.serving.options import Beside
+from recray.serving.routes.feedback import Feedback
 from recray.storage import Folder
 
 from .conftest import ITEMS, USERS, raw
@@ -86,7 +86,7 @@ def test_text_ids_are_kept_as_text(tmp_path):
 
 
 def test_many_small_parts_become_one_and_say_the_same(log, monkeypatch):
-    monkeypatch.setattr(feedback, "TOGETHER", 4)
+    monkeypatch.setattr(feedback_log, "TOGETHER", 4)
     writer = LogWriter(log)
     for n in range(17):
         writer.append([given(key=str(n), received=n)])
@@ -98,7 +98,7 @@ def test_many_small_parts_become_one_and_say_the_same(log, monkeypatch):
 
 
 def test_a_kill_between_putting_together_and_removing_counts_nothing_twice(log, monkeypatch):
-    monkeypatch.setattr(feedback, "TOGETHER", 2)
+    monkeypatch.setattr(feedback_log, "TOGETHER", 2)
     monkeypatch.setattr(type(log.folder), "delete_file", lambda *_: 1 / 0)
     writer = LogWriter(log)
     writer.append([given(key="a")])
@@ -114,7 +114,7 @@ def test_parts_that_go_while_they_are_read_are_looked_for_again(log, monkeypatch
     writer = LogWriter(log)
     for key in "ab":
         writer.append([given(key=key)])
-    monkeypatch.setattr(feedback, "TOGETHER", 2)
+    monkeypatch.setattr(feedback_log, "TOGETHER", 2)
     read, tidied = log.read_part, []
 
     def meanwhile(name):
@@ -395,7 +395,7 @@ def test_a_share_outside_0_to_1_is_refused(share):
 
 
 def test_a_registry_has_a_log_of_its_own_and_a_bundle_has_none(make_bundle, tmp_path):
-    from recray.registry import Registry
+    from recray.serving.registry import Registry
 
     bundle = make_bundle()
     registry = Registry(str(tmp_path / "registry"))

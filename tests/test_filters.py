@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from recray.data.ids import IdMap
 from recray.errors import RecrayError
-from recray.filters import Wish, diversify
-from recray.items import Items
-from recray.lists import Askers, Lister
+from recray.inference.filters import Wish, diversify
+from recray.inference.item_catalog import Items
+from recray.inference.recommendations import Askers, Lister
+from recray.inference.recommender import Recommendations, Recommender
+from recray.inference.scorer import History, Ranker
 from recray.models.factorization import Dot, DotBias
-from recray.objectives import FoldInPrior, Mse, WholeData
-from recray.ranking import History, Ranker
-from recray.recommender import Recommendations, Recommender
+from recray.models.objectives import FoldInPrior, Mse, WholeData
 
 from .conftest import ITEMS, USERS, raw
 from .test_recommender import ratings
@@ -235,7 +235,7 @@ def test_popular_items_have_no_reasons(recommender):
 @pytest.mark.parametrize("block", [ITEMS, 3 * ITEMS, 1 << 24])
 @pytest.mark.parametrize("wish", [Wish(), Wish(genres=("War",), diversity=0.5, explain=True)])
 def test_many_at_once_are_as_one_by_one(make_bundle, monkeypatch, preset, block, wish):
-    monkeypatch.setattr("recray.lists.SCORES_AT_ONCE", block)
+    monkeypatch.setattr("recray.inference.recommendations.SCORES_AT_ONCE", block)
     recommender = Recommender(make_bundle(preset=preset))
     new = [(int(raw(1)), 5.0), (int(raw(2)), 2.0)]
     askers = [int(raw(u)) for u in range(USERS + 2)] + [new, [], new[:1], int(raw(3))]

@@ -5,9 +5,17 @@ import torch
 
 from recray.models.factorization import Dot
 from recray.models.neumf import NeuMf
+from recray.models.objectives import (
+    Bpr,
+    Classes,
+    ItemSoftmax,
+    Logistic,
+    Mse,
+    Newcomers,
+    UnratedClass,
+)
+from recray.models.objectives.fold_in import minimise_rows
 from recray.models.softmax import SoftmaxDnn
-from recray.objectives import Bpr, Classes, ItemSoftmax, Logistic, Mse, Newcomers, UnratedClass
-from recray.objectives.folding import minimise_rows
 
 BEGINS = torch.tensor([0, 2, 3, 3, 7])
 ITEM = torch.tensor([2, 7, 0, 1, 3, 5, 11])

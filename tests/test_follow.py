@@ -12,11 +12,11 @@ import torch
 from fastapi.testclient import TestClient
 
 from recray.errors import RecrayError
-from recray.recommender import Recommender
-from recray.registry import CURRENT, Registry
-from recray.serving.api import build_app
-from recray.serving.follow import RETRY_SECONDS, Follower, open_live, open_warm
-from recray.serving.live import Live
+from recray.inference.recommender import Recommender
+from recray.serving.app import build_app
+from recray.serving.current_model import Live
+from recray.serving.hot_swap import RETRY_SECONDS, Follower, open_live, open_warm
+from recray.serving.registry import CURRENT, Registry
 
 from .conftest import ITEMS, USERS, raw
 

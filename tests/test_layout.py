@@ -2,7 +2,7 @@
 
 import pytest
 
-from recray.data.layout import (
+from recray.data.dialect import (
     ML_1M,
     ML_100K,
     RatingsFormat,

@@ -6,12 +6,16 @@ import doctest
 import pytest
 
 import recray
-from recray import cluster, library, loaded, nodes, report, tuning
+from recray.api import functions
+from recray.api import model as loaded
 from recray.errors import RecrayError
-from recray.sweep.plan import Plan
-from recray.sweep.trial import TrialRun, load
+from recray.reporting import report
+from recray.runtime import nodes, session
 from recray.training import trainer
-from recray.training.sync import Workers
+from recray.training.collectives import Workers
+from recray.tuning import tuner
+from recray.tuning.trial import TrialRun, load
+from recray.tuning.trial_queue import Plan
 
 from .conftest import raw
 
@@ -39,13 +43,13 @@ def plain_trials(search, plan: Plan, _at_once, _on_event):
 def without_ray():
     """The stages in this process: loops where Ray would share the work."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "session", lambda _address="": contextlib.nullcontext())
-        patch.setattr(cluster, "require", lambda _workers: None)
-        patch.setattr(cluster, "map_tasks", plain_maps)
+        patch.setattr(session, "session", lambda _address="": contextlib.nullcontext())
+        patch.setattr(session, "require", lambda _workers: None)
+        patch.setattr(session, "map_tasks", plain_maps)
         patch.setattr(nodes, "require_shared", lambda _folder: None)
         patch.setattr(trainer, "_fit_again", plain_fit)
-        patch.setattr(tuning, "_fit", plain_trials)
-        patch.setattr(tuning, "_fitting", lambda _search: 1)
+        patch.setattr(tuner, "_fit", plain_trials)
+        patch.setattr(tuner, "_fitting", lambda _search: 1)
         yield
 
 
@@ -61,7 +65,7 @@ def names(without_ray, tmp_path_factory):
 
 def examples():
     finder = doctest.DocTestFinder()
-    found = [test for module in (library, loaded) for test in finder.find(module)]
+    found = [test for module in (functions, loaded) for test in finder.find(module)]
     return {test.name: test for test in found if test.examples}
 
 

@@ -5,7 +5,7 @@ from math import log2
 import numpy as np
 import pytest
 
-from recray import metrics
+from recray.evaluation import metrics
 
 # Four people and lists of four: first and third place; third place only; nothing; no relevant item.
 HITS = np.array([[1, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]], bool)

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from recray.errors import RecrayError
-from recray.sweep.export import export, mlflow_name
-from recray.sweep.records import Goal, Record, SweepFolder
+from recray.tuning.mlflow_export import export, mlflow_name
+from recray.tuning.store import Goal, Record, SweepFolder
 
 
 @pytest.fixture

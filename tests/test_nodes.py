@@ -2,8 +2,8 @@
 
 import pytest
 
-from recray import nodes
-from recray.nodes import Node
+from recray.runtime import nodes
+from recray.runtime.nodes import Node
 
 
 def cluster_of(*cpus: float) -> list[Node]:

@@ -7,7 +7,7 @@ from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.models.base import Statistics
 from recray.models.factorization import Dot, DotBias
-from recray.objectives import Bce, FoldInPrior, Mse, WholeData, build_objective
+from recray.models.objectives import Bce, FoldInPrior, Mse, WholeData, build_objective
 
 USERS, ITEMS, DIM = 5, 6, 3
 

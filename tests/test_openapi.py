@@ -8,8 +8,8 @@ import schemathesis.checks
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from recray.recommender import Recommender
-from recray.serving.api import UNFIT, build_app
+from recray.inference.recommender import Recommender
+from recray.serving.app import UNFIT, build_app
 
 FEW, MANY = 20, 500
 NO_PARAMETERS = {

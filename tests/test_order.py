@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recray.data.order import begins_of, order_by
+from recray.data.sorting import begins_of, order_by
 
 RANGES = [(0, 3), (-5, 5), (0, 2**20), (-(2**40), 2**40), (-(2**63), 2**63 - 1)]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from recray import schema
 from recray.data import parse
-from recray.data.layout import ML_1M, ML_100K, RatingsFormat, format_of_text
+from recray.data.dialect import ML_1M, ML_100K, RatingsFormat, format_of_text
 from recray.data.parse import parse_ratings
 from recray.errors import RecrayError
 

@@ -11,10 +11,10 @@ from fastapi.testclient import TestClient
 
 from recray.cli import cli
 from recray.errors import RecrayError
-from recray.recommender import Recommender
-from recray.serving.api import build_app
-from recray.serving.live import Live
-from recray.serving.protection import (
+from recray.inference.recommender import Recommender
+from recray.serving.app import build_app
+from recray.serving.current_model import Live
+from recray.serving.guard import (
     ENVIRONMENT,
     Buckets,
     Guard,
@@ -27,8 +27,8 @@ from recray.serving.protection import (
     parse_key,
     refuse_open_door,
 )
-from recray.serving.replies import THREADS, Service
-from recray.serving.tally import Tally
+from recray.serving.metrics import Tally
+from recray.serving.service import THREADS, Service
 from recray.serving.verify import verify
 
 from .conftest import raw

@@ -7,14 +7,14 @@ from click.testing import CliRunner
 
 from recray.cli import cli
 from recray.config import EvaluateSettings
+from recray.data.dataset import Ratings
 from recray.data.ids import IdMap
-from recray.data.prepared import Ratings
 from recray.errors import RecrayError
-from recray.evaluation import evaluate
-from recray.measuring import measure_lists, rank_lists
+from recray.evaluation.evaluator import evaluate
+from recray.evaluation.per_user import measure_lists, rank_lists
+from recray.evaluation.protocol import Candidates, Protocol
+from recray.inference.scorer import History, Ranker
 from recray.models.factorization import Dot
-from recray.protocol import Candidates, Protocol
-from recray.ranking import History, Ranker
 
 from .conftest import raw
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from recray.recommender import Recommender
-from recray.serving.api import build_app
-from recray.serving.replies import Service
+from recray.inference.recommender import Recommender
+from recray.serving.app import build_app
+from recray.serving.service import Service
 
 from .conftest import COLD, ITEMS, USERS, raw
 

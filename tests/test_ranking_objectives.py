@@ -9,9 +9,9 @@ from recray.data.negatives import Drawn
 from recray.errors import RecrayError
 from recray.models.factorization import Dot
 from recray.models.neumf import NeuMf
+from recray.models.objectives import Bpr, Classes, ItemSoftmax, Logistic, Newcomers, UnratedClass
+from recray.models.objectives.ranking import raw_scores
 from recray.models.softmax import SoftmaxDnn
-from recray.objectives import Bpr, Classes, ItemSoftmax, Logistic, Newcomers, UnratedClass
-from recray.objectives.ranking import raw_scores
 
 USERS, ITEMS = 4, 6
 USER = torch.tensor([0, 0, 1, 3])

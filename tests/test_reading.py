@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recray.data import reading
-from recray.data.layout import format_of_names
-from recray.data.reading import parse_table, parsed
+from recray.data import readers
+from recray.data.dialect import format_of_names
+from recray.data.readers import parse_table, parsed
 from recray.data.source import recognise
 from recray.errors import RecrayError
 
@@ -138,8 +138,8 @@ def test_damaged_files_are_one_line(tmp_path, name, content, message):
 
 
 def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 1 << 20)
     bomb = gzip.compress(b"user,item\n" + b"1,2\n" * (40 << 20))
     (piece,) = write(tmp_path, "x.gz", bomb).pieces
     with pytest.raises(RecrayError, match=r"would unpack to .* 100 times its size"):
-        list(reading.chunks(piece))
+        list(readers.chunks(piece))

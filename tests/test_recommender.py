@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recray.data.prepared import Ratings
+from recray.data.dataset import Ratings
 from recray.errors import RecrayError
+from recray.inference.recommender import Recommender
+from recray.inference.scorer import NONE, History, Ranker, top_k
 from recray.models.factorization import Dot
-from recray.objectives import WholeData
-from recray.ranking import NONE, History, Ranker, top_k
-from recray.recommender import Recommender
+from recray.models.objectives import WholeData
 
 from .conftest import ITEMS, USERS, raw
 
@@ -81,7 +81,7 @@ def test_lists_of_blocks_of_items_are_merged_to_those_of_the_whole(monkeypatch, 
     ranker, users = Ranker(model, None, history), np.arange(7)  # 5 and 6: by popularity
     whole = ranker.rank(users, 16, exclude_seen)
     for size in (1, 4, 22):
-        monkeypatch.setattr("recray.ranking.ITEM_BLOCK", size)
+        monkeypatch.setattr("recray.inference.scorer.ITEM_BLOCK", size)
         blocks = ranker.rank(users, 16, exclude_seen)
         assert np.array_equal(blocks.item, whole.item)
         assert np.array_equal(blocks.score, whole.score)

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from recray.data import logged
-from recray.data.reading import Piece
-from recray.data.rows import Rows
+from recray.data import feedback_merge
+from recray.data.feedback_log import Given, LogWriter, RatingsLog
+from recray.data.feedback_source import with_log
+from recray.data.readers import Piece
 from recray.data.source import recognise
+from recray.data.spill import Rows
 from recray.errors import RecrayError
-from recray.feedback import Given, LogWriter, RatingsLog
-from recray.feedback_source import with_log
-from recray.recommender import Recommender
-from recray.refresh import FULL, WARM, Order, Trained, _better, _comparable, saved
-from recray.registry import Incomparable
+from recray.inference.recommender import Recommender
+from recray.pipelines.refresh import FULL, WARM, Order, Trained, _better, _comparable, saved
+from recray.serving.registry import Incomparable
 from recray.storage import Folder
-from recray.training.grow import grown, read_starts
+from recray.training.warm_start import grown, read_starts
 
 
 def rows(*given, part=None):
@@ -29,7 +29,7 @@ def rows(*given, part=None):
 def test_what_is_rated_again_keeps_its_place_and_what_is_new_is_left_over():
     source = rows((1, 10, 3, 100), (1, 20, 4, 101), (2, 10, 5, 102))
     later = rows((1, 20, 1, 900), (1, 30, 2, 901), (3, 10, 4, 902))
-    again, rest = logged.rerate(source, later)
+    again, rest = feedback_merge.rerate(source, later)
     assert again.rating.tolist() == [3, 1, 5]
     assert again.timestamp.tolist() == [100, 101, 102]
     assert list(zip(rest.user.tolist(), rest.item.tolist(), strict=True)) == [(1, 30), (3, 10)]
@@ -38,7 +38,7 @@ def test_what_is_rated_again_keeps_its_place_and_what_is_new_is_left_over():
 def test_the_rest_trains_and_everything_is_in_order():
     source = rows((1, 10, 3, 100), (2, 10, 5, 102))
     later = rows((1, 5, 2, 901), (3, 10, 4, 902))
-    both, which = logged.append(source, np.array([2, 1], np.int8), later, split=0)
+    both, which = feedback_merge.append(source, np.array([2, 1], np.int8), later, split=0)
     assert both.user.tolist() == [1, 1, 2, 3]
     assert both.item.tolist() == [5, 10, 10, 10]
     assert which.tolist() == [0, 2, 1, 0]
@@ -46,8 +46,8 @@ def test_the_rest_trains_and_everything_is_in_order():
 
 def test_an_empty_log_or_source_changes_nothing():
     some, none = rows((1, 10, 3, 100)), rows((1, 10, 3, 100)).at(np.zeros(1, bool))
-    assert logged.rerate(some, none)[0] is some
-    assert len(logged.rerate(none, some)[1].user) == 1
+    assert feedback_merge.rerate(some, none)[0] is some
+    assert len(feedback_merge.rerate(none, some)[1].user) == 1
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_user_whom_the_bundle_does_not_know_is_folded_in(make_bundle, prepared
     last = bundle.model.users - 1
     own = prepared.load("train")
     mine = own.user == last
-    monkeypatch.setattr("recray.training.grow._places", unknown(last))
+    monkeypatch.setattr("recray.training.warm_start._places", unknown(last))
     weights = grown(bundle, prepared)["user_vectors.weight"]
     item = torch.from_numpy(own.item[mine].astype(np.int64))
     (expected,) = Recommender(bundle).ranker.fold_in(item, torch.from_numpy(own.rating[mine]))
@@ -118,7 +118,7 @@ def test_an_item_that_the_bundle_does_not_know_is_solved_from_those_who_rated_it
 ):
     bundle = make_bundle()
     new, users = 3, bundle.model.users
-    monkeypatch.setattr("recray.training.grow._places", unknown_item(new, bundle.model.items))
+    monkeypatch.setattr("recray.training.warm_start._places", unknown_item(new, bundle.model.items))
     vectors = grown(bundle, prepared)["item_vectors.weight"]
     own = prepared.load("train")
     rated = np.bincount(own.user[own.item == new], minlength=users)
@@ -159,7 +159,7 @@ def test_a_bucket_without_new_users_folds_nobody_in(make_bundle, prepared, monke
     bundle, train = make_bundle(), prepared.load("train")
     last = bundle.model.users - 1
     halves = [train.where(train.user != last), train.where(train.user == last)]
-    monkeypatch.setattr("recray.training.grow._places", unknown(last))
+    monkeypatch.setattr("recray.training.warm_start._places", unknown(last))
     whole = grown(bundle, prepared)
     prepared.manifest["buckets"] = 2
     monkeypatch.setattr(type(prepared), "load", lambda _self, _split, parts: halves[parts[0]])

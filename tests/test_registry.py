@@ -3,7 +3,7 @@
 import pytest
 
 from recray.errors import RecrayError
-from recray.registry import Registry, gate, resolve_bundle
+from recray.serving.registry import Registry, gate, resolve_bundle
 
 
 @pytest.fixture

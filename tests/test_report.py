@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from recray import evaluation, report
 from recray.cli import cli
-from recray.data.prepared import Ratings
-from recray.document import Document, Section, Table
+from recray.data.dataset import Ratings
 from recray.errors import RecrayError
-from recray.pictures import canvas, data, people, predictions, training
-from recray.recommender import Recommender
+from recray.evaluation import evaluator
+from recray.inference.recommender import Recommender
+from recray.reporting import report
+from recray.reporting.html import Document, Section, Table
+from recray.reporting.plots import data, held_out, predictions, style, training
 
 from .conftest import USERS
 
@@ -26,7 +27,7 @@ def measured(make_bundle):
 
     def make(preset: str = "ranking"):
         bundle = make_bundle(preset, preset=preset)
-        bundle.metrics.update(evaluation.evaluate(bundle))
+        bundle.metrics.update(evaluator.evaluate(bundle))
         return bundle
 
     return make
@@ -101,7 +102,7 @@ def test_colours_follow_the_page_and_nothing_is_black_or_white_for_good(measured
     assert not set(re.findall(r"#[0-9a-f]{6}\b", drawn))
     used = set(re.findall(r"var\(--(c[0-9a-f]{6})\)", drawn))
     for scheme in (False, True):
-        assert used <= set(re.findall(r"--(c[0-9a-f]{6}):", canvas.css(scheme)))
+        assert used <= set(re.findall(r"--(c[0-9a-f]{6}):", style.css(scheme)))
 
 
 def test_titles_of_films_are_text_and_no_markup():
@@ -112,7 +113,7 @@ def test_titles_of_films_are_text_and_no_markup():
 
 
 def test_places_are_those_of_the_planted_lists(make_bundle):
-    held = people.measure(Recommender(make_bundle()))
+    held = held_out.measure(Recommender(make_bundle()))
     assert held.predicted is None
     assert held.rank.tolist()[0] == 1, "user 0: film 8 is the only even one left"
     assert len(held.rank) == 14, "13 users' films, and one that training lacks, which has no place"
@@ -120,7 +121,7 @@ def test_places_are_those_of_the_planted_lists(make_bundle):
 
 def test_the_users_shown_are_those_at_the_quarters(make_bundle):
     recommender = Recommender(make_bundle())
-    chosen = people.typical_users(recommender)
+    chosen = held_out.typical_users(recommender)
     counts = np.bincount(recommender.bundle.history.user, minlength=USERS + 2)
     assert counts[chosen].tolist() == [4, 4, 4]
     assert chosen == [1, 5, 8]

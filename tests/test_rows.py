@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recray.data.rows import Rows, drop_duplicates
+from recray.data.spill import Rows, drop_duplicates
 
 
 def drop(rows, mean):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recray.pictures import search
+from recray.reporting.plots import search
 
 
 def result(trials: list[dict], space: dict, lower: bool = False) -> dict:

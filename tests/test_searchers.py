@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from recray.errors import RecrayError
-from recray.sweep.searchers import GridSearch, RandomSearch, Tpe, import_optuna, make_searcher
-from recray.sweep.spaces import Dimension
+from recray.tuning.searchers import GridSearch, RandomSearch, Tpe, import_optuna, make_searcher
+from recray.tuning.space import Dimension
 
 SPACE = (
     Dimension("train.lr", "loguniform", 0.001, 1.0, log=True),

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from recray.errors import RecrayError
-from recray.serving.config import SERVE_KEYS, AppArgs, check, check_file
+from recray.serving.serve_config import SERVE_KEYS, AppArgs, check, check_file
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 FILES = sorted(CLUSTER.glob("serve-*.yaml"))

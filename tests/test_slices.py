@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from recray import console
 from recray.config import EvaluateSettings
-from recray.data.prepared import Ratings
-from recray.evaluation import evaluate
-from recray.measuring import UserTable, measure_lists, rank_lists
+from recray.data.dataset import Ratings
+from recray.evaluation.evaluator import evaluate
+from recray.evaluation.per_user import UserTable, measure_lists, rank_lists
+from recray.evaluation.segments import add_columns, report
+from recray.inference.scorer import History, Ranker
 from recray.models.factorization import Dot
-from recray.ranking import History, Ranker
-from recray.slices import add_columns, report
+from recray.reporting import terminal
 
 ITEMS = 200
 SETTINGS = EvaluateSettings(k=(2,))
@@ -69,5 +69,5 @@ def test_a_report_has_every_slice_and_the_terminal_shows_them_when_asked(make_bu
     groups = whole["slices"]
     assert sum(g["users"] for g in groups["users"].values()) == whole["users"]
     assert {"users", "model", *whole["baselines"]} == set(groups["users"]["1-19"])
-    assert "users by known ratings" in console.evaluation(whole, slices=True)
-    assert "users by known ratings" not in console.evaluation(whole)
+    assert "users by known ratings" in terminal.evaluation(whole, slices=True)
+    assert "users by known ratings" not in terminal.evaluation(whole)

@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 
-from recray.data import catalog, reading, sample, source
-from recray.data.reading import chunks
+from recray.data import movielens, readers, sample, source
+from recray.data.readers import chunks
 from recray.data.source import recognise
 from recray.errors import RecrayError
 
@@ -40,7 +40,7 @@ def read(found):
     """All accepted rows of a source, and the number of rejected ones."""
     rows, bad = [], 0
     for piece in found.pieces:
-        for _, parsed in reading.parsed(piece):
+        for _, parsed in readers.parsed(piece):
             rows += [tuple(row.values()) for row in parsed.table.to_pylist()]
             bad += len(parsed.rejected)
     return rows, bad
@@ -121,7 +121,7 @@ def test_pieces_hold_every_line_once_at_the_byte_it_begins(
     tmp_path, monkeypatch, piece_bytes, chunk_bytes, packed
 ):
     monkeypatch.setattr(source, "PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr(reading, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(readers, "CHUNK_BYTES", chunk_bytes)
     header, body = b"userId,movieId,rating,timestamp\r\n", b"".join(LINES)
     file = tmp_path / "ratings.csv"
     file.write_bytes(zipped({"ratings.csv": header + body}) if packed else header + body)
@@ -227,9 +227,9 @@ def test_an_archive_that_unpacks_to_an_absurd_size_is_refused(tmp_path):
         (tmp_path / "x.zip").write_bytes(claimed)
         if refused:
             with pytest.raises(RecrayError, match="would unpack to 104,857,601 bytes"):
-                reading.open_zip(str(tmp_path / "x.zip"))
+                readers.open_zip(str(tmp_path / "x.zip"))
         else:
-            reading.open_zip(str(tmp_path / "x.zip")).close()
+            readers.open_zip(str(tmp_path / "x.zip")).close()
 
 
 def test_a_release_comes_from_the_catalog(tmp_path, monkeypatch):
@@ -240,7 +240,7 @@ def test_a_release_comes_from_the_catalog(tmp_path, monkeypatch):
         asked.append((name, mirror))
         return tmp_path / "got.zip"
 
-    monkeypatch.setattr(catalog, "fetch", fetch)
+    monkeypatch.setattr(movielens, "fetch", fetch)
     found = recognise("ml-1m", mirror="/mirror")
     assert asked == [("ml-1m", "/mirror")]
     assert found.name == "ml-1m"

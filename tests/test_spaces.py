@@ -6,7 +6,14 @@ import yaml
 from recray.config import load_settings, preset_names
 from recray.errors import RecrayError
 from recray.models import BASELINES, MODELS
-from recray.sweep.spaces import Dimension, apply, load_space, own_point, parse_space, searchable
+from recray.tuning.space import (
+    Dimension,
+    apply,
+    load_space,
+    own_point,
+    parse_space,
+    searchable,
+)
 
 SETTINGS = load_settings("dot-mse")
 

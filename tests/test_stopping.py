@@ -18,9 +18,9 @@ from recray.errors import RecrayError, StorageError, WorkerLost
 from recray.storage import Folder
 from recray.training import loop
 from recray.training.checkpoint import FORMAT, Checkpoint, Progress, RunFolder
+from recray.training.collectives import SLOW_PATIENCE_S, Workers
+from recray.training.epochs import Shard, SteppedEpochs
 from recray.training.loop import TrainingRun
-from recray.training.steps import Shard, SteppedEpochs
-from recray.training.sync import SLOW_PATIENCE_S, Workers
 from tests.test_training import SIZE, facts, saved, training_run, two_tastes
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]

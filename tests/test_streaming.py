@@ -11,17 +11,18 @@ import torch.multiprocessing as mp
 
 from recray import schema
 from recray.config import load_settings
-from recray.data.prepared import KIND, Prepared, part_name
+from recray.data.dataset import KIND, Prepared, part_name
 from recray.errors import RecrayError
+from recray.schema import TIMINGS
 from recray.storage import Folder, publish
-from recray.training import preflight, trainer
+from recray.training import checks, trainer
 from recray.training.batches import StepPlan, epoch_generator
-from recray.training.checkpoint import TIMINGS, RunFolder
+from recray.training.checkpoint import RunFolder
+from recray.training.collectives import Workers
+from recray.training.epochs import Shard
 from recray.training.loop import TrainingRun
-from recray.training.rows import WorkerRows
-from recray.training.steps import Shard
 from recray.training.streaming import StreamedShard
-from recray.training.sync import Workers
+from recray.training.worker_data import WorkerRows
 from tests.test_training import SIZE, training_run, two_tastes
 
 PARTS = 7
@@ -223,4 +224,4 @@ def test_what_cannot_be_streamed_is_refused(in_parts, preset, changes, words):
         small.append("train.batch_size=4")
     settings = load_settings(preset, None, [*limit, *small, *changes])
     with pytest.raises(RecrayError, match=words):
-        preflight.check(preflight.for_data(settings, in_parts), in_parts, 1, "local")
+        checks.check(checks.for_data(settings, in_parts), in_parts, 1, "local")

@@ -11,19 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from recray.config import build_settings, load_settings
-from recray.data.prepared import Prepared
+from recray.data.dataset import Prepared
 from recray.errors import RecrayError, StorageError
+from recray.schema import TIMINGS
 from recray.storage import UNFINISHED
-from recray.sweep import order as orders
-from recray.sweep.desk import Desk
-from recray.sweep.order import Order, Room, concurrency
-from recray.sweep.records import Goal, Record, SweepFolder
-from recray.sweep.resume import Resumed
-from recray.sweep.spaces import parse_space
-from recray.sweep.trial import TrialRun, load, open_sealed
-from recray.training import preflight, trainer
-from recray.training.checkpoint import TIMINGS
-from recray.training.sync import Workers
+from recray.training import checks, trainer
+from recray.training.collectives import Workers
+from recray.tuning import request as orders
+from recray.tuning.driver import Desk
+from recray.tuning.request import Order, Room, concurrency
+from recray.tuning.resume import Resumed
+from recray.tuning.space import parse_space
+from recray.tuning.store import Goal, Record, SweepFolder
+from recray.tuning.trial import TrialRun, load, open_sealed
 
 SPACE = {"train.lr": {"loguniform": [0.001, 0.5]}, "model.dim": {"int": [2, 6]}}
 SMALL = ["train.epochs=3", "train.batch_size=8", "model.dim=3", "train.lr=0.01"]
@@ -410,7 +410,7 @@ def test_training_the_best_settings_gives_the_same_digits(search, tmp_path, prep
         winner = Record(**vars(winner) | {"status": "stopped", "history": history})
         made.sweep.write_best(winner, made.goal)
     path = str(tmp_path / "sweep" / "best.yaml")
-    settings = preflight.for_data(load_settings(None, path), prepared)
+    settings = checks.for_data(load_settings(None, path), prepared)
     wanted = [{k: v for k, v in e.items() if k not in TIMINGS} for e in winner.history]
     assert validation(settings, prepared, str(tmp_path / "run")) == wanted
 

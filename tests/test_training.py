@@ -12,12 +12,12 @@ import torch.multiprocessing as mp
 from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.models import build_model
-from recray.objectives import build_objective
+from recray.models.objectives import build_objective
 from recray.training.batches import StepPlan, epoch_generator, shuffled_batches
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.collectives import Workers
+from recray.training.epochs import Gradient, Shard
 from recray.training.loop import TrainingRun, epochs_of
-from recray.training.steps import Gradient, Shard
-from recray.training.sync import Workers
 
 SIZE = 20
 

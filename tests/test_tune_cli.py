@@ -8,7 +8,7 @@ from rich.console import Console as Terminal
 from recray.cli.trials import cut, live_table, short_names, summary
 from recray.cli.tune import places
 from recray.errors import RecrayError
-from recray.sweep.desk import Event
+from recray.tuning.driver import Event
 
 SETTINGS = {
     "model.dim": 64,

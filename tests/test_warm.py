@@ -8,13 +8,13 @@ from recray.errors import RecrayError
 from recray.models.factorization import Dot
 from recray.models.hybrid import Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
+from recray.models.objectives import WholeData
 from recray.models.softmax import SoftmaxDnn
-from recray.objectives import WholeData
-from recray.training.alternating import AlternatingEpochs
+from recray.training.als import AlternatingEpochs
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
-from recray.training.steps import Shard
-from recray.training.sync import Workers
-from recray.training.warm import (
+from recray.training.collectives import Workers
+from recray.training.epochs import Shard
+from recray.training.pretrain import (
     SHARPNESS,
     SPREAD,
     Trained,

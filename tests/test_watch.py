@@ -7,11 +7,11 @@ import pytest
 
 from recray.config import load_settings
 from recray.errors import RecrayError
+from recray.progress import Console
 from recray.storage import Folder
-from recray.terminal import Console
-from recray.training import logbooks
-from recray.training.logbooks import Mlflow, TensorBoard
-from recray.training.watch import Watch, following
+from recray.training import loggers as logbooks
+from recray.training.callbacks import Watch, following
+from recray.training.loggers import Mlflow, TensorBoard
 
 FACTS = {
     "dataset": "tiny",

@@ -13,7 +13,7 @@ import click
 import jsonschema
 
 from cluster.validate.problems import Problem, against, explain, read_documents, unknown
-from recray.nodes import GROWS_TO
+from recray.runtime.nodes import GROWS_TO
 
 PROVIDER_KEYS = {
     "aws": ["type", "region", "availability_zone", "cache_stopped_nodes", "security_group"],

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from cluster.validate.problems import Problem, read_documents, unknown
-from recray.serving import config
+from recray.serving import serve_config
 
 
 def check(file: Path) -> list[Problem]:
@@ -31,7 +31,7 @@ def check_values(file: Path, values: Any, inside: str = "") -> list[Problem]:
         except ValidationError as error:
             found = [(_place(e["loc"], e["msg"]), e["msg"]) for e in error.errors()]
     if not found:  # arguments and limits of our own application
-        told = (line.partition(": ") for line in config.check(values))
+        told = (line.partition(": ") for line in serve_config.check(values))
         found = [(key, message) for key, _, message in told]
     prefix = f"{inside}." if inside else ""
     return [Problem(file, f"{prefix}{key}", message) for key, message in found]

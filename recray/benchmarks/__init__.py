@@ -6,7 +6,7 @@ from typing import Any
 
 from recray.benchmarks.harness import machine
 from recray.errors import RecrayError, unknown_name
-from recray.terminal import Say
+from recray.progress import Say
 
 NAMES = ("evaluate", "ingest", "quality", "scale", "search", "serve", "train", "tune")
 

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from recray.benchmarks.harness import PROC, interleaved, peak_memory
-from recray.measuring import USER_BLOCK
+from recray.evaluation.per_user import USER_BLOCK
+from recray.inference.scorer import History, Ranker
 from recray.models.factorization import Dot
 from recray.models.neumf import NeuMf
-from recray.ranking import History, Ranker
-from recray.terminal import Say
+from recray.progress import Say
 
 DIM = 64
 K = 10

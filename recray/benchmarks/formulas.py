@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recray.data.split import buckets_for
-from recray.objectives.whole_data import ROW_BLOCK
+from recray.models.objectives.ials import ROW_BLOCK
 
 FLOAT32, FLOAT64, INT64 = 4, 8, 8
 

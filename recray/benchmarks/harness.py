@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from recray import cluster
+from recray.runtime import session
 
 PROC = Path("/proc")
 SAMPLE_SECONDS = 0.1
@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
 
 def start_workers() -> None:
     """Have Ray start its worker processes, so that no measured call waits for them."""
-    cluster.map_tasks(_Nothing(), 2 * cluster.local_cpus())
+    session.map_tasks(_Nothing(), 2 * session.local_cpus())
 
 
 class _Nothing:

@@ -14,15 +14,15 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from recray import cluster
 from recray.benchmarks.harness import interleaved, peak_memory, start_workers, timed
 from recray.config import Settings
-from recray.data import ingest, reading, source
-from recray.data.buckets import Numbering
-from recray.data.reading import Piece
-from recray.data.rows import read_arrow, write_arrow
+from recray.data import ingest, readers, source
+from recray.data.readers import Piece
+from recray.data.shuffle_tasks import Numbering
+from recray.data.spill import read_arrow, write_arrow
+from recray.progress import Say
+from recray.runtime import session
 from recray.storage import Folder
-from recray.terminal import Say
 
 CHUNK = 1_000_000
 REPETITIONS = 3
@@ -101,7 +101,7 @@ def _compare(
         "pandas": lambda: _pandas(str(path)),
         "textbook": lambda: textbook.read_encode(str(path)),
     }
-    with cluster.session():
+    with session.session():
         start_workers()
         found = interleaved(ways, repetitions)
     rows = []
@@ -116,7 +116,7 @@ def _compare(
 
 def _peak(path: Path, size: int, folder: Path, say: Say) -> tuple[float | None, dict[str, Any]]:
     """Peak memory of a whole prepare, with a Ray of its own, whose processes are counted."""
-    with peak_memory() as peak, cluster.session():
+    with peak_memory() as peak, session.session():
         seconds = timed(lambda: _prepare(str(path), folder / "out"))
     mb = None if peak.mb is None else round(peak.mb)
     say(f"{size:,} rows csv: whole prepare {seconds:.1f} s, peak {mb} MB")
@@ -144,14 +144,14 @@ def read_encode(path: str, out: Path) -> None:
     given = source.recognise(path, Settings())
     spill = Folder(str(out))
     out.mkdir()
-    read = cluster.map_tasks(_Read(given.pieces, spill), len(given.pieces))
+    read = session.map_tasks(_Read(given.pieces, spill), len(given.pieces))
     names = [name for result in read for name in result["names"]]
     numberings = []
     for column in ("raw_user", "raw_item"):
         parts = [read_arrow(spill, f"{column}-{name}")["id"].to_numpy() for name in names]
         key = np.unique(np.concatenate(parts))
         numberings.append(Numbering(key, np.arange(len(key), dtype=np.int32), len(key)))
-    cluster.map_tasks(_Encode(spill, names, *numberings), len(names))
+    session.map_tasks(_Encode(spill, names, *numberings), len(names))
     shutil.rmtree(out)
 
 
@@ -164,7 +164,7 @@ class _Read:
 
     def __call__(self, number: int) -> dict[str, Any]:
         names = []
-        for chunk, (_, parsed) in enumerate(reading.parsed(self.pieces[number])):
+        for chunk, (_, parsed) in enumerate(readers.parsed(self.pieces[number])):
             names.append(f"{number:05d}-{chunk:05d}.arrow")
             write_arrow(self.spill, names[-1], parsed.table)
             for column in ("raw_user", "raw_item"):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from recray.benchmarks.harness import own_memory
 from recray.config import Settings, build_settings
-from recray.data.prepared import Prepared
-from recray.training.sync import Workers
+from recray.data.dataset import Prepared
+from recray.training.collectives import Workers
 from recray.training.trainer import build_run
 
 

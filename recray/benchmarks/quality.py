@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recray import cluster, crossvalidation
-from recray.bundle import Bundle
 from recray.config import Settings, load_settings
-from recray.crossvalidation import Fold
 from recray.errors import RecrayError, unknown_name
-from recray.evaluation import evaluate
-from recray.protocol import Protocol
-from recray.terminal import Say
+from recray.evaluation.evaluator import evaluate
+from recray.evaluation.protocol import Protocol
+from recray.inference.bundle import Bundle
+from recray.pipelines import crossvalidation
+from recray.pipelines.crossvalidation import Fold
+from recray.progress import Say
+from recray.runtime import session
 
 PER_ITEM = ("split.kind=per-item-random", "split.test=0.25", "split.valid=0.1")
 RANDOM_80 = ("split.kind=random", "split.test=0.2", "split.valid=0.1")
@@ -122,7 +123,7 @@ def run(quick: bool, say: Say, data: str | None = None, only: str | None = None)
         if not wanted:
             raise unknown_name("row", only, [case.figure for case in CASES])
     rows = []
-    with tempfile.TemporaryDirectory(prefix="recray-quality-") as out, cluster.session():
+    with tempfile.TemporaryDirectory(prefix="recray-quality-") as out, session.session():
         for case in wanted:
             source = archive(case.data, data)
             rows.append(_measure(case, source, quick, f"{out}/{case.figure}", say))

@@ -12,15 +12,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from recray import cluster
 from recray.benchmarks import formulas, processes
 from recray.benchmarks.formulas import Size, Terms
 from recray.benchmarks.harness import peak_memory, ray_cpu_seconds, start_workers, timed
 from recray.benchmarks.ingest import generate
 from recray.config import Settings, load_settings
 from recray.data import ingest, source
-from recray.data.prepared import Prepared
-from recray.terminal import Say
+from recray.data.dataset import Prepared
+from recray.progress import Say
+from recray.runtime import session
 
 EPOCHS = 2
 REPETITIONS = 2  # of each training that constants are fitted to
@@ -99,7 +99,7 @@ class _Stage:
         path = str(generate(self.folder, data.rows, "csv", data.each))
         out, settings = self._prepared(data), _settings(DIM)
         shutil.rmtree(out, ignore_errors=True)
-        with peak_memory() as peak, cluster.session(cpus=workers):
+        with peak_memory() as peak, session.session(cpus=workers):
             start_workers()
             before = ray_cpu_seconds()
             given = source.recognise(path, settings)

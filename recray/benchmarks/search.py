@@ -6,17 +6,18 @@ import math
 import tempfile
 from typing import Any
 
-from recray import cluster, tuning
 from recray.benchmarks.harness import timed
 from recray.benchmarks.quality import PER_ITEM, SMALL, archive
 from recray.config import Settings, load_settings
 from recray.data import ingest
 from recray.data.source import recognise
-from recray.sweep import order as orders
-from recray.sweep.order import Order
-from recray.sweep.plan import Plan
-from recray.sweep.spaces import parse_space
-from recray.terminal import Say
+from recray.progress import Say
+from recray.runtime import session
+from recray.tuning import request as orders
+from recray.tuning import tuner
+from recray.tuning.request import Order
+from recray.tuning.space import parse_space
+from recray.tuning.trial_queue import Plan
 
 TRIALS, QUICK = 40, 12
 POOR = ("model.dim=8", "objective.alpha0=1.0", "train.l2=0.5")
@@ -41,7 +42,7 @@ def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
     poor = load_settings("ranking", None, (*PER_ITEM, *POOR))
     source = "sample" if quick else archive("ml-100k", data)
     trials = QUICK if quick else TRIALS
-    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, cluster.session():
+    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session.session():
         ingest.prepare(recognise(source, tuned), f"{folder}/prepared", tuned)
         aim = _search(tuned, folder, "none", 1, say)
         rows = [aim, *(_search(poor, folder, way, trials, say) for way in ("none", "asha"))]
@@ -59,7 +60,7 @@ def _search(
     order = Order(f"{folder}/prepared", out, trials, searcher="tpe", scheduler=scheduler)
     search = orders.check(order, settings, parse_space(SPACE, settings))
     plans: list[Plan] = []
-    seconds = timed(lambda: plans.append(tuning.run(search)))
+    seconds = timed(lambda: plans.append(tuner.run(search)))
     records = list(plans[0].records.values())
     values = {r.number: best[1] for r in records if (best := search.goal.best(r.history))}
     winner = search.goal.winner(records)

@@ -19,13 +19,13 @@ import torch
 
 from recray.benchmarks.harness import machine, own_memory
 from recray.benchmarks.synthetic import make_bundle
-from recray.bundle import Bundle
-from recray.recommender import GivenRatings, Recommender
-from recray.registry import Registry
+from recray.inference.bundle import Bundle
+from recray.inference.recommender import GivenRatings, Recommender
+from recray.progress import Say
 from recray.serving.deployment import Profile, deploy, serving
-from recray.serving.follow import open_warm
-from recray.serving.protection import Protection, new_key, parse_key
-from recray.terminal import Say
+from recray.serving.guard import Protection, new_key, parse_key
+from recray.serving.hot_swap import open_warm
+from recray.serving.registry import Registry
 
 SMALL, LARGE = (6040, 3706, 50), (2000, 60_000, 50)
 """Users, items, and ratings of each user."""

@@ -16,7 +16,7 @@ import ray.train.torch
 import torch
 
 from recray.benchmarks.steps import Case, Pass, pass_of, rate
-from recray.training.sync import Workers
+from recray.training.collectives import Workers
 
 POLL_S = 0.02
 POLLED = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"

@@ -17,10 +17,10 @@ from recray.config import Settings, load_settings
 from recray.data.negatives import NegativeSampler
 from recray.models import build_model
 from recray.models.base import Model
-from recray.objectives import PairLoss, build_objective
-from recray.training.engine import device_of, pairs_of
-from recray.training.steps import GradientEpochs, Shard
-from recray.training.sync import Workers
+from recray.models.objectives import PairLoss, build_objective
+from recray.training.collectives import Workers
+from recray.training.epochs import GradientEpochs, Shard
+from recray.training.optimizer_choice import device_of, pairs_of
 
 NEGATIVES = 4
 LOOP_BATCH = 512

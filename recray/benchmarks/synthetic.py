@@ -7,12 +7,11 @@ import pyarrow as pa
 import torch
 
 from recray import schema
-from recray.bundle import Bundle, write_bundle
 from recray.config import load_settings
-from recray.data.prepared import KIND, Prepared, part_name
+from recray.data.dataset import KIND, Prepared, part_name
+from recray.inference.bundle import Bundle, TrainedModel, write_bundle
 from recray.models import build_model
 from recray.storage import Folder, publish
-from recray.training.checkpoint import Checkpoint, Progress
 
 GENRES = ("Action", "Comedy", "Drama", "Horror", "Romance", "Thriller")
 
@@ -29,9 +28,9 @@ def make_bundle(
     torch.manual_seed(seed)
     model = build_model(settings, users, items)
     history = [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
-    checkpoint = Checkpoint(model.state_dict(), {}, Progress(1, 1, None, history))
+    trained = TrainedModel(model.state_dict(), 1, history)
     out, created = str(folder / f"bundle-{seed}"), "2026-01-01T00:00:00+00:00"
-    return write_bundle(out, prepared, checkpoint, settings, created, lambda _bundle: {})
+    return write_bundle(out, prepared, trained, settings, created, lambda _bundle: {})
 
 
 def _prepare(out: Path, users: int, items: int, per_user: int) -> Prepared:

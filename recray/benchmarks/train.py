@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from recray import cluster
 from recray.benchmarks import stage
 from recray.benchmarks.harness import timed
 from recray.benchmarks.steps import (
@@ -24,13 +23,14 @@ from recray.benchmarks.steps import (
 )
 from recray.config import load_settings
 from recray.data import ingest
-from recray.data.prepared import Prepared
+from recray.data.dataset import Prepared
 from recray.data.source import recognise
-from recray.terminal import Say
-from recray.training import preflight, trainer
+from recray.progress import Say
+from recray.runtime import session
+from recray.training import checks, trainer
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
-from recray.training.engine import device_of
-from recray.training.sync import Workers
+from recray.training.collectives import Workers
+from recray.training.optimizer_choice import device_of
 
 Rows = list[dict[str, Any]]
 BATCHES = (1024, 8192, 32768)
@@ -62,7 +62,7 @@ def run(quick: bool, say: Say, device: str = "cpu") -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, cluster.session():
+        with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session.session():
             rows = _speed(Path(folder), quick, repetitions, say)
             price = _price_of_ray(folder, quick, 3, say)
             price["checkpoint_share"] = _checkpoint_share(f"{folder}/saved", repetitions)
@@ -198,7 +198,7 @@ def _price_of_ray(folder: str, quick: bool, repetitions: int, say: Say) -> dict[
 
     def bare() -> None:
         data = Prepared.open(prepared, verify=True)
-        fixed = preflight.for_data(settings, data)
+        fixed = checks.for_data(settings, data)
         path = f"{folder}/bare-{next(number)}"
         trainer.build_run(fixed, data, path, Workers(), lambda _metrics: None).fit()
 
@@ -236,7 +236,7 @@ def _tiny(folder: str, say: Say) -> tuple[str, Any]:
     prepared = f"{folder}/tiny"
     ingest.prepare(recognise("sample", settings), prepared, settings)
     data = Prepared.open(prepared)
-    fixed = preflight.for_data(settings, data)
+    fixed = checks.for_data(settings, data)
     run = trainer.build_run(fixed, data, f"{folder}/calibrate", Workers(), lambda _metrics: None)
     seconds = statistics.median(entry["seconds"] for entry in run.fit().history)
     batch = max(16, int(512 * seconds / TINY_SECONDS))

@@ -7,19 +7,20 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from recray import cluster, tuning
 from recray.benchmarks.harness import start_workers, timed
 from recray.benchmarks.quality import archive
 from recray.config import Settings, load_settings
 from recray.data import ingest
 from recray.data.source import recognise
-from recray.sweep import order as orders
-from recray.sweep.order import Order, Search
-from recray.sweep.plan import Candidate
-from recray.sweep.records import Goal, SweepFolder
-from recray.sweep.spaces import parse_space
-from recray.sweep.trial import SearchData, TrialRun, load, open_sealed
-from recray.terminal import Say
+from recray.progress import Say
+from recray.runtime import session
+from recray.tuning import request as orders
+from recray.tuning import tuner
+from recray.tuning.request import Order, Search
+from recray.tuning.space import parse_space
+from recray.tuning.store import Goal, SweepFolder
+from recray.tuning.trial import SearchData, TrialRun, load, open_sealed
+from recray.tuning.trial_queue import Candidate
 
 TRIALS = 20
 IN_TRAIN = 2
@@ -36,7 +37,7 @@ def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
     """
     settings = load_settings("ranking", None, ["train.epochs=1", "model.dim=16"])
     source = "sample" if data is None else archive("ml-100k", data)
-    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, cluster.session():
+    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session.session():
         prepared = f"{folder}/prepared"
         ingest.prepare(recognise(source, settings), prepared, settings)
         start_workers()
@@ -58,7 +59,7 @@ def _measure(search: Search, quick: bool, say: Say) -> list[dict[str, Any]]:
     bare(asdict(given[0]))  # what is loaded at the first use is no trial's
     alone = timed(lambda: [bare.train(data, candidate) for candidate in given]) / len(given)
     rows = [_row("alone, in this process", len(given), alone, alone, say)]
-    seconds = timed(lambda: tuning.run(search)) / len(given)
+    seconds = timed(lambda: tuner.run(search)) / len(given)
     rows.append(_row("recray", len(given), seconds, alone, say))
     from recray.benchmarks import textbook
 

@@ -11,10 +11,11 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from recray import __version__, cluster
+from recray import __version__
 from recray.config import known_keys, preset_names
 from recray.errors import RecrayError
-from recray.terminal import Console
+from recray.progress import Console
+from recray.runtime import session
 
 
 class _Failure(click.ClickException):
@@ -63,7 +64,7 @@ def default_out(name: str) -> str:
         RecrayError: In a job, whose own folder is thrown away with its cluster.
     """
     base = os.environ.get("RECRAY_OUT")
-    if base is None and cluster.in_job():
+    if base is None and session.in_job():
         raise RecrayError("give --out: the working folder of a job does not outlive its cluster")
     return f"{(base or 'recray-out').rstrip('/')}/{name}"
 
@@ -86,7 +87,7 @@ def sources(
     _context: click.Context, _argument: click.Parameter, begun: str
 ) -> list[CompletionItem]:
     """What a SOURCE may be: the sample, a release, or a file."""
-    from recray.data.catalog import RELEASES
+    from recray.data.movielens import RELEASES
 
     return [*_starting(["sample", *RELEASES], begun), CompletionItem(begun, type="file")]
 
@@ -111,7 +112,7 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         ),
         "address": click.option(
             "--address",
-            default=cluster.own_address,
+            default=session.own_address,
             show_default="local; in a job, its cluster",
             help="Ray cluster: local, auto, HOST:PORT.",
         ),

@@ -2,9 +2,9 @@
 
 import click
 
-from recray import console
 from recray.cli.base import cli, shared
-from recray.terminal import Console
+from recray.progress import Console
+from recray.reporting import terminal
 
 
 @cli.command()
@@ -27,4 +27,4 @@ def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> Non
     from recray import benchmarks
 
     result = benchmarks.run(name, quick, ui.say, **options)
-    ui.result(result, console.benchmark(name, result))
+    ui.result(result, terminal.benchmark(name, result))

@@ -5,13 +5,13 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
-from recray import console
 from recray.cli.base import cli, default_out, shared
 from recray.cli.wishes import wish_of, wishes
 from recray.config import Settings, load_settings
 from recray.data.ids import IdMap, RawId
 from recray.errors import RecrayError
-from recray.terminal import Console
+from recray.progress import Console
+from recray.reporting import terminal
 
 
 @cli.command()
@@ -93,13 +93,13 @@ def evaluate(
         result = measure_folds(
             ui, bundle, settings, kfold, _names(folds), seeds, refit, out, address
         )
-        ui.result(result, console.folds(result))
+        ui.result(result, terminal.folds(result))
         return
     if refit or out or preset or config or overrides:
         raise RecrayError("--refit, --out, --preset, --config and --set go with folds or seeds")
-    from recray import pipeline
-    from recray.protocol import Kind, Protocol
-    from recray.registry import resolve_bundle
+    from recray.evaluation.protocol import Kind, Protocol
+    from recray.pipelines import stages
+    from recray.serving.registry import resolve_bundle
 
     given = {"k": list(k) or None, "relevant_from": relevant_from}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -109,8 +109,8 @@ def evaluate(
     chosen = Protocol(_names(baselines), kind, negatives)
     path = resolve_bundle(bundle)
     with ui.during(f"measure {path} on its test split"):
-        report = pipeline.evaluate(path, changes, prepared, workers, address, chosen)
-    ui.result(report, console.evaluation(report, slices))
+        report = stages.evaluate(path, changes, prepared, workers, address, chosen)
+    ui.result(report, terminal.evaluation(report, slices))
 
 
 def _refuse_those_of_a_bundle(way: str) -> None:
@@ -137,7 +137,7 @@ def measure_folds(
     address: str,
 ) -> dict[str, Any]:
     """Train and measure the recipe on every fold or seed of a source."""
-    from recray import crossvalidation
+    from recray.pipelines import crossvalidation
 
     if kfold is not None:
         folds = crossvalidation.kfold(settings, kfold)
@@ -192,18 +192,18 @@ def recommend(
     if everyone and out is None:
         raise RecrayError("--all writes files: give --out DIR")
     ratings = [_parse_rating(text) for text in rate]
-    from recray.recommender import Recommender
-    from recray.registry import resolve_bundle
+    from recray.inference.recommender import Recommender
+    from recray.serving.registry import resolve_bundle
 
     recommender = Recommender.open(resolve_bundle(bundle))
     if everyone:
         if any(wanted.values()):
             raise RecrayError("--all writes plain lists: filters go with --user and --rate")
-        from recray import batch
+        from recray.inference import batch
 
         with ui.during(f"lists of everybody into {out}"):
             result = batch.recommend_all(recommender.bundle, str(out), k, address, ui.say)
-        ui.result(result, console.lists(result))
+        ui.result(result, terminal.lists(result))
         return
     wish = wish_of(wanted, recommender)
     if user is None:
@@ -213,7 +213,7 @@ def recommend(
             answer = recommender.recommend(recommender.users.parse(user), k, wish=wish)
         except KeyError:
             raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
-    ui.result(answer.plain(), console.recommendations(answer.plain()))
+    ui.result(answer.plain(), terminal.recommendations(answer.plain()))
 
 
 def _parse_rating(text: str) -> tuple[str, float]:
@@ -244,13 +244,13 @@ def explain(ui: Console, bundle: str, user: str, k: int) -> None:
     Example:
         recray explain bundles/mse --user 4
     """
-    from recray import explain as look
-    from recray.recommender import Recommender
-    from recray.registry import resolve_bundle
+    from recray.inference import inspect_user as look
+    from recray.inference.recommender import Recommender
+    from recray.serving.registry import resolve_bundle
 
     recommender = Recommender.open(resolve_bundle(bundle))
     try:
         result = look.explain(recommender, recommender.users.parse(user), k)
     except KeyError:
         raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
-    ui.result(result, console.explanation(result, k))
+    ui.result(result, terminal.explanation(result, k))

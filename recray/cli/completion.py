@@ -4,7 +4,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from recray.cli.base import cli, shared
-from recray.terminal import Console
+from recray.progress import Console
 
 FILES = {
     "bash": 'eval "$(recray completion bash)"  # into ~/.bashrc',

@@ -2,10 +2,10 @@
 
 import click
 
-from recray import console
 from recray.cli.base import Commands, cli, shared, sources
 from recray.config import load_settings
-from recray.terminal import Console
+from recray.progress import Console
+from recray.reporting import terminal
 
 
 @cli.group(cls=Commands)
@@ -22,11 +22,11 @@ def data_list(ui: Console) -> None:
     Example:
         recray data list
     """
-    from recray.data import catalog
+    from recray.data import movielens
 
-    rows = [vars(r) | {"cached": catalog.is_cached(r.name)} for r in catalog.RELEASES.values()]
+    rows = [vars(r) | {"cached": movielens.is_cached(r.name)} for r in movielens.RELEASES.values()]
     ui.result(
-        {"releases": rows, "licence": catalog.LICENCE}, console.releases(rows, catalog.LICENCE)
+        {"releases": rows, "licence": movielens.LICENCE}, terminal.releases(rows, movielens.LICENCE)
     )
 
 
@@ -40,12 +40,12 @@ def data_fetch(ui: Console, name: str, mirror: str | None) -> None:
     Example:
         recray data fetch ml-1m
     """
-    from recray.data import catalog
+    from recray.data import movielens
 
-    release = catalog.release(name)
+    release = movielens.release(name)
     size = f"{release.bytes / 1e6:,.1f} MB" if release.bytes else "size not known"
-    ui.say(f"{name}: {size}, {release.ratings:,} ratings; {catalog.LICENCE}")
-    path = catalog.fetch(name, mirror)
+    ui.say(f"{name}: {size}, {release.ratings:,} ratings; {movielens.LICENCE}")
+    path = movielens.fetch(name, mirror)
     ui.result({"name": name, "path": str(path), "sha256": release.sha256}, str(path))
 
 
@@ -60,7 +60,7 @@ def data_describe(ui: Console, source: str, columns: tuple[str, ...], mirror: st
         recray data describe ml-100k.zip
     """
     from recray.data import describe
-    from recray.data.prepared import Prepared
+    from recray.data.dataset import Prepared
     from recray.data.source import recognise
     from recray.storage import Folder
 
@@ -70,4 +70,4 @@ def data_describe(ui: Console, source: str, columns: tuple[str, ...], mirror: st
         settings = load_settings(overrides=columns)
         with ui.during(f"read {source}"):
             facts = describe.describe_source(recognise(source, settings, mirror))
-    ui.result(facts, console.description(facts))
+    ui.result(facts, terminal.description(facts))

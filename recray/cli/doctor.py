@@ -2,9 +2,9 @@
 
 import click
 
-from recray import console
 from recray.cli.base import cli, shared
-from recray.terminal import Console
+from recray.progress import Console
+from recray.reporting import terminal
 
 
 @cli.command()
@@ -23,10 +23,10 @@ def doctor(
         recray doctor
         recray doctor --address 10.0.0.5:6379 --storage /mnt/shared --data ml-25m --workers 4
     """
-    from recray import doctor as checks
+    from recray.pipelines import doctor as checks
 
     found = checks.examine(checks.Plan(storage, data, workers, port), address)
     rows = [vars(finding) for finding in found]
     problems = sum(row["level"] == "problem" for row in rows)
-    ui.result({"problems": problems, "checks": rows}, console.findings(rows))
+    ui.result({"problems": problems, "checks": rows}, terminal.findings(rows))
     click.get_current_context().exit(1 if problems else 0)

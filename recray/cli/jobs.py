@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recray import console
 from recray.cli.base import Commands, cli, shared
 from recray.errors import RecrayError
+from recray.progress import Console
+from recray.reporting import terminal
 from recray.storage import is_uri
-from recray.terminal import Console
 
 if TYPE_CHECKING:
-    from recray.jobs import Job, Jobs
+    from recray.runtime.jobs import Job, Jobs
 
 PLACES = ("BUNDLE", "DIR", "FILE", "PREPARED", "REGISTRY", "RUN", "SWEEP", "URL|FOLDER")
 """What options call a path in their help."""
@@ -60,7 +60,7 @@ def submit(
         recray submit train /mnt/p --out /mnt/run --workers 4 --address http://head:8265 --follow
         recray submit pipeline ml-1m.zip --preset ranking --follow
     """
-    from recray.jobs import Jobs, working_files
+    from recray.runtime.jobs import Jobs, working_files
 
     folder = Path(working_dir).resolve()
     script = _script(folder, job)
@@ -177,10 +177,10 @@ def jobs_list(ui: Console, address: str | None) -> None:
     Example:
         recray jobs list --address http://head:8265
     """
-    from recray.jobs import Jobs
+    from recray.runtime.jobs import Jobs
 
     rows = [vars(job) for job in Jobs(address).list()]
-    ui.result({"jobs": rows}, console.jobs(rows))
+    ui.result({"jobs": rows}, terminal.jobs(rows))
 
 
 @jobs.command("logs")
@@ -195,7 +195,7 @@ def jobs_logs(ui: Console, name: str, follow: bool, address: str | None) -> None
     Example:
         recray jobs logs train-20260102-030405-6789 --follow
     """
-    from recray.jobs import Jobs
+    from recray.runtime.jobs import Jobs
 
     client = Jobs(address)
     if follow:
@@ -216,7 +216,7 @@ def jobs_stop(ui: Console, name: str, address: str | None) -> None:
     Example:
         recray jobs stop train-20260102-030405-6789
     """
-    from recray.jobs import Jobs
+    from recray.runtime.jobs import Jobs
 
     job = Jobs(address).stop(name)
     ui.result(_plain(job), f"job {name} {job.status.lower()}")

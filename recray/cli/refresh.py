@@ -4,10 +4,10 @@ from typing import Any
 
 import click
 
-from recray import console
 from recray.cli.base import cli, shared
 from recray.errors import CheckFailed
-from recray.terminal import Console
+from recray.progress import Console
+from recray.reporting import terminal
 
 
 @cli.command()
@@ -55,11 +55,11 @@ def train_again(
     *wanted: Any,
 ) -> None:
     """Refresh and tell of it; `wanted` is what else an Order has, in its order."""
-    from recray import refresh as refreshing
     from recray.data.source import recognise
+    from recray.pipelines import refresh as refreshing
 
     given = recognise(source, refreshing.live_settings(registry), mirror)
     result = refreshing.refresh(given, refreshing.Order(registry, out, *wanted), ui.say)
-    ui.result(result, console.refreshed(result))
+    ui.result(result, terminal.refreshed(result))
     if not result["promoted"]:
         raise CheckFailed(result["verdict"])

@@ -2,9 +2,9 @@
 
 import click
 
-from recray import console
 from recray.cli.base import Commands, cli, shared
-from recray.terminal import Console
+from recray.progress import Console
+from recray.reporting import terminal
 
 
 @cli.group(cls=Commands)
@@ -24,7 +24,7 @@ def registry_add(ui: Console, path: str, bundle: str, promote: bool) -> None:
     Example:
         recray registry add registry bundles/mse --promote
     """
-    from recray.registry import Registry
+    from recray.serving.registry import Registry
 
     versions = Registry(path)
     result = {"registry": path, "version": versions.add(bundle)}
@@ -41,14 +41,14 @@ def registry_list(ui: Console, path: str) -> None:
     Example:
         recray registry list registry
     """
-    from recray.registry import Registry
+    from recray.serving.registry import Registry
 
     versions = Registry(path).versions()
     columns = ["version", "dataset", "preset", "created", "current"]
     rows = [
         [("*" if v[c] else "") if c == "current" else str(v[c]) for c in columns] for v in versions
     ]
-    ui.result({"versions": versions}, console.table("", columns, rows))
+    ui.result({"versions": versions}, terminal.table("", columns, rows))
 
 
 @registry.command("promote")
@@ -63,7 +63,7 @@ def registry_promote(ui: Console, path: str, version: str, force: bool) -> None:
     Example:
         recray registry promote registry 0123456789ab
     """
-    from recray.registry import Registry
+    from recray.serving.registry import Registry
 
     ui.result(Registry(path).promote(version, force))
 
@@ -78,6 +78,6 @@ def registry_rollback(ui: Console, path: str) -> None:
     Example:
         recray registry rollback registry
     """
-    from recray.registry import Registry
+    from recray.serving.registry import Registry
 
     ui.result(Registry(path).rollback())

@@ -3,7 +3,7 @@
 import click
 
 from recray.cli.base import cli, shared
-from recray.terminal import Console
+from recray.progress import Console
 
 
 @cli.command()
@@ -20,7 +20,7 @@ def report(ui: Console, folder: str, out: str | None, png: bool, show: bool) -> 
         recray report recray-out/sample/bundle --open
         recray report sweeps/neumf --png
     """
-    from recray import report as reports
+    from recray.reporting import report as reports
 
     with ui.during(f"draw {folder}"):
         document = reports.make(folder)

@@ -5,11 +5,10 @@ from typing import Any
 
 import click
 
-from recray import console
 from recray.cli.base import cli, shared
 from recray.cli.up import wait_for_stop
 from recray.errors import CheckFailed, RecrayError
-from recray.terminal import Console
+from recray.progress import Console
 
 
 @cli.command()
@@ -24,8 +23,9 @@ def similar(ui: Console, bundle: str, item: str, k: int) -> None:
         recray similar bundles/mse --item 50
         recray similar bundles/mse --item "the shawshank" -k 5
     """
-    from recray.recommender import Recommender
-    from recray.registry import resolve_bundle
+    from recray.inference.recommender import Recommender
+    from recray.reporting import terminal
+    from recray.serving.registry import resolve_bundle
 
     recommender = Recommender.open(resolve_bundle(bundle))
     raw = recommender.find_item(item)
@@ -34,7 +34,7 @@ def similar(ui: Console, bundle: str, item: str, k: int) -> None:
     except KeyError:
         raise RecrayError(f"--item {item}: the model was not trained on it") from None
     own = recommender.item(raw)
-    text = f"like {own['title']} ({raw})\n{console.recommendations(answer)}"
+    text = f"like {own['title']} ({raw})\n{terminal.recommendations(answer)}"
     ui.result({"item": own, **answer}, text)
 
 
@@ -148,13 +148,13 @@ def serve(
         recray serve registry --second bundles/other --share 0.1
         recray serve bundles/mse --host 0.0.0.0 --api-keys keys --rate 50
     """
-    from recray.serving.protection import Protection, load_keys, refuse_open_door
+    from recray.serving.guard import Protection, load_keys, refuse_open_door
 
     protection = Protection(keys=load_keys(api_keys), max_body=max_body << 20, **limits)
     refuse_open_door("0.0.0.0" if profile == "production" else host, protection)
-    from recray.registry import is_registry
-    from recray.serving.beside import Beside
     from recray.serving.deployment import serving
+    from recray.serving.options import Beside
+    from recray.serving.registry import is_registry
 
     beside = Beside(ratings_log, second, share, shadow)
     with serving(bundle, host, port, replicas, address, protection, profile, beside) as url:
@@ -177,7 +177,7 @@ def key(ui: Console, name: str, add_to: str | None) -> None:
         recray key shop --add-to keys
         recray serve bundles/mse --host 0.0.0.0 --api-keys keys
     """
-    from recray.serving.protection import add_line, new_key
+    from recray.serving.guard import add_line, new_key
 
     secret, line = new_key(name)
     if add_to is not None:
@@ -201,9 +201,9 @@ def verify(ui: Console, url: str, bundle: str, users: int, k: int) -> None:
     Example:
         recray verify http://127.0.0.1:8000 bundles/mse
     """
-    from recray.recommender import Recommender
-    from recray.registry import resolve_bundle
+    from recray.inference.recommender import Recommender
     from recray.serving import verify as verification
+    from recray.serving.registry import resolve_bundle
 
     recommender = Recommender.open(resolve_bundle(bundle))
     secret = os.environ.get(verification.KEY)

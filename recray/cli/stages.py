@@ -2,11 +2,11 @@
 
 import click
 
-from recray import console
 from recray.cli.base import cli, shared, sources
 from recray.config import load_settings, preset_names
 from recray.errors import CheckFailed, RecrayError
-from recray.terminal import Console
+from recray.progress import Console
+from recray.reporting import terminal
 
 
 def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: str) -> None:
@@ -54,15 +54,15 @@ def prepare(
 
     given = recognise(source, settings, mirror)
     if ratings_log is not None:
-        from recray.feedback import RatingsLog
-        from recray.feedback_source import with_log
+        from recray.data.feedback_log import RatingsLog
+        from recray.data.feedback_source import with_log
 
         given, told = with_log(given, RatingsLog.open(ratings_log))
-        ui.say(console.ratings_log(ratings_log, told))
+        ui.say(terminal.ratings_log(ratings_log, told))
     with ui.during(f"prepare {source} into {out}"):
         made = ingest.prepare(given, out, settings, address)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
-    ui.result({"prepared": made.folder.path, **facts}, console.prepared(made.manifest))
+    ui.result({"prepared": made.folder.path, **facts}, terminal.prepared(made.manifest))
 
 
 @cli.command()
@@ -101,13 +101,13 @@ def train(
     """
     refuse_groups(overrides, ("data", "split"), "recray prepare")
     settings = load_settings(preset, config, overrides)
-    from recray.training import logbooks, trainer  # Ray: loaded only by commands that use it
-    from recray.training.checkpoint import TIMINGS
-    from recray.training.watch import OpenLogbook, Watch
+    from recray.schema import TIMINGS
+    from recray.training import loggers, trainer
+    from recray.training.callbacks import OpenLogbook, Watch
 
-    books: list[OpenLogbook] = [logbooks.TensorBoard]
+    books: list[OpenLogbook] = [loggers.TensorBoard]
     if tracking is not None:
-        books.append(logbooks.mlflow(tracking))
+        books.append(loggers.mlflow(tracking))
     ui.expect(settings.train.epochs, settings.metric)
     watch = Watch(ui.say, ui.epoch, tuple(books))
     summary = trainer.run(settings, prepared, out, workers, resume, address, watch, max_failures)
@@ -130,12 +130,12 @@ def export(ui: Console, run: str, out: str) -> None:
     Example:
         recray export runs/mse --out bundles/mse
     """
-    from recray import pipeline
+    from recray.training import export as exporting
 
     with ui.during(f"measure {run} on the test split"):
-        bundle = pipeline.export(run, out)
+        bundle = exporting.export(run, out)
     result = {"bundle": bundle.folder.path, "version": bundle.version, "evaluation": bundle.metrics}
-    text = console.evaluation(bundle.metrics) if bundle.metrics else "no test split to measure on"
+    text = terminal.evaluation(bundle.metrics) if bundle.metrics else "no test split to measure on"
     ui.result(result, f"{text}\nbundle: {bundle.folder} (version {bundle.version})")
 
 
@@ -149,10 +149,10 @@ def reproduce(ui: Console, run: str, address: str) -> None:
     Example:
         recray reproduce runs/mse
     """
-    from recray import pipeline
+    from recray.pipelines import stages
 
     with ui.during(f"train {run} again"):
-        result = pipeline.reproduce(run, address)
+        result = stages.reproduce(run, address)
     words = "the digits agree" if result["agrees"] else "the digits differ"
     ui.result(
         result, "\n".join([f"{run}: {result['epochs']} epochs; {words}", *result["differences"]])

@@ -4,14 +4,14 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from recray import console
-from recray.terminal import Console
+from recray.progress import Console
+from recray.reporting import terminal as console
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.text import Text
 
-    from recray.sweep.desk import Event
+    from recray.tuning.driver import Event
 
 SHOWN = 12
 """Rows of the live table."""

@@ -10,10 +10,10 @@ from recray.cli.stages import refuse_groups
 from recray.cli.trials import Watch, summary
 from recray.config import load_settings
 from recray.errors import RecrayError
-from recray.terminal import Console
+from recray.progress import Console
 
 if TYPE_CHECKING:
-    from recray.sweep.order import Search
+    from recray.tuning.request import Search
 
 
 def _concurrent(_context: click.Context, _option: click.Parameter, given: str) -> int | None:
@@ -105,7 +105,7 @@ def tune(
     wanted = (*overrides, f"train.metric={metric}") if metric else overrides
     prepared, out = places(prepared, out, resume)
     search = _checked(prepared, out, resume, (preset, config, wanted), space, options)
-    from recray import champion
+    from recray.pipelines import search as champion
 
     with Watch(ui, search.goal.metric) as watch:
         result = champion.tune(search, watch.say, watch.tell)
@@ -127,7 +127,7 @@ def tune_export(ui: Console, sweep: str, store: str, experiment: str | None) -> 
         recray tune export sweeps/neumf --to mlruns
         MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri mlruns
     """
-    from recray.sweep.export import export
+    from recray.tuning.mlflow_export import export
 
     result = export(sweep, store, experiment)
     text = (
@@ -165,10 +165,10 @@ def _checked(
     options: dict[str, Any],
 ) -> "Search":
     """The order, with what a resumed sweep knows already."""
-    from recray.sweep import order as orders
-    from recray.sweep.records import SweepFolder
-    from recray.sweep.resume import Resumed
-    from recray.sweep.spaces import load_space
+    from recray.tuning import request as orders
+    from recray.tuning.resume import Resumed
+    from recray.tuning.space import load_space
+    from recray.tuning.store import SweepFolder
 
     if resume is not None and (prepared is None or SweepFolder(out).before() is not None):
         before = Resumed(out)

@@ -4,12 +4,12 @@ import signal
 
 import click
 
-from recray import console
 from recray.cli.base import cli, default_out, shared, sources
 from recray.cli.refresh import train_again
 from recray.config import load_settings
 from recray.errors import CheckFailed, RecrayError
-from recray.terminal import Console
+from recray.progress import Console
+from recray.reporting import terminal
 
 
 def wait_for_stop(ui: Console, url: str) -> None:
@@ -64,8 +64,8 @@ def pipeline(
             )
         return train_again(ui, source, mirror, registry, out, None, True, force, workers, address)
     settings = load_settings(preset, config, (*overrides, *columns))
-    from recray import pipeline as stages
     from recray.data.source import recognise
+    from recray.pipelines import stages
 
     ui.expect(settings.train.epochs, settings.metric)
     given = recognise(source, settings, mirror)
@@ -73,7 +73,7 @@ def pipeline(
     result = stages.release(
         given, folder, settings, registry, force, workers, address, ui.say, ui.epoch
     )
-    ui.result(result, console.release(result))
+    ui.result(result, terminal.release(result))
     if not result["promoted"]:
         raise CheckFailed(result["verdict"])
     return None
@@ -107,8 +107,8 @@ def up(
         recray up ml-100k --preset dot-mse --once --json
     """
     settings = load_settings(preset, config, (*overrides, *columns))
-    from recray import pipeline
     from recray.data.source import recognise
+    from recray.pipelines import stages as pipeline
 
     ui.expect(settings.train.epochs, settings.metric)
     given = recognise(source, settings, mirror)
@@ -124,7 +124,7 @@ def up(
         ui.epoch,
     )
     with stages as result:
-        ui.result(result, console.up(result))
+        ui.result(result, terminal.up(result))
         if not result["verified"]:
             raise CheckFailed("the service and the bundle disagree; see verification in --json")
         if not once:

@@ -8,8 +8,8 @@ import click
 from recray.errors import RecrayError
 
 if TYPE_CHECKING:
-    from recray.filters import Wish
-    from recray.recommender import Recommender
+    from recray.inference.filters import Wish
+    from recray.inference.recommender import Recommender
 
 
 def wishes(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +46,7 @@ def wish_of(wanted: dict[str, Any], recommender: "Recommender") -> "Wish":
     Raises:
         RecrayError: An excluded id is none of this data.
     """
-    from recray.filters import Wish
+    from recray.inference.filters import Wish
 
     given = {name: value for name, value in wanted.items() if value}
     explain = bool(given.pop("why", False))

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recray.data import reading
-from recray.data.prepared import Prepared
+from recray.data import readers
+from recray.data.dataset import Prepared
 from recray.data.source import Source
 
 QUANTILES = (0, 25, 50, 75, 100)
@@ -25,7 +25,7 @@ def describe_source(given: Source) -> dict[str, Any]:
     users: Counter[int] = Counter()
     items: Counter[int] = Counter()
     for piece in given.pieces:
-        for _, parsed in reading.parsed(piece):
+        for _, parsed in readers.parsed(piece):
             reasons.update(parsed.rejected["reason"].to_pylist())
             for name, total in (("raw_user", users), ("raw_item", items), ("rating", levels)):
                 total.update(_counts(parsed.table[name].to_numpy()))

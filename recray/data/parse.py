@@ -14,8 +14,8 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from recray import schema
+from recray.data.dialect import IDS, RatingsFormat
 from recray.data.ids import ID_LENGTH, ID_LIMIT
-from recray.data.layout import IDS, RatingsFormat
 
 
 @dataclass(frozen=True)

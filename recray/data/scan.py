@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 
 from recray import schema
 from recray.config import DataSettings
-from recray.data import reading, split
+from recray.data import readers, split
 from recray.data.ids import keys_of
-from recray.data.reading import Piece
-from recray.data.rows import write_arrow
+from recray.data.readers import Piece
 from recray.data.source import Source
+from recray.data.spill import write_arrow
 from recray.errors import RecrayError
 from recray.storage import Folder
 
@@ -74,7 +74,7 @@ class Scan:
         lines = rows = 0
         timed = False
         piece = self.pieces[number]
-        for chunk, (begin, parsed) in enumerate(reading.parsed(piece)):
+        for chunk, (begin, parsed) in enumerate(readers.parsed(piece)):
             reasons.update(parsed.rejected["reason"].to_pylist())
             for row in parsed.rejected.slice(0, schema.REJECTED_KEPT - len(rejected)).to_pylist():
                 row |= {"line": row["line"] + lines, "byte": row["byte"] + begin}

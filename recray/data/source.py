@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from recray.config import DataSettings, Settings
-from recray.data import beside, catalog, layout, reading, sample
-from recray.data.beside import Read
-from recray.data.layout import RatingsFormat
-from recray.data.reading import Piece, RatingsFile
+from recray.data import dialect, movielens, readers, sample, side_files
+from recray.data.dialect import RatingsFormat
+from recray.data.readers import Piece, RatingsFile
+from recray.data.side_files import Read
 from recray.errors import RecrayError, unknown_name
 from recray.storage import Folder, file_type, is_uri, modified, open_input
 
@@ -72,11 +72,11 @@ def recognise(given: str, settings: Settings | None = None, mirror: str | None =
     settings = settings or Settings()
     if given == SAMPLE:
         return _sample(settings)
-    if given in catalog.RELEASES:
-        return _archive(str(catalog.fetch(given, mirror)), given, settings)
+    if given in movielens.RELEASES:
+        return _archive(str(movielens.fetch(given, mirror)), given, settings)
     name = given.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
     if given.startswith(("https://", "http://")):
-        given = str(catalog.download(given))
+        given = str(movielens.download(given))
     elif not is_uri(given):
         given = os.path.abspath(os.path.expanduser(given)) if _exists(given) else given
     if file_type(given) == pafs.FileType.Directory:
@@ -96,10 +96,10 @@ def _exists(given: str) -> bool:
         return True
     if os.sep in given or "." in given:
         raise RecrayError(f"no such file or folder: {given}")
-    raise unknown_name("source", given, [SAMPLE, *catalog.RELEASES])
+    raise unknown_name("source", given, [SAMPLE, *movielens.RELEASES])
 
 
-def _kind(head: bytes) -> reading.FileKind:
+def _kind(head: bytes) -> readers.FileKind:
     if head.startswith(b"PAR1"):
         return "parquet"
     return "gzip" if head.startswith(b"\x1f\x8b") else "plain"
@@ -111,7 +111,7 @@ class _Found:
 
     name: str
     path: str
-    kind: reading.FileKind
+    kind: readers.FileKind
     part: Literal["", "train", "test"] = ""
 
 
@@ -125,12 +125,12 @@ def _sample(settings: Settings) -> Source:
 
 
 def _archive(path: str, name: str, settings: Settings) -> Source:
-    with reading.open_zip(path) as archive:
+    with readers.open_zip(path) as archive:
         members = sorted(m.filename for m in archive.infolist() if not m.is_dir())
         chosen = _choose(members, path, settings, "archive")
 
         def read(member: str) -> bytes | None:
-            with reading.reading(path):
+            with readers.reading(path):
                 return archive.read(member) if member in members else None
 
         facts = "\n".join(f"{m.filename} {m.file_size} {m.CRC}" for m in archive.infolist())
@@ -228,16 +228,16 @@ def _files(
     if len({one.implicit for one in layouts}) > 1:
         bare = next(f.name for f, one in zip(found, layouts, strict=True) if one.implicit)
         raise RecrayError(f"{bare} has no rating column, and other files of {name} have one")
-    first: dict[str, list[str]] = {role: [] for role in layout.IDS}
+    first: dict[str, list[str]] = {role: [] for role in dialect.IDS}
     for one, head in zip(layouts, heads, strict=True):
         ids = (
-            reading.ids_of_table(head, one)
+            readers.ids_of_table(head, one)
             if isinstance(head, pa.Table)
-            else layout.first_ids(one, head)
+            else dialect.first_ids(one, head)
         )
-        for role in layout.IDS:
+        for role in dialect.IDS:
             first[role] += ids[role]
-    text = layout.text_roles(settings.data.ids, first)
+    text = dialect.text_roles(settings.data.ids, first)
     files = [
         RatingsFile(f.name, f.path, f.kind, replace(one, text=text), f.name, f.part)
         for f, one in zip(found, layouts, strict=True)
@@ -245,25 +245,25 @@ def _files(
     pieces = tuple(piece for file in files for piece in _pieces(file))
     if not pieces:
         raise RecrayError(f"{found[0].path} is empty: it has no ratings")
-    movies = beside.movies_of(files[0], read, "raw_item" in text)
-    people = beside.people_of(files[0], read)
+    movies = side_files.movies_of(files[0], read, "raw_item" in text)
+    people = side_files.people_of(files[0], read)
     return Source(name, pieces, movies, people, _identity(files, facts, movies, people))
 
 
 def _head(file: _Found, archive: zipfile.ZipFile | None) -> bytes | pa.Table:
     """The first whole lines of a file, or the first rows of a parquet file."""
     if file.kind == "parquet":
-        opened = reading.open_parquet(file.path)
+        opened = readers.open_parquet(file.path)
         batches = opened.iter_batches(1000, use_threads=False)
         return pa.Table.from_batches(itertools.islice(batches, 1), opened.schema_arrow)
     if file.kind == "sample":
         return sample.files()[file.name]
-    with reading.reading(file.path):
+    with readers.reading(file.path):
         if archive is not None:
             with archive.open(file.name) as member:
                 head = member.read(HEAD_BYTES)
         else:
-            opened_file = reading.open_gzip if file.kind == "gzip" else open_input
+            opened_file = readers.open_gzip if file.kind == "gzip" else open_input
             with closing(opened_file(file.path)) as stream:
                 head = bytes(stream.read(HEAD_BYTES))
     return head if len(head) < HEAD_BYTES else head[: head.rfind(b"\n") + 1] or head
@@ -271,17 +271,17 @@ def _head(file: _Found, archive: zipfile.ZipFile | None) -> bytes | pa.Table:
 
 def _layout(file: _Found, head: bytes | pa.Table, settings: DataSettings) -> RatingsFormat:
     if isinstance(head, pa.Table):
-        return layout.format_of_names(file.name, head.column_names, settings.columns)
+        return dialect.format_of_names(file.name, head.column_names, settings.columns)
     if not head.strip():
         raise RecrayError(f"{file.name} is empty: it has no ratings")
     if head.startswith((b"PAR1", b"\x1f\x8b")):
         raise RecrayError(f"{file.name} is packed twice; unpack {file.path} first")
-    return layout.format_of_text(file.name, head, settings.columns)
+    return dialect.format_of_text(file.name, head, settings.columns)
 
 
 def _pieces(file: RatingsFile) -> list[Piece]:
     if file.kind == "parquet":
-        groups = reading.open_parquet(file.path).num_row_groups
+        groups = readers.open_parquet(file.path).num_row_groups
         return [Piece(file, group, group + 1) for group in range(groups)]
     if file.kind != "plain":
         return [Piece(file)]

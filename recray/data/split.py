@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recray.config import SplitSettings
-from recray.data.order import begins_of, order_by
+from recray.data.sorting import begins_of, order_by
 from recray.errors import RecrayError
 
 TRAIN, VALID, TEST, FOLD_IN = 0, 1, 2, 3

@@ -6,10 +6,10 @@ from recray.config import Settings
 from recray.errors import RecrayError, unknown_name
 from recray.models.base import LinearModel, Model
 from recray.models.baselines import BiasOnly, Popularity
+from recray.models.bpmf import PosteriorDot
 from recray.models.factorization import Dot, DotBias, MfNormalised
 from recray.models.hybrid import Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
-from recray.models.posterior import PosteriorDot
 from recray.models.softmax import SoftmaxDnn
 
 MODELS: dict[str, type[Model]] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recray.models.pairs import Touched, pair_dot
+from recray.models.batch_embedding import Touched, pair_dot
 
 ITEM_BLOCK = 8192
 Returns = Literal["stars", "logits"]

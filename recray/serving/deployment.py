@@ -8,21 +8,21 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from recray import cluster
-from recray.bundle import Bundle
 from recray.errors import RecrayError
-from recray.registry import resolve_bundle
-from recray.serving.beside import Beside
-from recray.serving.config import DEPLOYMENT, PRODUCTION_ENVIRONMENT, AppArgs
-from recray.serving.protection import Protection, load_keys, refuse_open_door
-from recray.serving.tally import Tally
+from recray.inference.bundle import Bundle
+from recray.runtime import session
+from recray.serving.guard import Protection, load_keys, refuse_open_door
+from recray.serving.metrics import Tally
+from recray.serving.options import Beside
+from recray.serving.registry import resolve_bundle
+from recray.serving.serve_config import DEPLOYMENT, PRODUCTION_ENVIRONMENT, AppArgs
 from recray.storage import Folder
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
 
-    from recray.serving.live import Live
+    from recray.serving.current_model import Live
 
 NAME = DEPLOYMENT
 EXPORT_SECONDS = 1.0
@@ -43,8 +43,8 @@ def _builder(
     def build() -> "FastAPI":
         import torch
 
-        from recray.serving.api import build_app
-        from recray.serving.follow import Follower, open_live
+        from recray.serving.app import build_app
+        from recray.serving.hot_swap import Follower, open_live
 
         torch.set_num_threads(1)
         live, tally = open_live(path), Tally()
@@ -184,7 +184,7 @@ def _try_out(path: str, beside: Beside) -> None:
     Raises:
         RecrayError: Something is missing, damaged, or of another data set.
     """
-    from recray.recommender import Recommender
+    from recray.inference.recommender import Recommender
 
     recommender = Recommender(Bundle.open(resolve_bundle(path)))
     beside.open_feedback(path, recommender)
@@ -241,7 +241,7 @@ def serving(
     host: str = "127.0.0.1",
     port: int = 8000,
     replicas: int = 1,
-    address: str = cluster.LOCAL,
+    address: str = session.LOCAL,
     protection: Protection | None = None,
     profile: Profile = "laptop",
     beside: Beside | None = None,
@@ -271,11 +271,11 @@ def serving(
     refuse_open_door("0.0.0.0" if profile == "production" else host, protection)
     beside = beside or Beside()
     _try_out(bundle, beside)  # here, where the user sees it, not in a replica's log
-    if address == cluster.LOCAL:
+    if address == session.LOCAL:
         refuse_taken_port(host, port)
     if profile == "production":
         os.environ.update(PRODUCTION_ENVIRONMENT)
-    with cluster.session(address):
+    with session.session(address):
         from ray import serve
         from ray.serve.config import HTTPOptions, ProxyLocation
         from ray.serve.schema import LoggingConfig

@@ -7,10 +7,10 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
-from recray import metrics
 from recray.errors import RecrayError
-from recray.ranking import NONE
-from recray.recommender import Recommender
+from recray.evaluation import metrics
+from recray.inference.recommender import Recommender
+from recray.inference.scorer import NONE
 
 SAME_SCORE = 1e-5
 KEY = "RECRAY_API_KEY"

@@ -20,6 +20,7 @@ import safetensors.torch
 from torch import Tensor
 
 from recray.errors import RecrayError
+from recray.inference.bundle import TrainedModel
 from recray.storage import MANIFEST, UNFINISHED, Folder, publish
 
 CHECKPOINTS = "checkpoints"
@@ -27,8 +28,6 @@ EPOCHS = "epochs.json"
 KIND = "run"
 FORMAT = 1
 """Of run folders and checkpoints; another number is refused, not guessed at."""
-TIMINGS = ("seconds", "samples_per_s")
-"""What a history tells of the machine; everything else is the run's own."""
 log = logging.getLogger("recray")
 
 
@@ -227,6 +226,15 @@ class RunFolder:
         """
         newest = self.latest()
         return newest.progress if newest is not None else Progress()
+
+    def trained_model(self) -> TrainedModel:
+        """The best weights so far, with every epoch of the run.
+
+        Raises:
+            RecrayError: There is no checkpoint yet.
+        """
+        best = self.best()
+        return TrainedModel(best.weights, best.progress.best_epoch, self.folder.read_json(EPOCHS))
 
     def best(self) -> Checkpoint:
         """The checkpoint with the best validation metric.

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recray.models.posterior import PosteriorDot
-from recray.objectives import ROW_BLOCK, Bayes
-from recray.training.bayes import (
+from recray.models.bpmf import PosteriorDot
+from recray.models.objectives import ROW_BLOCK, Bayes
+from recray.training.collectives import Workers
+from recray.training.epochs import Shard
+from recray.training.gibbs_math import (
     RowPrior,
     compress,
     draw_noise,
@@ -19,8 +21,6 @@ from recray.training.bayes import (
     normal_equations,
     taste_features,
 )
-from recray.training.steps import Shard
-from recray.training.sync import Workers
 
 PRIOR_STEPS = 2
 RATING_BLOCK = 1 << 20

@@ -11,16 +11,17 @@ import torch
 from recray.config import Settings
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
-from recray.metrics import RATING
+from recray.evaluation.metrics import RATING
 from recray.models.base import Model, Statistics
-from recray.models.posterior import PosteriorDot
-from recray.objectives import Bayes, Contrast, Objective, PairLoss, WholeData, as_linear
-from recray.training.alternating import AlternatingEpochs
-from recray.training.checkpoint import TIMINGS, Checkpoint, Progress, RunFolder
+from recray.models.bpmf import PosteriorDot
+from recray.models.objectives import Bayes, Contrast, Objective, PairLoss, WholeData, as_linear
+from recray.schema import TIMINGS
+from recray.training.als import AlternatingEpochs
+from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.collectives import Workers
+from recray.training.epochs import Epochs, GradientEpochs, Shard, UserEpochs
 from recray.training.gibbs import GibbsEpochs
-from recray.training.steps import Epochs, GradientEpochs, Shard, UserEpochs
 from recray.training.streaming import StreamedEpochs, StreamedShard, columns_of
-from recray.training.sync import Workers
 
 Validate = Callable[[Model], dict[str, tuple[float, float]]]
 """From the model to (sum, count) of each metric over this worker's users."""

@@ -18,10 +18,10 @@ from recray.config import Settings, TrainSettings
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.models.base import Model
-from recray.objectives import Contrast, Objective, PairLoss
+from recray.models.objectives import Contrast, Objective, PairLoss
 from recray.training.batches import Batch, StepPlan, shuffled_batches
-from recray.training.steps import GradientEpochs, Shard, SteppedEpochs
-from recray.training.sync import Workers
+from recray.training.collectives import Workers
+from recray.training.epochs import GradientEpochs, Shard, SteppedEpochs
 
 Columns = tuple[Tensor, Tensor, Tensor]
 """(R,) int64 users, (R,) int64 items and (R,) float32 stars."""

@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recray import cluster, nodes
 from recray.config import Settings, build_settings
-from recray.data.features import feature_matrix
-from recray.data.prepared import Prepared
+from recray.data.dataset import Prepared
+from recray.data.item_features import feature_matrix
 from recray.errors import RecrayError, WorkerLost
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.hybrid import Hybrid
-from recray.objectives import build_objective
+from recray.models.objectives import build_objective
+from recray.progress import Say
+from recray.runtime import nodes, session
 from recray.storage import Folder
-from recray.terminal import Say
-from recray.training import preflight
+from recray.training import checks
+from recray.training.callbacks import Watch, following
 from recray.training.checkpoint import Progress, RunFolder
-from recray.training.engine import describe, device_of
-from recray.training.grow import read_starts
+from recray.training.collectives import SLOW_PATIENCE_S, Workers
+from recray.training.epochs import Shard
 from recray.training.loop import TrainingRun
-from recray.training.rows import WorkerRows
-from recray.training.steps import Shard
+from recray.training.optimizer_choice import describe, device_of
+from recray.training.pretrain import pretrain, start_from
 from recray.training.streaming import check_streaming
-from recray.training.sync import SLOW_PATIENCE_S, Workers
-from recray.training.warm import pretrain, start_from
-from recray.training.watch import Watch, following
+from recray.training.warm_start import read_starts
+from recray.training.worker_data import WorkerRows
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -47,7 +47,7 @@ def run(
     out: str,
     workers: int = 1,
     resume: bool = False,
-    address: str = cluster.LOCAL,
+    address: str = session.LOCAL,
     watch: Watch | None = None,
     max_failures: int = MAX_FAILURES,
 ) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def run(
         RecrayError: What the user can fix; see the message.
     """
     prepared = Prepared.open(prepared_path, verify=True)
-    settings = preflight.for_data(settings, prepared)
-    preflight.check(settings, prepared, workers, address)
+    settings = checks.for_data(settings, prepared)
+    checks.check(settings, prepared, workers, address)
     folder = RunFolder(out)
     facts = _facts(settings, prepared, workers)
     watch = watch or Watch()
@@ -87,11 +87,11 @@ def run(
         "run": folder.folder.path,
     }
     rows = prepared.manifest["splits"]["train"]["rows"]
-    with cluster.session(address):
-        busy = cluster.require(workers)
+    with session.session(address):
+        busy = session.require(workers)
         nodes.require_shared(folder.folder)
         watch.say(describe(settings, prepared.users, prepared.items, rows, workers))
-        if preflight.streams(settings, prepared, workers):
+        if checks.streams(settings, prepared, workers):
             watch.say(
                 f"train: streams {rows:,} ratings; a worker holds at most "
                 f"{settings.train.resident_rows:,} of them at once"
@@ -100,7 +100,7 @@ def run(
             watch.say(f"train: {busy}")
         folder.claim(facts, before)
         with following(folder.folder, watch, facts, before.history):
-            processes = 0 if workers == 1 and address == cluster.LOCAL else workers
+            processes = 0 if workers == 1 and address == session.LOCAL else workers
             _fit_again(config, folder, facts, processes, max_failures, watch.say)
     return _end(folder, folder.progress())
 
@@ -249,12 +249,12 @@ def fit(
         with contextlib.redirect_stdout(None):
             trainer.fit()
     except SystemExit as error:  # Ray's own SIGINT handler leaves with 0 or 1
-        if error.code == cluster.TERMINATED:
+        if error.code == session.TERMINATED:
             raise
         raise KeyboardInterrupt from error
     except Exception as error:
-        failure: RecrayError | None = cluster.user_error(error) or cluster.lost_worker(error)
-        failure = failure or cluster.unplaced(error, workers)
+        failure: RecrayError | None = session.user_error(error) or session.lost_worker(error)
+        failure = failure or session.unplaced(error, workers)
         if failure is not None:
             raise failure from error
         raise

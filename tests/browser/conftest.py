@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 import uvicorn
 
-from recray.recommender import Recommender
-from recray.serving.api import build_app
+from recray.inference.recommender import Recommender
+from recray.serving.app import build_app
 
 TITLES = [
     "Toy Story (1995)",

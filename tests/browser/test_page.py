@@ -8,14 +8,14 @@ from importlib import resources
 import pytest
 from playwright.sync_api import expect
 
-from recray.feedback import RatingsLog
-from recray.recommender import Recommender
-from recray.serving import site
-from recray.serving.api import build_app
-from recray.serving.arms import Arms
-from recray.serving.feedback import Feedback
-from recray.serving.protection import OPEN_PATHS, Protection, new_key, parse_key
-from recray.serving.tally import Tally
+from recray.data.feedback_log import RatingsLog
+from recray.inference.recommender import Recommender
+from recray.serving import web_page
+from recray.serving.ab_test import Arms
+from recray.serving.app import build_app
+from recray.serving.guard import OPEN_PATHS, Protection, new_key, parse_key
+from recray.serving.metrics import Tally
+from recray.serving.routes.feedback import Feedback
 
 from ..conftest import ITEMS, raw
 from .conftest import of_films
@@ -37,13 +37,13 @@ def names(page, where):
 
 def test_the_page_weighs_little_and_names_no_other_host():
     folder = resources.files("recray") / "serving" / "page"
-    files = {name: (folder / name).read_bytes() for name in site.FILES}
+    files = {name: (folder / name).read_bytes() for name in web_page.FILES}
     assert sum(map(len, files.values())) < 100_000
     for name in ("page.css", "index.html"):
         # w3.org is the name of a format here, no address that is asked.
         text = files[name].replace(b"http://www.w3.org/2000/svg", b"")
         assert not re.search(rb"https?://|//[a-z]+\.", text), name
-    assert set(site.PAGE_PATHS) <= set(OPEN_PATHS)
+    assert set(web_page.PAGE_PATHS) <= set(OPEN_PATHS)
 
 
 def test_a_visitor_rates_by_keyboard_and_gets_a_list_with_reasons(page):

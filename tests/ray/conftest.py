@@ -17,9 +17,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def ray_session():
-    from recray import cluster
+    from recray.runtime import session
 
-    with cluster.session():
+    with session.session():
         yield
 
 

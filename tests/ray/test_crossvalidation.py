@@ -2,12 +2,13 @@
 
 import pytest
 
-from recray import crossvalidation, pipeline
 from recray.config import load_settings
 from recray.data import sample
-from recray.data.prepared import Prepared
+from recray.data.dataset import Prepared
 from recray.data.source import recognise
 from recray.errors import RecrayError
+from recray.pipelines import crossvalidation
+from recray.pipelines import stages as pipeline
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
 

@@ -10,7 +10,7 @@ import pytest
 
 from recray.config import load_settings
 from recray.data import ingest, sample, source
-from recray.data.prepared import Prepared
+from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 
 pytestmark = pytest.mark.usefixtures("ray_session")

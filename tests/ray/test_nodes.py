@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from recray.recommender import Recommender
-from recray.registry import Registry
+from recray.inference.recommender import Recommender
+from recray.serving.registry import Registry
 from recray.training.checkpoint import RunFolder
 from tests.ray.several_nodes import Nodes, free_ports, wait_for
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from recray.bundle import Bundle
 from recray.cli import cli
 from recray.data import sample
-from recray.feedback import Given, LogWriter, RatingsLog
-from recray.registry import Registry
-from recray.training.grow import grown
+from recray.data.feedback_log import Given, LogWriter, RatingsLog
+from recray.inference.bundle import Bundle
+from recray.serving.registry import Registry
+from recray.training.warm_start import grown
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -93,7 +93,7 @@ def test_the_log_never_changes_the_hold_out(shop, refreshed):
 
 
 def test_known_rows_are_kept_and_new_users_folded_in(shop, refreshed):
-    from recray.data.prepared import Prepared
+    from recray.data.dataset import Prepared
 
     folder, _, _, _ = shop
     old, prepared = Bundle.open(str(folder / "b")), Prepared.open(str(folder / "new/prepared"))

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from recray import cluster
 from recray.config import load_settings
 from recray.data import ingest, sample, source
-from recray.data.prepared import Prepared
+from recray.data.dataset import Prepared
+from recray.runtime import session
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def s3(monkeypatch):
 @pytest.fixture
 def in_process(monkeypatch):
     """Runs the maps of ingest here: the session's workers have another environment."""
-    monkeypatch.setattr(cluster, "map_tasks", lambda task, count: [task(n) for n in range(count)])
+    monkeypatch.setattr(session, "map_tasks", lambda task, count: [task(n) for n in range(count)])
 
 
 @pytest.mark.usefixtures("ray_session", "in_process")

@@ -13,15 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from recray import champion, tuning
 from recray.config import load_settings
 from recray.data import ingest
 from recray.data.source import recognise
-from recray.sweep import order as orders
-from recray.sweep.order import Order
-from recray.sweep.records import SweepFolder
-from recray.sweep.spaces import parse_space
+from recray.pipelines import search as champion
 from recray.training import trainer
+from recray.tuning import request as orders
+from recray.tuning import tuner
+from recray.tuning.request import Order
+from recray.tuning.space import parse_space
+from recray.tuning.store import SweepFolder
 
 SPACE = {"model.dim": {"int": [2, 12]}, "train.l2": {"loguniform": [0.001, 0.1]}}
 SMALL = ["model.dim=4", "train.epochs=3", "train.patience=null"]
@@ -82,13 +83,13 @@ def test_a_sweep_that_is_broken_off_keeps_what_had_ended(prepared, tmp_path):
 
     search = checked(prepared, tmp_path / "s", scheduler="none")
     with pytest.raises(KeyboardInterrupt):
-        tuning.run(search, stop)
+        tuner.run(search, stop)
     assert all_cpus_come_back()
     trials = tmp_path / "s" / "trials"
     kept = {path.name: path.stat().st_mtime_ns for path in trials.glob("*.json")}
     assert 3 <= len(kept) < 6
     events = []
-    tuning.run(checked(prepared, tmp_path / "s", scheduler="none", resume=True), events.append)
+    tuner.run(checked(prepared, tmp_path / "s", scheduler="none", resume=True), events.append)
     records = SweepFolder(str(tmp_path / "s")).records()
     assert [record.number for record in records] == list(range(6))
     assert {name: (trials / name).stat().st_mtime_ns for name in kept} == kept
@@ -101,7 +102,7 @@ def test_a_resumed_scheduler_knows_the_trials_of_before(prepared, tmp_path, sche
     changes = ["train.epochs=9", "train.l2=0.015"]
     options = {"searcher": "grid", "scheduler": scheduler, "concurrent": 1}
     search = checked(prepared, tmp_path / "s", good, changes, trials=5, **options)
-    tuning.run(search)
+    tuner.run(search)
     path = tmp_path / "s" / "sweep.json"
     facts = json.loads(path.read_text())
     poor = {"train.l2": {"choice": [40.0]}}
@@ -116,7 +117,7 @@ def test_a_resumed_scheduler_knows_the_trials_of_before(prepared, tmp_path, sche
     )
     plan = resumed.plan()
     plan.searcher.points = [None] * 4 + plan.searcher.points
-    tuning._fit(resumed, plan, 1, None)
+    tuner._fit(resumed, plan, 1, None)
     last = SweepFolder(str(tmp_path / "s")).records()[-1]
     assert (last.number, last.status) == (5, "stopped")
     assert len(last.history) < 9
@@ -146,7 +147,7 @@ def test_trials_that_fail_are_rows_and_give_their_cpus_back(prepared, tmp_path):
         prepared, tmp_path / "s", space, changes, "dot-mse", searcher="grid", scheduler="median"
     )
     events = []
-    plan = tuning.run(search, events.append)
+    plan = tuner.run(search, events.append)
     status = {record.number: record.status for record in plan.records.values()}
     assert sorted(status.values()).count("failed") == 2
     assert len(status) == 5
@@ -182,7 +183,7 @@ def test_a_trial_whose_process_dies_is_lost_and_tried_again(prepared, tmp_path):
                 os.kill(pid, signal.SIGKILL)
 
     options = {"trials": 3, "scheduler": "none", "concurrent": 1}
-    plan = tuning.run(checked(prepared, tmp_path / "s", SPACE, changes, **options), kill)
+    plan = tuner.run(checked(prepared, tmp_path / "s", SPACE, changes, **options), kill)
     assert killed
     assert [r.status for r in sorted(plan.records.values(), key=lambda r: r.number)] == [
         "lost",
@@ -190,7 +191,7 @@ def test_a_trial_whose_process_dies_is_lost_and_tried_again(prepared, tmp_path):
         "finished",
     ]
     assert all_cpus_come_back()
-    plan = tuning.run(checked(prepared, tmp_path / "s", SPACE, changes, resume=True, **options))
+    plan = tuner.run(checked(prepared, tmp_path / "s", SPACE, changes, resume=True, **options))
     assert {record.status for record in plan.records.values()} == {"finished"}
 
 
@@ -256,7 +257,7 @@ def test_what_a_trial_raises_on_its_workers_is_a_row(prepared, tmp_path):
     changes = ["train.optimizer=sgd", "train.lr=0.02"]
     options = {"searcher": "grid", "trials": 2, "workers": 2, "concurrent": 1}
     search = checked(prepared, tmp_path / "s", space, changes, "dot-mse", **options)
-    plan = tuning.run(search)
+    plan = tuner.run(search)
     records = sorted(plan.records.values(), key=lambda r: r.number)
     assert [record.status for record in records] == ["finished", "failed"]
     assert "train.lr=1e+30" in records[1].error

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from recray.cli import cli
 from recray.config import load_settings
 from recray.errors import RecrayError
-from recray.recommender import Recommender
+from recray.inference.recommender import Recommender
+from recray.schema import TIMINGS
 from recray.training import trainer
-from recray.training.checkpoint import TIMINGS, RunFolder
+from recray.training.checkpoint import RunFolder
 
 pytestmark = pytest.mark.usefixtures("ray_session", "free_port")
 
@@ -183,7 +184,7 @@ def test_the_service_answers_and_refuses(sample_up, port):
 
 def test_a_guarded_service_lets_its_keys_in_and_counts_bodies(sample_up, port):
     from recray.serving.deployment import serving
-    from recray.serving.protection import Protection, new_key, parse_key
+    from recray.serving.guard import Protection, new_key, parse_key
 
     out, _ = sample_up
     secret, line = new_key("shop")

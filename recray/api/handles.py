@@ -1,0 +1,230 @@
+"""What the functions of recray.library return: a data set, a run, a sweep, a service."""
+
+import contextlib
+import json
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from recray.api.model import Loaded
+from recray.data.dataset import Prepared, Ratings
+from recray.progress import Console
+from recray.reporting import frames
+from recray.storage import Folder
+from recray.training.checkpoint import EPOCHS, RunFolder
+from recray.tuning.store import SweepFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@contextlib.contextmanager
+def telling(words: str) -> Iterator[Console]:
+    """Tell what is done while the block runs."""
+    ui = Console(False, words)
+    try:
+        with ui.during(words):
+            yield ui
+    finally:
+        ui.close()
+
+
+class Data:
+    """A prepared data set; made by `recray.prepare`.
+
+    Args:
+        prepared: The opened folder.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+
+    def __repr__(self) -> str:
+        facts = self.prepared.manifest
+        splits = ", ".join(f"{name} {s['rows']:,}" for name, s in facts["splits"].items())
+        sizes = f"{self.prepared.users:,} users, {self.prepared.items:,} items"
+        return f"<recray data {facts['dataset']}: {sizes}; {splits}>"
+
+    @property
+    def path(self) -> str:
+        """Its folder."""
+        return self.prepared.folder.path
+
+    @cached_property
+    def ratings(self) -> pd.DataFrame:
+        """All ratings: user, item, title, rating (stars), time (UTC), split (train, valid, test,
+        fold_in).
+        """
+        titles = self.prepared.item_table["title"].to_pylist()
+        ids = self.prepared.user_ids, self.prepared.item_ids
+        parts = [
+            frames.ratings(self.prepared.load(name), *ids, titles).assign(split=name)
+            for name in self.prepared.manifest["splits"]
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    @cached_property
+    def items(self) -> pd.DataFrame:
+        """Items by raw id: title, year, genres (a list), ratings."""
+        return frames.items(self.prepared.item_table)
+
+    @property
+    def rejected(self) -> pd.DataFrame:
+        """The first rows that could not be read: file, line, byte, text, reason."""
+        return self.prepared.folder.read_table("rejected.parquet").to_pandas()
+
+    @property
+    def splits(self) -> pd.DataFrame:
+        """By split: rows, users, items, and how many rows have ids that training lacks."""
+        return pd.DataFrame.from_dict(self.prepared.manifest["splits"], orient="index")
+
+    @cached_property
+    def pictures(self) -> "dict[str, Figure]":
+        """Pictures of the data by name, as in the report."""
+        from recray.reporting import report
+
+        loaded = [self.prepared.load(name) for name in self.prepared.manifest["splits"]]
+        every = Ratings.concatenate(loaded)
+        return report.data_pictures(every, self.prepared.item_table)
+
+
+class Run:
+    """A training run; made by `recray.train`.
+
+    Args:
+        path: Its folder.
+        summary: What training returned: epochs, best_epoch, best, stopped_early.
+    """
+
+    def __init__(self, path: str, summary: Mapping[str, Any]) -> None:
+        self.path, self.summary = path, summary
+
+    def __repr__(self) -> str:
+        epochs, best = self.summary["epochs"], self.summary["best_epoch"]
+        return f"<recray run {self.path}: {epochs} epochs, the best is {best}>"
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row an epoch, by epoch: loss, validation metrics, seconds."""
+        return frames.history(RunFolder(self.path).folder.read_json(EPOCHS))
+
+    def export(self, out: str) -> Loaded:
+        """Write the best epoch as a bundle, measured on the test split; see `recray export`.
+
+        Args:
+            out: Folder of the bundle; the bundle of this very run may be there already.
+
+        Raises:
+            RecrayError: The folder is taken, or the data set has changed since.
+        """
+        from recray.training import export
+
+        prepared = Prepared.open(RunFolder(self.path).facts()["prepared"])
+        if not export.same_bundle(Folder(out), self.path, prepared):
+            with telling(f"measure {self.path} on the test split"):
+                export.export(self.path, out)
+        return Loaded.open(out)
+
+
+class Sweep:
+    """A finished search; made by `recray.tune`.
+
+    Args:
+        path: Its folder.
+        summary: See champion.tune.
+    """
+
+    def __init__(self, path: str, summary: Mapping[str, Any]) -> None:
+        self.path, self.summary = path, summary
+
+    def __repr__(self) -> str:
+        count, metric = len(self.summary["trials"]), self.summary["metric"]
+        return f"<recray sweep {self.path}: {count} trials by {metric}; {self.summary['best']} won>"
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """The trials by number, the winner first: value, status, epochs, and what was searched."""
+        return frames.trials(self.summary)
+
+    @cached_property
+    def reports(self) -> pd.DataFrame:
+        """A row a report: trial, epoch, metrics, the best so far, and what was searched."""
+        return SweepFolder(self.path).folder.read_table("results.parquet").to_pandas()
+
+    @cached_property
+    def pictures(self) -> "dict[str, Figure]":
+        """Pictures of the search by name: history, and parallel and importance of enough trials."""
+        from recray.reporting.plots import search
+
+        return search.figures(dict(self.summary))
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The winner's values of what was searched."""
+        won = self.summary["best"]
+        return next(row["settings"] for row in self.summary["trials"] if row["trial"] == won)
+
+    @property
+    def config(self) -> str:
+        """The winner's settings as a file, for `recray.train(..., config=...)`."""
+        return str(self.summary["best_config"])
+
+    @property
+    def verdict(self) -> str:
+        """What the search was worth on test, in words."""
+        test = self.summary["test"]
+        return test["verdict"] if test else "the test split was not opened"
+
+
+class Service:
+    """A running service; made by `recray.serve`.
+
+    Args:
+        url: Its address.
+        model: What it serves.
+        running: Ends the service when it is closed.
+    """
+
+    def __init__(self, url: str, model: Loaded, running: contextlib.ExitStack) -> None:
+        self.url, self.model, self._running = url, model, running
+
+    def __repr__(self) -> str:
+        return f"<recray service {self.url}: {self.model.version}>"
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """What the service answers, from JSON.
+
+        Args:
+            path: Such as /v1/users/4/recommendations.
+            parameters: Of the query, such as k=5.
+
+        Raises:
+            urllib.error.HTTPError: It refuses.
+        """
+        query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
+        with urllib.request.urlopen(f"{self.url}{path}{query}", timeout=30) as reply:
+            return json.load(reply)
+
+    def verify(self, users: int = 500) -> dict[str, Any]:
+        """Compare its answers with those of the bundle, for at most so many test users.
+
+        Returns:
+            {"verified", "users", "differences"} and more; see serving.verify.
+        """
+        from recray.serving import verify
+
+        return verify.verify(self.url, self.model.recommender, users)
+
+    def close(self) -> None:
+        """Stop it."""
+        self._running.close()
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()

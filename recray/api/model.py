@@ -1,0 +1,270 @@
+"""A bundle in Python: lists, likeness and reasons as pandas frames with titles."""
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+
+from recray.data.ids import RawId
+from recray.errors import RecrayError
+from recray.inference import inspect_user as look
+from recray.inference.filters import Wish
+from recray.inference.recommender import Recommender
+from recray.reporting import frames
+from recray.serving.registry import resolve_bundle
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Given = Mapping[RawId, float] | Iterable[tuple[RawId, float]]
+"""Items, by raw id or by a part of the title, and stars."""
+
+
+class Loaded:
+    """Answers about one bundle; made by `recray.load`.
+
+    Args:
+        recommender: Answers in raw ids.
+    """
+
+    def __init__(self, recommender: Recommender) -> None:
+        self.recommender = recommender
+        self.bundle = recommender.bundle
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """Open a bundle, or the current version of a registry.
+
+        Raises:
+            RecrayError: It is missing, damaged or not a bundle.
+        """
+        return cls(Recommender.open(resolve_bundle(path)))
+
+    def __repr__(self) -> str:
+        facts = self.bundle
+        sizes = f"{facts.config['users']:,} users, {facts.config['items']:,} items"
+        name = facts.settings.preset
+        return f"<recray bundle {self.version}: {name} on {facts.config['dataset']}, {sizes}>"
+
+    @property
+    def path(self) -> str:
+        """Folder of the bundle."""
+        return self.bundle.folder.path
+
+    @property
+    def version(self) -> str:
+        """12 hex digits that follow from weights, ids, history and settings."""
+        return self.bundle.version
+
+    # ------------------------------------------------------------------------------ lists
+
+    def recommend(self, user: RawId, k: int = 10, **wish: Any) -> pd.DataFrame:
+        """The k best films that a user has not rated.
+
+        Args:
+            user: Raw user id.
+            k: Length of the list; fewer come where fewer remain.
+            wish: What may be in it, as in `recray recommend`: genres, not_genres, year_from,
+                year_to, exclude, candidates, min_popularity, diversity, explain.
+
+        Returns:
+            By place from 1: item, title, year, genres, score (stars or logits, as the model
+            returns), source (model, fold_in or popular); with explain=True also `because`.
+
+        Raises:
+            RecrayError: No such user or genre, or k is out of range.
+
+        Example:
+            >>> model = recray.load(bundle)
+            >>> model.recommend(4, 2)["title"].tolist()
+            ['Hollow Tower of Glass (1960)', 'Scarlet Island at Dawn (1997)']
+            >>> set(model.recommend(4, 3, genres=["Drama"])["source"])
+            {'model'}
+            >>> model.recommend(9999)
+            Traceback (most recent call last):
+            recray.errors.RecrayError: no user 9999 in sample
+        """
+        user = self._known(user)
+        return _listed(self.recommender.recommend(user, k, wish=Wish(**wish)))
+
+    def recommend_from(self, ratings: Given, k: int = 10, **wish: Any) -> pd.DataFrame:
+        """The k best films for somebody who was not in training: folded in, not retrained.
+
+        Args:
+            ratings: Items, by raw id or by a part of the title, and stars; of several for one
+                item the last counts. Without any, what is popular.
+            k: Length of the list.
+            wish: See recommend.
+
+        Returns:
+            As recommend.
+
+        Raises:
+            RecrayError: No such item or genre, a rating off the scale, or k is out of range.
+
+        Example:
+            >>> model = recray.load(bundle)
+            >>> model.recommend_from({"paper voyage": 5, 12: 4.5}, 3)["source"].tolist()
+            ['fold_in', 'fold_in', 'fold_in']
+            >>> model.recommend_from({12: 7})
+            Traceback (most recent call last):
+            recray.errors.RecrayError: rating 7 is off the scale of 0.5 to 5
+        """
+        pairs = ratings.items() if isinstance(ratings, Mapping) else ratings
+        found = [(self._find(item), float(stars)) for item, stars in pairs]
+        return _listed(self.recommender.recommend_from(found, k, wish=Wish(**wish)))
+
+    def similar(self, item: RawId, k: int = 10, **wish: Any) -> pd.DataFrame:
+        """The k films whose vectors point most nearly the same way.
+
+        Args:
+            item: Raw item id, or a part of a title.
+            k: Length of the list.
+            wish: See recommend.
+
+        Returns:
+            By place from 1: item, title, year, genres, score (cosine, -1 to 1), source.
+
+        Raises:
+            RecrayError: No such item, training does not know it, or the model has no vectors.
+
+        Example:
+            >>> model = recray.load(bundle)
+            >>> bool(model.similar("paper voyage", 5)["score"].is_monotonic_decreasing)
+            True
+        """
+        raw = self._find(item)
+        try:
+            return _listed(self.recommender.similar(raw, k, Wish(**wish)))
+        except KeyError:
+            raise RecrayError(f"{item!r}: the model was not trained on it") from None
+
+    def explain(self, user: RawId, k: int = 10) -> pd.DataFrame:
+        """One user: the films rated best, those recommended, and those held out.
+
+        Args:
+            user: Raw user id.
+            k: Length of the lists of rated and of recommended films.
+
+        Returns:
+            By list (rated, recommended, held out) and place from 1: item, title, year, genres,
+            rating (stars), score, rank (among all films the user has not rated, from 1), hit
+            (recommended, held out and relevant).
+
+        Raises:
+            RecrayError: No such user, or k is out of range.
+
+        Example:
+            >>> model = recray.load(bundle)
+            >>> model.explain(4, 5).loc["rated", "rating"].tolist()
+            [5.0, 5.0, 5.0, 5.0, 5.0]
+        """
+        user = self._known(user)
+        told = look.explain(self.recommender, user, k)
+        columns = ("rating", "score", "rank", "hit")
+        lists = ("rated", "recommended", "held_out")
+        parts = {name.replace("_", " "): frames.films(told[name], *columns) for name in lists}
+        for part in parts.values():
+            part["rank"] = part["rank"].astype("Int64")
+            part[["rating", "score"]] = part[["rating", "score"]].astype(float)
+        return pd.concat(parts, names=["list"])
+
+    # ------------------------------------------------------------------------------ facts
+
+    @cached_property
+    def items(self) -> pd.DataFrame:
+        """Items by raw id: title, year, genres (a list), ratings in training."""
+        return frames.items(self.bundle.item_table)
+
+    @property
+    def users(self) -> pd.DataFrame:
+        """Users by raw id: how many ratings are known, and how many are held out."""
+        bundle, ids = self.bundle, self.bundle.user_ids
+        counts = {
+            name: np.bincount(part.user, minlength=len(ids))
+            for name, part in (("known", bundle.history), ("held_out", bundle.holdout))
+        }
+        return pd.DataFrame(counts, index=pd.Index(ids.raw, name="user"))
+
+    @property
+    def holdout(self) -> pd.DataFrame:
+        """The ratings it was measured on: user, item, title, rating (stars), time (UTC)."""
+        bundle = self.bundle
+        titles = self.recommender.facts.titles
+        return frames.ratings(bundle.holdout, bundle.user_ids, bundle.item_ids, titles)
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """The hold-out with `predicted`, the stars that the model expects.
+
+        Raises:
+            RecrayError: The model ranks and does not predict stars.
+        """
+        held = self.bundle.holdout
+        predicted = self.recommender.ranker.predict(
+            held.user.astype(np.int64), held.item.astype(np.int64)
+        )
+        return self.holdout.assign(predicted=predicted)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row an epoch, by epoch: loss, validation metrics, seconds."""
+        return frames.history(self.bundle.training)
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """What it was measured at when it was exported; see `recray.evaluate`.
+
+        Raises:
+            RecrayError: It had no test split to be measured on.
+        """
+        if not self.bundle.metrics:
+            raise RecrayError(f"{self.path} has no test split to be measured on")
+        return frames.metrics(self.bundle.metrics)
+
+    @cached_property
+    def pictures(self) -> "dict[str, Figure]":
+        """Every picture of its report, by name: data-..., training-..., predictions-..., ...."""
+        from recray.reporting import report
+
+        drawn = report.of_bundle(self.bundle, "bundle").pictures
+        return {picture.name: picture.figure for picture in drawn}
+
+    def report(self, out: str, png: bool = False) -> str:
+        """Write the report as one HTML file; see `recray report`.
+
+        Args:
+            out: The file.
+            png: Whether to write the pictures as PNG beside it.
+
+        Returns:
+            The file.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        from recray.reporting import report
+
+        return report.write(report.of_bundle(self.bundle, "bundle"), out, png)[0]
+
+    def _known(self, user: RawId) -> RawId:
+        """The id as recray knows ids, not as an index of pandas gives it."""
+        raw = user if isinstance(user, str) else int(user)
+        try:
+            self.recommender.dense_user(raw)
+        except KeyError:
+            raise RecrayError(self.recommender.no_user(raw)) from None
+        return raw
+
+    def _find(self, item: RawId) -> RawId:
+        return self.recommender.find_item(item) if isinstance(item, str) else int(item)
+
+
+def _listed(answer: Any) -> pd.DataFrame:
+    frame = frames.films(answer.items, "score").assign(source=answer.source)
+    if any("why" in film for film in answer.items):
+        reasons = [[film["title"] for film in row["why"]["items"]] for row in answer.items]
+        frame["because"] = pd.Series(reasons, index=frame.index, dtype=object)
+    return frame

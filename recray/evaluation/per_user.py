@@ -1,0 +1,223 @@
+"""Measures each user's ranked list and predicted stars on their held-out ratings.
+
+Users are measured in fixed blocks, each by the same code wherever it runs; the vectors are put
+together in the order of users and reduced once. So the digits do not depend on the worker count.
+"""
+
+# Shape letters: U = users measured, K = length of a list, C = cut-offs, R = held-out ratings.
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recray.config import EvaluateSettings
+from recray.data.dataset import Ratings
+from recray.errors import RecrayError, unknown_name
+from recray.evaluation import metrics
+from recray.inference.scorer import NONE, Ranked, Ranker
+
+USER_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class UserTable:
+    """What was measured of each user.
+
+    Args:
+        user: (U,) dense ids, ascending.
+        values: Name to (U,) float64; nan where the metric does not apply to the user. Squared and
+            absolute errors are sums over the user's ratings; "ratings" counts them.
+        shown: (C, items) int64; how many lists show each item, cut at each of evaluate.k.
+    """
+
+    user: NDArray[np.int64]
+    values: dict[str, NDArray[np.float64]]
+    shown: NDArray[np.int64]
+
+    @classmethod
+    def join(cls, parts: Iterable["UserTable"]) -> Self:
+        """All users of the parts, in order; parts may come in any order, and be joined before.
+
+        Raises:
+            ValueError: There are no parts.
+        """
+        tables = list(parts)
+        if not tables:
+            raise ValueError("no parts: nobody was measured")
+        user = np.concatenate([table.user for table in tables])
+        order = np.argsort(user)
+        values = {
+            name: np.concatenate([table.values[name] for table in tables])[order]
+            for name in tables[0].values
+        }
+        return cls(user[order], values, np.sum([table.shown for table in tables], axis=0))
+
+
+def blocks_of(targets: Ratings) -> list[NDArray[np.int64]]:
+    """The users with held-out ratings in fixed blocks, ascending."""
+    users = np.unique(targets.user).astype(np.int64)
+    return [users[first : first + USER_BLOCK] for first in range(0, len(users), USER_BLOCK)]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The ranked lists of a block of users beside what was held out of their ratings.
+
+    Args:
+        users: (U,) dense ids, ascending.
+        place: (R,) row in `users` of each held-out rating.
+        item: (R,) int64 ids; those from the catalogue's size on are not known to training.
+        rating: (R,) stars.
+        relevant: (R,) whether the list should show it.
+        ranked: The lists.
+        hits: (U, K) whether the item at that rank is relevant.
+    """
+
+    users: NDArray[np.int64]
+    place: NDArray[np.int64]
+    item: NDArray[np.int64]
+    rating: NDArray[np.float32]
+    relevant: NDArray[np.bool_]
+    ranked: Ranked
+    hits: NDArray[np.bool_]
+
+    def count(self, which: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(U,) how many of the chosen held-out ratings each user has; (R,) bool."""
+        return np.bincount(self.place[which], minlength=len(self.users)).astype(np.int64)
+
+
+def rank_lists(
+    ranker: Ranker,
+    targets: Ratings,
+    users: NDArray[np.int64],
+    settings: EvaluateSettings,
+    pool: tuple[Tensor, Tensor] | None = None,
+) -> Lists:
+    """Rank for a block of users, and find what was held out; see measure.
+
+    Args:
+        ranker: Ranks the whole catalogue, without what its history holds.
+        targets: Held-out ratings, sorted by user.
+        users: (U,) int64 ids, ascending, each with held-out ratings.
+        settings: Cut-offs, and from how many stars a rating is relevant.
+        pool: Rows (in `users`) and items; if given, these and the held-out ones are ranked and
+            nothing else, whatever the history holds.
+    """
+    begin = np.searchsorted(targets.user, users, "left")
+    end = np.searchsorted(targets.user, users, "right")
+    rows = np.concatenate([np.arange(a, b) for a, b in zip(begin, end, strict=True)])
+    place = np.repeat(np.arange(len(users)), end - begin)
+    item, rating = targets.item[rows].astype(np.int64), targets.rating[rows]
+    relevant = np.ones(len(rows), bool)
+    if settings.relevant_from is not None:
+        relevant = rating >= settings.relevant_from
+    longest = min(max(settings.k), ranker.model.items)
+    if pool is None:
+        ranked = ranker.rank(users, longest)
+    else:
+        row = torch.cat([pool[0], torch.from_numpy(place)])
+        column = torch.cat([pool[1], torch.from_numpy(item)])
+        ranked = ranker.rank_among(users, row, column, longest)
+    wanted = np.unique(place[relevant] * np.int64(1 << 32) + item[relevant])
+    listed = np.arange(len(users))[:, None] * np.int64(1 << 32) + ranked.item
+    hits = np.isin(listed, wanted) & (ranked.item != NONE)
+    return Lists(users, place, item, rating, relevant, ranked, hits)
+
+
+def measure_lists(ranker: Ranker, lists: Lists, settings: EvaluateSettings) -> UserTable:
+    """Measure lists that `ranker` has ranked; see measure."""
+    items, users = ranker.model.items, len(lists.users)
+    count = lists.count(lists.relevant)
+    values = {
+        f"{name}@{k}": metric(lists.hits, count, min(k, items))
+        for k in settings.k
+        for name, metric in metrics.RANKING.items()
+    }
+    listed = lists.ranked.item
+    there = listed != NONE
+    surprise = metrics.information(ranker.popularity.numpy())[listed]  # NONE takes the last one's
+    for k in settings.k:
+        values[f"novelty@{k}"] = metrics.novelty(surprise, there, min(k, items))
+    if ranker.model.returns == "stars":
+        place = lists.place
+        error = ranker.predict(lists.users[place], lists.item).astype(np.float64) - lists.rating
+        values["squared_error"] = _sums(place, error**2, users)
+        values["absolute_error"] = _sums(place, np.abs(error), users)
+        values["ratings"] = _sums(place, np.ones(len(place)), users)
+    shown = [np.bincount(listed[:, :k][there[:, :k]], minlength=items) for k in settings.k]
+    return UserTable(lists.users, values, np.stack(shown))
+
+
+def measure(
+    ranker: Ranker, targets: Ratings, users: NDArray[np.int64], settings: EvaluateSettings
+) -> UserTable:
+    """Measure a block of users on their held-out ratings.
+
+    Args:
+        ranker: Ranks the whole catalogue, without what its history holds.
+        targets: Held-out ratings, sorted by user; those of other users are not looked at.
+        users: (U,) int64 ids, ascending, each with held-out ratings.
+        settings: Cut-offs, and from how many stars a rating is relevant.
+
+    Returns:
+        One row per user. A held-out item that training does not know counts as relevant and is
+        never found.
+    """
+    return measure_lists(ranker, rank_lists(ranker, targets, users, settings), settings)
+
+
+def _sums(place: NDArray[np.int64], weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    return np.bincount(place, weights, size).astype(np.float64)
+
+
+def sums_of(table: UserTable | None, names: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """(sum, count) of each metric over a worker's users, to be added to those of others; rmse is
+    given as the mean of squares.
+    """
+    sums = {}
+    for name in names:
+        if table is None:
+            sums[name] = (0.0, 0.0)
+        elif name in metrics.RATING:
+            error = table.values["squared_error" if name == "rmse" else "absolute_error"]
+            sums[name] = (float(error.sum()), float(table.values["ratings"].sum()))
+        else:
+            values = table.values[name]
+            sums[name] = (float(np.nansum(values)), float((~np.isnan(values)).sum()))
+    return sums
+
+
+def metric_names(settings: EvaluateSettings, stars: bool) -> list[str]:
+    """The metrics that a model can give: ranking at each k, and errors if it predicts stars."""
+    names = [f"{name}@{k}" for k in settings.k for name in metrics.RANKING]
+    return names + list(metrics.RATING) if stars else names
+
+
+def catalogue(table: UserTable, settings: EvaluateSettings) -> dict[str, float | None]:
+    """Coverage, novelty and Gini of all lists at each cut-off; None where there is nothing."""
+    out = {}
+    for place, k in enumerate(settings.k):
+        shown, novelty = table.shown[place], table.values[f"novelty@{k}"]
+        there = novelty[~np.isnan(novelty)]
+        out[f"coverage@{k}"] = metrics.coverage(shown)
+        out[f"novelty@{k}"] = float(there.mean()) if len(there) else float("nan")
+        out[f"gini@{k}"] = metrics.gini(shown)
+    return {name: None if np.isnan(value) else value for name, value in out.items()}
+
+
+def check_metric(name: str, settings: EvaluateSettings, stars: bool) -> None:
+    """Refuse a validation metric that the model cannot give.
+
+    Raises:
+        RecrayError: It is unknown, or rmse or mae of a model that ranks.
+    """
+    known = metric_names(settings, stars)
+    if name not in known:
+        if name in metrics.RATING:
+            raise RecrayError(f"train.metric={name}: a ranking model does not predict stars")
+        raise unknown_name("metric", name, known)

@@ -1,0 +1,179 @@
+"""How an evaluation is done, beside its cut-offs: among which items, and beside what.
+
+Only one way is honest: every item that a user has not rated is a candidate. The others exist for
+comparison with papers, and say so.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recray.data.ids import IdMap
+from recray.errors import RecrayError
+from recray.inference.bundle import Bundle
+from recray.inference.scorer import Ranker
+from recray.storage import open_input
+
+Kind = Literal["full", "rated", "sampled"]
+SAMPLED = ("ndcg", "hitrate")
+WORDS: dict[Kind, str] = {
+    "full": "every item that the user has not rated is a candidate",
+    "rated": "NOT THE HONEST PROTOCOL: only films that the user has rated are ranked, and those of "
+    "training count as found, too; a random order finds a fifth of ml-100k's",
+    "sampled": "NOT THE HONEST PROTOCOL: held-out items are ranked among sampled candidates, as "
+    "papers do; it need not order models as the full catalogue does",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The items that each user's held-out ones are ranked among.
+
+    Args:
+        file: Where they come from.
+        user: (N,) int64 dense ids, ascending.
+        item: (N,) int64 dense ids; those that training does not know cannot be ranked.
+    """
+
+    file: str
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(self.user.tobytes() + self.item.tobytes()).hexdigest()
+        object.__setattr__(self, "key", digest)
+
+    def __eq__(self, other: object) -> bool:
+        """By content, so that a worker knows them again."""
+        return isinstance(other, Candidates) and vars(self)["key"] == vars(other)["key"]
+
+    def __hash__(self) -> int:
+        return hash(vars(self)["key"])
+
+    @classmethod
+    def read(cls, path: str, users: IdMap, items: IdMap) -> Self:
+        """Read a csv file with the columns user and item, in raw ids.
+
+        Raises:
+            RecrayError: It cannot be read, or names somebody or something unknown.
+        """
+        table = _read_csv(path)
+        columns = []
+        for name, ids in (("user", users), ("item", items)):
+            coded = table[name].combine_chunks().dictionary_encode()
+            dense = np.array([_dense(ids, text) for text in coded.dictionary.to_pylist()], np.int64)
+            columns.append(dense[coded.indices.to_numpy()])
+        user, item = columns
+        bad = np.flatnonzero((user < 0) | (item < 0))
+        if len(bad):
+            row = int(bad[0])
+            name = "user" if user[row] < 0 else "item"
+            raise RecrayError(
+                f"{path} names an unknown {name} {table[name][row].as_py()!r} in row {row + 1}; "
+                f"{name}s of the data set are allowed"
+            )
+        order = np.argsort(user, kind="stable")
+        return cls(path, user[order], item[order])
+
+    def cells(self, users: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Rows (in `users`) and items of these users' candidates."""
+        begin = np.searchsorted(self.user, users, "left")
+        end = np.searchsorted(self.user, users, "right")
+        rows = np.concatenate([np.arange(a, b) for a, b in zip(begin, end, strict=True)])
+        row = np.repeat(np.arange(len(users)), end - begin)
+        return torch.from_numpy(row), torch.from_numpy(self.item[rows])
+
+
+def _read_csv(path: str) -> pa.Table:
+    texts = pacsv.ConvertOptions(column_types={"user": pa.string(), "item": pa.string()})
+    try:
+        table = pacsv.read_csv(open_input(path), convert_options=texts)
+    except pa.ArrowInvalid as error:
+        raise RecrayError(f"{path} is no csv file with columns user,item: {error}") from error
+    if not {"user", "item"} <= set(table.column_names) or not len(table):
+        raise RecrayError(
+            f"{path} has {len(table):,} rows of columns {', '.join(table.column_names)}; rows of "
+            "user,item are needed, under a line that names them"
+        )
+    return table
+
+
+def _dense(ids: IdMap, text: str) -> int:
+    try:
+        return ids.encode_one(ids.parse(text))
+    except KeyError:
+        return -1
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured.
+
+    Args:
+        baselines: Names of what stands beside the model; None: see baselines.choose.
+        kind: full: all that a user has not rated is ranked; rated: all that they have rated, in
+            training or held out, all of which count as relevant; sampled: the held-out items
+            among candidates from a file.
+        negatives: sampled: the file of the candidates.
+        candidates: sampled: what is in it.
+    """
+
+    baselines: tuple[str, ...] | None = None
+    kind: Kind = "full"
+    negatives: str | None = None
+    candidates: Candidates | None = None
+
+    def resolved(self, bundle: Bundle) -> "Protocol":
+        """With the candidates read.
+
+        Raises:
+            RecrayError: The file of candidates is missing or unusable, or given for nothing.
+        """
+        if (self.kind == "sampled") != (self.negatives is not None):
+            raise RecrayError("--protocol sampled and --negatives FILE go together: give both")
+        if self.negatives is None:
+            return self
+        read = Candidates.read(self.negatives, bundle.user_ids, bundle.item_ids)
+        return replace(self, candidates=read)
+
+    def check(self, bundle: Bundle, users: NDArray[np.int64]) -> None:
+        """Refuse to rank for somebody without candidates, who would always be a hit.
+
+        Raises:
+            RecrayError: One of the users with held-out ratings has none.
+        """
+        if self.candidates is None:
+            return
+        without = users[~np.isin(users, self.candidates.user)]
+        if len(without):
+            raw = bundle.user_ids.raw[without[:1]].tolist()[0]
+            raise RecrayError(
+                f"{self.candidates.file} has no candidates for {len(without):,} of {len(users):,} "
+                f"users with held-out ratings, the first is {raw!r}; each needs some"
+            )
+
+    def pool(self, ranker: Ranker, users: NDArray[np.int64]) -> tuple[Tensor, Tensor] | None:
+        """Cells that held-out items are ranked among; None: all that is not in the history."""
+        if self.kind == "rated":
+            return ranker.history.cells(users)
+        return None if self.candidates is None else self.candidates.cells(users)
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready: which it is, whether it is the honest one, and what that means."""
+        file = {} if self.negatives is None else {"negatives": self.negatives}
+        return {
+            "kind": self.kind,
+            "honest": self.kind == "full",
+            "words": WORDS[self.kind],
+            **file,
+        }
+
+
+HONEST = Protocol()

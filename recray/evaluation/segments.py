@@ -1,0 +1,85 @@
+"""Metrics of groups: of users by how much is known of them, of items by how often they occur."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from recray.config import EvaluateSettings
+from recray.evaluation import metrics
+from recray.evaluation.bootstrap import means
+from recray.evaluation.per_user import Lists, UserTable, metric_names
+from recray.inference.scorer import NONE, Ranker
+
+USER_SLICES = {"0": 0, "1-19": 1, "20-49": 20, "50-99": 50, "100+": 100}
+"""Name to the least number of ratings known of a user."""
+
+ITEM_SLICES = {"tail": 0, "middle": 5, "head": 50}
+"""Name to the least number of ratings known of an item: under 5, 5 to 49, 50 and more."""
+
+
+def add_columns(
+    table: UserTable, lists: Lists, ranker: Ranker, settings: EvaluateSettings
+) -> UserTable:
+    """Add what slices need of each user: `history`, the number of known ratings; for each slice of
+    items `relevant/SLICE`, how many relevant items it has, and `recall@K/SLICE`, found of them.
+    """
+    edges = list(ITEM_SLICES.values())
+    slice_of = np.searchsorted(edges, ranker.popularity.numpy(), "right") - 1
+    slice_of = np.append(slice_of, 0)  # unknown items are in the tail
+    unknown = len(slice_of) - 1
+    listed = slice_of[np.where(lists.ranked.item == NONE, unknown, lists.ranked.item)]
+    wanted = slice_of[np.minimum(lists.item, unknown)]
+    begins = ranker.history.begins
+    values = {"history": (begins[lists.users + 1] - begins[lists.users]).astype(np.float64)}
+    for place, name in enumerate(ITEM_SLICES):
+        count = lists.count(lists.relevant & (wanted == place))
+        values[f"relevant/{name}"] = count.astype(np.float64)
+        hits = lists.hits & (listed == place)
+        for k in settings.k:
+            values[f"recall@{k}/{name}"] = metrics.recall(hits, count, min(k, unknown))
+    return replace(table, values=table.values | values)
+
+
+def report(tables: Mapping[str, UserTable], settings: EvaluateSettings) -> dict[str, Any]:
+    """Every slice that has somebody or something in it.
+
+    Args:
+        tables: Name of the model or baseline to its table, with the columns of add_columns.
+        settings: Cut-offs.
+
+    Returns:
+        {"users": {SLICE: {"users", NAME: {METRIC: value}}},
+        "items": {SLICE: {"ratings", NAME: {"recall@K": value}}}}; None where nothing is relevant.
+    """
+    first = next(iter(tables.values()))
+    slice_of = np.searchsorted(list(USER_SLICES.values()), first.values["history"], "right") - 1
+    users: dict[str, Any] = {}
+    for place, name in enumerate(USER_SLICES):
+        own = slice_of == place
+        if own.any():
+            parts = {system: _where(table, own) for system, table in tables.items()}
+            users[name] = {"users": int(own.sum())} | {
+                system: _means(part, metric_names(settings, "ratings" in part.values))
+                for system, part in parts.items()
+            }
+    items: dict[str, Any] = {}
+    for name in reversed(ITEM_SLICES):
+        ratings = int(first.values[f"relevant/{name}"].sum())
+        if ratings:
+            columns = {f"recall@{k}": f"recall@{k}/{name}" for k in settings.k}
+            items[name] = {"ratings": ratings} | {
+                system: dict(zip(columns, _means(table, [*columns.values()]).values(), strict=True))
+                for system, table in tables.items()
+            }
+    return {"users": users, "items": items}
+
+
+def _where(table: UserTable, own: np.ndarray[Any, Any]) -> UserTable:
+    values = {name: column[own] for name, column in table.values.items()}
+    return UserTable(table.user[own], values, table.shown)
+
+
+def _means(table: UserTable, names: list[str]) -> dict[str, float | None]:
+    return {n: None if np.isnan(v) else v for n, v in means(table, names).items()}

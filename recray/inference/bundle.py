@@ -1,0 +1,257 @@
+"""The exported model: one folder that holds all that answering needs. No pickled code in it.
+
+weights.safetensors  ids.parquet  items.parquet  history.parquet  holdout.parquet
+config.json  metrics.json  training.json (the epochs, for people)  manifest.json
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import safetensors.torch
+from torch import Tensor
+
+from recray import schema, storage
+from recray.config import Settings, build_settings
+from recray.data.dataset import Prepared, Ratings
+from recray.data.ids import IdMap
+from recray.errors import RecrayError
+from recray.models import build_model
+from recray.models.base import Model
+from recray.models.objectives import Objective, build_objective
+from recray.storage import Folder, publish
+
+KIND = "bundle"
+TRAINING = "training.json"
+UNVERSIONED = ("metrics.json", TRAINING)
+CONFIG = ("dataset", "settings", "users", "items", "rating_range", "fold_in", "fingerprints")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a finished training hands over to a bundle.
+
+    Args:
+        weights: The weights of the best epoch, by name.
+        best_epoch: The number of that epoch, from 1.
+        history: One entry an epoch: epoch, loss, validation metrics, and schema.TIMINGS.
+    """
+
+    weights: dict[str, Tensor]
+    best_epoch: int
+    history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle.
+
+    Args:
+        folder: Where it lies.
+        manifest: manifest.json.
+        config: config.json.
+        metrics: metrics.json.
+        settings: The resolved settings it was trained with.
+        model: The trained model.
+        objective: What it was trained for; folds in.
+        user_ids: Raw and dense user ids.
+        item_ids: Raw and dense item ids.
+        item_table: schema.ITEMS.
+        history: Ratings known before the test: train, valid, and what is known of held-out users.
+        holdout: The test ratings.
+        training: One entry an epoch: epoch, loss, validation metrics, seconds.
+    """
+
+    folder: Folder
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    settings: Settings
+    model: Model
+    objective: Objective
+    user_ids: IdMap
+    item_ids: IdMap
+    item_table: pa.Table
+    history: Ratings
+    holdout: Ratings
+    training: list[dict[str, Any]]
+
+    @property
+    def version(self) -> str:
+        """12 hex digits that follow from weights, ids, history and settings."""
+        return str(self.manifest["version"])
+
+    @property
+    def created(self) -> str | None:
+        """When it was written, as ISO 8601."""
+        return self.manifest.get("created")
+
+    @property
+    def rating_range(self) -> tuple[float, float]:
+        """Lowest and highest training rating, in stars."""
+        low, high = self.config["rating_range"]
+        return float(low), float(high)
+
+    @property
+    def noise(self) -> float:
+        """Variance of a rating around its prediction, for folding in."""
+        return float(self.config["fold_in"]["noise"])
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """Open a bundle, comparing every file with its sha256 first.
+
+        Raises:
+            RecrayError: It is missing, damaged, or not a bundle.
+        """
+        folder = Folder(path)
+        return cls.read(folder, check_bundle(folder))
+
+    @classmethod
+    def read(cls, folder: Folder, manifest: dict[str, Any]) -> Self:
+        """Read a folder whose files are known to be whole."""
+        config = folder.read_json("config.json")
+        lacking = [name for name in CONFIG if name not in config]
+        if lacking:
+            raise RecrayError(f"{folder}/config.json lacks {', '.join(lacking)}")
+        settings = build_settings(config["settings"])
+        model = build_model(settings, config["users"], config["items"])
+        try:
+            model.load_state_dict(safetensors.torch.load(folder.read_bytes("weights.safetensors")))
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            first = str(error).splitlines()[0]
+            raise RecrayError(f"{folder} does not fit its own config.json: {first}") from error
+        ids = folder.read_table("ids.parquet")
+        maps = {}
+        for kind, known in (("user", config["users"]), ("item", config["items"])):
+            own = ids.filter(pc.equal(ids["kind"], kind))
+            maps[kind] = IdMap.of(own["text" if own["raw"].null_count else "raw"], known)
+        low, high = config["rating_range"]
+        return cls(
+            folder,
+            manifest,
+            config,
+            folder.read_json("metrics.json"),
+            settings,
+            model.eval(),
+            build_objective(settings, low, high),
+            maps["user"],
+            maps["item"],
+            folder.read_table("items.parquet"),
+            Ratings.of(folder.read_table("history.parquet")),
+            Ratings.of(folder.read_table("holdout.parquet")),
+            folder.read_json(TRAINING) if folder.exists(TRAINING) else [],
+        )
+
+
+def check_bundle(folder: Folder) -> dict[str, Any]:
+    """Compare every file with the manifest, and the version with the content.
+
+    Raises:
+        RecrayError: It is missing, damaged, not a bundle, or bears another's version.
+    """
+    storage.expect_kind(folder, KIND, "recray export")
+    manifest = folder.verify()
+    if manifest.get("version") != _version(folder):
+        raise RecrayError(
+            f"{folder} says version {manifest.get('version')!r}, its content is {_version(folder)}"
+        )
+    return manifest
+
+
+def write_bundle(
+    out: str,
+    prepared: Prepared,
+    trained: TrainedModel,
+    settings: Settings,
+    created: str,
+    measure: Callable[[Bundle], dict[str, Any]],
+    replace: bool = False,
+) -> Bundle:
+    """Write a bundle with its measured metrics; it appears whole or not at all.
+
+    Args:
+        out: Folder of the bundle.
+        prepared: The data set it was trained on.
+        trained: The chosen weights, and the epochs that led to them.
+        settings: The resolved settings.
+        created: When, as ISO 8601.
+        measure: Evaluates the bundle before it is published.
+        replace: Whether a bundle under that name may be replaced.
+
+    Raises:
+        RecrayError: The folder is taken.
+        StorageError: It cannot be written.
+    """
+    with publish(Folder(out), replace) as folder:
+        folder.write_bytes("weights.safetensors", safetensors.torch.save(trained.weights))
+        folder.write_table("ids.parquet", _id_table(prepared))
+        folder.write_table("items.parquet", prepared.item_table)
+        history = Ratings.concatenate([prepared.load(p) for p in ("train", "valid", "fold_in")])
+        folder.write_table("history.parquet", _rating_table(history))
+        folder.write_table("holdout.parquet", _rating_table(prepared.load("test")))
+        folder.write_json("config.json", _config(prepared, trained, settings))
+        folder.write_json(TRAINING, trained.history)
+        folder.write_json("metrics.json", {})
+        version = _version(folder)
+        bundle = Bundle.read(folder, {"version": version})
+        folder.write_json("metrics.json", measure(bundle))
+        facts = {"version": version, "dataset": prepared.manifest["dataset"], "created": created}
+        folder.write_manifest(KIND, facts | {"preset": settings.preset})
+    return Bundle.open(out)
+
+
+def _config(prepared: Prepared, trained: TrainedModel, settings: Settings) -> dict[str, Any]:
+    low, high = prepared.rating_range
+    best = next(e for e in trained.history if e["epoch"] == trained.best_epoch)
+    # Without a measured error: a quarter of the range, squared, is generous for any scale of stars.
+    noise = best.get("rmse", (high - low) / 4) ** 2
+    facts = prepared.manifest
+    return {
+        "dataset": facts["dataset"],
+        "settings": settings.plain(),
+        "users": prepared.users,
+        "items": prepared.items,
+        "rating_range": [low, high],
+        "fold_in": {"noise": noise},
+        "epoch": trained.best_epoch,
+        "valid": {k: v for k, v in best.items() if k not in ("epoch", *schema.TIMINGS)},
+        "split": facts["settings"]["split"],
+        "splits": facts["splits"],
+        "unseen": {k: facts["counts"][f"unseen_{k}"] for k in ("users", "items")}
+        | {"ratings": facts["splits"]["test"]["unseen"]},
+        "fingerprints": facts["fingerprints"],
+    }
+
+
+def _id_table(prepared: Prepared) -> pa.Table:
+    """Both kinds of ids: raw where they are integers, text where they are not."""
+    tables = []
+    for kind, ids in (("user", prepared.user_ids), ("item", prepared.item_ids)):
+        columns = {
+            "kind": pa.array([kind] * len(ids), pa.string()),
+            "id": np.arange(len(ids), dtype=np.int32),
+            "raw": pa.nulls(len(ids), pa.int64()) if ids.text else ids.column(),
+            "text": ids.column() if ids.text else pa.nulls(len(ids), pa.string()),
+        }
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
+
+
+def _rating_table(ratings: Ratings) -> pa.Table:
+    times = pa.array(ratings.timestamp, mask=ratings.timestamp == 0)
+    columns = [ratings.user, ratings.item, ratings.rating, times]
+    return pa.table(columns, schema=schema.RATINGS)
+
+
+def _version(folder: Folder) -> str:
+    """Twelve hex digits from everything that answers depend on."""
+    digest = hashlib.sha256()
+    for name in folder.content():
+        if name not in UNVERSIONED:
+            digest.update(name.encode() + hashlib.sha256(folder.read_bytes(name)).digest())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,128 @@
+"""The whole-data squared loss, minimised by exact alternating solves."""
+
+# Shape letters: R = rows of the side that is solved, N = rows of the other side, D = vector length.
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from recray.errors import RecrayError
+from recray.models.base import Model
+from recray.models.factorization import Dot
+from recray.models.hybrid import Hybrid
+from recray.models.objectives.base import Objective, Shares, as_linear
+from recray.models.objectives.fold_in import FoldIn
+
+AllReduce = Callable[[Tensor], Tensor]
+ROW_BLOCK = 512
+
+
+class WholeData(Objective):
+    """Squared error over all pairs, rated or not; what was rated should score 1, the rest 0.
+
+    sum over rated (1 - s)^2 + alpha0 * sum over all pairs s^2
+        + l2 * (sum_u (n_u + alpha0 I) |w_u|^2 + sum_i (n_i + alpha0 U) |h_i|^2)
+
+    Stars are not used: that somebody chose a film is the signal. Where a hybrid model knows
+    features of items, h_i is what an item's vector adds to that of its features.
+
+    Args:
+        alpha0: Weight of all pairs.
+        l2: Weight of the squared vectors, scaled by how often each occurs.
+
+    Source: Hu, Koren and Volinsky (2008); scaling and ranges by Rendle, Krichene, Zhang and Koren
+        (2022), RecSys, "Revisiting the performance of iALS".
+    """
+
+    def __init__(self, alpha0: float, l2: float) -> None:
+        self.alpha0, self.l2 = alpha0, l2
+
+    def check(self, model: Model) -> None:
+        """Refuse all but the dot product, plain or with features of items."""
+        if not isinstance(model, Dot | Hybrid):
+            raise RecrayError(
+                "objective.kind=whole-data solves for vectors alone: use model.kind=dot or hybrid"
+            )
+
+    def ridge(self, count: Tensor, others: int) -> Tensor:
+        """(R,) how strongly each row is held back, from its (R,) number of ratings."""
+        return self.l2 * (count + self.alpha0 * others)
+
+    def gram(self, rows: Tensor) -> Tensor:
+        """(N, D) fixed vectors to alpha0 times their (D, D) Gram matrix."""
+        return self.alpha0 * (rows.T @ rows)
+
+    def solve(
+        self,
+        fixed: Tensor,
+        begins: Tensor,
+        places: Tensor,
+        gram: Tensor,
+        others: int,
+        all_reduce: AllReduce | None = None,
+        expected: Tensor | None = None,
+    ) -> Tensor:
+        """The best vectors of one side, the other side fixed; exact, row by row.
+
+        Args:
+            fixed: (N, D) vectors of the other side.
+            begins: (R + 1,) int64; row r has the ratings begins[r]..begins[r + 1] - 1.
+            places: (ratings,) int64 rows of `fixed`, one for each rating.
+            gram: (D, D) alpha0 times the Gram matrix of the whole other side.
+            others: Size of the other side, for the scaling of l2.
+            all_reduce: Sums a tensor over workers, where each has a part of the ratings.
+            expected: (R, D) vectors that the solved ones are held to; None holds them to zero.
+
+        Returns:
+            (R, D) vectors.
+        """
+        rows, dim = len(begins) - 1, fixed.shape[1]
+        out = fixed.new_empty(rows, dim)
+        for first in range(0, rows, ROW_BLOCK):
+            last = min(first + ROW_BLOCK, rows)
+            system = self._normal_equations(fixed, begins[first : last + 1], places)
+            if all_reduce is not None:
+                system = all_reduce(system)
+            matrix, right = system[:, :, :dim], system[:, :, dim]
+            ridge = self.ridge(system[:, 0, dim + 1], others)
+            if expected is not None:
+                right = right + ridge[:, None] * expected[first:last]
+            matrix = matrix + gram + torch.diag_embed(ridge[:, None].expand(-1, dim))
+            factor = torch.linalg.cholesky(matrix)
+            out[first:last] = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
+        return out
+
+    def _normal_equations(self, fixed: Tensor, begins: Tensor, places: Tensor) -> Tensor:
+        """(R, D, D + 2): each row's matrix, right side and count, ready to be summed."""
+        dim = fixed.shape[1]
+        system = fixed.new_zeros(len(begins) - 1, dim, dim + 2)
+        edges = begins.tolist()
+        for row, (begin, end) in enumerate(pairwise(edges)):
+            if end > begin:
+                vectors = fixed[places[begin:end]]
+                torch.mm(vectors.T, vectors, out=system[row, :, :dim])
+                system[row, :, dim] = vectors.sum(dim=0)
+                system[row, :, dim + 1] = end - begin
+        return system
+
+    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+        """The same exact solve; stars are not used, nor is the noise."""
+        vectors = as_linear(model).item_rows(slice(None)).detach()
+        gram = self.gram(vectors)
+        items = model.items
+        return lambda known: self.solve(vectors, known.begins, known.item, gram, items)
+
+    def shares(self, model: Model, noise: float) -> Shares:
+        """The right side of the solve is a sum over the ratings, and so is what it gives."""
+        vectors = as_linear(model).item_rows(slice(None)).detach()
+        gram = self.gram(vectors)
+
+        def shares(item: Tensor, rating: Tensor) -> tuple[Tensor, Tensor]:
+            own = vectors[item]
+            ridge = self.ridge(torch.tensor(len(item)), model.items)
+            matrix = own.T @ own + gram + ridge * torch.eye(own.shape[1])
+            return own.new_zeros(own.shape[1]), torch.linalg.solve(matrix, own.T).T
+
+        return shares

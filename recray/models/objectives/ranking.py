@@ -1,0 +1,207 @@
+"""Objectives that rank what people chose above what they did not: sampled negatives, or all items.
+
+Stars are not used, but by UnratedClass. With sampled negatives a row is a rating with its K
+negatives; with all items a row is a user with all of their ratings.
+"""
+
+# Shape letters: B = pairs in the batch, K = negatives of a pair, U = users, I = items,
+# R = ratings of those users.
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recray.data.negatives import Drawn, shares
+from recray.errors import RecrayError
+from recray.models.base import ITEM_BLOCK, Model
+from recray.models.objectives.base import PairLoss, refuse_squeezed
+from recray.models.objectives.fold_in import FoldIn, FoldInPrior, Newcomers, by_steps
+from recray.models.objectives.rating import as_classes
+
+
+class Contrast(PairLoss):
+    """A loss of a rated item's score against the scores of others.
+
+    Args:
+        l2: Weight of the squared rows that a rating touches.
+        negatives: Items drawn for each rating; None takes all items.
+        by_popularity: Whether they are drawn by popularity.
+    """
+
+    kind: str
+
+    def __init__(self, l2: float, negatives: int | None, by_popularity: bool) -> None:
+        super().__init__(l2)
+        self.negatives, self.by_popularity = negatives, by_popularity
+
+    def check(self, model: Model) -> None:
+        """Refuse a model that predicts stars."""
+        refuse_squeezed(model, self.kind)
+
+    @abstractmethod
+    def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
+        """(B,) losses from (B,) scores, (B, K) scores, the (B,) items and their negatives."""
+
+    @abstractmethod
+    def against_all(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
+        """(U,) losses of users against all items.
+
+        Args:
+            scores: (U, I) raw scores.
+            row: (R,) place of each rating's user.
+            item: (R,) rated items.
+            share: (I,) how much each item counts as a negative, 1 together.
+        """
+
+    def row_loss(
+        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
+    ) -> Tensor:
+        """(B,) losses in nats."""
+        if drawn is None:
+            raise ValueError("this objective needs negatives")
+        scores = model.raw_rows(user, torch.cat([item[:, None], drawn.item], dim=1))
+        return self.contrast(scores[:, 0], scores[:, 1:], item, drawn)
+
+    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+        """Steps on the loss against all items, which is what sampled ones amount to."""
+        prior = FoldInPrior.of(model, noise)
+        share = shares(model.items, popularity if self.by_popularity else None).float()
+
+        def loss(state: Tensor, known: Newcomers) -> Tensor:
+            return self.against_all(raw_scores(model, state), known.row, known.item, share)
+
+        return by_steps(model, prior, loss)
+
+
+def raw_scores(model: Model, state: Tensor) -> Tensor:
+    """(U, I) scores before the link, by blocks of items."""
+    edges = range(0, model.items, ITEM_BLOCK)
+    blocks = [model.raw_block(state, a, min(a + ITEM_BLOCK, model.items)) for a in edges]
+    return torch.cat(blocks, dim=1)
+
+
+def _counts(row: Tensor, users: int) -> Tensor:
+    return torch.bincount(row, minlength=users).float()
+
+
+class Logistic(Contrast):
+    """-log sigmoid(s+) - sum over negatives of log sigmoid(-s-).
+
+    Source: Rendle, Krichene, Zhang and Anderson (2020), RecSys, "Neural collaborative filtering
+        vs. matrix factorization revisited".
+    """
+
+    kind = "logistic"
+
+    def __init__(
+        self, l2: float, negatives: int | None, by_popularity: bool, alpha0: float
+    ) -> None:
+        super().__init__(l2, negatives, by_popularity)
+        self.alpha0 = alpha0
+
+    def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
+        """(B,) cross-entropies."""
+        others = (functional.softplus(negative) * drawn.weight).sum(dim=-1)
+        return functional.softplus(-positive) + others
+
+    def against_all(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
+        """(U,) cross-entropies; each item counts alpha0, or as often as it would be drawn."""
+        chosen = functional.softplus(-scores[row, item])
+        own = scores.new_zeros(len(scores)).index_add(0, row, chosen)
+        if self.negatives is None:
+            return own + self.alpha0 * functional.softplus(scores).sum(dim=1)
+        drawn = _counts(row, len(scores)) * self.negatives
+        return own + drawn * (functional.softplus(scores) @ share)
+
+
+class Bpr(Contrast):
+    """Mean over negatives of -log sigmoid(s+ - s-).
+
+    Source: Rendle et al. (2009), UAI, "BPR: Bayesian personalized ranking".
+    """
+
+    kind = "bpr"
+
+    def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
+        """(B,) losses."""
+        pairs = functional.softplus(negative - positive[:, None]) * drawn.weight
+        return pairs.sum(dim=-1) / drawn.weight.sum(dim=-1).clamp(min=1)
+
+    def against_all(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
+        """(U,) losses."""
+        pairs = functional.softplus(scores[row] - scores[row, item][:, None]) @ share
+        return scores.new_zeros(len(scores)).index_add(0, row, pairs)
+
+
+class ItemSoftmax(Contrast):
+    """-log of the softmax over items at the rated one; sampled ones are corrected by log q.
+
+    Source: Yi et al. (2019), RecSys, "Sampling-bias-corrected neural modeling"; against all items
+        the multinomial likelihood of Liang et al. (2018), WWW.
+    """
+
+    kind = "item-softmax"
+
+    def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
+        """(B,) cross-entropies over the rated item and its negatives."""
+        own = positive - drawn.log_share[item]
+        # A negative of weight 0, or the rated item itself, takes no part.
+        void = (drawn.weight == 0) | (drawn.item == item[:, None])
+        others = (negative - drawn.log_share[drawn.item]).masked_fill(void, -torch.inf)
+        return torch.logsumexp(torch.cat([own[:, None], others], dim=1), dim=1) - own
+
+    def against_all(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
+        """(U,) cross-entropies over all items."""
+        total = torch.logsumexp(scores, dim=1)
+        losses = total[row] - scores[row, item]
+        return scores.new_zeros(len(scores)).index_add(0, row, losses)
+
+
+class UnratedClass(PairLoss):
+    """Cross-entropy of the class of the rating, and of the class "unrated" of its negatives.
+
+    Args:
+        l2: Weight of the squared rows that a rating touches.
+        negatives: Items drawn for each rating.
+        by_popularity: Whether they are drawn by popularity.
+    """
+
+    def __init__(self, l2: float, negatives: int | None, by_popularity: bool) -> None:
+        super().__init__(l2)
+        self.negatives, self.by_popularity = negatives, by_popularity
+
+    def check(self, model: Model) -> None:
+        """Refuse a model without classes, and all items as negatives."""
+        as_classes(model)
+        if self.negatives is None:
+            raise RecrayError("objective.kind=unrated-class draws negatives: give a number")
+
+    def row_loss(
+        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
+    ) -> Tensor:
+        """(B,) cross-entropies in nats."""
+        if drawn is None:
+            raise ValueError("this objective needs negatives")
+        network = as_classes(model)
+        state, count = network.user_state(user), drawn.item.shape[1]
+        classes = network.classes(state, item)
+        own = functional.cross_entropy(classes, network.class_of(rating), reduction="none")
+        others = network.classes(state.repeat_interleave(count, dim=0), drawn.item.flatten())
+        unrated = -torch.log_softmax(others, dim=-1)[:, network.unrated].view(-1, count)
+        return own + (unrated * drawn.weight).sum(dim=-1)
+
+    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+        """Steps on the cross-entropies, the negatives at their expectation over all items."""
+        network, prior = as_classes(model), FoldInPrior.of(model, noise)
+        share = shares(model.items, popularity if self.by_popularity else None).float()
+
+        def loss(state: Tensor, known: Newcomers) -> Tensor:
+            classes = network.tower.block(state, network.item_vectors.weight)
+            chances = torch.log_softmax(classes, dim=-1)
+            own = chances[known.row, known.item, network.class_of(known.rating)]
+            unrated = chances[:, :, network.unrated] @ share
+            return -known.sums(own) - known.begins.diff() * (self.negatives or 0) * unrated
+
+        return by_steps(network, prior, loss)

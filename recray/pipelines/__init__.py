@@ -1,0 +1,1 @@
+"""Several stages in a row: up, pipeline, refresh, a search with its final test."""

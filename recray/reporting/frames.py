@@ -1,0 +1,110 @@
+"""Tables for people: pandas frames with titles, from what recray holds as arrays."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from recray.data.dataset import Ratings
+from recray.data.ids import IdMap
+
+FILM = ("item", "title", "year", "genres")
+
+
+def ratings(given: Ratings, users: IdMap, items: IdMap, titles: list[str]) -> pd.DataFrame:
+    """Ratings in raw ids.
+
+    Args:
+        given: R ratings.
+        users: Raw and dense user ids.
+        items: Raw and dense item ids.
+        titles: Title of each dense item id.
+
+    Returns:
+        R rows: user, item, title, rating (stars), time (UTC; missing where unknown).
+    """
+    seconds = pd.Series(given.timestamp).where(given.timestamp != 0)
+    return pd.DataFrame(
+        {
+            "user": users.raw[given.user],
+            "item": items.raw[given.item],
+            "title": np.array(titles, object)[given.item],
+            "rating": given.rating,
+            "time": pd.to_datetime(seconds, unit="s", utc=True),
+        }
+    )
+
+
+def items(table: pa.Table) -> pd.DataFrame:
+    """Items by raw id: title, year (missing where unknown), genres (a list), training ratings."""
+    frame = table.select(["raw_item", "title", "year", "genres", "ratings"]).to_pandas()
+    frame["year"] = frame["year"].astype("Int64").where(frame["year"] != 0)
+    frame["genres"] = [list(own) for own in frame["genres"]]
+    return frame.set_index("raw_item").rename_axis("item")
+
+
+def films(rows: list[dict[str, Any]], *columns: str) -> pd.DataFrame:
+    """A list of described films, best first; the index `place` counts from 1."""
+    frame = pd.DataFrame([{name: row.get(name) for name in (*FILM, *columns)} for row in rows])
+    frame = frame.reindex(columns=[*FILM, *columns])
+    frame["year"] = frame["year"].astype("Int64")
+    frame.index = pd.RangeIndex(1, len(frame) + 1, name="place")
+    return frame
+
+
+def history(entries: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row an epoch, by epoch: loss, validation metrics, seconds."""
+    return pd.DataFrame(entries).set_index("epoch") if entries else pd.DataFrame()
+
+
+def metrics(report: Mapping[str, Any]) -> pd.DataFrame:
+    """An evaluation: a row a metric, with its 95 % interval and a column for each baseline.
+
+    Args:
+        report: See evaluation.Evaluator.report.
+
+    Returns:
+        By metric: model, low, high, then the baselines; missing where one cannot be measured.
+        `attrs` holds the verdict, the number of users and the protocol.
+    """
+    beside = report["baselines"]
+    rows = {
+        name: {"model": value["value"], "low": value["low"], "high": value["high"]}
+        | {other: own[name]["value"] for other, own in beside.items() if name in own}
+        for name, value in report["metrics"].items()
+    }
+    for name, value in report.get("catalogue", {}).items():
+        rows[name] = {"model": value}
+        rows[name] |= {other: own["catalogue"][name] for other, own in beside.items()}
+    columns = ["model", "low", "high", *beside]
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=float)
+    frame.index.name = "metric"
+    frame.attrs = {name: report[name] for name in ("verdict", "users")}
+    return frame
+
+
+def trials(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """The trials of a sweep, best first, by number: value, status, epochs, and what was searched.
+
+    Args:
+        summary: See champion.tune.
+    """
+    rows = [
+        {
+            "trial": row["trial"],
+            summary["metric"]: row["value"],
+            "status": row["status"],
+            "best_epoch": row["best_epoch"],
+            "epochs": row["epochs"],
+            **row["settings"],
+            "error": row["error"],
+        }
+        for row in summary["trials"]
+    ]
+    frame = pd.DataFrame(rows).set_index("trial")
+    lower = summary["metric"] in ("rmse", "mae")
+    frame = frame.sort_values(summary["metric"], ascending=lower, kind="stable")
+    best = frame.index == summary["best"]
+    return pd.concat([frame[best], frame[~best]])

@@ -1,0 +1,1 @@
+"""Ray itself: the session, tasks, capacity, jobs, and what its failures mean."""

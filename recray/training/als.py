@@ -1,0 +1,114 @@
+"""Epochs of exact solves: all users, then all items, each with the other side fixed."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from recray.models.base import LinearModel
+from recray.models.hybrid import Hybrid
+from recray.models.objectives import WholeData
+from recray.training.collectives import Workers
+from recray.training.epochs import Shard
+
+
+class AlternatingEpochs:
+    """Exact solves of all users, then all items, then the users again for these items.
+
+    Users are solved where their ratings are; for items the normal equations are summed over
+    workers in blocks of items.
+
+    Args:
+        model: A dot product, plain or hybrid, equal on every worker.
+        objective: The whole-data loss.
+        shard: This worker's rows.
+        workers: The group.
+    """
+
+    def __init__(
+        self, model: LinearModel, objective: WholeData, shard: Shard, workers: Workers
+    ) -> None:
+        self.model, self.objective, self.shard, self.workers = model, objective, shard, workers
+        items = model.items
+        self.own = torch.nonzero(shard.owned)[:, 0]
+        own_begins = torch.searchsorted(shard.user, self.own)
+        self.user_begins = torch.cat([own_begins, torch.tensor([len(shard.user)])])
+        order = torch.argsort(shard.item, stable=True)
+        self.item_begins = torch.searchsorted(shard.item[order], torch.arange(items + 1))
+        self.item_users = shard.user[order]
+        self.item_counts = workers.sum(self.item_begins.diff().float())
+
+    @torch.no_grad()
+    def run(self, epoch: int) -> tuple[float, float]:
+        """Train one epoch; return this worker's part of the loss and the rows it covers."""
+        self.model.eval()
+        user_table = self.model.get_parameter("user_vectors.weight")
+        if epoch == 0:
+            self._solve_users(user_table)
+        self._solve_items(user_table)
+        self._solve_users(user_table)
+        return self._loss(user_table), float(len(self.shard.user))
+
+    def _solve_items(self, user_table: Tensor) -> None:
+        gram = self.workers.sum(self.objective.gram(user_table[self.own]))
+        summed = self.workers.sum if self.workers.size > 1 else None
+        hybrid = self.model if isinstance(self.model, Hybrid) else None
+        solved = self.objective.solve(
+            user_table,
+            self.item_begins,
+            self.item_users,
+            gram,
+            self.model.users,
+            summed,
+            None if hybrid is None else hybrid.expected_rows(),
+        )
+        if hybrid is None:
+            self.model.get_parameter("item_vectors.weight").copy_(solved)
+        else:
+            hybrid.set_rows(solved, self.objective.ridge(self.item_counts, self.model.users))
+
+    def _solve_users(self, user_table: Tensor) -> None:
+        item_table = self.model.item_rows(slice(None))
+        gram = self.objective.gram(item_table)
+        solved = self.objective.solve(
+            item_table, self.user_begins, self.shard.item, gram, self.model.items
+        )
+        # Everybody gets every user's row: each is nonzero on its owner alone.
+        user_table.zero_()
+        user_table[self.own] = solved
+        self.workers.sum(user_table)
+
+    def _loss(self, user_table: Tensor) -> float:
+        """This worker's users' part of the objective, without the penalty, over its ratings."""
+        item_table = self.model.item_rows(slice(None))
+        seen, error = self.shard, torch.zeros((), dtype=torch.float64)
+        for user, item in zip(seen.user.split(1 << 16), seen.item.split(1 << 16), strict=True):
+            score = (user_table[user] * item_table[item]).sum(dim=-1)
+            error += (1 - score).square().sum()
+        own = user_table[self.own]
+        gram = self.objective.gram(item_table)
+        return float(error) + float(((own @ gram) * own).sum())
+
+    def on_step(self, notice: Callable[[int], None]) -> None:
+        """Nothing to tell: an epoch has no steps."""
+
+    def continue_at(self, step: int, losses: Tensor) -> None:
+        """Nothing to continue: an epoch has no steps."""
+
+    def losses_so_far(self) -> Tensor:
+        """None."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def gather(self) -> None:
+        """Every worker has all rows at any time."""
+
+    def bad_step(self) -> int | None:
+        """None: a solve has no steps."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: the weights are all there is."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Nothing to load."""

@@ -1,0 +1,43 @@
+"""From a finished run to a bundle, measured on the test split."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from recray.config import build_settings
+from recray.data.dataset import Prepared
+from recray.errors import RecrayError
+from recray.evaluation import evaluator
+from recray.inference.bundle import KIND, Bundle, write_bundle
+from recray.storage import Folder
+from recray.training.checkpoint import RunFolder
+
+
+def export(run_path: str, out: str, replace: bool = False) -> Bundle:
+    """Write the best checkpoint of a run as a bundle, measured on the test split.
+
+    Raises:
+        RecrayError: There is no run, the prepared data have changed since, or the folder is taken.
+    """
+    run = RunFolder(run_path)
+    facts = run.facts()
+    settings = build_settings(facts["settings"])
+    prepared = Prepared.open(facts["prepared"], verify=True)
+    if prepared.fingerprint != facts["fingerprint"]:
+        raise RecrayError(
+            f"{prepared.folder} has changed since {run_path} was trained; train again"
+        )
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def measured(bundle: Bundle) -> dict[str, Any]:
+        return evaluator.evaluate(bundle) if len(bundle.holdout) else {}
+
+    return write_bundle(out, prepared, run.trained_model(), settings, created, measured, replace)
+
+
+def same_bundle(folder: Folder, run_path: str, prepared: Prepared) -> bool:
+    """Whether the bundle of that run on that data set is there already."""
+    if not folder.published() or folder.manifest().get("kind") != KIND:
+        return False
+    config = folder.read_json("config.json")
+    same = config["settings"] == RunFolder(run_path).facts()["settings"]
+    return same and config["fingerprints"] == prepared.manifest["fingerprints"]

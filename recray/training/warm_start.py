@@ -1,0 +1,158 @@
+"""Starting a model from a bundle of earlier data: known rows kept, what is new folded in."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recray.data.dataset import Prepared
+from recray.errors import RecrayError
+from recray.inference.bundle import KIND, Bundle
+from recray.inference.scorer import History, Ranker
+from recray.models.base import Model, is_user_table
+from recray.models.factorization import Dot
+from recray.models.objectives import WholeData
+from recray.storage import Folder
+from recray.training.pretrain import Trained, Weights, read_runs
+
+
+def read_starts(paths: Sequence[str], prepared: Prepared) -> list[Trained]:
+    """Read what to start from: runs on the same data, or bundles of any data with the same ids.
+
+    Raises:
+        RecrayError: One is neither, is damaged, is a run on other data, or a bundle of another
+            split.
+    """
+    found = []
+    for path in paths:
+        folder = Folder(path)
+        if folder.published() and folder.manifest().get("kind") == KIND:
+            bundle = Bundle.open(path)
+            _refuse_other_split(path, bundle, prepared)
+            found.append(Trained(path, bundle.settings.model.kind, grown(bundle, prepared)))
+        else:
+            found += read_runs([path], prepared.fingerprint)
+    return found
+
+
+def _refuse_other_split(path: str, bundle: Bundle, prepared: Prepared) -> None:
+    """What another split of the same data trains on is held out here.
+
+    Raises:
+        RecrayError: The bundle knows another split.
+    """
+    ours = prepared.manifest["settings"]["split"]
+    theirs = bundle.settings.plain()["split"]
+    other = ", ".join(f"{k}={theirs[k]}" for k in ours if ours[k] != theirs[k])
+    if other and bundle.config["dataset"] == prepared.manifest["dataset"]:
+        raise RecrayError(
+            f"train.start_from: {path} was trained on another split of {bundle.config['dataset']} "
+            f"({other}): it may know what is held out here; prepare with the same split settings"
+        )
+
+
+@torch.no_grad()
+def grown(bundle: Bundle, prepared: Prepared) -> Weights:
+    """The bundle's weights in the ids of another data set.
+
+    Who and what the bundle was trained on keep their rows. A new user gets the row that folding in
+    gives for their training ratings of known items, or the mean row. A new item then gets the
+    vector that is best for the users who rated it where that is an exact solve; with other
+    objectives it begins as the mean row, which the first epoch changes.
+    """
+    model = bundle.model
+    place_of_user = _places(bundle.user_ids.encode(_raw(prepared, "user")), model.users)
+    place_of_item = _places(bundle.item_ids.encode(_raw(prepared, "item")), model.items)
+    weights: Weights = {}
+    tables = model.tables()
+    for name, value in model.state_dict().items():
+        rows = tables.get(name.removesuffix(".weight"))
+        if rows is not None:
+            weights[name] = _taken(
+                value, place_of_user if is_user_table(name[:-7]) else place_of_item
+            )
+        elif name in model.item_facts:
+            weights[name] = _taken(value, place_of_item)
+        else:
+            weights[name] = value.clone()
+    _fold_in(bundle, prepared, place_of_user, place_of_item, weights)
+    new = place_of_item < 0
+    if new.any() and isinstance(model, Dot) and isinstance(bundle.objective, WholeData):
+        _solve_items(bundle.objective, prepared, new, weights)
+    return weights
+
+
+def _raw(prepared: Prepared, kind: str) -> np.ndarray:
+    ids = prepared.user_ids if kind == "user" else prepared.item_ids
+    return ids.raw[: ids.known]
+
+
+def _places(dense: np.ndarray, known: int) -> np.ndarray:
+    """Rows of the bundle's tables; -1 for what it was not trained on."""
+    return np.where(dense < known, dense, -1).astype(np.int64)
+
+
+def _taken(value: Tensor, place: np.ndarray) -> Tensor:
+    """The rows at those places; the mean row where there is none."""
+    taken = value[torch.from_numpy(np.maximum(place, 0))].clone()
+    taken[torch.from_numpy(place < 0)] = value.mean(dim=0)
+    return taken
+
+
+def _fold_in(
+    bundle: Bundle,
+    prepared: Prepared,
+    place_of_user: np.ndarray,
+    place_of_item: np.ndarray,
+    weights: Weights,
+) -> None:
+    """Write the states of new users into the user tables, where a state is made of their rows."""
+    new = place_of_user < 0
+    names = [name for name in bundle.model.tables() if is_user_table(name)]
+    widths = [bundle.model.tables()[name].embedding_dim for name in names]
+    if not new.any() or not _made_of_rows(bundle.model, names):
+        return
+    history = History.of(bundle.history, len(bundle.user_ids), bundle.item_ids.known)
+    ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
+    for part in range(prepared.buckets):
+        rows = prepared.load("train", [part])
+        rows = rows.where(new[rows.user] & (place_of_item[rows.item] >= 0))
+        if not len(rows.user):
+            continue
+        users, begins = np.unique(rows.user, return_index=True)
+        ends = [*begins[1:].tolist(), len(rows.user)]
+        item, rating = torch.from_numpy(place_of_item[rows.item]), torch.from_numpy(rows.rating)
+        rated = [(item[a:b], rating[a:b]) for a, b in zip(begins.tolist(), ends, strict=True)]
+        state, _ = ranker.states_of(rated)
+        for name, piece in zip(names, state.split(widths, dim=1), strict=True):
+            table = weights[f"{name}.weight"]
+            table[torch.from_numpy(users).long()] = piece.to(table.dtype)
+
+
+def _solve_items(
+    objective: WholeData, prepared: Prepared, new: np.ndarray, weights: Weights
+) -> None:
+    """Write the vectors of new items that are best for those who rated them."""
+    rated = []
+    for part in range(prepared.buckets):
+        rows = prepared.load("train", [part])
+        rated.append(rows.where(new[rows.item]))
+    user, item = (np.concatenate([getattr(r, name) for r in rated]) for name in ("user", "item"))
+    if not len(item):
+        return
+    order = np.argsort(item, kind="stable")
+    items, begins = np.unique(item[order], return_index=True)
+    edges = torch.from_numpy(np.append(begins, len(item)))
+    users = weights["user_vectors.weight"]
+    places = torch.from_numpy(user[order].astype(np.int64))
+    solved = objective.solve(users, edges, places, objective.gram(users), len(users))
+    weights["item_vectors.weight"][torch.from_numpy(items.astype(np.int64))] = solved
+
+
+def _made_of_rows(model: Model, names: list[str]) -> bool:
+    """Whether a user's state is their rows of the user tables, one after another."""
+    user = torch.arange(min(model.users, 3))
+    rows = torch.cat([model.tables()[name](user) for name in names], dim=-1)
+    state = model.user_state(user)
+    return rows.shape == state.shape and bool(torch.equal(rows, state))

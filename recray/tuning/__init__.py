@@ -1,0 +1,1 @@
+"""RAY TUNE: the search space, the trials, the searchers and the tuner."""

@@ -1,0 +1,295 @@
+"""Search spaces in YAML: which settings a search changes, and between what. Pure: no Ray.
+
+    search:
+      train.lr: {loguniform: [0.0003, 0.03]}
+      train.l2: {uniform: [0, 0.1]}
+      model.dim: {int: [16, 128]}               # log: true for a log scale
+      objective.sampling: {choice: [uniform, popularity]}
+
+`points: N` beside a range is how many values of it a grid takes (3).
+"""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recray.config import ObjectiveSettings, Settings, TrainSettings
+from recray.errors import RecrayError, unknown_name
+from recray.models import model_class
+from recray.training.pretrain import PRETRAINED
+
+Point = dict[str, Any]
+"""Setting, such as `train.lr`, to its value."""
+
+RANGES = ("uniform", "loguniform", "int")
+GRID_POINTS = 3
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """The values that one setting may take.
+
+    Args:
+        setting: Its name, such as `train.lr`.
+        kind: uniform, loguniform, int or choice.
+        low: Lowest value of a range.
+        high: Highest value, which belongs to it.
+        log: Whether the range is on a log scale.
+        choices: The values of a choice.
+        points: How many values of a range a grid takes.
+    """
+
+    setting: str
+    kind: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+    points: int = GRID_POINTS
+
+    def at(self, share: float) -> Any:
+        """The value at a share in [0, 1] of the range, on its scale; a number of 4 digits."""
+        if self.kind == "choice":
+            return self.choices[min(int(share * len(self.choices)), len(self.choices) - 1)]
+        if self.kind == "int":  # each whole number is as wide as its neighbours
+            low, high = self.low - 0.5, self.high + 0.5
+            value = _between(low, high, share, self.log)
+            return int(min(max(round(value), self.low), self.high))
+        return self.rounded(_between(self.low, self.high, share, self.log))
+
+    def rounded(self, value: float) -> float:
+        """The value with 4 significant digits, still inside the range."""
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
+
+    def grid(self) -> list[Any]:
+        """The values that a grid takes, each once, lowest first."""
+        values = self._grid()
+        return [value for place, value in enumerate(values) if value not in values[:place]]
+
+    def _grid(self) -> list[Any]:
+        if self.kind == "choice":
+            return list(self.choices)
+        if self.kind == "int" and self.high - self.low < self.points:
+            return list(range(int(self.low), int(self.high) + 1))
+        if self.points == 1:
+            return [self.at(0.5)]
+        values = [
+            _between(self.low, self.high, n / (self.points - 1), self.log)
+            for n in range(self.points)
+        ]
+        return [round(v) if self.kind == "int" else self.rounded(v) for v in values]
+
+    def ends(self) -> list[Any]:
+        """Every choice, or both ends of the range."""
+        if self.kind == "choice":
+            return list(self.choices)
+        return [int(e) if self.kind == "int" else e for e in (self.low, self.high)]
+
+    def plain(self) -> dict[str, Any]:
+        """As in the YAML file."""
+        if self.kind == "choice":
+            return {"choice": list(self.choices)}
+        extra = {"log": True} if self.kind == "int" and self.log else {}
+        return {self.kind: self.ends(), **extra, "points": self.points}
+
+
+def _between(low: float, high: float, share: float, log: bool) -> float:
+    if log:
+        return math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+    return low + share * (high - low)
+
+
+Space = tuple[Dimension, ...]
+
+
+# ------------------------------------------------------------------------------- reading a space
+
+
+def load_space(settings: Settings, path: str | None = None) -> Space:
+    """The search space of a file, or the one that comes with recray for the model.
+
+    Raises:
+        RecrayError: There is no such file, or the space does not fit the settings.
+    """
+    if path is None:
+        return parse_space(_default(settings), settings)
+    if not Path(path).is_file():
+        raise RecrayError(f"no such file: {path}")
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecrayError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict) or set(values) != {"search"}:
+        raise RecrayError(f"{path} must hold one section, `search:`, of settings and their values")
+    return parse_space(values["search"], settings)
+
+
+def _default(settings: Settings) -> Any:
+    """The space of the objective, of the model when it ranks, or of the model."""
+    kind = settings.model.kind
+    model_class(kind)
+    folder = resources.files("recray.config") / "presets" / "search"
+    names = [settings.objective.kind, f"{kind}-ranking" if settings.ranks else kind, kind]
+    for name in names:
+        file = folder / f"{name}.yaml"
+        if file.is_file():
+            return yaml.safe_load(file.read_text())["search"]
+    raise RecrayError(f"model.kind={kind} has no search space of its own; give --space FILE")
+
+
+def parse_space(given: Any, settings: Settings) -> Space:
+    """Check a `search:` section against the settings that it starts from.
+
+    Raises:
+        RecrayError: A setting is unknown or without effect, or its values are not allowed.
+    """
+    if not isinstance(given, dict) or not given:
+        raise RecrayError(
+            "the search space is empty; write `search: {train.lr: {uniform: [a, b]}}`"
+        )
+    known = searchable(settings, given)
+    space = []
+    for setting, values in given.items():
+        if setting not in known:
+            raise _unknown(str(setting), known, settings)
+        space.append(_dimension(str(setting), values))
+    for dimension in space:
+        for end in dimension.ends():
+            _check_value(dimension, end, settings)
+    return tuple(space)
+
+
+def searchable(settings: Settings, given: Mapping[str, Any]) -> list[str]:
+    """The settings that change what is trained; all of a group whose kind is searched as well."""
+    model, train = set(type(settings.model).model_fields), set(TrainSettings.model_fields)
+    objective = set(ObjectiveSettings.model_fields)
+    if "model.kind" not in given:
+        model &= {"kind", *inspect.signature(model_class(settings.model.kind)).parameters}
+    pretrains = "train.pretrain" in given or settings.train.pretrain > 0
+    if "objective.kind" not in given:
+        kind = settings.objective.kind
+        objective -= _without_effect(kind) - ({"alpha0"} if pretrains else set())
+        if kind in ("whole-data", "bayes"):
+            train -= {"lr", "batch_size", "weight_decay"}
+        if kind == "bayes":
+            train -= {"l2"}
+    if "model.kind" not in given and not issubclass(model_class(settings.model.kind), PRETRAINED):
+        train -= {"pretrain"}
+    if not pretrains:
+        train -= {"pretrain_l2"}
+    if settings.train.optimizer == "sgd" and "train.optimizer" not in given:
+        train -= {"weight_decay"}
+    train -= {"metric", "seed", "rows", "start_from"}  # what is compared, not what is searched
+    train -= {"device", "precision", "compile", "average_every"}  # what a run costs
+    if not settings.train.start_from:
+        train -= {"merge_alpha"}
+    groups = {"model": model - {"levels"}, "objective": objective, "train": train}
+    return sorted(f"{group}.{name}" for group, names in groups.items() for name in names)
+
+
+def _without_effect(objective: str) -> set[str]:
+    drawn = {"negatives", "sampling", "exclude_known"}
+    sampled = {"factors", "tastes", "sweeps", "burn_in"}
+    if objective == "bayes":
+        return {*drawn, "alpha0"}
+    if objective == "whole-data":
+        return {*drawn, *sampled}
+    if objective in ("mse", "bce", "classes"):
+        return {*drawn, *sampled, "alpha0"}
+    return sampled if objective == "logistic" else {*sampled, "alpha0"}
+
+
+def _unknown(setting: str, known: list[str], settings: Settings) -> RecrayError:
+    near = get_close_matches(setting, known, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return RecrayError(
+        f"search space: {setting} is no setting that a {settings.model.kind} model with "
+        f"objective.kind={settings.objective.kind} is trained by: {hint}known are "
+        f"{', '.join(known)}"
+    )
+
+
+def _dimension(setting: str, given: Any) -> Dimension:
+    where = f"search space: {setting}"
+    if not isinstance(given, dict):
+        raise RecrayError(f"{where}={given!r}: write {{uniform: [low, high]}} or {{choice: [...]}}")
+    kinds = [name for name in given if name not in ("log", "points")]
+    if len(kinds) != 1:
+        raise RecrayError(f"{where}: give exactly one of {', '.join((*RANGES, 'choice'))}")
+    kind = str(kinds[0])
+    if kind not in (*RANGES, "choice"):
+        raise unknown_name(f"distribution of {setting}", kind, (*RANGES, "choice"))
+    values = given[kind]
+    if kind == "choice":
+        return _choice(where, setting, values, set(given))
+    points, log = given.get("points", GRID_POINTS), given.get("log", kind == "loguniform")
+    if not _is_pair(values, int if kind == "int" else (int, float)):
+        what = "whole numbers" if kind == "int" else "numbers"
+        raise RecrayError(f"{where}: {kind} takes two {what} [low, high], not {values!r}")
+    low, high = values
+    if low >= high:
+        raise RecrayError(f"{where}: the lower bound {low:g} must be below the upper {high:g}")
+    if not isinstance(log, bool) or ("log" in given and kind != "int"):
+        raise RecrayError(f"{where}: log is true or false, and of int only; use loguniform")
+    if log and low <= 0:
+        raise RecrayError(f"{where}: a log scale from {low:g} to {high:g}: low must be above 0")
+    if not isinstance(points, int) or isinstance(points, bool) or points < 1:
+        raise RecrayError(f"{where}: points={points!r} must be a whole number of 1 or more")
+    return Dimension(setting, kind, float(low), float(high), log, (), points)
+
+
+def _is_pair(values: Any, kind: Any) -> bool:
+    pair = isinstance(values, list) and len(values) == 2
+    return pair and all(
+        isinstance(v, kind) and not isinstance(v, bool) and math.isfinite(v) for v in values
+    )
+
+
+def _choice(where: str, setting: str, values: Any, names: set[str]) -> Dimension:
+    if names != {"choice"}:
+        raise RecrayError(f"{where}: {', '.join(sorted(names - {'choice'}))} is not of choice")
+    if not isinstance(values, list) or not values:
+        raise RecrayError(f"{where}: choice takes a list of values, not {values!r}")
+    if any(a == b for n, a in enumerate(values) for b in values[:n]):
+        raise RecrayError(f"{where}: a value occurs twice in {values!r}")
+    return Dimension(setting, "choice", choices=tuple(values))
+
+
+def _check_value(dimension: Dimension, value: Any, settings: Settings) -> None:
+    """Refuse a value that its setting cannot take whatever the others are."""
+    group, name = dimension.setting.split(".")
+    try:
+        type(getattr(settings, group)).model_validate({name: value})
+    except ValueError:
+        try:
+            apply(settings, {dimension.setting: value})
+        except RecrayError as error:
+            raise RecrayError(f"search space: {error}") from error
+    if dimension.setting == "model.kind":
+        model_class(value)
+
+
+def apply(settings: Settings, point: Point) -> Settings:
+    """The settings with the values of the point.
+
+    Raises:
+        RecrayError: A value is not allowed, or does not go with another.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for setting, value in point.items():
+        group, name = setting.split(".")
+        groups.setdefault(group, {})[name] = value
+    return settings.changed(**groups)
+
+
+def own_point(space: Space, settings: Settings) -> Point:
+    """The settings' own values of what is searched: trial 0."""
+    values = settings.plain()
+    return {d.setting: values[d.setting.split(".")[0]][d.setting.split(".")[1]] for d in space}
