@@ -1,6 +1,6 @@
 """recray: from raw ratings to a trained, measured and served recommender on any Ray cluster.
 
-In Python: `recray.prepare`, `train`, `evaluate`, `tune`, `load` and `serve`; see recray.api.functions.
+In Python: `recray.prepare`, `train`, `evaluate`, `tune`, `load`, `serve`; see recray.api.functions.
 They are looked up when first used, so that importing recray loads neither torch nor Ray.
 """
 

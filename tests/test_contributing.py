@@ -52,7 +52,7 @@ def copy(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", root)
     (root / "recray/models/distance.py").write_text(block("python"))
-    (root / "recray/presets/distance.yaml").write_text(block("yaml"))
+    (root / "recray/config/presets/distance.yaml").write_text(block("yaml"))
     registry = root / "recray/models/__init__.py"
     registry.write_text(patched(registry.read_text(), block("diff")))
     (root / "tests/test_distance.py").write_text(LEARNS)
