@@ -1,6 +1,7 @@
 """Steps on the rows that a batch touches: the same numbers as steps on whole tables."""
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,8 @@ from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.base import Model
-from recray.models.batch_embedding import Touched, pair_dot
-from recray.models.objectives import build_objective
-from recray.training.batches import Batch
+from recray.models.batch_embedding import Batch, Touched, pair_dot
+from recray.models.objectives import Mse, build_objective
 from recray.training.collectives import Workers
 from recray.training.optimizer_choice import (
     Engine,
@@ -109,10 +109,9 @@ def take_steps(model: Model, settings: TrainSettings, batches: list[Batch], l2: 
     gradient = RowGradient(model, everyone, settings, Workers(), most=9)
     gradient.begin(len(batches))
     for batch in batches:
-        local, _ = gradient.touch(batch, None)
+        local = gradient.touch(batch)
         small = gradient.model
-        error = (local.rating - small(local.user, local.item)).square()
-        gradient.step((error + l2 * small.penalty(local.user, local.item)).mean())
+        gradient.step(Mse(l2).loss(small, local).mean())
     gradient.gather()
 
 
@@ -237,8 +236,8 @@ def test_every_model_and_objective_steps_alike_on_touched_rows_and_whole_tables(
         gradient = kind(model, everyone, settings.train, Workers(), **extra)
         for whole in STEPS:
             drawn = sampler.draw(whole.user, generator) if sampler else None
-            batch, drawn = gradient.touch(whole, drawn)
-            loss = objective.loss(gradient.model, batch.user, batch.item, batch.rating, drawn)
+            batch = gradient.touch(replace(whole, negatives=drawn))
+            loss = objective.loss(gradient.model, batch)
             gradient.step((loss * batch.weight).mean())
         ends.append(model.state_dict())
     for name, tensor in ends[0].items():
@@ -249,9 +248,9 @@ def test_padding_is_not_touched():
     model, settings = dot_bias(["train.optimizer=lazy-adam"])
     gradient = RowGradient(model, torch.ones(6, dtype=torch.bool), settings, Workers(), most=9)
     whole = batch_of([[2, 3], [0, 0]])
-    local, _ = gradient.touch(Batch(whole.user, whole.item, whole.rating, whole.weight, 1), None)
+    local = gradient.touch(replace(whole, num_valid=1))
     assert len(local.user) == 1
-    assert gradient.touched[0].ids.tolist() == [2]
+    assert local.ids.users.ids.tolist() == [2]
 
 
 # ------------------------------------------------------------------------------ the choice
@@ -362,9 +361,9 @@ def _take_part(rank: int, size: int, folder: str, optimizer: str, dense: bool) -
     gradient.begin(len(STEPS))
     for batch in STEPS:
         pairs = torch.stack([batch.user, batch.item], dim=1)[batch.user % size == rank]
-        local, _ = gradient.touch(batch_of(pairs.tolist()), None)
-        error = (local.rating - gradient.model(local.user, local.item)).square().sum()
-        gradient.step(error / batch.real)
+        local = gradient.touch(batch_of(pairs.tolist()))
+        error = Mse(0.0).loss(gradient.model, local).sum()
+        gradient.step(error / batch.num_valid)
     gradient.gather()
     torch.save({"model": model.state_dict(), "known": gradient.state()}, f"{folder}-{size}-{rank}")
     dist.destroy_process_group()
@@ -398,8 +397,8 @@ def _average(rank: int, folder: str) -> None:
     gradient = RowGradient(model, torch.arange(6) % 2 == rank, settings, Workers(rank, 2), most=7)
     gradient.begin(2)
     for step in range(2):
-        local, _ = gradient.touch(batch_of([[rank, 0], [rank, 1 + rank]]), None)
-        loss = (local.rating - gradient.model(local.user, local.item)).square().mean()
+        local = gradient.touch(batch_of([[rank, 0], [rank, 1 + rank]]))
+        loss = Mse(0.0).loss(gradient.model, local).mean()
         gradient.step(loss)
         gradient.note(step, loss)
     gradient.gather()

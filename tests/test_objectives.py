@@ -6,6 +6,7 @@ import torch
 from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.models.base import Statistics
+from recray.models.batch_embedding import Batch
 from recray.models.factorization import Dot, DotBias
 from recray.models.objectives import Bce, FoldInPrior, Mse, WholeData, build_objective
 
@@ -18,13 +19,17 @@ def rated() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return user, item, torch.tensor([5.0, 1.0, 3.0, 4.0, 2.0, 5.0, 3.0])
 
 
+def batch_of(user: torch.Tensor, item: torch.Tensor, stars: torch.Tensor) -> Batch:
+    return Batch(user, item, stars, torch.ones(len(user)), len(user))
+
+
 def model_with_bias(output: str = "raw") -> DotBias:
     torch.manual_seed(1)
     model = DotBias(USERS, ITEMS, DIM, output).double()
     for table in (model.user_bias, model.item_bias, model.user_vectors, model.item_vectors):
         torch.nn.init.normal_(table.weight)
     ones = torch.ones(ITEMS, dtype=torch.float64)
-    model.observe(Statistics(ones[:USERS], ones[:USERS], 3 * ones, ones, 1.0, 5.0))
+    model.observe(Statistics(3 * ones, ones, 1.0, 5.0))
     return model
 
 
@@ -37,7 +42,9 @@ def test_mse_is_the_squared_error_plus_the_touched_rows():
         guess = 3 + rows[0][u] @ columns[0][i] + rows[1][u, 0] + columns[1][i, 0]
         size = sum((r[u] ** 2).sum() for r in rows) + sum((c[i] ** 2).sum() for c in columns)
         expected = (stars[n] - guess) ** 2 + 0.1 * size
-        assert Mse(0.1).loss(model, user, item, stars)[n].item() == pytest.approx(expected.item())
+        assert Mse(0.1).loss(model, batch_of(user, item, stars))[n].item() == pytest.approx(
+            expected.item()
+        )
 
 
 def test_bce_is_the_cross_entropy_of_the_scaled_rating():
@@ -45,21 +52,23 @@ def test_bce_is_the_cross_entropy_of_the_scaled_rating():
     chance = (model(user, item) - 1) / 4
     target = (stars - 1) / 4
     expected = -(target * chance.log() + (1 - target) * (1 - chance).log())
-    assert torch.allclose(Bce(0.0, 1.0, 5.0).loss(model, user, item, stars.double()), expected)
+    assert torch.allclose(
+        Bce(0.0, 1.0, 5.0).loss(model, batch_of(user, item, stars.double())), expected
+    )
 
 
 @pytest.mark.parametrize("objective", [Mse(0.2), Bce(0.2, 1.0, 5.0)])
 def test_gradients_equal_finite_differences(objective):
     model, (user, item, stars) = model_with_bias("sigmoid"), rated()
     stars = stars.double()
-    objective.loss(model, user, item, stars).sum().backward()
+    objective.loss(model, batch_of(user, item, stars)).sum().backward()
     for parameter in model.parameters():
         flat, slope = parameter.data.reshape(-1), parameter.grad.reshape(-1)
         for place in range(0, len(flat), 4):
             values = []
             for step in (1e-6, -2e-6):
                 flat[place] += step
-                values.append(objective.loss(model, user, item, stars).sum().item())
+                values.append(objective.loss(model, batch_of(user, item, stars)).sum().item())
             flat[place] += 1e-6
             assert slope[place].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
 

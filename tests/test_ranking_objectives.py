@@ -7,6 +7,7 @@ import torch
 
 from recray.data.negatives import Drawn
 from recray.errors import RecrayError
+from recray.models.batch_embedding import Batch
 from recray.models.factorization import Dot
 from recray.models.neumf import NeuMf
 from recray.models.objectives import Bpr, Classes, ItemSoftmax, Logistic, Newcomers, UnratedClass
@@ -20,7 +21,7 @@ STARS = torch.tensor([5.0, 1.0, 3.0, 5.0], dtype=torch.float64)
 NEGATIVES = torch.tensor([[1, 2], [4, 3], [0, 0], [2, 4]])
 WEIGHTS = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
 SHARE = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.2, 0.1], dtype=torch.float64)
-DRAWN = Drawn(NEGATIVES, WEIGHTS, SHARE.log())
+BATCH = Batch(USER, ITEM, STARS, torch.ones(4), 4, Drawn(NEGATIVES, WEIGHTS, SHARE.log()))
 
 
 def dot():
@@ -74,7 +75,7 @@ names = [type(objective).__name__ for objective, _ in SAMPLED]
 @pytest.mark.parametrize(("objective", "formula"), SAMPLED, ids=names)
 def test_sampled_losses_are_their_formulas(objective, formula):
     model = dot()
-    losses = objective.row_loss(model, USER, ITEM, STARS, DRAWN)
+    losses = objective.row_loss(model, BATCH)
     for row in range(len(USER)):
         expected = formula(*scores_of(model, row), ITEM[row].item())
         assert losses[row].item() == pytest.approx(expected)
@@ -83,7 +84,7 @@ def test_sampled_losses_are_their_formulas(objective, formula):
 @torch.no_grad()
 def test_the_unrated_class_is_that_of_the_negatives():
     model, objective = network(), UnratedClass(0.0, 2, False)
-    losses = objective.row_loss(model, USER, ITEM, STARS, DRAWN)
+    losses = objective.row_loss(model, BATCH)
     for row in range(len(USER)):
         state = model.user_state(USER[row : row + 1])
         own = torch.softmax(model.classes(state, ITEM[row : row + 1])[0], 0)
@@ -96,7 +97,7 @@ def test_the_unrated_class_is_that_of_the_negatives():
 
 def test_classes_are_the_cross_entropy_of_the_nearest_level():
     model = network("stars")
-    losses = Classes(0.0).row_loss(model, USER, ITEM, STARS)
+    losses = Classes(0.0).row_loss(model, BATCH)
     chance = torch.softmax(model.classes(model.user_state(USER), ITEM), dim=1)
     expected = -chance[torch.arange(4), torch.tensor([2, 0, 1, 2])].log()
     assert torch.allclose(losses, expected)
@@ -137,14 +138,14 @@ def test_losses_against_all_items_are_their_formulas():
 @pytest.mark.parametrize("objective", [o for o, _ in SAMPLED], ids=names)
 def test_gradients_equal_finite_differences(objective):
     model = NeuMf(USERS, ITEMS, 3, 2, (4, 3), 0.0, "logits").double()
-    objective.row_loss(model, USER, ITEM, STARS, DRAWN).sum().backward()
+    objective.row_loss(model, BATCH).sum().backward()
     for parameter in model.parameters():
         flat, slope = parameter.data.reshape(-1), parameter.grad.reshape(-1)
         for place in range(0, len(flat), 5):
             values = []
             for step in (1e-6, -2e-6):
                 flat[place] += step
-                values.append(objective.row_loss(model, USER, ITEM, STARS, DRAWN).sum().item())
+                values.append(objective.row_loss(model, BATCH).sum().item())
             flat[place] += 1e-6
             expected = (values[0] - values[1]) / 2e-6
             assert slope[place].item() == pytest.approx(expected, rel=1e-4, abs=1e-8)

@@ -73,17 +73,13 @@ class History:
 def statistics_of_history(history: History, users: int, items: int) -> Statistics:
     """Sums and counts of the ratings of the first `users` users."""
     end = int(history.begins[users])
-    user = np.repeat(np.arange(users), np.diff(history.begins[: users + 1]))
     item, stars = history.item[:end], history.rating[:end].astype(np.float64)
 
-    def sums(ids: NDArray[Any], weights: NDArray[Any] | None, size: int) -> Tensor:
-        return torch.from_numpy(np.bincount(ids, weights, size).astype(np.float64))
+    def sums(weights: NDArray[Any] | None) -> Tensor:
+        return torch.from_numpy(np.bincount(item, weights, items).astype(np.float64))
 
     low, high = (float(stars.min()), float(stars.max())) if end else (0.0, 0.0)
-    return Statistics(
-        sums(user, stars, users), sums(user, None, users),
-        sums(item, stars, items), sums(item, None, items), low, high,
-    )  # fmt: skip
+    return Statistics(sums(stars), sums(None), low, high)
 
 
 @dataclass(frozen=True)

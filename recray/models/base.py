@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recray.models.batch_embedding import Touched, pair_dot
+from recray.models.batch_embedding import BatchIds, pair_dot
 
 ITEM_BLOCK = 8192
 Returns = Literal["stars", "logits"]
@@ -22,16 +22,12 @@ class Statistics:
     """Sums over the training ratings of all workers; what a model may know before it trains.
 
     Args:
-        user_sum: (users,) float64 sum of each user's stars.
-        user_count: (users,) float64 number of each user's ratings.
         item_sum: (items,) float64 sum of each item's stars.
         item_count: (items,) float64 number of each item's ratings.
         low: Lowest rating, in stars.
         high: Highest rating, in stars.
     """
 
-    user_sum: Tensor
-    user_count: Tensor
     item_sum: Tensor
     item_count: Tensor
     low: float
@@ -54,8 +50,6 @@ class Model(nn.Module, ABC):
 
     item_facts: tuple[str, ...] = ()
     """Names of the buffers with a row for each item."""
-    touched: tuple[Touched, Touched] | None = None
-    """Users, and (B, K) items, while the tables hold the rows of one batch only."""
 
     def __init__(self, users: int, items: int, returns: Returns) -> None:
         super().__init__()
@@ -78,8 +72,14 @@ class Model(nn.Module, ABC):
     def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """Scores before the link for the items first..last-1: (U, S) to (U, last - first)."""
 
-    def raw_rows(self, user: Tensor, item: Tensor) -> Tensor:
-        """Scores before the link of a user with several items: (B,) and (B, K) ids to (B, K)."""
+    def raw_rows(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
+        """Scores before the link of a user with several items: (B,) and (B, K) ids to (B, K).
+
+        Args:
+            user: (B,) int64 ids.
+            item: (B, K) int64 ids.
+            ids: The same ids once each, where the tables hold the rows of this batch alone.
+        """
         state, count = self.user_state(user), item.shape[1]
         each = state if count == 1 else state.repeat_interleave(count, dim=0)
         return self.raw(each, item.reshape(-1)).view(item.shape)
@@ -101,15 +101,15 @@ class Model(nn.Module, ABC):
         named = self.named_modules()
         return {name: table for name, table in named if isinstance(table, nn.Embedding)}
 
-    def penalty(self, user: Tensor, item: Tensor) -> Tensor:
+    def penalty(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
         """(B,) squared length of the embedding rows that each pair touches."""
         total = torch.zeros((), device=user.device)
         for name, table in self.tables().items():
-            ids = user if is_user_table(name) else item
-            if self.touched is None:
-                total = total + table(ids).square().sum(dim=-1)
-            else:
-                total = total + table.weight.square().sum(dim=-1)[ids]
+            row = user if is_user_table(name) else item
+            if ids is None:
+                total = total + table(row).square().sum(dim=-1)
+            else:  # each row of these small tables is in the batch: square it once
+                total = total + table.weight.square().sum(dim=-1)[row]
         return total
 
     def score(self, state: Tensor) -> Tensor:
@@ -160,12 +160,12 @@ class LinearModel(Model):
         """Scores of pairs before the link: (B, S) states and (B,) int64 ids to (B,)."""
         return (state * self.item_rows(item)).sum(dim=-1) + self.item_offset(item)
 
-    def raw_rows(self, user: Tensor, item: Tensor) -> Tensor:
+    def raw_rows(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
         """Scores before the link of a user with several items: (B,) and (B, K) ids to (B, K)."""
-        if self.touched is None:
+        if ids is None:
             return super().raw_rows(user, item)
         every = slice(None)  # of the batch
-        product = pair_dot(self.user_state(every), self.item_rows(every), *self.touched)
+        product = pair_dot(self.user_state(every), self.item_rows(every), *ids)
         offset = self.item_offset(every).index_select(0, item.reshape(-1))
         return product + offset.view(item.shape)
 

@@ -1,15 +1,17 @@
-"""Products of the rows that a batch touches, and their gradients in closed form."""
+"""A batch of pairs, the ids that occur in it, and products of their rows, with gradients."""
 
 # Shape letters: B = rows in the batch, K = items of a row, N = ids that differ, U = users that
 # differ, I = items that differ, D = vector length.
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from recray.data.negatives import Drawn
 
 PAIRS = 4096
 """Pairs whose vectors are held at once: few enough to stay in a core's cache."""
@@ -59,6 +61,42 @@ def _sort(given: Tensor) -> tuple[Tensor, Tensor]:
     keys.sort()
     ids = keys // width
     return torch.from_numpy(ids), torch.from_numpy(keys - ids * width)
+
+
+class BatchIds(NamedTuple):
+    """The ids of a batch, while the tables of a model hold the rows of these ids alone.
+
+    Args:
+        users: Users of the B pairs.
+        items: Items of the pairs and of their negatives, (B, 1 + K).
+    """
+
+    users: Touched
+    items: Touched
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Ratings of one step, padding last.
+
+    Args:
+        user: (B,) int64 ids.
+        item: (B,) int64 ids.
+        rating: (B,) ratings.
+        weight: (B,) 1, or 0 for padding.
+        num_valid: Ratings that are not padding.
+        negatives: Items that were drawn against each rating; None where the loss needs none.
+        ids: Given where the model's tables hold the rows of this batch alone; `user`, `item` and
+            the negatives are then row numbers in these tables. None where they hold every row.
+    """
+
+    user: Tensor
+    item: Tensor
+    rating: Tensor
+    weight: Tensor
+    num_valid: int
+    negatives: Drawn | None = None
+    ids: BatchIds | None = None
 
 
 class _PairDot(torch.autograd.Function):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recray.models.base import LinearModel, Model, Returns, Statistics, rows_of
+from recray.models.batch_embedding import BatchIds
 from recray.models.factorization import embedding
 
 PAIRS_RANKED, PAIRS_TRAINED = 1 << 12, 1 << 14
@@ -162,7 +163,7 @@ class Mlp(Model):
         """(B, M) states and (B,) ids to (B,) scores."""
         return self.tower.pairs(state, self.item_vectors(item)).squeeze(-1)
 
-    def raw_rows(self, user: Tensor, item: Tensor) -> Tensor:
+    def raw_rows(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
         """(B,) and (B, K) ids to (B, K) scores; the user's half is computed once for K items."""
         halves = self.tower.halves(self.user_vectors(user), self.item_vectors(item))
         return self.tower(halves[0][:, None] + halves[1]).squeeze(-1)
@@ -224,9 +225,9 @@ class NeuMf(Model):
         product, tower = self._parts(state)
         return self.gmf.raw(product, item) + self.mlp.raw(tower, item)
 
-    def raw_rows(self, user: Tensor, item: Tensor) -> Tensor:
+    def raw_rows(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
         """(B,) and (B, K) ids to (B, K) scores."""
-        return self.gmf.raw_rows(user, item) + self.mlp.raw_rows(user, item)
+        return self.gmf.raw_rows(user, item, ids) + self.mlp.raw_rows(user, item)
 
     def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """(U, D + M) states to (U, last - first) scores."""

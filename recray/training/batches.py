@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recray.models.batch_embedding import Batch
+
 # Shape letters: B = rows of a worker's batch.
 
 
@@ -47,25 +49,6 @@ class StepPlan:
         return sum(min(max(rows - first, 0), self.batch) for rows in self.rows)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one step, padding last.
-
-    Args:
-        user: (B,) int64 ids.
-        item: (B,) int64 ids.
-        rating: (B,) stars.
-        weight: (B,) 1, or 0 for padding.
-        real: Rows that are no padding.
-    """
-
-    user: Tensor
-    item: Tensor
-    rating: Tensor
-    weight: Tensor
-    real: int
-
-
 def epoch_generator(
     seed: int, epoch: int, rank: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
@@ -93,16 +76,16 @@ def shuffled_batches(
     ones = torch.ones(plan.batch, dtype=rating.dtype, device=user.device)
     for step in range(plan.steps):
         chosen = order[step * plan.batch : (step + 1) * plan.batch]
-        real = len(chosen)
-        if real < plan.batch:
-            chosen = torch.cat([chosen, chosen.new_zeros(plan.batch - real)])
+        valid = len(chosen)
+        if valid < plan.batch:
+            chosen = torch.cat([chosen, chosen.new_zeros(plan.batch - valid)])
         if rows == 0:
             empty = torch.zeros_like(ones, dtype=torch.int64)
             yield Batch(empty, empty, 0 * ones, 0 * ones, 0)
             continue
         weight = ones
-        if real < plan.batch:
+        if valid < plan.batch:
             weight = ones.clone()
-            weight[real:] = 0
+            weight[valid:] = 0
         ids = user.index_select(0, chosen), item.index_select(0, chosen)
-        yield Batch(*ids, rating.index_select(0, chosen), weight, real)
+        yield Batch(*ids, rating.index_select(0, chosen), weight, valid)

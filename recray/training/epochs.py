@@ -2,18 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from recray.config import TrainSettings
-from recray.data.negatives import Drawn, NegativeSampler
+from recray.data.negatives import NegativeSampler
 from recray.models.base import Model
+from recray.models.batch_embedding import Batch
 from recray.models.objectives import Contrast, PairLoss
 from recray.models.objectives.ranking import raw_scores
-from recray.training.batches import Batch, StepPlan, epoch_generator, shuffled_batches
+from recray.training.batches import StepPlan, epoch_generator, shuffled_batches
 from recray.training.collectives import Workers
 from recray.training.optimizer_choice import Engine, keep_freed_memory, precision_of
 from recray.training.optimizer_step import Gradient, RowGradient
@@ -196,12 +197,12 @@ class GradientEpochs(SteppedEpochs):
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield this worker's sum of losses of each step."""
         for batch in self.batches(generator):
-            drawn = self.sampler.draw(batch.user, generator) if self.sampler else None
-            yield self._loss(*self.gradient.touch(batch, drawn))
+            if self.sampler is not None:
+                batch = replace(batch, negatives=self.sampler.draw(batch.user, generator))
+            yield self._loss(self.gradient.touch(batch))
 
-    def _loss(self, batch: Batch, drawn: Drawn | None) -> Tensor:
-        loss_B = self.objective.loss(self.model, batch.user, batch.item, batch.rating, drawn)
-        return (loss_B * batch.weight).sum()
+    def _loss(self, batch: Batch) -> Tensor:
+        return (self.objective.loss(self.model, batch) * batch.weight).sum()
 
     def batches(self, generator: torch.Generator) -> Iterator[Batch]:
         """This worker's rows in the steps of an epoch."""

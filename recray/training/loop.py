@@ -31,22 +31,19 @@ ASK_EVERY_S = 5.0
 LOWER_IS_BETTER = RATING
 
 
-def statistics_of(
-    shard: Shard | StreamedShard, users: int, items: int, workers: Workers
-) -> Statistics:
+def statistics_of(shard: Shard | StreamedShard, items: int, workers: Workers) -> Statistics:
     """Sums and counts of the ratings of all workers."""
-    sums = torch.zeros(2, users + items, dtype=torch.float64)
+    sums = torch.zeros(2, items, dtype=torch.float64)
     own = torch.full((2,), -math.inf, dtype=torch.float64)  # of -lowest and highest
-    for user, item, rating in columns_of(shard):
+    for _user, item, rating in columns_of(shard):
         stars = rating.double()
         for row, values in enumerate((stars, torch.ones_like(stars))):
-            sums[row].index_add_(0, user, values)
-            sums[row].index_add_(0, item + users, values)
+            sums[row].index_add_(0, item, values)
         if len(stars):
             own = torch.maximum(own, torch.stack([-stars.min(), stars.max()]))
     workers.sum(sums)
     low, high = _extremes(own, workers)
-    return Statistics(sums[0, :users], sums[1, :users], sums[0, users:], sums[1, users:], low, high)
+    return Statistics(sums[0], sums[1], low, high)
 
 
 def _extremes(own: torch.Tensor, workers: Workers) -> tuple[float, float]:
@@ -190,8 +187,8 @@ class TrainingRun:
     def _restore(self, epochs: Epochs) -> Progress:
         checkpoint = self.folder.latest(warn=False)  # whoever began this has told of it
         if checkpoint is None:
-            counts = (self.model.users, self.model.items)
-            self.model.observe(statistics_of(self.shard, *counts, self.workers.slow()))
+            whole = statistics_of(self.shard, self.model.items, self.workers.slow())
+            self.model.observe(whole)
             if self.start is not None:
                 self.start(self.model)
             return Progress()

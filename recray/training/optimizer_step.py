@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from recray.config import TrainSettings
 from recray.data.negatives import Drawn
 from recray.models.base import Model, is_user_table
-from recray.models.batch_embedding import Touched
-from recray.training.batches import Batch
+from recray.models.batch_embedding import Batch, BatchIds, Touched
 from recray.training.collectives import Workers
 from recray.training.sparse_allreduce import RowExchange, Summed
 from recray.training.sparse_optimizers import ROW_OPTIMIZERS, Slots
@@ -84,9 +83,9 @@ class Gradient:
         bad = torch.nonzero(~torch.isfinite(self.losses))
         return int(bad[0]) + 1 if len(bad) else None
 
-    def touch(self, batch: Batch, drawn: Drawn | None) -> tuple[Batch, Drawn | None]:
+    def touch(self, batch: Batch) -> Batch:
         """Make `model` ready for a batch, and the batch for the model."""
-        return batch, drawn
+        return batch
 
     def step(self, loss: Tensor) -> None:
         """Take one step down a loss that is this worker's part of the whole."""
@@ -200,27 +199,26 @@ class RowGradient(Gradient):
         rows = 0.0 if self.averages else self.exchange.received * table.element_size()
         return super().bytes_a_step + rows
 
-    def touch(self, batch: Batch, drawn: Drawn | None) -> tuple[Batch, Drawn | None]:
+    def touch(self, batch: Batch) -> Batch:
         """Put the rows of a batch into the small model; its ids become places among them."""
-        real = slice(batch.real)  # rows of padding would count as touched
-        chosen = batch.item[real, None]
+        valid, drawn = slice(batch.num_valid), batch.negatives  # padding would count as touched
+        chosen = batch.item[valid, None]
         if drawn is not None:
-            chosen = torch.cat([chosen, drawn.item[real]], dim=1)
-        self.touched = users, items = Touched.of(batch.user[real]), Touched.of(chosen)
+            chosen = torch.cat([chosen, drawn.item[valid]], dim=1)
+        self.ids = users, items = BatchIds(Touched.of(batch.user[valid]), Touched.of(chosen))
         self._fill(self.users, users.ids)
         self._finish()
         self._fill(self.items, items.ids)
         for small, whole in zip(_models(self.model), _models(self.whole), strict=True):
-            small.touched = self.touched
             for name in whole.item_facts:
                 setattr(small, name, getattr(whole, name).index_select(0, items.ids))
-        local = Batch(
-            users.local, items.local[:, 0], batch.rating[real], batch.weight[real], batch.real
+        if drawn is not None:
+            share = drawn.log_share.index_select(0, items.ids)
+            drawn = Drawn(items.local[:, 1:], drawn.weight[valid], share)
+        rating, weight = batch.rating[valid], batch.weight[valid]
+        return Batch(
+            users.local, items.local[:, 0], rating, weight, batch.num_valid, drawn, self.ids
         )
-        if drawn is None:
-            return local, None
-        share = drawn.log_share.index_select(0, items.ids)
-        return local, Drawn(items.local[:, 1:], drawn.weight[real], share)
 
     def _fill(self, tables: dict[str, Tensor], ids: Tensor) -> None:
         for name, table in tables.items():
@@ -232,7 +230,7 @@ class RowGradient(Gradient):
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.steps += 1
-        users, items = self.touched
+        users, items = self.ids
         gradient = self._gradient(self.items)
         if self.workers.size > 1 and not self.averages:
             self._waiting = self.exchange.begin(items.ids, gradient)

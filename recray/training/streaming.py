@@ -18,8 +18,9 @@ from recray.config import Settings, TrainSettings
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.models.base import Model
+from recray.models.batch_embedding import Batch
 from recray.models.objectives import Contrast, Objective, PairLoss
-from recray.training.batches import Batch, StepPlan, shuffled_batches
+from recray.training.batches import StepPlan, shuffled_batches
 from recray.training.collectives import Workers
 from recray.training.epochs import GradientEpochs, Shard, SteppedEpochs
 

@@ -67,7 +67,7 @@ class WorkerRows:
             return None
         # What stands in for the unknown comes from the ratings of all workers, so that the summed
         # metrics do not depend on how many there are.
-        whole = statistics_of(self.shard, prepared.users, prepared.items, self.workers.slow())
+        whole = statistics_of(self.shard, prepared.items, self.workers.slow())
         biases = self._biases(lambda model: model.observe(whole))
         popularity = whole.item_count.float()
         names = metric_names(settings.evaluate, stars=not settings.ranks)

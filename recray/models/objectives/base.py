@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from recray.data.negatives import Drawn
 from recray.errors import RecrayError
 from recray.models.base import LinearModel, Model
+from recray.models.batch_embedding import Batch
 from recray.models.objectives.fold_in import FoldIn, Newcomers
 
 Shares = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -69,17 +69,15 @@ class PairLoss(Objective):
         self.l2 = l2
 
     @abstractmethod
-    def row_loss(
-        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
-    ) -> Tensor:
-        """(B,) loss of each rating, without the penalty; drawn are its (B, K) negatives."""
+    def row_loss(self, model: Model, batch: Batch) -> Tensor:
+        """(B,) loss of each rating, without the penalty."""
 
-    def loss(
-        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
-    ) -> Tensor:
+    def loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) loss of each rating."""
-        value = self.row_loss(model, user, item, rating, drawn)
-        return value + self.l2 * model.penalty(user, item) if self.l2 else value
+        value = self.row_loss(model, batch)
+        if not self.l2:
+            return value
+        return value + self.l2 * model.penalty(batch.user, batch.item, batch.ids)
 
 
 def refuse_squeezed(model: Model, objective: str) -> None:

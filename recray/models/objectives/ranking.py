@@ -16,9 +16,21 @@ from torch.nn import functional
 from recray.data.negatives import Drawn, shares
 from recray.errors import RecrayError
 from recray.models.base import ITEM_BLOCK, Model
+from recray.models.batch_embedding import Batch
 from recray.models.objectives.base import PairLoss, refuse_squeezed
 from recray.models.objectives.fold_in import FoldIn, FoldInPrior, Newcomers, by_steps
 from recray.models.objectives.rating import as_classes
+
+
+def negatives_of(batch: Batch) -> Drawn:
+    """The negatives of a batch.
+
+    Raises:
+        ValueError: None were drawn, a caller's mistake.
+    """
+    if batch.negatives is None:
+        raise ValueError("this objective needs negatives")
+    return batch.negatives
 
 
 class Contrast(PairLoss):
@@ -55,14 +67,12 @@ class Contrast(PairLoss):
             share: (I,) how much each item counts as a negative, 1 together.
         """
 
-    def row_loss(
-        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
-    ) -> Tensor:
+    def row_loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) losses in nats."""
-        if drawn is None:
-            raise ValueError("this objective needs negatives")
-        scores = model.raw_rows(user, torch.cat([item[:, None], drawn.item], dim=1))
-        return self.contrast(scores[:, 0], scores[:, 1:], item, drawn)
+        drawn = negatives_of(batch)
+        items = torch.cat([batch.item[:, None], drawn.item], dim=1)
+        scores = model.raw_rows(batch.user, items, batch.ids)
+        return self.contrast(scores[:, 0], scores[:, 1:], batch.item, drawn)
 
     def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
         """Steps on the loss against all items, which is what sampled ones amount to."""
@@ -178,16 +188,12 @@ class UnratedClass(PairLoss):
         if self.negatives is None:
             raise RecrayError("objective.kind=unrated-class draws negatives: give a number")
 
-    def row_loss(
-        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
-    ) -> Tensor:
+    def row_loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) cross-entropies in nats."""
-        if drawn is None:
-            raise ValueError("this objective needs negatives")
-        network = as_classes(model)
-        state, count = network.user_state(user), drawn.item.shape[1]
-        classes = network.classes(state, item)
-        own = functional.cross_entropy(classes, network.class_of(rating), reduction="none")
+        network, drawn = as_classes(model), negatives_of(batch)
+        state, count = network.user_state(batch.user), drawn.item.shape[1]
+        classes = network.classes(state, batch.item)
+        own = functional.cross_entropy(classes, network.class_of(batch.rating), reduction="none")
         others = network.classes(state.repeat_interleave(count, dim=0), drawn.item.flatten())
         unrated = -torch.log_softmax(others, dim=-1)[:, network.unrated].view(-1, count)
         return own + (unrated * drawn.weight).sum(dim=-1)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recray.data.negatives import Drawn
 from recray.errors import RecrayError
 from recray.models.base import LinearModel, Model
+from recray.models.batch_embedding import Batch
 from recray.models.objectives.base import PairLoss, Shares, as_linear, refuse_squeezed
 from recray.models.objectives.fold_in import FoldIn, FoldInPrior, Newcomers, by_steps, one_by_one
 from recray.models.softmax import SoftmaxDnn
@@ -19,11 +19,10 @@ from recray.models.softmax import SoftmaxDnn
 class Mse(PairLoss):
     """Squared error of the predicted stars: (rating - prediction)^2."""
 
-    def row_loss(
-        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
-    ) -> Tensor:
+    def row_loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) squared errors, in stars squared."""
-        return (rating - model(user, item)).square()
+        raw = model.raw_rows(batch.user, batch.item[:, None], batch.ids)[:, 0]
+        return (batch.rating - model.link(raw)).square()
 
     def check(self, model: Model) -> None:
         """Refuse a squeezed output, for which fold-in is no ridge regression."""
@@ -97,12 +96,11 @@ class Bce(PairLoss):
     def _target(self, rating: Tensor) -> Tensor:
         return (rating - self.low) / (self.high - self.low)
 
-    def row_loss(
-        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
-    ) -> Tensor:
+    def row_loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) cross-entropies in nats."""
+        logit = model.raw_rows(batch.user, batch.item[:, None], batch.ids)[:, 0]
         return functional.binary_cross_entropy_with_logits(
-            model.raw_rows(user, item[:, None])[:, 0], self._target(rating), reduction="none"
+            logit, self._target(batch.rating), reduction="none"
         )
 
     def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
@@ -147,13 +145,11 @@ class Classes(PairLoss):
         """Refuse a model without classes."""
         as_classes(model)
 
-    def row_loss(
-        self, model: Model, user: Tensor, item: Tensor, rating: Tensor, drawn: Drawn | None = None
-    ) -> Tensor:
+    def row_loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) cross-entropies in nats."""
         network = as_classes(model)
-        classes = network.classes(network.user_state(user), item)
-        return functional.cross_entropy(classes, network.class_of(rating), reduction="none")
+        classes = network.classes(network.user_state(batch.user), batch.item)
+        return functional.cross_entropy(classes, network.class_of(batch.rating), reduction="none")
 
     def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
         """Steps on the cross-entropy with the trained users' spread as prior."""
