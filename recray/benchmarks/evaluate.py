@@ -1,6 +1,7 @@
 """Full ranking on one core: users a second against a loop over numpy.argsort, and its memory."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,37 @@ RATED = 154
 """Ratings of each user, as many as ml-25m has on average."""
 
 ML_1M, ML_25M = (6_040, 3_706), (162_541, 59_047)
-REPETITIONS = 7
 LOOPED = 256
 """Users that the loop ranks; it is too slow for all."""
 
 
-def run(quick: bool, say: Say) -> dict[str, Any]:
-    """Rank at the sizes of ml-1m and ml-25m; quick: fewer users of the larger one."""
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Args:
+        memory_users: Users of ml-25m that are ranked while the memory is watched.
+        repetitions: How often each way is timed.
+    """
+
+    memory_users: int
+    repetitions: int = 7
+
+
+FULL, QUICK = Sizes(32_768), Sizes(8_192)
+
+
+def run(sizes: Sizes, say: Say) -> dict[str, Any]:
+    """Rank at the sizes of ml-1m and ml-25m."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         large = _ranker(*ML_25M)
         # Memory first: what an earlier run has freed would be used again and not be seen.
-        memory = _memory(large, 8_192 if quick else 32_768, say)
-        small = _speed(_ranker(*ML_1M), ML_1M[0], say)
-        rows = [small, _speed(large, 1_024, say), memory, _network(say)]
+        memory = _memory(large, sizes.memory_users, say)
+        times = sizes.repetitions
+        small = _speed(_ranker(*ML_1M), ML_1M[0], times, say)
+        rows = [small, _speed(large, 1_024, times, say), memory, _network(times, say)]
     finally:
         torch.set_num_threads(threads)
     return {"figures": _figures(rows), "rows": rows}
@@ -79,14 +96,14 @@ def argsort_loop(ranker: Ranker, users: int) -> NDArray[np.int64]:
     return np.stack(lists)
 
 
-def _speed(ranker: Ranker, measured: int, say: Say) -> dict[str, Any]:
+def _speed(ranker: Ranker, measured: int, repetitions: int, say: Say) -> dict[str, Any]:
     items = ranker.model.items
     found = interleaved(
         {
             "ranker": lambda: rank_all(ranker, measured),
             "argsort": lambda: argsort_loop(ranker, LOOPED),
         },
-        REPETITIONS,
+        repetitions,
     )
     rate = measured / found["ranker"]["seconds"]
     loop = LOOPED / found["argsort"]["seconds"]
@@ -102,13 +119,13 @@ def _speed(ranker: Ranker, measured: int, say: Say) -> dict[str, Any]:
     }
 
 
-def _network(say: Say) -> dict[str, Any]:
+def _network(repetitions: int, say: Say) -> dict[str, Any]:
     """Every pair of a block of users through a NeuMF of 64 and layers of 128, 64 and 32."""
     users, items = ML_1M
     model = NeuMf(users, items, DIM, DIM, (128, 64, 32), 0.0, "logits").eval()
     state = model.user_state(torch.arange(USER_BLOCK))
     with torch.no_grad():
-        found = interleaved({"neumf": lambda: model.score(state)}, REPETITIONS)["neumf"]
+        found = interleaved({"neumf": lambda: model.score(state)}, repetitions)["neumf"]
     pairs = USER_BLOCK * items
     say(f"neumf, {items:,} items: {pairs / found['seconds']:,.0f} pairs/s")
     return {"items": items, "users": USER_BLOCK, "pairs_per_s": round(pairs / found["seconds"])}

@@ -25,34 +25,53 @@ from recray.runtime import session
 from recray.storage import Folder
 
 CHUNK = 1_000_000
-REPETITIONS = 3
 
 
-def run(quick: bool, say: Say) -> dict[str, Any]:
-    """Compare at 1M and 5M rows, and measure memory up to 25M; quick: 5M and its memory only."""
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Args:
+        compared: Rows of the files on which all ways are timed; figures are taken at the last.
+        kinds: Formats of these files, csv among them.
+        repetitions: How often each way is timed.
+        watched: Rows of the files whose peak memory is measured.
+    """
+
+    compared: tuple[int, ...]
+    kinds: tuple[str, ...]
+    repetitions: int
+    watched: tuple[int, ...]
+
+
+FULL = Sizes((1_000_000, 5_000_000), ("csv", "parquet"), 3, (5_000_000, 25_000_000))
+QUICK = Sizes((5_000_000,), ("csv",), 2, (1_000_000, 5_000_000))
+
+
+def run(sizes: Sizes, say: Say) -> dict[str, Any]:
+    """Compare the ways at each size and format, then measure the memory of whole prepares."""
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder:
         rows: list[dict[str, Any]] = []
-        for size in (5_000_000,) if quick else (1_000_000, 5_000_000):
-            for kind in ("csv",) if quick else ("csv", "parquet"):
+        for size in sizes.compared:
+            for kind in sizes.kinds:
                 path = generate(Path(folder), size, kind)
-                rows += _compare(path, size, kind, Path(folder), 2 if quick else REPETITIONS, say)
+                rows += _compare(path, size, kind, Path(folder), sizes.repetitions, say)
+        figures = _figures(rows, sizes.compared[-1])
         peaks = {}
-        for size in (1_000_000, 5_000_000) if quick else (5_000_000, 25_000_000):
+        for size in sizes.watched:
             peaks[size], row = _peak(generate(Path(folder), size, "csv"), size, Path(folder), say)
             rows.append(row)
-    return {"figures": _figures(rows, peaks), "rows": rows}
-
-
-def _figures(rows: list[dict[str, Any]], peaks: dict[int, float | None]) -> dict[str, float | None]:
-    seconds = {
-        r["way"]: r["seconds"] for r in rows if r["rows"] == 5_000_000 and r["file"] == "csv"
-    }
     small, large = peaks.get(5_000_000), peaks.get(25_000_000)
+    figures["peak_mb_25m_over_5m"] = large / small if small and large else None
+    return {"figures": figures, "rows": rows}
+
+
+def _figures(rows: list[dict[str, Any]], size: int) -> dict[str, float | None]:
+    seconds = {r["way"]: r["seconds"] for r in rows if r["rows"] == size and r["file"] == "csv"}
     return {
         "read_encode_over_textbook": seconds["textbook"] / seconds["read+encode"],
         "prepare_over_textbook": seconds["textbook"] / seconds["prepare"],
         "read_encode_over_pandas": seconds["pandas"] / seconds["read+encode"],
-        "peak_mb_25m_over_5m": large / small if small and large else None,
     }
 
 

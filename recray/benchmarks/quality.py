@@ -105,11 +105,34 @@ CASES = (
 )  # fmt: skip
 
 
-def run(quick: bool, say: Say, data: str | None = None, only: str | None = None) -> dict[str, Any]:
-    """Measure every protocol; quick: ml-100k with one seed or fold, one network only.
+def _is_quick(case: Case) -> bool:
+    networks = ("neumf-ranking", "softmax-dnn-ranking")
+    slow = case.preset in networks and case.figure != "neumf_100k"
+    return case.data == "ml-100k" and not slow
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
 
     Args:
-        quick: Leave out what takes long.
+        figures: The rows that are measured unless one is asked for.
+        repetitions: The most seeds or folds of a row.
+    """
+
+    figures: tuple[str, ...]
+    repetitions: int
+
+
+FULL = Sizes(tuple(case.figure for case in CASES), 5)
+QUICK = Sizes(tuple(case.figure for case in CASES if _is_quick(case)), 1)
+
+
+def run(sizes: Sizes, say: Say, data: str | None = None, only: str | None = None) -> dict[str, Any]:
+    """Measure every protocol.
+
+    Args:
+        sizes: How much is measured.
         say: Told what happens, a line each.
         data: Folder of archives named after their releases; None downloads them.
         only: The figure of one row; None for all.
@@ -117,7 +140,7 @@ def run(quick: bool, say: Say, data: str | None = None, only: str | None = None)
     Raises:
         RecrayError: There is no such row.
     """
-    wanted = [case for case in CASES if not quick or _is_quick(case)]
+    wanted = [case for case in CASES if case.figure in sizes.figures]
     if only is not None:
         wanted = [case for case in CASES if case.figure == only]
         if not wanted:
@@ -126,14 +149,8 @@ def run(quick: bool, say: Say, data: str | None = None, only: str | None = None)
     with tempfile.TemporaryDirectory(prefix="recray-quality-") as out, session.session():
         for case in wanted:
             source = archive(case.data, data)
-            rows.append(_measure(case, source, quick, f"{out}/{case.figure}", say))
+            rows.append(_measure(case, source, sizes, f"{out}/{case.figure}", say))
     return {"figures": _figures(rows), "rows": rows}
-
-
-def _is_quick(case: Case) -> bool:
-    networks = ("neumf-ranking", "softmax-dnn-ranking")
-    slow = case.preset in networks and case.figure != "neumf_100k"
-    return case.data == "ml-100k" and not slow
 
 
 def archive(name: str, folder: str | None) -> str:
@@ -147,19 +164,18 @@ def archive(name: str, folder: str | None) -> str:
     return str(there[0])
 
 
-def _folds(case: Case, settings: Settings, quick: bool) -> list[Fold]:
+def _folds(case: Case, settings: Settings, most: int) -> list[Fold]:
     if case.seeds:
-        return crossvalidation.seeds(settings, 1 if quick else case.seeds)
-    names = [f"u{n}" for n in range(1, 6)]
-    return crossvalidation.given_folds(settings, names[:1] if quick else names)
+        return crossvalidation.seeds(settings, min(case.seeds, most))
+    return crossvalidation.given_folds(settings, [f"u{n}" for n in range(1, 6)][:most])
 
 
-def _measure(case: Case, source: str, quick: bool, out: str, say: Say) -> dict[str, Any]:
+def _measure(case: Case, source: str, sizes: Sizes, out: str, say: Say) -> dict[str, Any]:
     """One protocol: validation picks the epoch, a refit takes all rows but the test. The rating
     preset has nothing to pick, and trains on them at once.
     """
     settings = load_settings(case.preset, None, case.settings)
-    folds = _folds(case, settings, quick)
+    folds = _folds(case, settings, sizes.repetitions)
     refit = settings.split.valid > 0 and settings.split.kind != "held-out-users"
     begin = time.perf_counter()
     result = crossvalidation.run(source, folds, out, refit, say=lambda _line: None)

@@ -23,7 +23,6 @@ from recray.progress import Say
 from recray.runtime import session
 
 EPOCHS = 2
-REPETITIONS = 2  # of each training that constants are fitted to
 WORKERS = (1, 2)
 DIM = 64
 
@@ -34,6 +33,27 @@ class Data:
 
     rows: int
     each: int = 154
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured, in ratings.
+
+    Args:
+        small: The smaller set that constants are fitted to.
+        middle: The larger one.
+        large: The sets that are predicted.
+        repetitions: How often each training is run that constants are fitted to.
+    """
+
+    small: int
+    middle: int
+    large: tuple[int, ...]
+    repetitions: int
+
+
+FULL = Sizes(500_000, 2_000_000, (1_000_000, 4_000_000, 16_000_000), 2)
+QUICK = Sizes(125_000, 500_000, (1_000_000,), 1)
 
 
 @dataclass(frozen=True)
@@ -61,17 +81,17 @@ FIGURES: dict[str, dict[str, Callable[[Size], Terms]]] = {
 }
 
 
-def run(quick: bool, say: Say) -> dict[str, Any]:
-    """Fit on sets of up to 2M ratings, then predict 1M, 4M and 16M; quick: up to 500,000, 1M."""
-    small, middle = (Data(125_000), Data(500_000)) if quick else (Data(500_000), Data(2_000_000))
+def run(sizes: Sizes, say: Say) -> dict[str, Any]:
+    """Fit the constants on the small sets, then predict the large ones."""
+    small, middle = Data(sizes.small), Data(sizes.middle)
     many = Data(small.rows, 20)  # the same ratings by more users
-    large = (Data(1_000_000),) if quick else tuple(Data(n * 1_000_000) for n in (1, 4, 16))
+    large = tuple(map(Data, sizes.large))
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder:
         stage = _Stage(Path(folder), say)
         fitted = [stage.prepare(d, w) for d, w in product((small, middle), WORKERS)]
         stage.prepare(many, 1)
-        times = 1 if quick else REPETITIONS
-        fitted += [stage.train(t) for t in _trials(small, middle, many) for _ in range(times)]
+        trials = _trials(small, middle, many)
+        fitted += [stage.train(trial) for trial in trials for _ in range(sizes.repetitions)]
         constants = _fit(fitted)
         tried = [stage.prepare(data, workers) for data, workers in product(large, WORKERS)]
         tried += [stage.train(Trial(data, DIM, w)) for data, w in product(large, WORKERS)]

@@ -4,6 +4,7 @@ in full, and with ASHA, which stops most of them.
 
 import math
 import tempfile
+from dataclasses import dataclass
 from typing import Any
 
 from recray.benchmarks.harness import timed
@@ -19,7 +20,6 @@ from recray.tuning.request import Order
 from recray.tuning.space import parse_space
 from recray.tuning.trial_queue import Plan
 
-TRIALS, QUICK = 40, 12
 POOR = ("model.dim=8", "objective.alpha0=1.0", "train.l2=0.5")
 """Where the search starts: short vectors that shrink to nothing."""
 SPACE = {
@@ -30,22 +30,37 @@ SPACE = {
 """That of the preset, with vectors no longer than the preset's."""
 
 
-def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
-    """Search the default preset from poor values on ml-100k, 75/25 per item.
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
 
     Args:
-        quick: 12 trials on the generated sample.
+        trials: Trials of each search.
+        source: `ml-100k`, or the generated `sample`.
+    """
+
+    trials: int
+    source: str
+
+
+FULL, QUICK = Sizes(40, "ml-100k"), Sizes(12, "sample")
+
+
+def run(sizes: Sizes, say: Say, data: str | None = None) -> dict[str, Any]:
+    """Search the default preset from poor values, 75/25 per item.
+
+    Args:
+        sizes: How much is measured.
         say: Told what happens, a line each.
         data: Folder with ml-100k.zip; None downloads it.
     """
     tuned = load_settings("ranking", None, (*PER_ITEM, *SMALL))
     poor = load_settings("ranking", None, (*PER_ITEM, *POOR))
-    source = "sample" if quick else archive("ml-100k", data)
-    trials = QUICK if quick else TRIALS
+    source = "sample" if sizes.source == "sample" else archive(sizes.source, data)
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session.session():
         ingest.prepare(recognise(source, tuned), f"{folder}/prepared", tuned)
         aim = _search(tuned, folder, "none", 1, say)
-        rows = [aim, *(_search(poor, folder, way, trials, say) for way in ("none", "asha"))]
+        rows = [aim, *(_search(poor, folder, way, sizes.trials, say) for way in ("none", "asha"))]
     for row in rows:
         row["of_tuned"] = row["best"] / aim["best"]
     return {"figures": _figures(*rows), "rows": rows}

@@ -11,12 +11,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from recray.benchmarks.client import CONNECTIONS, HOST, Connection, peak, steady
 from recray.benchmarks.harness import machine, own_memory
 from recray.benchmarks.synthetic import make_bundle
 from recray.inference.bundle import Bundle
@@ -29,29 +31,47 @@ from recray.serving.registry import Registry
 
 SMALL, LARGE = (6040, 3706, 50), (2000, 60_000, 50)
 """Users, items, and ratings of each user."""
-ML_25M, ML_25M_QUICK = (162_541, 59_047, 154), (162_541, 59_047, 20)
-CONNECTIONS = 16
 BATCH = 1000
 RATINGS = 20
 SWAP_RATE = 50.0
-HOST = "127.0.0.1"
 
 
-def run(quick: bool, say: Say) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Args:
+        turns: How often recray and the empty deployment take turns.
+        seconds: Of one turn.
+        swap_seconds: Of the load while models are swapped.
+        big: Users, items, and ratings of each user of the bundle whose memory is measured.
+    """
+
+    turns: int
+    seconds: float
+    swap_seconds: float
+    big: tuple[int, int, int]
+
+
+FULL = Sizes(5, 4.0, 30.0, (162_541, 59_047, 154))  # big is ml-25m
+QUICK = Sizes(2, 2.0, 12.0, (162_541, 59_047, 20))
+
+
+def run(sizes: Sizes, say: Say) -> dict[str, Any]:
     """Peaks by a closed loop, taking turns with the empty one; all else by an open one."""
-    turns, seconds = (2, 2.0) if quick else (5, 4.0)
+    turns, seconds = sizes.turns, sizes.seconds
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as name:
         folder = Path(name)
         say(f"bundles of {SMALL[1]:,} and {LARGE[1]:,} items")
         small = make_bundle(folder / "small", *SMALL)
         large = make_bundle(folder / "large", *LARGE)
         rows = _default(small, large, turns, seconds, say)
-        rows.append(swaps(small, folder, 12.0 if quick else 30.0, say))
+        rows.append(swaps(small, folder, sizes.swap_seconds, say))
         say("the production profile, in a Ray of its own")
         rows.append(_apart("production", small.folder.path, str(turns * seconds)))
         rows.append(_fold_in(small))
         say("memory of a replica")
-        big = make_bundle(folder / "big", *(ML_25M_QUICK if quick else ML_25M))
+        big = make_bundle(folder / "big", *sizes.big)
         rows.append(_apart("memory", small.folder.path, big.folder.path))
     say(f"load {machine()['load']}")
     return {"figures": _figures(rows), "rows": rows}
@@ -258,70 +278,7 @@ def _trimmed_memory() -> int:
     return own_memory("RssAnon")
 
 
-# ----------------------------------------------------------------------------------- client
-
-
-class Connection:
-    """One kept-alive connection.
-
-    Args:
-        port: Of this machine.
-    """
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, path: str, body: bytes = b"", headers: str = "") -> bytes:
-        """The body of a reply, which must be 200."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(HOST, self.port, limit=1 << 24)
-        reader, writer = self._streams
-        method = "POST" if body else "GET"
-        writer.write(
-            f"{method} {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n{headers}\r\n".encode()
-            + body
-        )
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        size = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-        content = await reader.readexactly(size)
-        if not head.startswith(b"http/1.1 200"):
-            raise RuntimeError(f"{path}: {head.splitlines()[0]!r} {content[:200]!r}")
-        return content
-
-
-async def peak(port: int, paths: list[str], seconds: float, headers: str = "") -> float:
-    """Requests a second of a closed loop; right for peaks only."""
-    end, done = time.perf_counter() + seconds, 0
-
-    async def loop(number: int) -> None:
-        nonlocal done
-        connection = Connection(port)
-        while time.perf_counter() < end:
-            await connection.ask(paths[(number + done) % len(paths)], headers=headers)
-            done += 1
-
-    begin = time.perf_counter()
-    await asyncio.gather(*map(loop, range(CONNECTIONS)))
-    return done / (time.perf_counter() - begin)
-
-
-async def steady(port: int, paths: list[str], rate: float, seconds: float) -> list[float]:
-    """Seconds that each request took since it was due; an open loop, so queueing is in it."""
-    free: list[Connection] = []
-    begin = time.perf_counter() + 0.05
-
-    async def one(number: int) -> float:
-        due = begin + number / rate
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        connection = free.pop() if free else Connection(port)
-        await connection.ask(paths[number % len(paths)])
-        free.append(connection)
-        return time.perf_counter() - due
-
-    requests: list[Coroutine[Any, Any, float]] = [one(n) for n in range(int(rate * seconds))]
-    return await asyncio.gather(*requests)
+# ----------------------------------------------------------------- batches and new users
 
 
 async def _batches(port: int, users: list[int], times: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,21 +34,44 @@ from recray.training.collectives import Workers
 from recray.training.optimizer_choice import device_of
 
 Rows = list[dict[str, Any]]
-BATCHES = (1024, 8192, 32768)
 BATCH = 8192
 """The one that figures are taken at."""
-LARGE = 1 << 20
-"""The one that two workers are compared with one at: the more pairs a step, the fewer exchanges."""
 AVERAGED = ("train.average_every=8",)
 TINY_EPOCHS, TINY_SECONDS = 10, 0.1
 CHECKPOINT_BYTES, EPOCH_SECONDS = 50_000_000, 10.0
 
 
-def run(quick: bool, say: Say, device: str = "cpu") -> dict[str, Any]:
-    """Time every way in turn; quick: batches of 8,192 only, three times instead of five.
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
 
     Args:
-        quick: Leave out what takes long.
+        batches: Pairs of a step; BATCH is among them.
+        large: Pairs of a step where two workers are compared with one: the more there are, the
+            fewer exchanges.
+        repetitions: How often each way is timed.
+        tiny_runs: Short trainings of one worker, by which the price of Ray is measured.
+        tiny_runs_of_two: The same with two workers.
+        naive: Time two workers of Ray Train as it comes, too.
+    """
+
+    batches: tuple[int, ...]
+    large: int
+    repetitions: int
+    tiny_runs: int
+    tiny_runs_of_two: int
+    naive: bool
+
+
+FULL = Sizes((1024, BATCH, 32768), 1 << 20, 5, 3, 3, naive=True)
+QUICK = Sizes((BATCH,), 1 << 20, 3, 3, 1, naive=False)
+
+
+def run(sizes: Sizes, say: Say, device: str = "cpu") -> dict[str, Any]:
+    """Time every way in turn.
+
+    Args:
+        sizes: How much is measured.
         say: Told what happens, a line each.
         device: cpu, or cuda, which has a table of its own.
 
@@ -57,41 +81,39 @@ def run(quick: bool, say: Say, device: str = "cpu") -> dict[str, Any]:
     settings = load_settings("dot-mse", None, [f"train.device={device}"])
     device_of(settings.train)
     if device == "cuda":
-        return _on_gpu(3 if quick else 5, say)
-    repetitions = 3 if quick else 5
+        return _on_gpu(sizes.repetitions, say)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session.session():
-            rows = _speed(Path(folder), quick, repetitions, say)
-            price = _price_of_ray(folder, quick, 3, say)
-            price["checkpoint_share"] = _checkpoint_share(f"{folder}/saved", repetitions)
+            rows = _speed(Path(folder), sizes, say)
+            price = _price_of_ray(folder, sizes, say)
+            price["checkpoint_share"] = _checkpoint_share(f"{folder}/saved", sizes.repetitions)
     finally:
         torch.set_num_threads(threads)
     say(f"threads of each process: 1; checkpoint of 50 MB: {price['checkpoint_share']:.2%}")
-    return {"figures": _figures(rows) | price, "rows": rows}
+    return {"figures": _figures(rows, sizes.large) | price, "rows": rows}
 
 
 # ------------------------------------------------------------------------------- samples/s
 
 
-def _cases(quick: bool) -> list[Case]:
+def _cases(sizes: Sizes) -> list[Case]:
     steps = {1024: 128, 8192: 64, 32768: 16}
-    batches = (BATCH,) if quick else BATCHES
     cases = [
         Case(model, size, batch, steps[batch] // parts)
         for model, parts in (("dot", 1), ("neumf", 4))
         for size in ("ml-1m", "ml-25m")
-        for batch in batches
+        for batch in sizes.batches
     ]
-    return [*cases, Case("dot", "ml-25m", LARGE, 12)]
+    return [*cases, Case("dot", "ml-25m", sizes.large, 12)]
 
 
-def _speed(folder: Path, quick: bool, repetitions: int, say: Say) -> Rows:
+def _speed(folder: Path, sizes: Sizes, say: Say) -> Rows:
     with stage.group(folder / "one", 1) as one, stage.group(folder / "two", 2) as two:
-        rows = _loops(repetitions, say)
-        for case in _cases(quick):
-            rows += _one_case(case, one, two, repetitions, say)
+        rows = _loops(sizes.repetitions, say)
+        for case in _cases(sizes):
+            rows += _one_case(case, one, two, sizes, say)
             for group in (one, two):
                 group.ask("forget", None)
     return rows
@@ -109,7 +131,7 @@ def _loops(repetitions: int, say: Say) -> Rows:
     return rows
 
 
-def _one_case(case: Case, one: stage.Group, two: stage.Group, repetitions: int, say: Say) -> Rows:
+def _one_case(case: Case, one: stage.Group, two: stage.Group, sizes: Sizes, say: Say) -> Rows:
     """Every way of a case, in turn."""
     # Dense Adam on large tables takes a tenth of a second a step: a few tell enough.
     steps = min(case.steps, 16) if case.size == "ml-1m" else 3
@@ -125,13 +147,13 @@ def _one_case(case: Case, one: stage.Group, two: stage.Group, repetitions: int, 
         "e ray, 2 workers": partial(two.ask, "core", case),
         "f plain DDP, 2 workers": partial(two.ask, "ddp", few),
     }
-    if case.batch == LARGE:
+    if case.batch == sizes.large:
         ways["e averaged every 8"] = partial(two.ask, "core", averaged)
         ways["g each alone, 2 workers"] = partial(two.ask, "alone", case)
     for run in alone.values():
         run()
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-    for _ in range(repetitions):
+    for _ in range(sizes.repetitions):
         for way, measure in ways.items():
             found[way].append(measure())
     return [
@@ -158,7 +180,7 @@ def _row(way: str, case: Case, rates: list[float], moved: float, say: Say) -> di
     }
 
 
-def _figures(rows: Rows) -> dict[str, float | None]:
+def _figures(rows: Rows, large_batch: int) -> dict[str, float | None]:
     speed = {(r["way"][0], *_key(r)): r["samples_per_s"] for r in reversed(rows)}
     named = {(r["way"], r["batch"]): r["samples_per_s"] for r in rows if r["tables"] == "ml-25m"}
     large, small = ("dot", "ml-25m", BATCH), ("dot", "ml-1m", BATCH)
@@ -168,7 +190,7 @@ def _figures(rows: Rows) -> dict[str, float | None]:
         model: max(r["samples_per_s"] for r in both if _key(r)[:2] == (model, "ml-1m"))
         for model in ("dot", "neumf")
     }
-    one = speed["d", "dot", "ml-25m", LARGE]
+    one = speed["d", "dot", "ml-25m", large_batch]
     return {
         "dot_over_loop": fastest["dot"] / speed["a", "dot", "ml-1m", LOOP_BATCH],
         "neumf_over_loop": fastest["neumf"] / speed["a", "neumf", "ml-1m", LOOP_BATCH],
@@ -176,11 +198,11 @@ def _figures(rows: Rows) -> dict[str, float | None]:
         "dot_25m_over_dense_adam": speed["c", *large] / speed["b", *large],
         "cost_25m_over_1m": speed["c", *small] / speed["c", *large],
         "ray_over_core": statistics.median(over),
-        "two_over_one_25m": speed["e", "dot", "ml-25m", LARGE] / one,
-        "two_over_one_25m_averaged": named["e averaged every 8", LARGE] / one,
-        "ddp_over_one_25m": speed["f", "dot", "ml-25m", LARGE] / one,
+        "two_over_one_25m": speed["e", "dot", "ml-25m", large_batch] / one,
+        "two_over_one_25m_averaged": named["e averaged every 8", large_batch] / one,
+        "ddp_over_one_25m": speed["f", "dot", "ml-25m", large_batch] / one,
         # What two processes reach here that exchange nothing: the most that the machine gives.
-        "two_alone_over_one_25m": speed["g", "dot", "ml-25m", LARGE] / one,
+        "two_alone_over_one_25m": speed["g", "dot", "ml-25m", large_batch] / one,
     }
 
 
@@ -191,7 +213,7 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int]:
 # ------------------------------------------------------------------------ the price of Ray
 
 
-def _price_of_ray(folder: str, quick: bool, repetitions: int, say: Say) -> dict[str, float]:
+def _price_of_ray(folder: str, sizes: Sizes, say: Say) -> dict[str, float]:
     """10 epochs of 0.1 s: the bare loop, through Ray in this process, and with 2 workers."""
     prepared, settings = _tiny(folder, say)
     number = iter(range(1 << 30))
@@ -211,9 +233,9 @@ def _price_of_ray(folder: str, quick: bool, repetitions: int, say: Say) -> dict[
         "two": lambda: through_ray(2),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(repetitions):
+    for turn in range(sizes.tiny_runs):
         for way, function in ways.items():
-            if way != "two" or not quick or not seconds[way]:
+            if way != "two" or turn < sizes.tiny_runs_of_two:
                 seconds[way].append(timed(function))
     middle = {way: statistics.median(found) for way, found in seconds.items()}
     for way, value in middle.items():
@@ -222,7 +244,7 @@ def _price_of_ray(folder: str, quick: bool, repetitions: int, say: Say) -> dict[
         "tiny_local_over_bare": middle["local"] / middle["bare"],
         "tiny_two_extra_s": middle["two"] - middle["bare"],
     }
-    if not quick:
+    if sizes.naive:
         naive = timed(lambda: stage.naive(f"{folder}/naive", TINY_EPOCHS, TINY_SECONDS, 2))
         say(f"the same with Ray Train as it comes, 2 workers: {naive:.2f} s")
         found["tiny_two_naive_extra_s"] = naive - TINY_EPOCHS * TINY_SECONDS

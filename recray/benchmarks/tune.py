@@ -4,7 +4,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from recray.benchmarks.harness import start_workers, timed
@@ -22,16 +22,28 @@ from recray.tuning.store import Goal, SweepFolder
 from recray.tuning.trial import SearchData, TrialRun, load, open_sealed
 from recray.tuning.trial_queue import Candidate
 
-TRIALS = 20
-IN_TRAIN = 2
-"""Trials of the slowest way."""
 
-
-def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
-    """Run 20 trials of one epoch, one at a time, each way on the same data; quick: without Train.
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
 
     Args:
-        quick: Leave out what takes long.
+        trials: Trials of each way but the slowest.
+        inside_train: Trials of the slowest way, a TorchTrainer in each; 0 leaves it out.
+    """
+
+    trials: int
+    inside_train: int
+
+
+FULL, QUICK = Sizes(20, 2), Sizes(20, 0)
+
+
+def run(sizes: Sizes, say: Say, data: str | None = None) -> dict[str, Any]:
+    """Run trials of one epoch, one at a time, each way on the same data.
+
+    Args:
+        sizes: How much is measured.
         say: Told what happens, a line each.
         data: Folder with ml-100k.zip; None takes the generated sample.
     """
@@ -41,18 +53,20 @@ def run(quick: bool, say: Say, data: str | None = None) -> dict[str, Any]:
         prepared = f"{folder}/prepared"
         ingest.prepare(recognise(source, settings), prepared, settings)
         start_workers()
-        rows = _measure(_search(settings, prepared, f"{folder}/sweep"), quick, say)
+        search = _search(settings, prepared, f"{folder}/sweep", sizes.trials)
+        rows = _measure(search, sizes.inside_train, say)
     return {"figures": _figures(rows), "rows": rows}
 
 
-def _search(settings: Settings, prepared: str, out: str) -> Search:
-    space = parse_space({"train.l2": {"uniform": [0.02, 0.1], "points": TRIALS - 1}}, settings)
+def _search(settings: Settings, prepared: str, out: str, trials: int) -> Search:
+    # The first trial is that of the settings as they are; the grid has the others.
+    space = parse_space({"train.l2": {"uniform": [0.02, 0.1], "points": trials - 1}}, settings)
     return orders.check(
-        Order(prepared, out, TRIALS, 1, searcher="grid", scheduler="none"), settings, space
+        Order(prepared, out, trials, 1, searcher="grid", scheduler="none"), settings, space
     )
 
 
-def _measure(search: Search, quick: bool, say: Say) -> list[dict[str, Any]]:
+def _measure(search: Search, inside_train: int, say: Say) -> list[dict[str, Any]]:
     """Every way: seconds a trial, and what of it is not the training."""
     given = list(_candidates(search))
     bare, data = _Bare(search.order.prepared, f"{search.order.out}-bare"), load(search.data)
@@ -67,8 +81,8 @@ def _measure(search: Search, quick: bool, say: Say) -> list[dict[str, Any]]:
     with _quiet():
         seconds = timed(lambda: textbook.tune_defaults(bare, configs)) / len(configs)
         rows.append(_row("default", len(configs), seconds, alone, say))
-        if not quick:
-            few = configs[:IN_TRAIN]
+        if inside_train:
+            few = configs[:inside_train]
             seconds = timed(lambda: textbook.tune_train(bare, few)) / len(few)
             rows.append(_row("train inside", len(few), seconds, alone, say))
     return rows
