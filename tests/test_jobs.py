@@ -16,8 +16,8 @@ from recray.cli.base import default_out
 from recray.cli.jobs import _checked
 from recray.errors import RecrayError
 from recray.runtime import jobs as api
-from recray.runtime import session
 from recray.runtime.jobs import Job, Jobs, packed, working_files
+from recray.runtime.session import own_address
 
 
 @pytest.fixture
@@ -116,9 +116,9 @@ def test_options_are_checked_before_anything_is_sent(folder):
 def test_a_job_takes_its_own_cluster_and_no_folder_that_goes_with_it(monkeypatch):
     monkeypatch.delenv("RECRAY_OUT", raising=False)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert (session.own_address(), default_out("x")) == ("local", "recray-out/x")
+    assert (own_address(), default_out("x")) == ("local", "recray-out/x")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert session.own_address() == "auto"
+    assert own_address() == "auto"
     with pytest.raises(RecrayError, match="give --out"):
         default_out("x")
     monkeypatch.setenv("RECRAY_OUT", "/mnt/out/")

@@ -8,9 +8,12 @@ import pytest
 import recray
 from recray.api import functions
 from recray.api import model as loaded
+from recray.data import ingest
 from recray.errors import RecrayError
+from recray.evaluation import distributed
+from recray.inference import batch
+from recray.pipelines import crossvalidation, search, stages
 from recray.reporting import report
-from recray.runtime import nodes, session
 from recray.training import trainer
 from recray.training.collectives import Workers
 from recray.tuning import tuner
@@ -39,14 +42,22 @@ def plain_trials(search, plan: Plan, _at_once, _on_event):
         plan.ended(search.sweep.find(candidate.key))
 
 
+STAND_INS = {
+    "session": lambda _address="": contextlib.nullcontext(),
+    "wait_for_capacity": lambda _workers: None,
+    "map_tasks": plain_maps,
+    "require_shared": lambda _folder: None,
+}
+
+
 @pytest.fixture(scope="module")
 def without_ray():
     """The stages in this process: loops where Ray would share the work."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "session", lambda _address="": contextlib.nullcontext())
-        patch.setattr(session, "require", lambda _workers: None)
-        patch.setattr(session, "map_tasks", plain_maps)
-        patch.setattr(nodes, "require_shared", lambda _folder: None)
+        for module in (batch, crossvalidation, distributed, ingest, search, stages, trainer, tuner):
+            for name, stand_in in STAND_INS.items():
+                if hasattr(module, name):
+                    patch.setattr(module, name, stand_in)
         patch.setattr(trainer, "_fit_again", plain_fit)
         patch.setattr(tuner, "_fit", plain_trials)
         patch.setattr(tuner, "_fitting", lambda _search: 1)

@@ -22,8 +22,8 @@ def cluster_of(*cpus: float) -> list[Node]:
 )
 def test_room_is_counted_when_the_loss_is_known(monkeypatch, seen, expected):
     looks = [cluster_of(*cpus) for cpus in seen]
-    monkeypatch.setattr(nodes, "alive", lambda: looks.pop(0) if len(looks) > 1 else looks[0])
+    monkeypatch.setattr(nodes, "alive_nodes", lambda: looks.pop(0) if len(looks) > 1 else looks[0])
     monkeypatch.setattr(nodes.time, "sleep", lambda _seconds: None)
     clock = iter(range(10**6))
     monkeypatch.setattr(nodes.time, "monotonic", lambda: next(clock))
-    assert nodes.room(2, notice_s=3, back_s=6) == expected
+    assert nodes.available_workers(2, notice_s=3, back_s=6) == expected

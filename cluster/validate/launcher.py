@@ -13,7 +13,7 @@ import click
 import jsonschema
 
 from cluster.validate.problems import Problem, against, explain, read_documents, unknown
-from recray.runtime.nodes import GROWS_TO
+from recray.runtime.nodes import MAX_CPUS_RESOURCE
 
 PROVIDER_KEYS = {
     "aws": ["type", "region", "availability_zone", "cache_stopped_nodes", "security_group"],
@@ -132,8 +132,8 @@ def _nodes(file: Path, config: dict[str, Any]) -> list[Problem]:
                 problems.append(
                     Problem(file, f"{place}.resources.CPU", "the head must have CPU: 0")
                 )
-            if node.get("resources", {}).get(GROWS_TO) != (most := _most_cpus(config)):
-                key = f"{place}.resources.{GROWS_TO}"
+            if node.get("resources", {}).get(MAX_CPUS_RESOURCE) != (most := _most_cpus(config)):
+                key = f"{place}.resources.{MAX_CPUS_RESOURCE}"
                 problems.append(Problem(file, key, f"the workers may come to {most}"))
         elif not _spot(kind, wanted):
             problems.append(Problem(file, f"{place}.node_config", "workers must be spot machines"))

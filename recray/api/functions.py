@@ -270,10 +270,10 @@ def session(address: str = LOCAL) -> contextlib.ExitStack:
     Raises:
         RecrayError: The cluster cannot be reached.
     """
-    from recray.runtime import session as cluster
+    from recray.runtime.session import session as ray_session
 
     with contextlib.ExitStack() as stack, telling("start Ray"):
-        stack.enter_context(cluster.session(address))
+        stack.enter_context(ray_session(address))
         return stack.pop_all()
 
 

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from recray.runtime import session
+from recray.runtime.session import local_cpus
+from recray.runtime.tasks import map_tasks
 
 PROC = Path("/proc")
 SAMPLE_SECONDS = 0.1
@@ -30,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 def start_workers() -> None:
     """Have Ray start its worker processes, so that no measured call waits for them."""
-    session.map_tasks(_Nothing(), 2 * session.local_cpus())
+    map_tasks(_Nothing(), 2 * local_cpus())
 
 
 class _Nothing:

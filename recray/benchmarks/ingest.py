@@ -21,7 +21,8 @@ from recray.data.readers import Piece
 from recray.data.shuffle_tasks import Numbering
 from recray.data.spill import read_arrow, write_arrow
 from recray.progress import Say
-from recray.runtime import session
+from recray.runtime.session import session
+from recray.runtime.tasks import map_tasks
 from recray.storage import Folder
 
 CHUNK = 1_000_000
@@ -120,7 +121,7 @@ def _compare(
         "pandas": lambda: _pandas(str(path)),
         "textbook": lambda: textbook.read_encode(str(path)),
     }
-    with session.session():
+    with session():
         start_workers()
         found = interleaved(ways, repetitions)
     rows = []
@@ -135,7 +136,7 @@ def _compare(
 
 def _peak(path: Path, size: int, folder: Path, say: Say) -> tuple[float | None, dict[str, Any]]:
     """Peak memory of a whole prepare, with a Ray of its own, whose processes are counted."""
-    with peak_memory() as peak, session.session():
+    with peak_memory() as peak, session():
         seconds = timed(lambda: _prepare(str(path), folder / "out"))
     mb = None if peak.mb is None else round(peak.mb)
     say(f"{size:,} rows csv: whole prepare {seconds:.1f} s, peak {mb} MB")
@@ -163,14 +164,14 @@ def read_encode(path: str, out: Path) -> None:
     given = source.recognise(path, Settings())
     spill = Folder(str(out))
     out.mkdir()
-    read = session.map_tasks(_Read(given.pieces, spill), len(given.pieces))
+    read = map_tasks(_Read(given.pieces, spill), len(given.pieces))
     names = [name for result in read for name in result["names"]]
     numberings = []
     for column in ("raw_user", "raw_item"):
         parts = [read_arrow(spill, f"{column}-{name}")["id"].to_numpy() for name in names]
         key = np.unique(np.concatenate(parts))
         numberings.append(Numbering(key, np.arange(len(key), dtype=np.int32), len(key)))
-    session.map_tasks(_Encode(spill, names, *numberings), len(names))
+    map_tasks(_Encode(spill, names, *numberings), len(names))
     shutil.rmtree(out)
 
 

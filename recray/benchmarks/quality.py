@@ -14,7 +14,7 @@ from recray.inference.bundle import Bundle
 from recray.pipelines import crossvalidation
 from recray.pipelines.crossvalidation import Fold
 from recray.progress import Say
-from recray.runtime import session
+from recray.runtime.session import session
 
 PER_ITEM = ("split.kind=per-item-random", "split.test=0.25", "split.valid=0.1")
 RANDOM_80 = ("split.kind=random", "split.test=0.2", "split.valid=0.1")
@@ -146,7 +146,7 @@ def run(sizes: Sizes, say: Say, data: str | None = None, only: str | None = None
         if not wanted:
             raise unknown_name("row", only, [case.figure for case in CASES])
     rows = []
-    with tempfile.TemporaryDirectory(prefix="recray-quality-") as out, session.session():
+    with tempfile.TemporaryDirectory(prefix="recray-quality-") as out, session():
         for case in wanted:
             source = archive(case.data, data)
             rows.append(_measure(case, source, sizes, f"{out}/{case.figure}", say))

@@ -20,7 +20,7 @@ from recray.config import Settings, load_settings
 from recray.data import ingest, source
 from recray.data.dataset import Prepared
 from recray.progress import Say
-from recray.runtime import session
+from recray.runtime.session import session
 
 EPOCHS = 2
 WORKERS = (1, 2)
@@ -119,7 +119,7 @@ class _Stage:
         path = str(generate(self.folder, data.rows, "csv", data.each))
         out, settings = self._prepared(data), _settings(DIM)
         shutil.rmtree(out, ignore_errors=True)
-        with peak_memory() as peak, session.session(cpus=workers):
+        with peak_memory() as peak, session(cpus=workers):
             start_workers()
             before = ray_cpu_seconds()
             given = source.recognise(path, settings)

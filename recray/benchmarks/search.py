@@ -13,7 +13,7 @@ from recray.config import Settings, load_settings
 from recray.data import ingest
 from recray.data.source import recognise
 from recray.progress import Say
-from recray.runtime import session
+from recray.runtime.session import session
 from recray.tuning import request as orders
 from recray.tuning import tuner
 from recray.tuning.request import Order
@@ -57,7 +57,7 @@ def run(sizes: Sizes, say: Say, data: str | None = None) -> dict[str, Any]:
     tuned = load_settings("ranking", None, (*PER_ITEM, *SMALL))
     poor = load_settings("ranking", None, (*PER_ITEM, *POOR))
     source = "sample" if sizes.source == "sample" else archive(sizes.source, data)
-    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session.session():
+    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session():
         ingest.prepare(recognise(source, tuned), f"{folder}/prepared", tuned)
         aim = _search(tuned, folder, "none", 1, say)
         rows = [aim, *(_search(poor, folder, way, sizes.trials, say) for way in ("none", "asha"))]

@@ -27,7 +27,7 @@ from recray.data import ingest
 from recray.data.dataset import Prepared
 from recray.data.source import recognise
 from recray.progress import Say
-from recray.runtime import session
+from recray.runtime.session import session
 from recray.training import checks, trainer
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
 from recray.training.collectives import Workers
@@ -85,7 +85,7 @@ def run(sizes: Sizes, say: Say, device: str = "cpu") -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session.session():
+        with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session():
             rows = _speed(Path(folder), sizes, say)
             price = _price_of_ray(folder, sizes, say)
             price["checkpoint_share"] = _checkpoint_share(f"{folder}/saved", sizes.repetitions)

@@ -13,7 +13,7 @@ from recray.config import Settings, load_settings
 from recray.data import ingest
 from recray.data.source import recognise
 from recray.progress import Say
-from recray.runtime import session
+from recray.runtime.session import session
 from recray.tuning import request as orders
 from recray.tuning import tuner
 from recray.tuning.request import Order, Search
@@ -49,7 +49,7 @@ def run(sizes: Sizes, say: Say, data: str | None = None) -> dict[str, Any]:
     """
     settings = load_settings("ranking", None, ["train.epochs=1", "model.dim=16"])
     source = "sample" if data is None else archive("ml-100k", data)
-    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session.session():
+    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session():
         prepared = f"{folder}/prepared"
         ingest.prepare(recognise(source, settings), prepared, settings)
         start_workers()

@@ -15,7 +15,7 @@ from recray import __version__
 from recray.config import known_keys, preset_names
 from recray.errors import RecrayError
 from recray.progress import Console
-from recray.runtime import session
+from recray.runtime.session import in_job, own_address
 
 
 class _Failure(click.ClickException):
@@ -64,7 +64,7 @@ def default_out(name: str) -> str:
         RecrayError: In a job, whose own folder is thrown away with its cluster.
     """
     base = os.environ.get("RECRAY_OUT")
-    if base is None and session.in_job():
+    if base is None and in_job():
         raise RecrayError("give --out: the working folder of a job does not outlive its cluster")
     return f"{(base or 'recray-out').rstrip('/')}/{name}"
 
@@ -112,7 +112,7 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         ),
         "address": click.option(
             "--address",
-            default=session.own_address,
+            default=own_address,
             show_default="local; in a job, its cluster",
             help="Ray cluster: local, auto, HOST:PORT.",
         ),

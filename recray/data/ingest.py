@@ -30,14 +30,16 @@ from recray.data.ids import IdMap, Texts, training_first
 from recray.data.source import Source
 from recray.data.spill import read_arrow
 from recray.errors import RecrayError
-from recray.runtime import nodes, session
+from recray.runtime.nodes import require_shared
+from recray.runtime.session import LOCAL, session
+from recray.runtime.tasks import map_tasks
 from recray.storage import Folder
 
 SPILL = ".spill"
 
 
 def prepare(
-    given: Source, out: str, settings: Settings, address: str = session.LOCAL, replace: bool = False
+    given: Source, out: str, settings: Settings, address: str = LOCAL, replace: bool = False
 ) -> Prepared:
     """Write the prepared data set of a source.
 
@@ -53,8 +55,8 @@ def prepare(
         StorageError: The folder cannot be written.
     """
     _refuse_useless(given, settings)
-    with session.session(address):
-        nodes.require_shared(Folder(out))
+    with session(address):
+        require_shared(Folder(out))
         with storage.publish(Folder(out), replace) as folder:
             _write(given, folder, settings)
     return Prepared.open(out)
@@ -77,7 +79,7 @@ def _write(given: Source, folder: Folder, settings: Settings) -> None:
         )
     numbers = users.numbers, items.numbers
     encode = maps.Encode(spill, folder, *numbers, scanned.timed, _parts(settings))
-    encoded = session.map_tasks(encode, buckets)
+    encoded = map_tasks(encode, buckets)
     _write_items(folder, given, items)
     _write_users(folder, given, users)
     folder.write_table("rejected.parquet", scanned.rejected)
@@ -114,7 +116,7 @@ def _texts(spill: Folder, given: Source, role: str) -> Texts | None:
 
 def _scan(given: Source, spill: Folder, settings: Settings) -> scan.Scanned:
     task = scan.Scan(given.pieces, spill)
-    return scan.join(given, session.map_tasks(task, len(given.pieces)), settings.data)
+    return scan.join(given, map_tasks(task, len(given.pieces)), settings.data)
 
 
 def _gather(
@@ -123,7 +125,7 @@ def _gather(
     """Fill the buckets; return what each holds, and how many rounds `core` took."""
     rules = maps.item_rules(given, settings.data)
     gather = maps.Gather(spill, scanned.spilled, buckets, rules, settings.data)
-    held = session.map_tasks(gather, buckets)
+    held = map_tasks(gather, buckets)
     overlap = sum(result["overlap"] for result in held)
     if overlap:
         raise RecrayError(
@@ -132,11 +134,11 @@ def _gather(
         )
     rounds, core = 0, settings.data.core
     while core is not None:
-        session.map_tasks(maps.CountItems(spill), buckets)
+        map_tasks(maps.CountItems(spill), buckets)
         table = pa.concat_tables([read_arrow(spill, f"core-{b}.arrow") for b in range(buckets)])
         raw, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
         count = np.bincount(place, table["count"].to_numpy(), len(raw))
-        dropped = session.map_tasks(maps.DropRare(spill, raw[count >= core], core), buckets)
+        dropped = map_tasks(maps.DropRare(spill, raw[count >= core], core), buckets)
         held = [before | after for before, after in zip(held, dropped, strict=True)]
         rounds += 1
         if not sum(result["dropped"] for result in dropped):
@@ -153,10 +155,10 @@ def _split(
     if wanted.kind == "temporal" and timed:
         cuts = _cuts(spill, buckets, gathered, settings)
     if wanted.kind == "per-item-random":
-        keys = session.map_tasks(maps.KeysByItem(spill, buckets, wanted.seed), buckets)
+        keys = map_tasks(maps.KeysByItem(spill, buckets, wanted.seed), buckets)
         task = maps.SplitItems(spill, [result["begins"] for result in keys], wanted)
-        by_item = [result["begins"] for result in session.map_tasks(task, buckets)]
-    session.map_tasks(maps.Split(spill, wanted, timed, cuts, by_item), buckets)
+        by_item = [result["begins"] for result in map_tasks(task, buckets)]
+    map_tasks(maps.Split(spill, wanted, timed, cuts, by_item), buckets)
 
 
 def _cuts(spill: Folder, buckets: int, gathered: list[Any], settings: Settings) -> tuple[int, int]:
@@ -168,7 +170,7 @@ def _cuts(spill: Folder, buckets: int, gathered: list[Any], settings: Settings) 
     rows = sum(r["rows"] for r in held)
 
     def count(begin: int, end: int, width: int) -> NDArray[np.int64]:
-        results = session.map_tasks(maps.CountTimes(spill, begin, end, width), buckets)
+        results = map_tasks(maps.CountTimes(spill, begin, end, width), buckets)
         return np.sum([result["counts"] for result in results], axis=0)
 
     shares = settings.split.test, settings.split.test + settings.split.valid

@@ -10,7 +10,9 @@ from recray.evaluation.evaluator import Evaluator
 from recray.evaluation.per_user import UserTable
 from recray.evaluation.protocol import HONEST, Protocol
 from recray.inference.bundle import Bundle
-from recray.runtime import session
+from recray.runtime.nodes import wait_for_capacity
+from recray.runtime.session import LOCAL, require_local, session
+from recray.runtime.tasks import map_tasks
 
 
 @functools.lru_cache(maxsize=1)
@@ -67,7 +69,7 @@ def evaluate(
     bundle: Bundle,
     settings: EvaluateSettings | None = None,
     workers: int = 1,
-    address: str = session.LOCAL,
+    address: str = LOCAL,
     protocol: Protocol = HONEST,
 ) -> dict[str, Any]:
     """Evaluate a bundle on its hold-out with several workers; the digits are those of one.
@@ -83,10 +85,10 @@ def evaluate(
         RecrayError: More workers than the cluster can place, or nobody to evaluate.
     """
     evaluator = Evaluator(bundle, settings, None, protocol)
-    if address == session.LOCAL:
-        session.require_local(workers)
-    with session.session(address):
-        session.require(workers)
+    if address == LOCAL:
+        require_local(workers)
+    with session(address):
+        wait_for_capacity(workers)
         task = _MeasureBlocks(bundle, evaluator.settings, protocol, workers)
-        results = session.map_tasks(task, workers)
+        results = map_tasks(task, workers)
     return evaluator.report([_unpack(r["tables"]) for r in results if r["tables"] is not None])

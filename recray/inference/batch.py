@@ -13,7 +13,9 @@ from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.inference.scorer import NONE, SOURCES
-from recray.runtime import nodes, session
+from recray.runtime.nodes import require_shared, this_node
+from recray.runtime.session import LOCAL, session
+from recray.runtime.tasks import map_tasks
 from recray.storage import UNFINISHED, Folder
 from recray.storage.parquet import parquet_bytes
 
@@ -56,7 +58,7 @@ class _RecommendPart:
             for block in np.split(users, range(BLOCK, len(users), BLOCK))
         ]
         self.out.replace_bytes(part_name(part), parquet_bytes(pa.concat_tables(tables)))
-        return {"users": len(users), "node": nodes.this_node()}
+        return {"users": len(users), "node": this_node()}
 
 
 def part_name(part: int) -> str:
@@ -83,7 +85,7 @@ def recommend_all(
     bundle: Bundle,
     out: str,
     k: int,
-    address: str = session.LOCAL,
+    address: str = LOCAL,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Write the k best unseen items of every user: user, rank, item, score, source, in raw ids.
@@ -118,10 +120,10 @@ def recommend_all(
     if there:
         say(f"recommend: {len(there)} of {parts} parts are there")
     if wanted:
-        with session.session(address):
-            nodes.require_shared(folder)
+        with session(address):
+            require_shared(folder)
             task = _RecommendPart(bundle, folder, k, wanted)
-            results = session.map_tasks(task, len(wanted))
+            results = map_tasks(task, len(wanted))
     if not folder.published():
         folder.write_manifest(KIND, facts)
         folder.delete_file(PLAN)

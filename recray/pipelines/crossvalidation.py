@@ -15,7 +15,7 @@ from recray.data.split import hash_ids
 from recray.errors import RecrayError
 from recray.pipelines.stages import Stages
 from recray.progress import Say
-from recray.runtime import session
+from recray.runtime.session import LOCAL, session
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
 
@@ -71,7 +71,7 @@ def run(
     folds: list[Fold],
     out: str,
     refit: bool = False,
-    address: str = session.LOCAL,
+    address: str = LOCAL,
     say: Say = print,
     mirror: str | None = None,
 ) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def run(
     """
     rows: list[dict[str, Any]] = []
     tests: list[NDArray[np.uint64]] = []
-    with session.session(address):
+    with session(address):
         for fold in folds:
             stages = Stages(Folder(out).child(fold.name), fold.settings, 1, address, say)
             prepared = stages.prepare(recognise(source, fold.settings, mirror))

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from recray.data import movielens
 from recray.errors import RecrayError
-from recray.runtime import nodes, session
-from recray.runtime.nodes import Node
+from recray.runtime.nodes import Node, capacity_of, dashboard, run_on_all_nodes
+from recray.runtime.session import LOCAL, session
 from recray.storage import UNFINISHED, Folder, file_type, is_uri, open_input
 
 Level = Literal["ok", "warning", "problem"]
@@ -79,7 +79,7 @@ print(count)
 Answers = list[tuple[Node, dict[str, Any]]]
 
 
-def examine(plan: Plan, address: str = session.LOCAL) -> list[Finding]:
+def examine(plan: Plan, address: str = LOCAL) -> list[Finding]:
     """Check this machine, then join the cluster and check every node.
 
     Raises:
@@ -91,12 +91,11 @@ def examine(plan: Plan, address: str = session.LOCAL) -> list[Finding]:
         plan = replace(plan, data=Folder(plan.data).path)
     ratings = _ratings(plan.data)
     token = _token_here()
-    with session.session(address), _probe(plan) as probe:
+    with session(address), _probe(plan) as probe:
         look = _Look(plan, probe)
-        told = nodes.on_every_node(look)
+        told = run_on_all_nodes(look)
         answers = [(node, facts) for node, facts, why in told if not why]
         silent = [f"{node.name}: {why}" for node, _, why in told if why]
-        dashboard = nodes.dashboard()
         if not answers:
             return [found for found in (_answering(told, silent), token) if found is not None]
         findings = [
@@ -108,7 +107,7 @@ def examine(plan: Plan, address: str = session.LOCAL) -> list[Finding]:
             _port(plan, answers),
             token,
             _tokens(answers),
-            _dashboard(dashboard),
+            _dashboard(dashboard()),
             _gpus(answers),
             _memory(plan, answers, ratings),
             _object_store(answers),
@@ -249,7 +248,7 @@ def _versions(answers: Answers) -> Finding:
 
 
 def _workers(plan: Plan, answers: Answers) -> Finding:
-    cpus, most = nodes.size_of(node.resources for node, _ in answers)
+    cpus, most = capacity_of(node.resources for node, _ in answers)
     found = f"{cpus} CPUs for --workers {plan.workers}"
     if most > cpus:
         found += f"; the cluster grows to {most}"

@@ -13,7 +13,8 @@ from recray.evaluation.bootstrap import Comparison
 from recray.inference.bundle import Bundle
 from recray.pipelines import stages as pipeline
 from recray.progress import Say
-from recray.runtime import session
+from recray.runtime.nodes import wait_for_capacity
+from recray.runtime.session import LOCAL, session
 from recray.serving.registry import Incomparable, Registry, on_holdout, refuse_seen_holdout
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
@@ -42,7 +43,7 @@ class Order:
     full: bool = True
     force: bool = False
     workers: int = 1
-    address: str = session.LOCAL
+    address: str = LOCAL
 
 
 def live_settings(registry: str) -> Settings:
@@ -85,8 +86,8 @@ def refresh(given: Source, order: Order, say: Say = print) -> dict[str, Any]:
     say(f"{log.folder}: {told['ratings']:,} ratings of {told['users']:,} users")
     for name in told["damaged_parts"]:
         say(f"{log.folder}/{name} is damaged and left out")
-    with session.session(order.address):
-        session.require(order.workers)
+    with session(order.address):
+        wait_for_capacity(order.workers)
         prepared = _stages(order, live.settings, say).prepare(given)
         comparable = _comparable(prepared, live, order, say)
         warm = _train(order, _from_live(live), prepared, "warm", say)

@@ -18,7 +18,7 @@ from recray.evaluation.evaluator import Evaluator
 from recray.evaluation.per_user import UserTable
 from recray.inference.bundle import Bundle, write_bundle
 from recray.progress import Say
-from recray.runtime import session
+from recray.runtime.session import session
 from recray.training import trainer
 from recray.training.checkpoint import RunFolder
 from recray.tuning import tuner
@@ -49,7 +49,7 @@ def tune(search: Search, say: Say = print, on_event: OnEvent | None = None) -> d
     Raises:
         RecrayError: What the user can fix.
     """
-    with session.session(search.order.address):
+    with session(search.order.address):
         plan = tuner.run(search, on_event)
         winner = search.goal.winner(list(plan.records.values()))
         if winner is None:

@@ -17,7 +17,8 @@ from recray.evaluation.protocol import HONEST, Protocol
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.progress import Say
-from recray.runtime import session
+from recray.runtime.nodes import wait_for_capacity
+from recray.runtime.session import LOCAL, require_local, session
 from recray.schema import TIMINGS
 from recray.serving import deployment, verify
 from recray.serving.guard import Protection, load_keys, new_key, parse_key, refuse_open_door
@@ -36,7 +37,7 @@ def evaluate(
     changes: dict[str, Any] | None = None,
     prepared_path: str | None = None,
     workers: int = 1,
-    address: str = session.LOCAL,
+    address: str = LOCAL,
     protocol: Protocol = HONEST,
 ) -> dict[str, Any]:
     """Measure a bundle on its hold-out with the given number of workers.
@@ -63,12 +64,12 @@ def evaluate(
                 f"trained on ({bundle.config['dataset']}), or it has changed since"
             )
     settings = bundle.settings.changed(evaluate=changes or {}).evaluate
-    if workers == 1 and address == session.LOCAL:  # no need to start Ray: the digits are the same
+    if workers == 1 and address == LOCAL:  # no need to start Ray: the digits are the same
         return evaluator.evaluate(bundle, settings, protocol)
     return distributed.evaluate(bundle, settings, workers, address, protocol)
 
 
-def reproduce(run_path: str, address: str = session.LOCAL) -> dict[str, Any]:
+def reproduce(run_path: str, address: str = LOCAL) -> dict[str, Any]:
     """Train a run again, elsewhere, and compare every epoch's digits and the best weights.
 
     Args:
@@ -215,7 +216,7 @@ def release(
     registry: str | None = None,
     force: bool = False,
     workers: int = 1,
-    address: str = session.LOCAL,
+    address: str = LOCAL,
     say: Say = print,
     on_epoch: OnEpoch | None = None,
 ) -> dict[str, Any]:
@@ -239,11 +240,11 @@ def release(
     Raises:
         RecrayError: What the user can fix, of any stage.
     """
-    if address == session.LOCAL:
-        session.require_local(workers)
+    if address == LOCAL:
+        require_local(workers)
     stages = Stages(Folder(out), settings, workers, address, say, on_epoch)
-    with session.session(address):
-        session.require(workers)
+    with session(address):
+        wait_for_capacity(workers)
         prepared = stages.prepare(given)
         bundle = stages.export(stages.train(prepared), prepared)
     versions = Registry(registry or stages.out.child("registry").path)
@@ -271,7 +272,7 @@ def up(
     workers: int = 1,
     host: str = "127.0.0.1",
     port: int = 8000,
-    address: str = session.LOCAL,
+    address: str = LOCAL,
     say: Say = print,
     on_epoch: OnEpoch | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -284,8 +285,8 @@ def up(
     Raises:
         RecrayError: What the user can fix, of any stage.
     """
-    if address == session.LOCAL:
-        session.require_local(workers)
+    if address == LOCAL:
+        require_local(workers)
         deployment.refuse_taken_port(host, port)
     # Before the work, where the user sees it; a key of our own checks the service at the end.
     keys = load_keys(None)
@@ -294,8 +295,8 @@ def up(
     if keys:
         keys = (*keys, parse_key(line, "recray up"))
     stages = Stages(Folder(out), settings, workers, address, say, on_epoch)
-    with session.session(address):
-        session.require(workers)
+    with session(address):
+        wait_for_capacity(workers)
         prepared = stages.prepare(given)
         run = stages.train(prepared)
         bundle = stages.export(run, prepared)

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recray.errors import RecrayError
-from recray.runtime import nodes, session
+from recray.runtime.nodes import capacity_of
+from recray.runtime.session import set_environment
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -166,7 +167,7 @@ class Jobs:
                 f"--address {address}: jobs go to the dashboard; give http://HOST:PORT, "
                 f"such as {ADDRESS}"
             )
-        session.set_environment()
+        set_environment()
         self._headers = _headers()
         self._refuse_another_ray()
         self._client = self._connect()
@@ -231,7 +232,7 @@ class Jobs:
         """Logical CPUs of all nodes, or those that the cluster may come to have."""
         told = self._get("/api/v0/nodes?limit=10000")
         rows = told["data"]["result"]["result"]
-        return nodes.size_of(row["resources_total"] for row in rows if _alive(row))[1]
+        return capacity_of(row["resources_total"] for row in rows if _alive(row)).max_cpus
 
     def submit(
         self, command: list[str], folder: Path, name: str | None = None, out: str | None = None

@@ -7,14 +7,14 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recray.errors import RecrayError
 from recray.storage import UNFINISHED, Folder, is_uri, storage_errors
 
 WAIT_S = 30.0
 """Until a node that does not answer is given up."""
-GROWS_TO = "max_cpus"
+MAX_CPUS_RESOURCE = "max_cpus"
 """Resource of the head of a cluster with an autoscaler: the CPUs that it may come to have. Ray does
 not tell; the files in cluster/ set it.
 """
@@ -52,7 +52,7 @@ def dashboard() -> str | None:
     return (node.webui_url or None) if node is not None else None
 
 
-def alive() -> list[Node]:
+def alive_nodes() -> list[Node]:
     """The nodes of the cluster, the head first."""
     import ray
 
@@ -66,19 +66,31 @@ def alive() -> list[Node]:
     return [node for _, node in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
 
 
-def size_of(resources: Iterable[Mapping[str, float]]) -> tuple[int, int]:
-    """The CPUs that nodes with these resources have, and that their cluster may come to have."""
-    every = list(resources)
-    there, most = (int(sum(r.get(name, 0) for r in every)) for name in ("CPU", GROWS_TO))
-    return there, max(there, most)
+class Capacity(NamedTuple):
+    """The CPUs of a cluster.
+
+    Args:
+        cpus: Those it has now.
+        max_cpus: Those it may come to have; with no autoscaler the same.
+    """
+
+    cpus: int
+    max_cpus: int
 
 
-def size() -> tuple[int, int]:
-    """The CPUs that the cluster has, and that it may come to have."""
-    return size_of(node.resources for node in alive())
+def capacity_of(resources: Iterable[Mapping[str, float]]) -> Capacity:
+    """Add up the resources of nodes."""
+    rows = list(resources)
+    cpus, most = (int(sum(r.get(name, 0) for r in rows)) for name in ("CPU", MAX_CPUS_RESOURCE))
+    return Capacity(cpus, max(cpus, most))
 
 
-def grow(wanted: int, wait_s: float = GROW_S) -> int:
+def capacity() -> Capacity:
+    """Add up the resources of the cluster that this process is connected to."""
+    return capacity_of(node.resources for node in alive_nodes())
+
+
+def scale_up(wanted: int, wait_s: float = GROW_S) -> int:
     """Have at least so many CPUs in a cluster that may grow to them; it is told on stderr.
 
     Ray asks for nodes itself where tasks wait, but what waits for a task gives up earlier.
@@ -89,7 +101,7 @@ def grow(wanted: int, wait_s: float = GROW_S) -> int:
     Raises:
         RecrayError: They do not come.
     """
-    there, most = size()
+    there, most = capacity()
     if wanted <= there or wanted > most:
         return there
     from ray.autoscaler.sdk import request_resources
@@ -98,7 +110,7 @@ def grow(wanted: int, wait_s: float = GROW_S) -> int:
     end = time.monotonic() + wait_s
     request_resources(num_cpus=wanted)
     try:
-        while (there := size()[0]) < wanted:
+        while (there := capacity().cpus) < wanted:
             if time.monotonic() > end:
                 raise RecrayError(
                     f"the cluster has {there} CPUs, {wait_s:.0f} s after {wanted} were asked for; "
@@ -110,7 +122,31 @@ def grow(wanted: int, wait_s: float = GROW_S) -> int:
     return there
 
 
-def room(workers: int, notice_s: float = 25.0, back_s: float = 30.0) -> int:
+def wait_for_capacity(workers: int) -> str | None:
+    """Refuse what the connected cluster can never place; have one that grows get its nodes.
+
+    Returns:
+        A line to say if it must wait for others to end; None if there is room now.
+
+    Raises:
+        RecrayError: More workers than its CPUs, or than it may come to have; or these do not come.
+    """
+    import ray
+
+    most = capacity().max_cpus
+    if workers > most:
+        raise RecrayError(
+            f"--workers {workers}: the cluster has {most} CPUs, one is needed per worker; "
+            "give fewer workers or add nodes"
+        )
+    cpus = scale_up(workers)
+    free = ray.available_resources().get("CPU", 0)
+    if workers > free:
+        return f"{free:g} of {cpus} CPUs of the cluster are free: waiting for {workers}"
+    return None
+
+
+def available_workers(workers: int, notice_s: float = 25.0, back_s: float = 30.0) -> int:
     """How many of the workers the cluster has CPUs for, now that a worker was lost.
 
     Args:
@@ -120,7 +156,7 @@ def room(workers: int, notice_s: float = 25.0, back_s: float = 30.0) -> int:
     """
     begin = time.monotonic()
     while True:
-        left = alive()
+        left = alive_nodes()
         cpus = int(sum(node.resources.get("CPU", 0) for node in left))
         wait_s = back_s if cpus < workers else notice_s if len(left) > 1 else 0.0
         if time.monotonic() - begin >= wait_s:
@@ -128,7 +164,7 @@ def room(workers: int, notice_s: float = 25.0, back_s: float = 30.0) -> int:
         time.sleep(0.5)
 
 
-def on_every_node(
+def run_on_all_nodes(
     function: Callable[[], Any], wait_s: float = WAIT_S
 ) -> list[tuple[Node, Any, str]]:
     """Call a function once on each node, beside whatever runs there.
@@ -141,7 +177,7 @@ def on_every_node(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     call = ray.remote(lambda: function())  # Ray takes functions, and no other callables
-    nodes = alive()
+    nodes = alive_nodes()
     tasks = [
         call.options(
             num_cpus=0,
@@ -165,7 +201,7 @@ def on_every_node(
     return answers
 
 
-def blind_nodes(folder: str) -> list[str]:
+def nodes_without_access(folder: str) -> list[str]:
     """The nodes that do not see a file written here into a local folder, with the reason.
 
     Raises:
@@ -179,7 +215,7 @@ def blind_nodes(folder: str) -> list[str]:
     with storage_errors(folder):
         (Path(folder) / probe).touch()
     try:
-        answers = on_every_node(sees)
+        answers = run_on_all_nodes(sees)
     finally:
         with contextlib.suppress(FileNotFoundError):
             (Path(folder) / probe).unlink()
@@ -192,12 +228,12 @@ def require_shared(folder: Folder) -> None:
     Raises:
         RecrayError: It is a local folder and there are nodes that do not see it.
     """
-    if is_uri(folder.path) or len(alive()) == 1:
+    if is_uri(folder.path) or len(alive_nodes()) == 1:
         return
     place = Path(folder.path).parent
     with storage_errors(folder.path):
         place.mkdir(parents=True, exist_ok=True)
-    blind = blind_nodes(str(place))
+    blind = nodes_without_access(str(place))
     if blind:
         raise RecrayError(
             f"{folder} is not shared: {', '.join(blind)} cannot see {place}; "

@@ -1,28 +1,27 @@
-"""The only place that starts or joins Ray: address, token, environment, and what fits on it."""
+"""The only place that starts or joins Ray: its address, token and environment."""
 
 import contextlib
 import io
-import json
-import logging
 import os
 import secrets
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from recray.errors import RecrayError, StorageError, WorkerLost
-from recray.runtime import nodes
+from recray.errors import RecrayError
 
 LOCAL = "local"
 TERMINATED = 143
 """Exit status after SIGTERM."""
 OBJECT_STORE_BYTES = 500 << 20
+PACKAGE_FOLDER = Path(__file__).parents[1]
+"""The source of recray, which a cluster that is joined gets along."""
 JOIN_VARIABLE, JOIN_S = "RAY_gcs_server_port_wait_time_s", 8
 """How long Ray tries to join a cluster whose head listens."""
 
@@ -71,30 +70,6 @@ def require_local(workers: int) -> None:
             f"--workers {workers}: this machine can place at most {local_cpus()} workers "
             f"({os.cpu_count()} CPUs); give fewer, or --address of a larger cluster"
         )
-
-
-def require(workers: int) -> str | None:
-    """Refuse what the connected cluster can never place; have one that grows get its nodes.
-
-    Returns:
-        A line to say if it must wait for others to end; None if there is room now.
-
-    Raises:
-        RecrayError: More workers than its CPUs, or than it may come to have; or these do not come.
-    """
-    import ray
-
-    most = nodes.size()[1]
-    if workers > most:
-        raise RecrayError(
-            f"--workers {workers}: the cluster has {most} CPUs, one is needed per worker; "
-            "give fewer workers or add nodes"
-        )
-    cpus = nodes.grow(workers)
-    free = ray.available_resources().get("CPU", 0)
-    if workers > free:
-        return f"{free:g} of {cpus} CPUs of the cluster are free: waiting for {workers}"
-    return None
 
 
 @contextmanager
@@ -180,7 +155,7 @@ def _start(address: str, cpus: int) -> None:
         _refuse_unreachable(address)
         options |= {"address": address}
         if not in_job():  # a job brings its own working folder
-            options["runtime_env"] = {"py_modules": [str(Path(__file__).parent)]}
+            options["runtime_env"] = {"py_modules": [str(PACKAGE_FOLDER)]}
     with contextlib.nullcontext(io.BytesIO()) if address == LOCAL else _joining() as said:
         try:
             ray.init(**options)
@@ -219,41 +194,6 @@ def _joining() -> Iterator[IO[bytes]]:
                 del os.environ[JOIN_VARIABLE]
 
 
-def map_tasks(function: Callable[..., dict[str, Any]], count: int, *arguments: Any) -> list[Any]:
-    """Call function(i, *arguments) for i in 0..count-1 as Ray Data tasks; results in order of i.
-
-    Results are small, such as counts; they travel as JSON, so that one schema serves every map.
-
-    Raises:
-        RecrayError: What the first failing call, by i, raised for the user.
-    """
-    import ray.data
-
-    nodes.grow(1)
-
-    def call(batch: dict[str, Any]) -> dict[str, list[str]]:
-        results = []
-        for number in batch["id"]:
-            try:
-                value = function(int(number), *arguments)
-            except RecrayError as error:
-                value = {"error": str(error), "storage": isinstance(error, StorageError)}
-            results.append(json.dumps({"id": int(number)} | value))
-        return {"result": results}
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    tasks = ray.data.range(count, override_num_blocks=count)
-    mapped = tasks.map_batches(call, batch_size=None)  # type: ignore[arg-type]  # numpy in, lists out
-    rows = mapped.take_all()
-    results = sorted((json.loads(row["result"]) for row in rows), key=lambda r: r["id"])
-    for result in results:
-        if "error" in result:
-            raise (StorageError if result["storage"] else RecrayError)(result["error"])
-    return results
-
-
 def private_token() -> None:
     """Make Ray's token file readable by its owner only; Ray itself would write it 0644."""
     if "RAY_AUTH_TOKEN" in os.environ:
@@ -267,57 +207,3 @@ def private_token() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
         stream.write(secrets.token_hex(32))
-
-
-def user_error(error: BaseException) -> RecrayError | None:
-    """The RecrayError inside what Ray raised for a failed task or worker, if there is one; that
-    others lost this worker is not counted.
-    """
-    found = (e for e in _inside(error) if isinstance(e, RecrayError))
-    return next((e for e in found if not isinstance(e, WorkerLost)), None)
-
-
-def lost_worker(error: BaseException) -> WorkerLost | None:
-    """What Ray raised, if all that happened is that a worker died, was stopped, or was waited for
-    in vain; None where one raised something of its own.
-    """
-    import ray.exceptions
-
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    dead = []
-    for rank, failure in sorted(failures.items()):
-        inside = _inside(failure)
-        if any(isinstance(e, ray.exceptions.RayActorError) for e in inside):
-            dead.append(rank)
-        elif not any(isinstance(e, WorkerLost | TimeoutError) for e in inside):
-            return None
-    if dead:
-        return WorkerLost(f"worker {', '.join(map(str, dead))} (counted from 0) died")
-    found = (e for e in _inside(error) if isinstance(e, WorkerLost))
-    return next(found, None)
-
-
-def unplaced(error: BaseException, workers: int) -> RecrayError | None:
-    """What Ray raised, if it had no room for the workers in all the time that it was given."""
-    failure = getattr(error, "controller_failure", None)
-    if type(failure).__name__ != "WorkerGroupStartupTimeoutError":
-        return None
-    return RecrayError(
-        f"--workers {workers}: the cluster had no room for them, others use its CPUs; "
-        "give fewer workers, or try again later"
-    )
-
-
-def _inside(error: BaseException) -> list[BaseException]:
-    """An exception and all that it wraps."""
-    seen: list[BaseException] = []
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop()
-        if current is None or any(current is one for one in seen):
-            continue
-        seen.append(current)
-        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
-        queue.append(getattr(current, "health_check_failure", None))
-        queue += list(getattr(current, "worker_failures", {}).values())
-    return seen

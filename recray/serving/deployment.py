@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
-from recray.runtime import session
+from recray.runtime.session import LOCAL, session
 from recray.serving.guard import Protection, load_keys, refuse_open_door
 from recray.serving.metrics import Tally
 from recray.serving.options import Beside
@@ -241,7 +241,7 @@ def serving(
     host: str = "127.0.0.1",
     port: int = 8000,
     replicas: int = 1,
-    address: str = session.LOCAL,
+    address: str = LOCAL,
     protection: Protection | None = None,
     profile: Profile = "laptop",
     beside: Beside | None = None,
@@ -271,11 +271,11 @@ def serving(
     refuse_open_door("0.0.0.0" if profile == "production" else host, protection)
     beside = beside or Beside()
     _try_out(bundle, beside)  # here, where the user sees it, not in a replica's log
-    if address == session.LOCAL:
+    if address == LOCAL:
         refuse_taken_port(host, port)
     if profile == "production":
         os.environ.update(PRODUCTION_ENVIRONMENT)
-    with session.session(address):
+    with session(address):
         from ray import serve
         from ray.serve.config import HTTPOptions, ProxyLocation
         from ray.serve.schema import LoggingConfig

@@ -8,7 +8,7 @@ from recray.errors import RecrayError
 from recray.evaluation.per_user import check_metric
 from recray.models import build_model
 from recray.models.objectives import Contrast, UnratedClass, build_objective
-from recray.runtime import session
+from recray.runtime.session import LOCAL, require_local
 from recray.training.optimizer_choice import EXACT, device_of, pairs_of
 from recray.training.pretrain import check_pretraining, start_from
 from recray.training.streaming import check_streaming
@@ -47,8 +47,8 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
             f"--workers {workers}: the data set has {prepared.buckets} parts, "
             "one is needed per worker"
         )
-    if address == session.LOCAL:
-        session.require_local(workers)
+    if address == LOCAL:
+        require_local(workers)
     if not settings.ranks:
         refuse_equal_ratings(prepared)
     if max(settings.evaluate.k) > prepared.items:
@@ -63,7 +63,7 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
             f"evaluate.relevant_from={bar:g}: no rating is above {high:g}, "
             "nothing would be relevant"
         )
-    if address == session.LOCAL:
+    if address == LOCAL:
         device_of(settings.train)
     if settings.train.optimizer not in EXACT:
         _refuse_large_batch(settings, prepared)

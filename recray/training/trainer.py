@@ -20,7 +20,9 @@ from recray.models.base import Model
 from recray.models.hybrid import Hybrid
 from recray.models.objectives import build_objective
 from recray.progress import Say
-from recray.runtime import nodes, session
+from recray.runtime.failures import lost_worker, unplaced, user_error
+from recray.runtime.nodes import available_workers, require_shared, wait_for_capacity
+from recray.runtime.session import LOCAL, TERMINATED, session
 from recray.storage import Folder
 from recray.training import checks
 from recray.training.callbacks import Watch, following
@@ -47,7 +49,7 @@ def run(
     out: str,
     workers: int = 1,
     resume: bool = False,
-    address: str = session.LOCAL,
+    address: str = LOCAL,
     watch: Watch | None = None,
     max_failures: int = MAX_FAILURES,
 ) -> dict[str, Any]:
@@ -87,9 +89,9 @@ def run(
         "run": folder.folder.path,
     }
     rows = prepared.manifest["splits"]["train"]["rows"]
-    with session.session(address):
-        busy = session.require(workers)
-        nodes.require_shared(folder.folder)
+    with session(address):
+        busy = wait_for_capacity(workers)
+        require_shared(folder.folder)
         watch.say(describe(settings, prepared.users, prepared.items, rows, workers))
         if checks.streams(settings, prepared, workers):
             watch.say(
@@ -100,7 +102,7 @@ def run(
             watch.say(f"train: {busy}")
         folder.claim(facts, before)
         with following(folder.folder, watch, facts, before.history):
-            processes = 0 if workers == 1 and address == session.LOCAL else workers
+            processes = 0 if workers == 1 and address == LOCAL else workers
             _fit_again(config, folder, facts, processes, max_failures, watch.say)
     return _end(folder, folder.progress())
 
@@ -187,7 +189,7 @@ def _fit_again(
             progress = folder.progress()
             again = f"again after epoch {progress.epoch}, {failures + 1} of {max_failures}"
             say(f"train: {error}; {again}")
-            room = nodes.room(workers)
+            room = available_workers(workers)
             if 0 < room < workers:
                 fewer = f"{room} worker{'s' * (room > 1)} instead of {workers}"
                 say(
@@ -249,12 +251,12 @@ def fit(
         with contextlib.redirect_stdout(None):
             trainer.fit()
     except SystemExit as error:  # Ray's own SIGINT handler leaves with 0 or 1
-        if error.code == session.TERMINATED:
+        if error.code == TERMINATED:
             raise
         raise KeyboardInterrupt from error
     except Exception as error:
-        failure: RecrayError | None = session.user_error(error) or session.lost_worker(error)
-        failure = failure or session.unplaced(error, workers)
+        failure: RecrayError | None = user_error(error) or lost_worker(error)
+        failure = failure or unplaced(error, workers)
         if failure is not None:
             raise failure from error
         raise

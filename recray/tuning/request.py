@@ -9,7 +9,7 @@ import torch
 from recray.config import Settings
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError, unknown_name
-from recray.runtime import session
+from recray.runtime.session import LOCAL, local_cpus
 from recray.training import checks
 from recray.training.loop import LOWER_IS_BETTER
 from recray.tuning.searchers import SEARCHERS, GridSearch, make_searcher
@@ -54,7 +54,7 @@ class Order:
     searcher: str = "random"
     scheduler: str = "asha"
     resume: bool = False
-    address: str = session.LOCAL
+    address: str = LOCAL
     seeds: int = 3
     folds: int = 0
     workers: int = 1
@@ -150,8 +150,8 @@ def check(order: Order, settings: Settings, space: Space) -> Search:
             f"--trials {order.trials}: the grid has {len(searcher.points) + 1} trials; give as "
             "many, a smaller --space, or --searcher random"
         )
-    if order.address == session.LOCAL:
-        room = Room(session.local_cpus(), local_gpus() if order.gpus else 0)
+    if order.address == LOCAL:
+        room = Room(local_cpus(), local_gpus() if order.gpus else 0)
         concurrency(order.concurrent, room, Room(order.workers, order.gpus))
     search = Search(order, data, settings, space, goal, SweepFolder(order.out))
     search.sweep.check(search.facts(), order.resume)

@@ -14,7 +14,8 @@ from dataclasses import asdict
 from typing import Any
 
 from recray.errors import RecrayError
-from recray.runtime import nodes, session
+from recray.runtime.nodes import capacity, require_shared, scale_up
+from recray.runtime.session import LOCAL, session
 from recray.tuning.driver import Desk, OnEvent
 from recray.tuning.request import Order, Room, Search, concurrency, takes
 from recray.tuning.store import Goal, Record, SweepFolder
@@ -39,10 +40,10 @@ _TUNE_ENVIRONMENT = {
 def _fitting(search: Search) -> int:
     import ray
 
-    nodes.grow(max(search.order.workers, min(search.order.concurrent or 1, nodes.size()[1])))
+    scale_up(max(search.order.workers, min(search.order.concurrent or 1, capacity().max_cpus)))
     there = ray.cluster_resources()
     order, cpus = search.order, int(there.get("CPU", 0))
-    if order.concurrent is None and order.address == session.LOCAL:
+    if order.concurrent is None and order.address == LOCAL:
         # A local Ray has more logical CPUs than real ones.
         cpus = min(cpus, max(os.cpu_count() or 1, order.workers))
     room = Room(cpus, there.get("GPU", 0.0), there.get("memory"))
@@ -62,9 +63,9 @@ def run(search: Search, on_event: OnEvent | None = None) -> Plan:
     Raises:
         RecrayError: No trial came to a value, or the cluster has no room for one.
     """
-    with session.session(search.order.address):
+    with session(search.order.address):
         at_once = _fitting(search)
-        nodes.require_shared(search.sweep.folder)
+        require_shared(search.sweep.folder)
         search.claim()
         plan = search.plan()
         if plan.waiting:

@@ -17,9 +17,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def ray_session():
-    from recray.runtime import session
+    from recray.runtime.session import session
 
-    with session.session():
+    with session():
         yield
 
 

@@ -15,18 +15,19 @@ SETTINGS = ["--preset", "dot-mse", "--set", "train.epochs=3"]
 SCRIPT = """
 import json, sys
 from ray.cluster_utils import Cluster
-from recray import cluster, nodes
 from recray.config import load_settings
+from recray.runtime.nodes import alive_nodes
+from recray.runtime.session import session
 from recray.training import trainer
 
 prepared, out = sys.argv[1:]
 made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 made.add_node(num_cpus=1)
 try:
-    with cluster.session(made.address):
+    with session(made.address):
         settings = load_settings("dot-mse", None, ["train.epochs=3"])
         summary = trainer.run(settings, prepared, out, workers=2, address=made.address)
-        print(json.dumps({"nodes": len(nodes.alive()), "epochs": summary["epochs"]}))
+        print(json.dumps({"nodes": len(alive_nodes()), "epochs": summary["epochs"]}))
 finally:
     made.shutdown()
 """

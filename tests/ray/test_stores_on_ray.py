@@ -18,7 +18,6 @@ from moto.server import ThreadedMotoServer
 from recray.config import load_settings
 from recray.data import ingest, sample, source
 from recray.data.dataset import Prepared
-from recray.runtime import session
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def s3(monkeypatch):
 @pytest.fixture
 def in_process(monkeypatch):
     """Runs the maps of ingest here: the session's workers have another environment."""
-    monkeypatch.setattr(session, "map_tasks", lambda task, count: [task(n) for n in range(count)])
+    monkeypatch.setattr(ingest, "map_tasks", lambda task, count: [task(n) for n in range(count)])
 
 
 @pytest.mark.usefixtures("ray_session", "in_process")

@@ -266,14 +266,13 @@ def test_what_a_trial_raises_on_its_workers_is_a_row(prepared, tmp_path):
 
 NODES = """
 import json, sys
-from recray import cluster
-cluster.set_environment()
+from recray.runtime.session import set_environment
+set_environment()
 from ray.cluster_utils import Cluster
-from recray import tuning
 from recray.config import load_settings
-from recray.sweep import order as orders
-from recray.sweep.order import Order
-from recray.sweep.spaces import parse_space
+from recray.tuning import request, tuner
+from recray.tuning.request import Order
+from recray.tuning.space import parse_space
 
 prepared, out = sys.argv[1:]
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -284,7 +283,7 @@ space = parse_space({"train.l2": {"loguniform": [0.001, 0.1]}}, settings)
 def run(resume, on_event=None):
     order = Order(prepared, out, 8, 3 if not resume else None, scheduler="none",
                   resume=resume, address=nodes.address)
-    plan = tuning.run(orders.check(order, settings, space), on_event)
+    plan = tuner.run(request.check(order, settings, space), on_event)
     return {r.key: r.status for r in plan.records.values()}
 
 def kill(event):
