@@ -7,4 +7,4 @@ from recray.runtime.session import PACKAGE_FOLDER
 
 
 def test_a_joined_cluster_gets_the_whole_package():
-    assert [PACKAGE_FOLDER] == [Path(folder) for folder in recray.__path__]
+    assert [Path(folder) for folder in recray.__path__] == [PACKAGE_FOLDER]
