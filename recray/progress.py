@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-Say = Callable[[str], None]
-"""Tells of progress, a line at a time; Console.say is one."""
+Log = Callable[[str], None]
+"""Shows one line of progress; Console.log is one."""
 
 
 QUIET_SECONDS = 2.0
@@ -91,7 +91,7 @@ class Console:
         self._begin = time.monotonic()
         self._bar: Progress | None = None
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Tell of progress, on stderr, with the seconds since the start."""
         self._close_bar()
         self.patience.told()
@@ -113,7 +113,7 @@ class Console:
         if not sys.stderr.isatty():
             numbers += [f"{entry['seconds']:.2f} s", *last]
             width = len(str(self._epochs))
-            self.say(f"epoch {entry['epoch']:>{width}}/{self._epochs}  {'  '.join(numbers)}")
+            self.log(f"epoch {entry['epoch']:>{width}}/{self._epochs}  {'  '.join(numbers)}")
             return
         if self._bar is None:
             self.patience.told(held=True)
@@ -127,7 +127,7 @@ class Console:
     def during(self, words: str) -> Iterator[None]:
         """Tell what is done while the block runs: in a spinner on a terminal, a line elsewhere."""
         if not sys.stderr.isatty():
-            self.say(words)
+            self.log(words)
         self.patience.name(words)
         yield
         self.patience.told()

@@ -118,7 +118,7 @@ def train(
     chosen = _settings(preset, config, settings)
     with telling(f"train {chosen.preset} into {out}") as ui:
         ui.expect(chosen.train.epochs, chosen.metric)
-        watch = Watch(ui.say, ui.epoch, (TensorBoard,))
+        watch = Watch(ui.log, ui.epoch, (TensorBoard,))
         summary = trainer.run(chosen, _path(data), out, workers, True, address, watch)
     return Run(out, summary)
 
@@ -229,7 +229,7 @@ def tune(
     order = orders.Order(path, out, trials, concurrent, searcher, scheduler, True, address, seeds)
     search = orders.check(order, chosen, load_space(chosen, space))
     with telling(f"{trials} trials into {out}") as ui:
-        return Sweep(out, champion.tune(search, ui.say))
+        return Sweep(out, champion.tune(search, ui.log))
 
 
 def serve(

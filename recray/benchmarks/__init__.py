@@ -6,18 +6,18 @@ from typing import Any
 
 from recray.benchmarks.harness import machine
 from recray.errors import RecrayError, unknown_name
-from recray.progress import Say
+from recray.progress import Log
 
 NAMES = ("evaluate", "ingest", "quality", "scale", "search", "serve", "train", "tune")
 
 
-def run(name: str, quick: bool, say: Say, **options: object) -> dict[str, Any]:
+def run(name: str, quick: bool, log: Log, **options: object) -> dict[str, Any]:
     """Run one benchmark.
 
     Args:
         name: One of NAMES.
         quick: Take the module's sizes QUICK, which last under 3 minutes, in place of FULL.
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
         options: What only some benchmarks know, such as data, a folder of real archives; None is
             as good as not given.
 
@@ -35,5 +35,5 @@ def run(name: str, quick: bool, say: Say, **options: object) -> dict[str, Any]:
         if option not in inspect.signature(module.run).parameters:
             raise RecrayError(f"the benchmark {name} has no option --{option}")
     before = machine()
-    result = module.run(module.QUICK if quick else module.FULL, say, **given)
+    result = module.run(module.QUICK if quick else module.FULL, log, **given)
     return {**result, "machine": before | {"load_after": machine()["load"]}}

@@ -13,7 +13,7 @@ from recray.evaluation.per_user import USER_BLOCK
 from recray.inference.scorer import History, Ranker
 from recray.models.factorization import Dot
 from recray.models.neumf import NeuMf
-from recray.progress import Say
+from recray.progress import Log
 
 DIM = 64
 K = 10
@@ -41,17 +41,17 @@ class Sizes:
 FULL, QUICK = Sizes(32_768), Sizes(8_192)
 
 
-def run(sizes: Sizes, say: Say) -> dict[str, Any]:
+def run(sizes: Sizes, log: Log) -> dict[str, Any]:
     """Rank at the sizes of ml-1m and ml-25m."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         large = _ranker(*ML_25M)
         # Memory first: what an earlier run has freed would be used again and not be seen.
-        memory = _memory(large, sizes.memory_users, say)
+        memory = _memory(large, sizes.memory_users, log)
         times = sizes.repetitions
-        small = _speed(_ranker(*ML_1M), ML_1M[0], times, say)
-        rows = [small, _speed(large, 1_024, times, say), memory, _network(times, say)]
+        small = _speed(_ranker(*ML_1M), ML_1M[0], times, log)
+        rows = [small, _speed(large, 1_024, times, log), memory, _network(times, log)]
     finally:
         torch.set_num_threads(threads)
     return {"figures": _figures(rows), "rows": rows}
@@ -96,7 +96,7 @@ def argsort_loop(ranker: Ranker, users: int) -> NDArray[np.int64]:
     return np.stack(lists)
 
 
-def _speed(ranker: Ranker, measured: int, repetitions: int, say: Say) -> dict[str, Any]:
+def _speed(ranker: Ranker, measured: int, repetitions: int, log: Log) -> dict[str, Any]:
     items = ranker.model.items
     found = interleaved(
         {
@@ -107,7 +107,7 @@ def _speed(ranker: Ranker, measured: int, repetitions: int, say: Say) -> dict[st
     )
     rate = measured / found["ranker"]["seconds"]
     loop = LOOPED / found["argsort"]["seconds"]
-    say(f"{items:,} items: {rate:,.0f} users/s, argsort loop {loop:,.0f}")
+    log(f"{items:,} items: {rate:,.0f} users/s, argsort loop {loop:,.0f}")
     return {
         "items": items,
         "users": measured,
@@ -119,7 +119,7 @@ def _speed(ranker: Ranker, measured: int, repetitions: int, say: Say) -> dict[st
     }
 
 
-def _network(repetitions: int, say: Say) -> dict[str, Any]:
+def _network(repetitions: int, log: Log) -> dict[str, Any]:
     """Every pair of a block of users through a NeuMF of 64 and layers of 128, 64 and 32."""
     users, items = ML_1M
     model = NeuMf(users, items, DIM, DIM, (128, 64, 32), 0.0, "logits").eval()
@@ -127,11 +127,11 @@ def _network(repetitions: int, say: Say) -> dict[str, Any]:
     with torch.no_grad():
         found = interleaved({"neumf": lambda: model.score(state)}, repetitions)["neumf"]
     pairs = USER_BLOCK * items
-    say(f"neumf, {items:,} items: {pairs / found['seconds']:,.0f} pairs/s")
+    log(f"neumf, {items:,} items: {pairs / found['seconds']:,.0f} pairs/s")
     return {"items": items, "users": USER_BLOCK, "pairs_per_s": round(pairs / found["seconds"])}
 
 
-def _memory(ranker: Ranker, users: int, say: Say) -> dict[str, Any]:
+def _memory(ranker: Ranker, users: int, log: Log) -> dict[str, Any]:
     """Peak memory of ranking less what the vectors and the history take."""
     with peak_memory() as before:
         time.sleep(0.5 if PROC.is_dir() else 0.0)
@@ -140,5 +140,5 @@ def _memory(ranker: Ranker, users: int, say: Say) -> dict[str, Any]:
         rank_all(ranker, users)
     seconds = time.perf_counter() - begin
     peak = None if during.mb is None or before.mb is None else round(during.mb - before.mb, 1)
-    say(f"{users:,} of {ML_25M[0]:,} users: {seconds:.1f} s, {peak} MB above the tables")
+    log(f"{users:,} of {ML_25M[0]:,} users: {seconds:.1f} s, {peak} MB above the tables")
     return {"items": ranker.model.items, "users": users, "peak_mb": peak}

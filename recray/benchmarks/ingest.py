@@ -20,7 +20,7 @@ from recray.data import ingest, readers, source
 from recray.data.readers import Piece
 from recray.data.shuffle_tasks import Numbering
 from recray.data.spill import read_arrow, write_arrow
-from recray.progress import Say
+from recray.progress import Log
 from recray.runtime.session import session
 from recray.runtime.tasks import map_tasks
 from recray.storage import Folder
@@ -49,18 +49,18 @@ FULL = Sizes((1_000_000, 5_000_000), ("csv", "parquet"), 3, (5_000_000, 25_000_0
 QUICK = Sizes((5_000_000,), ("csv",), 2, (1_000_000, 5_000_000))
 
 
-def run(sizes: Sizes, say: Say) -> dict[str, Any]:
+def run(sizes: Sizes, log: Log) -> dict[str, Any]:
     """Compare the ways at each size and format, then measure the memory of whole prepares."""
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder:
         rows: list[dict[str, Any]] = []
         for size in sizes.compared:
             for kind in sizes.kinds:
                 path = generate(Path(folder), size, kind)
-                rows += _compare(path, size, kind, Path(folder), sizes.repetitions, say)
+                rows += _compare(path, size, kind, Path(folder), sizes.repetitions, log)
         figures = _figures(rows, sizes.compared[-1])
         peaks = {}
         for size in sizes.watched:
-            peaks[size], row = _peak(generate(Path(folder), size, "csv"), size, Path(folder), say)
+            peaks[size], row = _peak(generate(Path(folder), size, "csv"), size, Path(folder), log)
             rows.append(row)
     small, large = peaks.get(5_000_000), peaks.get(25_000_000)
     figures["peak_mb_25m_over_5m"] = large / small if small and large else None
@@ -109,7 +109,7 @@ def generate(folder: Path, rows: int, kind: str, each: int = 154) -> Path:
 
 
 def _compare(
-    path: Path, size: int, kind: str, folder: Path, repetitions: int, say: Say
+    path: Path, size: int, kind: str, folder: Path, repetitions: int, log: Log
 ) -> list[dict[str, Any]]:
     """All ways on one file, in one Ray."""
     from recray.benchmarks import textbook
@@ -130,16 +130,16 @@ def _compare(
             {"way": way, "file": kind, "rows": size, "rows_per_s": round(size / seconds["seconds"])}
             | {name: round(value, 3) for name, value in seconds.items()}
         )
-        say(f"{size:,} rows {kind}: {way} {seconds['seconds']:.2f} s")
+        log(f"{size:,} rows {kind}: {way} {seconds['seconds']:.2f} s")
     return rows
 
 
-def _peak(path: Path, size: int, folder: Path, say: Say) -> tuple[float | None, dict[str, Any]]:
+def _peak(path: Path, size: int, folder: Path, log: Log) -> tuple[float | None, dict[str, Any]]:
     """Peak memory of a whole prepare, with a Ray of its own, whose processes are counted."""
     with peak_memory() as peak, session():
         seconds = timed(lambda: _prepare(str(path), folder / "out"))
     mb = None if peak.mb is None else round(peak.mb)
-    say(f"{size:,} rows csv: whole prepare {seconds:.1f} s, peak {mb} MB")
+    log(f"{size:,} rows csv: whole prepare {seconds:.1f} s, peak {mb} MB")
     row = {"way": "prepare, memory", "file": "csv", "rows": size, "seconds": round(seconds, 3)}
     return peak.mb, row | {"rows_per_s": round(size / seconds), "peak_mb": mb}
 

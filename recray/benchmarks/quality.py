@@ -13,7 +13,7 @@ from recray.evaluation.protocol import Protocol
 from recray.inference.bundle import Bundle
 from recray.pipelines import crossvalidation
 from recray.pipelines.crossvalidation import Fold
-from recray.progress import Say
+from recray.progress import Log
 from recray.runtime.session import session
 
 PER_ITEM = ("split.kind=per-item-random", "split.test=0.25", "split.valid=0.1")
@@ -128,12 +128,12 @@ FULL = Sizes(tuple(case.figure for case in CASES), 5)
 QUICK = Sizes(tuple(case.figure for case in CASES if _is_quick(case)), 1)
 
 
-def run(sizes: Sizes, say: Say, data: str | None = None, only: str | None = None) -> dict[str, Any]:
+def run(sizes: Sizes, log: Log, data: str | None = None, only: str | None = None) -> dict[str, Any]:
     """Measure every protocol.
 
     Args:
         sizes: How much is measured.
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
         data: Folder of archives named after their releases; None downloads them.
         only: The figure of one row; None for all.
 
@@ -149,7 +149,7 @@ def run(sizes: Sizes, say: Say, data: str | None = None, only: str | None = None
     with tempfile.TemporaryDirectory(prefix="recray-quality-") as out, session():
         for case in wanted:
             source = archive(case.data, data)
-            rows.append(_measure(case, source, sizes, f"{out}/{case.figure}", say))
+            rows.append(_measure(case, source, sizes, f"{out}/{case.figure}", log))
     return {"figures": _figures(rows), "rows": rows}
 
 
@@ -170,7 +170,7 @@ def _folds(case: Case, settings: Settings, most: int) -> list[Fold]:
     return crossvalidation.given_folds(settings, [f"u{n}" for n in range(1, 6)][:most])
 
 
-def _measure(case: Case, source: str, sizes: Sizes, out: str, say: Say) -> dict[str, Any]:
+def _measure(case: Case, source: str, sizes: Sizes, out: str, log: Log) -> dict[str, Any]:
     """One protocol: validation picks the epoch, a refit takes all rows but the test. The rating
     preset has nothing to pick, and trains on them at once.
     """
@@ -178,9 +178,9 @@ def _measure(case: Case, source: str, sizes: Sizes, out: str, say: Say) -> dict[
     folds = _folds(case, settings, sizes.repetitions)
     refit = settings.split.valid > 0 and settings.split.kind != "held-out-users"
     begin = time.perf_counter()
-    result = crossvalidation.run(source, folds, out, refit, say=lambda _line: None)
+    result = crossvalidation.run(source, folds, out, refit, log=lambda _line: None)
     value, popularity = result["mean"][case.metric], result["baselines"]["popularity"]
-    say(f"{case.data} {case.preset}: {case.metric} {value:.4f}")
+    log(f"{case.data} {case.preset}: {case.metric} {value:.4f}")
     return {
         "figure": case.figure,
         "data": case.data,

@@ -19,7 +19,7 @@ from recray.benchmarks.ingest import generate
 from recray.config import Settings, load_settings
 from recray.data import ingest, source
 from recray.data.dataset import Prepared
-from recray.progress import Say
+from recray.progress import Log
 from recray.runtime.session import session
 
 EPOCHS = 2
@@ -81,13 +81,13 @@ FIGURES: dict[str, dict[str, Callable[[Size], Terms]]] = {
 }
 
 
-def run(sizes: Sizes, say: Say) -> dict[str, Any]:
+def run(sizes: Sizes, log: Log) -> dict[str, Any]:
     """Fit the constants on the small sets, then predict the large ones."""
     small, middle = Data(sizes.small), Data(sizes.middle)
     many = Data(small.rows, 20)  # the same ratings by more users
     large = tuple(map(Data, sizes.large))
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder:
-        stage = _Stage(Path(folder), say)
+        stage = _Stage(Path(folder), log)
         fitted = [stage.prepare(d, w) for d, w in product((small, middle), WORKERS)]
         stage.prepare(many, 1)
         trials = _trials(small, middle, many)
@@ -112,7 +112,7 @@ class _Stage:
     """Runs the stages in a folder, and tells what they took."""
 
     folder: Path
-    say: Say
+    log: Log
 
     def prepare(self, data: Data, workers: int) -> Measured:
         """Prepare a set with so many CPUs; the prepared one stays for `train`."""
@@ -159,7 +159,7 @@ class _Stage:
         rows = manifest["rows_read" if stage == "prepare" else "splits"]
         ratings = rows if stage == "prepare" else rows["train"]["rows"]
         size = Size(ratings, counts["users"], counts["items"], dim, workers, EPOCHS)
-        self.say(
+        self.log(
             f"{stage} {data.rows:,} ratings, dim {dim}, {workers} workers: "
             f"{cpu:.1f} s of CPU in {wall:.1f} s, {memory / 1e6:,.0f} MB"
         )

@@ -12,7 +12,7 @@ from recray.benchmarks.quality import PER_ITEM, SMALL, archive
 from recray.config import Settings, load_settings
 from recray.data import ingest
 from recray.data.source import recognise
-from recray.progress import Say
+from recray.progress import Log
 from recray.runtime.session import session
 from recray.tuning import request as orders
 from recray.tuning import tuner
@@ -46,12 +46,12 @@ class Sizes:
 FULL, QUICK = Sizes(40, "ml-100k"), Sizes(12, "sample")
 
 
-def run(sizes: Sizes, say: Say, data: str | None = None) -> dict[str, Any]:
+def run(sizes: Sizes, log: Log, data: str | None = None) -> dict[str, Any]:
     """Search the default preset from poor values, 75/25 per item.
 
     Args:
         sizes: How much is measured.
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
         data: Folder with ml-100k.zip; None downloads it.
     """
     tuned = load_settings("ranking", None, (*PER_ITEM, *SMALL))
@@ -59,15 +59,15 @@ def run(sizes: Sizes, say: Say, data: str | None = None) -> dict[str, Any]:
     source = "sample" if sizes.source == "sample" else archive(sizes.source, data)
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session():
         ingest.prepare(recognise(source, tuned), f"{folder}/prepared", tuned)
-        aim = _search(tuned, folder, "none", 1, say)
-        rows = [aim, *(_search(poor, folder, way, sizes.trials, say) for way in ("none", "asha"))]
+        aim = _search(tuned, folder, "none", 1, log)
+        rows = [aim, *(_search(poor, folder, way, sizes.trials, log) for way in ("none", "asha"))]
     for row in rows:
         row["of_tuned"] = row["best"] / aim["best"]
     return {"figures": _figures(*rows), "rows": rows}
 
 
 def _search(
-    settings: Settings, folder: str, scheduler: str, trials: int, say: Say
+    settings: Settings, folder: str, scheduler: str, trials: int, log: Log
 ) -> dict[str, Any]:
     """The trials of one search, and the best of them on the validation split."""
     name = "tuned preset" if trials == 1 else f"from poor values, scheduler {scheduler}"
@@ -88,7 +88,7 @@ def _search(
         "seconds": round(seconds, 1),
     }
     values_seen = f"{search.goal.metric} from {row['first']:.4f} to {row['best']:.4f}"
-    say(f"{name}: {row['trials']} trials, {row['epochs']} epochs, {values_seen}")
+    log(f"{name}: {row['trials']} trials, {row['epochs']} epochs, {values_seen}")
     return row
 
 

@@ -23,7 +23,7 @@ from recray.benchmarks.harness import machine, own_memory
 from recray.benchmarks.synthetic import make_bundle
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import GivenRatings, Recommender
-from recray.progress import Say
+from recray.progress import Log
 from recray.serving.deployment import Profile, deploy, serving
 from recray.serving.guard import Protection, new_key, parse_key
 from recray.serving.hot_swap import open_warm
@@ -57,23 +57,23 @@ FULL = Sizes(5, 4.0, 30.0, (162_541, 59_047, 154))  # big is ml-25m
 QUICK = Sizes(2, 2.0, 12.0, (162_541, 59_047, 20))
 
 
-def run(sizes: Sizes, say: Say) -> dict[str, Any]:
+def run(sizes: Sizes, log: Log) -> dict[str, Any]:
     """Peaks by a closed loop, taking turns with the empty one; all else by an open one."""
     turns, seconds = sizes.turns, sizes.seconds
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as name:
         folder = Path(name)
-        say(f"bundles of {SMALL[1]:,} and {LARGE[1]:,} items")
+        log(f"bundles of {SMALL[1]:,} and {LARGE[1]:,} items")
         small = make_bundle(folder / "small", *SMALL)
         large = make_bundle(folder / "large", *LARGE)
-        rows = _default(small, large, turns, seconds, say)
-        rows.append(swaps(small, folder, sizes.swap_seconds, say))
-        say("the production profile, in a Ray of its own")
+        rows = _default(small, large, turns, seconds, log)
+        rows.append(swaps(small, folder, sizes.swap_seconds, log))
+        log("the production profile, in a Ray of its own")
         rows.append(_apart("production", small.folder.path, str(turns * seconds)))
         rows.append(_fold_in(small))
-        say("memory of a replica")
+        log("memory of a replica")
         big = make_bundle(folder / "big", *sizes.big)
         rows.append(_apart("memory", small.folder.path, big.folder.path))
-    say(f"load {machine()['load']}")
+    log(f"load {machine()['load']}")
     return {"figures": _figures(rows), "rows": rows}
 
 
@@ -125,16 +125,16 @@ def _paths(bundle: Bundle) -> list[str]:
 
 
 def _default(
-    small: Bundle, large: Bundle, turns: int, seconds: float, say: Say
+    small: Bundle, large: Bundle, turns: int, seconds: float, log: Log
 ) -> list[dict[str, Any]]:
     """Laptop mode: peaks beside the empty deployment, an open loop, batches."""
     rows, port = list[dict[str, Any]](), _free_port()
     with serving(small.folder.path, HOST, port):
         _serve_empty()
-        say(f"peaks of {CONNECTIONS} connections, in {turns} turns of {seconds:g} s")
+        log(f"peaks of {CONNECTIONS} connections, in {turns} turns of {seconds:g} s")
         rows += asyncio.run(_peaks(small, port, turns, seconds))
         rate = rows[1]["per_second"] / 2
-        say(f"an open loop of {rate:.0f} requests a second, then batches of {BATCH:,}")
+        log(f"an open loop of {rate:.0f} requests a second, then batches of {BATCH:,}")
         taken = asyncio.run(steady(port, _paths(small), rate, turns * seconds))
         rows.append({"what": "open loop", "per_second": rate, **_percentiles(taken)})
         rows.append(asyncio.run(_batches(port, small.user_ids.raw.tolist(), 2 * turns)))
@@ -163,7 +163,7 @@ async def _peaks(bundle: Bundle, port: int, turns: int, seconds: float) -> list[
 # ----------------------------------------------------------------------------------- swaps
 
 
-def swaps(small: Bundle, folder: Path, seconds: float, say: Say) -> dict[str, Any]:
+def swaps(small: Bundle, folder: Path, seconds: float, log: Log) -> dict[str, Any]:
     """Constant load while models are swapped and the replicas are replaced."""
     registry = Registry(str(folder / "registry"))
     other = make_bundle(folder / "small", *SMALL, seed=1)
@@ -172,7 +172,7 @@ def swaps(small: Bundle, folder: Path, seconds: float, say: Say) -> dict[str, An
     users = small.user_ids.raw[:200].tolist()
     right = {bundle.version: _lists(bundle, users) for bundle in (small, other)}
     protection, port = Protection(), _free_port()
-    say(f"{SWAP_RATE:g} requests a second for {seconds:g} s: three swaps, a rolling update")
+    log(f"{SWAP_RATE:g} requests a second for {seconds:g} s: three swaps, a rolling update")
     with serving(registry.folder.path, HOST, port, replicas=2, protection=protection):
 
         async def change() -> None:

@@ -26,7 +26,7 @@ from recray.config import load_settings
 from recray.data import ingest
 from recray.data.dataset import Prepared
 from recray.data.source import recognise
-from recray.progress import Say
+from recray.progress import Log
 from recray.runtime.session import session
 from recray.training import checks, trainer
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
@@ -67,12 +67,12 @@ FULL = Sizes((1024, BATCH, 32768), 1 << 20, 5, 3, 3, naive=True)
 QUICK = Sizes((BATCH,), 1 << 20, 3, 3, 1, naive=False)
 
 
-def run(sizes: Sizes, say: Say, device: str = "cpu") -> dict[str, Any]:
+def run(sizes: Sizes, log: Log, device: str = "cpu") -> dict[str, Any]:
     """Time every way in turn.
 
     Args:
         sizes: How much is measured.
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
         device: cpu, or cuda, which has a table of its own.
 
     Raises:
@@ -81,17 +81,17 @@ def run(sizes: Sizes, say: Say, device: str = "cpu") -> dict[str, Any]:
     settings = load_settings("dot-mse", None, [f"train.device={device}"])
     device_of(settings.train)
     if device == "cuda":
-        return _on_gpu(sizes.repetitions, say)
+        return _on_gpu(sizes.repetitions, log)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session():
-            rows = _speed(Path(folder), sizes, say)
-            price = _price_of_ray(folder, sizes, say)
+            rows = _speed(Path(folder), sizes, log)
+            price = _price_of_ray(folder, sizes, log)
             price["checkpoint_share"] = _checkpoint_share(f"{folder}/saved", sizes.repetitions)
     finally:
         torch.set_num_threads(threads)
-    say(f"threads of each process: 1; checkpoint of 50 MB: {price['checkpoint_share']:.2%}")
+    log(f"threads of each process: 1; checkpoint of 50 MB: {price['checkpoint_share']:.2%}")
     return {"figures": _figures(rows, sizes.large) | price, "rows": rows}
 
 
@@ -109,17 +109,17 @@ def _cases(sizes: Sizes) -> list[Case]:
     return [*cases, Case("dot", "ml-25m", sizes.large, 12)]
 
 
-def _speed(folder: Path, sizes: Sizes, say: Say) -> Rows:
+def _speed(folder: Path, sizes: Sizes, log: Log) -> Rows:
     with stage.group(folder / "one", 1) as one, stage.group(folder / "two", 2) as two:
-        rows = _loops(sizes.repetitions, say)
+        rows = _loops(sizes.repetitions, log)
         for case in _cases(sizes):
-            rows += _one_case(case, one, two, sizes, say)
+            rows += _one_case(case, one, two, sizes, log)
             for group in (one, two):
                 group.ask("forget", None)
     return rows
 
 
-def _loops(repetitions: int, say: Say) -> Rows:
+def _loops(repetitions: int, log: Log) -> Rows:
     """The usual loop at its own batch; few steps, for it is slow."""
     rows = []
     for model in ("dot", "neumf"):
@@ -127,11 +127,11 @@ def _loops(repetitions: int, say: Say) -> Rows:
         run = loop_pass(case)
         run()
         rates = [rate(run) for _ in range(repetitions)]
-        rows.append(_row("a loop", case, rates, 0.0, say))
+        rows.append(_row("a loop", case, rates, 0.0, log))
     return rows
 
 
-def _one_case(case: Case, one: stage.Group, two: stage.Group, sizes: Sizes, say: Say) -> Rows:
+def _one_case(case: Case, one: stage.Group, two: stage.Group, sizes: Sizes, log: Log) -> Rows:
     """Every way of a case, in turn."""
     # Dense Adam on large tables takes a tenth of a second a step: a few tell enough.
     steps = min(case.steps, 16) if case.size == "ml-1m" else 3
@@ -157,7 +157,7 @@ def _one_case(case: Case, one: stage.Group, two: stage.Group, sizes: Sizes, say:
         for way, measure in ways.items():
             found[way].append(measure())
     return [
-        _row(way, case, [f["rate"] for f in several], several[0]["bytes"], say)
+        _row(way, case, [f["rate"] for f in several], several[0]["bytes"], log)
         for way, several in found.items()
     ]
 
@@ -166,9 +166,9 @@ def _alone(run: Callable[[], int]) -> dict[str, Any]:
     return {"rate": rate(run), "bytes": 0.0}
 
 
-def _row(way: str, case: Case, rates: list[float], moved: float, say: Say) -> dict[str, Any]:
+def _row(way: str, case: Case, rates: list[float], moved: float, log: Log) -> dict[str, Any]:
     speed = statistics.median(rates)
-    say(f"{case.model}, {case.size}, batch {case.batch:,}, {way}: {speed:,.0f} samples/s")
+    log(f"{case.model}, {case.size}, batch {case.batch:,}, {way}: {speed:,.0f} samples/s")
     return {
         "way": way,
         **facts(case),
@@ -213,9 +213,9 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int]:
 # ------------------------------------------------------------------------ the price of Ray
 
 
-def _price_of_ray(folder: str, sizes: Sizes, say: Say) -> dict[str, float]:
+def _price_of_ray(folder: str, sizes: Sizes, log: Log) -> dict[str, float]:
     """10 epochs of 0.1 s: the bare loop, through Ray in this process, and with 2 workers."""
-    prepared, settings = _tiny(folder, say)
+    prepared, settings = _tiny(folder, log)
     number = iter(range(1 << 30))
 
     def bare() -> None:
@@ -239,19 +239,19 @@ def _price_of_ray(folder: str, sizes: Sizes, say: Say) -> dict[str, float]:
                 seconds[way].append(timed(function))
     middle = {way: statistics.median(found) for way, found in seconds.items()}
     for way, value in middle.items():
-        say(f"{TINY_EPOCHS} epochs of about {TINY_SECONDS} s, {way}: {value:.2f} s")
+        log(f"{TINY_EPOCHS} epochs of about {TINY_SECONDS} s, {way}: {value:.2f} s")
     found = {
         "tiny_local_over_bare": middle["local"] / middle["bare"],
         "tiny_two_extra_s": middle["two"] - middle["bare"],
     }
     if sizes.naive:
         naive = timed(lambda: stage.naive(f"{folder}/naive", TINY_EPOCHS, TINY_SECONDS, 2))
-        say(f"the same with Ray Train as it comes, 2 workers: {naive:.2f} s")
+        log(f"the same with Ray Train as it comes, 2 workers: {naive:.2f} s")
         found["tiny_two_naive_extra_s"] = naive - TINY_EPOCHS * TINY_SECONDS
     return found
 
 
-def _tiny(folder: str, say: Say) -> tuple[str, Any]:
+def _tiny(folder: str, log: Log) -> tuple[str, Any]:
     """A small data set, and settings with which an epoch of it takes about 0.1 s."""
     changes = ["split.valid=0", f"train.epochs={TINY_EPOCHS}", "train.patience=null"]
     settings = load_settings("dot-mse", None, [*changes, "train.batch_size=512"])
@@ -262,7 +262,7 @@ def _tiny(folder: str, say: Say) -> tuple[str, Any]:
     run = trainer.build_run(fixed, data, f"{folder}/calibrate", Workers(), lambda _metrics: None)
     seconds = statistics.median(entry["seconds"] for entry in run.fit().history)
     batch = max(16, int(512 * seconds / TINY_SECONDS))
-    say(f"an epoch of the sample takes {seconds:.3f} s in steps of 512; taken: {batch}")
+    log(f"an epoch of the sample takes {seconds:.3f} s in steps of 512; taken: {batch}")
     values = settings.plain()
     return prepared, settings.changed(train=values["train"] | {"batch_size": batch})
 
@@ -293,7 +293,7 @@ ON_GPU = (
 )
 
 
-def _on_gpu(repetitions: int, say: Say) -> dict[str, Any]:
+def _on_gpu(repetitions: int, log: Log) -> dict[str, Any]:
     """NeuMF on the tables of ml-20m, with the ratings in the GPU's memory; batches of 2^20 pairs,
     and small ones with and without CUDA graphs.
     """
@@ -305,7 +305,7 @@ def _on_gpu(repetitions: int, say: Say) -> dict[str, Any]:
         run, _ = recray_pass(case, Workers())
         run()
         way = f"{precision}{', compiled' if compiled else ''}"
-        rows.append(_row(way, case, [rate(run) for _ in range(repetitions)], 0.0, say))
+        rows.append(_row(way, case, [rate(run) for _ in range(repetitions)], 0.0, log))
     names = ("float32", "tf32", "bf16", "tf32_8192", "tf32_8192_compiled")
     figures = {
         f"gpu_{name}_samples_per_s": row["samples_per_s"]

@@ -12,7 +12,7 @@ from recray.benchmarks.quality import archive
 from recray.config import Settings, load_settings
 from recray.data import ingest
 from recray.data.source import recognise
-from recray.progress import Say
+from recray.progress import Log
 from recray.runtime.session import session
 from recray.tuning import request as orders
 from recray.tuning import tuner
@@ -39,12 +39,12 @@ class Sizes:
 FULL, QUICK = Sizes(20, 2), Sizes(20, 0)
 
 
-def run(sizes: Sizes, say: Say, data: str | None = None) -> dict[str, Any]:
+def run(sizes: Sizes, log: Log, data: str | None = None) -> dict[str, Any]:
     """Run trials of one epoch, one at a time, each way on the same data.
 
     Args:
         sizes: How much is measured.
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
         data: Folder with ml-100k.zip; None takes the generated sample.
     """
     settings = load_settings("ranking", None, ["train.epochs=1", "model.dim=16"])
@@ -54,7 +54,7 @@ def run(sizes: Sizes, say: Say, data: str | None = None) -> dict[str, Any]:
         ingest.prepare(recognise(source, settings), prepared, settings)
         start_workers()
         search = _search(settings, prepared, f"{folder}/sweep", sizes.trials)
-        rows = _measure(search, sizes.inside_train, say)
+        rows = _measure(search, sizes.inside_train, log)
     return {"figures": _figures(rows), "rows": rows}
 
 
@@ -66,25 +66,25 @@ def _search(settings: Settings, prepared: str, out: str, trials: int) -> Search:
     )
 
 
-def _measure(search: Search, inside_train: int, say: Say) -> list[dict[str, Any]]:
+def _measure(search: Search, inside_train: int, log: Log) -> list[dict[str, Any]]:
     """Every way: seconds a trial, and what of it is not the training."""
     given = list(_candidates(search))
     bare, data = _Bare(search.order.prepared, f"{search.order.out}-bare"), load(search.data)
     bare(asdict(given[0]))  # what is loaded at the first use is no trial's
     alone = timed(lambda: [bare.train(data, candidate) for candidate in given]) / len(given)
-    rows = [_row("alone, in this process", len(given), alone, alone, say)]
+    rows = [_row("alone, in this process", len(given), alone, alone, log)]
     seconds = timed(lambda: tuner.run(search)) / len(given)
-    rows.append(_row("recray", len(given), seconds, alone, say))
+    rows.append(_row("recray", len(given), seconds, alone, log))
     from recray.benchmarks import textbook
 
     configs = [asdict(candidate) for candidate in given]
     with _quiet():
         seconds = timed(lambda: textbook.tune_defaults(bare, configs)) / len(configs)
-        rows.append(_row("default", len(configs), seconds, alone, say))
+        rows.append(_row("default", len(configs), seconds, alone, log))
         if inside_train:
             few = configs[:inside_train]
             seconds = timed(lambda: textbook.tune_train(bare, few)) / len(few)
-            rows.append(_row("train inside", len(few), seconds, alone, say))
+            rows.append(_row("train inside", len(few), seconds, alone, log))
     return rows
 
 
@@ -130,9 +130,9 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _row(way: str, trials: int, seconds: float, alone: float, say: Say) -> dict[str, Any]:
+def _row(way: str, trials: int, seconds: float, alone: float, log: Log) -> dict[str, Any]:
     overhead = seconds - alone
-    say(f"{way}: {trials} trials, {seconds:.3f} s each, {overhead:.3f} s of it overhead")
+    log(f"{way}: {trials} trials, {seconds:.3f} s each, {overhead:.3f} s of it overhead")
     return {
         "way": way,
         "trials": trials,

@@ -26,5 +26,5 @@ def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> Non
     """
     from recray import benchmarks
 
-    result = benchmarks.run(name, quick, ui.say, **options)
+    result = benchmarks.run(name, quick, ui.log, **options)
     ui.result(result, terminal.benchmark(name, result))

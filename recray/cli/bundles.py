@@ -147,7 +147,7 @@ def measure_folds(
         folds = crossvalidation.seeds(settings, seeds or 1)
     base = source.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
     folder = out or default_out(f"folds-{base}")
-    return crossvalidation.run(source, folds, folder, refit, address, ui.say)
+    return crossvalidation.run(source, folds, folder, refit, address, ui.log)
 
 
 def _names(written: str | None) -> tuple[str, ...] | None:
@@ -202,7 +202,7 @@ def recommend(
         from recray.inference import batch
 
         with ui.during(f"lists of everybody into {out}"):
-            result = batch.recommend_all(recommender.bundle, str(out), k, address, ui.say)
+            result = batch.recommend_all(recommender.bundle, str(out), k, address, ui.log)
         ui.result(result, terminal.lists(result))
         return
     wish = wish_of(wanted, recommender)

@@ -44,7 +44,7 @@ def data_fetch(ui: Console, name: str, mirror: str | None) -> None:
 
     release = movielens.release(name)
     size = f"{release.bytes / 1e6:,.1f} MB" if release.bytes else "size not known"
-    ui.say(f"{name}: {size}, {release.ratings:,} ratings; {movielens.LICENCE}")
+    ui.log(f"{name}: {size}, {release.ratings:,} ratings; {movielens.LICENCE}")
     path = movielens.fetch(name, mirror)
     ui.result({"name": name, "path": str(path), "sha256": release.sha256}, str(path))
 

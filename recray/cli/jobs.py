@@ -74,7 +74,7 @@ def submit(
         )
     here = str(Path("recray-out").resolve()) if jobs.address.startswith(LOOPBACK) else None
     made = jobs.submit(["python", script, *words], folder, name, here)
-    ui.say(f"job {made} at {jobs.address}; it goes on without this terminal")
+    ui.log(f"job {made} at {jobs.address}; it goes on without this terminal")
     if follow:
         _follow(ui, jobs, made)
     else:
@@ -147,7 +147,7 @@ def _interrupted(ui: Console, jobs: "Jobs", name: str) -> "Job":
     """
     if sys.stdin.isatty() and click.confirm(f"\nstop the job {name} as well?", err=True):
         return jobs.stop(name)
-    ui.say(f"{name} goes on; see it with `recray jobs logs {name} --follow`")
+    ui.log(f"{name} goes on; see it with `recray jobs logs {name} --follow`")
     raise KeyboardInterrupt
 
 

@@ -59,7 +59,7 @@ def train_again(
     from recray.pipelines import refresh as refreshing
 
     given = recognise(source, refreshing.live_settings(registry), mirror)
-    result = refreshing.refresh(given, refreshing.Order(registry, out, *wanted), ui.say)
+    result = refreshing.refresh(given, refreshing.Order(registry, out, *wanted), ui.log)
     ui.result(result, terminal.refreshed(result))
     if not result["promoted"]:
         raise CheckFailed(result["verdict"])

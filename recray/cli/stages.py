@@ -58,7 +58,7 @@ def prepare(
         from recray.data.feedback_source import with_log
 
         given, told = with_log(given, RatingsLog.open(ratings_log))
-        ui.say(terminal.ratings_log(ratings_log, told))
+        ui.log(terminal.ratings_log(ratings_log, told))
     with ui.during(f"prepare {source} into {out}"):
         made = ingest.prepare(given, out, settings, address)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
@@ -109,10 +109,10 @@ def train(
     if tracking is not None:
         books.append(loggers.mlflow(tracking))
     ui.expect(settings.train.epochs, settings.metric)
-    watch = Watch(ui.say, ui.epoch, tuple(books))
+    watch = Watch(ui.log, ui.epoch, tuple(books))
     summary = trainer.run(settings, prepared, out, workers, resume, address, watch, max_failures)
     if summary["already_finished"]:
-        ui.say(f"{out} was finished before: {summary['epochs']} epochs; nothing was trained")
+        ui.log(f"{out} was finished before: {summary['epochs']} epochs; nothing was trained")
     metrics = {k: v for k, v in summary["best"].items() if isinstance(v, float)}
     best = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k not in TIMINGS)
     text = f"{out}: {summary['epochs']} epochs, best epoch {summary['best_epoch']} ({best})"

@@ -41,10 +41,10 @@ class Watch:
             self._live.stop()
             self._live = None
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Tell of what follows the search."""
         self._stop()
-        self.ui.say(line)
+        self.ui.log(line)
 
     def tell(self, event: "Event") -> None:
         """Tell of a report or an end."""
@@ -52,7 +52,7 @@ class Watch:
         if sys.stderr.isatty():
             self._show(event)
         elif event.status != "running":
-            self.ui.say(f"{_words(event, self.metric)}; {progress(event, self.metric)}")
+            self.ui.log(f"{_words(event, self.metric)}; {progress(event, self.metric)}")
 
     def _show(self, event: "Event") -> None:
         from rich.console import Console as Terminal

@@ -108,7 +108,7 @@ def tune(
     from recray.pipelines import search as champion
 
     with Watch(ui, search.goal.metric) as watch:
-        result = champion.tune(search, watch.say, watch.tell)
+        result = champion.tune(search, watch.log, watch.tell)
     ui.result(result, summary(result))
 
 

@@ -14,7 +14,7 @@ from recray.reporting import terminal
 
 def wait_for_stop(ui: Console, url: str) -> None:
     """Sleep until a signal ends the process."""
-    ui.say(f"serving on {url}; Ctrl-C stops it")
+    ui.log(f"serving on {url}; Ctrl-C stops it")
     signal.pause()
 
 
@@ -71,7 +71,7 @@ def pipeline(
     given = recognise(source, settings, mirror)
     folder = out or default_out(given.name)
     result = stages.release(
-        given, folder, settings, registry, force, workers, address, ui.say, ui.epoch
+        given, folder, settings, registry, force, workers, address, ui.log, ui.epoch
     )
     ui.result(result, terminal.release(result))
     if not result["promoted"]:
@@ -120,7 +120,7 @@ def up(
         host,
         port,
         address,
-        ui.say,
+        ui.log,
         ui.epoch,
     )
     with stages as result:

@@ -86,7 +86,7 @@ def recommend_all(
     out: str,
     k: int,
     address: str = LOCAL,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Write the k best unseen items of every user: user, rank, item, score, source, in raw ids.
 
@@ -98,7 +98,7 @@ def recommend_all(
         out: Folder of the lists, which all nodes share.
         k: Length of a list.
         address: Ray cluster.
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
 
     Returns:
         {"out", "model_version", "k", "users", "parts", "parts_before", "nodes", "seconds",
@@ -118,7 +118,7 @@ def recommend_all(
     begin = time.perf_counter()
     results: list[dict[str, Any]] = []
     if there:
-        say(f"recommend: {len(there)} of {parts} parts are there")
+        log(f"recommend: {len(there)} of {parts} parts are there")
     if wanted:
         with session(address):
             require_shared(folder)

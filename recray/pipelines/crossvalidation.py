@@ -14,7 +14,7 @@ from recray.data.source import recognise
 from recray.data.split import hash_ids
 from recray.errors import RecrayError
 from recray.pipelines.stages import Stages
-from recray.progress import Say
+from recray.progress import Log
 from recray.runtime.session import LOCAL, session
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
@@ -72,7 +72,7 @@ def run(
     out: str,
     refit: bool = False,
     address: str = LOCAL,
-    say: Say = print,
+    log: Log = print,
     mirror: str | None = None,
 ) -> dict[str, Any]:
     """Prepare, train and measure every fold; what is there and matches is not done again.
@@ -84,7 +84,7 @@ def run(
         refit: Once validation has chosen the epoch, train on training and validation rows for as
             many, and measure that.
         address: Ray cluster.
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
         mirror: Where a release lies instead.
 
     Returns:
@@ -98,12 +98,12 @@ def run(
     tests: list[NDArray[np.uint64]] = []
     with session(address):
         for fold in folds:
-            stages = Stages(Folder(out).child(fold.name), fold.settings, 1, address, say)
+            stages = Stages(Folder(out).child(fold.name), fold.settings, 1, address, log)
             prepared = stages.prepare(recognise(source, fold.settings, mirror))
             if fold.settings.split.kind in ("given", "kfold"):
                 _refuse_overlap(tests, prepared, [f.name for f in folds])
             rows.append({"fold": fold.name, **_measure(stages, prepared, refit)})
-            say(f"{fold.name}: " + _words(rows[-1]["metrics"]))
+            log(f"{fold.name}: " + _words(rows[-1]["metrics"]))
     return summarise(rows)
 
 

@@ -12,7 +12,7 @@ from recray.errors import CheckFailed, RecrayError
 from recray.evaluation.bootstrap import Comparison
 from recray.inference.bundle import Bundle
 from recray.pipelines import stages as pipeline
-from recray.progress import Say
+from recray.progress import Log
 from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, session
 from recray.serving.registry import Incomparable, Registry, on_holdout, refuse_seen_holdout
@@ -55,13 +55,13 @@ def live_settings(registry: str) -> Settings:
     return Bundle.open(Registry(registry).current().path).settings
 
 
-def refresh(given: Source, order: Order, say: Say = print) -> dict[str, Any]:
+def refresh(given: Source, order: Order, log: Log = print) -> dict[str, Any]:
     """Train on the source and the log, compare on the live version's hold-out, and promote.
 
     Args:
         given: The source that the live version was prepared from; it may have grown.
         order: What is wanted.
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
 
     Returns:
         {"registry", "before", "version", "promoted", "verdict", "log", "taken", "gain",
@@ -81,19 +81,19 @@ def refresh(given: Source, order: Order, say: Say = print) -> dict[str, Any]:
         raise RecrayError(
             f"{order.registry} answers for {live.config['dataset']}, the source is {given.name}"
         )
-    log = RatingsLog.open(order.ratings_log or Folder(order.registry).child("ratings").path)
-    given, told = with_log(given, log)
-    say(f"{log.folder}: {told['ratings']:,} ratings of {told['users']:,} users")
+    ratings_log = RatingsLog.open(order.ratings_log or Folder(order.registry).child("ratings").path)
+    given, told = with_log(given, ratings_log)
+    log(f"{ratings_log.folder}: {told['ratings']:,} ratings of {told['users']:,} users")
     for name in told["damaged_parts"]:
-        say(f"{log.folder}/{name} is damaged and left out")
+        log(f"{ratings_log.folder}/{name} is damaged and left out")
     with session(order.address):
         wait_for_capacity(order.workers)
-        prepared = _stages(order, live.settings, say).prepare(given)
-        comparable = _comparable(prepared, live, order, say)
-        warm = _train(order, _from_live(live), prepared, "warm", say)
-        full = _train(order, _cold(live), prepared, "full", say) if order.full else None
+        prepared = _stages(order, live.settings, log).prepare(given)
+        comparable = _comparable(prepared, live, order, log)
+        warm = _train(order, _from_live(live), prepared, "warm", log)
+        full = _train(order, _cold(live), prepared, "full", log) if order.full else None
     chosen, name = _better(warm, full, live.settings.metric)
-    say(f"refresh: {name} is taken, by its best value on the validation split")
+    log(f"refresh: {name} is taken, by its best value on the validation split")
     other = f"the live version {live.version}"
     result: dict[str, Any] = {
         "registry": order.registry,
@@ -117,7 +117,7 @@ def refresh(given: Source, order: Order, say: Say = print) -> dict[str, Any]:
     return result | {"version": version, "promoted": True, "verdict": verdict}
 
 
-def _comparable(prepared: Prepared, live: Bundle, order: Order, say: Say) -> bool:
+def _comparable(prepared: Prepared, live: Bundle, order: Order, log: Log) -> bool:
     """Whether what is trained on the data can be compared with the live version, found out before
     it is trained.
 
@@ -130,7 +130,7 @@ def _comparable(prepared: Prepared, live: Bundle, order: Order, say: Say) -> boo
     except Incomparable as error:
         if not order.force:
             raise
-        say(f"refresh: {error}; goes on, as --force says")
+        log(f"refresh: {error}; goes on, as --force says")
         return False
     return True
 
@@ -143,14 +143,14 @@ class Trained:
     epochs: list[dict[str, Any]]
 
 
-def _stages(order: Order, settings: Settings, say: Say, name: str = "") -> pipeline.Stages:
+def _stages(order: Order, settings: Settings, log: Log, name: str = "") -> pipeline.Stages:
     folder = Folder(order.out)
     where = folder.child(name) if name else folder
-    return pipeline.Stages(where, settings, order.workers, order.address, say)
+    return pipeline.Stages(where, settings, order.workers, order.address, log)
 
 
-def _train(order: Order, settings: Settings, prepared: Prepared, name: str, say: Say) -> Trained:
-    stages = _stages(order, settings, say, name)
+def _train(order: Order, settings: Settings, prepared: Prepared, name: str, log: Log) -> Trained:
+    stages = _stages(order, settings, log, name)
     run = stages.train(prepared)
     return Trained(stages.export(run, prepared), RunFolder(run).folder.read_json("epochs.json"))
 

@@ -17,7 +17,7 @@ from recray.evaluation.bootstrap import Comparison, compare, summarise
 from recray.evaluation.evaluator import Evaluator
 from recray.evaluation.per_user import UserTable
 from recray.inference.bundle import Bundle, write_bundle
-from recray.progress import Say
+from recray.progress import Log
 from recray.runtime.session import session
 from recray.training import trainer
 from recray.training.checkpoint import RunFolder
@@ -32,12 +32,12 @@ PICTURES = "pictures"
 OWN = "the preset's own values"
 
 
-def tune(search: Search, say: Say = print, on_event: OnEvent | None = None) -> dict[str, Any]:
+def tune(search: Search, log: Log = print, on_event: OnEvent | None = None) -> dict[str, Any]:
     """Search, draw it, then measure the winner on test.
 
     Args:
         search: A checked search.
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
         on_event: Told of each report of a trial.
 
     Returns:
@@ -56,7 +56,7 @@ def tune(search: Search, say: Say = print, on_event: OnEvent | None = None) -> d
             raise ValueError("a search without a winner came to its end")
         result = _result(search, plan, winner)
         result["pictures"] = _draw(search, result)
-        result["test"] = _judge(search, plan, winner, say) if search.order.seeds else None
+        result["test"] = _judge(search, plan, winner, log) if search.order.seeds else None
     search.sweep.folder.write_json("summary.json", result)
     return result
 
@@ -107,10 +107,10 @@ def _row(search: Search, record: Record) -> dict[str, Any]:
     }
 
 
-def _judge(search: Search, plan: Plan, winner: Record, say: Say) -> dict[str, Any] | None:
+def _judge(search: Search, plan: Plan, winner: Record, log: Log) -> dict[str, Any] | None:
     """Winner and trial 0 on test; this is where its files are opened for the first time."""
     if not search.data.manifest["splits"]["test"]["rows"]:
-        say("the data set has no test split to measure on")
+        log("the data set has no test split to measure on")
         return None
     trained = (r for r in plan.records.values() if r.status != "failed" and r.history)
     own = next((r for r in trained if r.number == 0), None)
@@ -119,7 +119,7 @@ def _judge(search: Search, plan: Plan, winner: Record, say: Say) -> dict[str, An
     out: dict[str, Any] = {"metric": search.goal.metric, "seeds": search.order.seeds}
     for name, record in names.items():
         if record is not None:
-            out[name], tables[name] = _measured(search, record, name, say)
+            out[name], tables[name] = _measured(search, record, name, log)
     comparison = None
     if "preset" in tables:
         comparison = compare(tables["winner"], tables["preset"], search.goal.metric)
@@ -143,7 +143,7 @@ def verdict(comparison: Comparison | None, own_won: bool) -> str:
 
 
 def _measured(
-    search: Search, record: Record, name: str, say: Say
+    search: Search, record: Record, name: str, log: Log
 ) -> tuple[dict[str, Any], UserTable]:
     """The trial's settings trained with each seed, on validation and on test."""
     metric, first = search.goal.metric, int(record.settings["train"]["seed"])
@@ -161,7 +161,7 @@ def _measured(
         valid.append(float(summary["best"][metric]))
         tables.append(_on_test(search, RunFolder(folder.path)))
         value = summarise(tables[-1], [metric])[metric]["value"]
-        say(f"trial {record.number}, seed {seed}: {metric} valid {valid[-1]:.4f} test {value:.4f}")
+        log(f"trial {record.number}, seed {seed}: {metric} valid {valid[-1]:.4f} test {value:.4f}")
     each = [summarise(table, [metric])[metric]["value"] for table in tables]
     mean = mean_of(tables)
     facts = {

@@ -16,7 +16,7 @@ from recray.evaluation import distributed, evaluator
 from recray.evaluation.protocol import HONEST, Protocol
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
-from recray.progress import Say
+from recray.progress import Log
 from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
 from recray.schema import TIMINGS
@@ -134,14 +134,14 @@ class Stages:
         settings: The resolved settings.
         workers: Training processes.
         address: Ray cluster.
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
     """
 
     out: Folder
     settings: Settings
     workers: int
     address: str
-    say: Say
+    log: Log
     on_epoch: OnEpoch | None = None
 
     def __post_init__(self) -> None:
@@ -161,9 +161,9 @@ class Stages:
             if folder.published():
                 there = Prepared.open(folder.path)
                 if ingest.same_settings(there, given, self.settings):
-                    self.say(f"prepare: {folder} is there and matches")
+                    self.log(f"prepare: {folder} is there and matches")
                     return there
-            self.say(f"prepare: {given.name} into {folder}")
+            self.log(f"prepare: {given.name} into {folder}")
             return ingest.prepare(given, folder.path, self.settings, self.address, replace=True)
 
     def train(self, prepared: Prepared) -> str:
@@ -186,7 +186,7 @@ class Stages:
                     checks.check(wanted, prepared, self.workers, self.address)
                     folder.delete()
             words = "is there and matches" if folder.published() else f"{settings.preset}"
-            self.say(f"train: {folder} {words}")
+            self.log(f"train: {folder} {words}")
             trainer.run(
                 wanted,
                 prepared.folder.path,
@@ -194,7 +194,7 @@ class Stages:
                 self.workers,
                 True,
                 self.address,
-                Watch(self.say, self.on_epoch, (TensorBoard,) if self.on_epoch else ()),
+                Watch(self.log, self.on_epoch, (TensorBoard,) if self.on_epoch else ()),
             )
             return folder.path
 
@@ -203,9 +203,9 @@ class Stages:
         with self.timed("evaluate"):
             folder = self.out.child("bundle")
             if same_bundle(folder, run, prepared):
-                self.say(f"evaluate: {folder} is there and matches")
+                self.log(f"evaluate: {folder} is there and matches")
                 return Bundle.open(folder.path)
-            self.say("evaluate: on the test split")
+            self.log("evaluate: on the test split")
             return export(run, folder.path, replace=True)
 
 
@@ -217,7 +217,7 @@ def release(
     force: bool = False,
     workers: int = 1,
     address: str = LOCAL,
-    say: Say = print,
+    log: Log = print,
     on_epoch: OnEpoch | None = None,
 ) -> dict[str, Any]:
     """Prepare, train, evaluate, and make the bundle current in a registry if it is not worse.
@@ -230,7 +230,7 @@ def release(
         force: Promote it even if it is worse.
         workers: Training processes.
         address: Ray cluster.
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
         on_epoch: Told each epoch's metrics.
 
     Returns:
@@ -242,7 +242,7 @@ def release(
     """
     if address == LOCAL:
         require_local(workers)
-    stages = Stages(Folder(out), settings, workers, address, say, on_epoch)
+    stages = Stages(Folder(out), settings, workers, address, log, on_epoch)
     with session(address):
         wait_for_capacity(workers)
         prepared = stages.prepare(given)
@@ -254,7 +254,7 @@ def release(
             gate = versions.promote(version, force) | {"promoted": True}
         except CheckFailed as error:
             gate = {"version": version, "promoted": False, "verdict": str(error)}
-        say(f"promote: {gate['verdict']}")
+        log(f"promote: {gate['verdict']}")
     return {
         "bundle": bundle.folder.path,
         "registry": versions.folder.path,
@@ -273,7 +273,7 @@ def up(
     host: str = "127.0.0.1",
     port: int = 8000,
     address: str = LOCAL,
-    say: Say = print,
+    log: Log = print,
     on_epoch: OnEpoch | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run every stage, serve, check the service against the bundle, and serve while the block runs.
@@ -294,14 +294,14 @@ def up(
     own, line = new_key("recray-up")
     if keys:
         keys = (*keys, parse_key(line, "recray up"))
-    stages = Stages(Folder(out), settings, workers, address, say, on_epoch)
+    stages = Stages(Folder(out), settings, workers, address, log, on_epoch)
     with session(address):
         wait_for_capacity(workers)
         prepared = stages.prepare(given)
         run = stages.train(prepared)
         bundle = stages.export(run, prepared)
         begin = time.perf_counter()
-        say(f"serve: http://{host}:{port}")
+        log(f"serve: http://{host}:{port}")
         # Named by the data set: the folder may be used for another one later.
         ratings = stages.out.child("ratings").child(bundle.config["dataset"])
         guarded = deployment.serving(

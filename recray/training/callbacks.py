@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from recray.progress import Say
+from recray.progress import Log
 from recray.storage import Folder
 from recray.training.checkpoint import EPOCHS
 
@@ -41,12 +41,12 @@ class Watch:
     """Who is told what while a run trains.
 
     Args:
-        say: Told what happens, a line each.
+        log: Receives what happens, one line at a time.
         on_epoch: Told each epoch's metrics as they come.
         logbooks: Open what else keeps them.
     """
 
-    say: Say = _nobody
+    log: Log = _nobody
     on_epoch: OnEpoch | None = None
     logbooks: tuple[OpenLogbook, ...] = ()
 
@@ -82,7 +82,7 @@ class _Told:
         except Exception as error:  # a server that went away, a full disk
             self.books.remove(book)
             first = next(iter(str(error).splitlines()), type(error).__name__)
-            self.watch.say(f"{book.name} is left out from here on: {first}")
+            self.watch.log(f"{book.name} is left out from here on: {first}")
 
 
 @contextlib.contextmanager

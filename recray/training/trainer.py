@@ -19,7 +19,7 @@ from recray.models import build_model
 from recray.models.base import Model
 from recray.models.hybrid import Hybrid
 from recray.models.objectives import build_objective
-from recray.progress import Say
+from recray.progress import Log
 from recray.runtime.failures import lost_worker, unplaced, user_error
 from recray.runtime.nodes import available_workers, require_shared, wait_for_capacity
 from recray.runtime.session import LOCAL, TERMINATED, session
@@ -82,7 +82,7 @@ def run(
     if before.ended(settings.train.epochs):
         return _end(folder, before, already=True)
     if before.epoch or before.step:
-        watch.say(_continued(folder, before, settings, workers))
+        watch.log(_continued(folder, before, settings, workers))
     config = {
         "settings": _elsewhere(settings),
         "prepared": prepared.folder.path,
@@ -92,18 +92,18 @@ def run(
     with session(address):
         busy = wait_for_capacity(workers)
         require_shared(folder.folder)
-        watch.say(describe(settings, prepared.users, prepared.items, rows, workers))
+        watch.log(describe(settings, prepared.users, prepared.items, rows, workers))
         if checks.streams(settings, prepared, workers):
-            watch.say(
+            watch.log(
                 f"train: streams {rows:,} ratings; a worker holds at most "
                 f"{settings.train.resident_rows:,} of them at once"
             )
         if busy is not None:
-            watch.say(f"train: {busy}")
+            watch.log(f"train: {busy}")
         folder.claim(facts, before)
         with following(folder.folder, watch, facts, before.history):
             processes = 0 if workers == 1 and address == LOCAL else workers
-            _fit_again(config, folder, facts, processes, max_failures, watch.say)
+            _fit_again(config, folder, facts, processes, max_failures, watch.log)
     return _end(folder, folder.progress())
 
 
@@ -164,7 +164,7 @@ def _fit_again(
     facts: dict[str, Any],
     workers: int,
     max_failures: int,
-    say: Say,
+    log: Log,
 ) -> None:
     """Train; when a worker is lost, begin again with a new group from the newest good checkpoint.
 
@@ -188,11 +188,11 @@ def _fit_again(
                 ) from error
             progress = folder.progress()
             again = f"again after epoch {progress.epoch}, {failures + 1} of {max_failures}"
-            say(f"train: {error}; {again}")
+            log(f"train: {error}; {again}")
             room = available_workers(workers)
             if 0 < room < workers:
                 fewer = f"{room} worker{'s' * (room > 1)} instead of {workers}"
-                say(
+                log(
                     f"train: the nodes that are left have {room} CPUs: goes on with {fewer}; the "
                     "digits are not those of an unbroken run"
                 )

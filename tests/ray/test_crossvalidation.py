@@ -24,7 +24,7 @@ def quiet(_line):
 def test_folds_are_measured_apart_and_summed_up(tmp_path):
     settings = load_settings("ranking", None, QUICK)
     folds = crossvalidation.kfold(settings, 2)
-    result = crossvalidation.run("sample", folds, str(tmp_path), say=quiet)
+    result = crossvalidation.run("sample", folds, str(tmp_path), log=quiet)
     values = [row["metrics"]["ndcg@10"] for row in result["folds"]]
     assert [row["fold"] for row in result["folds"]] == ["fold-0", "fold-1"]
     assert values[0] != values[1]
@@ -45,13 +45,13 @@ def test_folds_that_share_test_rows_are_refused(tmp_path):
     settings = load_settings("ranking", None, [*QUICK, "split.valid=0"])
     folds = crossvalidation.given_folds(settings, ["a", "b"])
     with pytest.raises(RecrayError, match=r"10 test ratings of b are test ratings of a too"):
-        crossvalidation.run(str(folder), folds, str(tmp_path / "out"), say=quiet)
+        crossvalidation.run(str(folder), folds, str(tmp_path / "out"), log=quiet)
 
 
 def test_a_refit_takes_the_chosen_epochs_on_all_rows_but_the_test(tmp_path):
     settings = load_settings("ranking", None, QUICK)
     folds = crossvalidation.seeds(settings, 1)
-    crossvalidation.run("sample", folds, str(tmp_path), refit=True, say=quiet)
+    crossvalidation.run("sample", folds, str(tmp_path), refit=True, log=quiet)
     first, second = (RunFolder(str(tmp_path / f"seed-0/{n}")) for n in ("run", "refit"))
     assert second.facts()["settings"]["train"]["rows"] == "train+valid"
     assert second.best().progress.epoch == first.best().progress.best_epoch

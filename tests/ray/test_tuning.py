@@ -55,7 +55,7 @@ def test_a_sweep_ends_with_settings_that_give_its_digits(prepared, tmp_path, mon
     said, events = [], []
     monkeypatch.chdir(tmp_path)  # a relative --out is the driver's, wherever trials run
     search = checked(prepared, Path("s"), trials=8, seeds=2)
-    result = champion.tune(search, say=said.append, on_event=events.append)
+    result = champion.tune(search, log=said.append, on_event=events.append)
     assert all_cpus_come_back()
     assert [row["trial"] for row in result["trials"]] == list(range(8))
     assert {row["status"] for row in result["trials"]} == {"finished", "stopped"}
