@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SLOW ?= slow
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-slow check validate docs clean
+.PHONY: run test test-slow test-pythons check validate docs clean
 
 run: $(INSTALLED)
 	$(BIN)/recray up sample
@@ -15,6 +15,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "$(SLOW)" --durations=20
+
+test-pythons:
+	.ci/pythons
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -29,7 +32,7 @@ docs: $(INSTALLED)
 	$(BIN)/python -m recray.cli.settings_reference > docs/settings.md
 
 clean:
-	rm -rf $(VENV) recray-out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venvs recray-out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "recray needs Python 3.11 or newer; try: make PYTHON=python3.11")'
