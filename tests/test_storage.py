@@ -12,10 +12,10 @@ from recray.storage import (
     MANIFEST,
     UNFINISHED,
     Folder,
-    expect_kind,
+    check_kind,
     publish,
+    remove_stale,
     storage_errors,
-    sweep_unfinished,
 )
 
 
@@ -134,9 +134,9 @@ def test_verify_finds_a_flipped_byte_and_a_missing_file(tmp_path):
 
 def test_a_folder_of_another_kind_or_unfinished_is_refused(tmp_path):
     out = write(tmp_path / "out")
-    assert expect_kind(out, "thing", "recray make")["size"] == 7
+    assert check_kind(out, "thing", "recray make")["size"] == 7
     with pytest.raises(RecrayError, match="is a thing, not a bundle; make one with `recray pack`"):
-        expect_kind(out, "bundle", "recray pack")
+        check_kind(out, "bundle", "recray pack")
     (tmp_path / "out" / MANIFEST).write_text("{")
     with pytest.raises(RecrayError, match="is damaged"):
         out.manifest()
@@ -204,7 +204,7 @@ def test_only_old_leftovers_of_the_same_folder_are_swept(tmp_path):
         path.mkdir()
         if age != "young":
             os.utime(path, (0, 0))
-    sweep_unfinished(tmp_path / "out")
+    remove_stale(tmp_path / "out")
     assert left(tmp_path) == [f"{UNFINISHED}other-1", f"{UNFINISHED}out-2"]
 
 
@@ -244,7 +244,7 @@ def store(monkeypatch):
             raise failures.pop(0)
 
     monkeypatch.setattr(Folder, "_put", put)
-    monkeypatch.setattr("recray.storage.WAIT_S", 0.0)
+    monkeypatch.setattr("recray.storage.folder.STORE_RETRY_SECONDS", 0.0)
     return Folder("s3://bucket/x"), failures, calls
 
 

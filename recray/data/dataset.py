@@ -82,7 +82,7 @@ class Prepared:
             RecrayError: It is missing, unfinished, of another kind, or changed since.
         """
         folder = Folder(path)
-        manifest = storage.expect_kind(folder, KIND, "recray prepare")
+        manifest = storage.check_kind(folder, KIND, "recray prepare")
         if verify:
             folder.verify()
         return cls(folder, manifest)

@@ -178,7 +178,7 @@ class RatingsLog:
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(columns, schema=wanted), sink, compression="zstd")
         writer, file = name.split("/")
-        self.folder.child(writer).add_bytes(file, sink.getvalue().to_pybytes())
+        self.folder.child(writer).replace_bytes(file, sink.getvalue().to_pybytes(), durable=True)
 
     def read(self) -> Contents:
         """Everything there is now, while others may be writing. A damaged part is left out and

@@ -81,7 +81,7 @@ def _snapshot(given: Source, log: RatingsLog, ratings: list[Given]) -> tuple[Pie
     content = sink.getvalue().to_pybytes()
     digest = hashlib.sha256(content).hexdigest()
     name, folder = f"{digest[:16]}.parquet", log.folder.child(SNAPSHOTS)
-    folder.add_bytes(name, content)
+    folder.replace_bytes(name, content, durable=True)
     format_ = replace(dialect.format_of_names(name, COLUMNS), text=text)
     file = RatingsFile(name, f"{folder.path}/{name}", "parquet", format_, part="logged")
     return Piece(file), digest

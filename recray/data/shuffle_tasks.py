@@ -372,7 +372,7 @@ class Encode:
             times = pa.array(timestamp[own]) if self.timed else pa.nulls(len(own), pa.int64())
             columns = [user[own], item[own], rating[own], times]
             part = pa.table(columns, schema=schema.RATINGS)
-            self.folder.write_table(part_name(name, bucket), part, few=["rating"])
+            self.folder.write_table(part_name(name, bucket), part, dictionary=["rating"])
             cold = (user[own] >= self.users.known) | (item[own] >= self.items.known)
             result[name] = {"rows": len(own), "unseen": int(cold.sum())}
             if code == split.TRAIN:

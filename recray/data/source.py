@@ -18,7 +18,7 @@ from recray.data.dialect import RatingsFormat
 from recray.data.readers import Piece, RatingsFile
 from recray.data.side_files import Read
 from recray.errors import RecrayError, unknown_name
-from recray.storage import Folder, file_type, is_uri, modified, open_input
+from recray.storage import Folder, file_type, is_uri, modified_ns, open_input
 
 PIECE_BYTES = 64 << 20
 HEAD_BYTES = 64 << 10
@@ -303,7 +303,7 @@ def _identity(files: list[RatingsFile], facts: str, *tables: pa.Table) -> str:
             digest.update(sample.files()[file.name])
         elif file.kind != "zip":
             with closing(open_input(file.path)) as stream:
-                digest.update(f"{file.path} {stream.size()} {modified(file.path)}".encode())
+                digest.update(f"{file.path} {stream.size()} {modified_ns(file.path)}".encode())
         digest.update(repr((file.name, file.layout, file.part)).encode())
     for table in tables:
         told = pa.BufferOutputStream()

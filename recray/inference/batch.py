@@ -16,8 +16,7 @@ from recray.inference.scorer import NONE, SOURCES
 from recray.runtime.nodes import require_shared, this_node
 from recray.runtime.session import LOCAL, session
 from recray.runtime.tasks import map_tasks
-from recray.storage import UNFINISHED, Folder
-from recray.storage.parquet import parquet_bytes
+from recray.storage import UNFINISHED, Folder, parquet_bytes
 
 KIND = "recommendations"
 BLOCK = 256

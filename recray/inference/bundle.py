@@ -154,7 +154,7 @@ def check_bundle(folder: Folder) -> dict[str, Any]:
     Raises:
         RecrayError: It is missing, damaged, not a bundle, or bears another's version.
     """
-    storage.expect_kind(folder, KIND, "recray export")
+    storage.check_kind(folder, KIND, "recray export")
     manifest = folder.verify()
     if manifest.get("version") != _version(folder):
         raise RecrayError(

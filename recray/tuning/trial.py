@@ -95,7 +95,7 @@ def open_sealed(path: str) -> Sealed:
         RecrayError: It is missing, damaged, or has no validation ratings.
     """
     folder = Folder(path)
-    manifest = storage.expect_kind(folder, KIND, "recray prepare")
+    manifest = storage.check_kind(folder, KIND, "recray prepare")
     folder.verify(sealed=SEALED)
     prepared = Sealed(folder, manifest)
     if not manifest["splits"]["valid"]["rows"]:
