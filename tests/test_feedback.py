@@ -413,10 +413,10 @@ def test_a_registry_has_a_log_of_its_own_and_a_bundle_has_none(make_bundle, tmp_
 REPLICA = """
 import sys, torch, uvicorn
 torch.set_num_threads(1)
-from recray.feedback import RatingsLog
-from recray.recommender import Recommender
-from recray.serving.api import build_app
-from recray.serving.feedback import Feedback
+from recray.data.feedback_log import RatingsLog
+from recray.inference.recommender import Recommender
+from recray.serving.app import build_app
+from recray.serving.routes.feedback import Feedback
 kept = Feedback(RatingsLog.open(sys.argv[2]))
 kept.start()
 app = build_app(Recommender.open(sys.argv[1]), kept=kept)
