@@ -94,7 +94,7 @@ def test_gini_of_nothing_or_of_one_item_is_not_a_number(shown):
 
 def test_information_is_bits_of_the_share_and_never_infinite():
     # Eight ratings: shares 1/2, 1/4, 1/8, and one item without any, which counts as 1 of 8.
-    np.testing.assert_allclose(metrics.information(np.array([4.0, 2, 1, 0])), [1, 2, 3, 3])
+    np.testing.assert_allclose(metrics.self_information(np.array([4.0, 2, 1, 0])), [1, 2, 3, 3])
 
 
 def test_novelty_is_the_mean_over_what_is_shown():

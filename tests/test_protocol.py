@@ -10,13 +10,19 @@ from recray.config import EvaluateSettings
 from recray.data.dataset import Ratings
 from recray.data.ids import IdMap
 from recray.errors import RecrayError
-from recray.evaluation.evaluator import evaluate
-from recray.evaluation.per_user import measure_lists, rank_lists
+from recray.evaluation import evaluator
+from recray.evaluation.per_user import compute_metrics, rank_block
 from recray.evaluation.protocol import Candidates, Protocol
 from recray.inference.scorer import History, Ranker
 from recray.models.factorization import Dot
 
 from .conftest import raw
+
+
+def evaluate(bundle, *args, **kwargs):
+    """The JSON of an evaluation."""
+    return evaluator.evaluate(bundle, *args, **kwargs).plain()
+
 
 SETTINGS = EvaluateSettings(k=(1, 10))
 
@@ -37,8 +43,8 @@ def ranker_of(scores: list[float], seen: list[tuple[int, int]], users: int = 2) 
 
 def measured(ranker: Ranker, held_out: Ratings, protocol: Protocol) -> dict[str, list[float]]:
     users = np.unique(held_out.user).astype(np.int64)
-    lists = rank_lists(ranker, held_out, users, SETTINGS, protocol.pool(ranker, users))
-    return {n: v.tolist() for n, v in measure_lists(ranker, lists, SETTINGS).values.items()}
+    lists = rank_block(ranker, held_out, users, SETTINGS, protocol.candidate_cells(ranker, users))
+    return {n: v.tolist() for n, v in compute_metrics(ranker, lists, SETTINGS).values.items()}
 
 
 def candidates(pairs) -> Candidates:

@@ -27,7 +27,7 @@ def measured(make_bundle):
 
     def make(preset: str = "ranking"):
         bundle = make_bundle(preset, preset=preset)
-        bundle.metrics.update(evaluator.evaluate(bundle))
+        bundle.metrics.update(evaluator.evaluate(bundle).plain())
         return bundle
 
     return make

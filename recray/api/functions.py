@@ -175,7 +175,9 @@ def evaluate(
         changes["relevant_from"] = relevant_from
     path = model.path if isinstance(model, Loaded) else resolve_bundle(model)
     with telling(f"measure {path}"):
-        return frames.metrics(stages.evaluate(path, changes, None, workers, address, protocol))
+        return frames.metrics(
+            stages.evaluate(path, changes, None, workers, address, protocol).plain()
+        )
 
 
 def tune(

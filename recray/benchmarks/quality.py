@@ -201,7 +201,7 @@ def _measure(case: Case, source: str, sizes: Sizes, out: str, log: Log) -> dict[
 def _against_popularity(bundle: str) -> str:
     """The paired difference of the first repetition, in words."""
     beside = Protocol(baselines=("popularity",))
-    return str(evaluate(Bundle.open(bundle), protocol=beside)["verdict"])
+    return evaluate(Bundle.open(bundle), protocol=beside).verdict
 
 
 def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:

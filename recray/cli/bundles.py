@@ -109,7 +109,7 @@ def evaluate(
     chosen = Protocol(_names(baselines), kind, negatives)
     path = resolve_bundle(bundle)
     with ui.during(f"measure {path} on its test split"):
-        report = stages.evaluate(path, changes, prepared, workers, address, chosen)
+        report = stages.evaluate(path, changes, prepared, workers, address, chosen).plain()
     ui.result(report, terminal.evaluation(report, slices))
 
 

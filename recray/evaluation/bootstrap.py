@@ -3,19 +3,22 @@
 # Shape letters: U = users measured, M = metrics, W = bootstrap draws.
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recray.evaluation import metrics
-from recray.evaluation.per_user import UserTable
+from recray.evaluation.per_user import PerUserMetrics
+from recray.evaluation.report import Interval
 
 DRAWS = 1000
 DRAW_BLOCK = 50
+"""Bootstrap draws whose weights are in memory at once."""
 
 
-def _numerators(table: UserTable, names: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _numerators(
+    table: PerUserMetrics, names: list[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(U, M) numerators and (U, M) denominators, whose ratio of sums is each metric's mean."""
     top, bottom = [], []
     for name in names:
@@ -38,18 +41,18 @@ def _finish(names: list[str], means: NDArray[np.float64]) -> NDArray[np.float64]
     return out
 
 
-def _means(table: UserTable, names: list[str]) -> NDArray[np.float64]:
+def _means(table: PerUserMetrics, names: list[str]) -> NDArray[np.float64]:
     top, bottom = _numerators(table, names)
     with np.errstate(invalid="ignore"):
         return _finish(names, top.sum(axis=0) / bottom.sum(axis=0))
 
 
-def means(table: UserTable, names: list[str]) -> dict[str, float]:
+def means(table: PerUserMetrics, names: list[str]) -> dict[str, float]:
     """Each metric's mean over users, without an interval."""
     return dict(zip(names, _means(table, names).tolist(), strict=True))
 
 
-def _draws(tables: list[UserTable], names: list[str], seed: int) -> list[NDArray[np.float64]]:
+def _draws(tables: list[PerUserMetrics], names: list[str], seed: int) -> list[NDArray[np.float64]]:
     """(W, M) bootstrap means of each table; draw w takes the same users of every table."""
     rng = np.random.default_rng(seed)
     users = len(tables[0].user)
@@ -71,13 +74,13 @@ def _interval(draws: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def summarise(table: UserTable, names: list[str], seed: int = 0) -> dict[str, dict[str, float]]:
+def summarise(table: PerUserMetrics, names: list[str], seed: int = 0) -> dict[str, Interval]:
     """Each metric's mean over users with its 95 % bootstrap interval over users."""
     means, (draws,) = _means(table, names), _draws([table], names, seed)
     out = {}
     for place, name in enumerate(names):
         low, high = _interval(draws[:, place])
-        out[name] = {"value": float(means[place]), "low": low, "high": high}
+        out[name] = Interval(value=float(means[place]), low=low, high=high)
     return out
 
 
@@ -114,7 +117,9 @@ class Comparison:
         )
 
 
-def compare(first: UserTable, second: UserTable, metric: str, seed: int = 0) -> Comparison:
+def compare(
+    first: PerUserMetrics, second: PerUserMetrics, metric: str, seed: int = 0
+) -> Comparison:
     """Paired comparison over the users of both tables.
 
     Raises:

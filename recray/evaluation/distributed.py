@@ -7,8 +7,9 @@ import numpy as np
 
 from recray.config import EvaluateSettings
 from recray.evaluation.evaluator import Evaluator
-from recray.evaluation.per_user import UserTable
-from recray.evaluation.protocol import HONEST, Protocol
+from recray.evaluation.per_user import PerUserMetrics
+from recray.evaluation.protocol import FULL_RANKING, Protocol
+from recray.evaluation.report import EvaluationReport
 from recray.inference.bundle import Bundle
 from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
@@ -19,7 +20,7 @@ from recray.runtime.tasks import map_tasks
 def _evaluator(
     path: str, _version: str, settings: EvaluateSettings, protocol: Protocol
 ) -> Evaluator:
-    """One evaluator per process; the version keeps a replaced bundle from being served stale."""
+    """One evaluator a process; the version is a key, so that a replaced bundle is opened anew."""
     return Evaluator(Bundle.open(path), settings, None, protocol)
 
 
@@ -39,11 +40,11 @@ class _MeasureBlocks:
         parts = [evaluator.measure_block(block) for block in own]
         if not parts:
             return {"tables": None}
-        joined = {name: UserTable.join(part[name] for part in parts) for name in parts[0]}
+        joined = {name: PerUserMetrics.join(part[name] for part in parts) for name in parts[0]}
         return {"tables": _pack(joined)}
 
 
-def _pack(tables: dict[str, UserTable]) -> dict[str, Any]:
+def _pack(tables: dict[str, PerUserMetrics]) -> dict[str, Any]:
     return {
         name: {
             "user": table.user.tolist(),
@@ -54,9 +55,9 @@ def _pack(tables: dict[str, UserTable]) -> dict[str, Any]:
     }
 
 
-def _unpack(tables: dict[str, Any]) -> dict[str, UserTable]:
+def _unpack(tables: dict[str, Any]) -> dict[str, PerUserMetrics]:
     return {
-        name: UserTable(
+        name: PerUserMetrics(
             np.array(table["user"], np.int64),
             {k: np.array(v, np.float64) for k, v in table["values"].items()},
             np.array(table["shown"], np.int64),
@@ -70,8 +71,8 @@ def evaluate(
     settings: EvaluateSettings | None = None,
     workers: int = 1,
     address: str = LOCAL,
-    protocol: Protocol = HONEST,
-) -> dict[str, Any]:
+    protocol: Protocol = FULL_RANKING,
+) -> EvaluationReport:
     """Evaluate a bundle on its hold-out with several workers; the digits are those of one.
 
     Args:

@@ -95,7 +95,7 @@ RANKING: dict[str, Callable[[Hits, Counts, int], PerUser]] = {
 RATING = ("rmse", "mae")
 
 
-def information(count: NDArray[np.floating]) -> NDArray[np.float64]:
+def self_information(count: NDArray[np.floating]) -> NDArray[np.float64]:
     """How surprising each item is: -log2 of its share of the training ratings, in bits.
 
     Args:
@@ -108,10 +108,10 @@ def information(count: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def novelty(surprise: NDArray[np.float64], shown: NDArray[np.bool_], k: int) -> PerUser:
-    """Mean information of the items of each user's list, in bits; nan for an empty list.
+    """Mean self_information of the items of each user's list, in bits; nan for an empty list.
 
     Args:
-        surprise: (U, R) information of the item at each rank; any number where there is none.
+        surprise: (U, R) self_information of the item at each rank; any number where there is none.
         shown: (U, R) whether there is an item at that rank.
         k: Cut-off in items, 1 <= k <= R.
     """

@@ -1,7 +1,7 @@
-"""Measures each user's ranked list and predicted stars on their held-out ratings.
+"""Measure each user's ranked list and predicted ratings on their held-out ratings.
 
-Users are measured in fixed blocks, each by the same code wherever it runs; the vectors are put
-together in the order of users and reduced once. So the digits do not depend on the worker count.
+Users are measured in fixed blocks, each by the same code on every worker. The vectors are joined
+in the order of users and reduced once, so the digits do not depend on the number of workers.
 """
 
 # Shape letters: U = users measured, K = length of a list, C = cut-offs, R = held-out ratings.
@@ -25,8 +25,8 @@ USER_BLOCK = 256
 
 
 @dataclass(frozen=True)
-class UserTable:
-    """What was measured of each user.
+class PerUserMetrics:
+    """The metrics of each user.
 
     Args:
         user: (U,) dense ids, ascending.
@@ -39,9 +39,19 @@ class UserTable:
     values: dict[str, NDArray[np.float64]]
     shown: NDArray[np.int64]
 
+    @property
+    def predicts_ratings(self) -> bool:
+        """Whether errors of predicted ratings were measured."""
+        return "ratings" in self.values
+
+    def where(self, chosen: NDArray[np.bool_]) -> "PerUserMetrics":
+        """The chosen users; (U,) bool. What all lists show stays as it is."""
+        values = {name: column[chosen] for name, column in self.values.items()}
+        return PerUserMetrics(self.user[chosen], values, self.shown)
+
     @classmethod
-    def join(cls, parts: Iterable["UserTable"]) -> Self:
-        """All users of the parts, in order; parts may come in any order, and be joined before.
+    def join(cls, parts: Iterable["PerUserMetrics"]) -> Self:
+        """Join the users of all parts, in ascending order; parts may come in any order.
 
         Raises:
             ValueError: There are no parts.
@@ -59,20 +69,20 @@ class UserTable:
 
 
 def blocks_of(targets: Ratings) -> list[NDArray[np.int64]]:
-    """The users with held-out ratings in fixed blocks, ascending."""
+    """Divide the users with held-out ratings, ascending, into blocks of USER_BLOCK."""
     users = np.unique(targets.user).astype(np.int64)
     return [users[first : first + USER_BLOCK] for first in range(0, len(users), USER_BLOCK)]
 
 
 @dataclass(frozen=True)
-class Lists:
-    """The ranked lists of a block of users beside what was held out of their ratings.
+class RankedBatch:
+    """The ranked lists of a block of users, beside their held-out ratings.
 
     Args:
         users: (U,) dense ids, ascending.
         place: (R,) row in `users` of each held-out rating.
         item: (R,) int64 ids; those from the catalogue's size on are not known to training.
-        rating: (R,) stars.
+        rating: (R,) float32 held-out ratings.
         relevant: (R,) whether the list should show it.
         ranked: The lists.
         hits: (U, K) whether the item at that rank is relevant.
@@ -91,22 +101,22 @@ class Lists:
         return np.bincount(self.place[which], minlength=len(self.users)).astype(np.int64)
 
 
-def rank_lists(
+def rank_block(
     ranker: Ranker,
     targets: Ratings,
     users: NDArray[np.int64],
     settings: EvaluateSettings,
-    pool: tuple[Tensor, Tensor] | None = None,
-) -> Lists:
-    """Rank for a block of users, and find what was held out; see measure.
+    candidates: tuple[Tensor, Tensor] | None = None,
+) -> RankedBatch:
+    """Rank items for a block of users, and mark the hits; see evaluate_block.
 
     Args:
         ranker: Ranks the whole catalogue, without what its history holds.
         targets: Held-out ratings, sorted by user.
         users: (U,) int64 ids, ascending, each with held-out ratings.
-        settings: Cut-offs, and from how many stars a rating is relevant.
-        pool: Rows (in `users`) and items; if given, these and the held-out ones are ranked and
-            nothing else, whatever the history holds.
+        settings: Cut-offs, and the least rating that is relevant.
+        candidates: Rows (in `users`) and items. If given, only these and the held-out items are
+            ranked, whatever the history holds.
     """
     begin = np.searchsorted(targets.user, users, "left")
     end = np.searchsorted(targets.user, users, "right")
@@ -117,20 +127,22 @@ def rank_lists(
     if settings.relevant_from is not None:
         relevant = rating >= settings.relevant_from
     longest = min(max(settings.k), ranker.model.items)
-    if pool is None:
+    if candidates is None:
         ranked = ranker.rank(users, longest)
     else:
-        row = torch.cat([pool[0], torch.from_numpy(place)])
-        column = torch.cat([pool[1], torch.from_numpy(item)])
+        row = torch.cat([candidates[0], torch.from_numpy(place)])
+        column = torch.cat([candidates[1], torch.from_numpy(item)])
         ranked = ranker.rank_among(users, row, column, longest)
     wanted = np.unique(place[relevant] * np.int64(1 << 32) + item[relevant])
     listed = np.arange(len(users))[:, None] * np.int64(1 << 32) + ranked.item
     hits = np.isin(listed, wanted) & (ranked.item != NONE)
-    return Lists(users, place, item, rating, relevant, ranked, hits)
+    return RankedBatch(users, place, item, rating, relevant, ranked, hits)
 
 
-def measure_lists(ranker: Ranker, lists: Lists, settings: EvaluateSettings) -> UserTable:
-    """Measure lists that `ranker` has ranked; see measure."""
+def compute_metrics(
+    ranker: Ranker, lists: RankedBatch, settings: EvaluateSettings
+) -> PerUserMetrics:
+    """Compute every metric of lists that `ranker` has ranked; see evaluate_block."""
     items, users = ranker.model.items, len(lists.users)
     count = lists.count(lists.relevant)
     values = {
@@ -140,7 +152,8 @@ def measure_lists(ranker: Ranker, lists: Lists, settings: EvaluateSettings) -> U
     }
     listed = lists.ranked.item
     there = listed != NONE
-    surprise = metrics.information(ranker.popularity.numpy())[listed]  # NONE takes the last one's
+    # The padding NONE (-1) takes the last item's value here; `there` leaves it out below.
+    surprise = metrics.self_information(ranker.popularity.numpy())[listed]
     for k in settings.k:
         values[f"novelty@{k}"] = metrics.novelty(surprise, there, min(k, items))
     if ranker.model.returns == "stars":
@@ -150,34 +163,37 @@ def measure_lists(ranker: Ranker, lists: Lists, settings: EvaluateSettings) -> U
         values["absolute_error"] = _sums(place, np.abs(error), users)
         values["ratings"] = _sums(place, np.ones(len(place)), users)
     shown = [np.bincount(listed[:, :k][there[:, :k]], minlength=items) for k in settings.k]
-    return UserTable(lists.users, values, np.stack(shown))
+    return PerUserMetrics(lists.users, values, np.stack(shown))
 
 
-def measure(
+def evaluate_block(
     ranker: Ranker, targets: Ratings, users: NDArray[np.int64], settings: EvaluateSettings
-) -> UserTable:
+) -> PerUserMetrics:
     """Measure a block of users on their held-out ratings.
 
     Args:
         ranker: Ranks the whole catalogue, without what its history holds.
         targets: Held-out ratings, sorted by user; those of other users are not looked at.
         users: (U,) int64 ids, ascending, each with held-out ratings.
-        settings: Cut-offs, and from how many stars a rating is relevant.
+        settings: Cut-offs, and the least rating that is relevant.
 
     Returns:
         One row per user. A held-out item that training does not know counts as relevant and is
         never found.
     """
-    return measure_lists(ranker, rank_lists(ranker, targets, users, settings), settings)
+    return compute_metrics(ranker, rank_block(ranker, targets, users, settings), settings)
 
 
 def _sums(place: NDArray[np.int64], weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     return np.bincount(place, weights, size).astype(np.float64)
 
 
-def sums_of(table: UserTable | None, names: Iterable[str]) -> dict[str, tuple[float, float]]:
-    """(sum, count) of each metric over a worker's users, to be added to those of others; rmse is
-    given as the mean of squares.
+def metric_sums(
+    table: PerUserMetrics | None, names: Iterable[str]
+) -> dict[str, tuple[float, float]]:
+    """The sum and the count of each metric over a worker's users, to be added up over workers.
+
+    For rmse the sum is that of squared errors.
     """
     sums = {}
     for name in names:
@@ -192,14 +208,14 @@ def sums_of(table: UserTable | None, names: Iterable[str]) -> dict[str, tuple[fl
     return sums
 
 
-def metric_names(settings: EvaluateSettings, stars: bool) -> list[str]:
-    """The metrics that a model can give: ranking at each k, and errors if it predicts stars."""
+def metric_names(settings: EvaluateSettings, rates: bool) -> list[str]:
+    """The metrics that a model can give: ranking at each k, and errors if it predicts ratings."""
     names = [f"{name}@{k}" for k in settings.k for name in metrics.RANKING]
-    return names + list(metrics.RATING) if stars else names
+    return names + list(metrics.RATING) if rates else names
 
 
-def catalogue(table: UserTable, settings: EvaluateSettings) -> dict[str, float | None]:
-    """Coverage, novelty and Gini of all lists at each cut-off; None where there is nothing."""
+def exposure_metrics(table: PerUserMetrics, settings: EvaluateSettings) -> dict[str, float | None]:
+    """Coverage, novelty and Gini of all lists at each cut-off; None where no list has an item."""
     out = {}
     for place, k in enumerate(settings.k):
         shown, novelty = table.shown[place], table.values[f"novelty@{k}"]
@@ -210,13 +226,13 @@ def catalogue(table: UserTable, settings: EvaluateSettings) -> dict[str, float |
     return {name: None if np.isnan(value) else value for name, value in out.items()}
 
 
-def check_metric(name: str, settings: EvaluateSettings, stars: bool) -> None:
+def check_metric(name: str, settings: EvaluateSettings, rates: bool) -> None:
     """Refuse a validation metric that the model cannot give.
 
     Raises:
         RecrayError: It is unknown, or rmse or mae of a model that ranks.
     """
-    known = metric_names(settings, stars)
+    known = metric_names(settings, rates)
     if name not in known:
         if name in metrics.RATING:
             raise RecrayError(f"train.metric={name}: a ranking model does not predict stars")

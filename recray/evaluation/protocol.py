@@ -1,4 +1,4 @@
-"""How an evaluation is done, beside its cut-offs: among which items, and beside what.
+"""Among which items the held-out ones are ranked, and which baselines are measured.
 
 Only one way is honest: every item that a user has not rated is a candidate. The others exist for
 comparison with papers, and say so.
@@ -6,7 +6,8 @@ comparison with papers, and say so.
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from functools import cached_property
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +18,14 @@ from torch import Tensor
 
 from recray.data.ids import IdMap
 from recray.errors import RecrayError
+from recray.evaluation.report import ProtocolReport
 from recray.inference.bundle import Bundle
 from recray.inference.scorer import Ranker
 from recray.storage import open_input
 
 Kind = Literal["full", "rated", "sampled"]
 SAMPLED = ("ndcg", "hitrate")
-WORDS: dict[Kind, str] = {
+MEANING: dict[Kind, str] = {
     "full": "every item that the user has not rated is a candidate",
     "rated": "NOT THE HONEST PROTOCOL: only films that the user has rated are ranked, and those of "
     "training count as found, too; a random order finds a fifth of ml-100k's",
@@ -46,16 +48,17 @@ class Candidates:
     user: NDArray[np.int64]
     item: NDArray[np.int64]
 
-    def __post_init__(self) -> None:
-        digest = hashlib.sha256(self.user.tobytes() + self.item.tobytes()).hexdigest()
-        object.__setattr__(self, "key", digest)
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the content."""
+        return hashlib.sha256(self.user.tobytes() + self.item.tobytes()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        """By content, so that a worker knows them again."""
-        return isinstance(other, Candidates) and vars(self)["key"] == vars(other)["key"]
+        """By content: a worker's cache of evaluators has to recognise an unpickled copy."""
+        return isinstance(other, Candidates) and self.digest == other.digest
 
     def __hash__(self) -> int:
-        return hash(vars(self)["key"])
+        return hash(self.digest)
 
     @classmethod
     def read(cls, path: str, users: IdMap, items: IdMap) -> Self:
@@ -114,15 +117,15 @@ def _dense(ids: IdMap, text: str) -> int:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is measured.
+    """Which candidates are ranked, and which baselines are measured beside the model.
 
     Args:
-        baselines: Names of what stands beside the model; None: see baselines.choose.
+        baselines: Names of the baselines; None: see baselines.choose.
         kind: full: all that a user has not rated is ranked; rated: all that they have rated, in
             training or held out, all of which count as relevant; sampled: the held-out items
             among candidates from a file.
-        negatives: sampled: the file of the candidates.
-        candidates: sampled: what is in it.
+        negatives: sampled: the path of the file of candidates.
+        candidates: sampled: the content of that file.
     """
 
     baselines: tuple[str, ...] | None = None
@@ -131,7 +134,7 @@ class Protocol:
     candidates: Candidates | None = None
 
     def resolved(self, bundle: Bundle) -> "Protocol":
-        """With the candidates read.
+        """The same protocol with its file of candidates read.
 
         Raises:
             RecrayError: The file of candidates is missing or unusable, or given for nothing.
@@ -159,21 +162,25 @@ class Protocol:
                 f"users with held-out ratings, the first is {raw!r}; each needs some"
             )
 
-    def pool(self, ranker: Ranker, users: NDArray[np.int64]) -> tuple[Tensor, Tensor] | None:
-        """Cells that held-out items are ranked among; None: all that is not in the history."""
+    def candidate_cells(
+        self, ranker: Ranker, users: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Rows (in `users`) and items that are ranked beside the held-out ones.
+
+        None stands for every item that is not in the history.
+        """
         if self.kind == "rated":
             return ranker.history.cells(users)
         return None if self.candidates is None else self.candidates.cells(users)
 
-    def plain(self) -> dict[str, Any]:
-        """JSON-ready: which it is, whether it is the honest one, and what that means."""
-        file = {} if self.negatives is None else {"negatives": self.negatives}
-        return {
-            "kind": self.kind,
-            "honest": self.kind == "full",
-            "words": WORDS[self.kind],
-            **file,
-        }
+    def report(self) -> ProtocolReport:
+        """Name the protocol, and say what it means."""
+        return ProtocolReport(
+            kind=self.kind,
+            honest=self.kind == "full",
+            words=MEANING[self.kind],
+            negatives=self.negatives,
+        )
 
 
-HONEST = Protocol()
+FULL_RANKING = Protocol()

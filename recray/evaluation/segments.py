@@ -1,15 +1,15 @@
-"""Metrics of groups: of users by how much is known of them, of items by how often they occur."""
+"""Metrics of groups: users by the number of their known ratings, and items by theirs."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from recray.config import EvaluateSettings
 from recray.evaluation import metrics
 from recray.evaluation.bootstrap import means
-from recray.evaluation.per_user import Lists, UserTable, metric_names
+from recray.evaluation.per_user import PerUserMetrics, RankedBatch, metric_names
+from recray.evaluation.report import Segment, Segments, Values
 from recray.inference.scorer import NONE, Ranker
 
 USER_SLICES = {"0": 0, "1-19": 1, "20-49": 20, "50-99": 50, "100+": 100}
@@ -20,8 +20,8 @@ ITEM_SLICES = {"tail": 0, "middle": 5, "head": 50}
 
 
 def add_columns(
-    table: UserTable, lists: Lists, ranker: Ranker, settings: EvaluateSettings
-) -> UserTable:
+    table: PerUserMetrics, lists: RankedBatch, ranker: Ranker, settings: EvaluateSettings
+) -> PerUserMetrics:
     """Add what slices need of each user: `history`, the number of known ratings; for each slice of
     items `relevant/SLICE`, how many relevant items it has, and `recall@K/SLICE`, found of them.
     """
@@ -42,44 +42,40 @@ def add_columns(
     return replace(table, values=table.values | values)
 
 
-def report(tables: Mapping[str, UserTable], settings: EvaluateSettings) -> dict[str, Any]:
-    """Every slice that has somebody or something in it.
+def report(tables: Mapping[str, PerUserMetrics], settings: EvaluateSettings) -> Segments:
+    """Measure every group that has a user or a held-out rating in it.
 
     Args:
         tables: Name of the model or baseline to its table, with the columns of add_columns.
         settings: Cut-offs.
 
     Returns:
-        {"users": {SLICE: {"users", NAME: {METRIC: value}}},
-        "items": {SLICE: {"ratings", NAME: {"recall@K": value}}}}; None where nothing is relevant.
+        Groups of users with all metrics, and groups of items with their recall.
     """
     first = next(iter(tables.values()))
     slice_of = np.searchsorted(list(USER_SLICES.values()), first.values["history"], "right") - 1
-    users: dict[str, Any] = {}
+    users: dict[str, Segment] = {}
     for place, name in enumerate(USER_SLICES):
         own = slice_of == place
         if own.any():
-            parts = {system: _where(table, own) for system, table in tables.items()}
-            users[name] = {"users": int(own.sum())} | {
-                system: _means(part, metric_names(settings, "ratings" in part.values))
+            parts = {system: table.where(own) for system, table in tables.items()}
+            measured = {
+                system: _means(part, metric_names(settings, part.predicts_ratings))
                 for system, part in parts.items()
             }
-    items: dict[str, Any] = {}
+            users[name] = Segment(users=int(own.sum()), **measured)
+    items: dict[str, Segment] = {}
     for name in reversed(ITEM_SLICES):
         ratings = int(first.values[f"relevant/{name}"].sum())
         if ratings:
             columns = {f"recall@{k}": f"recall@{k}/{name}" for k in settings.k}
-            items[name] = {"ratings": ratings} | {
+            found = {
                 system: dict(zip(columns, _means(table, [*columns.values()]).values(), strict=True))
                 for system, table in tables.items()
             }
-    return {"users": users, "items": items}
+            items[name] = Segment(ratings=ratings, **found)
+    return Segments(users=users, items=items)
 
 
-def _where(table: UserTable, own: np.ndarray[Any, Any]) -> UserTable:
-    values = {name: column[own] for name, column in table.values.items()}
-    return UserTable(table.user[own], values, table.shown)
-
-
-def _means(table: UserTable, names: list[str]) -> dict[str, float | None]:
+def _means(table: PerUserMetrics, names: list[str]) -> Values:
     return {n: None if np.isnan(v) else v for n, v in means(table, names).items()}

@@ -5,7 +5,7 @@ config.json  metrics.json  training.json (the epochs, for people)  manifest.json
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -169,7 +169,7 @@ def write_bundle(
     trained: TrainedModel,
     settings: Settings,
     created: str,
-    measure: Callable[[Bundle], dict[str, Any]],
+    measure: Callable[[Bundle], Mapping[str, Any]],
     replace: bool = False,
 ) -> Bundle:
     """Write a bundle with its measured metrics; it appears whole or not at all.

@@ -15,7 +15,7 @@ from recray.config import build_settings
 from recray.data.dataset import Prepared
 from recray.evaluation.bootstrap import Comparison, compare, summarise
 from recray.evaluation.evaluator import Evaluator
-from recray.evaluation.per_user import UserTable
+from recray.evaluation.per_user import PerUserMetrics
 from recray.inference.bundle import Bundle, write_bundle
 from recray.progress import Log
 from recray.runtime.session import session
@@ -115,7 +115,7 @@ def _judge(search: Search, plan: Plan, winner: Record, log: Log) -> dict[str, An
     trained = (r for r in plan.records.values() if r.status != "failed" and r.history)
     own = next((r for r in trained if r.number == 0), None)
     names = {"winner": winner} if own in (None, winner) else {"winner": winner, "preset": own}
-    tables: dict[str, UserTable] = {}
+    tables: dict[str, PerUserMetrics] = {}
     out: dict[str, Any] = {"metric": search.goal.metric, "seeds": search.order.seeds}
     for name, record in names.items():
         if record is not None:
@@ -144,7 +144,7 @@ def verdict(comparison: Comparison | None, own_won: bool) -> str:
 
 def _measured(
     search: Search, record: Record, name: str, log: Log
-) -> tuple[dict[str, Any], UserTable]:
+) -> tuple[dict[str, Any], PerUserMetrics]:
     """The trial's settings trained with each seed, on validation and on test."""
     metric, first = search.goal.metric, int(record.settings["train"]["seed"])
     valid, tables = [], []
@@ -160,20 +160,20 @@ def _measured(
         )
         valid.append(float(summary["best"][metric]))
         tables.append(_on_test(search, RunFolder(folder.path)))
-        value = summarise(tables[-1], [metric])[metric]["value"]
+        value = summarise(tables[-1], [metric])[metric].value
         log(f"trial {record.number}, seed {seed}: {metric} valid {valid[-1]:.4f} test {value:.4f}")
-    each = [summarise(table, [metric])[metric]["value"] for table in tables]
+    each = [summarise(table, [metric])[metric].value for table in tables]
     mean = mean_of(tables)
     facts = {
         "trial": record.number,
         "valid": statistics.fmean(valid),
-        "test": summarise(mean, [metric])[metric],
+        "test": summarise(mean, [metric])[metric].model_dump(),
         "each": [{"valid": v, "test": t} for v, t in zip(valid, each, strict=True)],
     }
     return facts, mean
 
 
-def _on_test(search: Search, run: RunFolder) -> UserTable:
+def _on_test(search: Search, run: RunFolder) -> PerUserMetrics:
     """What the best epoch of a run shows each user, on test."""
     settings = build_settings(run.facts()["settings"])
     prepared = Prepared.open(search.order.prepared)
@@ -184,14 +184,14 @@ def _on_test(search: Search, run: RunFolder) -> UserTable:
         )
         evaluator = Evaluator(bundle)
         blocks = range(len(evaluator.blocks))
-        return UserTable.join(evaluator.measure_block(b)["model"] for b in blocks)
+        return PerUserMetrics.join(evaluator.measure_block(b)["model"] for b in blocks)
 
 
 def _unmeasured(_bundle: Bundle) -> dict[str, Any]:
     return {}
 
 
-def mean_of(tables: list[UserTable]) -> UserTable:
+def mean_of(tables: list[PerUserMetrics]) -> PerUserMetrics:
     """Each user's mean over several runs of the same settings.
 
     Raises:
@@ -203,4 +203,4 @@ def mean_of(tables: list[UserTable]) -> UserTable:
     values = {
         name: np.mean([table.values[name] for table in tables], axis=0) for name in first.values
     }
-    return UserTable(first.user, values, np.sum([table.shown for table in tables], axis=0))
+    return PerUserMetrics(first.user, values, np.sum([table.shown for table in tables], axis=0))

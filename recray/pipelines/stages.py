@@ -13,7 +13,8 @@ from recray.data.dataset import Prepared
 from recray.data.source import Source
 from recray.errors import CheckFailed, RecrayError
 from recray.evaluation import distributed, evaluator
-from recray.evaluation.protocol import HONEST, Protocol
+from recray.evaluation.protocol import FULL_RANKING, Protocol
+from recray.evaluation.report import EvaluationReport
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.progress import Log
@@ -38,8 +39,8 @@ def evaluate(
     prepared_path: str | None = None,
     workers: int = 1,
     address: str = LOCAL,
-    protocol: Protocol = HONEST,
-) -> dict[str, Any]:
+    protocol: Protocol = FULL_RANKING,
+) -> EvaluationReport:
     """Measure a bundle on its hold-out with the given number of workers.
 
     Args:

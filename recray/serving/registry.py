@@ -16,7 +16,7 @@ from recray.config import EvaluateSettings
 from recray.data.dataset import Prepared, Ratings
 from recray.errors import CheckFailed, RecrayError, unknown_name
 from recray.evaluation.bootstrap import Comparison, compare
-from recray.evaluation.per_user import UserTable, blocks_of, measure
+from recray.evaluation.per_user import PerUserMetrics, blocks_of, evaluate_block
 from recray.inference.bundle import KIND, Bundle, check_bundle
 from recray.inference.scorer import History, Ranker
 from recray.storage import Folder, publish
@@ -283,7 +283,7 @@ def _compare(candidate: Bundle, other: Bundle, live: Bundle, metric: str) -> Com
 
 def _table(
     bundle: Bundle, targets: Ratings, raw_user: NDArray[np.int64], settings: EvaluateSettings
-) -> UserTable:
+) -> PerUserMetrics:
     order = np.argsort(targets.user, kind="stable")
     ordered = Ratings(
         *(getattr(targets, n)[order] for n in ("user", "item", "rating", "timestamp"))
@@ -291,9 +291,11 @@ def _table(
     total = max(len(bundle.user_ids), int(ordered.user[-1]) + 1)
     history = History.of(bundle.history, total, bundle.item_ids.known)
     ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
-    table = UserTable.join(measure(ranker, ordered, b, settings) for b in blocks_of(ordered))
+    table = PerUserMetrics.join(
+        evaluate_block(ranker, ordered, b, settings) for b in blocks_of(ordered)
+    )
     _, place = np.unique(ordered.user, return_index=True)
     raw = raw_user[order][place]
     by_raw = np.argsort(raw)
     values = {name: column[by_raw] for name, column in table.values.items()}
-    return UserTable(raw[by_raw], values, table.shown)
+    return PerUserMetrics(raw[by_raw], values, table.shown)

@@ -80,7 +80,7 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
     negatives = settings.objective.negatives
     if isinstance(objective, Contrast | UnratedClass) and negatives != "all":
         NegativeSampler(prepared.items, negatives)  # refuses more than the catalogue can give
-    check_metric(settings.metric, settings.evaluate, stars=not settings.ranks)
+    check_metric(settings.metric, settings.evaluate, rates=not settings.ranks)
 
 
 def streams(settings: Settings, prepared: Prepared, workers: int) -> bool:

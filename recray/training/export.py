@@ -1,5 +1,6 @@
 """From a finished run to a bundle, measured on the test split."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,8 +29,8 @@ def export(run_path: str, out: str, replace: bool = False) -> Bundle:
         )
     created = datetime.now(UTC).isoformat(timespec="seconds")
 
-    def measured(bundle: Bundle) -> dict[str, Any]:
-        return evaluator.evaluate(bundle) if len(bundle.holdout) else {}
+    def measured(bundle: Bundle) -> Mapping[str, Any]:
+        return evaluator.evaluate(bundle).plain() if len(bundle.holdout) else {}
 
     return write_bundle(out, prepared, run.trained_model(), settings, created, measured, replace)
 

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from recray.config import Settings
 from recray.data.dataset import Prepared, Ratings
-from recray.evaluation.per_user import UserTable, blocks_of, measure, metric_names, sums_of
+from recray.evaluation.per_user import (
+    PerUserMetrics,
+    blocks_of,
+    evaluate_block,
+    metric_names,
+    metric_sums,
+)
 from recray.inference.scorer import History, Ranker
 from recray.models.base import Model
 from recray.models.baselines import BiasOnly
@@ -70,7 +76,7 @@ class WorkerRows:
         whole = statistics_of(self.shard, prepared.items, self.workers.slow())
         biases = self._biases(lambda model: model.observe(whole))
         popularity = whole.item_count.float()
-        names = metric_names(settings.evaluate, stars=not settings.ranks)
+        names = metric_names(settings.evaluate, rates=not settings.ranks)
         groups = self._seen if self.streamed else list(self._seen()).__iter__
 
         def validate(trained: Model) -> dict[str, tuple[float, float]]:
@@ -79,8 +85,10 @@ class WorkerRows:
             for valid, history in groups():
                 ranker = Ranker(model, objective, history, 1.0, biases, popularity)
                 blocks = blocks_of(valid)
-                tables += [measure(ranker, valid, block, settings.evaluate) for block in blocks]
-            return sums_of(UserTable.join(tables) if tables else None, names)
+                tables += [
+                    evaluate_block(ranker, valid, block, settings.evaluate) for block in blocks
+                ]
+            return metric_sums(PerUserMetrics.join(tables) if tables else None, names)
 
         return validate
 

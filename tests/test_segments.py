@@ -6,12 +6,18 @@ import torch
 
 from recray.config import EvaluateSettings
 from recray.data.dataset import Ratings
-from recray.evaluation.evaluator import evaluate
-from recray.evaluation.per_user import UserTable, measure_lists, rank_lists
+from recray.evaluation import evaluator
+from recray.evaluation.per_user import PerUserMetrics, compute_metrics, rank_block
 from recray.evaluation.segments import add_columns, report
 from recray.inference.scorer import History, Ranker
 from recray.models.factorization import Dot
 from recray.reporting import terminal
+
+
+def evaluate(bundle, *args, **kwargs):
+    """The JSON of an evaluation."""
+    return evaluator.evaluate(bundle, *args, **kwargs).plain()
+
 
 ITEMS = 200
 SETTINGS = EvaluateSettings(k=(2,))
@@ -22,7 +28,7 @@ def columns(user, item) -> Ratings:
     return Ratings(user, item, np.ones(len(user), np.float32), np.zeros(len(user), np.int64))
 
 
-def planted() -> dict[str, UserTable]:
+def planted() -> dict[str, PerUserMetrics]:
     """Everybody is shown items 0 and 1: users 0..4 know 0, 1, 19, 20 and 100 others."""
     known = [0, 1, 19, 20, 100]
     user = np.repeat(np.arange(5), known)
@@ -37,8 +43,8 @@ def planted() -> dict[str, UserTable]:
     ranker.popularity[2], ranker.popularity[3] = 5.0, 4.0
     # Held out: 0 for all; 1 for user 0; 2 and 3 for user 1; an unknown item for user 2.
     held_out = columns([0, 0, 1, 1, 1, 2, 2, 3, 4], [0, 1, 0, 2, 3, 0, ITEMS + 5, 0, 150])
-    lists = rank_lists(ranker, held_out, np.arange(5), SETTINGS)
-    return {"model": add_columns(measure_lists(ranker, lists, SETTINGS), lists, ranker, SETTINGS)}
+    lists = rank_block(ranker, held_out, np.arange(5), SETTINGS)
+    return {"model": add_columns(compute_metrics(ranker, lists, SETTINGS), lists, ranker, SETTINGS)}
 
 
 def test_users_are_grouped_by_what_is_known_of_them():

@@ -7,12 +7,18 @@ import torch
 from recray.config import EvaluateSettings
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError
+from recray.evaluation import evaluator
 from recray.evaluation.bootstrap import compare, summarise
-from recray.evaluation.evaluator import Evaluator, evaluate
-from recray.evaluation.per_user import UserTable, catalogue, measure
+from recray.evaluation.evaluator import Evaluator
+from recray.evaluation.per_user import PerUserMetrics, evaluate_block, exposure_metrics
 from recray.evaluation.protocol import Protocol
 from recray.inference.scorer import History, Ranker
 from recray.models.factorization import Dot
+
+
+def evaluate(bundle, *args, **kwargs):
+    """The JSON of an evaluation."""
+    return evaluator.evaluate(bundle, *args, **kwargs).plain()
 
 
 def planted(users: int = 40, items: int = 12) -> tuple[Ranker, Ratings]:
@@ -30,7 +36,7 @@ def planted(users: int = 40, items: int = 12) -> tuple[Ranker, Ratings]:
 
 def test_each_user_is_measured_by_the_rank_of_their_item():
     ranker, targets = planted()
-    table = measure(ranker, targets, np.arange(40), EvaluateSettings(k=(3,)))
+    table = evaluate_block(ranker, targets, np.arange(40), EvaluateSettings(k=(3,)))
     rank = np.arange(40) % 12
     expected = np.where(rank < 3, 1 / (rank + 1), 0)
     assert table.values["mrr@3"] == pytest.approx(expected)
@@ -42,8 +48,8 @@ def test_coverage_novelty_and_gini_are_cut_at_each_k():
     ranker, targets = planted(users=6)
     ranker.popularity = torch.tensor([20.0, 10.0] + [1.0] * 10)  # 40 in all
     settings = EvaluateSettings(k=(1, 2, 3))
-    parts = [measure(ranker, targets, np.arange(a, a + 3), settings) for a in (3, 0)]
-    group = catalogue(UserTable.join(parts), settings)
+    parts = [evaluate_block(ranker, targets, np.arange(a, a + 3), settings) for a in (3, 0)]
+    group = exposure_metrics(PerUserMetrics.join(parts), settings)
     assert [group[f"coverage@{k}"] for k in (1, 2, 3)] == [1 / 12, 2 / 12, 3 / 12]
     bits = [1.0, 2.0, np.log2(40)]
     expected = [np.mean(bits[:k]) for k in (1, 2, 3)]
@@ -55,7 +61,7 @@ def test_coverage_novelty_and_gini_are_cut_at_each_k():
 def test_only_ratings_from_the_bar_on_are_relevant():
     ranker, targets = planted()
     settings = EvaluateSettings(k=(3,), relevant_from=4.0)
-    values = measure(ranker, targets, np.arange(40), settings).values["recall@3"]
+    values = evaluate_block(ranker, targets, np.arange(40), settings).values["recall@3"]
     assert np.isnan(values[::2]).all()
     assert not np.isnan(values[1::2]).any()
 
@@ -69,7 +75,7 @@ def test_an_item_that_training_does_not_know_is_relevant_and_never_found():
         np.zeros(1, np.int64),
     )
     both = Ratings.concatenate([targets, extra])
-    table = measure(ranker, both, np.array([0]), EvaluateSettings(k=(3,)))
+    table = evaluate_block(ranker, both, np.array([0]), EvaluateSettings(k=(3,)))
     assert table.values["recall@3"].tolist() == [0.5]
 
 
@@ -77,8 +83,8 @@ def test_blocks_in_any_order_give_the_same_digits():
     ranker, targets = planted()
     settings = EvaluateSettings(k=(3, 5))
     cuts = [np.arange(a, a + 8) for a in range(0, 40, 8)]
-    parts = [measure(ranker, targets, block, settings) for block in cuts]
-    first, second = UserTable.join(parts), UserTable.join(parts[::-1])
+    parts = [evaluate_block(ranker, targets, block, settings) for block in cuts]
+    first, second = PerUserMetrics.join(parts), PerUserMetrics.join(parts[::-1])
     names = ["ndcg@3", "recall@5"]
     assert summarise(first, names) == summarise(second, names)
 
@@ -87,7 +93,7 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_users():
     widths = []
     for users in (40, 4000):
         ranker, targets = planted(users)
-        table = measure(ranker, targets, np.arange(users), EvaluateSettings(k=(3,)))
+        table = evaluate_block(ranker, targets, np.arange(users), EvaluateSettings(k=(3,)))
         value = summarise(table, ["recall@3"])["recall@3"]
         assert value["value"] == pytest.approx(table.values["recall@3"].mean())
         assert value["low"] <= value["value"] <= value["high"]
@@ -95,7 +101,7 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_users():
     assert widths[1] < widths[0] / 5
 
 
-def table_of(metric: str, values) -> UserTable:
+def table_of(metric: str, values) -> PerUserMetrics:
     values = np.asarray(values, float)
     columns = {metric: values}
     if metric == "rmse":
@@ -104,7 +110,7 @@ def table_of(metric: str, values) -> UserTable:
             "absolute_error": values,
             "ratings": np.ones(len(values)),
         }
-    return UserTable(np.arange(len(values)), columns, np.zeros((1, 3), np.int64))
+    return PerUserMetrics(np.arange(len(values)), columns, np.zeros((1, 3), np.int64))
 
 
 def test_a_table_is_not_distinguishable_from_itself():
@@ -188,9 +194,9 @@ def test_blocks_of_any_size_give_the_same_report(make_bundle, monkeypatch):
     bundle, reports = make_bundle(preset="dot-mse"), []
     for size in (1, 5, 256):
         monkeypatch.setattr("recray.evaluation.per_user.USER_BLOCK", size)
-        evaluator = Evaluator(bundle, EvaluateSettings(k=(2,)))
-        blocks = list(range(len(evaluator.blocks)))
-        reports.append(evaluator.report([evaluator.measure_block(b) for b in reversed(blocks)]))
+        whole = Evaluator(bundle, EvaluateSettings(k=(2,)))
+        blocks = list(range(len(whole.blocks)))
+        reports.append(whole.report([whole.measure_block(b) for b in reversed(blocks)]).plain())
     assert reports[0] == reports[1] == reports[2]
 
 

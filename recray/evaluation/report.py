@@ -1,0 +1,116 @@
+"""What an evaluation found, as types; `plain()` is the JSON that bundles and `--json` hold."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+Values = dict[str, float | None]
+"""Metric to its mean; None where no user or item has anything relevant."""
+
+
+class Interval(BaseModel):
+    """A mean over users with its 95 % bootstrap interval; nan where nobody could be measured."""
+
+    model_config = ConfigDict(frozen=True)
+    value: float
+    low: float
+    high: float
+
+
+class ProtocolReport(BaseModel):
+    """Among which items the held-out ones were ranked, and whether that measures honestly."""
+
+    kind: str
+    honest: bool
+    words: str
+    negatives: str | None = None
+
+
+class BaselineReport(BaseModel):
+    """Metrics of one baseline, each an extra field, and the catalogue that its lists show."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Interval]
+    catalogue: Values | None = None
+
+    @property
+    def metrics(self) -> dict[str, Interval]:
+        """Metric to its mean and interval."""
+        return self.__pydantic_extra__
+
+
+class SplitReport(BaseModel):
+    """The settings of the split, each an extra field, and the ratings in each part of it."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+    rows: dict[str, int]
+
+
+class Unseen(BaseModel):
+    """How many users, items and ratings of the test split training does not know."""
+
+    users: int
+    items: int
+    ratings: int
+
+
+class Segment(BaseModel):
+    """A group of users, or of held-out items; each system's metrics are an extra field."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Values]
+    users: int | None = None
+    ratings: int | None = None
+
+    @property
+    def systems(self) -> dict[str, Values]:
+        """The model or baseline to its metrics."""
+        return self.__pydantic_extra__
+
+
+class Segments(BaseModel):
+    """Groups of users by their known ratings, and of held-out items by theirs."""
+
+    users: dict[str, Segment]
+    items: dict[str, Segment]
+
+
+class EvaluationReport(BaseModel):
+    """The model and its baselines on the held-out ratings.
+
+    Args:
+        metrics: The model's metrics, such as ndcg@10.
+        coverage: Share of the catalogue that the lists of the first cut-off show; None where the
+            protocol chooses what can be shown.
+        catalogue: Coverage, novelty and Gini at each cut-off.
+        verdict: The model against the best baseline, in words.
+    """
+
+    dataset: str
+    preset: str
+    model_version: str
+    protocol: ProtocolReport
+    users: int
+    split: SplitReport
+    metrics: dict[str, Interval]
+    baselines: dict[str, BaselineReport]
+    verdict: str
+    unseen: Unseen
+    coverage: float | None = None
+    catalogue: Values | None = None
+    slices: Segments
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready; fields that do not apply are left out."""
+        json: dict[str, Any] = _without_absent(self)
+        return json
+
+
+def _without_absent(value: object) -> Any:
+    """The JSON of a model; optional fields of None are absent, None as a measured value stays."""
+    if isinstance(value, BaseModel):
+        return {name: _without_absent(v) for name, v in value if v is not None}
+    if isinstance(value, dict):
+        return {name: _without_absent(v) for name, v in value.items()}
+    return value
