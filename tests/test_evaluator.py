@@ -95,9 +95,9 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_users():
         ranker, targets = planted(users)
         table = evaluate_block(ranker, targets, np.arange(users), EvaluateSettings(k=(3,)))
         value = summarise(table, ["recall@3"])["recall@3"]
-        assert value["value"] == pytest.approx(table.values["recall@3"].mean())
-        assert value["low"] <= value["value"] <= value["high"]
-        widths.append(value["high"] - value["low"])
+        assert value.value == pytest.approx(table.values["recall@3"].mean())
+        assert value.low <= value.value <= value.high
+        widths.append(value.high - value.low)
     assert widths[1] < widths[0] / 5
 
 

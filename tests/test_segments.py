@@ -48,25 +48,25 @@ def planted() -> dict[str, PerUserMetrics]:
 
 
 def test_users_are_grouped_by_what_is_known_of_them():
-    users = report(planted(), SETTINGS)["users"]
-    assert {name: group["users"] for name, group in users.items()} == {
+    users = report(planted(), SETTINGS).users
+    assert {name: group.users for name, group in users.items()} == {
         "0": 1,
         "1-19": 2,
         "20-49": 1,
         "100+": 1,
     }
-    recall = {name: group["model"]["recall@2"] for name, group in users.items()}
+    recall = {name: group.systems["model"]["recall@2"] for name, group in users.items()}
     assert recall == pytest.approx({"0": 1.0, "1-19": (1 / 3 + 1 / 2) / 2, "20-49": 1, "100+": 0})
 
 
 def test_held_out_items_are_grouped_by_how_often_they_are_rated():
-    items = report(planted(), SETTINGS)["items"]
-    assert {name: group["ratings"] for name, group in items.items()} == {
+    items = report(planted(), SETTINGS).items
+    assert {name: group.ratings for name, group in items.items()} == {
         "head": 4,  # item 0
         "middle": 2,  # items 1 and 2
         "tail": 3,  # items 3, 150 and the unknown one
     }
-    recall = {name: group["model"]["recall@2"] for name, group in items.items()}
+    recall = {name: group.systems["model"]["recall@2"] for name, group in items.items()}
     assert recall == {"head": 1.0, "middle": 0.5, "tail": 0.0}
 
 
