@@ -11,7 +11,7 @@ from recray.cli import cli
 from recray.cli.reference import reference
 from recray.cli.settings_reference import settings_reference
 from recray.config import known_keys
-from recray.reporting import terminal
+from recray.reporting import summaries
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -161,7 +161,7 @@ def test_folds_are_a_table_with_their_mean():
         for name, value in (("u1", 0.9), ("u2", 0.8))
     ]
     result = {"folds": rows, "mean": {"rmse": 0.85}, "sd": {"rmse": 0.0707}}
-    text = terminal.folds(result | {"baselines": {"popularity": {}, "bias-only": {"rmse": 0.94}}})
+    text = summaries.folds(result | {"baselines": {"popularity": {}, "bias-only": {"rmse": 0.94}}})
     assert [line.split() for line in text.splitlines()[2:]] == [
         ["u1", "0.9000"],
         ["u2", "0.8000"],

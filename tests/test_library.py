@@ -137,7 +137,7 @@ def test_a_run_is_reported_as_the_bundle_of_its_best_epoch(names):
     run = f"{names['folder']}/run-of-bundle"
     document = report.make(run)
     assert document.title == "sample: ranking (run)"
-    assert len(document.pictures) == 5 + 3 + 3 + 4
+    assert len(document.plots) == 5 + 3 + 3 + 4
     assert ["folder", run] in document.sections[-1].blocks[0].rows
 
 
@@ -146,6 +146,6 @@ def test_pictures_are_there_by_name(names):
         recray.prepare("sample", f"{names['folder']}/prepared"),
         recray.load(names["bundle"]),
     )
-    assert list(data.pictures) == [n for n in model.pictures if n.startswith("data-")]
-    stars = [bar.get_height() for bar in data.pictures["data-ratings"].axes[0].patches]
+    assert list(data.plots) == [n for n in model.plots if n.startswith("data-")]
+    stars = [bar.get_height() for bar in data.plots["data-ratings"].axes[0].patches]
     assert sum(stars) == len(data.ratings)

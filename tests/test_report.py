@@ -41,8 +41,8 @@ def sections(document: Document) -> list[str]:
 def test_every_picture_says_what_it_shows_and_names_its_axes(measured, preset):
     document = report.of_bundle(measured(preset), "bundle")
     assert sections(document) == ["data", "training", "predictions", "ranking", "users", "facts"]
-    assert len(document.pictures) >= 14
-    for picture in document.pictures:
+    assert len(document.plots) >= 14
+    for picture in document.plots:
         assert len(picture.title) > 15, picture.name
         first, *others = picture.figure.axes  # others share the vertical axis
         assert first.get_ylabel() or first.get_yticklabels(), picture.name
@@ -51,7 +51,7 @@ def test_every_picture_says_what_it_shows_and_names_its_axes(measured, preset):
 
 def test_stars_are_drawn_where_the_model_predicts_them_and_places_where_it_ranks(measured):
     stars, places = (
-        {p.name for p in report.of_bundle(measured(preset), "bundle").pictures}
+        {p.name for p in report.of_bundle(measured(preset), "bundle").plots}
         for preset in ("dot-mse", "ranking")
     )
     assert {"predictions-calibration", "predictions-error", "ranking-errors"} <= stars - places
@@ -196,7 +196,7 @@ def test_a_sweep_shows_its_trials_the_winner_first(tmp_path):
     table = document.sections[0].blocks[-1]
     assert [row[:2] for row in table.rows] == [["1", "0.7"], ["3", "0.8"], ["0", "0.9"], ["2", ""]]
     assert table.columns == ["trial", "rmse", "status", "best_epoch", "epochs", "train.lr"]
-    assert [p.name for p in document.pictures] == ["search-history", "search-parallel"]
+    assert [p.name for p in document.plots] == ["search-history", "search-parallel"]
     assert document.lead == ["The test split was not opened."]
 
 

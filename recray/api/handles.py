@@ -83,13 +83,13 @@ class Data:
         return pd.DataFrame.from_dict(self.prepared.manifest["splits"], orient="index")
 
     @cached_property
-    def pictures(self) -> "dict[str, Figure]":
+    def plots(self) -> "dict[str, Figure]":
         """Pictures of the data by name, as in the report."""
-        from recray.reporting import report
+        from recray.reporting import sections
 
         loaded = [self.prepared.load(name) for name in self.prepared.manifest["splits"]]
         every = Ratings.concatenate(loaded)
-        return report.data_pictures(every, self.prepared.item_table)
+        return sections.data_plots(every, self.prepared.item_table)
 
 
 class Run:
@@ -156,7 +156,7 @@ class Sweep:
         return SweepFolder(self.path).folder.read_table("results.parquet").to_pandas()
 
     @cached_property
-    def pictures(self) -> "dict[str, Figure]":
+    def plots(self) -> "dict[str, Figure]":
         """Pictures of the search by name: history, and parallel and importance of enough trials."""
         from recray.reporting.plots import search
 

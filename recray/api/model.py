@@ -225,11 +225,11 @@ class Loaded:
         return frames.metrics(self.bundle.metrics)
 
     @cached_property
-    def pictures(self) -> "dict[str, Figure]":
+    def plots(self) -> "dict[str, Figure]":
         """Every picture of its report, by name: data-..., training-..., predictions-..., ...."""
         from recray.reporting import report
 
-        drawn = report.of_bundle(self.bundle, "bundle").pictures
+        drawn = report.of_bundle(self.bundle, "bundle").plots
         return {picture.name: picture.figure for picture in drawn}
 
     def report(self, out: str, png: bool = False) -> str:

@@ -4,7 +4,7 @@ import click
 
 from recray.cli.base import cli, shared
 from recray.progress import Console
-from recray.reporting import terminal
+from recray.reporting import summaries
 
 
 @cli.command()
@@ -27,4 +27,4 @@ def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> Non
     from recray import benchmarks
 
     result = benchmarks.run(name, quick, ui.log, **options)
-    ui.result(result, terminal.benchmark(name, result))
+    ui.result(result, summaries.benchmark(name, result))

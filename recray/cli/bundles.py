@@ -11,7 +11,7 @@ from recray.config import Settings, load_settings
 from recray.data.ids import IdMap, RawId
 from recray.errors import RecrayError
 from recray.progress import Console
-from recray.reporting import terminal
+from recray.reporting import summaries, terminal
 
 
 @cli.command()
@@ -93,7 +93,7 @@ def evaluate(
         result = measure_folds(
             ui, bundle, settings, kfold, _names(folds), seeds, refit, out, address
         )
-        ui.result(result, terminal.folds(result))
+        ui.result(result, summaries.folds(result))
         return
     if refit or out or preset or config or overrides:
         raise RecrayError("--refit, --out, --preset, --config and --set go with folds or seeds")

@@ -4,7 +4,7 @@ import click
 
 from recray.cli.base import cli, shared
 from recray.progress import Console
-from recray.reporting import terminal
+from recray.reporting import summaries
 
 
 @cli.command()
@@ -28,5 +28,5 @@ def doctor(
     found = checks.examine(checks.Plan(storage, data, workers, port), address)
     rows = [vars(finding) for finding in found]
     problems = sum(row["level"] == "problem" for row in rows)
-    ui.result({"problems": problems, "checks": rows}, terminal.findings(rows))
+    ui.result({"problems": problems, "checks": rows}, summaries.findings(rows))
     click.get_current_context().exit(1 if problems else 0)

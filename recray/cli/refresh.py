@@ -7,7 +7,7 @@ import click
 from recray.cli.base import cli, shared
 from recray.errors import CheckFailed
 from recray.progress import Console
-from recray.reporting import terminal
+from recray.reporting import summaries
 
 
 @cli.command()
@@ -60,6 +60,6 @@ def train_again(
 
     given = recognise(source, refreshing.live_settings(registry), mirror)
     result = refreshing.refresh(given, refreshing.Order(registry, out, *wanted), ui.log)
-    ui.result(result, terminal.refreshed(result))
+    ui.result(result, summaries.refreshed(result))
     if not result["promoted"]:
         raise CheckFailed(result["verdict"])

@@ -6,7 +6,7 @@ from recray.cli.base import cli, shared, sources
 from recray.config import load_settings, preset_names
 from recray.errors import CheckFailed, RecrayError
 from recray.progress import Console
-from recray.reporting import terminal
+from recray.reporting import summaries, terminal
 
 
 def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: str) -> None:
@@ -58,7 +58,7 @@ def prepare(
         from recray.data.feedback_source import with_log
 
         given, told = with_log(given, RatingsLog.open(ratings_log))
-        ui.log(terminal.ratings_log(ratings_log, told))
+        ui.log(summaries.ratings_log(ratings_log, told))
     with ui.during(f"prepare {source} into {out}"):
         made = ingest.prepare(given, out, settings, address)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}

@@ -9,7 +9,7 @@ from recray.cli.refresh import train_again
 from recray.config import load_settings
 from recray.errors import CheckFailed, RecrayError
 from recray.progress import Console
-from recray.reporting import terminal
+from recray.reporting import summaries
 
 
 def wait_for_stop(ui: Console, url: str) -> None:
@@ -73,7 +73,7 @@ def pipeline(
     result = stages.release(
         given, folder, settings, registry, force, workers, address, ui.log, ui.epoch
     )
-    ui.result(result, terminal.release(result))
+    ui.result(result, summaries.release(result))
     if not result["promoted"]:
         raise CheckFailed(result["verdict"])
     return None
@@ -124,7 +124,7 @@ def up(
         ui.epoch,
     )
     with stages as result:
-        ui.result(result, terminal.up(result))
+        ui.result(result, summaries.up(result))
         if not result["verified"]:
             raise CheckFailed("the service and the bundle disagree; see verification in --json")
         if not once:
