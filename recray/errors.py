@@ -30,9 +30,14 @@ class CheckFailed(RecrayError):
     exit_code = 1
 
 
-def unknown_name(what: str, given: str, known: Iterable[str]) -> RecrayError:
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.3, quote: str = "") -> str:
+    """Return `did you mean X? ` for the most similar known name; nothing where none is similar."""
+    near = get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean {quote}{near[0]}{quote}? " if near else ""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> RecrayError:
     """Return the error for a name that is not in a closed list, with the nearest known one."""
     names = sorted(known)
-    near = get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return RecrayError(f"unknown {what} {given!r}: {hint}known are {', '.join(names)}")
+    hint = did_you_mean(name, names, cutoff=0.5, quote="'")
+    return RecrayError(f"unknown {what} {name!r}: {hint}known are {', '.join(names)}")

@@ -31,8 +31,8 @@ from recray.training.loop import TrainingRun
 
 USERS, ITEMS = 90, 60
 SMALL = [
-    "model.dim=8", "objective.factors=3", "objective.tastes=5",
-    "objective.sweeps=4", "objective.burn_in=1",
+    "model.dim=8", "objective.factors=3", "objective.side_rank=5",
+    "objective.samples_per_epoch=4", "objective.burn_in=1",
 ]  # fmt: skip
 
 
@@ -162,12 +162,12 @@ def sampler(**sizes) -> GibbsEpochs:
     shard, _ = planted()
     model = PosteriorDot(USERS, ITEMS, 12).double()
     model.mean.fill_(3.0)
-    sizes = {"factors": 3, "tastes": 5, "sweeps": 2, "burn_in": 0} | sizes
+    sizes = {"factors": 3, "side_rank": 5, "samples_per_epoch": 2, "burn_in": 0} | sizes
     return GibbsEpochs(model, Bayes(**sizes), shard, 0, Workers())
 
 
 def test_the_model_is_the_mean_of_the_samples_after_burn_in():
-    epochs = sampler(sweeps=1, burn_in=1)
+    epochs = sampler(samples_per_epoch=1, burn_in=1)
     model, samples = epochs.model, []
     for epoch in range(4):
         epochs.run(epoch)
@@ -334,7 +334,7 @@ def test_nobody_in_particular_gets_the_prior_mean():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["model.kind=dot-bias"], "model.kind=posterior-dot"),
+        (["model.kind=dot-bias"], "model.kind=bpmf"),
         (["model.dim=2"], "objective.factors=2 or less"),
     ],
 )
@@ -345,5 +345,5 @@ def test_a_model_that_does_not_fit_is_refused(changes, words):
 
 
 def test_bayes_and_gibbs_go_together():
-    with pytest.raises(RecrayError, match="bayes needs gibbs"):
+    with pytest.raises(RecrayError, match="bpmf needs gibbs"):
         load_settings("rating", None, ["train.optimizer=adam"])

@@ -118,7 +118,7 @@ def run(*arguments: object):
         (["tune", "/nowhere", "--out", "s", "--searcher", "rand"], "did you mean 'random'"),
         (["tune", "/nowhere", "--out", "s", "--space", "nofile"], "no such file: nofile"),
         (["tune", "/nowhere", "--out", "s", "--set", "split.test=0.5"], "recray prepare"),
-        (["tune", "/nowhere", "--out", "s", "--set", "train.rows=train+valid"], "apart"),
+        (["tune", "/nowhere", "--out", "s", "--set", "train.fit_on=train+valid"], "apart"),
         (["tune"], "give PREPARED and --out SWEEP, or --resume SWEEP"),
         (["tune", "--out", "s"], "give PREPARED"),
         (["tune", "--resume", "/nowhere"], "/nowhere holds no sweep to resume"),

@@ -1,10 +1,23 @@
 """Settings: preset < file < --set, and every mistake named."""
 
+from importlib import resources
+
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from recray.config import Settings, build_settings, load_settings, preset_names
+from recray.config import (
+    EFFECTIVE_UNDER,
+    RENAMED,
+    Settings,
+    build_settings,
+    effective,
+    load_settings,
+    overridden,
+    preset_names,
+    translated,
+    without_effect,
+)
 from recray.errors import RecrayError
 
 
@@ -66,7 +79,7 @@ def test_an_unknown_preset_names_the_nearest():
         ("train.lr=0", "setting train.lr=0: input should be greater than 0"),
         ("split.kind=newest", "setting split.kind='newest': .*'leave-one-out'"),
         ("split.test=0.95", r"test \+ valid is 1.05; "),
-        ("objective.kind=whole-data", "whole-data needs alternating"),
+        ("objective.kind=ials", "ials needs alternating"),
         ("evaluate.k=[]", "setting evaluate.k="),
         ("epochs=5", "--set 'epochs=5': write group.key=value"),
         ("train.epochs", "--set 'train.epochs': write group.key=value"),
@@ -147,11 +160,11 @@ def test_one_cut_off_need_not_be_a_list():
 @pytest.mark.parametrize(
     ("preset", "override", "kind"),
     [
-        ("rating", "train.lr=0.5", "bayes"),
-        ("rating", "train.l2=0.1", "bayes"),
-        ("rating", "train.batch_size=64", "bayes"),
-        ("ranking", "train.lr=0.5", "whole-data"),
-        ("ranking", "objective.factors=8", "whole-data"),
+        ("rating", "train.lr=0.5", "bpmf"),
+        ("rating", "train.l2=0.1", "bpmf"),
+        ("rating", "train.batch_size=64", "bpmf"),
+        ("ranking", "train.lr=0.5", "ials"),
+        ("ranking", "objective.factors=8", "ials"),
         ("dot-mse", "objective.negatives=9", "mse"),
     ],
 )
@@ -165,3 +178,134 @@ def test_a_setting_that_would_change_nothing_is_refused(preset, override, kind):
 def test_what_the_recipe_or_the_default_says_anyway_may_be_said_again(config):
     path = config(yaml.safe_dump(load_settings("rating").plain()))
     assert load_settings(None, path, ["train.lr=0.001"]) == load_settings("rating")
+
+
+# For each setting that may change nothing: a preset, changes under which it changes nothing, a
+# value, and the reason that the error names.
+MSE, KIND = "objective.kind=mse", "model.kind=dot"
+SOFTMAX = ["objective.kind=item-softmax", "objective.negatives=all"]
+WITHOUT_EFFECT = [
+    ("dot-mse", ["model.kind=mlp"], "model.dim=8", "model.kind=mlp"),
+    ("dot-mse", [], "model.output=sigmoid", KIND),
+    ("dot-mse", [], "model.mlp_dim=8", KIND),
+    ("dot-mse", [], "model.layers=[8]", KIND),
+    ("dot-mse", [], "model.dropout=0.5", KIND),
+    ("dot-mse", [], "model.levels=[1.0, 2.0]", KIND),
+    ("dot-mse", [], "model.product=true", KIND),
+    ("dot-mse", [], 'model.item_features=["genre:Drama"]', KIND),
+    ("dot-mse", [], "objective.unobserved_weight=5.0", f"{MSE} and train.als_pretrain_epochs=0"),
+    (
+        "dot-mse",
+        ["objective.kind=logistic", "objective.negatives=3"],
+        "objective.unobserved_weight=5.0",
+        "objective.kind=logistic and objective.negatives=3 and train.als_pretrain_epochs=0",
+    ),
+    ("dot-mse", [], "objective.negatives=9", MSE),
+    ("dot-mse", [], "objective.sampling=popularity", MSE),
+    ("dot-mse", SOFTMAX, "objective.sampling=popularity", "objective.negatives=all"),
+    ("neumf-ranking", [], "objective.sampling=popularity", "objective.negatives=all"),
+    ("neumf-ranking", [], "objective.reject_seen=true", "objective.negatives=all"),
+    ("ranking", [], "objective.factors=8", "objective.kind=ials"),
+    ("ranking", [], "objective.side_rank=8", "objective.kind=ials"),
+    ("dot-mse", [], "objective.samples_per_epoch=3", MSE),
+    ("dot-mse", [], "objective.burn_in=3", MSE),
+    ("rating", [], "train.batch_size=64", "objective.kind=bpmf"),
+    ("ranking", [], "train.lr=0.5", "objective.kind=ials"),
+    ("rating", [], "train.l2=0.1", "objective.kind=bpmf"),
+    ("ranking", [], "train.weight_decay=0.1", "objective.kind=ials"),
+    ("dot-mse", ["train.optimizer=sgd"], "train.weight_decay=0.1", "train.optimizer=sgd"),
+    ("ranking", [], "train.local_sgd_steps=4", "objective.kind=ials"),
+    ("ranking", [], "train.precision=bf16", "objective.kind=ials"),
+    ("rating", [], "train.compile=true", "objective.kind=bpmf"),
+    ("neumf-ranking", [], "train.compile=true", "objective.kind=item-softmax and objective.negat"),
+    ("dot-mse", ["train.fit_on=train+valid"], "train.patience=7", "train.fit_on=train+valid"),
+    ("dot-mse", [], "train.als_pretrain_epochs=3", KIND),
+    ("neumf-ranking", ["train.init_from=[a]"], "train.als_pretrain_epochs=3", "train.init_from="),
+    ("neumf", [], "train.als_pretrain_l2=0.5", "train.als_pretrain_epochs=0"),
+    ("gmf", ["train.init_from=[a, b]"], "train.neumf_alpha=0.25", "model.kind=gmf"),
+    ("neumf", ["train.init_from=[a]"], "train.neumf_alpha=0.25", "train.init_from="),
+]
+
+
+@pytest.mark.parametrize(("preset", "changes", "override", "reason"), WITHOUT_EFFECT)
+def test_a_setting_without_effect_is_refused(preset, changes, override, reason):
+    load_settings(preset, None, changes)
+    with pytest.raises(RecrayError) as caught:
+        load_settings(preset, None, [*changes, override])
+    assert str(caught.value).startswith(f"{override} changes nothing with {reason}")
+    assert "\n" not in str(caught.value)
+    group, key = override.partition("=")[0].split(".")
+    assert key not in effective(unchecked(preset, [*changes, override]))[group]
+
+
+def unchecked(preset, changes):
+    values = load_settings(preset).plain()
+    for change in changes:
+        setting, _, value = change.partition("=")
+        group, key = setting.split(".")
+        values[group][key] = yaml.safe_load(value)
+    return build_settings(values)
+
+
+def test_every_entry_of_the_table_has_an_example():
+    assert {case[2].partition("=")[0] for case in WITHOUT_EFFECT} == EFFECTIVE_UNDER.keys()
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("ranking", ["objective.unobserved_weight=5"]),
+        ("neumf-ranking", ["objective.unobserved_weight=5", "train.als_pretrain_l2=0.5"]),
+        ("dot-mse", ["objective.kind=logistic", "objective.negatives=all",
+                     "objective.unobserved_weight=5"]),
+        ("dot-mse", ["objective.kind=bpr", "objective.sampling=popularity",
+                     "objective.reject_seen=true", "train.compile=true"]),
+        ("dot-mse", ["train.weight_decay=0.1", "train.compile=true", "train.local_sgd_steps=2"]),
+        ("neumf", ["train.init_from=[a, b]", "train.neumf_alpha=0.25", "model.dropout=0.5"]),
+        ("rating", ["objective.side_rank=8", "objective.burn_in=1", "model.dim=32"]),
+        ("softmax-dnn", ["model.levels=[1, 2]", "model.product=true"]),
+    ],
+)  # fmt: skip
+def test_a_setting_with_an_effect_is_accepted(preset, changes):
+    load_settings(preset, None, changes)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_sets_nothing_that_changes_nothing(name):
+    text = (resources.files("recray.config") / "presets" / f"{name}.yaml").read_text()
+    for group, keys in yaml.safe_load(text).items():
+        for key in keys:
+            assert not without_effect(load_settings(name), f"{group}.{key}"), f"{group}.{key}"
+
+
+def test_overrides_of_a_search_that_goes_on_are_checked_too():
+    with pytest.raises(RecrayError, match=r"train\.lr=0\.5 changes nothing"):
+        overridden(load_settings("ranking"), ["train.lr=0.5"])
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_name_of_before_is_refused_with_the_new_one_and_read_where_it_is_stored(old, new, config):
+    setting, _, value = old.partition("=")
+    group, key = setting.split(".")
+    with pytest.raises(RecrayError, match=f"^{old} is called {new} now$"):
+        load_settings("dot-mse", None, [f"{setting}={value or 1}"])
+    with pytest.raises(RecrayError, match=f"^{old} is called {new} now$"):
+        load_settings("dot-mse", config(f"{group}: {{{key}: {value or 1}}}\n"))
+    today, _, value_today = new.partition("=")
+    stored = {"preset": "x", group: {key: value or 1, "other": 2}}
+    changed = {today.split(".")[1]: value_today or 1, "other": 2}
+    assert translated(stored) == {"preset": "x", group: changed}
+
+
+def test_all_settings_of_before_open_as_they_were():
+    values = load_settings("rating").plain()
+    before = {key: dict(keys) if isinstance(keys, dict) else keys for key, keys in values.items()}
+    for old, new in RENAMED.items():
+        (group, key), value = old.partition("=")[0].split("."), old.partition("=")[2]
+        today, _, value_today = new.partition("=")
+        if not value:
+            before[group][key] = before[group].pop(today.split(".")[1])
+        elif before[group][key] == value_today:
+            before[group][key] = value
+    assert before["objective"]["kind"] == "bayes"
+    assert build_settings(translated(before)) == load_settings("rating")

@@ -98,9 +98,10 @@ def whole_gradient(model: Model, batch: Batch, l2: float = 0.0) -> dict[str, tor
     return dict(zip(named, found, strict=True))
 
 
-def dot_bias(changes=()) -> tuple[Model, TrainSettings]:
+def dot_bias(changes=(), weight_decay: float = 0.0) -> tuple[Model, TrainSettings]:
     torch.manual_seed(5)
     settings = load_settings("dot-mse", None, ["model.kind=dot-bias", "model.dim=3", *changes])
+    settings = settings.changed(train={"weight_decay": weight_decay})
     return build_model(settings, 6, 5).double(), settings.train
 
 
@@ -160,8 +161,8 @@ STEPS = [batch_of(PLANTED), batch_of(PLANTED[2:4]), batch_of(PLANTED[::-1][:5]),
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("optimizer", ROWWISE)
 def test_an_optimizer_of_rows_is_the_dense_one_where_ids_repeat(optimizer, decay, l2):
-    changes = [f"train.optimizer={optimizer}", "train.lr=0.1", f"train.weight_decay={decay}"]
-    model, settings = dot_bias(changes)
+    changes = [f"train.optimizer={optimizer}", "train.lr=0.1"]
+    model, settings = dot_bias(changes, weight_decay=decay)
     dense, _ = dot_bias()
     take_steps(model, settings, STEPS, l2)
     reference = DENSE[optimizer](settings.lr)
@@ -203,9 +204,9 @@ MODELS = [
     ("neumf", []),
     ("neumf", ["objective.kind=bpr"]),
     ("softmax-dnn", ["model.levels=[1,2,3,4,5]"]),
-    ("softmax-dnn", ["objective.kind=unrated-class", "model.levels=[1,2,3,4,5]"]),
+    ("softmax-dnn", ["objective.kind=unobserved-class", "model.levels=[1,2,3,4,5]"]),
     ("dot-mse", ["objective.kind=item-softmax", "objective.sampling=popularity"]),
-    ("dot-mse", ["objective.kind=logistic", "objective.exclude_known=true"]),
+    ("dot-mse", ["objective.kind=logistic", "objective.reject_seen=true"]),
 ]
 
 
@@ -213,10 +214,11 @@ MODELS = [
 def test_every_model_and_objective_steps_alike_on_touched_rows_and_whole_tables(preset, changes):
     """Plain descent is the same either way, so whatever differs is the small model's."""
     given = ["train.optimizer=sgd", "train.l2=0.02", "train.lr=0.05", "model.dim=3"]
-    given += ["model.mlp_dim=3", "model.layers=[4,3]", "train.weight_decay=0"]
     if preset == "hybrid":
         given += ["model.item_features=[genre:a,genre:b]"]
     settings = load_settings(preset, None, [*given, *changes])
+    sizes = {"mlp_dim": 3, "layers": [4, 3]}
+    settings = settings.changed(model=sizes, train={"weight_decay": 0})
     objective = build_objective(settings, 1.0, 5.0)
     ends = []
     for kind in (Gradient, RowGradient):
@@ -229,7 +231,7 @@ def test_every_model_and_objective_steps_alike_on_touched_rows_and_whole_tables(
         if settings.ranks:
             known = torch.tensor(sorted({u * 9 + i for u, i in PLANTED}))
             popular = torch.arange(9.0) if settings.objective.sampling == "popularity" else None
-            taken = known if settings.objective.exclude_known else None
+            taken = known if settings.objective.reject_seen else None
             sampler = NegativeSampler(9, settings.objective.negatives, popular, taken)
         extra = {"most": 99} if kind is RowGradient else {}
         everyone = torch.ones(6, dtype=torch.bool)
@@ -283,7 +285,7 @@ def test_tables_that_stay_in_the_cache_take_all_rows():
 
 
 def test_the_first_line_tells_the_optimizer_and_what_is_approximate():
-    settings = load_settings("dot-mse", None, ["train.average_every=8", "train.batch_size=8192"])
+    settings = load_settings("dot-mse", None, ["train.local_sgd_steps=8", "train.batch_size=8192"])
     assert describe(settings, 162_541, 59_047, 25_000_000, workers=2) == (
         "train: 25,000,000 ratings of 162,541 users and 59,047 items; lazy-adam (auto) on the rows "
         "that a batch touches, 8,192 ratings a step; 2 workers; "
@@ -353,8 +355,8 @@ def _take_part(rank: int, size: int, folder: str, optimizer: str, dense: bool) -
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}-{size}", rank=rank, world_size=size
     )
-    changes = [f"train.optimizer={optimizer}", "train.lr=0.1", "train.weight_decay=0.2"]
-    model, settings = dot_bias(changes)
+    changes = [f"train.optimizer={optimizer}", "train.lr=0.1"]
+    model, settings = dot_bias(changes, weight_decay=0.2)
     owned = torch.arange(6) % size == rank
     gradient = RowGradient(model, owned, settings, Workers(rank, size), most=7)
     gradient.exchange.dense = dense
@@ -392,7 +394,7 @@ def test_several_workers_take_the_steps_of_one_on_touched_rows(tmp_path, optimiz
 
 def _average(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/r", rank=rank, world_size=2)
-    changes = ["train.optimizer=sgd", "train.lr=0.1", "train.average_every=2"]
+    changes = ["train.optimizer=sgd", "train.lr=0.1", "train.local_sgd_steps=2"]
     model, settings = dot_bias(changes)
     gradient = RowGradient(model, torch.arange(6) % 2 == rank, settings, Workers(rank, 2), most=7)
     gradient.begin(2)

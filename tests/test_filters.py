@@ -172,7 +172,7 @@ def test_variety_beyond_its_range_is_refused(diversity):
 # ------------------------------------------------------------------------------- reasons
 
 
-@pytest.mark.parametrize("kind", ["whole-data", "mse"])
+@pytest.mark.parametrize("kind", ["ials", "mse"])
 def test_shares_of_a_folded_in_user_make_up_the_state(kind):
     torch.manual_seed(3)
     if kind == "mse":

@@ -73,26 +73,26 @@ def test_gradients_equal_finite_differences(objective):
             assert slope[place].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
 
 
-def whole_data_loss(w, h, pairs, alpha0, l2) -> float:
+def whole_data_loss(w, h, pairs, unobserved_weight, l2) -> float:
     """The formula over every single pair."""
     total = 0.0
     for u in range(len(w)):
         for i in range(len(h)):
             score = (w[u] @ h[i]).item()
-            total += alpha0 * score**2 + ((1 - score) ** 2 if (u, i) in pairs else 0)
+            total += unobserved_weight * score**2 + ((1 - score) ** 2 if (u, i) in pairs else 0)
     for u in range(len(w)):
         count = sum(p[0] == u for p in pairs)
-        total += l2 * (count + alpha0 * len(h)) * (w[u] @ w[u]).item()
+        total += l2 * (count + unobserved_weight * len(h)) * (w[u] @ w[u]).item()
     for i in range(len(h)):
         count = sum(p[1] == i for p in pairs)
-        total += l2 * (count + alpha0 * len(w)) * (h[i] @ h[i]).item()
+        total += l2 * (count + unobserved_weight * len(w)) * (h[i] @ h[i]).item()
     return total
 
 
 def test_a_whole_data_solve_is_the_minimum_over_all_pairs():
     user, item, _ = rated()
     pairs = set(zip(user.tolist(), item.tolist(), strict=True))
-    objective = WholeData(alpha0=0.3, l2=0.05)
+    objective = WholeData(unobserved_weight=0.3, l2=0.05)
     torch.manual_seed(2)
     h = torch.randn(ITEMS, DIM, dtype=torch.float64)
     begins = torch.searchsorted(user, torch.arange(USERS + 1))
@@ -109,7 +109,7 @@ def test_a_whole_data_solve_is_the_minimum_over_all_pairs():
 def test_a_solve_that_is_held_to_vectors_is_the_minimum_over_all_pairs():
     user, item, _ = rated()
     pairs = set(zip(user.tolist(), item.tolist(), strict=True))
-    objective = WholeData(alpha0=0.3, l2=0.05)
+    objective = WholeData(unobserved_weight=0.3, l2=0.05)
     torch.manual_seed(2)
     w = torch.randn(USERS, DIM, dtype=torch.float64)
     expected = torch.randn(ITEMS, DIM, dtype=torch.float64)

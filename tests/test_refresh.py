@@ -123,9 +123,9 @@ def test_an_item_that_the_bundle_does_not_know_is_solved_from_those_who_rated_it
     own = prepared.load("train")
     rated = np.bincount(own.user[own.item == new], minlength=users)
     user = bundle.model.user_vectors.weight.detach().double()
-    alpha0, l2 = bundle.objective.alpha0, bundle.objective.l2
-    weight = torch.from_numpy(rated + alpha0)
-    ridge = l2 * (rated.sum() + alpha0 * users) * torch.eye(2, dtype=torch.float64)
+    unobserved_weight, l2 = bundle.objective.unobserved_weight, bundle.objective.l2
+    weight = torch.from_numpy(rated + unobserved_weight)
+    ridge = l2 * (rated.sum() + unobserved_weight * users) * torch.eye(2, dtype=torch.float64)
     right = user.T @ torch.from_numpy(rated).double()
     expected = torch.linalg.solve(user.T @ (weight[:, None] * user) + ridge, right)
     assert torch.allclose(vectors[new].double(), expected, atol=1e-6)

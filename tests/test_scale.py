@@ -30,7 +30,7 @@ class Alone(processes.CountingWorkers):
 
 @pytest.mark.parametrize("epochs", [1, 4])
 def test_the_bytes_that_workers_sum_are_those_of_the_formula(prepared, tmp_path, epochs):
-    wanted = (f"train.epochs={epochs}", "model.dim=8", "train.rows=train+valid", "evaluate.k=[5]")
+    wanted = (f"train.epochs={epochs}", "model.dim=8", "train.fit_on=train+valid", "evaluate.k=[5]")
     settings = load_settings("ranking", overrides=wanted)
     workers = Alone(rank=0, size=2)
     build_run(settings, prepared, str(tmp_path / "run"), workers, lambda _: None).fit()

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from recray.config import load_settings, preset_names
+from recray.config import RENAMED, load_settings, preset_names
 from recray.errors import RecrayError
 from recray.models import BASELINES, MODELS
 from recray.tuning.space import (
@@ -14,6 +14,7 @@ from recray.tuning.space import (
     parse_space,
     searchable,
 )
+from tests.test_config import WITHOUT_EFFECT
 
 SETTINGS = load_settings("dot-mse")
 
@@ -27,8 +28,8 @@ def test_every_preset_has_a_space_that_fits_it(preset):
         apply(settings, {d.setting: d.at(share) for d in space})
 
 
-# posterior-dot goes with one objective only, that of the preset `rating`
-@pytest.mark.parametrize("kind", [k for k in MODELS if k not in (*BASELINES, "posterior-dot")])
+# bpmf goes with one objective only, that of the preset `rating`
+@pytest.mark.parametrize("kind", [k for k in MODELS if k not in (*BASELINES, "bpmf")])
 @pytest.mark.parametrize("objective", ["mse", "item-softmax"])
 def test_every_model_has_a_space(kind, objective):
     changes = [f"model.kind={kind}", f"objective.kind={objective}"]
@@ -75,23 +76,39 @@ def test_a_mistake_is_one_line(space, words):
 @pytest.mark.parametrize(
     ("preset", "setting"),
     [
-        ("ranking", "objective.tastes"),
-        ("ranking", "train.pretrain"),
-        ("dot-mse", "objective.sweeps"),
+        ("ranking", "objective.side_rank"),
+        ("ranking", "train.als_pretrain_epochs"),
+        ("dot-mse", "objective.samples_per_epoch"),
         ("rating", "train.l2"),
         ("rating", "objective.negatives"),
-        ("softmax-dnn", "train.pretrain_l2"),
-        ("softmax-dnn", "objective.alpha0"),
+        ("softmax-dnn", "train.als_pretrain_l2"),
+        ("softmax-dnn", "objective.unobserved_weight"),
     ],
 )
 def test_what_changes_nothing_is_no_setting_to_search(preset, setting):
-    settings = load_settings(preset, None, ["train.pretrain=0"])
+    settings = load_settings(preset, None, ["train.als_pretrain_epochs=0"])
     assert setting not in searchable(settings, {})
 
 
+@pytest.mark.parametrize(("preset", "changes", "override", "reason"), WITHOUT_EFFECT)
+def test_what_a_recipe_refuses_as_without_effect_is_not_searched(preset, changes, override, reason):
+    setting = override.partition("=")[0]
+    settings = load_settings(preset, None, changes)
+    assert setting not in searchable(settings, {})
+    with pytest.raises(RecrayError, match=f"search space: {setting} is no setting"):
+        parse_space({setting: {"choice": [1]}}, settings)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_name_of_before_is_refused_with_the_new_one(old, new):
+    setting, _, value = old.partition("=")
+    with pytest.raises(RecrayError, match=f"^{old} is called {new} now$"):
+        parse_space({setting: {"choice": [value or 1]}}, SETTINGS)
+
+
 def test_exact_solves_first_take_their_own_settings():
-    settings = load_settings("softmax-dnn", None, ["train.pretrain=2"])
-    assert {"objective.alpha0", "train.pretrain_l2"} <= set(searchable(settings, {}))
+    settings = load_settings("softmax-dnn", None, ["train.als_pretrain_epochs=2"])
+    assert {"objective.unobserved_weight", "train.als_pretrain_l2"} <= set(searchable(settings, {}))
 
 
 def test_what_alternating_solves_do_not_use_is_refused():

@@ -304,7 +304,7 @@ RECIPES = {
     "dropout": ("neumf", ["train.batch_size=8", "model.dropout=0.3"]),
     "negatives": (
         "neumf-ranking",
-        ["objective.kind=logistic", "objective.negatives=3", "objective.exclude_known=true"],
+        ["objective.kind=logistic", "objective.negatives=3", "objective.reject_seen=true"],
     ),
     "users": ("neumf-ranking", ["train.batch_size=2"]),
 }

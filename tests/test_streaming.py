@@ -183,7 +183,7 @@ def settings_of(*changes: str):
 def test_validation_of_a_streamed_worker_is_that_of_one_that_holds_everything(in_parts):
     found, biases = {}, []
     for limit in ("null", "18"):
-        settings = settings_of(f"train.resident_rows={limit}", "evaluate.k=2")
+        settings = settings_of(f"train.max_rows_in_memory={limit}", "evaluate.k=2")
         rows = WorkerRows(settings, in_parts, Workers())
         assert rows.streamed == (limit == "18")
         run = trainer.build_run(settings, in_parts, "unused", Workers(), lambda _: None)
@@ -199,7 +199,7 @@ def test_validation_of_a_streamed_worker_is_that_of_one_that_holds_everything(in
 
 
 def test_a_streamed_run_on_a_prepared_data_set_trains_and_validates(in_parts, tmp_path):
-    settings = settings_of("train.resident_rows=18")
+    settings = settings_of("train.max_rows_in_memory=18")
     entries: list[dict] = []
     folder = str(tmp_path / "run")
     trainer.build_run(settings, in_parts, folder, Workers(), entries.append).fit()
@@ -209,16 +209,20 @@ def test_a_streamed_run_on_a_prepared_data_set_trains_and_validates(in_parts, tm
 @pytest.mark.parametrize(
     ("preset", "changes", "words"),
     [
-        ("ranking", [], "objective.kind=whole-data needs all ratings of a worker in memory"),
-        ("rating", [], "objective.kind=bayes needs all ratings"),
+        ("ranking", [], "objective.kind=ials needs all ratings of a worker in memory"),
+        ("rating", [], "objective.kind=bpmf needs all ratings"),
         ("neumf-ranking", [], "objective.negatives=all needs all ratings"),
         ("mf-normalised", [], "train.batch_size=all needs all ratings"),
-        ("dot-mse", ["train.resident_rows=5"], "is too few: the largest part, or a worker's batc"),
+        (
+            "dot-mse",
+            ["train.max_rows_in_memory=5"],
+            "is too few: the largest part, or a worker's batc",
+        ),
         ("dot-mse", ["train.batch_size=30"], "batch, has 30 ratings"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(in_parts, preset, changes, words):
-    limit = [] if any("resident" in c for c in changes) else ["train.resident_rows=18"]
+    limit = [] if any("in_memory" in c for c in changes) else ["train.max_rows_in_memory=18"]
     small = ["evaluate.k=2", "model.dim=64"] if preset == "rating" else ["evaluate.k=2"]
     if preset.startswith(("dot", "neumf")) and "train.batch_size=30" not in changes:
         small.append("train.batch_size=4")

@@ -118,10 +118,10 @@ def test_a_full_disk_is_not_the_fault_of_a_trial(search, monkeypatch):
 
 
 def test_values_that_do_not_go_together_are_a_row(search):
-    space = {"objective.kind": {"choice": ["mse", "whole-data"]}}
+    space = {"objective.kind": {"choice": ["mse", "ials"]}}
     made = search(space, searcher="grid")
     assert run(made) == [0]
-    assert "whole-data needs alternating" in made.sweep.records()[1].error
+    assert "ials needs alternating" in made.sweep.records()[1].error
 
 
 # ------------------------------------------------------------------------------------- resuming

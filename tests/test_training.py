@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from recray.config import load_settings
+from recray.config import load_settings, overridden
 from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.objectives import build_objective
@@ -40,9 +40,9 @@ def liked_only(shard: Shard) -> Shard:
 
 
 def training_run(folder: Path, preset: str, shard: Shard, changes=(), **given) -> TrainingRun:
-    small = ["model.dim=4", "model.mlp_dim=4", "model.layers=[16,8]", "train.patience=null"]
-    small += ["model.levels=[1,5]"]
-    settings = load_settings(preset, None, [*small, *changes])
+    sizes = {"dim": 4, "mlp_dim": 4, "layers": [16, 8], "levels": [1, 5]}
+    small = load_settings(preset).changed(model=sizes, train={"patience": None})
+    settings = overridden(small, changes)
     torch.manual_seed(settings.train.seed)
     model = build_model(settings, SIZE, SIZE)
     arguments = {
@@ -67,13 +67,13 @@ RATING_RECIPES = [
     ("softmax-dnn", ["train.lr=0.02", "train.epochs=60"]),
 ]
 RANKING_RECIPES = [
-    ["objective.kind=logistic", "objective.exclude_known=true"],
+    ["objective.kind=logistic", "objective.reject_seen=true"],
     ["objective.kind=logistic", "objective.negatives=all"],
-    ["objective.kind=bpr", "objective.exclude_known=true"],
+    ["objective.kind=bpr", "objective.reject_seen=true"],
     ["objective.kind=item-softmax", "objective.sampling=popularity", "objective.negatives=8"],
     ["objective.kind=item-softmax", "objective.negatives=all", "train.batch_size=7"],
     ["objective.kind=item-softmax", "model.kind=neumf", "model.dropout=0.1"],
-    ["objective.kind=unrated-class", "model.kind=softmax-dnn"],
+    ["objective.kind=unobserved-class", "model.kind=softmax-dnn"],
 ]
 
 

@@ -66,7 +66,7 @@ def test_a_model_starts_from_one_of_its_own_kind():
     ids=["dim", "items", "two", "kind"],
 )
 def test_runs_that_do_not_fit_are_refused(runs):
-    with pytest.raises(RecrayError, match=r"train.start_from: a dot model cannot start from runs"):
+    with pytest.raises(RecrayError, match=r"train.init_from: a dot model cannot start from runs"):
         start_from(Dot(USERS, ITEMS, 3), runs, alpha=0.5)
 
 
@@ -98,7 +98,7 @@ def test_pretrained_vectors_know_who_is_alike():
     liked = (user + item) % 2 == 0
     shard = Shard(user[liked], item[liked], torch.ones(int(liked.sum())), torch.ones(8).bool())
     model = SoftmaxDnn(8, 10, 2, (4,), (1.0,), 0.0, "logits")
-    settings = load_settings("softmax-dnn-ranking", None, ["train.pretrain=3"])
+    settings = load_settings("softmax-dnn-ranking", None, ["train.als_pretrain_epochs=3"])
     pretrain(model, shard, settings, Workers())
     users = torch.nn.functional.normalize(model.user_vectors.weight, dim=1)
     alike = users @ users.T
@@ -111,11 +111,11 @@ def test_a_pretrained_neumf_starts_with_the_scores_of_the_solves():
     user, item = torch.tensor([0, 0, 1, 2, 2, 3]), torch.tensor([0, 1, 1, 2, 3, 3])
     shard = Shard(user, item, torch.ones(6), torch.ones(4).bool())
     model = NeuMf(4, 4, 2, 3, (4, 3), 0.0, "logits")
-    settings = load_settings("neumf-ranking", None, ["train.pretrain=3"])
+    settings = load_settings("neumf-ranking", None, ["train.als_pretrain_epochs=3"])
     pretrain(model, shard, settings, Workers())
     torch.manual_seed(settings.train.seed)
     dot = Dot(4, 4, 2, "logits")
-    objective = WholeData(settings.objective.alpha0, settings.train.pretrain_l2)
+    objective = WholeData(settings.objective.unobserved_weight, settings.train.als_pretrain_l2)
     epochs = AlternatingEpochs(dot, objective, shard, Workers())
     for epoch in range(3):
         epochs.run(epoch)
@@ -128,7 +128,9 @@ def test_a_pretrained_neumf_starts_with_the_scores_of_the_solves():
 
 def test_models_without_products_or_towers_are_not_pretrained():
     check_pretraining(Mlp(USERS, ITEMS, 2, (4, 3)))
-    with pytest.raises(RecrayError, match=r"train.pretrain goes with model.kind=gmf, mlp, neumf"):
+    with pytest.raises(
+        RecrayError, match=r"train.als_pretrain_epochs goes with model.kind=gmf, mlp, neumf"
+    ):
         check_pretraining(Dot(USERS, ITEMS, 3))
 
 

@@ -26,12 +26,12 @@ CORE_10 = (
     "split.valid=0.1",
 )
 # How much vectors shrink is chosen on validation rows, and it depends on the size of the data.
-SMALL = ("train.l2=0.02", "objective.alpha0=0.2")
-WIDER = ("train.l2=0.015", "objective.alpha0=0.3", "model.dim=128")
-LARGER = ("train.l2=0.01", "objective.alpha0=0.3", "model.dim=128")
+SMALL = ("train.l2=0.02", "objective.unobserved_weight=0.2")
+WIDER = ("train.l2=0.015", "objective.unobserved_weight=0.3", "model.dim=128")
+LARGER = ("train.l2=0.01", "objective.unobserved_weight=0.3", "model.dim=128")
 # The same where vectors start from exact solves.
-START_SMALL = ("train.pretrain_l2=0.02", "objective.alpha0=0.2")
-START_LARGER = ("train.pretrain_l2=0.01", "objective.alpha0=0.3")
+START_SMALL = ("train.als_pretrain_l2=0.02", "objective.unobserved_weight=0.2")
+START_LARGER = ("train.als_pretrain_l2=0.01", "objective.unobserved_weight=0.3")
 
 
 @dataclass(frozen=True)

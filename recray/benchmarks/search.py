@@ -20,11 +20,11 @@ from recray.tuning.request import Order
 from recray.tuning.space import parse_space
 from recray.tuning.trial_queue import Plan
 
-POOR = ("model.dim=8", "objective.alpha0=1.0", "train.l2=0.5")
+POOR = ("model.dim=8", "objective.unobserved_weight=1.0", "train.l2=0.5")
 """Where the search starts: short vectors that shrink to nothing."""
 SPACE = {
     "model.dim": {"int": [16, 64], "log": True},
-    "objective.alpha0": {"loguniform": [0.01, 1.0]},
+    "objective.unobserved_weight": {"loguniform": [0.01, 1.0]},
     "train.l2": {"loguniform": [0.001, 0.1]},
 }
 """That of the preset, with vectors no longer than the preset's."""

@@ -36,7 +36,7 @@ from recray.training.optimizer_choice import device_of
 Rows = list[dict[str, Any]]
 BATCH = 8192
 """The one that figures are taken at."""
-AVERAGED = ("train.average_every=8",)
+AVERAGED = ("train.local_sgd_steps=8",)
 TINY_EPOCHS, TINY_SECONDS = 10, 0.1
 CHECKPOINT_BYTES, EPOCH_SECONDS = 50_000_000, 10.0
 

@@ -1,4 +1,4 @@
-"""The reference of all settings, from config.py: `python -m recray.cli.settings_reference`."""
+"""The reference of all settings, from recray/config: `python -m recray.cli.settings_reference`."""
 
 import json
 from typing import Any
@@ -7,12 +7,13 @@ from recray.config import Group, Settings
 
 HEAD = """# Settings
 
-Made from `recray/config.py` by `make docs`; do not edit.
+Made from `recray/config/groups.py` by `make docs`; do not edit.
 
 Given as `--set KEY=VALUE`, or by group in a YAML file (`--config`), over a preset. What a preset
-leaves out has the default of this page; `recray/presets/` has what each says. `data` and `split`
-are given to `recray prepare`, the other groups to `recray train` and `recray tune`; `recray up` and
-`recray pipeline` take them all.
+leaves out has the default of this page; `recray/config/presets/` has what each says. `data` and
+`split` are given to `recray prepare`, the other groups to `recray train` and `recray tune`;
+`recray up` and `recray pipeline` take them all. A setting that changes nothing under the others is
+refused, as is the name that a setting had in an earlier version: the error has the new one.
 """
 NOUNS = {"integer": "whole number", "number": "number", "string": "text"}
 BOUNDS = {

@@ -182,7 +182,9 @@ def _checked(
         settings = load_settings(*given)
         options["prepared"] = prepared
         searched = load_space(settings, space)
-    if settings.train.rows != "train":
-        raise RecrayError("--set train.rows=train+valid: a search needs the validation rows apart")
+    if settings.train.fit_on != "train":
+        raise RecrayError(
+            "--set train.fit_on=train+valid: a search needs the validation rows apart"
+        )
     order = orders.Order(out=out, resume=resume is not None, **options)
     return orders.check(order, settings, searched)

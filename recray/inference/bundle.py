@@ -16,7 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 from recray import schema, storage
-from recray.config import Settings, build_settings
+from recray.config import Settings, build_settings, translated
 from recray.data.dataset import Prepared, Ratings
 from recray.data.ids import IdMap
 from recray.errors import RecrayError
@@ -118,6 +118,7 @@ class Bundle:
         lacking = [name for name in CONFIG if name not in config]
         if lacking:
             raise RecrayError(f"{folder}/config.json lacks {', '.join(lacking)}")
+        config["settings"] = translated(config["settings"])
         settings = build_settings(config["settings"])
         model = build_model(settings, config["users"], config["items"])
         try:

@@ -21,7 +21,7 @@ MODELS: dict[str, type[Model]] = {
     "mlp": Mlp,
     "neumf": NeuMf,
     "softmax-dnn": SoftmaxDnn,
-    "posterior-dot": PosteriorDot,
+    "bpmf": PosteriorDot,
     "popularity": Popularity,
     "bias-only": BiasOnly,
 }

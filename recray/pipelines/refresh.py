@@ -158,14 +158,14 @@ def _train(order: Order, settings: Settings, prepared: Prepared, name: str, log:
 def _cold(live: Bundle) -> Settings:
     """The live version's settings without what it started from."""
     values = live.settings.plain()
-    values["train"]["start_from"] = []
+    values["train"]["init_from"] = []
     return build_settings(values)
 
 
 def _from_live(live: Bundle) -> Settings:
     """The same, starting from the live version."""
     values = live.settings.plain()
-    values["train"]["start_from"] = [live.folder.path]
+    values["train"]["init_from"] = [live.folder.path]
     return build_settings(values)
 
 

@@ -173,8 +173,10 @@ class Stages:
 
     def refit(self, prepared: Prepared, epochs: int) -> str:
         """The finished run of so many epochs on training and validation rows together."""
-        wanted = {"rows": "train+valid", "epochs": epochs, "patience": None}
-        return self._train(prepared, self.settings.changed(train=wanted), "refit")
+        settings = self.settings.changed(
+            train={"fit_on": "train+valid", "epochs": epochs, "patience": None}
+        )
+        return self._train(prepared, settings, "refit")
 
     def _train(self, prepared: Prepared, settings: Settings, name: str) -> str:
         with self.timed("train"):

@@ -20,7 +20,7 @@ class AlternatingEpochs:
 
     Args:
         model: A dot product, plain or hybrid, equal on every worker.
-        objective: The whole-data loss.
+        objective: The ials loss.
         shard: This worker's rows.
         workers: The group.
     """

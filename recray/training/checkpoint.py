@@ -19,6 +19,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from recray.config import translated
 from recray.errors import RecrayError
 from recray.inference.bundle import TrainedModel
 from recray.storage import MANIFEST, UNFINISHED, Folder, publish
@@ -165,7 +166,7 @@ class RunFolder:
             raise RecrayError(f"{self.folder} holds no run; make one with `recray train`")
         facts: dict[str, Any] = self.folder.read_json("run.json")
         _refuse_format(facts, str(self.folder))
-        return facts
+        return facts | {"settings": translated(facts["settings"])}
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Publish a checkpoint; of the others only the best and the one before stay."""

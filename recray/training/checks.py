@@ -71,11 +71,11 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
     objective.check(build_model(settings, 1, 1))
     if streams(settings, prepared, workers):
         check_streaming(settings, objective, max(prepared.rows_of_parts("train")), workers)
-    trained = read_starts(settings.train.start_from, prepared)
+    trained = read_starts(settings.train.init_from, prepared)
     if trained:
         model = build_model(settings, prepared.users, prepared.items)
-        start_from(model, trained, settings.train.merge_alpha)
-    if settings.train.pretrain:
+        start_from(model, trained, settings.train.neumf_alpha)
+    if settings.train.als_pretrain_epochs:
         check_pretraining(build_model(settings, 1, 1))
     negatives = settings.objective.negatives
     if isinstance(objective, Contrast | UnratedClass) and negatives != "all":
@@ -85,7 +85,7 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
 
 def streams(settings: Settings, prepared: Prepared, workers: int) -> bool:
     """Whether some worker has more ratings than it may hold in memory."""
-    limit = settings.train.resident_rows
+    limit = settings.train.max_rows_in_memory
     return limit is not None and max(rows_of_workers(prepared, workers)) > limit
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from recray.config import build_settings
+from recray.config import build_settings, translated
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 from recray.evaluation import evaluator
@@ -40,5 +40,5 @@ def same_bundle(folder: Folder, run_path: str, prepared: Prepared) -> bool:
     if not folder.published() or folder.manifest().get("kind") != KIND:
         return False
     config = folder.read_json("config.json")
-    same = config["settings"] == RunFolder(run_path).facts()["settings"]
+    same = translated(config["settings"]) == RunFolder(run_path).facts()["settings"]
     return same and config["fingerprints"] == prepared.manifest["fingerprints"]

@@ -60,7 +60,7 @@ class GibbsEpochs:
         self.own_blocks = _blocks(torch.nonzero(shard.owned)[:, 0], self.user_counts)
         self.item_blocks = _blocks(torch.arange(items), item_counts)
         user_features, item_features, self.taste_table = taste_features(
-            shard.user, shard.item, users, items, objective.tastes, workers
+            shard.user, shard.item, users, items, objective.side_rank, workers
         )
         self.user_prior, self.item_prior = (
             RowPrior(torch.cat([torch.ones(len(f), 1), f], dim=1), dim)
@@ -80,7 +80,7 @@ class GibbsEpochs:
         target = (self.shard.rating.to(self.model.mean.dtype) - self.model.mean) / self.unit
         if epoch <= self.objective.burn_in:
             self.samples = 0  # what came before is forgotten
-        for _ in range(self.objective.sweeps):
+        for _ in range(self.objective.samples_per_epoch):
             self._draw_users(target, rng)
             self._draw_items(target, rng)
             self._draw_noise(target, rng)

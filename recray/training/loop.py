@@ -91,7 +91,7 @@ def _sampler(
     if wanted.sampling == "popularity":
         counts = (torch.bincount(item, minlength=model.items) for _, item, _ in columns_of(shard))
         popularity = workers.sum(sum(counts, torch.zeros(model.items, dtype=torch.float64)))
-    if wanted.exclude_known and isinstance(shard, Shard):  # check_streaming refuses the other
+    if wanted.reject_seen and isinstance(shard, Shard):  # check_streaming refuses the other
         known = torch.sort(shard.user * model.items + shard.item).values
     return NegativeSampler(model.items, wanted.negatives, popularity, known)
 

@@ -81,9 +81,9 @@ def describe(settings: Settings, users: int, items: int, rows: int, workers: int
     chosen = " (auto)" if train.optimizer == "auto" else ""
     words = [f"train: {size}", f"{engine.optimizer}{chosen} on {which}, {batch} {of} a step"]
     words += [f"{workers} workers"] * (workers > 1)
-    if workers > 1 and train.average_every > 1:
+    if workers > 1 and train.local_sgd_steps > 1:
         words.append(
-            f"APPROXIMATE: items and layers are averaged every {train.average_every} steps"
+            f"APPROXIMATE: items and layers are averaged every {train.local_sgd_steps} steps"
         )
     words += [train.device] * (train.device != "cpu")
     words += [train.precision] * (train.precision != "float32")

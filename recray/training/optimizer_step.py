@@ -24,7 +24,7 @@ class Gradient:
     Only what workers share is summed in a step: items and layers. The rows of a user change where
     the user's ratings are, and nowhere else; they are gathered once an epoch.
 
-    With train.average_every above 1 nothing is summed: every worker goes its own way, and what is
+    With train.local_sgd_steps above 1 nothing is summed: every worker goes its own way, and what is
     shared is averaged after so many steps and at the end of an epoch.
 
     Args:
@@ -56,7 +56,7 @@ class Gradient:
     @property
     def averages(self) -> bool:
         """Whether workers average now and then, instead of adding up every gradient."""
-        return self.workers.size > 1 and self.settings.average_every > 1
+        return self.workers.size > 1 and self.settings.local_sgd_steps > 1
 
     @property
     def bytes_a_step(self) -> float:
@@ -66,7 +66,7 @@ class Gradient:
         if not self.averages:
             return passes * summed
         averaged = sum(s.numel() * s.element_size() for s in self._knowledge())
-        return passes * averaged / self.settings.average_every
+        return passes * averaged / self.settings.local_sgd_steps
 
     def begin(self, steps: int) -> None:
         """Forget the losses of the epoch before."""
@@ -127,7 +127,7 @@ class Gradient:
         return known
 
     def _average_if_due(self) -> None:
-        if self.averages and (self.taken + 1) % self.settings.average_every == 0:
+        if self.averages and (self.taken + 1) % self.settings.local_sgd_steps == 0:
             self._average()
 
     def _average(self) -> None:

@@ -56,7 +56,7 @@ def read_runs(paths: Sequence[str], fingerprint: str) -> list[Trained]:
         facts: dict[str, Any] = run.facts()
         if facts["fingerprint"] != fingerprint:
             raise RecrayError(
-                f"train.start_from: {path} was trained on {facts['dataset']} as it is prepared "
+                f"train.init_from: {path} was trained on {facts['dataset']} as it is prepared "
                 "elsewhere; users and items would not be the same"
             )
         found.append(Trained(path, facts["settings"]["model"]["kind"], run.best().weights))
@@ -107,12 +107,14 @@ def check_pretraining(model: Model) -> None:
         RecrayError: It is neither a product nor a tower of layers.
     """
     if not isinstance(model, PRETRAINED):
-        raise RecrayError("train.pretrain goes with model.kind=gmf, mlp, neumf or softmax-dnn")
+        raise RecrayError(
+            "train.als_pretrain_epochs goes with model.kind=gmf, mlp, neumf or softmax-dnn"
+        )
 
 
 @torch.no_grad()
 def pretrain(model: Model, shard: Shard, settings: Settings, workers: Workers) -> None:
-    """Start a model's vectors from exact solves of the whole-data loss.
+    """Start a model's vectors from exact solves of the ials loss.
 
     A tower that has to find both who is alike and how likeness makes a score from nothing gets
     stuck; vectors that know the first leave it the second. A product starts with the scores of the
@@ -121,7 +123,7 @@ def pretrain(model: Model, shard: Shard, settings: Settings, workers: Workers) -
     Args:
         model: A gmf, mlp, neumf or softmax-dnn.
         shard: This worker's rows.
-        settings: train.pretrain, pretrain_l2 and objective.alpha0 are used.
+        settings: train.als_pretrain_epochs, pretrain_l2 and objective.unobserved_weight are used.
         workers: The group.
     """
     solved_of = model.gmf if isinstance(model, NeuMf) else model
@@ -129,9 +131,9 @@ def pretrain(model: Model, shard: Shard, settings: Settings, workers: Workers) -
     dim = tables["user_vectors"].embedding_dim
     torch.manual_seed(settings.train.seed)
     dot = Dot(model.users, model.items, dim, "logits")
-    objective = WholeData(settings.objective.alpha0, settings.train.pretrain_l2)
+    objective = WholeData(settings.objective.unobserved_weight, settings.train.als_pretrain_l2)
     epochs = AlternatingEpochs(dot, objective, shard, workers)
-    for epoch in range(settings.train.pretrain):
+    for epoch in range(settings.train.als_pretrain_epochs):
         epochs.run(epoch)
     sharpness = SHARPNESS
     for name, table in tables.items():
@@ -150,7 +152,7 @@ def _misfit(model: Model, runs: Sequence[Trained]) -> RecrayError:
     names = {NeuMf: "neumf", Gmf: "gmf", Mlp: "mlp", Dot: "dot"}
     given = ", ".join(f"{run.path} ({run.kind})" for run in runs)
     return RecrayError(
-        f"train.start_from: a {names.get(type(model), type(model).__name__)} model cannot start "
+        f"train.init_from: a {names.get(type(model), type(model).__name__)} model cannot start "
         f"from {given}: give one run of the same kind and sizes, a dot for a gmf, or a gmf and an "
         "mlp for a neumf"
     )

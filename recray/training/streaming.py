@@ -1,10 +1,10 @@
 """Training on more rows than fit in memory: parts are read, shuffled together, trained, let go.
 
 The scheme: each epoch puts a worker's parts into a new random order and reads as many at a time as
-stay within `train.resident_rows`, a window. The rows of a window are shuffled together, with what
-the window before left over when no full batch remained. Users are spread over parts by a hash, so
-every window is a fair sample of them; all rows of a user lie in one window of an epoch, whose
-neighbours are others each time. The order is a function of (seed, epoch, rank), like that of
+stay within `train.max_rows_in_memory`, a window. The rows of a window are shuffled together, with
+what the window before left over when no full batch remained. Users are spread over parts by a
+hash, so every window is a fair sample of them; all rows of a user lie in one window of an epoch,
+whose neighbours are others each time. The order is a function of (seed, epoch, rank), like that of
 resident rows, and the step plan is the same.
 """
 
@@ -36,13 +36,13 @@ class StreamedShard:
     Args:
         read: Reads a part by its number; every row of a user is in one part.
         rows_of: Rows of each part.
-        resident_rows: Most rows in memory at once; no part is larger.
+        max_rows: Most rows in memory at once; no part is larger.
         owned: (users,) bool; whose rows this worker updates and saves.
     """
 
     read: ReadPart
     rows_of: Mapping[int, int]
-    resident_rows: int
+    max_rows: int
     owned: Tensor
 
     @property
@@ -62,7 +62,7 @@ class StreamedShard:
         held = 0
         for place in torch.randperm(len(parts), generator=generator).tolist():
             rows = self.rows_of[parts[place]]
-            if held + rows > self.resident_rows:
+            if held + rows > self.max_rows:
                 windows.append([])
                 held = 0
             windows[-1].append(parts[place])
@@ -138,7 +138,7 @@ def check_streaming(settings: Settings, objective: Objective, largest: int, work
     """Refuse to stream what needs all rows of a worker at once.
 
     Args:
-        settings: With train.resident_rows.
+        settings: With train.max_rows_in_memory.
         objective: What is minimised.
         largest: Rows of the largest part.
         workers: Number of workers.
@@ -146,17 +146,17 @@ def check_streaming(settings: Settings, objective: Objective, largest: int, work
     Raises:
         RecrayError: The recipe needs them, or the limit is too low for it.
     """
-    train, limit = settings.train, settings.train.resident_rows
-    words = f"train.resident_rows={limit}"
+    train, limit = settings.train, settings.train.max_rows_in_memory
+    words = f"train.max_rows_in_memory={limit}"
     whole = None
     if not isinstance(objective, PairLoss):
         whole = f"objective.kind={settings.objective.kind}"
     elif isinstance(objective, Contrast) and objective.negatives is None:
         whole = "objective.negatives=all"
-    elif settings.ranks and settings.objective.exclude_known:
-        whole = "objective.exclude_known=true"
-    elif train.pretrain:
-        whole = f"train.pretrain={train.pretrain}"
+    elif settings.ranks and settings.objective.reject_seen:
+        whole = "objective.reject_seen=true"
+    elif train.als_pretrain_epochs:
+        whole = f"train.als_pretrain_epochs={train.als_pretrain_epochs}"
     elif train.batch_size == "all":
         whole = "train.batch_size=all"
     elif train.device != "cpu":

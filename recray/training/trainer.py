@@ -96,7 +96,7 @@ def run(
         if checks.streams(settings, prepared, workers):
             watch.log(
                 f"train: streams {rows:,} ratings; a worker holds at most "
-                f"{settings.train.resident_rows:,} of them at once"
+                f"{settings.train.max_rows_in_memory:,} of them at once"
             )
         if busy is not None:
             watch.log(f"train: {busy}")
@@ -110,7 +110,7 @@ def run(
 def _elsewhere(settings: Settings) -> dict[str, Any]:
     """The settings for workers, whose working folder is another one."""
     values = settings.plain()
-    values["train"]["start_from"] = [Folder(path).path for path in settings.train.start_from]
+    values["train"]["init_from"] = [Folder(path).path for path in settings.train.init_from]
     return values
 
 
@@ -335,11 +335,13 @@ def build_run(
         names = settings.model.item_features or ()
         model.describe_items(torch.from_numpy(feature_matrix(table, names)))
     model.to(device_of(settings.train))
-    trained = read_starts(settings.train.start_from, prepared)
+    trained = read_starts(settings.train.init_from, prepared)
     start: Callable[[Model], None] | None = None
     if trained:
-        start = partial(start_from, runs=trained, alpha=settings.train.merge_alpha)
-    elif settings.train.pretrain and isinstance(rows.shard, Shard):  # a streamed one is refused
+        start = partial(start_from, runs=trained, alpha=settings.train.neumf_alpha)
+    elif settings.train.als_pretrain_epochs and isinstance(
+        rows.shard, Shard
+    ):  # a streamed one is refused
         start = partial(pretrain, shard=rows.shard, settings=settings, workers=workers.slow())
     return TrainingRun(
         settings,

@@ -47,7 +47,7 @@ def _refuse_other_split(path: str, bundle: Bundle, prepared: Prepared) -> None:
     other = ", ".join(f"{k}={theirs[k]}" for k in ours if ours[k] != theirs[k])
     if other and bundle.config["dataset"] == prepared.manifest["dataset"]:
         raise RecrayError(
-            f"train.start_from: {path} was trained on another split of {bundle.config['dataset']} "
+            f"train.init_from: {path} was trained on another split of {bundle.config['dataset']} "
             f"({other}): it may know what is held out here; prepare with the same split settings"
         )
 

@@ -37,7 +37,7 @@ class WorkerRows:
     """The rows of the parts of one worker: in memory, or a part at a time where they are too many.
 
     Args:
-        settings: train.rows and train.resident_rows decide what is read, and how.
+        settings: train.fit_on and train.max_rows_in_memory decide what is read, and how.
         prepared: The data set.
         workers: The group.
     """
@@ -45,12 +45,12 @@ class WorkerRows:
     def __init__(self, settings: Settings, prepared: Prepared, workers: Workers) -> None:
         self.settings, self.prepared, self.workers = settings, prepared, workers
         self.parts = list(range(workers.rank, prepared.buckets, workers.size))
-        self.limit = settings.train.resident_rows
+        self.limit = settings.train.max_rows_in_memory
         self.rows_of: dict[int, int] = {}
         if self.limit is not None:
             counts = prepared.rows_of_parts("train")
             self.rows_of = {part: counts[part] for part in self.parts}
-            if settings.train.rows != "train":
+            if settings.train.fit_on != "train":
                 self.rows_of = {part: len(self._read([part])[0]) for part in self.parts}
         self.streamed = self.limit is not None and sum(self.rows_of.values()) > self.limit
 
@@ -69,7 +69,7 @@ class WorkerRows:
         without validation rows.
         """
         prepared, settings = self.prepared, self.settings
-        if settings.train.rows != "train" or not prepared.manifest["splits"]["valid"]["rows"]:
+        if settings.train.fit_on != "train" or not prepared.manifest["splits"]["valid"]["rows"]:
             return None
         # What stands in for the unknown comes from the ratings of all workers, so that the summed
         # metrics do not depend on how many there are.
@@ -131,14 +131,14 @@ class WorkerRows:
         """The rows to train on and to validate with, of users and items that training knows."""
         prepared = self.prepared
         train, valid = prepared.load("train", parts), prepared.load("valid", parts)
-        if self.settings.train.rows == "train":
+        if self.settings.train.fit_on == "train":
             return train, valid
         known = valid.where((valid.user < prepared.users) & (valid.item < prepared.items))
         return Ratings.concatenate([train, known]), valid
 
     def _columns(self, part: int) -> Columns:
         """The training rows of a part."""
-        if self.settings.train.rows == "train":
+        if self.settings.train.fit_on == "train":
             return _tensors(self.prepared.load("train", [part]))
         return _tensors(self._read([part])[0])
 

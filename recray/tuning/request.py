@@ -139,8 +139,8 @@ def check(order: Order, settings: Settings, space: Space) -> Search:
     settings = checks.for_data(settings, data)
     _check_team(order, data)
     checks.check(settings, data, 1, order.address)
-    if settings.train.resident_rows is not None:
-        raise RecrayError("train.resident_rows: a search holds all ratings; leave it out")
+    if settings.train.max_rows_in_memory is not None:
+        raise RecrayError("train.max_rows_in_memory: a search holds all ratings; leave it out")
     check_folds(order.folds, data)
     goal = Goal(settings.metric, settings.metric in LOWER_IS_BETTER)
     own = own_point(space, settings)

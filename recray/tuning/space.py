@@ -13,17 +13,15 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from recray.config import ObjectiveSettings, Settings, TrainSettings
-from recray.errors import RecrayError, unknown_name
+from recray.config import Settings, refuse_renamed_setting, without_effect
+from recray.errors import RecrayError, did_you_mean, unknown_name
 from recray.models import model_class
-from recray.training.pretrain import PRETRAINED
 
 Point = dict[str, Any]
 """Setting, such as `train.lr`, to its value."""
@@ -157,6 +155,7 @@ def parse_space(given: Any, settings: Settings) -> Space:
     known = searchable(settings, given)
     space = []
     for setting, values in given.items():
+        refuse_renamed_setting(str(setting))
         if setting not in known:
             raise _unknown(str(setting), known, settings)
         space.append(_dimension(str(setting), values))
@@ -166,49 +165,25 @@ def parse_space(given: Any, settings: Settings) -> Space:
     return tuple(space)
 
 
+COMPARED = ("metric", "seed", "fit_on", "init_from")
+"""Settings of `train` that decide what is compared."""
+COST = ("device", "precision", "compile", "local_sgd_steps", "max_rows_in_memory")
+"""Settings of `train` that decide what a run costs."""
+
+
 def searchable(settings: Settings, given: Mapping[str, Any]) -> list[str]:
-    """The settings that change what is trained; all of a group whose kind is searched as well."""
-    model, train = set(type(settings.model).model_fields), set(TrainSettings.model_fields)
-    objective = set(ObjectiveSettings.model_fields)
+    """The settings that change what is trained, where those that are searched take every value."""
+    groups = {"model": settings.model, "objective": settings.objective, "train": settings.train}
+    names = {f"{group}.{key}" for group, keys in groups.items() for key in type(keys).model_fields}
+    names -= {"model.levels", *(f"train.{key}" for key in (*COMPARED, *COST))}
     if "model.kind" not in given:
-        model &= {"kind", *inspect.signature(model_class(settings.model.kind)).parameters}
-    pretrains = "train.pretrain" in given or settings.train.pretrain > 0
-    if "objective.kind" not in given:
-        kind = settings.objective.kind
-        objective -= _without_effect(kind) - ({"alpha0"} if pretrains else set())
-        if kind in ("whole-data", "bayes"):
-            train -= {"lr", "batch_size", "weight_decay"}
-        if kind == "bayes":
-            train -= {"l2"}
-    if "model.kind" not in given and not issubclass(model_class(settings.model.kind), PRETRAINED):
-        train -= {"pretrain"}
-    if not pretrains:
-        train -= {"pretrain_l2"}
-    if settings.train.optimizer == "sgd" and "train.optimizer" not in given:
-        train -= {"weight_decay"}
-    train -= {"metric", "seed", "rows", "start_from"}  # what is compared, not what is searched
-    train -= {"device", "precision", "compile", "average_every"}  # what a run costs
-    if not settings.train.start_from:
-        train -= {"merge_alpha"}
-    groups = {"model": model - {"levels"}, "objective": objective, "train": train}
-    return sorted(f"{group}.{name}" for group, names in groups.items() for name in names)
-
-
-def _without_effect(objective: str) -> set[str]:
-    drawn = {"negatives", "sampling", "exclude_known"}
-    sampled = {"factors", "tastes", "sweeps", "burn_in"}
-    if objective == "bayes":
-        return {*drawn, "alpha0"}
-    if objective == "whole-data":
-        return {*drawn, *sampled}
-    if objective in ("mse", "bce", "classes"):
-        return {*drawn, *sampled, "alpha0"}
-    return sampled if objective == "logistic" else {*sampled, "alpha0"}
+        takes = {"kind", *inspect.signature(model_class(settings.model.kind)).parameters}
+        names -= {f"model.{key}" for key in type(settings.model).model_fields if key not in takes}
+    return sorted(name for name in names if not without_effect(settings, name, given))
 
 
 def _unknown(setting: str, known: list[str], settings: Settings) -> RecrayError:
-    near = get_close_matches(setting, known, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(setting, known)
     return RecrayError(
         f"search space: {setting} is no setting that a {settings.model.kind} model with "
         f"objective.kind={settings.objective.kind} is trained by: {hint}known are "
@@ -264,6 +239,7 @@ def _choice(where: str, setting: str, values: Any, names: set[str]) -> Dimension
 
 def _check_value(dimension: Dimension, value: Any, settings: Settings) -> None:
     """Refuse a value that its setting cannot take whatever the others are."""
+    refuse_renamed_setting(dimension.setting, value)
     group, name = dimension.setting.split(".")
     try:
         type(getattr(settings, group)).model_validate({name: value})

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import yaml
 
-from recray.config import Settings, build_settings
+from recray.config import Settings, build_settings, current_name, effective, translated
 from recray.errors import RecrayError
 from recray.storage import Folder
 from recray.tuning.space import Point
@@ -153,7 +153,11 @@ class SweepFolder:
         if not self.folder.exists("sweep.json"):
             return None
         facts: dict[str, Any] = self.folder.read_json("sweep.json")
-        return facts
+        space = {current_name(name)[0]: values for name, values in facts["space"].items()}
+        for name, values in space.items():
+            if "choice" in values:
+                values["choice"] = [current_name(name, value)[1] for value in values["choice"]]
+        return facts | {"settings": translated(facts["settings"]), "space": space}
 
     def save(self, record: Record) -> None:
         """Write the trial's own file; it appears whole."""
@@ -165,12 +169,12 @@ class SweepFolder:
         name = f"{key}.json"
         if not self.trials_folder.exists(name):
             return None
-        return Record(**self.trials_folder.read_json(name))
+        return _record(self.trials_folder.read_json(name))
 
     def records(self) -> list[Record]:
         """All trials that have ended, by number."""
         folder = self.trials_folder
-        found = [Record(**folder.read_json(name)) for name in folder.content()]
+        found = [_record(folder.read_json(name)) for name in folder.content()]
         return sorted(found, key=lambda record: record.number)
 
     def write_results(self, records: list[Record], goal: Goal, searcher: str) -> None:
@@ -185,8 +189,8 @@ class SweepFolder:
         best = goal.best(winner.history)
         if best is None:
             raise ValueError(f"trial {winner.number} has no {goal.metric}: it won nothing")
-        values = {"preset": winner.settings["preset"]}
-        values |= {group: winner.settings[group] for group in GROUPS}
+        plain = effective(build_settings(winner.settings))
+        values = {"preset": plain["preset"], **{group: plain[group] for group in GROUPS}}
         if winner.status == "stopped":  # the same digits need the same end
             values["train"] = values["train"] | {"epochs": len(winner.history), "patience": None}
         lines = [
@@ -194,6 +198,12 @@ class SweepFolder:
             yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100),
         ]
         self.folder.replace_bytes("best.yaml", "\n".join(lines).encode())
+
+
+def _record(stored: dict[str, Any]) -> Record:
+    """A stored trial, with today's names of its settings."""
+    point = dict(current_name(name, value) for name, value in stored["point"].items())
+    return Record(**stored | {"point": point, "settings": translated(stored["settings"])})
 
 
 def _words(name: str, before: dict[str, Any], now: Any) -> str:

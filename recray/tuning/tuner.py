@@ -33,7 +33,7 @@ _TUNE_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its snapshots are not used
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths are the user's: train.start_from may be relative
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths are the user's: train.init_from may be relative
 }
 
 

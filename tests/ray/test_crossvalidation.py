@@ -53,7 +53,7 @@ def test_a_refit_takes_the_chosen_epochs_on_all_rows_but_the_test(tmp_path):
     folds = crossvalidation.seeds(settings, 1)
     crossvalidation.run("sample", folds, str(tmp_path), refit=True, log=quiet)
     first, second = (RunFolder(str(tmp_path / f"seed-0/{n}")) for n in ("run", "refit"))
-    assert second.facts()["settings"]["train"]["rows"] == "train+valid"
+    assert second.facts()["settings"]["train"]["fit_on"] == "train+valid"
     assert second.best().progress.epoch == first.best().progress.best_epoch
     assert "ndcg@10" in first.best().progress.history[0]
     assert "ndcg@10" not in second.best().progress.history[0]

@@ -49,15 +49,15 @@ def build_objective(settings: Settings, low: float, high: float) -> Objective:
             return Bce(l2, low, high)
         case "classes":
             return Classes(l2)
-        case "whole-data":
-            return WholeData(wanted.alpha0, l2)
-        case "bayes":
-            return Bayes(wanted.factors, wanted.tastes, wanted.sweeps, wanted.burn_in)
+        case "ials":
+            return WholeData(wanted.unobserved_weight, l2)
+        case "bpmf":
+            return Bayes(wanted.factors, wanted.side_rank, wanted.samples_per_epoch, wanted.burn_in)
         case "logistic":
-            return Logistic(*drawn, wanted.alpha0)
+            return Logistic(*drawn, wanted.unobserved_weight)
         case "bpr":
             return Bpr(*drawn)
         case "item-softmax":
             return ItemSoftmax(*drawn)
-        case "unrated-class":
+        case "unobserved-class":
             return UnratedClass(*drawn)

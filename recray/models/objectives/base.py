@@ -1,7 +1,7 @@
 """What every objective offers: a loss for rows, and its own optimum for one user.
 
-A model does not know its loss. An objective gives the loss of each row of a batch, or, for the
-whole-data loss, exact solves of all rows of one side; and `folding`, the user state that minimises
+A model does not know its loss. An objective gives the loss of each row of a batch, or, for
+implicit ALS, exact solves of all rows of one side; and `folding`, the user state that minimises
 the objective for a handful of ratings while the items stay as they are.
 """
 

@@ -21,19 +21,19 @@ class Bayes(Objective):
 
     Args:
         factors: Length of the vectors in one sample.
-        tastes: Directions of who rated what.
-        sweeps: Samples in an epoch.
+        side_rank: Directions of who rated what.
+        samples_per_epoch: Samples in an epoch.
         burn_in: First epochs, whose samples are forgotten.
     """
 
-    def __init__(self, factors: int, tastes: int, sweeps: int, burn_in: int) -> None:
-        self.factors, self.tastes = factors, tastes
-        self.sweeps, self.burn_in = sweeps, burn_in
+    def __init__(self, factors: int, side_rank: int, samples_per_epoch: int, burn_in: int) -> None:
+        self.factors, self.side_rank = factors, side_rank
+        self.samples_per_epoch, self.burn_in = samples_per_epoch, burn_in
 
     def check(self, model: Model) -> None:
         """Refuse all but a mean of samples that has room for one."""
         if not isinstance(model, PosteriorDot):
-            raise RecrayError("objective.kind=bayes averages samples: use model.kind=posterior-dot")
+            raise RecrayError("objective.kind=bpmf averages samples: use model.kind=bpmf")
         dim = model.user_vectors.embedding_dim
         if dim < self.factors:
             raise RecrayError(

@@ -1,4 +1,4 @@
-"""The whole-data squared loss, minimised by exact alternating solves."""
+"""Implicit ALS: squared error over all pairs, minimised by exact alternating solves."""
 
 # Shape letters: R = rows of the side that is solved, N = rows of the other side, D = vector length.
 
@@ -22,37 +22,37 @@ ROW_BLOCK = 512
 class WholeData(Objective):
     """Squared error over all pairs, rated or not; what was rated should score 1, the rest 0.
 
-    sum over rated (1 - s)^2 + alpha0 * sum over all pairs s^2
-        + l2 * (sum_u (n_u + alpha0 I) |w_u|^2 + sum_i (n_i + alpha0 U) |h_i|^2)
+    sum over rated (1 - s)^2 + a * sum over all pairs s^2
+        + l2 * (sum_u (n_u + a I) |w_u|^2 + sum_i (n_i + a U) |h_i|^2), a = unobserved_weight
 
     Stars are not used: that somebody chose a film is the signal. Where a hybrid model knows
     features of items, h_i is what an item's vector adds to that of its features.
 
     Args:
-        alpha0: Weight of all pairs.
+        unobserved_weight: Weight of all pairs.
         l2: Weight of the squared vectors, scaled by how often each occurs.
 
     Source: Hu, Koren and Volinsky (2008); scaling and ranges by Rendle, Krichene, Zhang and Koren
         (2022), RecSys, "Revisiting the performance of iALS".
     """
 
-    def __init__(self, alpha0: float, l2: float) -> None:
-        self.alpha0, self.l2 = alpha0, l2
+    def __init__(self, unobserved_weight: float, l2: float) -> None:
+        self.unobserved_weight, self.l2 = unobserved_weight, l2
 
     def check(self, model: Model) -> None:
         """Refuse all but the dot product, plain or with features of items."""
         if not isinstance(model, Dot | Hybrid):
             raise RecrayError(
-                "objective.kind=whole-data solves for vectors alone: use model.kind=dot or hybrid"
+                "objective.kind=ials solves for vectors alone: use model.kind=dot or hybrid"
             )
 
     def ridge(self, count: Tensor, others: int) -> Tensor:
         """(R,) how strongly each row is held back, from its (R,) number of ratings."""
-        return self.l2 * (count + self.alpha0 * others)
+        return self.l2 * (count + self.unobserved_weight * others)
 
     def gram(self, rows: Tensor) -> Tensor:
-        """(N, D) fixed vectors to alpha0 times their (D, D) Gram matrix."""
-        return self.alpha0 * (rows.T @ rows)
+        """(N, D) fixed vectors to unobserved_weight times their (D, D) Gram matrix."""
+        return self.unobserved_weight * (rows.T @ rows)
 
     def solve(
         self,
@@ -70,7 +70,7 @@ class WholeData(Objective):
             fixed: (N, D) vectors of the other side.
             begins: (R + 1,) int64; row r has the ratings begins[r]..begins[r + 1] - 1.
             places: (ratings,) int64 rows of `fixed`, one for each rating.
-            gram: (D, D) alpha0 times the Gram matrix of the whole other side.
+            gram: (D, D) unobserved_weight times the Gram matrix of the whole other side.
             others: Size of the other side, for the scaling of l2.
             all_reduce: Sums a tensor over workers, where each has a part of the ratings.
             expected: (R, D) vectors that the solved ones are held to; None holds them to zero.

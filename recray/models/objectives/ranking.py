@@ -106,10 +106,10 @@ class Logistic(Contrast):
     kind = "logistic"
 
     def __init__(
-        self, l2: float, negatives: int | None, by_popularity: bool, alpha0: float
+        self, l2: float, negatives: int | None, by_popularity: bool, unobserved_weight: float
     ) -> None:
         super().__init__(l2, negatives, by_popularity)
-        self.alpha0 = alpha0
+        self.unobserved_weight = unobserved_weight
 
     def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
         """(B,) cross-entropies."""
@@ -117,11 +117,11 @@ class Logistic(Contrast):
         return functional.softplus(-positive) + others
 
     def against_all(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
-        """(U,) cross-entropies; each item counts alpha0, or as often as it would be drawn."""
+        """(U,) cross-entropies; an item weighs unobserved_weight, or how often it is drawn."""
         chosen = functional.softplus(-scores[row, item])
         own = scores.new_zeros(len(scores)).index_add(0, row, chosen)
         if self.negatives is None:
-            return own + self.alpha0 * functional.softplus(scores).sum(dim=1)
+            return own + self.unobserved_weight * functional.softplus(scores).sum(dim=1)
         drawn = _counts(row, len(scores)) * self.negatives
         return own + drawn * (functional.softplus(scores) @ share)
 
@@ -186,7 +186,7 @@ class UnratedClass(PairLoss):
         """Refuse a model without classes, and all items as negatives."""
         as_classes(model)
         if self.negatives is None:
-            raise RecrayError("objective.kind=unrated-class draws negatives: give a number")
+            raise RecrayError("objective.kind=unobserved-class draws negatives: give a number")
 
     def row_loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) cross-entropies in nats."""

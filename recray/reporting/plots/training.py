@@ -16,9 +16,9 @@ WORDS = {
     "item-softmax": "cross-entropy (nats)",
     "logistic": "cross-entropy (nats)",
     "bpr": "cross-entropy (nats)",
-    "unrated-class": "cross-entropy (nats)",
-    "whole-data": "loss a rating (no unit)",
-    "bayes": "squared error (stars²)",
+    "unobserved-class": "cross-entropy (nats)",
+    "ials": "loss a rating (no unit)",
+    "bpmf": "squared error (stars²)",
 }
 
 Entries = list[dict[str, Any]]
@@ -33,7 +33,7 @@ def loss(entries: Entries, objective: str) -> Figure:
         objective: objective.kind.
     """
     epochs = [entry["epoch"] for entry in entries]
-    valid = objective in ("mse", "bayes") and all("rmse" in entry for entry in entries)
+    valid = objective in ("mse", "bpmf") and all("rmse" in entry for entry in entries)
     rows = "training and validation ratings" if valid else "the training ratings"
     words = WORDS.get(objective, "loss")
     figure, axes = style.picture(f"Loss on {rows}, by epoch", "epoch", words)

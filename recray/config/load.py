@@ -1,0 +1,207 @@
+"""Reading settings: preset < YAML file < `--set key=value`, and names of before."""
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from importlib import resources
+from pathlib import Path
+
+import yaml
+from pydantic import JsonValue
+
+from recray.config.settings import (
+    EFFECTIVE_UNDER,
+    Settings,
+    build_settings,
+    shown,
+    without_effect,
+)
+from recray.errors import RecrayError, unknown_name
+
+Values = dict[str, JsonValue]
+
+RENAMED = {
+    "model.kind=posterior-dot": "model.kind=bpmf",
+    "objective.kind=bayes": "objective.kind=bpmf",
+    "objective.kind=unrated-class": "objective.kind=unobserved-class",
+    "objective.kind=whole-data": "objective.kind=ials",
+    "objective.alpha0": "objective.unobserved_weight",
+    "objective.exclude_known": "objective.reject_seen",
+    "objective.sweeps": "objective.samples_per_epoch",
+    "objective.tastes": "objective.side_rank",
+    "train.average_every": "train.local_sgd_steps",
+    "train.merge_alpha": "train.neumf_alpha",
+    "train.pretrain": "train.als_pretrain_epochs",
+    "train.pretrain_l2": "train.als_pretrain_l2",
+    "train.resident_rows": "train.max_rows_in_memory",
+    "train.rows": "train.fit_on",
+    "train.start_from": "train.init_from",
+}
+"""Settings, and values of settings, that had another name in earlier versions."""
+
+
+def preset_names() -> list[str]:
+    """Names of the recipes that come with recray."""
+    folder = resources.files("recray.config") / "presets"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_settings(
+    preset: str | None = None, config: str | None = None, overrides: Iterable[str] = ()
+) -> Settings:
+    """Resolve settings: preset, then a YAML file, then `key=value` overrides.
+
+    A `preset:` in the file names the recipe that it starts from, unless `preset` is given; the
+    default is `ranking`.
+
+    Raises:
+        RecrayError: The preset or a key is unknown, or a value is not allowed or changes nothing.
+    """
+    chosen = read_yaml(config) if config is not None else {}
+    named = chosen.pop("preset", "ranking")
+    preset = str(named) if preset is None else preset
+    if preset not in preset_names():
+        raise unknown_name("preset", preset, preset_names())
+    text = (resources.files("recray.config") / "presets" / f"{preset}.yaml").read_text()
+    recipe: Values = {"preset": preset, **yaml.safe_load(text)}
+    _merge(chosen, parse_overrides(overrides))
+    refuse_renamed(chosen)
+    values = deepcopy(recipe)
+    _merge(values, chosen)
+    settings = build_settings(values)
+    _refuse_without_effect(settings, build_settings(recipe), chosen)
+    return settings
+
+
+def overridden(settings: Settings, overrides: Iterable[str]) -> Settings:
+    """The settings after `key=value` overrides.
+
+    Raises:
+        RecrayError: A key is unknown, or a value is not allowed or changes nothing.
+    """
+    chosen, values = parse_overrides(overrides), settings.plain()
+    refuse_renamed(chosen)
+    _merge(values, chosen)
+    result = build_settings(values)
+    _refuse_without_effect(result, settings, chosen)
+    return result
+
+
+def parse_overrides(overrides: Iterable[str]) -> Values:
+    """Plain values of `group.key=value` texts; the last one of a key counts.
+
+    Raises:
+        RecrayError: A text is not of that form, or its value is not YAML.
+    """
+    values: Values = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or key.count(".") != 1:
+            raise RecrayError(f"--set {text!r}: write group.key=value, such as train.epochs=5")
+        group, name = key.split(".")
+        try:
+            _merge(values, {group.strip(): {name.strip(): yaml.safe_load(value)}})
+        except yaml.YAMLError as error:
+            raise RecrayError(f"--set {text!r}: the value is not YAML") from error
+    return values
+
+
+def read_yaml(path: str) -> Values:
+    """Read a settings file.
+
+    Raises:
+        RecrayError: There is no such file, or it does not hold settings by group.
+    """
+    if not Path(path).is_file():
+        raise RecrayError(f"no such file: {path}")
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise RecrayError(f"{path} is not YAML: {first}") from error
+    if not isinstance(values, dict):
+        raise RecrayError(f"{path} must hold settings by group, such as 'train: {{epochs: 5}}'")
+    return values
+
+
+def _merge(values: Values, more: Values) -> None:
+    """Put values over others, group by group; a group that is no mapping replaces the other."""
+    for key, value in more.items():
+        below = values.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            _merge(below, value)
+        else:
+            values[key] = value
+
+
+def _flat(values: Mapping[str, JsonValue]) -> Values:
+    """{"train.lr": 0.1} of {"train": {"lr": 0.1}}."""
+    groups = {group: keys for group, keys in values.items() if isinstance(keys, dict)}
+    return {
+        f"{group}.{key}": value for group, keys in groups.items() for key, value in keys.items()
+    }
+
+
+def _refuse_without_effect(settings: Settings, recipe: Settings, chosen: Values) -> None:
+    """Refuse a chosen setting that changes nothing.
+
+    What the recipe or the default says anyway may be repeated, so that all settings of a run are
+    a file that can be given again.
+
+    Raises:
+        RecrayError: There is such a setting.
+    """
+    for setting in EFFECTIVE_UNDER.keys() & _flat(chosen).keys():
+        value = settings.value(setting)
+        reasons = without_effect(settings, setting)
+        if reasons and value not in (recipe.value(setting), Settings().value(setting)):
+            raise RecrayError(
+                f"{setting}={shown(value)} changes nothing with {' and '.join(reasons)}; "
+                "leave it out"
+            )
+
+
+# ------------------------------------------------------------------------- names of before
+
+
+def refuse_renamed(chosen: Mapping[str, JsonValue]) -> None:
+    """Refuse names of earlier versions in what a user gives, by group.
+
+    Raises:
+        RecrayError: A setting or its value is called by its old name; the message has the new one.
+    """
+    for setting, value in _flat(chosen).items():
+        refuse_renamed_setting(setting, value)
+
+
+def refuse_renamed_setting(setting: str, value: JsonValue = None) -> None:
+    """Refuse a setting, or one of its values, by the name of earlier versions.
+
+    Raises:
+        RecrayError: It is such a name; the message has the new one.
+    """
+    for old in (setting, f"{setting}={value}"):
+        if old in RENAMED:
+            raise RecrayError(f"{old} is called {RENAMED[old]} now")
+
+
+def current_name(setting: str, value: JsonValue = None) -> tuple[str, JsonValue]:
+    """Today's name of a stored setting, and of its value."""
+    renamed = RENAMED.get(f"{setting}={value}")
+    if renamed is not None:
+        name, _, new_value = renamed.partition("=")
+        return name, new_value
+    return RENAMED.get(setting, setting), value
+
+
+def translated(stored: Mapping[str, JsonValue]) -> Values:
+    """Stored settings, by group, with today's names."""
+    values: Values = {}
+    for group, keys in stored.items():
+        if isinstance(keys, dict):
+            renamed = dict(current_name(f"{group}.{key}", value) for key, value in keys.items())
+            values[group] = {name.partition(".")[2]: value for name, value in renamed.items()}
+        else:
+            values[group] = keys
+    return values

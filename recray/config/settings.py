@@ -1,0 +1,266 @@
+"""All settings of one recipe: cross checks, and which settings change nothing under the others."""
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, Self
+
+from pydantic import JsonValue, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from recray.config.groups import (
+    DataSettings,
+    EvaluateSettings,
+    Group,
+    ModelSettings,
+    ObjectiveSettings,
+    SplitSettings,
+    TrainSettings,
+)
+from recray.errors import RecrayError, did_you_mean
+
+RATING_OBJECTIVES = ("mse", "bce", "classes", "bpmf")
+SAMPLED_OBJECTIVES = ("logistic", "bpr", "item-softmax", "unobserved-class")
+SOLVERS = {"alternating": "ials", "gibbs": "bpmf"}
+"""Optimizers that take no gradient steps, and the only objective of each."""
+
+
+class Settings(Group):
+    """All settings of one recipe."""
+
+    preset: str = "ranking"
+    data: DataSettings = DataSettings()
+    split: SplitSettings = SplitSettings()
+    model: ModelSettings = ModelSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _optimizer_fits_objective(self) -> Self:
+        train, kind = self.train, self.objective.kind
+        mismatch = f"train.optimizer={train.optimizer} does not go with "
+        for optimizer, objective in SOLVERS.items():
+            if (train.optimizer == optimizer) != (kind == objective):
+                raise ValueError(
+                    f"{mismatch}objective.kind={kind}; {objective} needs {optimizer}, and only it"
+                )
+        if train.optimizer in SOLVERS and train.device != "cpu":
+            raise ValueError(
+                f"train.device={train.device} does not go with train.optimizer={train.optimizer}, "
+                "which runs on the cpu"
+            )
+        if train.optimizer not in ("adagrad", "lazy-adam"):
+            return self
+        if self.ranks and self.objective.negatives == "all":
+            raise ValueError(
+                f"{mismatch}objective.negatives=all: it updates the rows in its batch, "
+                "and then every item is in the batch; use adam"
+            )
+        if train.compile:
+            raise ValueError(
+                f"train.compile=true does not go with train.optimizer={train.optimizer}, "
+                "whose batches differ in shape; use adam"
+            )
+        return self
+
+    @property
+    def ranks(self) -> bool:
+        """Whether training aims at ranking; otherwise it predicts ratings."""
+        return self.objective.kind not in RATING_OBJECTIVES
+
+    @property
+    def metric(self) -> str:
+        """The validation metric that picks the best epoch."""
+        if self.train.metric != "auto":
+            return self.train.metric
+        return f"ndcg@{self.evaluate.k[0]}" if self.ranks else "rmse"
+
+    def value(self, setting: str) -> object:
+        """The value of a setting that is named as group.key."""
+        group, key = setting.split(".")
+        value: object = getattr(getattr(self, group), key)
+        return value
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return self.model_dump(mode="json")
+
+    def changed(self, **groups: Mapping[str, JsonValue]) -> "Settings":
+        """Return the settings with other values in some groups, such as train={"epochs": 3}.
+
+        Raises:
+            RecrayError: A value is not allowed, or does not go with another.
+        """
+        values = self.plain()
+        changes = {group: {**values[group], **keys} for group, keys in groups.items()}
+        return build_settings(values | changes)
+
+
+def build_settings(values: Mapping[str, JsonValue]) -> Settings:
+    """Check plain values and freeze them.
+
+    Raises:
+        RecrayError: A key is unknown or a value is not allowed.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        # A setting that may have several types fails once for each; the first failure is enough.
+        first = {e["loc"][:2]: e for e in reversed(error.errors())}
+        raise RecrayError("; ".join(_explain(e) for e in reversed(first.values()))) from error
+
+
+def known_keys() -> list[str]:
+    """Every setting as group.key."""
+    groups = {name: field.annotation for name, field in Settings.model_fields.items()}
+    return [
+        f"{group}.{key}"
+        for group, kind in groups.items()
+        if isinstance(kind, type) and issubclass(kind, Group)
+        for key in kind.model_fields
+    ]
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One pydantic error as one line, in the words of the settings file."""
+    parts = [str(p) for p in error["loc"] if not str(p).startswith(("constrained-", "literal["))]
+    key = ".".join(parts[:2])
+    if error["type"] == "extra_forbidden":
+        names = known_keys()
+        same_group = [n for n in names if n.startswith(key.split(".")[0] + ".")] or names
+        hint = did_you_mean(key, names)
+        return f"unknown setting {key}: {hint}known are {', '.join(same_group)}"
+    message = error["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"setting {key}={error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+# ------------------------------------------------------------ settings that change nothing
+
+
+class Condition(NamedTuple):
+    """What a setting must be so that another one changes something."""
+
+    setting: str
+    holds: Callable[[Any], bool]
+
+
+def _is(setting: str, *values: object) -> Condition:
+    return Condition(setting, lambda value: value in values)
+
+
+def _is_not(setting: str, *values: object) -> Condition:
+    return Condition(setting, lambda value: value not in values)
+
+
+MODEL_SETTINGS = {
+    "dot": ("dim",),
+    "dot-bias": ("dim", "output"),
+    "mf-normalised": ("dim",),
+    "hybrid": ("dim", "item_features"),
+    "gmf": ("dim",),
+    "mlp": ("mlp_dim", "layers", "dropout"),
+    "neumf": ("dim", "mlp_dim", "layers", "dropout"),
+    "softmax-dnn": ("dim", "layers", "levels", "dropout", "product"),
+    "bpmf": ("dim",),
+}
+"""The settings that each model takes; a model that is not listed may take any."""
+
+_BY_STEPS = _is_not("objective.kind", *SOLVERS.values())
+_SAMPLED = _is("objective.kind", *SAMPLED_OBJECTIVES)
+_DRAWN = (_SAMPLED, _is_not("objective.negatives", "all"))
+_PRETRAINED = (_is_not("train.als_pretrain_epochs", 0), _is("train.init_from", ()))
+
+EFFECTIVE_UNDER: dict[str, tuple[tuple[Condition, ...], ...]] = {
+    **{
+        f"model.{key}": (
+            (_is_not("model.kind", *(m for m, used in MODEL_SETTINGS.items() if key not in used)),),
+        )
+        for key in ModelSettings.model_fields
+        if key != "kind"
+    },
+    "objective.unobserved_weight": (
+        (_is("objective.kind", "ials"),),
+        (_is("objective.kind", "logistic"), _is("objective.negatives", "all")),
+        _PRETRAINED,
+    ),
+    "objective.negatives": ((_SAMPLED,),),
+    "objective.sampling": (_DRAWN,),
+    "objective.reject_seen": (_DRAWN,),
+    "objective.factors": ((_is("objective.kind", "bpmf"),),),
+    "objective.side_rank": ((_is("objective.kind", "bpmf"),),),
+    "objective.samples_per_epoch": ((_is("objective.kind", "bpmf"),),),
+    "objective.burn_in": ((_is("objective.kind", "bpmf"),),),
+    "train.batch_size": ((_BY_STEPS,),),
+    "train.lr": ((_BY_STEPS,),),
+    "train.l2": ((_is_not("objective.kind", "bpmf"),),),
+    "train.weight_decay": ((_BY_STEPS, _is_not("train.optimizer", "sgd")),),
+    "train.local_sgd_steps": ((_BY_STEPS,),),
+    "train.precision": ((_BY_STEPS,),),
+    "train.compile": (
+        (_is_not("objective.kind", *SOLVERS.values(), *SAMPLED_OBJECTIVES),),
+        _DRAWN,
+    ),
+    "train.patience": ((_is("train.fit_on", "train"),),),
+    "train.als_pretrain_epochs": (
+        (
+            _is_not("model.kind", "dot", "dot-bias", "mf-normalised", "hybrid", "bpmf"),
+            _is("train.init_from", ()),
+        ),
+    ),
+    "train.als_pretrain_l2": (_PRETRAINED,),
+    "train.neumf_alpha": (
+        (
+            _is("model.kind", "neumf"),
+            Condition("train.init_from", lambda runs: len(runs) == 2),
+        ),
+    ),
+}
+"""For each setting that may change nothing: when it has an effect.
+
+It has one when all conditions of one of its alternatives hold. A setting that is not listed always
+has an effect.
+"""
+
+
+def without_effect(
+    settings: Settings, setting: str, searched: Collection[str] = ()
+) -> tuple[str, ...]:
+    """The settings, as `key=value`, because of which another one changes nothing.
+
+    Args:
+        settings: All settings.
+        setting: The one that is asked about, as group.key.
+        searched: Settings that take other values too, so that their conditions may hold.
+
+    Returns:
+        One failed condition of each alternative; nothing where the setting has an effect.
+    """
+    reasons = []
+    for conditions in EFFECTIVE_UNDER.get(setting, ()):
+        failed = [
+            condition.setting
+            for condition in conditions
+            if condition.setting not in searched
+            and not condition.holds(settings.value(condition.setting))
+        ]
+        if not failed:
+            return ()
+        reasons.append(f"{failed[0]}={shown(settings.value(failed[0]))}")
+    return tuple(dict.fromkeys(reasons))
+
+
+def effective(settings: Settings) -> dict[str, Any]:
+    """The plain settings without those that change nothing."""
+    values = settings.plain()
+    for setting in EFFECTIVE_UNDER:
+        if without_effect(settings, setting):
+            group, key = setting.split(".")
+            del values[group][key]
+    return values
+
+
+def shown(value: object) -> str:
+    """A value as one writes it after --set."""
+    return value if isinstance(value, str) else json.dumps(value)
