@@ -217,7 +217,7 @@ class Service:
         """
         from recray.serving import verify
 
-        return verify.verify(self.url, self.model.recommender, users)
+        return verify.verify(self.url, self.model.recommender, users).model_dump()
 
     def close(self) -> None:
         """Stop it."""

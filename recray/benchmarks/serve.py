@@ -25,8 +25,9 @@ from recray.inference.bundle import Bundle
 from recray.inference.recommender import GivenRatings, Recommender
 from recray.progress import Log
 from recray.serving.deployment import Profile, deploy, serving
-from recray.serving.guard import Protection, new_key, parse_key
-from recray.serving.hot_swap import open_warm
+from recray.serving.guard import ServiceLimits
+from recray.serving.auth import new_key, parse_key
+from recray.serving.hot_swap import load_and_warm_up
 from recray.serving.registry import Registry
 
 SMALL, LARGE = (6040, 3706, 50), (2000, 60_000, 50)
@@ -171,15 +172,15 @@ def swaps(small: Bundle, folder: Path, seconds: float, log: Log) -> dict[str, An
     registry.promote(versions[0])
     users = small.user_ids.raw[:200].tolist()
     right = {bundle.version: _lists(bundle, users) for bundle in (small, other)}
-    protection, port = Protection(), _free_port()
+    limits, port = ServiceLimits(), _free_port()
     log(f"{SWAP_RATE:g} requests a second for {seconds:g} s: three swaps, a rolling update")
-    with serving(registry.folder.path, HOST, port, replicas=2, protection=protection):
+    with serving(registry.folder.path, HOST, port, replicas=2, limits=limits):
 
         async def change() -> None:
             for version in (versions[1], versions[0], None, versions[1]):
                 await asyncio.sleep(seconds / 7)
                 if version is None:
-                    await asyncio.to_thread(deploy, registry.folder.path, protection, 2)
+                    await asyncio.to_thread(deploy, registry.folder.path, limits, 2)
                 else:
                     await asyncio.to_thread(registry.promote, version, True)
 
@@ -242,9 +243,9 @@ def _apart(what: str, *arguments: str) -> dict[str, Any]:
 def production(bundle: str, seconds: str) -> dict[str, Any]:
     """Requests a second with HAProxy and throughput settings."""
     secret, line = new_key("benchmark")
-    guarded, port = Protection(keys=(parse_key(line, "here"),)), _free_port()
+    guarded, port = ServiceLimits(keys=(parse_key(line, "here"),)), _free_port()
     profile: Profile = "production"
-    with serving(bundle, HOST, port, protection=guarded, profile=profile):
+    with serving(bundle, HOST, port, limits=guarded, profile=profile):
         _serve_empty()
         headers = f"authorization: Bearer {secret}\r\n"
         paths, figures = _paths(Bundle.open(bundle)), {}
@@ -260,9 +261,9 @@ def memory(small: str, big: str) -> dict[str, Any]:
     The tables are the weights, item and stars of each rating, and the raw ids.
     """
     torch.set_num_threads(1)
-    open_warm(small)  # libraries and whatever they make once
+    load_and_warm_up(small)  # libraries and whatever they make once
     before = _trimmed_memory()
-    recommender = open_warm(big)
+    recommender = load_and_warm_up(big)
     grown = _trimmed_memory() - before
     history, model = recommender.ranker.history, recommender.bundle.model
     arrays = (history.begins, history.item, history.rating)

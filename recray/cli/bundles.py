@@ -6,7 +6,7 @@ import click
 from click.core import ParameterSource
 
 from recray.cli.base import cli, default_out, shared
-from recray.cli.wishes import wish_of, wishes
+from recray.cli.filter_options import filter_options, parse_filters
 from recray.config import Settings, load_settings
 from recray.data.ids import IdMap, RawId
 from recray.errors import RecrayError
@@ -163,7 +163,7 @@ def _names(written: str | None) -> tuple[str, ...] | None:
 @click.option("--rate", multiple=True, metavar="ITEM=STARS", help="Ratings of somebody new.")
 @click.option("--all", "everyone", is_flag=True, help="Every user, as parquet into --out.")
 @click.option("--out", metavar="DIR", help="Folder for --all.")
-@wishes
+@filter_options
 @shared("k", "address")
 def recommend(
     ui: Console,
@@ -174,7 +174,7 @@ def recommend(
     out: str | None,
     k: int,
     address: str,
-    **wanted: Any,
+    **filters: Any,
 ) -> None:
     """Recommend from a BUNDLE: to a user, to somebody new, or to everybody.
 
@@ -197,7 +197,7 @@ def recommend(
 
     recommender = Recommender.open(resolve_bundle(bundle))
     if everyone:
-        if any(wanted.values()):
+        if any(filters.values()):
             raise RecrayError("--all writes plain lists: filters go with --user and --rate")
         from recray.inference import batch
 
@@ -205,7 +205,7 @@ def recommend(
             result = batch.recommend_all(recommender.bundle, str(out), k, address, ui.log)
         ui.result(result, terminal.lists(result))
         return
-    wish = wish_of(wanted, recommender)
+    wish = parse_filters(recommender, **filters)
     if user is None:
         answer = recommender.recommend_from(_raw_items(recommender.items, ratings), k, wish=wish)
     else:

@@ -27,8 +27,9 @@ def registry_add(ui: Console, path: str, bundle: str, promote: bool) -> None:
     from recray.serving.registry import Registry
 
     versions = Registry(path)
-    result = {"registry": path, "version": versions.add(bundle)}
-    ui.result(result | versions.promote(result["version"]) if promote else result)
+    version = versions.add(bundle)
+    promotion = versions.promote(version).model_dump() if promote else {}
+    ui.result({"registry": path, "version": version, **promotion})
 
 
 @registry.command("list")
@@ -43,7 +44,7 @@ def registry_list(ui: Console, path: str) -> None:
     """
     from recray.serving.registry import Registry
 
-    versions = Registry(path).versions()
+    versions = [entry.model_dump() for entry in Registry(path).versions()]
     columns = ["version", "dataset", "preset", "created", "current"]
     rows = [
         [("*" if v[c] else "") if c == "current" else str(v[c]) for c in columns] for v in versions
@@ -65,7 +66,7 @@ def registry_promote(ui: Console, path: str, version: str, force: bool) -> None:
     """
     from recray.serving.registry import Registry
 
-    ui.result(Registry(path).promote(version, force))
+    ui.result(Registry(path).promote(version, force).model_dump())
 
 
 @registry.command("rollback")
@@ -80,4 +81,4 @@ def registry_rollback(ui: Console, path: str) -> None:
     """
     from recray.serving.registry import Registry
 
-    ui.result(Registry(path).rollback())
+    ui.result(Registry(path).rollback().model_dump())

@@ -1,7 +1,8 @@
-"""Answers over HTTP and what belongs to it: serve, key, verify; and similar items."""
+"""The commands around the service: serve, key, verify; and similar items."""
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,6 +10,10 @@ from recray.cli.base import cli, shared
 from recray.cli.up import wait_for_stop
 from recray.errors import CheckFailed, RecrayError
 from recray.progress import Console
+
+if TYPE_CHECKING:
+    from recray.serving.deployment import Profile
+    from recray.serving.guard import LogLevel, ServiceLimits
 
 
 @cli.command()
@@ -33,61 +38,80 @@ def similar(ui: Console, bundle: str, item: str, k: int) -> None:
         answer = recommender.similar(raw, k).plain()
     except KeyError:
         raise RecrayError(f"--item {item}: the model was not trained on it") from None
-    own = recommender.item(raw)
-    text = f"like {own['title']} ({raw})\n{terminal.recommendations(answer)}"
-    ui.result({"item": own, **answer}, text)
+    facts = recommender.item(raw)
+    text = f"like {facts['title']} ({raw})\n{terminal.recommendations(answer)}"
+    ui.result({"item": facts, **answer}, text)
 
 
-def _limits(command: Any) -> Any:
-    """The options of Protection."""
-    options = [
-        click.option("--api-keys", metavar="FILE", help="Keys made by `recray key`, one a line."),
-        click.option(
-            "--max-body",
-            default=4,
-            show_default=True,
-            type=click.IntRange(1, 1024),
-            metavar="MIB",
-            help="Largest body.",
-        ),
-        click.option(
-            "--timeout",
-            default=10.0,
-            show_default=True,
-            type=click.FloatRange(min=0, min_open=True),
-            metavar="SECONDS",
-            help="Until a request is given up.",
-        ),
-        click.option(
-            "--queue",
-            default=64,
-            show_default=True,
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Requests at once in each replica.",
-        ),
-        click.option(
-            "--rate",
-            default=0.0,
-            show_default="no limit",
-            type=click.FloatRange(min=0),
-            metavar="N",
-            help="Requests a second of each key in each replica.",
-        ),
-        click.option(
-            "--cors", multiple=True, metavar="ORIGIN", help="Pages that may ask; repeatable."
-        ),
-        click.option(
-            "--log",
-            default="errors",
-            show_default=True,
-            type=click.Choice(["errors", "requests", "users"]),
-            help="What each replica logs; users adds paths with user ids.",
-        ),
-    ]
-    for option in reversed(options):
+_LIMIT_OPTIONS = (
+    click.option("--api-keys", metavar="FILE", help="Keys made by `recray key`, one a line."),
+    click.option(
+        "--max-body",
+        default=4,
+        show_default=True,
+        type=click.IntRange(1, 1024),
+        metavar="MIB",
+        help="Largest body.",
+    ),
+    click.option(
+        "--timeout",
+        default=10.0,
+        show_default=True,
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="Until a request is given up.",
+    ),
+    click.option(
+        "--queue",
+        default=64,
+        show_default=True,
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Requests at once in each replica.",
+    ),
+    click.option(
+        "--rate",
+        default=0.0,
+        show_default="no limit",
+        type=click.FloatRange(min=0),
+        metavar="N",
+        help="Requests a second of each key in each replica.",
+    ),
+    click.option(
+        "--cors", multiple=True, metavar="ORIGIN", help="Pages that may ask; repeatable."
+    ),
+    click.option(
+        "--log",
+        default="errors",
+        show_default=True,
+        type=click.Choice(["errors", "requests", "users"]),
+        help="What each replica logs; users adds paths with user ids.",
+    ),
+)
+
+
+def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of ServiceLimits."""
+    for option in reversed(_LIMIT_OPTIONS):
         command = option(command)
     return command
+
+
+def _limits(
+    api_keys: str | None,
+    max_body: int,
+    timeout: float,
+    queue: int,
+    rate: float,
+    cors: tuple[str, ...],
+    log: "LogLevel",
+) -> "ServiceLimits":
+    from recray.serving.auth import load_keys
+    from recray.serving.guard import ServiceLimits
+
+    return ServiceLimits(
+        load_keys(api_keys), max_body << 20, timeout, queue, rate, cors=cors, log=log
+    )
 
 
 @cli.command()
@@ -115,13 +139,13 @@ def _limits(command: Any) -> Any:
     help="Users that the second model answers, always the same ones.",
 )
 @click.option("--shadow", is_flag=True, help="Give the second model a copy of the requests.")
-@_limits
+@_limit_options
 @shared("host", "port", "address")
 def serve(
     ui: Console,
     bundle: str,
     replicas: int,
-    profile: Any,
+    profile: "Profile",
     ratings_log: str | None,
     second: str | None,
     share: float,
@@ -129,8 +153,6 @@ def serve(
     host: str,
     port: int,
     address: str,
-    api_keys: str | None,
-    max_body: int,
     **limits: Any,
 ) -> None:
     """Serve a BUNDLE, or what is current in a registry, until Ctrl-C.
@@ -148,21 +170,24 @@ def serve(
         recray serve registry --second bundles/other --share 0.1
         recray serve bundles/mse --host 0.0.0.0 --api-keys keys --rate 50
     """
-    from recray.serving.guard import Protection, load_keys, refuse_open_door
-
-    protection = Protection(keys=load_keys(api_keys), max_body=max_body << 20, **limits)
-    refuse_open_door("0.0.0.0" if profile == "production" else host, protection)
+    service_limits = _limits(**limits)
     from recray.serving.deployment import serving
-    from recray.serving.options import Beside
+    from recray.serving.options import ServiceOptions
+
+    options = ServiceOptions(ratings_log, second, share, shadow)
+    running = serving(bundle, host, port, replicas, address, service_limits, profile, options)
+    with running as url:
+        _show_service(ui, bundle, url)
+        wait_for_stop(ui, url)
+
+
+def _show_service(ui: Console, bundle: str, url: str) -> None:
     from recray.serving.registry import is_registry
 
-    beside = Beside(ratings_log, second, share, shadow)
-    with serving(bundle, host, port, replicas, address, protection, profile, beside) as url:
-        follows = is_registry(bundle)
-        text = f"service: {url}  (a page to try it; documentation: {url}/docs)"
-        text += f"\nfollows: {bundle}, which `recray registry promote` changes" if follows else ""
-        ui.result({"url": url, "bundle": bundle, "follows": follows}, text)
-        wait_for_stop(ui, url)
+    follows = is_registry(bundle)
+    text = f"service: {url}  (a page to try it; documentation: {url}/docs)"
+    text += f"\nfollows: {bundle}, which `recray registry promote` changes" if follows else ""
+    ui.result({"url": url, "bundle": bundle, "follows": follows}, text)
 
 
 @cli.command()
@@ -177,7 +202,7 @@ def key(ui: Console, name: str, add_to: str | None) -> None:
         recray key shop --add-to keys
         recray serve bundles/mse --host 0.0.0.0 --api-keys keys
     """
-    from recray.serving.guard import add_line, new_key
+    from recray.serving.auth import add_line, new_key
 
     secret, line = new_key(name)
     if add_to is not None:
@@ -206,8 +231,8 @@ def verify(ui: Console, url: str, bundle: str, users: int, k: int) -> None:
     from recray.serving.registry import resolve_bundle
 
     recommender = Recommender.open(resolve_bundle(bundle))
-    secret = os.environ.get(verification.KEY)
-    result = verification.verify(url, recommender, users, k, secret)
-    ui.result(result)
-    if not result["verified"]:
-        raise CheckFailed(f"{url} and {bundle} disagree: {result['differences'][0]}")
+    key = os.environ.get(verification.KEY_VARIABLE)
+    result = verification.verify(url, recommender, users, k, key)
+    ui.result(result.model_dump())
+    if not result.verified:
+        raise CheckFailed(f"{url} and {bundle} disagree: {result.differences[0]}")

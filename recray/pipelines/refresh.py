@@ -10,12 +10,17 @@ from recray.data.feedback_source import with_log
 from recray.data.source import Source
 from recray.errors import CheckFailed, RecrayError
 from recray.evaluation.bootstrap import Comparison
+from recray.evaluation.holdout_gate import (
+    NotComparable,
+    check_holdout_unseen,
+    compare_on_holdout,
+)
 from recray.inference.bundle import Bundle
 from recray.pipelines import stages as pipeline
 from recray.progress import Log
 from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, session
-from recray.serving.registry import Incomparable, Registry, on_holdout, refuse_seen_holdout
+from recray.serving.registry import Registry
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
 from recray.training.loop import LOWER_IS_BETTER
@@ -100,18 +105,18 @@ def refresh(given: Source, order: Order, log: Log = print) -> dict[str, Any]:
         "before": live.version,
         "log": told,
         "taken": name,
-        "gain": _plain(on_holdout(chosen.bundle, live, live), other) if comparable else None,
+        "gain": _plain(compare_on_holdout(chosen.bundle, live, live), other) if comparable else None,
         "against_full": None,
         "saved": None,
     }
     if full is not None:
         if comparable:
-            against = on_holdout(warm.bundle, full.bundle, live)
+            against = compare_on_holdout(warm.bundle, full.bundle, live)
             result["against_full"] = _plain(against, FULL)
         result["saved"] = saved(warm.epochs, full.epochs, live.settings.metric)
     version = registry.add(chosen.bundle.folder.path)
     try:
-        verdict = registry.promote(version, order.force)["verdict"]
+        verdict = registry.promote(version, order.force).verdict
     except CheckFailed as error:
         return result | {"version": version, "promoted": False, "verdict": str(error)}
     return result | {"version": version, "promoted": True, "verdict": verdict}
@@ -122,12 +127,12 @@ def _comparable(prepared: Prepared, live: Bundle, order: Order, log: Log) -> boo
     it is trained.
 
     Raises:
-        Incomparable: It cannot, and nobody said that it need not.
+        NotComparable: It cannot, and nobody said that it need not.
     """
     known = Ratings.concatenate([prepared.load(split) for split in ("train", "valid", "fold_in")])
     try:
-        refuse_seen_holdout(str(prepared.folder), known, prepared, live)
-    except Incomparable as error:
+        check_holdout_unseen(str(prepared.folder), known, prepared, live)
+    except NotComparable as error:
         if not order.force:
             raise
         log(f"refresh: {error}; goes on, as --force says")

@@ -22,8 +22,9 @@ from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
 from recray.schema import TIMINGS
 from recray.serving import deployment, verify
-from recray.serving.guard import Protection, load_keys, new_key, parse_key, refuse_open_door
-from recray.serving.options import Beside
+from recray.serving.auth import load_keys, new_key, parse_key, require_keys
+from recray.serving.guard import ServiceLimits
+from recray.serving.options import ServiceOptions
 from recray.serving.registry import Registry
 from recray.storage import Folder
 from recray.training import checks, trainer
@@ -254,7 +255,7 @@ def release(
     with stages.timed("promote"):
         version = versions.add(bundle.folder.path)
         try:
-            gate = versions.promote(version, force) | {"promoted": True}
+            gate = versions.promote(version, force).model_dump() | {"promoted": True}
         except CheckFailed as error:
             gate = {"version": version, "promoted": False, "verdict": str(error)}
         log(f"promote: {gate['verdict']}")
@@ -293,7 +294,7 @@ def up(
         deployment.refuse_taken_port(host, port)
     # Before the work, where the user sees it; a key of our own checks the service at the end.
     keys = load_keys(None)
-    refuse_open_door(host, Protection(keys=keys))
+    require_keys(host, keys)
     own, line = new_key("recray-up")
     if keys:
         keys = (*keys, parse_key(line, "recray up"))
@@ -312,8 +313,8 @@ def up(
             host,
             port,
             address=address,
-            protection=Protection(keys=keys),
-            beside=Beside(ratings_log=ratings.path),
+            limits=ServiceLimits(keys=keys),
+            options=ServiceOptions(ratings_log=ratings.path),
         )
         with guarded as url:
             checked = verify.verify(url, Recommender(bundle), key=own)
@@ -322,8 +323,8 @@ def up(
                 "prepared": prepared.folder.path,
                 "bundle": bundle.folder.path,
                 "url": url,
-                "verified": checked["verified"],
-                "verification": checked,
+                "verified": checked.verified,
+                "verification": checked.model_dump(),
                 "evaluation": bundle.metrics,
                 "seconds": stages.seconds,
                 "example_user": bundle.user_ids.raw[:1].tolist()[0],

@@ -1,7 +1,7 @@
-"""Two models at once: a share of the users for the second, or a copy of their requests.
+"""An A/B test: a challenger answers a share of the users, or makes lists that nobody is shown.
 
-Which of the two answers a user follows from the user's id alone, so it stays the same on every
-replica and after every restart, and a larger share keeps those who were in the smaller one.
+Which of the two models answers a user follows from the user's id alone. It is the same on every
+replica and after every restart, and a larger share keeps the users of a smaller one.
 """
 
 import hashlib
@@ -14,46 +14,52 @@ from recray.errors import RecrayError
 from recray.inference.filters import Wish
 from recray.inference.recommendations import Recommendations
 from recray.inference.recommender import GivenRatings, Recommender
-from recray.serving.log import log
-from recray.serving.metrics import Compared, Tally
+from recray.serving.telemetry import ListComparison, ServiceMetrics, log
 
 SALT = b"recray-arm-"
-WAITING = 16
-"""Copies that may wait; more are left out and counted, so that the first model never waits."""
+"""Another salt would give every user of a running test to another model."""
+MAX_WAITING_LISTS = 16
+"""Lists that may wait for the challenger. More are skipped, so that the first model never waits."""
 
 
-def place_of(user: RawId) -> float:
-    """Where a user stands in [0, 1): evenly spread, and the same everywhere."""
+def hash_fraction(user: RawId) -> float:
+    """Hash a user id to a number in [0, 1), evenly spread and the same on every machine."""
     digest = hashlib.sha256(SALT + str(user).encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
-class Arms:
-    """The second model, and who gets it.
+class ABTest:
+    """The challenger, and which users get it.
 
     Args:
-        second: A bundle of the same data set as the first.
-        tally: Counts.
-        share: Share of the users that it answers, 0..1.
-        shadow: Whether it also makes the lists of everybody else, which are compared and not shown.
+        challenger: A model of the same data set as the first one.
+        metrics: Counts lists and comparisons.
+        traffic_share: Share of the users that the challenger answers, 0..1.
+        shadow: Whether the challenger also makes the lists of all other users, which are compared
+            with those of the first model and shown to nobody.
     """
 
     def __init__(
-        self, second: Recommender, tally: Tally, share: float = 0.0, shadow: bool = False
+        self,
+        challenger: Recommender,
+        metrics: ServiceMetrics,
+        traffic_share: float = 0.0,
+        shadow: bool = False,
     ) -> None:
-        self.second, self.tally, self.share, self.shadow = second, tally, share, shadow
-        self._copies = ThreadPoolExecutor(1, thread_name_prefix="recray-shadow")
-        self._free = threading.BoundedSemaphore(WAITING)
+        self.challenger, self.metrics = challenger, metrics
+        self.traffic_share, self.shadow = traffic_share, shadow
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="recray-shadow")
+        self._free = threading.BoundedSemaphore(MAX_WAITING_LISTS)
 
     def close(self) -> None:
-        """Wait for the copies that are on their way; more are not made."""
-        self._copies.shutdown()
+        """Wait for the lists that were begun; no more are made."""
+        self._thread.shutdown()
 
-    def has(self, user: RawId) -> bool:
-        """Whether the second model answers this user."""
-        return place_of(user) < self.share
+    def assigned(self, user: RawId) -> bool:
+        """Whether the challenger answers this user."""
+        return hash_fraction(user) < self.traffic_share
 
-    def copy(
+    def mirror(
         self,
         user: RawId,
         shown: Recommendations,
@@ -62,47 +68,45 @@ class Arms:
         wish: Wish,
         since: GivenRatings,
     ) -> None:
-        """Make the second model's list beside the one that was shown, later, in a thread."""
-        if not self.shadow or shown.model_version == self.second.version:
+        """Have the challenger make the same list later, in a thread, and compare the two."""
+        if not self.shadow or shown.model_version == self.challenger.version:
             return
         if not self._free.acquire(blocking=False):
-            self.tally.compare(None)
+            self.metrics.record_comparison(None)
             return
 
         def work() -> None:
             try:
                 begin = time.perf_counter()
-                other = self.second.recommend(user, k, exclude_seen, wish, since)
-                self.tally.arm(other.model_version, time.perf_counter() - begin)
-                self.tally.compare(compared(shown, other))
+                other = self.challenger.recommend(user, k, exclude_seen, wish, since)
+                seconds = time.perf_counter() - begin
+                self.metrics.record_list_seconds(other.model_version, seconds)
+                self.metrics.record_comparison(compare_lists(shown, other))
             except KeyError:
-                pass  # the second model does not know this user
-            except Exception as error:  # nobody waits for it, so the log is told
+                pass  # the challenger does not know this user
+            except Exception as error:  # no request waits for it, so only the log can say it
                 log(event="shadow_failed", reason=f"{type(error).__name__}: {error}")
             finally:
                 self._free.release()
 
-        self._copies.submit(work)
+        self._thread.submit(work)
 
 
-def compared(shown: Recommendations, other: Recommendations) -> Compared:
-    """Two lists for one user: how much of the first the second has, and how far scores differ.
-
-    The difference is over the items in both; nan where there is none.
-    """
+def compare_lists(shown: Recommendations, other: Recommendations) -> ListComparison:
+    """Compare two models' lists for one user."""
     first = {entry["item"]: entry["score"] for entry in shown.items}
     second = {entry["item"]: entry["score"] for entry in other.items}
     both = first.keys() & second.keys()
-    drift = sum(abs(first[i] - second[i]) for i in both) / len(both) if both else float("nan")
-    return Compared(len(both) / max(len(first), 1), drift)
+    score_diff = sum(abs(first[i] - second[i]) for i in both) / len(both) if both else float("nan")
+    return ListComparison(len(both) / max(len(first), 1), score_diff)
 
 
-def refuse_misfit(first: Recommender, second: Recommender) -> None:
-    """Refuse a second model whose ids mean other users and items.
+def check_same_dataset(first: Recommender, challenger: Recommender) -> None:
+    """Refuse a challenger whose ids mean other users and items.
 
     Raises:
-        RecrayError: It comes from another data set.
+        RecrayError: The two models come from different data sets.
     """
-    one, two = (r.bundle.config["dataset"] for r in (first, second))
+    one, two = (r.bundle.config["dataset"] for r in (first, challenger))
     if one != two:
         raise RecrayError(f"--second comes from {two}, the first model from {one}")

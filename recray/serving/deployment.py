@@ -1,7 +1,8 @@
-"""RAY SERVE: the app of api.py as one deployment, the model inside the ingress."""
+"""RAY SERVE: the app of app.py as one deployment, with the model inside the ingress."""
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import threading
@@ -11,31 +12,32 @@ from typing import TYPE_CHECKING, Any, Literal
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.runtime.session import LOCAL, session
-from recray.serving.guard import Protection, load_keys, refuse_open_door
-from recray.serving.metrics import Tally
-from recray.serving.options import Beside
+from recray.serving.auth import load_keys, require_keys
+from recray.serving.guard import ServiceLimits
+from recray.serving.options import ServiceOptions
 from recray.serving.registry import resolve_bundle
 from recray.serving.serve_config import DEPLOYMENT, PRODUCTION_ENVIRONMENT, AppArgs
+from recray.serving.telemetry import ServiceMetrics, log
 from recray.storage import Folder
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
 
-    from recray.serving.current_model import Live
+    from recray.serving.hot_swap import ModelHolder
 
 NAME = DEPLOYMENT
 EXPORT_SECONDS = 1.0
 SECONDS_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]
 SHARE_BUCKETS = [0.1 * tenth for tenth in range(1, 11)]
-DRIFT_BUCKETS = [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0]
+SCORE_DIFF_BUCKETS = [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0]
 Profile = Literal["laptop", "production"]
 
 
 def _builder(
-    path: str, protection: Callable[[], Protection], beside: Beside
+    path: str, limits: Callable[[], ServiceLimits], options: ServiceOptions
 ) -> "Callable[[], FastAPI]":
-    """What builds the app on the replica, so that only the path and the settings travel there.
+    """Return what builds the app on the replica; the path and the settings alone travel there.
 
     Serve takes a plain function for a builder, and any other callable for an app.
     """
@@ -44,83 +46,100 @@ def _builder(
         import torch
 
         from recray.serving.app import build_app
-        from recray.serving.hot_swap import Follower, open_live
+        from recray.serving.hot_swap import RegistryWatcher, open_holder
 
         torch.set_num_threads(1)
-        live, tally = open_live(path), Tally()
-        if live.source is not None:
-            Follower(live).start()
-        feedback = beside.open_feedback(path, live.take())
+        holder, metrics = open_holder(path), ServiceMetrics()
+        if holder.registry is not None:
+            RegistryWatcher(holder).start()
+        feedback = options.open_feedback(path, holder.get())
         if feedback is not None:
             feedback.start()
-        _export(live, tally)
-        arms = beside.open_arms(live.take(), tally)
-        return build_app(live, protection(), tally, arms, feedback)
+        MetricsExporter(holder, metrics).start()
+        ab_test = options.open_ab_test(holder.get(), metrics)
+        return build_app(holder, limits(), metrics, ab_test, feedback)
 
     return build
 
 
-def _export(live: "Live", tally: "Tally") -> None:
-    """Hand what is counted to Ray's metrics again and again, beside the requests."""
-    from ray.serve.metrics import Counter, Gauge, Histogram
+class MetricsExporter:
+    """Hands the counters of a replica to Ray's metrics, in a thread beside the requests.
 
-    seconds_of_arm = Histogram(
-        "recray_arm_seconds", "Time of a user's list.", SECONDS_BUCKETS, ("model_version",)
-    )
-    overlap = Histogram("recray_shadow_overlap", "Share of a list in both.", SHARE_BUCKETS)
-    drift = Histogram("recray_shadow_drift", "Mean difference of scores.", DRIFT_BUCKETS)
-    uncompared = Counter("recray_shadow_left_out", "Lists nothing was compared with.")
-    tags: dict[str, Any] = {  # Ray declares tuples of one, and takes any
-        "requests": ("endpoint", "method", "status"),
-        "lists": ("source", "model_version"),
-    }
-    requests = Counter("recray_requests", "Requests.", tags["requests"])
-    answers = Counter("recray_lists", "Lists by what made them.", tags["lists"])
-    seconds = Histogram(
-        "recray_request_seconds", "Time in the replica.", SECONDS_BUCKETS, ("endpoint",)
-    )
-    serving = Gauge("recray_model", "1 for the version that answers.", ("model_version",))
-    swaps = Gauge("recray_model_swaps", "Models replaced since the replica began.")
-    refusals = Gauge("recray_model_refusals", "Versions refused since the replica began.")
-    stale = Gauge("recray_model_stale", "1 while an older version answers than is wanted.")
+    Args:
+        holder: Holds the model whose version is exported.
+        metrics: The counters.
+    """
 
-    def once(before: str) -> str:
-        counts, version = tally.drain(), live.take().version
-        for (route, method, status), count in counts.requests.items():
-            requests.inc(count, {"endpoint": route, "method": method, "status": str(status)})
-        for (source, made_by), count in counts.answers.items():
-            answers.inc(count, {"source": source, "model_version": made_by})
-        for route, value in counts.seconds:
-            seconds.observe(value, {"endpoint": route})
-        for made_by, value in counts.arms:
-            seconds_of_arm.observe(value, {"model_version": made_by})
-        for result in counts.compared:
-            overlap.observe(result.overlap, {})
-            if result.drift == result.drift:  # not nan
-                drift.observe(result.drift, {})
-        if counts.uncompared:
-            uncompared.inc(counts.uncompared, {})
-        if before not in ("", version):
-            serving.set(0, {"model_version": before})
-        serving.set(1, {"model_version": version})
-        for gauge, number in (
-            (swaps, live.swaps),
-            (refusals, live.refusals),
-            (stale, live.wanted != version),
-        ):
-            gauge.set(float(number), {})
-        return version
+    def __init__(self, holder: "ModelHolder", metrics: ServiceMetrics) -> None:
+        from ray.serve.metrics import Counter, Gauge, Histogram
 
-    def run() -> None:
-        version, pause = "", threading.Event()
+        self.holder, self.metrics = holder, metrics
+        self._version = ""  # the version that was exported last
+        # Ray's type hints allow tuples of one name alone; it takes any number of them.
+        request_tags: Any = ("endpoint", "method", "status")
+        list_tags: Any = ("source", "model_version")
+        self.requests = Counter("recray_requests", "Requests.", request_tags)
+        self.lists = Counter("recray_lists", "Lists by what made them.", list_tags)
+        self.request_seconds = Histogram(
+            "recray_request_seconds", "Time in the replica.", SECONDS_BUCKETS, ("endpoint",)
+        )
+        self.list_seconds = Histogram(
+            "recray_arm_seconds", "Time of a user's list.", SECONDS_BUCKETS, ("model_version",)
+        )
+        self.overlap = Histogram("recray_shadow_overlap", "Share of a list in both.", SHARE_BUCKETS)
+        self.score_diff = Histogram(
+            "recray_shadow_drift", "Mean difference of scores.", SCORE_DIFF_BUCKETS
+        )
+        self.skipped = Counter("recray_shadow_left_out", "Lists nothing was compared with.")
+        self.model = Gauge("recray_model", "1 for the version that answers.", ("model_version",))
+        self.swaps = Gauge("recray_model_swaps", "Models replaced since the replica began.")
+        self.refusals = Gauge("recray_model_refusals", "Versions refused since the replica began.")
+        self.stale = Gauge("recray_model_stale", "1 while an older version answers than is wanted.")
+
+    def start(self) -> None:
+        """Export every second, until the replica ends."""
+        threading.Thread(target=self._run, name="recray-metrics", daemon=True).start()
+
+    def _run(self) -> None:
+        pause = threading.Event()
         while not pause.wait(EXPORT_SECONDS):
-            version = once(version)
+            try:
+                self.export()
+            except Exception as error:  # Ray's metrics may work again at the next export
+                log(event="metrics_not_exported", reason=f"{type(error).__name__}: {error}")
 
-    threading.Thread(target=run, name="recray-metrics", daemon=True).start()
+    def export(self) -> None:
+        """Hand over what was counted since the last export, and the state of the model."""
+        counts = self.metrics.flush()
+        for (route, method, status), count in counts.requests.items():
+            self.requests.inc(count, {"endpoint": route, "method": method, "status": str(status)})
+        for (source, version), count in counts.lists.items():
+            self.lists.inc(count, {"source": source, "model_version": version})
+        for route, seconds in counts.request_seconds:
+            self.request_seconds.observe(seconds, {"endpoint": route})
+        for version, seconds in counts.list_seconds:
+            self.list_seconds.observe(seconds, {"model_version": version})
+        for comparison in counts.comparisons:
+            self.overlap.observe(comparison.overlap, {})
+            if not math.isnan(comparison.score_diff):
+                self.score_diff.observe(comparison.score_diff, {})
+        if counts.skipped_comparisons:
+            self.skipped.inc(counts.skipped_comparisons, {})
+        self._export_model()
+
+    def _export_model(self) -> None:
+        version = self.holder.get().version
+        if self._version not in ("", version):
+            self.model.set(0, {"model_version": self._version})
+        self._version = version
+        self.model.set(1, {"model_version": version})
+        self.swaps.set(float(self.holder.swaps), {})
+        self.refusals.set(float(self.holder.refusals), {})
+        self.stale.set(float(self.holder.target != version), {})
 
 
 def _application(
-    path: str, protection: Callable[[], Protection], beside: Beside, **options: Any
+    path: str, limits: Callable[[], ServiceLimits], service: ServiceOptions, **options: Any
 ) -> "Application":
     """The one deployment; its options may be changed by a Serve config."""
     from ray import serve
@@ -134,7 +153,7 @@ def _application(
         logging_config=quiet,
         **options,
     )
-    return deployment(serve.ingress(_builder(path, protection, beside))()).bind()
+    return deployment(serve.ingress(_builder(path, limits, service))()).bind()
 
 
 def app_builder(args: AppArgs) -> "Application":
@@ -144,15 +163,15 @@ def app_builder(args: AppArgs) -> "Application":
     """
     return _application(
         args.bundle,
-        args.protection,
-        args.beside(),
+        args.limits,
+        args.options(),
         max_ongoing_requests=2 * args.queue,
         graceful_shutdown_timeout_s=args.timeout + 10,
     )
 
 
 def deploy(
-    path: str, protection: Protection, replicas: int = 1, beside: Beside | None = None
+    path: str, limits: ServiceLimits, replicas: int = 1, options: ServiceOptions | None = None
 ) -> None:
     """Have the running Serve answer for a bundle or a registry; returns when it does.
 
@@ -165,12 +184,12 @@ def deploy(
 
     app = _application(
         path,
-        lambda: protection,
-        beside or Beside(),
+        lambda: limits,
+        options or ServiceOptions(),
         num_replicas=replicas,
         # Above the app's own limit, so that its answer is the one that people see.
-        max_ongoing_requests=2 * protection.queue,
-        graceful_shutdown_timeout_s=protection.timeout + 10,
+        max_ongoing_requests=2 * limits.queue,
+        graceful_shutdown_timeout_s=limits.timeout + 10,
     )
     try:
         serve.run(app, name=NAME, route_prefix="/")
@@ -178,8 +197,8 @@ def deploy(
         raise RecrayError(f"the service did not start: {error}") from error
 
 
-def _try_out(path: str, beside: Beside) -> None:
-    """Open everything once.
+def _open_once(path: str, options: ServiceOptions) -> None:
+    """Open everything here, where the user sees an error, and not in a replica's log.
 
     Raises:
         RecrayError: Something is missing, damaged, or of another data set.
@@ -187,8 +206,8 @@ def _try_out(path: str, beside: Beside) -> None:
     from recray.inference.recommender import Recommender
 
     recommender = Recommender(Bundle.open(resolve_bundle(path)))
-    beside.open_feedback(path, recommender)
-    beside.open_arms(recommender, Tally())
+    options.open_feedback(path, recommender)
+    options.open_ab_test(recommender, ServiceMetrics())
 
 
 def refuse_taken_port(host: str, port: int) -> None:
@@ -242,9 +261,9 @@ def serving(
     port: int = 8000,
     replicas: int = 1,
     address: str = LOCAL,
-    protection: Protection | None = None,
+    limits: ServiceLimits | None = None,
     profile: Profile = "laptop",
-    beside: Beside | None = None,
+    options: ServiceOptions | None = None,
 ) -> Iterator[str]:
     """Serve a bundle, or what is current in a registry, while the block runs.
 
@@ -254,10 +273,10 @@ def serving(
         port: HTTP port.
         replicas: Processes that answer.
         address: Ray cluster.
-        protection: Keys and limits; by default the keys of the environment.
+        limits: Keys and limits; by default the keys of the environment.
         profile: production has HAProxy in place of Ray's own proxy, which binds every interface;
             a Ray that runs already keeps the one it was started with.
-        beside: A ratings log and a second model; by default a registry's own log.
+        options: A ratings log and a challenger; by default a registry's own log.
 
     Yields:
         The service's address; it answers.
@@ -266,11 +285,10 @@ def serving(
         RecrayError: The port is taken, the bundle is missing or damaged, or the host lets other
             machines in and there are no keys.
     """
-    protection = protection or Protection(keys=load_keys(None))
+    limits, options = limits or ServiceLimits(keys=load_keys(None)), options or ServiceOptions()
     bundle = Folder(bundle).path  # replicas have working folders of their own
-    refuse_open_door("0.0.0.0" if profile == "production" else host, protection)
-    beside = beside or Beside()
-    _try_out(bundle, beside)  # here, where the user sees it, not in a replica's log
+    require_keys("0.0.0.0" if profile == "production" else host, limits.keys)
+    _open_once(bundle, options)
     if address == LOCAL:
         refuse_taken_port(host, port)
     if profile == "production":
@@ -288,7 +306,7 @@ def serving(
             logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )
         try:
-            deploy(bundle, protection, replicas, beside)
+            deploy(bundle, limits, replicas, options)
             yield f"http://{host}:{port}"
         finally:
             serve.delete(NAME)

@@ -4,8 +4,9 @@ What a query string means is never decided here: a route that has checked one wi
 tells the service, and the next request with the same bytes is answered the short way.
 """
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from recray.data.ids import ID_LENGTH
-from recray.serving.guard import App, Receive, Scope, Send
 from recray.serving.service import Service
 
 BEFORE, AFTER = "/v1/users/", "/recommendations"
@@ -26,7 +27,7 @@ class Shortcut:
         service: Knows the query strings.
     """
 
-    def __init__(self, app: App, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,14 +52,14 @@ class Shortcut:
         user = path[len(BEFORE) : -len(AFTER)]
         if len(user) > ID_LENGTH:
             return None
-        recommender, (k, exclude_seen) = self.service.take(), options
+        recommender, (k, exclude_seen) = self.service.model(), options
         try:
             raw = recommender.users.parse(user)
         except KeyError:
             return None  # the long way says why
-        if self.service.arms is not None or self.service.since(raw):
+        if self.service.ab_test is not None or self.service.ratings_since(raw):
             return None
         body = recommender.written(raw, recommender.at_most(k), exclude_seen)
         if body is not None:
-            self.service.tally.answer("model", recommender.version)
+            self.service.metrics.record_lists("model", recommender.version)
         return body

@@ -1,8 +1,15 @@
-"""Follows a registry: what is promoted is opened, checked and warmed, and then answers."""
+"""The model that answers, and how a newer version takes its place while requests go on.
 
+A watcher looks at the registry. It opens, checks and warms up the version that was promoted, in a
+thread of its own, and then replaces one reference in the holder from which requests get their
+model.
+"""
+
+import re
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import torch
@@ -10,51 +17,118 @@ import torch
 from recray.errors import RecrayError
 from recray.inference.filters import Wish
 from recray.inference.recommender import GivenRatings, Recommender
-from recray.serving.current_model import Live
-from recray.serving.log import log
 from recray.serving.registry import Registry, is_registry
+from recray.serving.schemas.responses import Readiness, RefusedVersion
+from recray.serving.telemetry import log
 from recray.storage import is_uri
 
-LOCAL_SECONDS, STORE_SECONDS = 0.25, 0.8
-"""Between two looks at the registry: a file of some 100 bytes is read."""
-RETRY_SECONDS, RETRY_LIMIT = 5.0, 300.0
-"""A refused version is tried again after this time, and then after twice as long each time: it may
-have been the store that failed.
+LOCAL_POLL_SECONDS, STORE_POLL_SECONDS = 0.25, 0.8
+"""Pause between two looks at the registry on a disk and on an object store. A look reads a file of
+some 100 bytes.
 """
-WARM_USERS = 3
+RETRY_SECONDS, MAX_RETRY_SECONDS = 5.0, 300.0
+"""A version that was refused is tried again after this pause, which doubles up to the maximum: the
+reason may have been a store that failed for a moment.
+"""
+WARM_UP_USERS = 3
 
-Open = Callable[[str], Recommender]
+_CREDENTIALS = re.compile(r"://[^/@\s]*@")
+"""Credentials in a URI. /readyz needs no key, so it must not show them."""
 
 
-def open_warm(path: str) -> Recommender:
-    """Open a bundle, check it, and have it answer each kind of question once.
+class ModelHolder:
+    """Holds the model that answers, and what is known of the version that should answer.
 
-    What is computed when it is first needed is there afterwards, so no request waits for it.
+    `get` and `replace` read and write one attribute, so they need no lock. A handler calls `get`
+    once and keeps that model to the end of its request, so no reply mixes two versions.
+
+    Args:
+        recommender: The first model.
+        registry: Path of the registry that is followed; None if the model never changes.
+    """
+
+    def __init__(self, recommender: Recommender, registry: str | None = None) -> None:
+        self._model = recommender
+        self.registry = registry
+        self.registry_error: str | None = None
+        self.target = recommender.version
+        self.loading: str | None = None
+        self.refused: RefusedVersion | None = None
+        self.swaps = 0
+        self.refusals = 0
+
+    def get(self) -> Recommender:
+        """Return the model that answers now; call it once for each request."""
+        return self._model
+
+    def begin_loading(self, version: str) -> None:
+        """Note that a version should answer and is being opened."""
+        self.target = self.loading = version
+
+    def clear_error(self) -> None:
+        """Note that the model that answers is the one that should."""
+        self.target = self._model.version
+        self.loading = self.refused = None
+
+    def replace(self, recommender: Recommender) -> None:
+        """Answer with this model from the next request on."""
+        self._model = recommender
+        self.clear_error()
+        self.swaps += 1
+
+    def reject(self, version: str, reason: str) -> None:
+        """Note why a version that should answer does not; the model stays."""
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        reason = _CREDENTIALS.sub("://...@", reason)
+        self.target, self.loading = version, None
+        self.refused = RefusedVersion(version=version, reason=reason, time=time)
+        self.refusals += 1
+
+    def status(self) -> Readiness:
+        """Describe which version answers, which should, and which is loading or was refused."""
+        version = self._model.version
+        followed = "followed" if self.registry else None
+        return Readiness(
+            status="ready",
+            model_version=version,
+            wanted_version=self.target,
+            stale=self.target != version,
+            loading=self.loading,
+            refused=self.refused,
+            registry="unreadable" if self.registry_error else followed,
+            swaps=self.swaps,
+        )
+
+
+def load_and_warm_up(path: str) -> Recommender:
+    """Open a bundle, check it, and have it answer each kind of request once.
+
+    What a model computes at its first answer is computed here, so that no request waits for it.
 
     Raises:
-        RecrayError: It is missing or damaged, or its weights or answers are not finite numbers.
+        RecrayError: The bundle is missing or damaged, or its weights or answers are not finite.
     """
     recommender = Recommender.open(path)
     for name, weight in recommender.bundle.model.state_dict().items():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             raise RecrayError(f"{path}: {name} has values that are not finite numbers")
     try:
-        _ask_everything(recommender)
+        _warm_up(recommender)
     except RecrayError:
         raise
-    except Exception as error:  # whatever it is, it would be every request's
+    except Exception as error:  # the same error would meet every request
         reason = f"{type(error).__name__}: {error}"
         raise RecrayError(f"{path} opens and cannot answer: {reason}") from error
     recommender.forget_rows()
-    pa.default_memory_pool().release_unused()  # what opening took and nothing needs any more
+    pa.default_memory_pool().release_unused()  # Arrow keeps what opening the tables needed
     return recommender
 
 
-def _ask_everything(recommender: Recommender) -> None:
+def _warm_up(recommender: Recommender) -> None:
     k = min(10, recommender.items.known)
     high = recommender.bundle.rating_range[1]
     ratings: GivenRatings = [(item, high) for item in recommender.items.raw[:k].tolist()]
-    users = recommender.users.raw[:WARM_USERS].tolist()
+    users = recommender.users.raw[:WARM_UP_USERS].tolist()
     vectors = recommender.bundle.model.item_vectors_for_similarity() is not None
     wish = Wish(diversity=0.5 if vectors else 0.0, explain=True, min_popularity=1)
     for user in users:
@@ -62,8 +136,7 @@ def _ask_everything(recommender: Recommender) -> None:
         recommender.written(user, k, True)
         recommender.user(user)
     recommender.written_many(users, k, True)
-    made = recommender.recommend_many([*users, ratings, []], k, True, wish)
-    for answer in made:
+    for answer in recommender.recommend_many([*users, ratings, []], k, True, wish):
         if isinstance(answer, RecrayError):
             raise answer
     recommender.score_pairs([(user, ratings[0][0]) for user in users])
@@ -73,40 +146,44 @@ def _ask_everything(recommender: Recommender) -> None:
         recommender.similar(ratings[0][0], k)
 
 
-def open_live(path: str) -> Live:
-    """What answers at the start: a bundle, or the current version of a registry.
+def open_holder(path: str) -> ModelHolder:
+    """Open what answers at the start: a bundle, or the current version of a registry.
 
-    If the current version cannot be used, the newest one before it that can answers, and the live
-    model says so: a replica that starts again must not fall behind those that still run.
+    If the current version cannot be used, the newest of the versions before it answers, and the
+    holder says so: a replica that starts again must not fail while the others still run.
 
     Raises:
-        RecrayError: There is no version that can be used.
+        RecrayError: No version can be used.
     """
     if not is_registry(path):
-        return Live(open_warm(path))
+        return ModelHolder(load_and_warm_up(path))
     registry = Registry(path)
-    wanted, before = registry.pointer()
-    failed: RecrayError | None = None
-    for version in [wanted, *reversed(before)]:
+    current, earlier = registry.pointer()
+    first_error: RecrayError | None = None
+    for version in [current, *reversed(earlier)]:
         try:
-            live = Live(open_warm(registry.folder_of(version).path), path)
+            holder = ModelHolder(load_and_warm_up(registry.folder_of(version).path), path)
         except RecrayError as error:
-            failed = failed or error
+            first_error = first_error or error
             continue
-        if failed is not None:
-            live.refuse(wanted, str(failed))
-        return live
-    raise failed or RecrayError(f"{path} has no current version; use `recray registry promote`")
+        if first_error is not None:
+            holder.reject(current, str(first_error))
+        return holder
+    raise first_error or RecrayError(
+        f"{path} has no current version; use `recray registry promote`"
+    )
 
 
-def _refuse_other_ids(new: Recommender, answers: Recommender) -> None:
-    """Ids of another data set mean other users, and so would the ratings that are kept.
+def _check_same_ids(new: Recommender, current: Recommender) -> None:
+    """Refuse a model of another data set, whose ids mean other users and items.
+
+    The ratings log holds such ids, too.
 
     Raises:
-        RecrayError: It is of another data set.
+        RecrayError: The new model is of another data set.
     """
     ours, theirs = (
-        (r.bundle.config["dataset"], r.users.text, r.items.text) for r in (answers, new)
+        (r.bundle.config["dataset"], r.users.text, r.items.text) for r in (current, new)
     )
     if ours != theirs:
         raise RecrayError(
@@ -115,84 +192,85 @@ def _refuse_other_ids(new: Recommender, answers: Recommender) -> None:
         )
 
 
-class Follower:
-    """Keeps a live model at the current version of its registry.
+class RegistryWatcher:
+    """Keeps a holder at the current version of its registry.
 
-    Opening, checking and warming happen beside the model that answers, in a thread of its own; one
-    pointer is swapped at the end. A version that fails is refused, and what answers stays.
+    A version that cannot be used is refused; the model that answers stays.
 
     Args:
-        live: Whose `source` is a registry.
+        holder: Holds the model, and names the registry.
         open_bundle: Opens a version, ready to answer.
-        clock: Seconds that only grow.
+        clock: Returns seconds that only grow.
     """
 
     def __init__(
         self,
-        live: Live,
-        open_bundle: Open = open_warm,
+        holder: ModelHolder,
+        open_bundle: Callable[[str], Recommender] = load_and_warm_up,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if live.source is None:
+        if holder.registry is None:
             raise ValueError("this model follows no registry")
-        self.live, self._open, self._clock = live, open_bundle, clock
-        self._registry = Registry(live.source)
-        self._read = self._registry.watch()
-        self._seconds = STORE_SECONDS if is_uri(live.source) else LOCAL_SECONDS
-        self._failed = live.refused.version if live.refused else None
-        self._wait, self._again = RETRY_SECONDS, clock() + RETRY_SECONDS
+        self.holder, self._open, self._clock = holder, open_bundle, clock
+        self._registry = Registry(holder.registry)
+        self._read_pointer = self._registry.pointer_reader()
+        self._pause = STORE_POLL_SECONDS if is_uri(holder.registry) else LOCAL_POLL_SECONDS
+        self._failed = holder.refused.version if holder.refused else None
+        self._retry_pause, self._retry_at = RETRY_SECONDS, clock() + RETRY_SECONDS
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recray-follower", daemon=True)
 
     def start(self) -> None:
-        """Look again and again, until `stop`."""
+        """Poll in a thread until `stop`."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more; waits for a look that is going on."""
+        """End the thread, after the poll that it may be doing."""
         self._stop.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._seconds):
-            self.look()
+        while not self._stop.wait(self._pause):
+            self.poll()
 
-    def look(self) -> None:
-        """Look once, and do what has to be done; whatever goes wrong is only told."""
+    def poll(self) -> None:
+        """Look at the registry once, and load another version if it is current; never raises."""
         try:
-            wanted, _ = self._read()
-        except Exception as error:  # the registry's trouble must never be the service's
-            if self.live.trouble is None:
+            current, _ = self._read_pointer()
+        except Exception as error:  # a registry that cannot be read must not end the service
+            if self.holder.registry_error is None:
                 log(event="registry_unreadable", reason=str(error))
-            self.live.trouble = str(error)
+            self.holder.registry_error = str(error)
             return
-        self.live.trouble = None
-        if wanted == self.live.take().version:
-            if self.live.refused is not None:
-                self.live.settle()
+        self.holder.registry_error = None
+        if current == self.holder.get().version:
+            if self.holder.refused is not None:
+                self.holder.clear_error()
             self._failed = None
-        elif wanted != self._failed or self._clock() >= self._again:
-            self._follow(wanted)
+        elif current != self._failed or self._clock() >= self._retry_at:
+            self._load(current)
 
-    def _follow(self, version: str) -> None:
-        before, begin = self.live.take().version, time.perf_counter()
-        self.live.load(version)
+    def _load(self, version: str) -> None:
+        before, begin = self.holder.get().version, time.perf_counter()
+        self.holder.begin_loading(version)
         try:
             recommender = self._open(self._registry.folder_of(version).path)
             if recommender.version != version:
                 raise RecrayError(f"the folder of {version} holds version {recommender.version}")
-            _refuse_other_ids(recommender, self.live.take())
-        except Exception as error:  # the one that answers goes on
+            _check_same_ids(recommender, self.holder.get())
+        except Exception as error:  # the model that answers goes on
             self._postpone(version)
-            self.live.refuse(version, str(error))
+            self.holder.reject(version, str(error))
             log(event="model_refused", version=version, answers=before, reason=str(error))
             return
         self._failed = None
-        self.live.swap(recommender)
+        self.holder.replace(recommender)
         seconds = round(time.perf_counter() - begin, 3)
         log(event="model_swapped", version=version, before=before, seconds=seconds)
 
     def _postpone(self, version: str) -> None:
         again = version == self._failed
-        self._wait = min(2 * self._wait, RETRY_LIMIT) if again else RETRY_SECONDS
-        self._failed, self._again = version, self._clock() + self._wait
+        self._retry_pause = (
+            min(2 * self._retry_pause, MAX_RETRY_SECONDS) if again else RETRY_SECONDS
+        )
+        self._failed, self._retry_at = version, self._clock() + self._retry_pause

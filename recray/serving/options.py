@@ -1,4 +1,4 @@
-"""What a service has beside the model that answers: a ratings log, and a second model."""
+"""What a service has besides the model that answers: a ratings log, and a challenger."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -6,76 +6,83 @@ from typing import TYPE_CHECKING
 from recray.errors import RecrayError
 from recray.storage import Folder
 
-if TYPE_CHECKING:  # a config is checked without the torch that these load
+if TYPE_CHECKING:  # a Serve config is checked without loading torch, which these import
     from recray.inference.recommender import Recommender
-    from recray.serving.ab_test import Arms
-    from recray.serving.metrics import Tally
-    from recray.serving.routes.feedback import Feedback
+    from recray.serving.ab_test import ABTest
+    from recray.serving.feedback_service import FeedbackService
+    from recray.serving.telemetry import ServiceMetrics
 
-LOG = "ratings"
-"""Folder of the ratings log in a registry."""
+LOG_FOLDER = "ratings"
+"""Name of the ratings log's folder in a registry."""
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Paths and settings; what they mean is opened on each replica.
+class ServiceOptions:
+    """Paths and settings; each replica opens the folders that they name.
 
     Args:
-        ratings_log: Folder of the log; None: a registry's own, and none beside a bundle.
-        second: A second bundle or registry, to compare with.
-        share: Share of the users that the second model answers, 0..1.
-        shadow: Whether the second model gets a copy of the other requests.
+        ratings_log: Folder of the ratings log. None stands for the log of a registry, and for no
+            log if a bundle is served.
+        challenger: A second bundle or registry, to compare with.
+        traffic_share: Share of the users that the challenger answers, 0..1.
+        shadow: Whether the challenger also makes the lists of all other users.
     """
 
     ratings_log: str | None = None
-    second: str | None = None
-    share: float = 0.0
+    challenger: str | None = None
+    traffic_share: float = 0.0
     shadow: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise RecrayError(f"--share {self.share:g} is out of range: 0 to 1")
-        for name in ("second", "ratings_log"):  # replicas have working folders of their own
+        if not 0 <= self.traffic_share <= 1:
+            raise RecrayError(f"--share {self.traffic_share:g} is out of range: 0 to 1")
+        for name in ("challenger", "ratings_log"):  # replicas have working folders of their own
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Folder(path).path)
-        if self.second is None and (self.share or self.shadow):
+        if self.challenger is None and (self.traffic_share or self.shadow):
             raise RecrayError("--share and --shadow go with --second BUNDLE")
 
-    def log_of(self, path: str) -> str | None:
-        """Folder of the ratings log of a service of that bundle or registry."""
+    def log_folder(self, path: str) -> str | None:
+        """Folder of the ratings log of a service of the bundle or registry at `path`."""
         from recray.serving.registry import is_registry
 
         if self.ratings_log is not None:
             return self.ratings_log
-        return Folder(path).child(LOG).path if is_registry(path) else None
+        return Folder(path).child(LOG_FOLDER).path if is_registry(path) else None
 
-    def open_feedback(self, path: str, recommender: "Recommender") -> "Feedback | None":
-        """The log, or None if none is kept.
+    def open_feedback(self, path: str, recommender: "Recommender") -> "FeedbackService | None":
+        """Open the ratings log of a service of the bundle or registry at `path`.
+
+        Returns:
+            The opened log, or None if the service keeps no ratings.
 
         Raises:
-            RecrayError: It is of another data set, or cannot be written.
+            RecrayError: The log is of another data set, or cannot be written.
         """
         from recray.data.feedback_log import RatingsLog
-        from recray.serving.routes.feedback import Feedback
+        from recray.serving.feedback_service import FeedbackService
 
-        folder = self.log_of(path)
+        folder = self.log_folder(path)
         if folder is None:
             return None
         text = recommender.users.text, recommender.items.text
-        return Feedback(RatingsLog.of(folder, recommender.bundle.config["dataset"], text))
+        return FeedbackService(RatingsLog.of(folder, recommender.bundle.config["dataset"], text))
 
-    def open_arms(self, first: "Recommender", tally: "Tally") -> "Arms | None":
-        """The second model, or None if there is none.
+    def open_ab_test(self, first: "Recommender", metrics: "ServiceMetrics") -> "ABTest | None":
+        """Open the challenger.
+
+        Returns:
+            The A/B test, or None if there is no challenger.
 
         Raises:
-            RecrayError: It is missing, damaged, or of another data set.
+            RecrayError: The challenger is missing, damaged, or of another data set.
         """
-        if self.second is None:
+        if self.challenger is None:
             return None
         from recray.inference.recommender import Recommender
-        from recray.serving.ab_test import Arms, refuse_misfit
+        from recray.serving.ab_test import ABTest, check_same_dataset
         from recray.serving.registry import resolve_bundle
 
-        second = Recommender.open(resolve_bundle(self.second))
-        refuse_misfit(first, second)
-        return Arms(second, tally, self.share, self.shadow)
+        challenger = Recommender.open(resolve_bundle(self.challenger))
+        check_same_dataset(first, challenger)
+        return ABTest(challenger, metrics, self.traffic_share, self.shadow)

@@ -9,8 +9,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from recray.errors import RecrayError
-from recray.serving.guard import Log, Protection, is_loopback, load_keys
-from recray.serving.options import Beside
+from recray.serving.auth import is_loopback, load_keys
+from recray.serving.guard import LogLevel, ServiceLimits
+from recray.serving.options import ServiceOptions
 
 APP_BUILDER = "recray.serving.deployment:app_builder"
 DEPLOYMENT = "recray"
@@ -75,7 +76,7 @@ SERVE_KEYS: dict[str, Any] = {
 class AppArgs(BaseModel):
     """What `args:` of our application may say.
 
-    Limits are as in Protection, each one replica's; max_body is in MiB here.
+    Limits are as in ServiceLimits, each one replica's; max_body is in MiB here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -92,25 +93,25 @@ class AppArgs(BaseModel):
     rate: float = Field(0.0, ge=0)
     burst: int = Field(20, ge=1)
     cors: tuple[str, ...] = ()
-    log: Log = "errors"
+    log: LogLevel = "errors"
     ratings_log: str | None = None
     """Folder of the ratings log; without it a registry's own."""
     second: str | None = None
-    """A second bundle or registry, to compare with; see Beside."""
+    """A second bundle or registry, to compare with; see ServiceOptions."""
     share: float = Field(0.0, ge=0, le=1)
     shadow: bool = False
     revision: str = ""
     """Any text; a new one replaces the replicas one after another."""
 
-    def beside(self) -> Beside:
-        """What there is beside the model.
+    def options(self) -> ServiceOptions:
+        """The ratings log and the challenger.
 
         Raises:
-            RecrayError: A share, and no second model.
+            RecrayError: There is a share, and no second model.
         """
-        return Beside(self.ratings_log, self.second, self.share, self.shadow)
+        return ServiceOptions(self.ratings_log, self.second, self.share, self.shadow)
 
-    def protection(self) -> Protection:
+    def limits(self) -> ServiceLimits:
         """Keys and limits; reads the keys where it is called.
 
         Raises:
@@ -123,7 +124,7 @@ class AppArgs(BaseModel):
                 "or args.without_keys where no other machine reaches the service"
             )
         limits = {name: getattr(self, name) for name in ("timeout", "queue", "rate", "burst")}
-        return Protection(
+        return ServiceLimits(
             keys=keys, max_body=self.max_body << 20, cors=self.cors, log=self.log, **limits
         )
 

@@ -1,33 +1,36 @@
-"""What the routes of every file share: the service, replies, errors, and parameters."""
+"""What all routes share: the service, replies, errors, and parameters."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import Path, Query
+from fastapi import Path, Query, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
 from recray.data.ids import ID_LENGTH, RawId
 from recray.errors import RecrayError
 from recray.inference.recommender import GivenRatings, Recommender
-from recray.serving.current_model import Live
-from recray.serving.guard import failure
-from recray.serving.metrics import Tally
+from recray.serving.guard import error_body
+from recray.serving.hot_swap import ModelHolder
 from recray.serving.schemas import requests, responses
+from recray.serving.telemetry import ServiceMetrics
 
 if TYPE_CHECKING:
-    from recray.serving.ab_test import Arms
-    from recray.serving.routes.feedback import Feedback
+    from recray.serving.ab_test import ABTest
+    from recray.serving.feedback_service import FeedbackService
 
 THREADS = 2
-QUERIES = 1000
+MAX_CACHED_QUERIES = 1000
+UNANSWERABLE = "unfit"
+"""Code of a request that fits the OpenAPI document, and that this data set or model cannot answer.
+"""
 
 T = TypeVar("T")
 UserPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw user id.", examples=["1"])]
 ItemPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw item id.", examples=["1"])]
-NoQuery = Annotated[requests.Nothing, Query()]
+NoQuery = Annotated[requests.NoParameters, Query()]
 
 _MEANING = {
     400: "The body is no JSON.",
@@ -48,87 +51,95 @@ class Service:
     """What all routes share.
 
     Args:
-        live: Whose model answers.
-        tally: Counts lists.
-        arms: A second model and who gets it; None where there is one model.
-        feedback: What users have rated since training; None where no ratings are kept.
+        holder: Holds the model that answers.
+        metrics: Counts lists.
+        ab_test: The challenger, and which users get it; None if there is one model.
+        feedback: Ratings since training; None if the service keeps none.
     """
 
     def __init__(
         self,
-        live: Live,
-        tally: Tally,
-        arms: "Arms | None" = None,
-        feedback: "Feedback | None" = None,
+        holder: ModelHolder,
+        metrics: ServiceMetrics,
+        ab_test: "ABTest | None" = None,
+        feedback: "FeedbackService | None" = None,
     ) -> None:
-        self.live, self.tally, self.arms, self.feedback = live, tally, arms, feedback
+        self.holder, self.metrics = holder, metrics
+        self.ab_test, self.feedback = ab_test, feedback
         self.plain_queries: dict[bytes, tuple[int, bool]] = {}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="recray-work")
 
-    def take(self) -> Recommender:
-        """The model that answers now; a handler calls it once, so that no reply mixes versions."""
-        return self.live.take()
+    def model(self) -> Recommender:
+        """Return the model that answers now; a handler calls it once, so no reply mixes two."""
+        return self.holder.get()
 
-    def since(self, user: RawId) -> GivenRatings:
-        """What a user has rated since training."""
-        return self.feedback.since(user) if self.feedback is not None else []
+    def ratings_since(self, user: RawId) -> GivenRatings:
+        """Return the user's ratings since training."""
+        return self.feedback.ratings_of(user) if self.feedback is not None else []
 
     def loaded(self) -> list[Recommender]:
-        """Every model that can answer; the one that does unless told otherwise comes first."""
-        first = self.take()
-        return [first] if self.arms is None else [first, self.arms.second]
+        """Return every loaded model; the one that answers by default comes first."""
+        first = self.model()
+        return [first] if self.ab_test is None else [first, self.ab_test.challenger]
 
-    def choose(self, version: str | None, user: RawId | None = None) -> Recommender:
-        """The model of that version, or the one that answers, this user if one is given.
+    def select_model(self, version: str | None, user: RawId | None = None) -> Recommender:
+        """Return the model of a version, or the one that answers this user by default.
 
         Raises:
-            RecrayError: It is not loaded.
+            RecrayError: No loaded model has this version.
         """
         if version is None:
-            second = user is not None and self.arms is not None and self.arms.has(user)
-            return self.arms.second if second and self.arms is not None else self.take()
+            if user is not None and self.ab_test is not None and self.ab_test.assigned(user):
+                return self.ab_test.challenger
+            return self.model()
         found = {recommender.version: recommender for recommender in self.loaded()}
         if version not in found:
             raise RecrayError(f"model {version!r} is not loaded; loaded are {', '.join(found)}")
         return found[version]
 
-    def remember(self, query: bytes, k: int, exclude_seen: bool) -> None:
-        """Say what a query string without any filter means; a thousand of them are kept."""
-        if len(self.plain_queries) < QUERIES:
+    def cache_query(self, query: bytes, k: int, exclude_seen: bool) -> None:
+        """Note what a query string without any filter means; a thousand of them are kept."""
+        if len(self.plain_queries) < MAX_CACHED_QUERIES:
             self.plain_queries[query] = (k, exclude_seen)
 
-    async def apart(self, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
         """Do something long in a thread, while short requests go on.
 
-        What a timeout gives up keeps its thread until it ends, so that there are never more of
-        them; what still waits for a thread is not begun.
+        A request that times out keeps its thread until the work ends, so there are never more
+        threads than THREADS; work that still waits for a thread is not begun.
         """
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def failures(*more: int) -> dict[int | str, dict[str, Any]]:
+def service_of(request: Request) -> Service:
+    """Return the service of the app that a request came to."""
+    service: Service = request.app.state.service
+    return service
+
+
+def error_responses(*more: int) -> dict[int | str, dict[str, Any]]:
     """The errors of an operation for the OpenAPI document: those of all, and some more."""
     statuses = sorted({401, 403, 422, 429, 500, 503, 504, *more})
-    return {s: {"model": responses.Failure, "description": _MEANING[s]} for s in statuses}
+    return {s: {"model": responses.ErrorResponse, "description": _MEANING[s]} for s in statuses}
 
 
-def json_reply(value: Any, status: int = 200) -> Response:
+def json_response(value: Any, status: int = 200) -> Response:
     """A reply of plain values, which are not checked once more."""
     return Response(to_json(value), status, media_type="application/json")
 
 
-def failed(status: int, code: str, message: str) -> Response:
+def error_response(status: int, code: str, message: str) -> Response:
     """An error in the one form that all errors have."""
-    return Response(failure(code, message), status, media_type="application/json")
+    return Response(error_body(code, message), status, media_type="application/json")
 
 
-def no_user(recommender: Recommender, user: str) -> Response:
+def unknown_user(recommender: Recommender, user: str) -> Response:
     """404 for a user whom the data set does not have."""
     text = f"{recommender.no_user(user)}; POST /v1/recommendations answers for somebody new"
-    return failed(404, "unknown_user", text)
+    return error_response(404, "unknown_user", text)
 
 
-def no_item(recommender: Recommender, item: str, why: str = "") -> Response:
+def unknown_item(recommender: Recommender, item: str, why: str = "") -> Response:
     """404 for an item that the data set does not have."""
     dataset = recommender.bundle.config["dataset"]
-    return failed(404, "unknown_item", f"no item {item!r} in {dataset}{why}")
+    return error_response(404, "unknown_item", f"no item {item!r} in {dataset}{why}")

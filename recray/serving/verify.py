@@ -1,4 +1,4 @@
-"""Replays a bundle's hold-out users over HTTP and compares with what the bundle says offline."""
+"""Asks a service for the lists of a bundle's hold-out users, and compares them with its own."""
 
 import http.client
 import json
@@ -6,15 +6,38 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 
 from recray.errors import RecrayError
 from recray.evaluation import metrics
 from recray.inference.recommender import Recommender
 from recray.inference.scorer import NONE
+from recray.serving.schemas.responses import RecommendationList
 
-SAME_SCORE = 1e-5
-KEY = "RECRAY_API_KEY"
+SCORE_TOLERANCE = 1e-5
+"""Relative difference of two scores that counts as none: replies have six decimals."""
+MAX_DIFFERENCES = 20
+"""Differences that a result names; the rest is left out."""
+KEY_VARIABLE = "RECRAY_API_KEY"
 """Environment variable with the key that opens a service."""
+
+
+class Ndcg(BaseModel):
+    """NDCG of the same users by the bundle and by the service; None if no user was compared."""
+
+    offline: float | None = None
+    online: float | None = None
+
+
+class Verification(BaseModel):
+    """The comparison of a service with a bundle."""
+
+    verified: bool
+    users: int = Field(0, description="Users that were compared.")
+    differences: list[str]
+    ndcg: Ndcg = Ndcg()
+    model_version: str
 
 
 class Client:
@@ -22,7 +45,7 @@ class Client:
 
     Args:
         url: http:// or https:// address.
-        key: Opens the service, if it asks for one.
+        key: API key; None if the service asks for none.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
@@ -65,108 +88,112 @@ class Client:
 
 def verify(
     url: str, recommender: Recommender, users: int = 500, k: int = 10, key: str | None = None
-) -> dict[str, Any]:
-    """Compare a service with a bundle.
+) -> Verification:
+    """Compare a service with a bundle, list by list.
+
+    Items may change places where their scores differ by under SCORE_TOLERANCE.
 
     Args:
-        url: The service.
+        url: Address of the service.
         recommender: The bundle, opened here.
-        users: How many hold-out users at most, taken at even distances.
+        users: How many hold-out users at most; they are taken at even distances.
         k: Length of the lists.
-        key: Opens the service, if it asks for one.
-
-    Returns:
-        {"verified", "users", "differences", "ndcg": {"offline", "online"}, "model_version"}; items
-        may change places where their scores differ by under 1e-5.
+        key: API key; None if the service asks for none.
 
     Raises:
         RecrayError: The service does not answer, or the key does not open it.
     """
-    holdout = recommender.bundle.holdout
-    everyone = np.unique(holdout.user)
-    step = max(1, len(everyone) // users)
-    chosen = everyone[::step][:users].astype(np.int64)
-    k = min(k, recommender.items.known)
+    all_users = np.unique(recommender.bundle.holdout.user)
+    step = max(1, len(all_users) // users)
+    chosen = all_users[::step][:users].astype(np.int64)
     with Client(url, key) as client:
         status, model = client.call("GET", "/v1/model")
         if status in (401, 403):
-            raise RecrayError(f"{url} asks for a key: set {KEY} to one that it knows")
+            raise RecrayError(f"{url} asks for a key: set {KEY_VARIABLE} to one that it knows")
         served = model.get("model_version") if isinstance(model, dict) else None
-        if status != 200 or served != recommender.version:
-            return {
-                "verified": False,
-                "users": 0,
-                "ndcg": {"offline": None, "online": None},
-                "model_version": recommender.version,
-                "differences": [
-                    f"{url} serves version {served}, the bundle is {recommender.version}"
-                ],
-            }
-        return _replay(client, recommender, chosen, k)
-
-
-def _replay(client: Client, recommender: Recommender, users: Any, k: int) -> dict[str, Any]:
-    ranker = recommender.ranker
-    if not len(users):
-        none = {"offline": None, "online": None}
         version = recommender.version
-        return {
-            "verified": True, "users": 0, "differences": [], "ndcg": none, "model_version": version
-        }  # fmt: skip
-    query = f"k={k}&since=false&model={recommender.version}"  # a second model may have the user
-    offline = ranker.rank(users, k)
-    online = np.full(offline.item.shape, NONE, np.int64)
+        if status != 200 or served != version:
+            problem = f"{url} serves version {served}, the bundle is {version}"
+            return Verification(verified=False, differences=[problem], model_version=version)
+        if not len(chosen):
+            return Verification(verified=True, differences=[], model_version=version)
+        return _compare(client, recommender, chosen, recommender.at_most(k))
+
+
+def _compare(
+    client: Client, recommender: Recommender, users: NDArray[np.int64], k: int
+) -> Verification:
+    # A challenger may answer some of the users, so the query names the version.
+    query = f"k={k}&since=false&model={recommender.version}"
+    offline = recommender.ranker.rank(users, k).item
+    online = np.full(offline.shape, NONE, np.int64)
     differences = []
     for row, user in enumerate(users):
         raw = quote(str(recommender.users.raw[user]), safe="")
         status, reply = client.call("GET", f"/v1/users/{raw}/recommendations?{query}")
-        expected = offline.item[row][offline.item[row] != NONE]
+        expected = offline[row][offline[row] != NONE]
         try:
-            listed = [(entry["item"], float(entry["score"])) for entry in reply["items"]]
-        except (KeyError, TypeError, ValueError):
+            listed = RecommendationList.model_validate(reply).items
+        except ValidationError:
             differences.append(f"user {raw}: status {status}, and no list of items")
             continue
         if len(listed) != len(expected):
             differences.append(f"user {raw}: {len(listed)} items online, {len(expected)} offline")
             continue
-        items = np.array([recommender.items.encode_one(item) for item, _ in listed], np.int64)
+        items = recommender.items.encode_all([entry.item for entry in listed]).astype(np.int64)
         online[row, : len(items)] = items
-        scores = ranker.scores(*ranker.states(users[row : row + 1]))[0].numpy()
-        problem = _difference(scores, expected, items, np.array([score for _, score in listed]))
+        scores = recommender.ranker.scores(*recommender.ranker.states(users[row : row + 1]))
+        shown = np.array([entry.score for entry in listed])
+        problem = _difference(scores[0].numpy(), expected, items, shown)
         if problem:
             differences.append(f"user {raw}: {problem}")
-    ndcg = {
-        name: round(float(np.nanmean(_ndcg(recommender, users, lists, k))), 9)
-        for name, lists in (("offline", offline.item), ("online", online))
-    }
-    return {
-        "verified": not differences,
-        "users": len(users),
-        "differences": differences[:20],
-        "ndcg": ndcg,
-        "model_version": recommender.version,
-    }
+    return Verification(
+        verified=not differences,
+        users=len(users),
+        differences=differences[:MAX_DIFFERENCES],
+        ndcg=Ndcg(
+            offline=_ndcg(recommender, users, offline, k),
+            online=_ndcg(recommender, users, online, k),
+        ),
+        model_version=recommender.version,
+    )
 
 
-def _difference(scores: Any, offline: Any, online: Any, online_scores: Any) -> str | None:
-    """Why two lists differ, None if they do not: at each place the offline score of the item
-    online, and the score it came with, must be that of the item offline.
+def _difference(
+    scores: NDArray[np.float32],
+    offline: NDArray[np.int64],
+    online: NDArray[np.int64],
+    online_scores: NDArray[np.float64],
+) -> str | None:
+    """Say where two lists differ; None if they are the same.
+
+    Two items may stand in each other's place if they have the same score. So at each place both
+    the offline score of the item online and the score that came with it are compared with the
+    score of the item offline.
+
+    Args:
+        scores: Offline score of each item of the catalogue.
+        offline: The items of the list offline.
+        online: As many items that the service listed.
+        online_scores: The scores that came with them.
     """
     for place, (expected, item) in enumerate(zip(offline, online, strict=True), 1):
-        limit = SAME_SCORE * max(1.0, abs(float(scores[expected])))
-        if not 0 <= item < len(scores) or abs(scores[item] - scores[expected]) > limit:
+        tolerance = SCORE_TOLERANCE * max(1.0, abs(float(scores[expected])))
+        if not 0 <= item < len(scores) or abs(scores[item] - scores[expected]) > tolerance:
             return f"place {place}: another item online than item {expected} offline"
-        if abs(online_scores[place - 1] - scores[expected]) > limit:
+        if abs(online_scores[place - 1] - scores[expected]) > tolerance:
             return f"place {place}: the scores differ"
     return "an item is listed twice" if len(set(online.tolist())) < len(online) else None
 
 
-def _ndcg(recommender: Recommender, users: Any, lists: Any, k: int) -> Any:
+def _ndcg(
+    recommender: Recommender, users: NDArray[np.int64], lists: NDArray[np.int64], k: int
+) -> float:
     holdout = recommender.bundle.holdout
     hits = np.zeros(lists.shape, bool)
     relevant = np.zeros(len(users), np.int64)
     for row, user in enumerate(users):
-        wanted = holdout.item[holdout.user == user]
-        hits[row] = np.isin(lists[row], wanted)
-        relevant[row] = len(wanted)
-    return metrics.ndcg(hits, relevant, k)
+        held_out = holdout.item[holdout.user == user]
+        hits[row] = np.isin(lists[row], held_out)
+        relevant[row] = len(held_out)
+    return round(float(np.nanmean(metrics.ndcg(hits, relevant, k))), 9)

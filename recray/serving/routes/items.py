@@ -1,50 +1,71 @@
-"""What is known of several items at once: what a page needs that shows lists of them."""
+"""Items: search by title, items like one item, and what is known of one or of several."""
 
 from typing import Annotated
 
-from fastapi import FastAPI
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
 
-from recray.serving.schemas import requests
-from recray.serving.schemas import responses as answers
-from recray.serving.service import NoQuery, Service, failures, json_reply
+from recray.serving.schemas import requests, responses
+from recray.serving.service import (
+    ItemPath,
+    NoQuery,
+    error_responses,
+    json_response,
+    service_of,
+    unknown_item,
+)
+
+router = APIRouter(tags=["items"])
 
 
-class ItemIds(requests.Strict):
-    """Items to tell of."""
+@router.get("/v1/items", response_model=responses.SearchResults, responses=error_responses())
+async def search(request: Request, query: Annotated[requests.SearchQuery, Query()]) -> Response:
+    """Items by title, those that begin so first."""
+    service = service_of(request)
+    recommender = service.model()
+    found = await service.run_in_thread(lambda: recommender.facts.find(query.query, query.k))
+    return json_response({"items": found, "model_version": recommender.version})
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"items": [1, 50]}})
-    items: Annotated[list[requests.ItemId], Field(min_length=1, max_length=requests.MAX_IDS)]
+
+@router.post(
+    "/v1/items:batch", response_model=responses.ItemsResponse, responses=error_responses(400, 413)
+)
+async def items(request: Request, body: requests.ItemsRequest, _query: NoQuery) -> Response:
+    """All that is known of up to 1,000 items; those that no split has are left out."""
+    recommender = service_of(request).model()
+    dense = recommender.items.encode_all(body.items).tolist()
+    known = [recommender.facts.facts(item) for item in dict.fromkeys(dense) if item >= 0]
+    return json_response({"items": known, "model_version": recommender.version})
 
 
-class KnownItem(answers.FoundItem):
+@router.get(
+    "/v1/items/{item:path}/similar",
+    response_model=responses.SimilarItems,
+    responses=error_responses(404),
+)
+async def similar(
+    request: Request, item: ItemPath, options: Annotated[requests.SimilarOptions, Query()]
+) -> Response:
+    """The items most like one item, by the model's vectors."""
+    recommender = service_of(request).model()
+    wish, k = options.as_wish(), recommender.at_most(options.k)
+    try:
+        raw = recommender.items.parse(item)
+        answer = recommender.similar(raw, k, wish)
+    except KeyError:
+        return unknown_item(recommender, item, " that the model was trained on")
+    summary = recommender.describe(recommender.items.encode_one(raw))
+    return json_response({"item": summary, **answer.plain()})
+
+
+@router.get(
+    "/v1/items/{item:path}", response_model=responses.ItemResponse, responses=error_responses(404)
+)
+async def item(request: Request, item: ItemPath, _query: NoQuery) -> Response:
     """All that is known of an item."""
-
-    imdb: str | None
-    tmdb: int | None
-    in_training: bool
-
-
-class ManyItems(BaseModel):
-    """What is known of several items, in the order asked for."""
-
-    items: list[KnownItem]
-    model_version: str
-
-
-def add(app: FastAPI, service: Service) -> None:
-    """Add the route."""
-
-    @app.post(
-        "/v1/items:batch",
-        response_model=ManyItems,
-        responses=failures(400, 413),
-        tags=["items"],
-    )
-    async def many(asked: ItemIds, _query: NoQuery) -> Response:
-        """All that is known of up to 1,000 items; those that no split has are left out."""
-        recommender = service.take()
-        dense = recommender.items.encode_all(asked.items).tolist()
-        known = [recommender.facts.facts(item) for item in dict.fromkeys(dense) if item >= 0]
-        return json_reply({"items": known, "model_version": recommender.version})
+    recommender = service_of(request).model()
+    try:
+        facts = recommender.item(recommender.items.parse(item))
+    except KeyError:
+        return unknown_item(recommender, item)
+    return json_response({**facts, "model_version": recommender.version})

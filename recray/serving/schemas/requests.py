@@ -1,12 +1,14 @@
-"""What requests may say, for checking and for the OpenAPI document."""
+"""Parameters and bodies of requests: they are checked, and described in the OpenAPI document."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from recray.data.feedback_log import KEY_LENGTH
 from recray.data.ids import ID_LENGTH, ID_LIMIT, RawId
 from recray.inference.filters import Wish
+from recray.inference.recommender import GivenRatings
 
 MAX_K = 500
 MAX_RATINGS = 1000
@@ -15,16 +17,17 @@ MAX_BATCH = 1000
 MAX_YEAR = 9999
 
 
-def _whole(value: Any) -> Any:
+def _integer(value: Any) -> Any:
     """5.0 is an integer in JSON; Python's JSON reader makes it a float."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-WHOLE = BeforeValidator(_whole)  # after the bounds, or they leave the document
+INTEGER = BeforeValidator(_integer)
+"""Stands after the bounds of a field: before them it would keep them out of the document."""
 Id = Annotated[
     Annotated[int, Field(strict=True, ge=0, lt=ID_LIMIT)]
     | Annotated[str, Field(strict=True, min_length=1, max_length=ID_LENGTH)],
-    WHOLE,
+    INTEGER,
 ]
 ItemId = Annotated[
     Id, Field(description="Raw item id, as the data has it: a number or a text.", examples=[1])
@@ -34,21 +37,26 @@ UserId = Annotated[
 ]
 IdText = Annotated[str, Field(min_length=1, max_length=ID_LENGTH)]
 Genres = Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=50)]
-Year = Annotated[int, Field(ge=1, le=MAX_YEAR), WHOLE]
+Year = Annotated[int, Field(ge=1, le=MAX_YEAR), INTEGER]
 Length = Annotated[
     int,
     Field(ge=1, le=MAX_K, description="Length of the list; the catalogue may have fewer."),
-    WHOLE,
+    INTEGER,
 ]
+Stars = Annotated[float, Field(allow_inf_nan=False, description="Stars, on the data's scale.")]
 
 
-class Strict(BaseModel):
-    """Refuses what it does not know."""
+class StrictModel(BaseModel):
+    """Refuses fields that it does not know."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class Filters(Strict):
+class NoParameters(StrictModel):
+    """No parameters."""
+
+
+class ItemFilters(StrictModel):
     """Which items may be in a list."""
 
     genres: Annotated[Genres, Field(description="At least one of these.", examples=[["Drama"]])] = (
@@ -60,15 +68,15 @@ class Filters(Strict):
     year_from: Annotated[Year | None, Field(description="First year.")] = None
     year_to: Annotated[Year | None, Field(description="Last year.")] = None
     min_popularity: Annotated[
-        int, Field(ge=0, lt=ID_LIMIT, description="Fewest ratings in training."), WHOLE
+        int, Field(ge=0, lt=ID_LIMIT, description="Fewest ratings in training."), INTEGER
     ] = 0
 
-    def kept(self) -> dict[str, Any]:
-        """The filters as a Wish takes them."""
-        return {name: getattr(self, name) for name in Filters.model_fields}
+    def as_wish(self, **more: Any) -> Wish:
+        """Make the filters of the recommender, with values for those that are not fields here."""
+        return Wish(**{name: getattr(self, name) for name in ItemFilters.model_fields}, **more)
 
 
-class Options(Filters):
+class ListOptions(ItemFilters):
     """How long a list is, which items may be in it, and how it is arranged."""
 
     k: Length = 10
@@ -84,8 +92,16 @@ class Options(Filters):
         None
     )
 
+    def _list_wish(self, exclude: Sequence[RawId], candidates: Sequence[RawId] | None) -> Wish:
+        return self.as_wish(
+            exclude=exclude,
+            candidates=candidates,
+            diversity=self.diversity,
+            explain=self.explain,
+        )
 
-class QueryOptions(Options):
+
+class QueryOptions(ListOptions):
     """The options in an address; a list is a parameter given several times."""
 
     since: Annotated[bool, Field(description="Count ratings since training.")] = True
@@ -100,28 +116,28 @@ class QueryOptions(Options):
     ] = None
 
     def wish(self, parse: Callable[[str], RawId]) -> Wish:
-        """What is wanted; ids that cannot be any of the data's are none."""
+        """Make the filters of the recommender.
+
+        Args:
+            parse: Makes a raw id of its text; a KeyError says that no item can have it.
+        """
         allowed = self.candidates
-        return Wish(
-            exclude=_parsed(self.exclude, parse),
-            candidates=None if allowed is None else _parsed(allowed, parse),
-            diversity=self.diversity,
-            explain=self.explain,
-            **self.kept(),
+        return self._list_wish(
+            _parse_ids(self.exclude, parse), None if allowed is None else _parse_ids(allowed, parse)
         )
 
 
-def _parsed(written: list[str], parse: Callable[[str], RawId]) -> list[RawId]:
+def _parse_ids(texts: list[str], parse: Callable[[str], RawId]) -> list[RawId]:
     ids = []
-    for text in written:
+    for text in texts:
         try:
             ids.append(parse(text))
         except KeyError:
-            continue  # no item has it, so it excludes nothing and allows nothing
+            continue  # no item has this id, so it excludes none and allows none
     return ids
 
 
-class BodyOptions(Options):
+class BodyOptions(ListOptions):
     """The options in a body."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -137,24 +153,18 @@ class BodyOptions(Options):
     ] = None
 
     def wish(self) -> Wish:
-        """What is wanted."""
-        return Wish(
-            exclude=self.exclude,
-            candidates=self.candidates,
-            diversity=self.diversity,
-            explain=self.explain,
-            **self.kept(),
-        )
+        """Make the filters of the recommender."""
+        return self._list_wish(self.exclude, self.candidates)
 
 
-class SimilarOptions(Filters):
+class SimilarOptions(ItemFilters):
     """How many similar items, and of which kind."""
 
     k: Length = 10
 
 
-class Search(Strict):
-    """What somebody types."""
+class SearchQuery(StrictModel):
+    """A search for items by title."""
 
     query: Annotated[
         str,
@@ -168,31 +178,23 @@ class Search(Strict):
     k: Length = 10
 
 
-class Nothing(Strict):
-    """No parameters."""
-
-
-class Rating(Strict):
-    """One rating of somebody's."""
+class Rating(StrictModel):
+    """One rating of an item."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, json_schema_extra={"example": {"item": 1, "rating": 5}}
     )
     item: ItemId
-    rating: Annotated[float, Field(allow_inf_nan=False, description="Stars, on the data's scale.")]
+    rating: Stars
 
 
-Ratings = Annotated[
-    list[Rating],
-    Field(
-        max_length=MAX_RATINGS,
-        description="Of somebody not in training; none gives popular items.",
-    ),
-]
+def as_pairs(ratings: list[Rating] | None) -> GivenRatings:
+    """Return (item, rating) pairs, as the recommender takes them."""
+    return [(rating.item, rating.rating) for rating in ratings or ()]
 
 
-class Newcomer(BodyOptions):
-    """Who asks, by ratings, and what is wanted."""
+class ColdUserRequest(BodyOptions):
+    """A list for somebody new, by their ratings."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -206,11 +208,17 @@ class Newcomer(BodyOptions):
             }
         },
     )
-    ratings: Ratings = Field(default_factory=list)
+    ratings: Annotated[
+        list[Rating],
+        Field(
+            max_length=MAX_RATINGS,
+            description="Of somebody not in training; none gives popular items.",
+        ),
+    ] = Field(default_factory=list)
 
 
-class Asker(Strict):
-    """Who asks: a user of the data set, or somebody by ratings; neither gets popular items."""
+class BatchQuery(StrictModel):
+    """A user of the data set, or somebody new by their ratings; with neither, popular items."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -232,8 +240,8 @@ class Asker(Strict):
         return self
 
 
-class Batch(BodyOptions):
-    """Several who ask for the same."""
+class BatchRequest(BodyOptions):
+    """Lists for several, with the same options."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -245,17 +253,17 @@ class Batch(BodyOptions):
             }
         },
     )
-    askers: Annotated[list[Asker], Field(min_length=1, max_length=MAX_BATCH)]
+    askers: Annotated[list[BatchQuery], Field(min_length=1, max_length=MAX_BATCH)]
 
 
-class Pair(Strict):
+class Pair(StrictModel):
     """A user and an item."""
 
     user: UserId
     item: ItemId
 
 
-class Pairs(Strict):
+class ScoreRequest(StrictModel):
     """Pairs to score."""
 
     model_config = ConfigDict(
@@ -264,3 +272,30 @@ class Pairs(Strict):
         json_schema_extra={"example": {"pairs": [{"user": 1, "item": 50}]}},
     )
     pairs: Annotated[list[Pair], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+class ItemsRequest(StrictModel):
+    """Items to describe."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"items": [1, 50]}})
+    items: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_IDS)]
+
+
+class NewRating(StrictModel):
+    """A rating to keep for the next training."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"user": 1, "item": 50, "rating": 4, "key": "8f14e45f-1"}},
+    )
+    user: Annotated[Id, Field(description="Raw user id; may be new.", examples=[1])]
+    item: ItemId
+    rating: Stars
+    key: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=KEY_LENGTH,
+            description="Idempotency key: fresh for each rating, the same when it is sent again.",
+        ),
+    ]

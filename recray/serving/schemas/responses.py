@@ -1,13 +1,13 @@
-"""What replies look like, for the OpenAPI document; see bodies.py for requests."""
+"""Bodies of responses, as the OpenAPI document describes them; requests.py has those of requests."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from recray.serving.schemas.requests import ItemId, UserId
 
 
-class Described(BaseModel):
+class ItemSummary(BaseModel):
     """An item."""
 
     item: ItemId
@@ -25,7 +25,7 @@ class Reason(BaseModel):
     share: Annotated[float, Field(description="What it adds to the score, or its likeness.")]
 
 
-class Reasons(BaseModel):
+class Explanation(BaseModel):
     """Why an item is in the list."""
 
     kind: Annotated[
@@ -35,15 +35,15 @@ class Reasons(BaseModel):
     items: list[Reason]
 
 
-class Listed(Described):
+class RecommendedItem(ItemSummary):
     """One recommended item."""
 
     score: Annotated[float, Field(description="Stars, or a logit that only orders; see /v1/model.")]
-    why: Annotated[Reasons | None, Field(description="With explain.")] = None
+    why: Annotated[Explanation | None, Field(description="With explain.")] = None
 
 
 Source = Annotated[Literal["model", "fold_in", "popular"], Field(description="What made the list.")]
-EXAMPLE_ITEM: dict[str, Any] = {
+EXAMPLE_ITEM: dict[str, JsonValue] = {
     "item": 318,
     "title": "Shawshank Redemption, The (1994)",
     "year": 1994,
@@ -51,7 +51,7 @@ EXAMPLE_ITEM: dict[str, Any] = {
 }
 
 
-class Answer(BaseModel):
+class RecommendationList(BaseModel):
     """A recommended list, best first."""
 
     model_config = ConfigDict(
@@ -63,71 +63,83 @@ class Answer(BaseModel):
             }
         }
     )
-    items: list[Listed]
+    items: list[RecommendedItem]
     source: Source
     model_version: str
 
 
-class Problem(BaseModel):
+class ErrorDetail(BaseModel):
     """What went wrong, and what is allowed."""
 
     code: str
     message: str
 
 
-class Failure(BaseModel):
-    """Every error's body."""
+class ErrorResponse(BaseModel):
+    """The body of every error."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "example": {"error": {"code": "invalid", "message": "query.k: must be at least 1"}}
         }
     )
-    error: Problem
+    error: ErrorDetail
 
 
 class BatchEntry(BaseModel):
-    """The list of one who asked."""
+    """One list of a batch."""
 
-    items: list[Listed]
+    items: list[RecommendedItem]
     source: Source
 
 
-class BatchAnswer(BaseModel):
-    """The lists in the order of those who asked; an error where there is none."""
+class BatchRecommendations(BaseModel):
+    """The lists in the order of the request, with an error in place of a list that cannot be."""
 
-    results: list[BatchEntry | Failure]
+    results: list[BatchEntry | ErrorResponse]
     model_version: str
 
 
-class Similar(BaseModel):
+class SimilarItems(BaseModel):
     """Items like one item; the score is the cosine of their vectors."""
 
-    item: Described
-    items: list[Listed]
+    item: ItemSummary
+    items: list[RecommendedItem]
     source: Source
     model_version: str
 
 
-class FoundItem(Described):
-    """An item that was searched for."""
+class SearchResult(ItemSummary):
+    """An item that was found."""
 
     ratings: Annotated[int, Field(description="Ratings in training.")]
 
 
-class Found(BaseModel):
+class SearchResults(BaseModel):
     """Items by title, best first."""
 
-    items: list[FoundItem]
+    items: list[SearchResult]
     model_version: str
 
 
-class ItemFacts(FoundItem):
+class ItemDetails(SearchResult):
     """All that is known of an item."""
 
     imdb: str | None
     tmdb: int | None
     in_training: bool
+
+
+class ItemResponse(ItemDetails):
+    """All that is known of an item, and the version that knows it."""
+
+    model_version: str
+
+
+class ItemsResponse(BaseModel):
+    """What is known of several items, in the order of the request."""
+
+    items: list[ItemDetails]
     model_version: str
 
 
@@ -138,14 +150,14 @@ class GenreCount(BaseModel):
     ratings: int
 
 
-class RatedItem(Described):
-    """An item and the stars a user gave it."""
+class RatedItem(ItemSummary):
+    """An item, and a user's rating of it in stars."""
 
     rating: float
 
 
-class UserFacts(BaseModel):
-    """A user's history."""
+class UserHistory(BaseModel):
+    """A user's history in short."""
 
     user: UserId
     in_training: bool
@@ -181,8 +193,57 @@ class Scores(BaseModel):
     model_version: str
 
 
+class FeedbackStored(BaseModel):
+    """A rating that is on the disk."""
+
+    status: Literal["kept"]
+    user: UserId
+    item: ItemId
+    rating: float
+    key: str
+    repeated: Annotated[bool, Field(description="It had come before, and counts once.")]
+    model_version: str
+
+
+class RatingsLogStatus(BaseModel):
+    """What the ratings log holds."""
+
+    dataset: str
+    users: int
+    ratings: int
+    damaged_parts: list[str]
+
+
+class ModelInfo(BaseModel):
+    """A loaded model: version, preset, data set, and its measured metrics with intervals."""
+
+    model_version: str
+    created: Annotated[str | None, Field(description="ISO 8601.")]
+    preset: str | None
+    model: str
+    scores: Annotated[Literal["stars", "logits"], Field(description="What a score is.")]
+    dataset: str
+    users: int
+    items: int
+    genres: list[str]
+    years: Annotated[list[int] | None, Field(description="First and last year of the items.")]
+    example_users: list[int | str]
+    keeps_ratings: Annotated[bool, Field(description="Whether POST /v1/ratings takes ratings.")]
+    rating_range: Annotated[list[float], Field(description="Lowest and highest rating.")]
+    metrics: dict[str, JsonValue]
+    baselines: dict[str, JsonValue]
+    verdict: str | None
+    settings: dict[str, JsonValue]
+
+
+class LoadedModels(BaseModel):
+    """Every loaded model; the one that answers unless a request names another comes first."""
+
+    models: list[ModelInfo]
+
+
 class Status(BaseModel):
-    """How the service is."""
+    """The state of the service."""
 
     status: str
 
@@ -196,7 +257,7 @@ class RefusedVersion(BaseModel):
 
 
 class Readiness(Status):
-    """How the service is, with which model, and with which one it should be."""
+    """The state of the service, the version that answers, and the one that should."""
 
     model_config = ConfigDict(
         json_schema_extra={
