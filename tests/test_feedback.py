@@ -19,11 +19,11 @@ from recray.data import feedback_log
 from recray.data.feedback_log import Given, LogWriter, RatingsLog, once
 from recray.errors import RecrayError, StorageError
 from recray.inference.recommender import Recommender
-from recray.serving.ab_test import Arms, compared, place_of
+from recray.serving.ab_test import ABTest, compare_lists, hash_fraction
 from recray.serving.app import build_app
-from recray.serving.metrics import Tally
-from recray.serving.options import Beside
-from recray.serving.routes.feedback import Feedback
+from recray.serving.feedback_service import FeedbackService
+from recray.serving.options import ServiceOptions
+from recray.serving.telemetry import ServiceMetrics
 from recray.storage import Folder
 
 from .conftest import ITEMS, USERS, raw
@@ -52,10 +52,12 @@ def replica(recommender, log):
     started = []
 
     def start():
-        kept = Feedback(RatingsLog.open(log.folder.path))
+        kept = FeedbackService(RatingsLog.open(log.folder.path))
         kept.start()
         started.append(kept)
-        return TestClient(build_app(recommender, kept=kept), raise_server_exceptions=False), kept
+        return TestClient(
+            build_app(recommender, feedback=kept), raise_server_exceptions=False
+        ), kept
 
     yield start
     for kept in started:
@@ -136,10 +138,10 @@ def test_a_part_cut_short_is_left_out_alone_and_named(log, damage):
     contents = log.read()
     assert [g.key for g in contents.ratings] == ["a", "c"]
     assert contents.damaged == [names[1]]
-    follower = Feedback(log)
-    follower.follow()
-    assert follower.status()["damaged_parts"] == [names[1]]
-    assert follower.status()["ratings"] == 2
+    follower = FeedbackService(log)
+    follower.read_new_files()
+    assert follower.status().damaged_parts == [names[1]]
+    assert follower.status().ratings == 2
 
 
 def test_unfinished_files_are_no_parts(log):
@@ -184,7 +186,7 @@ def test_a_rating_shows_at_once_here_and_soon_on_the_other_replica(replica, reco
     assert (before["source"], after["source"]) == ("model", "fold_in")
     assert int(raw(item)) not in {entry["item"] for entry in after["items"]}
     deadline = time.monotonic() + 60
-    while not other.since(user) and time.monotonic() < deadline:
+    while not other.ratings_of(user) and time.monotonic() < deadline:
         time.sleep(0.01)  # its own thread reads what the other has kept
     assert two.get(path).json() == after
     assert one.get(f"{path}&since=false").json() == before
@@ -213,7 +215,9 @@ def test_no_short_way_goes_past_a_rating_since_training(replica):
 
 def test_no_short_way_goes_past_a_users_arm(recommender, make_bundle):
     second = Recommender(make_bundle("other", flip=True))
-    client = TestClient(build_app(recommender, arms=Arms(second, Tally(), share=1.0)))
+    client = TestClient(
+        build_app(recommender, ab_test=ABTest(second, ServiceMetrics(), traffic_share=1.0))
+    )
     for _ in range(2):
         reply = client.get(f"/v1/users/{raw(0)}/recommendations?k=5").json()
         assert reply["model_version"] == second.version
@@ -249,7 +253,7 @@ def test_the_latest_of_several_ratings_of_a_film_counts(replica):
     client, kept = replica()
     for n, stars in enumerate((1, 5, 2)):
         client.post("/v1/ratings", json=body(NEW, 1, stars, key=str(n)))
-    assert kept.since(NEW) == [(int(raw(1)), 2.0)]
+    assert kept.ratings_of(NEW) == [(int(raw(1)), 2.0)]
 
 
 def test_a_rating_sent_twice_counts_once_and_a_key_is_for_one_rating(replica, log):
@@ -311,11 +315,11 @@ def test_a_full_disk_is_503_and_the_same_key_may_come_again(replica, monkeypatch
 
 
 def test_ratings_that_come_while_the_disk_is_busy_share_a_part(log):
-    kept, busy = Feedback(log), threading.Event()
+    kept, busy = FeedbackService(log), threading.Event()
     append = kept.writer.append
     kept.writer.append = lambda ratings: (busy.wait(10), append(ratings))[1]
     kept.start()
-    waiting = [kept.keep(NEW, int(raw(1)), 5.0, str(n))[0] for n in range(50)]
+    waiting = [kept.store(NEW, int(raw(1)), 5.0, str(n))[0] for n in range(50)]
     busy.set()
     for future in waiting:
         future.result(10)
@@ -337,61 +341,61 @@ def test_the_log_is_told_of(replica):
 
 def test_a_users_arm_follows_from_the_id_alone(recommender, make_bundle):
     second = Recommender(make_bundle("other", flip=True))
-    small, large = (Arms(second, Tally(), share) for share in (0.1, 0.4))
+    small, large = (ABTest(second, ServiceMetrics(), share) for share in (0.1, 0.4))
     users = range(10_000)
-    assert place_of(1) == place_of("1") == pytest.approx(0.401389175)
-    assert {u for u in users if small.has(u)} < {u for u in users if large.has(u)}
-    assert sum(map(large.has, users)) / len(users) == pytest.approx(0.4, abs=0.02)
-    none, everybody = (Arms(second, Tally(), share) for share in (0.0, 1.0))
-    assert not any(map(none.has, users))
-    assert all(map(everybody.has, users))
+    assert hash_fraction(1) == hash_fraction("1") == pytest.approx(0.401389175)
+    assert {u for u in users if small.assigned(u)} < {u for u in users if large.assigned(u)}
+    assert sum(map(large.assigned, users)) / len(users) == pytest.approx(0.4, abs=0.02)
+    none, everybody = (ABTest(second, ServiceMetrics(), share) for share in (0.0, 1.0))
+    assert not any(map(none.assigned, users))
+    assert all(map(everybody.assigned, users))
 
 
 def test_each_user_is_answered_by_their_arm_and_counted(recommender, make_bundle):
-    second, tally = Recommender(make_bundle("other", flip=True)), Tally()
-    arms = Arms(second, tally, share=0.5)
-    client = TestClient(build_app(recommender, tally=tally, arms=arms))
+    second, metrics = Recommender(make_bundle("other", flip=True)), ServiceMetrics()
+    ab_test = ABTest(second, metrics, traffic_share=0.5)
+    client = TestClient(build_app(recommender, metrics=metrics, ab_test=ab_test))
     versions = {}
     for user in map(int, raw(range(USERS))):
         reply = client.get(f"/v1/users/{user}/recommendations?k=2").json()
-        expected = second if arms.has(user) else recommender
+        expected = second if ab_test.assigned(user) else recommender
         assert reply["model_version"] == expected.version
         versions[reply["model_version"]] = versions.get(reply["model_version"], 0) + 1
     assert len(versions) == 2
-    counted = [version for version, _ in tally.drain().arms]
+    counted = [version for version, _ in metrics.flush().list_seconds]
     assert {v: counted.count(v) for v in versions} == versions
 
 
 def test_a_copy_of_the_traffic_is_compared_and_never_shown(recommender, make_bundle):
-    tally = Tally()
+    metrics = ServiceMetrics()
     second = Recommender(make_bundle("other", flip=True))
-    arms = Arms(second, tally, shadow=True)
-    client = TestClient(build_app(recommender, tally=tally, arms=arms))
+    ab_test = ABTest(second, metrics, shadow=True)
+    client = TestClient(build_app(recommender, metrics=metrics, ab_test=ab_test))
     reply = client.get(f"/v1/users/{raw(0)}/recommendations?k=4").json()
     assert reply["model_version"] == recommender.version
-    arms.close()
-    counts = tally.drain()
+    ab_test.close()
+    counts = metrics.flush()
     other = second.recommend(int(raw(0)), 4)
-    assert counts.compared == [compared(recommender.recommend(int(raw(0)), 4), other)]
-    assert {version for version, _ in counts.arms} == {recommender.version, second.version}
+    assert counts.comparisons == [compare_lists(recommender.recommend(int(raw(0)), 4), other)]
+    assert {version for version, _ in counts.list_seconds} == {recommender.version, second.version}
 
 
 def test_overlap_and_drift_are_of_the_two_lists(recommender):
     shown = recommender.recommend(int(raw(0)), 4)
-    assert compared(shown, shown).overlap == 1
-    assert compared(shown, shown).drift == 0
+    assert compare_lists(shown, shown).overlap == 1
+    assert compare_lists(shown, shown).score_diff == 0
     other = recommender.recommend(int(raw(0)), 2)
     other.items[0]["score"] += 0.5
-    result = compared(shown, other)
-    assert (result.overlap, result.drift) == (0.5, pytest.approx(0.25))
+    result = compare_lists(shown, other)
+    assert (result.overlap, result.score_diff) == (0.5, pytest.approx(0.25))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_outside_0_to_1_is_refused(share):
     with pytest.raises(RecrayError, match="out of range: 0 to 1"):
-        Beside(second="x", share=share)
+        ServiceOptions(challenger="x", traffic_share=share)
     with pytest.raises(RecrayError, match="go with --second"):
-        Beside(share=0.5)
+        ServiceOptions(traffic_share=0.5)
 
 
 def test_a_registry_has_a_log_of_its_own_and_a_bundle_has_none(make_bundle, tmp_path):
@@ -400,12 +404,14 @@ def test_a_registry_has_a_log_of_its_own_and_a_bundle_has_none(make_bundle, tmp_
     bundle = make_bundle()
     registry = Registry(str(tmp_path / "registry"))
     registry.promote(registry.add(bundle.folder.path))
-    assert Beside().log_of(registry.folder.path) == f"{registry.folder.path}/ratings"
-    assert Beside().log_of(bundle.folder.path) is None
-    assert Beside(ratings_log="x").log_of(bundle.folder.path) == str(Path("x").absolute())
-    kept = Beside().open_feedback(registry.folder.path, Recommender(bundle))
+    assert ServiceOptions().log_folder(registry.folder.path) == f"{registry.folder.path}/ratings"
+    assert ServiceOptions().log_folder(bundle.folder.path) is None
+    assert ServiceOptions(ratings_log="x").log_folder(bundle.folder.path) == str(
+        Path("x").absolute()
+    )
+    kept = ServiceOptions().open_feedback(registry.folder.path, Recommender(bundle))
     assert kept is not None
-    assert [row["version"] for row in registry.versions()] == [bundle.version]
+    assert [row.version for row in registry.versions()] == [bundle.version]
 
 
 # ------------------------------------------------------------------------------------ kills
@@ -416,10 +422,10 @@ torch.set_num_threads(1)
 from recray.data.feedback_log import RatingsLog
 from recray.inference.recommender import Recommender
 from recray.serving.app import build_app
-from recray.serving.routes.feedback import Feedback
-kept = Feedback(RatingsLog.open(sys.argv[2]))
+from recray.serving.feedback_service import FeedbackService
+kept = FeedbackService(RatingsLog.open(sys.argv[2]))
 kept.start()
-app = build_app(Recommender.open(sys.argv[1]), kept=kept)
+app = build_app(Recommender.open(sys.argv[1]), feedback=kept)
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[3]), log_level="error")
 """
 
@@ -513,19 +519,19 @@ def test_a_store_that_fails_in_passing_makes_no_part_damaged(log, monkeypatch):
     writer = LogWriter(log)
     for key in "ab":
         writer.append([given(key=key)])
-    follower, read = Feedback(log), log.folder.read_bytes
+    follower, read = FeedbackService(log), log.folder.read_bytes
 
     def away(_folder, _name):
         raise RecrayError("the store is away")
 
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "read_bytes", away)
-        for look in (log.read, follower.follow):
+        for look in (log.read, follower.read_new_files):
             with pytest.raises(RecrayError, match="the store is away"):
                 look()
-    assert follower.status()["damaged_parts"] == []
-    follower.follow()
-    assert follower.status()["ratings"] == 2
+    assert follower.status().damaged_parts == []
+    follower.read_new_files()
+    assert follower.status().ratings == 2
     assert read(log.names()[0])
 
 

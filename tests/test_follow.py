@@ -14,8 +14,13 @@ from fastapi.testclient import TestClient
 from recray.errors import RecrayError
 from recray.inference.recommender import Recommender
 from recray.serving.app import build_app
-from recray.serving.current_model import Live
-from recray.serving.hot_swap import RETRY_SECONDS, Follower, open_live, open_warm
+from recray.serving.hot_swap import (
+    RETRY_SECONDS,
+    ModelHolder,
+    RegistryWatcher,
+    load_and_warm_up,
+    open_holder,
+)
 from recray.serving.registry import CURRENT, Registry
 
 from .conftest import ITEMS, USERS, raw
@@ -38,8 +43,8 @@ def registry(bundles, tmp_path):
 
 
 @pytest.fixture
-def live(registry):
-    return open_live(registry.folder.path)
+def holder(registry):
+    return open_holder(registry.folder.path)
 
 
 class Clock:
@@ -59,27 +64,27 @@ def damage(registry, version):
 
 
 def test_a_promoted_version_answers_and_a_rollback_brings_back_the_one_before(
-    registry, bundles, live
+    registry, bundles, holder
 ):
     one, two = (bundle.version for bundle in bundles)
-    follower = Follower(live)
-    follower.look()
-    assert (live.take().version, live.swaps) == (one, 0)
+    watcher = RegistryWatcher(holder)
+    watcher.poll()
+    assert (holder.get().version, holder.swaps) == (one, 0)
     registry.promote(two, force=True)
-    follower.look()
-    assert (live.take().version, live.swaps, live.status()["stale"]) == (two, 1, False)
+    watcher.poll()
+    assert (holder.get().version, holder.swaps, holder.status().stale) == (two, 1, False)
     registry.rollback()
-    follower.look()
-    assert (live.take().version, live.swaps) == (one, 2)
+    watcher.poll()
+    assert (holder.get().version, holder.swaps) == (one, 2)
 
 
-def test_a_damaged_version_is_refused_and_the_old_one_answers(registry, bundles, live, capsys):
+def test_a_damaged_version_is_refused_and_the_old_one_answers(registry, bundles, holder, capsys):
     one, two = (bundle.version for bundle in bundles)
     damage(registry, two)
     registry.promote(two, force=True)
-    client, before = TestClient(build_app(live)), live.take()
-    Follower(live).look()
-    assert live.take() is before
+    client, before = TestClient(build_app(holder)), holder.get()
+    RegistryWatcher(holder).poll()
+    assert holder.get() is before
     ready = client.get("/readyz")
     assert ready.status_code == 200
     said = ready.json()
@@ -91,7 +96,7 @@ def test_a_damaged_version_is_refused_and_the_old_one_answers(registry, bundles,
     assert (line["event"], line["version"], line["answers"]) == ("model_refused", two, one)
 
 
-def test_a_refused_version_is_tried_again_later_and_longer_each_time(registry, bundles, live):
+def test_a_refused_version_is_tried_again_later_and_longer_each_time(registry, bundles, holder):
     two, tries, clock = bundles[1].version, [], Clock()
 
     def broken(path):
@@ -99,56 +104,56 @@ def test_a_refused_version_is_tried_again_later_and_longer_each_time(registry, b
         raise RecrayError("the store is away")
 
     registry.promote(two, force=True)
-    follower = Follower(live, broken, clock)
+    watcher = RegistryWatcher(holder, broken, clock)
     for now, expected in ((0, 1), (4, 1), (5, 2), (14, 2), (15, 3), (34, 3), (35, 4)):
         clock.now = now * RETRY_SECONDS / 5
-        follower.look()
+        watcher.poll()
         assert len(tries) == expected, now
-    assert live.refusals == 4
+    assert holder.refusals == 4
 
 
 def test_what_was_refused_is_forgotten_when_the_old_version_is_wanted_again(
-    registry, bundles, live
+    registry, bundles, holder
 ):
     damage(registry, bundles[1].version)
     registry.promote(bundles[1].version, force=True)
-    follower = Follower(live)
-    follower.look()
+    watcher = RegistryWatcher(holder)
+    watcher.poll()
     registry.rollback()
-    follower.look()
-    assert live.status()["refused"] is None
-    assert not live.status()["stale"]
+    watcher.poll()
+    assert holder.status().refused is None
+    assert not holder.status().stale
 
 
 def test_a_replica_that_starts_takes_the_last_version_that_can_be_used(registry, bundles):
     one, two = (bundle.version for bundle in bundles)
     damage(registry, two)
     registry.promote(two, force=True)
-    live = open_live(registry.folder.path)
-    assert (live.take().version, live.wanted, live.refused.version) == (one, two, two)
+    holder = open_holder(registry.folder.path)
+    assert (holder.get().version, holder.target, holder.refused.version) == (one, two, two)
     damage(registry, one)
     with pytest.raises(RecrayError, match="damaged"):
-        open_live(registry.folder.path)
+        open_holder(registry.folder.path)
 
 
-def test_an_unreadable_registry_is_told_and_changes_nothing(registry, live):
-    before, follower = live.take(), Follower(live)
+def test_an_unreadable_registry_is_told_and_changes_nothing(registry, holder):
+    before, watcher = holder.get(), RegistryWatcher(holder)
     good = registry.folder.read_bytes(CURRENT)
     for content in (b"{", b"[]", b'{"version": "../../etc", "before": []}'):
         registry.folder.replace_bytes(CURRENT, content)
-        follower.look()
-        assert live.status()["registry"] not in (None, "followed")
-        assert live.take() is before
+        watcher.poll()
+        assert holder.status().registry not in (None, "followed")
+        assert holder.get() is before
     registry.folder.replace_bytes(CURRENT, good)
-    follower.look()
-    assert live.status()["registry"] == "followed"
+    watcher.poll()
+    assert holder.status().registry == "followed"
 
 
 def test_a_bundle_without_a_registry_stays(bundles):
-    live = open_live(bundles[0].folder.path)
-    assert (live.source, live.status()["registry"]) == (None, None)
+    holder = open_holder(bundles[0].folder.path)
+    assert (holder.registry, holder.status().registry) == (None, None)
     with pytest.raises(ValueError, match="no registry"):
-        Follower(live)
+        RegistryWatcher(holder)
 
 
 def test_weights_that_are_no_numbers_are_refused(make_bundle, monkeypatch):
@@ -160,14 +165,14 @@ def test_weights_that_are_no_numbers_are_refused(make_bundle, monkeypatch):
 
     monkeypatch.setattr(safetensors.torch, "load", spoilt)
     with pytest.raises(RecrayError, match=r"item_vectors\.weight"):
-        open_warm(path)
+        load_and_warm_up(path)
 
 
 def test_a_bundle_that_opens_and_cannot_answer_is_refused(make_bundle, monkeypatch):
     path = make_bundle().folder.path
     monkeypatch.setattr(Recommender, "recommend_many", lambda *_, **_given: 1 / 0)
     with pytest.raises(RecrayError, match="ZeroDivisionError"):
-        open_warm(path)
+        load_and_warm_up(path)
 
 
 @pytest.mark.parametrize(
@@ -181,28 +186,28 @@ def test_a_bundle_that_opens_and_cannot_answer_is_refused(make_bundle, monkeypat
 )
 def test_every_kind_of_model_is_warmed(make_bundle, preset, changes):
     bundle = make_bundle(preset=preset, changes=changes)
-    assert open_warm(bundle.folder.path).version == bundle.version
+    assert load_and_warm_up(bundle.folder.path).version == bundle.version
 
 
-def test_no_request_waits_while_a_version_is_opened(registry, bundles, live):
+def test_no_request_waits_while_a_version_is_opened(registry, bundles, holder):
     begun, go = threading.Event(), threading.Event()
 
     def slow(path):
         begun.set()
         assert go.wait(20)
-        return open_warm(path)
+        return load_and_warm_up(path)
 
     registry.promote(bundles[1].version, force=True)
-    client, follower = TestClient(build_app(live)), Follower(live, slow)
-    follower.start()
+    client, watcher = TestClient(build_app(holder)), RegistryWatcher(holder, slow)
+    watcher.start()
     assert begun.wait(20)
     assert client.get("/readyz").json()["loading"] == bundles[1].version
     path = f"/v1/users/{raw(0)}/recommendations"
     assert client.get(path).json()["model_version"] == bundles[0].version
     go.set()
-    while live.take().version != bundles[1].version:
+    while holder.get().version != bundles[1].version:
         pass
-    follower.stop()
+    watcher.stop()
     assert client.get(path).json()["model_version"] == bundles[1].version
 
 
@@ -213,8 +218,8 @@ def test_no_reply_mixes_versions_under_load(bundles):
     expected = {
         r.version: [answer.items for answer in r.recommend_many(users, 4)] for r in recommenders
     }
-    live = Live(recommenders[0])
-    transport = httpx2.ASGITransport(build_app(live))
+    holder = ModelHolder(recommenders[0])
+    transport = httpx2.ASGITransport(build_app(holder))
     replies = []
 
     async def ask(client, number):
@@ -231,7 +236,7 @@ def test_no_reply_mixes_versions_under_load(bundles):
             asking = asyncio.gather(*(ask(client, number) for number in range(8)))
             turn = 0
             while not asking.done():
-                live.swap(recommenders[(turn := turn + 1) % 2])
+                holder.replace(recommenders[(turn := turn + 1) % 2])
                 await asyncio.sleep(0.003)
             await asking
 
@@ -239,24 +244,24 @@ def test_no_reply_mixes_versions_under_load(bundles):
     for lists, version, places in replies:
         assert lists == [expected[version][place] for place in places]
     assert {version for _, version, _ in replies} == set(expected)
-    assert live.swaps > 10
+    assert holder.swaps > 10
 
 
-def test_a_version_of_another_data_set_is_refused(registry, bundles, live, monkeypatch):
+def test_a_version_of_another_data_set_is_refused(registry, bundles, holder, monkeypatch):
     registry.promote(bundles[1].version, force=True)
 
     def other(path):
-        found = open_warm(path)
+        found = load_and_warm_up(path)
         found.bundle.config["dataset"] = "elsewhere"
         return found
 
-    Follower(live, other).look()
-    assert live.take().version == bundles[0].version
-    assert "is of elsewhere, what answers is of tiny" in live.status()["refused"]["reason"]
+    RegistryWatcher(holder, other).poll()
+    assert holder.get().version == bundles[0].version
+    assert "is of elsewhere, what answers is of tiny" in holder.status().refused.reason
 
 
-def test_readiness_tells_no_credentials(live):
-    live.refuse("0" * 12, "cannot read s3://KEY:SECRET@bucket/registry/x: gone")
-    live.trouble = "cannot read s3://KEY:SECRET@bucket/registry/current.json"
-    assert "SECRET" not in json.dumps(live.status())
-    assert "s3://...@bucket/registry/x: gone" in live.status()["refused"]["reason"]
+def test_readiness_tells_no_credentials(holder):
+    holder.reject("0" * 12, "cannot read s3://KEY:SECRET@bucket/registry/x: gone")
+    holder.registry_error = "cannot read s3://KEY:SECRET@bucket/registry/current.json"
+    assert "SECRET" not in holder.status().model_dump_json()
+    assert "s3://...@bucket/registry/x: gone" in holder.status().refused.reason

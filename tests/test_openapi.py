@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from recray.inference.recommender import Recommender
-from recray.serving.app import UNFIT, build_app
+from recray.serving.app import build_app
+from recray.serving.service import UNANSWERABLE
 
 FEW, MANY = 20, 500
 NO_PARAMETERS = {
@@ -39,7 +40,7 @@ def ask_everything(bundle, examples: int) -> collections.Counter:
         reply = case.call()
         statuses[case.operation.label, reply.status_code] += 1
         # What a document cannot say: which items, genres and ratings the data set of the day has.
-        unfit = reply.status_code == 422 and reply.json()["error"]["code"] == UNFIT
+        unfit = reply.status_code == 422 and reply.json()["error"]["code"] == UNANSWERABLE
         case.validate_response(reply, excluded_checks=[positive_data_acceptance] if unfit else [])
 
     for found in schema.get_all_operations():

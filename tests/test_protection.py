@@ -13,22 +13,19 @@ from recray.cli import cli
 from recray.errors import RecrayError
 from recray.inference.recommender import Recommender
 from recray.serving.app import build_app
-from recray.serving.current_model import Live
-from recray.serving.guard import (
-    ENVIRONMENT,
-    Buckets,
-    Guard,
-    Protection,
+from recray.serving.auth import (
+    KEYS_VARIABLE,
     add_line,
-    failure,
     is_loopback,
     load_keys,
     new_key,
     parse_key,
-    refuse_open_door,
+    require_keys,
 )
-from recray.serving.metrics import Tally
+from recray.serving.guard import RateLimiter, SecurityMiddleware, ServiceLimits, error_body
+from recray.serving.hot_swap import ModelHolder
 from recray.serving.service import THREADS, Service
+from recray.serving.telemetry import ServiceMetrics
 from recray.serving.verify import verify
 
 from .conftest import raw
@@ -47,7 +44,7 @@ def guarded(recommender):
     """A client of the bundle's app with these limits."""
 
     def make(**limits) -> TestClient:
-        app = build_app(recommender, Protection(**limits))
+        app = build_app(recommender, ServiceLimits(**limits))
         return TestClient(app, raise_server_exceptions=False)
 
     return make
@@ -104,9 +101,9 @@ def test_a_key_is_kept_as_its_hash_in_a_file_of_its_owners(tmp_path, monkeypatch
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [key.name for key in load_keys(str(file))] == ["shop", "lab"]
     assert len({new_key("shop")[0] for _ in range(20)}) == 20
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.delenv(KEYS_VARIABLE, raising=False)
     assert load_keys(None) == ()
-    monkeypatch.setenv(ENVIRONMENT, f"{line}, {new_key('lab')[1]}")
+    monkeypatch.setenv(KEYS_VARIABLE, f"{line}, {new_key('lab')[1]}")
     assert [key.name for key in load_keys(None)] == ["shop", "lab"]
 
 
@@ -140,17 +137,17 @@ def test_a_file_without_keys_is_refused(tmp_path, content):
 )  # fmt: skip
 def test_other_machines_are_let_in_with_keys_alone(host, safe, keys):
     assert is_loopback(host) == safe
-    refuse_open_door(host, Protection(keys=keys[1]))
+    require_keys(host, keys[1])
     if safe:
-        refuse_open_door(host, Protection())
+        require_keys(host, ())
     else:
         with pytest.raises(RecrayError, match="--api-keys"):
-            refuse_open_door(host, Protection())
+            require_keys(host, ())
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
 def test_the_command_refuses_an_open_door_in_one_line(command, tmp_path, monkeypatch):
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.delenv(KEYS_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     source = "sample" if command == "up" else "bundle"
     done = CliRunner().invoke(cli, [command, source, "--host", "0.0.0.0", "--port", "1024"])
@@ -161,15 +158,15 @@ def test_the_command_refuses_an_open_door_in_one_line(command, tmp_path, monkeyp
 
 
 def test_a_guarded_service_is_verified_with_its_key(recommender, serve, keys):  # noqa: F811
-    url = serve(build_app(recommender, Protection(keys=keys[1])))
-    assert verify(url, recommender, key=keys[0][1])["verified"]
+    url = serve(build_app(recommender, ServiceLimits(keys=keys[1])))
+    assert verify(url, recommender, key=keys[0][1]).verified
     for wrong in (None, "x"):
         with pytest.raises(RecrayError, match="RECRAY_API_KEY"):
             verify(url, recommender, key=wrong)
 
 
 def test_a_message_that_no_encoding_has_is_written_all_the_same():
-    assert json.loads(failure("invalid", "no \ud800"))["error"]["message"] == "no ?"
+    assert json.loads(error_body("invalid", "no \ud800"))["error"]["message"] == "no ?"
 
 
 # ----------------------------------------------------------------------------------- limits
@@ -211,7 +208,7 @@ def ask(guard, method="POST", chunks=(b"",), headers=(), path="/v1/x", pause=0.0
 
 
 def test_a_body_is_counted_as_it_comes():
-    guard = Guard(hello, Protection(max_body=10))
+    guard = SecurityMiddleware(hello, ServiceLimits(max_body=10))
     assert ask(guard, chunks=[b"12345", b"67890"])[2] == {"size": 10}
     status, _, reply, taken = ask(guard, chunks=[b"12345"] * 100)
     assert (status, reply["error"]["code"]) == (413, "too_large")
@@ -227,12 +224,12 @@ def test_what_takes_too_long_is_given_up():
     async def slow(scope, receive, send):
         await asyncio.sleep(5)
 
-    guard = Guard(slow, Protection(timeout=0.05))
+    guard = SecurityMiddleware(slow, ServiceLimits(timeout=0.05))
     status, _, reply, _ = ask(guard, "GET")
     assert (status, reply["error"]["code"]) == (504, "timeout")
     ignored = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1")]
     assert ask(guard, "GET", headers=ignored)[0] == 504
-    dribble = Guard(hello, Protection(timeout=0.05))
+    dribble = SecurityMiddleware(hello, ServiceLimits(timeout=0.05))
     assert ask(dribble, chunks=[b"1"] * 1000, pause=0.01)[0] == 504  # a body that never ends
     assert guard.running == dribble.running == 0
 
@@ -246,7 +243,11 @@ def test_a_long_computation_is_given_up_too(guarded, recommender, monkeypatch):
 
 
 def test_what_is_given_up_keeps_its_thread_until_it_ends(recommender):
-    service, gate, begun = Service(Live(recommender), Tally()), threading.Event(), []
+    service, gate, begun = (
+        Service(ModelHolder(recommender), ServiceMetrics()),
+        threading.Event(),
+        [],
+    )
 
     def work():
         begun.append(threading.current_thread().name)
@@ -255,7 +256,7 @@ def test_what_is_given_up_keeps_its_thread_until_it_ends(recommender):
     async def go():
         for _ in range(3 * THREADS):
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(service.apart(work), 0.05)
+                await asyncio.wait_for(service.run_in_thread(work), 0.05)
 
     asyncio.run(go())
     gate.set()
@@ -270,7 +271,7 @@ def test_more_than_the_queue_holds_are_told_to_come_again():
             await gate.wait()
             await hello(scope, receive, send)
 
-        guard, sent = Guard(wait, Protection(queue=2)), []
+        guard, sent = SecurityMiddleware(wait, ServiceLimits(queue=2)), []
 
         async def one(path="/v1/x"):
             mine = []
@@ -296,14 +297,14 @@ def test_more_than_the_queue_holds_are_told_to_come_again():
 
 def test_a_bucket_gives_its_burst_and_then_its_rate():
     now = [0.0]
-    buckets = Buckets(2.0, 3, lambda: now[0])
-    assert [buckets.wait("shop") for _ in range(4)] == [0, 0, 0, 0.5]
-    assert buckets.wait("lab") == 0
+    limiter = RateLimiter(2.0, 3, lambda: now[0])
+    assert [limiter.acquire("shop") for _ in range(4)] == [0, 0, 0, 0.5]
+    assert limiter.acquire("lab") == 0
     now[0] = 0.5
-    assert [buckets.wait("shop") for _ in range(2)] == [0, 0.5]
+    assert [limiter.acquire("shop") for _ in range(2)] == [0, 0.5]
     now[0] = 100.0
-    assert [buckets.wait("shop") for _ in range(4)] == [0, 0, 0, 0.5]
-    assert Buckets(0, 1).wait("shop") == Buckets(0, 1).wait("shop") == 0
+    assert [limiter.acquire("shop") for _ in range(4)] == [0, 0, 0, 0.5]
+    assert RateLimiter(0, 1).acquire("shop") == RateLimiter(0, 1).acquire("shop") == 0
 
 
 def test_each_key_has_a_rate_of_its_own(guarded, keys):
@@ -332,7 +333,7 @@ def test_pages_of_listed_origins_alone_may_read(guarded, keys):
 @pytest.mark.parametrize("origin", ["*", "shop.example", "https://shop.example/", "null"])
 def test_what_is_no_origin_is_refused(origin):
     with pytest.raises(RecrayError, match="--cors"):
-        Protection(cors=(origin,))
+        ServiceLimits(cors=(origin,))
 
 
 def test_every_reply_says_not_to_guess_or_keep(guarded):

@@ -99,7 +99,7 @@ def test_after_a_remembered_query_unknown_people_are_answered_as_before(recommen
 def test_only_a_thousand_queries_are_kept():
     service = Service(None, None)
     for number in range(2000):
-        service.remember(b"%d" % number, 1, True)
+        service.cache_query(b"%d" % number, 1, True)
     assert len(service.plain_queries) == 1000
 
 

@@ -13,9 +13,9 @@ from recray.data.readers import Piece
 from recray.data.source import recognise
 from recray.data.spill import Rows
 from recray.errors import RecrayError
+from recray.evaluation.holdout_gate import NotComparable
 from recray.inference.recommender import Recommender
 from recray.pipelines.refresh import FULL, WARM, Order, Trained, _better, _comparable, saved
-from recray.serving.registry import Incomparable
 from recray.storage import Folder
 from recray.training.warm_start import grown, read_starts
 
@@ -148,7 +148,7 @@ def test_data_that_train_on_the_hold_out_are_refused_before_training(
     assert _comparable(prepared, live, order, said.append)
     test = prepared.load("test")
     monkeypatch.setattr(type(prepared), "load", lambda *_: test)
-    with pytest.raises(Incomparable, match="knows 15 ratings of the hold-out"):
+    with pytest.raises(NotComparable, match="knows 15 ratings of the hold-out"):
         _comparable(prepared, live, order, said.append)
     assert not said
     assert not _comparable(prepared, live, replace(order, force=True), said.append)

@@ -3,7 +3,8 @@
 import pytest
 
 from recray.errors import RecrayError
-from recray.serving.registry import Registry, gate, resolve_bundle
+from recray.evaluation.holdout_gate import check_not_worse
+from recray.serving.registry import Registry, resolve_bundle
 
 
 @pytest.fixture
@@ -17,10 +18,10 @@ def test_add_promote_and_roll_back(registry, make_bundle):
     )
     registry.promote(bad)
     promoted = registry.promote(good)
-    assert "better than the live version" in promoted["verdict"]
+    assert "better than the live version" in promoted.verdict
     assert registry.current().name == good
-    assert [v["version"] for v in registry.versions() if v["current"]] == [good]
-    assert registry.rollback() == {"version": bad, "before": good}
+    assert [v.version for v in registry.versions() if v.current] == [good]
+    assert registry.rollback().model_dump() == {"version": bad, "before": good}
     assert registry.current().name == bad
 
 
@@ -38,7 +39,7 @@ def test_a_worse_version_is_refused_unless_forced(registry, make_bundle):
     with pytest.raises(RecrayError, match="worse than the live version"):
         registry.promote(bad)
     assert registry.current().name == good
-    assert registry.promote(bad, force=True)["version"] == bad
+    assert registry.promote(bad, force=True).version == bad
 
 
 def test_a_version_that_was_trained_on_the_hold_out_is_refused(make_bundle):
@@ -47,7 +48,7 @@ def test_a_version_that_was_trained_on_the_hold_out_is_refused(make_bundle):
     live, candidate = make_bundle("live"), make_bundle("candidate")
     leaky = dataclasses.replace(candidate, history=live.holdout)
     with pytest.raises(RecrayError, match="knows 15 ratings of the hold-out"):
-        gate(leaky, live)
+        check_not_worse(leaky, live)
 
 
 def test_an_unknown_version_is_named(registry, make_bundle):
@@ -112,7 +113,7 @@ def test_both_versions_are_measured_with_the_live_ones_settings(make_bundle):
     strict = same.settings.model_copy(
         update={"evaluate": same.settings.evaluate.model_copy(update={"relevant_from": 4.5})}
     )
-    assert "+0.0000" in gate(dataclasses.replace(same, settings=strict), live)
+    assert "+0.0000" in check_not_worse(dataclasses.replace(same, settings=strict), live)
 
 
 def test_bundles_of_different_data_are_not_compared(make_bundle):
@@ -121,4 +122,4 @@ def test_bundles_of_different_data_are_not_compared(make_bundle):
     live, other = make_bundle("live"), make_bundle("other")
     other = dataclasses.replace(other, config=other.config | {"dataset": "elsewhere"})
     with pytest.raises(RecrayError, match="cannot be compared"):
-        gate(other, live)
+        check_not_worse(other, live)

@@ -114,8 +114,8 @@ def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path):
 def test_an_application_without_keys_is_refused_where_it_starts(monkeypatch, tmp_path):
     monkeypatch.delenv("RECRAY_API_KEYS", raising=False)
     with pytest.raises(RecrayError, match="no keys"):
-        AppArgs(bundle="b").protection()
-    assert AppArgs(bundle="b", without_keys=True).protection().keys == ()
+        AppArgs(bundle="b").limits()
+    assert AppArgs(bundle="b", without_keys=True).limits().keys == ()
     monkeypatch.setenv("RECRAY_API_KEYS", f"shop sha256:{'0' * 64}")
-    made = AppArgs(bundle="b", max_body=2, rate=5).protection()
+    made = AppArgs(bundle="b", max_body=2, rate=5).limits()
     assert (made.keys[0].name, made.max_body, made.rate) == ("shop", 2 << 20, 5)

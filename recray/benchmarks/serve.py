@@ -24,9 +24,9 @@ from recray.benchmarks.synthetic import make_bundle
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import GivenRatings, Recommender
 from recray.progress import Log
+from recray.serving.auth import new_key, parse_key
 from recray.serving.deployment import Profile, deploy, serving
 from recray.serving.guard import ServiceLimits
-from recray.serving.auth import new_key, parse_key
 from recray.serving.hot_swap import load_and_warm_up
 from recray.serving.registry import Registry
 

@@ -77,9 +77,7 @@ _LIMIT_OPTIONS = (
         metavar="N",
         help="Requests a second of each key in each replica.",
     ),
-    click.option(
-        "--cors", multiple=True, metavar="ORIGIN", help="Pages that may ask; repeatable."
-    ),
+    click.option("--cors", multiple=True, metavar="ORIGIN", help="Pages that may ask; repeatable."),
     click.option(
         "--log",
         default="errors",

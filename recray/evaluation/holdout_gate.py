@@ -12,7 +12,7 @@ from recray.config import EvaluateSettings
 from recray.data.dataset import Prepared, Ratings
 from recray.errors import CheckFailed, RecrayError
 from recray.evaluation.bootstrap import Comparison, compare
-from recray.evaluation.per_user import UserTable, blocks_of, measure
+from recray.evaluation.per_user import PerUserMetrics, blocks_of, evaluate_block
 from recray.inference.bundle import Bundle
 from recray.inference.scorer import History, Ranker
 
@@ -58,9 +58,7 @@ def compare_on_holdout(candidate: Bundle, other: Bundle, live: Bundle) -> Compar
     return _compare((candidate, other), live, metric)
 
 
-def check_holdout_unseen(
-    name: str, ratings: Ratings, ids: Bundle | Prepared, live: Bundle
-) -> None:
+def check_holdout_unseen(name: str, ratings: Ratings, ids: Bundle | Prepared, live: Bundle) -> None:
     """Refuse training data that hold ratings of the live version's hold-out.
 
     Args:
@@ -101,23 +99,26 @@ def _compare(bundles: Iterable[Bundle], live: Bundle, metric: str) -> Comparison
     return compare(first, second, metric)
 
 
-def _measure(bundle: Bundle, live: Bundle, settings: EvaluateSettings) -> UserTable:
+def _measure(bundle: Bundle, live: Bundle, settings: EvaluateSettings) -> PerUserMetrics:
     """Measure a bundle on the live one's hold-out; the rows are sorted by raw user id."""
     raw_user = live.user_ids.raw[live.holdout.user]
     targets = _reencode(live.holdout, live, bundle)
     order = np.argsort(targets.user, kind="stable")  # `blocks_of` wants the rows of a user together
-    columns = (targets.user, targets.item, targets.rating, targets.timestamp)
-    targets = Ratings(*(column[order] for column in columns))
+    targets = Ratings(
+        targets.user[order], targets.item[order], targets.rating[order], targets.timestamp[order]
+    )
     users = max(len(bundle.user_ids), int(targets.user[-1]) + 1)
     history = History.of(bundle.history, users, bundle.item_ids.known)
     ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
-    table = UserTable.join(measure(ranker, targets, b, settings) for b in blocks_of(targets))
+    table = PerUserMetrics.join(
+        evaluate_block(ranker, targets, b, settings) for b in blocks_of(targets)
+    )
     # Dense ids differ between the bundles, raw ids do not: they line the two tables up.
     _, first_row = np.unique(targets.user, return_index=True)
     raw = raw_user[order][first_row]
     by_raw = np.argsort(raw)
     values = {name: column[by_raw] for name, column in table.values.items()}
-    return UserTable(raw[by_raw], values, table.shown)
+    return PerUserMetrics(raw[by_raw], values, table.shown)
 
 
 def _reencode(ratings: Ratings, source: Bundle, target: Bundle) -> Ratings:

@@ -105,10 +105,14 @@ def refresh(given: Source, order: Order, log: Log = print) -> dict[str, Any]:
         "before": live.version,
         "log": told,
         "taken": name,
-        "gain": _plain(compare_on_holdout(chosen.bundle, live, live), other) if comparable else None,
+        "gain": _plain(compare_on_holdout(chosen.bundle, live, live), other)
+        if comparable
+        else None,
         "against_full": None,
         "saved": None,
     }
+    if comparable:
+        result["gain"] = _plain(compare_on_holdout(chosen.bundle, live, live), other)
     if full is not None:
         if comparable:
             against = compare_on_holdout(warm.bundle, full.bundle, live)

@@ -54,14 +54,14 @@ def build_app(
         description="Recommendations from a model trained on Ray. Ids are those of the data set.",
         docs_url=None,  # routes/about.py has a page of its own
         redoc_url=None,
+        # Not include_router, which adds a second matching of routes to every request.
+        routes=[route for router in ROUTERS for route in router.routes],
     )
     holder = model if isinstance(model, ModelHolder) else ModelHolder(model)
     app.state.service = Service(holder, metrics, ab_test, feedback)
     app.exception_handler(RequestValidationError)(_invalid_request)
     app.exception_handler(RecrayError)(_unanswerable_request)
     app.exception_handler(HTTPException)(_http_error)
-    for router in ROUTERS:
-        app.include_router(router)
     _describe_keys(app, limits)
     app.add_middleware(Shortcut, service=app.state.service)
     app.add_middleware(SecurityMiddleware, limits=limits, metrics=metrics)

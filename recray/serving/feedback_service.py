@@ -74,9 +74,7 @@ class FeedbackService:
 
     # ------------------------------------------------------------------------------ writing
 
-    def store(
-        self, user: RawId, item: RawId, rating: float, key: str
-    ) -> tuple[Future[None], bool]:
+    def store(self, user: RawId, item: RawId, rating: float, key: str) -> tuple[Future[None], bool]:
         """Hand a rating to the thread that writes.
 
         Returns:

@@ -10,12 +10,13 @@ from playwright.sync_api import expect
 
 from recray.data.feedback_log import RatingsLog
 from recray.inference.recommender import Recommender
-from recray.serving import web_page
-from recray.serving.ab_test import Arms
+from recray.serving.ab_test import ABTest
 from recray.serving.app import build_app
-from recray.serving.guard import OPEN_PATHS, Protection, new_key, parse_key
-from recray.serving.metrics import Tally
-from recray.serving.routes.feedback import Feedback
+from recray.serving.auth import new_key, parse_key
+from recray.serving.feedback_service import FeedbackService
+from recray.serving.guard import OPEN_PATHS, PAGE_PATHS, ServiceLimits
+from recray.serving.routes import about
+from recray.serving.telemetry import ServiceMetrics
 
 from ..conftest import ITEMS, raw
 from .conftest import of_films
@@ -37,13 +38,16 @@ def names(page, where):
 
 def test_the_page_weighs_little_and_names_no_other_host():
     folder = resources.files("recray") / "serving" / "page"
-    files = {name: (folder / name).read_bytes() for name in web_page.FILES}
+    files = {
+        name: (folder / name).read_bytes()
+        for name in (name for name, _ in about.PAGE_FILES.values())
+    }
     assert sum(map(len, files.values())) < 100_000
     for name in ("page.css", "index.html"):
         # w3.org is the name of a format here, no address that is asked.
         text = files[name].replace(b"http://www.w3.org/2000/svg", b"")
         assert not re.search(rb"https?://|//[a-z]+\.", text), name
-    assert set(web_page.PAGE_PATHS) <= set(OPEN_PATHS)
+    assert set(about.PAGE_FILES) == set(PAGE_PATHS) <= set(OPEN_PATHS)
 
 
 def test_a_visitor_rates_by_keyboard_and_gets_a_list_with_reasons(page):
@@ -187,7 +191,7 @@ def test_a_user_who_is_not_there_is_said_not_to_be(visit, films):
 @slow
 def test_two_models_stand_side_by_side(visit, films, make_bundle):
     second = Recommender(of_films(make_bundle("other", flip=True)))
-    page = visit(build_app(films, arms=Arms(second, Tally())))
+    page = visit(build_app(films, ab_test=ABTest(second, ServiceMetrics())))
     page.click("#tab-user")
     page.fill("#user", str(raw(1)))
     page.keyboard.press("Enter")
@@ -250,7 +254,7 @@ def test_waiting_shows_where_the_list_will_be(visit, films, monkeypatch):
 @slow
 def test_a_key_is_asked_for_where_the_service_asks_for_one(visit, films):
     secret, line = new_key("shop")
-    page = visit(build_app(films, Protection(keys=(parse_key(line, "x"),))), expect_errors=True)
+    page = visit(build_app(films, ServiceLimits(keys=(parse_key(line, "x"),))), expect_errors=True)
     page.fill("#key", "wrong")
     page.keyboard.press("Enter")
     page.get_by_text("That key is not known here").wait_for()
@@ -310,9 +314,9 @@ def test_titles_are_text_and_never_markup(visit, films):
 
 @slow
 def test_ratings_go_to_the_log_if_the_visitor_wants_it(visit, films, tmp_path):
-    kept = Feedback(RatingsLog.of(str(tmp_path / "ratings"), "tiny", (False, False)))
+    kept = FeedbackService(RatingsLog.of(str(tmp_path / "ratings"), "tiny", (False, False)))
     kept.start()
-    page = visit(build_app(films, kept=kept))
+    page = visit(build_app(films, feedback=kept))
     page.wait_for_selector(BEGIN)
     rate(page, "Alien", "4")
     page.wait_for_selector(PICK)
@@ -323,5 +327,5 @@ def test_ratings_go_to_the_log_if_the_visitor_wants_it(visit, films, tmp_path):
     with page.expect_response(lambda reply: reply.url.endswith("/v1/ratings")):
         rate(page, "Fargo", "2")
     user = page.evaluate("JSON.parse(localStorage.getItem('recray:tiny')).saveAs")
-    assert kept.since(user) == [(int(raw(5)), 4.0), (int(raw(6)), 2.0)]
+    assert kept.ratings_of(user) == [(int(raw(5)), 4.0), (int(raw(6)), 2.0)]
     kept.stop()

@@ -183,14 +183,15 @@ def test_the_service_answers_and_refuses(sample_up, port):
 
 
 def test_a_guarded_service_lets_its_keys_in_and_counts_bodies(sample_up, port):
+    from recray.serving.auth import new_key, parse_key
     from recray.serving.deployment import serving
-    from recray.serving.guard import Protection, new_key, parse_key
+    from recray.serving.guard import ServiceLimits
 
     out, _ = sample_up
     secret, line = new_key("shop")
-    guarded = Protection(keys=(parse_key(line, "here"),), max_body=1000)
+    guarded = ServiceLimits(keys=(parse_key(line, "here"),), max_body=1000)
     many = {"askers": [{"user": user} for user in (1, 2)], "k": 3}
-    with serving(str(out / "bundle"), port=port, protection=guarded) as url:
+    with serving(str(out / "bundle"), port=port, limits=guarded) as url:
         for key, body, status in (
             (None, many, 401),
             ("x", many, 403),

@@ -1,4 +1,4 @@
-"""Bodies of responses, as the OpenAPI document describes them; requests.py has those of requests."""
+"""Bodies of responses, as the OpenAPI document describes them; see requests.py for requests."""
 
 from typing import Annotated, Literal
 
