@@ -17,8 +17,8 @@ from recray.reporting import report
 from recray.training import trainer
 from recray.training.collectives import Workers
 from recray.tuning import tuner
+from recray.tuning.driver import SearchDriver
 from recray.tuning.trial import TrialRun, load
-from recray.tuning.trial_queue import Plan
 
 from .conftest import raw
 
@@ -33,13 +33,13 @@ def plain_fit(config, *_others):
     trainer.build_run(settings, prepared, config["run"], Workers(), lambda _entry: None).fit()
 
 
-def plain_trials(search, plan: Plan, _at_once, _on_event):
-    data = load(search.data)
-    while candidate := plan.next():
-        trial = TrialRun(data, search.sweep, candidate, search.goal)
-        while not trial.step()["done"]:
+def plain_trials(driver: SearchDriver, _concurrent):
+    search, data = driver.search, load(driver.search.data)
+    while spec := driver.next("a"):
+        trial = TrialRun(data, search.sweep, spec, search.metric)
+        while not trial.step().done:
             pass
-        plan.ended(search.sweep.find(candidate.key))
+        driver.ended("a")
 
 
 STAND_INS = {
@@ -60,7 +60,7 @@ def without_ray():
                     patch.setattr(module, name, stand_in)
         patch.setattr(trainer, "_fit_again", plain_fit)
         patch.setattr(tuner, "_fit", plain_trials)
-        patch.setattr(tuner, "_fitting", lambda _search: 1)
+        patch.setattr(tuner, "_fitting_trials", lambda _search: 1)
         yield
 
 

@@ -6,28 +6,30 @@ import pytest
 
 from recray.errors import RecrayError
 from recray.tuning.mlflow_export import export, mlflow_name
-from recray.tuning.store import Goal, Record, SweepFolder
+from recray.tuning.results import Metric, TrialResult
+from recray.tuning.store import SweepFolder, SweepMetadata
 
 
 @pytest.fixture
 def sweep(tmp_path) -> SweepFolder:
     """Two trials of a sweep that has not come to its end."""
     made = SweepFolder(str(tmp_path / "sweep"))
-    facts = {
-        "dataset": "tiny", "settings": {"preset": "ranking"},
-        "space": {"train.l2": {"uniform": [0, 1]}},
-        "searcher": "random", "scheduler": "asha", "folds": 0, "workers": 1,
-    }  # fmt: skip
-    made.claim(facts)
+    metadata = SweepMetadata(
+        dataset="tiny", fingerprint="0", settings={"preset": "ranking"},
+        space={"train.l2": {"uniform": [0, 1]}},
+        searcher="random", scheduler="asha", folds=0, workers=1,
+        order={"prepared": "tiny", "trials": 3, "concurrent": None, "seeds": 3, "gpus": 0.0},
+    )  # fmt: skip
+    made.reserve(metadata)
     made.save(record(0, "finished", 0.1, 0.3))
     made.save(record(1, "failed", 0.2, float("nan"), error="the loss became nan"))
     return made
 
 
-def record(number: int, status: str, *values: float, error: str = "") -> Record:
+def record(number: int, status: str, *values: float, error: str = "") -> TrialResult:
     history = [{"epoch": n, "ndcg@10": value} for n, value in enumerate(values, 1)]
     settings = {"preset": "ranking", "model": {}, "objective": {}, "train": {}, "evaluate": {}}
-    return Record(number, f"k{number}", {"train.l2": 0.5}, settings, status, history, error)
+    return TrialResult(number, f"k{number}", {"train.l2": 0.5}, settings, status, history, error)
 
 
 def client_of(store: str):
@@ -38,7 +40,7 @@ def client_of(store: str):
 
 def test_a_trial_is_a_run_and_an_epoch_a_step(sweep, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    sweep.write_best(sweep.records()[0], Goal("ndcg@10", lower=False))
+    sweep.write_best(sweep.trials()[0], Metric("ndcg@10", lower_is_better=False))
     done = export(sweep.folder.path, str(tmp_path / "mlruns"))
     assert (done["experiment"], done["trials"], done["added"]) == ("tiny-ranking", 2, 2)
     client = client_of(done["store"])
@@ -70,7 +72,7 @@ def test_exported_again_it_adds_what_has_ended_since(sweep, tmp_path):
 def test_another_sweep_is_another_run_of_the_experiment(sweep, tmp_path):
     store = str(tmp_path / "mlruns")
     other = SweepFolder(str(tmp_path / "other"))
-    other.claim(sweep.before())
+    other.reserve(sweep.metadata())
     assert export(other.folder.path, store)["run"] != export(sweep.folder.path, store)["run"]
 
 

@@ -183,13 +183,14 @@ def test_what_cannot_be_drawn_is_one_line(prepared, tmp_path):
 def test_a_sweep_shows_its_trials_the_winner_first(tmp_path):
     (tmp_path / "sweep.json").write_text("{}")
     trials = [
-        {"trial": n, "status": "finished", "value": value, "best_epoch": 1, "epochs": 2,
+        {"trial": n, "status": "finished", "value": value, "sd": None, "best_epoch": 1, "epochs": 2,
          "settings": {"train.lr": 0.1 * n}, "error": ""}
         for n, value in enumerate((0.9, 0.7, None, 0.8))
     ]  # fmt: skip
     summary = {"dataset": "tiny", "preset": "gmf", "metric": "rmse", "searcher": "random",
                "scheduler": "asha", "trials": trials, "best": 1, "best_config": "",
-               "test": None, "lower_is_better": True,
+               "test": None, "lower_is_better": True, "folds": 0, "workers": 1,
+               "sweep": str(tmp_path), "results": "",
                "space": {"train.lr": {"uniform": [0, 1]}}}  # fmt: skip
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     document = report.make(str(tmp_path))

@@ -4,23 +4,28 @@ import numpy as np
 import pytest
 
 from recray.reporting.plots import search
+from recray.tuning.results import TrialSummary, TuneResult
 
 
-def result(trials: list[dict], space: dict, lower: bool = False) -> dict:
-    best = [t for t in trials if t["value"] is not None]
-    return {
-        "dataset": "ml-x", "preset": "ranking", "searcher": "random",
-        "metric": "rmse" if lower else "ndcg@10", "lower_is_better": lower, "space": space,
-        "trials": trials, "best": max(best, key=lambda t: t["value"])["trial"] if best else 0,
-    }  # fmt: skip
+def result(trials: list[TrialSummary], space: dict) -> TuneResult:
+    best = [t for t in trials if t.value is not None]
+    return TuneResult(
+        sweep="s", dataset="ml-x", preset="ranking", searcher="random", scheduler="none",
+        folds=0, workers=1, metric="ndcg@10", lower_is_better=False, space=space, trials=trials,
+        best=max(best, key=lambda t: t.value).trial if best else 0,
+        best_config="s/best.yaml", results="s/results.parquet",
+    )  # fmt: skip
 
 
-def trial(number: int, value: float | None, status: str = "finished", **settings) -> dict:
-    return {"trial": number, "status": status, "value": value, "settings": settings}
+def trial(number: int, value: float | None, status: str = "finished", **settings) -> TrialSummary:
+    return TrialSummary(
+        trial=number, status=status, value=value, sd=None, best_epoch=1, epochs=1,
+        settings=settings, error="",
+    )  # fmt: skip
 
 
 @pytest.fixture
-def planted() -> dict:
+def planted() -> TuneResult:
     """40 trials whose value follows from a alone, and not in one direction; b is noise."""
     rng = np.random.default_rng(2)
     points = rng.random((40, 2))
@@ -64,8 +69,8 @@ def test_positions_lie_on_the_scale_of_the_space():
 
 @pytest.mark.parametrize("lower", [True, False])
 def test_all_pictures_open(planted, lower):
-    planted |= {"lower_is_better": lower}
-    planted["trials"] += [trial(40, None, "failed", a=0.1, b=0.1, c="x"),
+    planted.lower_is_better = lower
+    planted.trials += [trial(40, None, "failed", a=0.1, b=0.1, c="x"),
                           trial(41, 0.1, "stopped", a=7.0, b=0.1, c="z")]  # fmt: skip
     made = search.render(planted)
     assert set(made) == {"history.png", "parallel.png", "importance.png"}
@@ -85,6 +90,8 @@ def test_the_words_say_what_is_shown(planted):
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("trial", "validation NDCG@10")
     assert "higher is better" in axes.get_title("left")
-    (axes,) = search.history(planted | {"metric": "rmse", "lower_is_better": True}).axes
+    (axes,) = search.history(
+        planted.model_copy(update={"metric": "rmse", "lower_is_better": True})
+    ).axes
     assert axes.get_ylabel() == "validation RMSE in stars"
     assert "lower is better" in axes.get_title("left")

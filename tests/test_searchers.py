@@ -5,13 +5,19 @@ import sys
 import pytest
 
 from recray.errors import RecrayError
-from recray.tuning.searchers import GridSearch, RandomSearch, Tpe, import_optuna, make_searcher
-from recray.tuning.space import Dimension
+from recray.tuning.searchers import (
+    GridSearch,
+    RandomSearch,
+    TPESearch,
+    import_optuna,
+    make_searcher,
+)
+from recray.tuning.space import Parameter
 
 SPACE = (
-    Dimension("train.lr", "loguniform", 0.001, 1.0, log=True),
-    Dimension("model.dim", "int", 1.0, 64.0),
-    Dimension("model.layers", "choice", choices=([8], [16, 8])),
+    Parameter("train.lr", "loguniform", 0.001, 1.0, log=True),
+    Parameter("model.dim", "int", 1.0, 64.0),
+    Parameter("model.layers", "choice", choices=([8], [16, 8])),
 )
 OWN = {"train.lr": 5.0, "model.dim": 8, "model.layers": [99]}
 
@@ -40,7 +46,7 @@ def test_a_random_point_follows_from_seed_number_and_attempt():
 
 
 def test_a_grid_gives_every_combination_once_and_not_trial_0():
-    space = (Dimension("a", "int", 1.0, 2.0), Dimension("b", "choice", choices=("x", "y", "z")))
+    space = (Parameter("a", "int", 1.0, 2.0), Parameter("b", "choice", choices=("x", "y", "z")))
     grid = GridSearch(space, {"a": 2, "b": "x"})
     points = [grid.ask(number, 0) for number in range(1, 7)]
     assert points.pop() is None
@@ -48,19 +54,19 @@ def test_a_grid_gives_every_combination_once_and_not_trial_0():
 
 
 def test_tpe_asks_where_it_was_told_of_good_values():
-    asked = told(Tpe(SPACE, 0, lower=True), 60)[40:]
+    asked = told(TPESearch(SPACE, 0, lower=True), 60)[40:]
     drawn = told(RandomSearch(SPACE, 0), 60)[40:]
     assert sum(lr > 0.5 for lr in drawn) < 5, "a tenth of the scale is above 0.5"
     assert sum(lr > 0.5 for lr in asked) > 8
 
 
 def test_tpe_turns_round_where_higher_is_better():
-    asked = told(Tpe(SPACE, 0, lower=False), 60)[40:]
+    asked = told(TPESearch(SPACE, 0, lower=False), 60)[40:]
     assert sum(lr > 0.5 for lr in asked) < 4
 
 
 def test_tpe_that_is_told_the_same_asks_the_same():
-    first, again = Tpe(SPACE, 0, lower=True), Tpe(SPACE, 0, lower=True)
+    first, again = TPESearch(SPACE, 0, lower=True), TPESearch(SPACE, 0, lower=True)
     told(first, 15)
     for trial in first.study.get_trials(deepcopy=False):
         if trial.state.name == "COMPLETE":
@@ -72,7 +78,7 @@ def test_tpe_that_is_told_the_same_asks_the_same():
 
 
 def test_tpe_takes_what_lies_outside_its_space_and_what_failed():
-    searcher = Tpe(SPACE, 0, lower=True)
+    searcher = TPESearch(SPACE, 0, lower=True)
     searcher.tell(OWN, "finished", [1.0])
     searcher.tell(OWN, "stopped", [2.0, 1.5])
     searcher.tell(OWN, "failed", [])
@@ -94,5 +100,5 @@ def test_an_unknown_searcher_names_the_nearest():
 
 
 def test_values_that_are_the_same_when_rounded_are_in_a_grid_once():
-    space = (Dimension("a", "int", 1.0, 16.0, log=True, points=8),)
+    space = (Parameter("a", "int", 1.0, 16.0, log=True, points=8),)
     assert space[0].grid() == [1, 2, 3, 5, 7, 11, 16]

@@ -7,10 +7,10 @@ from recray.config import RENAMED, load_settings, preset_names
 from recray.errors import RecrayError
 from recray.models import BASELINES, MODELS
 from recray.tuning.space import (
-    Dimension,
+    Parameter,
     apply,
+    default_point,
     load_space,
-    own_point,
     parse_space,
     searchable,
 )
@@ -23,9 +23,9 @@ SETTINGS = load_settings("dot-mse")
 def test_every_preset_has_a_space_that_fits_it(preset):
     settings = load_settings(preset)
     space = load_space(settings)
-    assert own_point(space, settings).keys() == {d.setting for d in space}
+    assert default_point(space, settings).keys() == {d.setting for d in space}
     for share in (0.0, 0.5, 1.0):
-        apply(settings, {d.setting: d.at(share) for d in space})
+        apply(settings, {d.setting: d.sample(share) for d in space})
 
 
 # bpmf goes with one objective only, that of the preset `rating`
@@ -133,23 +133,23 @@ def test_a_file_is_read(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text("search:\n  model.dim: {int: [2, 5], points: 2}\n")
     (dimension,) = load_space(SETTINGS, str(path))
-    assert dimension == Dimension("model.dim", "int", 2.0, 5.0, points=2)
+    assert dimension == Parameter("model.dim", "int", 2.0, 5.0, points=2)
     assert yaml.safe_load(yaml.safe_dump(dimension.plain())) == {"int": [2, 5], "points": 2}
 
 
 def test_values_lie_where_their_scale_puts_them():
-    lr = Dimension("train.lr", "loguniform", 0.001, 0.1, log=True)
-    assert [lr.at(share) for share in (0, 0.5, 1)] == [0.001, 0.01, 0.1]
-    l2 = Dimension("train.l2", "uniform", 0.0, 2.0)
-    assert [l2.at(share) for share in (0, 0.25, 1)] == [0.0, 0.5, 2.0]
-    dims = [Dimension("model.dim", "int", 1.0, 4.0).at(n / 400) for n in range(401)]
+    lr = Parameter("train.lr", "loguniform", 0.001, 0.1, log=True)
+    assert [lr.sample(share) for share in (0, 0.5, 1)] == [0.001, 0.01, 0.1]
+    l2 = Parameter("train.l2", "uniform", 0.0, 2.0)
+    assert [l2.sample(share) for share in (0, 0.25, 1)] == [0.0, 0.5, 2.0]
+    dims = [Parameter("model.dim", "int", 1.0, 4.0).sample(n / 400) for n in range(401)]
     assert [dims.count(n) for n in (1, 2, 3, 4)] == pytest.approx([100] * 4, abs=1)
-    choice = Dimension("train.optimizer", "choice", choices=("adam", "sgd"))
-    assert [choice.at(share) for share in (0, 0.49, 0.51, 1)] == ["adam", "adam", "sgd", "sgd"]
+    choice = Parameter("train.optimizer", "choice", choices=("adam", "sgd"))
+    assert [choice.sample(share) for share in (0, 0.49, 0.51, 1)] == ["adam", "adam", "sgd", "sgd"]
 
 
 def test_a_grid_has_both_ends():
-    assert Dimension("x", "int", 1.0, 100.0, log=True).grid() == [1, 10, 100]
-    assert Dimension("x", "int", 3.0, 4.0).grid() == [3, 4]
-    assert Dimension("x", "uniform", 0.0, 1.0, points=5).grid() == [0, 0.25, 0.5, 0.75, 1]
-    assert Dimension("x", "loguniform", 0.001, 0.1, log=True).grid() == [0.001, 0.01, 0.1]
+    assert Parameter("x", "int", 1.0, 100.0, log=True).grid() == [1, 10, 100]
+    assert Parameter("x", "int", 3.0, 4.0).grid() == [3, 4]
+    assert Parameter("x", "uniform", 0.0, 1.0, points=5).grid() == [0, 0.25, 0.5, 0.75, 1]
+    assert Parameter("x", "loguniform", 0.001, 0.1, log=True).grid() == [0.001, 0.01, 0.1]

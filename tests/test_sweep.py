@@ -17,13 +17,19 @@ from recray.schema import TIMINGS
 from recray.storage import UNFINISHED
 from recray.training import checks, trainer
 from recray.training.collectives import Workers
-from recray.tuning import request as orders
-from recray.tuning.driver import Desk
-from recray.tuning.request import Order, Room, concurrency
-from recray.tuning.resume import Resumed
+from recray.tuning import request
+from recray.tuning.driver import SearchDriver
+from recray.tuning.request import (
+    Resources,
+    ResumeState,
+    TuneRequest,
+    ValidatedSearch,
+    concurrency,
+)
+from recray.tuning.results import Metric, TrialResult
 from recray.tuning.space import parse_space
-from recray.tuning.store import Goal, Record, SweepFolder
-from recray.tuning.trial import TrialRun, load, open_sealed
+from recray.tuning.store import SweepFolder
+from recray.tuning.trial import TrialRun, load, open_without_test
 
 SPACE = {"train.lr": {"loguniform": [0.001, 0.5]}, "model.dim": {"int": [2, 6]}}
 SMALL = ["train.epochs=3", "train.batch_size=8", "model.dim=3", "train.lr=0.01"]
@@ -31,31 +37,32 @@ SMALL = ["train.epochs=3", "train.batch_size=8", "model.dim=3", "train.lr=0.01"]
 
 @pytest.fixture
 def search(prepared, tmp_path):
-    """Check an order on the small data set."""
+    """Check a request on the small data set."""
 
-    def make(space=SPACE, changes=(), preset="dot-mse", **order) -> orders.Search:
+    def make(space=SPACE, changes=(), preset="dot-mse", **options) -> ValidatedSearch:
         settings = load_settings(preset, None, [*SMALL, *changes])
-        given = {"prepared": prepared.folder.path, "out": str(tmp_path / "sweep"), "trials": 6}
-        return orders.check(Order(**given | order), settings, parse_space(space, settings))
+        usual = {"prepared": prepared.folder.path, "out": str(tmp_path / "sweep"), "trials": 6}
+        asked = TuneRequest(**usual | options)
+        return request.check(asked, settings, parse_space(space, settings))
 
     return make
 
 
-def run(made: orders.Search, ends: int = 99) -> list[int]:
+def run(made: ValidatedSearch, ends: int = 99) -> list[int]:
     """Run so many trials one after another; returns the numbers of those that ran."""
-    made.claim()
-    plan, data, ran = made.plan(), load(made.data), []
-    while len(ran) < ends and (candidate := plan.next()) is not None:
-        trial = TrialRun(data, made.sweep, candidate, made.goal, made.order.folds)
-        while not trial.step()["done"]:
+    made.sweep.reserve(made.metadata())
+    driver, data, ran = SearchDriver(made), load(made.data), []
+    while len(ran) < ends and (spec := driver.next("a")) is not None:
+        trial = TrialRun(data, made.sweep, spec, made.metric, made.request.folds)
+        while not trial.step().done:
             pass
-        ran.append(candidate.number)
-        plan.ended(made.sweep.find(candidate.key))
-    records = list(plan.records.values())
-    made.sweep.write_results(records, made.goal, made.order.searcher)
-    winner = made.goal.winner(records)
+        ran.append(spec.number)
+        driver.ended("a")
+    results = list(driver.results.values())
+    made.sweep.write_results(results, made.metric, made.request.searcher)
+    winner = made.metric.winner(results)
     if winner is not None:
-        made.sweep.write_best(winner, made.goal)
+        made.sweep.write_best(winner, made.metric)
     return ran
 
 
@@ -67,7 +74,7 @@ def test_trial_0_is_the_preset_itself(search, searcher):
     space = {"train.lr": {"choice": [0.1, 0.2]}, "model.dim": {"int": [2, 3]}}
     made = search(space, searcher=searcher)
     run(made)
-    first, *others = made.sweep.records()
+    first, *others = made.sweep.trials()
     assert (first.number, first.point) == (0, {"train.lr": 0.01, "model.dim": 3})
     assert first.settings == made.settings.plain()
     assert all(record.point != first.point for record in others)
@@ -76,7 +83,7 @@ def test_trial_0_is_the_preset_itself(search, searcher):
 def test_no_settings_are_tried_twice(search):
     made = search({"model.dim": {"int": [2, 4]}}, trials=9)
     assert len(run(made)) == 3, "there are three different trials, 3 is trial 0"
-    dims = [record.settings["model"]["dim"] for record in made.sweep.records()]
+    dims = [record.settings["model"]["dim"] for record in made.sweep.trials()]
     assert sorted(dims) == [2, 3, 4]
 
 
@@ -91,19 +98,19 @@ def test_a_trial_that_raises_is_a_row_and_the_others_run(search):
     space = {"train.lr": {"choice": [0.1, 1e30]}}
     made = search(space, ["train.optimizer=sgd"], searcher="grid")
     assert len(run(made)) == 3
-    failed = [record for record in made.sweep.records() if record.status == "failed"]
+    failed = [record for record in made.sweep.trials() if record.status == "failed"]
     assert len(failed) == 1
     assert "train.lr=1e+30" in failed[0].error
     table = pq.read_table(os.path.join(made.sweep.folder.path, "results.parquet")).to_pylist()
     assert [row["error"] for row in table if row["status"] == "failed"][-1] == failed[0].error
-    assert made.goal.winner(made.sweep.records()).number != failed[0].number
+    assert made.metric.winner(made.sweep.trials()).number != failed[0].number
 
 
 def test_a_bug_in_a_trial_is_a_row_too(search, monkeypatch):
     made = search(trials=2)
     monkeypatch.setattr(trainer, "build_run", lambda *_: {}["bug"])
     run(made)
-    assert [record.error for record in made.sweep.records()] == ["KeyError: 'bug'"] * 2
+    assert [record.error for record in made.sweep.trials()] == ["KeyError: 'bug'"] * 2
 
 
 def test_a_full_disk_is_not_the_fault_of_a_trial(search, monkeypatch):
@@ -121,7 +128,7 @@ def test_values_that_do_not_go_together_are_a_row(search):
     space = {"objective.kind": {"choice": ["mse", "ials"]}}
     made = search(space, searcher="grid")
     assert run(made) == [0]
-    assert "ials needs alternating" in made.sweep.records()[1].error
+    assert "ials needs alternating" in made.sweep.trials()[1].error
 
 
 # ------------------------------------------------------------------------------------- resuming
@@ -136,7 +143,7 @@ def test_a_resumed_sweep_ends_like_an_unbroken_one(search, tmp_path, searcher):
     assert run(broken, ends=3) == [0, 1, 2]
     resumed = search(space, searcher=searcher, trials=7, resume=True)
     assert run(resumed) == [3, 4, 5, 6], "what had ended is not run again"
-    points = [[record.point for record in s.sweep.records()] for s in (whole, resumed)]
+    points = [[record.point for record in s.sweep.trials()] for s in (whole, resumed)]
     assert points[0] == points[1]
     best = [(tmp_path / name / "best.yaml").read_bytes() for name in ("whole", "sweep")]
     assert best[0] == best[1]
@@ -144,10 +151,11 @@ def test_a_resumed_sweep_ends_like_an_unbroken_one(search, tmp_path, searcher):
 
 def test_the_searcher_is_told_of_what_had_ended(search):
     run(search(searcher="tpe"), ends=3)
-    plan = search(searcher="tpe", resume=True).plan()
-    assert [trial.state.name for trial in plan.searcher.study.trials] == ["COMPLETE"] * 3
-    values = [plan.goal.best(r.history)[1] for r in plan.sweep.records()]
-    assert [trial.value for trial in plan.searcher.study.trials] == values
+    made = search(searcher="tpe", resume=True)
+    study = SearchDriver(made).searcher.study
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    values = [made.metric.best(r.history)[1] for r in made.sweep.trials()]
+    assert [trial.value for trial in study.trials] == values
 
 
 def test_a_sweep_may_be_made_longer(search):
@@ -162,7 +170,7 @@ def test_what_a_kill_leaves_of_a_file_is_not_read(search):
     left = made.sweep.trials_folder.path + f"/{UNFINISHED}abcd-efgh.json"
     with open(left, "w") as stream:
         stream.write('{"num')
-    assert [record.number for record in made.sweep.records()] == [0, 1]
+    assert [record.number for record in made.sweep.trials()] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -197,16 +205,16 @@ def test_a_sweep_of_other_data_is_not_continued(search, prepared):
 def test_a_resumed_sweep_needs_nothing_but_its_folder(search, tmp_path, prepared):
     made = search(searcher="tpe", trials=4, seeds=1, concurrent=2, folds=2)
     run(made, ends=2)
-    before = Resumed(str(tmp_path / "sweep"))
+    before = ResumeState(str(tmp_path / "sweep"))
     assert before.options() == {
         "prepared": prepared.folder.path, "trials": 4, "concurrent": 2, "seeds": 1, "gpus": 0.0,
         "searcher": "tpe", "scheduler": "asha", "folds": 2, "workers": 1,
     }  # fmt: skip
     settings = before.settings(None, None, ())
     space = before.space(settings, None)
-    order = Order(out=str(tmp_path / "sweep"), resume=True, **before.options())
-    again = orders.check(order, settings, space)
-    assert again.facts() == made.facts()
+    asked = TuneRequest(out=str(tmp_path / "sweep"), resume=True, **before.options())
+    again = request.check(asked, settings, space)
+    assert again.metadata() == made.metadata()
     assert run(again) == [2, 3]
 
 
@@ -220,26 +228,26 @@ def test_a_resumed_sweep_needs_nothing_but_its_folder(search, tmp_path, prepared
 )
 def test_a_resumed_sweep_of_other_settings_is_refused(search, tmp_path, preset, overrides, words):
     run(search(), ends=1)
-    before = Resumed(str(tmp_path / "sweep"))
-    order = Order(out=str(tmp_path / "sweep"), resume=True, **before.options())
+    before = ResumeState(str(tmp_path / "sweep"))
+    asked = TuneRequest(out=str(tmp_path / "sweep"), resume=True, **before.options())
     settings = before.settings(preset, None, overrides)
     space = before.space(settings, None)
     with pytest.raises(RecrayError) as error:
-        orders.check(order, settings, space)
+        request.check(asked, settings, space)
     assert words in str(error.value)
 
 
 def test_a_resumed_sweep_may_be_longer_and_remembers_it(search, tmp_path):
     run(search(trials=2))
     assert run(search(trials=3, resume=True)) == [2]
-    assert Resumed(str(tmp_path / "sweep")).options()["trials"] == 3
+    assert ResumeState(str(tmp_path / "sweep")).options()["trials"] == 3
 
 
 # --------------------------------------------------------------------------------------- folds
 
 
 def test_folds_validate_every_rating_once_and_never_what_they_train(prepared):
-    data = load(open_sealed(prepared.folder.path))
+    data = load(open_without_test(prepared.folder.path))
     known = data.splits["valid"].user < prepared.users
     wanted = {*_pairs(data.splits["train"]), *_pairs(data.splits["valid"].where(known))}
     seen: list[tuple[int, int]] = []
@@ -260,7 +268,7 @@ def _pairs(ratings) -> list[tuple[int, int]]:
 def test_a_trial_on_folds_is_the_mean_of_them(search, tmp_path):
     made = search(trials=1, folds=3, changes=["train.patience=1"])
     run(made)
-    (record,) = made.sweep.records()
+    (record,) = made.sweep.trials()
     data = load(made.data)
     settings = build_settings(record.settings).changed(train={"patience": None})
     each = [validation(settings, data.fold(n, 3), str(tmp_path / str(n))) for n in range(3)]
@@ -268,7 +276,7 @@ def test_a_trial_on_folds_is_the_mean_of_them(search, tmp_path):
         values = [history[epoch]["rmse"] for history in each]
         assert entry["rmse"] == statistics.fmean(values)
         assert entry["rmse sd"] == statistics.stdev(values)
-    assert made.goal.best(record.history)[0] in (len(record.history) - 1, 3)
+    assert made.metric.best(record.history)[0] in (len(record.history) - 1, 3)
 
 
 def test_folds_do_not_stand_for_a_split_by_time(search, prepared):
@@ -305,7 +313,7 @@ def test_a_folder_of_something_else_is_left_alone(search, prepared):
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(search, tmp_path, monkeypatch, change, words):
-    monkeypatch.setattr(orders, "local_gpus", lambda: 0)
+    monkeypatch.setattr(request, "local_gpus", lambda: 0)
     with pytest.raises(RecrayError) as error:
         search(**change)
     assert words in str(error.value)
@@ -322,29 +330,29 @@ def test_data_without_validation_rows_are_refused(search, prepared):
 
 
 def test_as_many_trials_at_once_as_fit():
-    small, room = Room(1, memory=3e9), Room(8, memory=10e9)
-    assert concurrency(None, Room(8), Room(1)) == 8
+    small, room = Resources(1, memory=3e9), Resources(8, memory=10e9)
+    assert concurrency(None, Resources(8), Resources(1)) == 8
     assert concurrency(None, room, small) == 3
     assert concurrency(2, room, small) == 2
-    assert concurrency(None, Room(8), Room(3)) == 2, "of three workers each"
+    assert concurrency(None, Resources(8), Resources(3)) == 2, "of three workers each"
     with pytest.raises(RecrayError, match="at most 3 trials fit"):
         concurrency(4, room, small)
     with pytest.raises(RecrayError, match=r"a trial takes 1 CPU, 3\.0 GB: the cluster has 8 CPUs"):
-        concurrency(None, Room(8, memory=2e9), small)
+        concurrency(None, Resources(8, memory=2e9), small)
     with pytest.raises(RecrayError, match="0 CPUs"):
-        concurrency(1, Room(0), Room(1))
+        concurrency(1, Resources(0), Resources(1))
 
 
 @pytest.mark.parametrize(
     ("gpus", "share", "fit"), [(1, 0.5, 2), (2, 0.4, 4), (1, 0.1, 8), (4, 2, 2), (3, 2, 1)]
 )
 def test_a_share_of_a_gpu_lies_on_one_gpu(gpus, share, fit):
-    assert concurrency(None, Room(8, gpus), Room(1, share)) == fit
+    assert concurrency(None, Resources(8, gpus), Resources(1, share)) == fit
 
 
 def test_a_trial_that_wants_a_gpu_where_there_is_none_is_refused():
     with pytest.raises(RecrayError, match=r"takes 1 CPU, 0\.5 GPU: the cluster has no GPU"):
-        concurrency(None, Room(8), Room(1, 0.5))
+        concurrency(None, Resources(8), Resources(1, 0.5))
 
 
 # --------------------------------------------------------------------------------------- sealed
@@ -372,13 +380,13 @@ def test_a_damaged_training_file_is_still_found(search, prepared):
 # ------------------------------------------------------------------------------------ what is best
 
 
-def record(number: int, status: str, *values: float) -> Record:
+def record(number: int, status: str, *values: float) -> TrialResult:
     history = [{"epoch": n, "rmse": value} for n, value in enumerate(values, 1)]
-    return Record(number, f"k{number}", {}, {}, status, history)
+    return TrialResult(number, f"k{number}", {}, {}, status, history)
 
 
 def test_the_winner_ran_to_its_end():
-    goal, nan = Goal("rmse", lower=True), float("nan")
+    metric, nan = Metric("rmse", lower_is_better=True), float("nan")
     trials = [
         record(0, "finished", 0.9, 0.8, 0.85),
         record(1, "stopped", 0.5),
@@ -386,12 +394,12 @@ def test_the_winner_ran_to_its_end():
         record(3, "finished", nan),
         record(4, "failed", 0.1),
     ]
-    assert goal.winner(trials).number == 0, "the first of equals"
-    assert goal.winner(trials[1:2]).number == 1
-    assert goal.winner(trials[3:]) is None
-    assert Goal("rmse", lower=False).winner(trials).number == 0
-    assert goal.best(trials[0].history) == (2, 0.8)
-    assert goal.so_far(trials[0].history) == [0.9, 0.8, 0.8]
+    assert metric.winner(trials).number == 0, "the first of equals"
+    assert metric.winner(trials[1:2]).number == 1
+    assert metric.winner(trials[3:]) is None
+    assert Metric("rmse", lower_is_better=False).winner(trials).number == 0
+    assert metric.best(trials[0].history) == (2, 0.8)
+    assert metric.best_so_far(trials[0].history) == [0.9, 0.8, 0.8]
 
 
 def validation(settings, prepared: Prepared, folder: str) -> list[dict]:
@@ -404,11 +412,11 @@ def validation(settings, prepared: Prepared, folder: str) -> list[dict]:
 def test_training_the_best_settings_gives_the_same_digits(search, tmp_path, prepared, stopped):
     made = search(changes=["train.patience=1"])
     run(made)
-    winner = made.goal.winner(made.sweep.records())
+    winner = made.metric.winner(made.sweep.trials())
     if stopped:
         history = winner.history[:2]
-        winner = Record(**vars(winner) | {"status": "stopped", "history": history})
-        made.sweep.write_best(winner, made.goal)
+        winner = TrialResult(**vars(winner) | {"status": "stopped", "history": history})
+        made.sweep.write_best(winner, made.metric)
     path = str(tmp_path / "sweep" / "best.yaml")
     settings = checks.for_data(load_settings(None, path), prepared)
     wanted = [{k: v for k, v in e.items() if k not in TIMINGS} for e in winner.history]
@@ -431,37 +439,37 @@ def test_results_have_a_row_a_report(search, tmp_path):
 
 def test_a_trial_whose_process_died_is_tried_again(search):
     made = search(trials=2)
-    events = []
-    desk = Desk(made.plan(), 2, events.append)
-    lost = desk.next("a")
-    desk.ended("a", None)
-    assert (events[-1].status, events[-1].ended) == ("lost", 1)
-    assert made.sweep.records() == []
-    assert made.plan().next() == lost
+    updates = []
+    driver = SearchDriver(made, updates.append)
+    lost = driver.next("a")
+    driver.ended("a", died=True)
+    assert (updates[-1].status, updates[-1].ended) == ("lost", 1)
+    assert made.sweep.trials() == []
+    assert SearchDriver(made).next("a") == lost
 
 
 def test_who_is_told_need_not_pickle(search):
     lock = threading.Lock()
-    desk = Desk(search().plan(), 2, lambda _event: lock.acquire())
-    assert pickle.loads(pickle.dumps(desk.__getstate__()))["on_event"] is None
-    assert desk.on_event is not None
+    driver = SearchDriver(search(), lambda _update: lock.acquire())
+    assert pickle.loads(pickle.dumps(driver)).on_update is None
+    assert driver.on_update is not None
 
 
 def test_a_stopped_trial_keeps_its_reports(search):
     made = search(trials=2)
-    events = []
-    desk = Desk(made.plan(), 2, events.append)
-    desk.next("a")
+    updates = []
+    driver = SearchDriver(made, updates.append)
+    driver.next("a")
     for epoch, value in ((1, 0.9), (2, 0.8)):
-        result = {"entry": json.dumps({"epoch": epoch, "rmse": value})}
-        (desk.reported if epoch == 1 else desk.ended)("a", result)
-    (kept,) = made.sweep.records()
+        driver.reported("a", json.dumps({"epoch": epoch, "rmse": value}))
+    driver.ended("a")
+    (kept,) = made.sweep.trials()
     assert (kept.status, [e["rmse"] for e in kept.history]) == ("stopped", [0.9, 0.8])
-    assert [e.status for e in events] == ["running", "running", "stopped"]
-    assert events[-1].best == (0, 0.8)
+    assert [u.status for u in updates] == ["running", "running", "stopped"]
+    assert updates[-1].best == (0, 0.8)
 
 
 def test_trials_see_what_the_data_set_holds(prepared):
-    data = load(open_sealed(prepared.folder.path))
+    data = load(open_without_test(prepared.folder.path))
     for split in ("train", "valid"):
         assert (data.load(split).item == prepared.load(split).item).all()

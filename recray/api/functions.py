@@ -222,16 +222,19 @@ def tune(
         >>> sweep.trials["status"].tolist()
         ['finished', 'finished']
     """
-    from recray.pipelines import search as champion
-    from recray.tuning import request as orders
+    from recray.pipelines import search
+    from recray.reporting.plots.search import draw
+    from recray.tuning import request
     from recray.tuning.space import load_space
 
     chosen = _settings(preset, None, settings)
     path = _path(data)
-    order = orders.Order(path, out, trials, concurrent, searcher, scheduler, True, address, seeds)
-    search = orders.check(order, chosen, load_space(chosen, space))
+    asked = request.TuneRequest(
+        path, out, trials, concurrent, searcher, scheduler, True, address, seeds
+    )
+    checked = request.check(asked, chosen, load_space(chosen, space))
     with telling(f"{trials} trials into {out}") as ui:
-        return Sweep(out, champion.tune(search, ui.log))
+        return Sweep(out, search.tune(checked, ui.log, draw=draw))
 
 
 def serve(

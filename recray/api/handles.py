@@ -16,6 +16,7 @@ from recray.progress import Console
 from recray.reporting import frames
 from recray.storage import Folder
 from recray.training.checkpoint import EPOCHS, RunFolder
+from recray.tuning.results import Point, TuneResult
 from recray.tuning.store import SweepFolder
 
 if TYPE_CHECKING:
@@ -135,20 +136,20 @@ class Sweep:
 
     Args:
         path: Its folder.
-        summary: See champion.tune.
+        result: Its trials, its winner and the final test.
     """
 
-    def __init__(self, path: str, summary: Mapping[str, Any]) -> None:
-        self.path, self.summary = path, summary
+    def __init__(self, path: str, result: TuneResult) -> None:
+        self.path, self.result = path, result
 
     def __repr__(self) -> str:
-        count, metric = len(self.summary["trials"]), self.summary["metric"]
-        return f"<recray sweep {self.path}: {count} trials by {metric}; {self.summary['best']} won>"
+        count, metric = len(self.result.trials), self.result.metric
+        return f"<recray sweep {self.path}: {count} trials by {metric}; {self.result.best} won>"
 
     @cached_property
     def trials(self) -> pd.DataFrame:
         """The trials by number, the winner first: value, status, epochs, and what was searched."""
-        return frames.trials(self.summary)
+        return frames.trials(self.result)
 
     @cached_property
     def reports(self) -> pd.DataFrame:
@@ -160,24 +161,23 @@ class Sweep:
         """Pictures of the search by name: history, and parallel and importance of enough trials."""
         from recray.reporting.plots import search
 
-        return search.figures(dict(self.summary))
+        return search.figures(self.result)
 
     @property
-    def best(self) -> dict[str, Any]:
-        """The winner's values of what was searched."""
-        won = self.summary["best"]
-        return next(row["settings"] for row in self.summary["trials"] if row["trial"] == won)
+    def best(self) -> Point:
+        """The winner's values of the searched settings."""
+        return self.result.winner.settings
 
     @property
     def config(self) -> str:
         """The winner's settings as a file, for `recray.train(..., config=...)`."""
-        return str(self.summary["best_config"])
+        return self.result.best_config
 
     @property
     def verdict(self) -> str:
         """What the search was worth on test, in words."""
-        test = self.summary["test"]
-        return test["verdict"] if test else "the test split was not opened"
+        test = self.result.test
+        return test.verdict if test else "the test split was not opened"
 
 
 class Service:

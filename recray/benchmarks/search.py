@@ -14,11 +14,10 @@ from recray.data import ingest
 from recray.data.source import recognise
 from recray.progress import Log
 from recray.runtime.session import session
-from recray.tuning import request as orders
-from recray.tuning import tuner
-from recray.tuning.request import Order
+from recray.tuning import request, tuner
+from recray.tuning.request import TuneRequest
+from recray.tuning.results import TrialResult
 from recray.tuning.space import parse_space
-from recray.tuning.trial_queue import Plan
 
 POOR = ("model.dim=8", "objective.unobserved_weight=1.0", "train.l2=0.5")
 """Where the search starts: short vectors that shrink to nothing."""
@@ -72,22 +71,22 @@ def _search(
     """The trials of one search, and the best of them on the validation split."""
     name = "tuned preset" if trials == 1 else f"from poor values, scheduler {scheduler}"
     out = f"{folder}/{scheduler}-{trials}"
-    order = Order(f"{folder}/prepared", out, trials, searcher="tpe", scheduler=scheduler)
-    search = orders.check(order, settings, parse_space(SPACE, settings))
-    plans: list[Plan] = []
-    seconds = timed(lambda: plans.append(tuner.run(search)))
-    records = list(plans[0].records.values())
-    values = {r.number: best[1] for r in records if (best := search.goal.best(r.history))}
-    winner = search.goal.winner(records)
+    asked = TuneRequest(f"{folder}/prepared", out, trials, searcher="tpe", scheduler=scheduler)
+    search = request.check(asked, settings, parse_space(SPACE, settings))
+    results: list[TrialResult] = []
+    seconds = timed(lambda: results.extend(tuner.run(search)))
+    metric = search.metric
+    values = {r.number: best[1] for r in results if (best := metric.best(r.history))}
+    winner = metric.winner(results)
     row: dict[str, Any] = {
         "search": name,
-        "trials": len(records),
-        "epochs": sum(len(record.history) for record in records),
+        "trials": len(results),
+        "epochs": sum(len(result.history) for result in results),
         "first": values.get(0, math.nan),
         "best": values[winner.number] if winner else math.nan,
         "seconds": round(seconds, 1),
     }
-    values_seen = f"{search.goal.metric} from {row['first']:.4f} to {row['best']:.4f}"
+    values_seen = f"{metric.name} from {row['first']:.4f} to {row['best']:.4f}"
     log(f"{name}: {row['trials']} trials, {row['epochs']} epochs, {values_seen}")
     return row
 

@@ -14,13 +14,13 @@ from recray.data import ingest
 from recray.data.source import recognise
 from recray.progress import Log
 from recray.runtime.session import session
-from recray.tuning import request as orders
-from recray.tuning import tuner
-from recray.tuning.request import Order, Search
+from recray.tuning import request, tuner
+from recray.tuning.driver import SearchDriver
+from recray.tuning.request import TuneRequest, ValidatedSearch
+from recray.tuning.results import Metric, TrialSpec
 from recray.tuning.space import parse_space
-from recray.tuning.store import Goal, SweepFolder
-from recray.tuning.trial import SearchData, TrialRun, load, open_sealed
-from recray.tuning.trial_queue import Candidate
+from recray.tuning.store import SweepFolder
+from recray.tuning.trial import TrialDataset, TrialRun, load, open_without_test
 
 
 @dataclass(frozen=True)
@@ -58,26 +58,26 @@ def run(sizes: Sizes, log: Log, data: str | None = None) -> dict[str, Any]:
     return {"figures": _figures(rows), "rows": rows}
 
 
-def _search(settings: Settings, prepared: str, out: str, trials: int) -> Search:
+def _search(settings: Settings, prepared: str, out: str, trials: int) -> ValidatedSearch:
     # The first trial is that of the settings as they are; the grid has the others.
     space = parse_space({"train.l2": {"uniform": [0.02, 0.1], "points": trials - 1}}, settings)
-    return orders.check(
-        Order(prepared, out, trials, 1, searcher="grid", scheduler="none"), settings, space
-    )
+    asked = TuneRequest(prepared, out, trials, 1, searcher="grid", scheduler="none")
+    return request.check(asked, settings, space)
 
 
-def _measure(search: Search, inside_train: int, log: Log) -> list[dict[str, Any]]:
+def _measure(search: ValidatedSearch, inside_train: int, log: Log) -> list[dict[str, Any]]:
     """Every way: seconds a trial, and what of it is not the training."""
-    given = list(_candidates(search))
-    bare, data = _Bare(search.order.prepared, f"{search.order.out}-bare"), load(search.data)
-    bare(asdict(given[0]))  # what is loaded at the first use is no trial's
-    alone = timed(lambda: [bare.train(data, candidate) for candidate in given]) / len(given)
-    rows = [_row("alone, in this process", len(given), alone, alone, log)]
-    seconds = timed(lambda: tuner.run(search)) / len(given)
-    rows.append(_row("recray", len(given), seconds, alone, log))
+    specs = list(_specs(search))
+    bare = _Bare(search.request.prepared, f"{search.request.out}-bare", search.metric)
+    data = load(search.data)
+    bare(asdict(specs[0]))  # what is loaded at the first use is no trial's
+    alone = timed(lambda: [bare.train(data, spec) for spec in specs]) / len(specs)
+    rows = [_row("alone, in this process", len(specs), alone, alone, log)]
+    seconds = timed(lambda: tuner.run(search)) / len(specs)
+    rows.append(_row("recray", len(specs), seconds, alone, log))
     from recray.benchmarks import textbook
 
-    configs = [asdict(candidate) for candidate in given]
+    configs = [asdict(spec) for spec in specs]
     with _quiet():
         seconds = timed(lambda: textbook.tune_defaults(bare, configs)) / len(configs)
         rows.append(_row("default", len(configs), seconds, alone, log))
@@ -88,10 +88,10 @@ def _measure(search: Search, inside_train: int, log: Log) -> list[dict[str, Any]
     return rows
 
 
-def _candidates(search: Search) -> Iterator[Candidate]:
-    plan = search.plan()
-    while (candidate := plan.next()) is not None:
-        yield candidate
+def _specs(search: ValidatedSearch) -> Iterator[TrialSpec]:
+    driver = SearchDriver(search)
+    while (spec := driver.next("")) is not None:
+        yield spec
 
 
 class _Bare:
@@ -100,19 +100,18 @@ class _Bare:
     Args:
         prepared: Folder of the data set.
         out: Where trials leave their files.
+        metric: What trials are compared by.
     """
 
-    def __init__(self, prepared: str, out: str) -> None:
-        self.prepared, self.out = prepared, out
+    def __init__(self, prepared: str, out: str, metric: Metric) -> None:
+        self.prepared, self.out, self.metric = prepared, out, metric
 
-    def __call__(self, candidate: dict[str, Any]) -> float:
-        return self.train(load(open_sealed(self.prepared)), Candidate(**candidate))
+    def __call__(self, spec: dict[str, Any]) -> float:
+        return self.train(load(open_without_test(self.prepared)), TrialSpec(**spec))
 
-    def train(self, data: SearchData, candidate: Candidate) -> float:
-        """One trial on data that have been read."""
-        goal = Goal(f"ndcg@{candidate.settings['evaluate']['k'][0]}", lower=False)
-        trial = TrialRun(data, SweepFolder(self.out), candidate, goal)
-        return float(trial.step()["value"])
+    def train(self, data: TrialDataset, spec: TrialSpec) -> float:
+        """Train one trial on data that have been read."""
+        return TrialRun(data, SweepFolder(self.out), spec, self.metric).step().value
 
 
 @contextlib.contextmanager

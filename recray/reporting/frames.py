@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from recray.data.dataset import Ratings
 from recray.data.ids import IdMap
+from recray.tuning.results import TuneResult
 
 FILM = ("item", "title", "year", "genres")
 
@@ -85,26 +86,21 @@ def metrics(report: Mapping[str, Any]) -> pd.DataFrame:
     return frame
 
 
-def trials(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """The trials of a sweep, best first, by number: value, status, epochs, and what was searched.
-
-    Args:
-        summary: See champion.tune.
-    """
+def trials(result: TuneResult) -> pd.DataFrame:
+    """The trials of a sweep, the winner first, then the best: value, status, epochs, settings."""
     rows = [
         {
-            "trial": row["trial"],
-            summary["metric"]: row["value"],
-            "status": row["status"],
-            "best_epoch": row["best_epoch"],
-            "epochs": row["epochs"],
-            **row["settings"],
-            "error": row["error"],
+            "trial": trial.trial,
+            result.metric: trial.value,
+            "status": trial.status,
+            "best_epoch": trial.best_epoch,
+            "epochs": trial.epochs,
+            **trial.settings,
+            "error": trial.error,
         }
-        for row in summary["trials"]
+        for trial in result.trials
     ]
     frame = pd.DataFrame(rows).set_index("trial")
-    lower = summary["metric"] in ("rmse", "mae")
-    frame = frame.sort_values(summary["metric"], ascending=lower, kind="stable")
-    best = frame.index == summary["best"]
+    frame = frame.sort_values(result.metric, ascending=result.lower_is_better, kind="stable")
+    best = frame.index == result.best
     return pd.concat([frame[best], frame[~best]])

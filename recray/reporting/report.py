@@ -14,6 +14,7 @@ from recray.serving.registry import resolve_bundle
 from recray.storage import Folder, is_uri, storage_errors
 from recray.training.checkpoint import RunFolder
 from recray.training.export import export
+from recray.tuning.store import SweepFolder
 
 
 def make(path: str) -> Document:
@@ -107,19 +108,17 @@ def of_bundle(bundle: Bundle, what: str, run: dict[str, Any] | None = None) -> D
 
 def _of_sweep(folder: Folder) -> Document:
     """Report the search, then the winner's first run on test where there is one."""
-    if not folder.exists("summary.json"):
+    result = SweepFolder(folder.path).summary()
+    if result is None:
         raise RecrayError(f"{folder} is not finished; continue it with `recray tune --resume`")
-    summary = folder.read_json("summary.json")
-    metric, best = summary["metric"], summary["best"]
-    won = next(row for row in summary["trials"] if row["trial"] == best)
-    lead = [summary["test"]["verdict"] if summary["test"] else "The test split was not opened."]
+    lead = [result.test.verdict if result.test else "The test split was not opened."]
     tiles = [
-        (f"{len(summary['trials'])}", "trials"),
-        (f"{won['value']:.4f}", f"best validation {metric}"),
-        (f"trial {best}", "won"),
+        (f"{len(result.trials)}", "trials"),
+        (f"{result.best_value:.4f}", f"best validation {result.metric}"),
+        (f"trial {result.best}", "won"),
     ]
-    title = f"{summary['dataset']}: search from {summary['preset']}"
-    trials = sections.search_section(summary)
+    title = f"{result.dataset}: search from {result.preset}"
+    trials = sections.search_section(result)
     runs = [n for n in folder.child("final").folders() if n.startswith("winner-")]
     if not runs:
         return Document(title, lead, tiles, [trials])

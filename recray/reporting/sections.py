@@ -17,6 +17,7 @@ from recray.inference.recommender import Recommender
 from recray.reporting import frames
 from recray.reporting.html import Block, Details, Plot, Section, Table
 from recray.reporting.plots import data, held_out, predictions, ranking, search, training
+from recray.tuning.results import TuneResult
 
 LISTED = 10
 """Items of each list of a user."""
@@ -162,9 +163,9 @@ def users_section(recommender: Recommender) -> Section | None:
     return Section("users", "A few users", words, blocks)
 
 
-def search_section(summary: dict[str, Any]) -> Section:
+def search_section(result: TuneResult) -> Section:
     """Show the trials, the best first."""
-    frame = frames.trials(summary)
+    frame = frames.trials(result)
     if not frame["error"].any():
         frame = frame.drop(columns="error")
     columns = ["trial", *(str(name) for name in frame.columns)]
@@ -173,11 +174,11 @@ def search_section(summary: dict[str, Any]) -> Section:
         for number, values in zip(frame.index, frame.to_numpy(dtype=object), strict=True)
     ]
     words = (
-        f"{len(rows)} trials by {summary['searcher']}, scheduler {summary['scheduler']}; "
+        f"{len(rows)} trials by {result.searcher}, scheduler {result.scheduler}; "
         "the winner first, then by value."
     )
     drawn = [
-        Plot(f"search-{name}", figure, "wide") for name, figure in search.figures(summary).items()
+        Plot(f"search-{name}", figure, "wide") for name, figure in search.figures(result).items()
     ]
     table = Table("Trials", columns, rows, frozenset({0}))
     return Section("search", "Search", words, [*drawn, table])

@@ -1,8 +1,8 @@
-"""RAY TRAIN in a trial: the loop on several workers, each with the users it owns.
+"""RAY TRAIN in a trial: the training loop on several workers, each with the users it owns.
 
-Workers wait after each epoch until the trial tells them to go on or to stop. So no epoch is
-trained that a scheduler does not want, and a trial that has ended has given back its CPUs: its
-workers have left by themselves, and nothing has to find out that they are gone.
+After each epoch the workers wait until the trial tells them to go on or to stop. No epoch is
+trained that the scheduler does not want, and the workers of a trial that has ended have left by
+themselves, so that its CPUs are free.
 """
 
 import queue
@@ -21,117 +21,122 @@ from recray.config import build_settings
 from recray.errors import WorkerLost
 from recray.training import trainer
 from recray.training.collectives import Workers
-from recray.tuning.request import Order
-from recray.tuning.store import Goal, SweepFolder
-from recray.tuning.trial import Sealed, Unsaved, one_line, report_of
-from recray.tuning.trial_queue import Candidate
-
-Entry = dict[str, Any]
+from recray.tuning.request import TuneRequest
+from recray.tuning.results import Entry, Metric, TrialSpec
+from recray.tuning.store import SweepFolder
+from recray.tuning.trial import NoCheckpoints, NoTestDataset, TrialReport, error_summary
 
 
-class Gate:
-    """Where rank 0 and the trial meet, as a Ray actor: an epoch's metrics for leave to go on."""
+class EpochBarrier:
+    """Where rank 0 of the workers and the trial wait for each other, as a Ray actor."""
 
     def __init__(self) -> None:
-        self._entries: queue.Queue[Entry] = queue.Queue()
-        self._leave: queue.Queue[bool] = queue.Queue()
+        self._entries: queue.Queue[tuple[Entry, bool]] = queue.Queue()
+        self._answers: queue.Queue[bool] = queue.Queue()
 
-    def report(self, entry: Entry) -> bool:
-        """Hand in an epoch; returns whether to train another, after the last one at once."""
-        self._entries.put(entry)
-        return not entry["done"] and self._leave.get()
+    def report(self, entry: Entry, done: bool) -> bool:
+        """Hand in an epoch and wait; returns whether to train another one.
 
-    def answer(self, more: bool) -> None:
-        """Give leave, or take it."""
-        self._leave.put(more)
+        Args:
+            entry: The metrics of the epoch.
+            done: Whether it is the last one; then nothing is waited for.
+        """
+        self._entries.put((entry, done))
+        return not done and self._answers.get()
 
-    def next(self) -> Entry:
-        """Wait for an epoch."""
+    def answer(self, go_on: bool) -> None:
+        """Tell the workers to train another epoch, or to leave."""
+        self._answers.put(go_on)
+
+    def next(self) -> tuple[Entry, bool]:
+        """Wait for an epoch; returns its metrics and whether it is the last one."""
         return self._entries.get()
 
 
-class TeamTrial:
-    """A trial as TrialRun is one, on several workers.
+class DistributedTrial:
+    """A trial on several workers, with the interface of TrialRun.
 
     Args:
         prepared: Folder of the data set; every worker reads the parts of its own users.
-        sweep: Where its file goes.
-        candidate: What is tried.
-        goal: What is compared.
-        order: How many workers, and what they reserve.
+        sweep: The folder for its file.
+        spec: The trial.
+        metric: What trials are compared by.
+        request: The number of workers, and what they reserve.
     """
 
     def __init__(
         self,
         prepared: str,
         sweep: SweepFolder,
-        candidate: Candidate,
-        goal: Goal,
-        order: Order,
+        spec: TrialSpec,
+        metric: Metric,
+        request: TuneRequest,
     ) -> None:
-        self.sweep, self.candidate, self.goal = sweep, candidate, goal
+        self.sweep, self.spec, self.metric = sweep, spec, metric
         self.history: list[Entry] = []
         self._failure: Exception | None = None
-        self._gate: Any = ray.remote(Gate).options(num_cpus=0, max_concurrency=4).remote()
-        config = {"prepared": prepared, "settings": candidate.settings, "gate": self._gate}
-        self._team = threading.Thread(target=self._train, args=(config, order), daemon=True)
+        # Two calls may wait in the actor at once, `report` and `next`, while `answer` comes in.
+        self._barrier: Any = (
+            ray.remote(EpochBarrier).options(num_cpus=0, max_concurrency=4).remote()
+        )
+        config = {"prepared": prepared, "settings": spec.settings, "barrier": self._barrier}
+        self._training = threading.Thread(target=self._train, args=(config, request), daemon=True)
 
-    def _train(self, config: dict[str, Any], order: Order) -> None:
-        folder = self.sweep.folder.child(".ray").child(self.candidate.key)
+    def _train(self, config: dict[str, Any], request: TuneRequest) -> None:
+        folder = self.sweep.folder.child(".ray").child(self.spec.key)
+        gpus = request.gpus / request.workers
         try:
-            trainer.fit(trial_worker, config, folder, order.workers, order.gpus / order.workers)
+            trainer.fit(trial_worker, config, folder, request.workers, gpus)
         except Exception as error:
             self._failure = error
 
-    def step(self) -> dict[str, Any]:
-        """Let the workers train one epoch, or find the trial at its end.
-
-        Returns:
-            What `report_of` says.
+    def step(self) -> TrialReport:
+        """Let the workers train one epoch, and write the trial's file if it was the last one.
 
         Raises:
-            Exception: The workers' processes died, which is not the trial's fault.
+            Exception: A process of the workers died, which is not the trial's fault.
         """
         if not self.history:
-            self._team.start()
+            self._training.start()
         else:
-            self._gate.answer.remote(True)
-        entry = self._wait()
-        if entry is None:
+            self._barrier.answer.remote(True)
+        epoch = self._wait()
+        if epoch is None:
             return self._ended_early()
-        done = entry.pop("done")
+        entry, done = epoch
         self.history.append(entry)
         if done:
-            self._team.join()
-            self.sweep.save(self.candidate.ended("finished", self.history))
-        return report_of(self.history, self.goal, done)
+            self._training.join()
+            self.sweep.save(self.spec.ended("finished", self.history))
+        return TrialReport.of(self.history, self.metric, done)
 
-    def _wait(self) -> Entry | None:
+    def _wait(self) -> tuple[Entry, bool] | None:
         """The next epoch; None if the workers have gone."""
-        reference = self._gate.next.remote()
+        reference = self._barrier.next.remote()
         while True:
-            alive = self._team.is_alive()
+            # Read before the wait: an epoch that comes in just before the workers leave counts.
+            alive = self._training.is_alive()
             ready, _ = ray.wait([reference], timeout=0.2)
             if ready:
-                entry: Entry = ray.get(reference)
-                return entry
+                epoch: tuple[Entry, bool] = ray.get(reference)
+                return epoch
             if not alive:
                 return None
 
-    def _ended_early(self) -> dict[str, Any]:
+    def _ended_early(self) -> TrialReport:
         failure = cause_of(self._failure or RuntimeError("its workers left before it ended"))
-        self.sweep.save(self.candidate.ended("failed", self.history, one_line(failure)))
-        return report_of(self.history, self.goal, done=True)
+        self.sweep.save(self.spec.ended("failed", self.history, error_summary(failure)))
+        return TrialReport.of(self.history, self.metric, done=True)
 
     def close(self) -> None:
-        """Make the workers leave, and wait for it."""
-        if self._team.is_alive():
-            self._gate.answer.remote(False)
-            self._team.join()
+        """Make the workers leave, and wait until they have."""
+        if self._training.is_alive():
+            self._barrier.answer.remote(False)
+            self._training.join()
 
 
 def cause_of(error: Exception) -> Exception:
-    """What a worker raised.
+    """The error that a worker raised.
 
     Raises:
         Exception: The error as it is: a process died, or another one missed it.
@@ -146,22 +151,21 @@ def cause_of(error: Exception) -> Exception:
 
 
 def trial_worker(config: dict[str, Any]) -> None:
-    """Train a trial's settings on the users that this worker owns, as long as there is leave."""
+    """Train a trial on the users that this worker owns, until the barrier says to leave."""
     torch.set_num_threads(1)
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
     settings = build_settings(config["settings"])
-    prepared = Sealed.open(config["prepared"])
+    prepared = NoTestDataset.open(config["prepared"])
     entries: list[Entry] = []
     run = trainer.build_run(settings, prepared, prepared.folder.path, workers, entries.append)
-    states = replace(run, folder=Unsaved(prepared.folder.path)).epochs()
+    states = replace(run, folder=NoCheckpoints(prepared.folder.path)).epochs()
     next(states)  # the state before the first epoch
     for progress in states:
         done = progress.stopped or progress.epoch >= settings.train.epochs
-        more = 0.0
+        answer = 0.0
         if workers.rank == 0:
-            entry = {**entries[-1], "done": done}
-            more = float(ray.get(config["gate"].report.remote(entry)))
-        (go_on,) = workers.sum_floats(more)
+            answer = float(ray.get(config["barrier"].report.remote(entries[-1], done)))
+        (go_on,) = workers.sum_floats(answer)  # the other ranks learn rank 0's answer by the sum
         if not go_on:
             return

@@ -1,21 +1,32 @@
-"""What the driver knows of the trials that run, and whom it tells."""
+"""The driver of a search: it owns the trials, from the numbers that wait to the results.
+
+Ray Tune asks the driver for trials and hands it reports; `next`, `reported` and `ended` are all
+that Tune knows of it. The files of the sweep are the driver's memory: a trial that has a file is
+never run again.
+"""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from recray.tuning.store import Record
-from recray.tuning.trial_queue import Candidate, Plan
+from recray.errors import RecrayError
+from recray.tuning.request import ValidatedSearch
+from recray.tuning.results import Entry, Point, TrialResult, TrialSpec
+from recray.tuning.searchers import GridSearch
+from recray.tuning.space import apply
+from recray.tuning.store import hash_key, settings_key
+
+ATTEMPTS = 100
+"""How often a searcher is asked for a trial whose settings have not been tried."""
 
 
 @dataclass(frozen=True)
-class Event:
+class TrialUpdate:
     """Something that happened to a trial.
 
     Args:
         number: The trial.
-        status: running, or how it ended.
+        status: `running`, or how it ended.
         epochs: Epochs done.
         value: Its best value so far, nan without any.
         error: Why it failed.
@@ -34,74 +45,117 @@ class Event:
     best: tuple[int, float] | None
 
 
-OnEvent = Callable[[Event], None]
+OnUpdate = Callable[[TrialUpdate], None]
 
 
-class Desk:
-    """What the driver knows of the trials that Tune runs."""
+class SearchDriver:
+    """Gives each trial once, collects its reports and keeps its result.
 
-    def __init__(self, plan: Plan, trials: int, on_event: OnEvent | None) -> None:
-        self.plan, self.trials, self.on_event = plan, trials, on_event
-        self.running: dict[str, tuple[Candidate, list[dict[str, Any]]]] = {}
+    Args:
+        search: What is searched; the results in its folder are taken over.
+        on_update: Called with each report and each end.
+
+    Attributes:
+        waiting: Numbers of the trials that have not been given yet.
+        running: Tune's id of a trial to the trial and its history.
+        results: Key to result of every trial that has ended.
+        failure: What ended the search too early.
+        best: (trial, value) of the best trial so far.
+    """
+
+    def __init__(self, search: ValidatedSearch, on_update: OnUpdate | None = None) -> None:
+        self.search, self.on_update = search, on_update
+        self.searcher = search.searcher()
+        self.results: dict[str, TrialResult] = {}
+        self.running: dict[str, tuple[TrialSpec, list[Entry]]] = {}
         self.failure: BaseException | None = None
         self.best: tuple[int, float] | None = None
-        for record in plan.records.values():
-            self._compare(record)
+        for result in search.sweep.trials():
+            self._learn(result)
+        used = {result.number for result in self.results.values()}
+        self.waiting = [n for n in range(search.request.trials) if n not in used]
+        self._keys = set(self.results)  # of every trial that was given or has ended
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher when it starts; who is told may hold what nobody can pickle."""
-        return {**self.__dict__, "on_event": None}
+    def __getstate__(self) -> dict[str, object]:
+        """Leave `on_update` out: Tune pickles its searcher, and a callback may hold a terminal."""
+        return {**self.__dict__, "on_update": None}
 
-    def next(self, trial_id: str) -> Candidate | None:
-        """The candidate that Tune's trial of that id runs."""
-        if self.failure is not None:
-            return None
-        before = set(self.plan.records)
-        candidate = self.plan.next()
-        for key in self.plan.records.keys() - before:  # refused before they ran
-            self._say_ended(self.plan.records[key])
-        if candidate is not None:
-            self.running[trial_id] = (candidate, [])
-        return candidate
+    def next(self, trial_id: str) -> TrialSpec | None:
+        """The trial that Tune's trial of that id runs; None when there is nothing new to try."""
+        while self.waiting and self.failure is None:
+            spec = self._propose(self.waiting.pop(0))
+            if isinstance(spec, TrialResult):  # it was refused before it ran
+                self._finish(spec)
+            elif spec is not None:
+                self.running[trial_id] = (spec, [])
+                return spec
+            elif not isinstance(self.searcher, GridSearch):
+                self.waiting = []  # only the next combination of a grid may be a new one
+        return None
 
-    def reported(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Remember a report."""
-        candidate, history = self.running[trial_id]
-        entry = json.loads(result["entry"])
-        if entry and len(history) < entry["epoch"]:
-            history.append(entry)
-            value = self.plan.goal.so_far(history)[-1]
-            self._tell(candidate.number, "running", len(history), value)
+    def _propose(self, number: int) -> TrialSpec | None:
+        """A trial whose settings are new, or its failure where they cannot be trained."""
+        for attempt in range(ATTEMPTS):
+            default = self.search.default_point
+            point = self.searcher.ask(number, attempt) if number else default
+            if point is None:
+                return None
+            spec = self._configure(number, point)
+            if spec.key not in self._keys:
+                self._keys.add(spec.key)
+                return spec
+        return None
 
-    def ended(self, trial_id: str, result: dict[str, Any] | None) -> None:
-        """The trial has written its file, was stopped by the scheduler, or its process died."""
-        if result is not None and "entry" in result:
-            self.reported(trial_id, result)
-        candidate, history = self.running.pop(trial_id)
-        record = self.plan.sweep.find(candidate.key)
-        if record is None:
-            lost = result is None
-            words = "its process ended before the trial did" if lost else ""
-            record = candidate.ended("lost" if lost else "stopped", history, words)
-        self.plan.ended(record)
-        self._say_ended(record)
+    def _configure(self, number: int, point: Point) -> TrialSpec:
+        settings = self.search.settings
+        try:
+            settings = apply(settings, point)
+            settings = self.search.resolve(settings)
+        except RecrayError as error:
+            # The values may not make settings at all, so the trial is known by its point.
+            refused = TrialSpec(number, hash_key(point), point, settings.plain())
+            return refused.ended("failed", error=str(error))
+        return TrialSpec(number, settings_key(settings), point, settings.plain())
 
-    def _say_ended(self, record: Record) -> None:
-        self._compare(record)
-        best = self.plan.goal.best(record.history)
+    def reported(self, trial_id: str, entry: str) -> None:
+        """Keep the report of an epoch, which is JSON text; Tune may hand in the last one twice."""
+        spec, history = self.running[trial_id]
+        report: Entry = json.loads(entry)
+        if report and len(history) < report["epoch"]:
+            history.append(report)
+            value = self.search.metric.best_so_far(history)[-1]
+            self._update(spec.number, "running", len(history), value)
+
+    def ended(self, trial_id: str, died: bool = False) -> None:
+        """Keep the result of a trial that wrote its file, was stopped, or whose process died."""
+        spec, history = self.running.pop(trial_id)
+        result = self.search.sweep.find(spec.key)
+        if result is None:
+            error = "its process ended before the trial did" if died else ""
+            result = spec.ended("lost" if died else "stopped", history, error)
+        self._finish(result)
+
+    def _finish(self, result: TrialResult) -> None:
+        if result.status != "lost" and self.search.sweep.find(result.key) is None:
+            self.search.sweep.save(result)
+        self._learn(result)
+        best = self.search.metric.best(result.history)
         value = best[1] if best else float("nan")
-        self._tell(record.number, record.status, len(record.history), value, record.error)
+        self._update(result.number, result.status, len(result.history), value, result.error)
 
-    def _compare(self, record: Record) -> None:
-        found = self.plan.goal.best(record.history)
-        if found is not None and self.plan.goal.better(
-            found[1], self.best[1] if self.best else None
-        ):
-            self.best = (record.number, found[1])
+    def _learn(self, result: TrialResult) -> None:
+        """Remember a result, tell it to the searcher and compare it with the best one."""
+        metric = self.search.metric
+        self.results[result.key] = result
+        status = "failed" if result.status == "lost" else result.status
+        self.searcher.tell(result.point, status, metric.best_so_far(result.history))
+        found = metric.best(result.history)
+        if found is not None and metric.better(found[1], self.best[1] if self.best else None):
+            self.best = (result.number, found[1])
 
-    def _tell(self, number: int, status: str, epochs: int, value: float, error: str = "") -> None:
-        if self.on_event is not None:
-            ended = len(self.plan.records)
-            self.on_event(
-                Event(number, status, epochs, value, error, ended, self.trials, self.best)
+    def _update(self, number: int, status: str, epochs: int, value: float, error: str = "") -> None:
+        if self.on_update is not None:
+            ended, trials = len(self.results), self.search.request.trials
+            self.on_update(
+                TrialUpdate(number, status, epochs, value, error, ended, trials, self.best)
             )

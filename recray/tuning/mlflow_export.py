@@ -13,8 +13,9 @@ from typing import Any
 
 from recray.errors import RecrayError
 from recray.storage import Folder, is_uri
-from recray.tuning.request import KEPT
-from recray.tuning.store import Record, SweepFolder
+from recray.tuning.request import FIXED_OPTIONS
+from recray.tuning.results import TrialResult
+from recray.tuning.store import SweepFolder, SweepMetadata
 
 BATCH = 1000
 """Metrics that MLflow takes at once."""
@@ -39,15 +40,15 @@ def export(path: str, store: str, experiment: str | None = None) -> dict[str, An
         RecrayError: There is no such sweep, MLflow is not installed, or its store says no.
     """
     sweep = SweepFolder(path)
-    facts = sweep.before()
-    if facts is None:
+    metadata = sweep.metadata()
+    if metadata is None:
         raise RecrayError(f"{path} holds no sweep; make one with `recray tune`")
-    records = sweep.records()
+    records = sweep.trials()
     mlflow = _import_mlflow()
-    name = experiment or f"{facts['dataset']}-{facts['settings']['preset']}"
+    name = experiment or f"{metadata.dataset}-{metadata.settings['preset']}"
     try:
         target = _Target.open(mlflow, store, name)
-        return target.add(sweep, facts, records)
+        return target.add(sweep, metadata, records)
     except (mlflow.exceptions.MlflowException, OSError) as error:
         line = str(error).splitlines()[0][:200]
         raise RecrayError(f"MLflow at {store} does not take the sweep: {line}") from error
@@ -94,16 +95,16 @@ class _Target:
         return cls(mlflow, client, store, experiment, identity)
 
     def add(
-        self, sweep: SweepFolder, facts: dict[str, Any], records: list[Record]
+        self, sweep: SweepFolder, metadata: SweepMetadata, records: list[TrialResult]
     ) -> dict[str, Any]:
         """Write the sweep's run and those trials that are not there."""
         parent = self._find(f"tags.`recray.sweep` = '{sweep.folder.path}'")
         if parent is None:
-            tags = {"recray.sweep": sweep.folder.path, "recray.dataset": facts["dataset"]}
+            tags = {"recray.sweep": sweep.folder.path, "recray.dataset": metadata.dataset}
             made = self.client.create_run(self.id, tags=tags, run_name=sweep.folder.name)
             parent = str(made.info.run_id)
-        options = {name: facts[name] for name in KEPT}
-        self._params(parent, options | {f"search {n}": v for n, v in facts["space"].items()})
+        options = {name: getattr(metadata, name) for name in FIXED_OPTIONS}
+        self._params(parent, options | {f"search {n}": v for n, v in metadata.space.items()})
         added = 0
         for record in records:
             wanted = f"tags.`{PARENT}` = '{parent}' and tags.`{KEY}` = '{record.key}'"
@@ -127,7 +128,7 @@ class _Target:
         for name, value in values.items():
             self.client.log_param(run, name, str(value)[:LONGEST])
 
-    def _trial(self, parent: str, record: Record) -> None:
+    def _trial(self, parent: str, record: TrialResult) -> None:
         tags: dict[str, str] = {"recray.status": record.status}
         if record.error:
             tags["recray.error"] = record.error[:LONGEST]
@@ -145,10 +146,9 @@ class _Target:
 
     def _finish(self, parent: str, folder: Folder) -> None:
         """What describes the sweep as a whole, as it is now."""
-        if folder.exists("summary.json"):
-            result = folder.read_json("summary.json")
-            best = next(t["value"] for t in result["trials"] if t["trial"] == result["best"])
-            self.client.log_metric(parent, mlflow_name(f"best {result['metric']}"), best)
+        result = SweepFolder(folder.path).summary()
+        if result is not None:
+            self.client.log_metric(parent, mlflow_name(f"best {result.metric}"), result.best_value)
         with tempfile.TemporaryDirectory(prefix="recray-mlflow-") as local:
             for file in folder.files():
                 if file in ("best.yaml", "results.parquet") or file.startswith("pictures/"):
@@ -159,7 +159,7 @@ class _Target:
         self.client.set_terminated(parent)
 
 
-def _metrics(record: Record) -> Iterator[tuple[str, float, int]]:
+def _metrics(record: TrialResult) -> Iterator[tuple[str, float, int]]:
     """(name, value, epoch) of all that was measured."""
     for entry in record.history:
         for name, value in entry.items():

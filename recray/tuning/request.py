@@ -1,49 +1,48 @@
-"""An order for a search, checked before anything starts or is written."""
+"""A request for a search, checked before anything starts or is written, and what a trial takes."""
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
-from recray.config import Settings
+from recray.config import Settings, build_settings, load_settings, overridden
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError, unknown_name
 from recray.runtime.session import LOCAL, local_cpus
 from recray.training import checks
 from recray.training.loop import LOWER_IS_BETTER
-from recray.tuning.searchers import SEARCHERS, GridSearch, make_searcher
-from recray.tuning.space import Space, own_point
-from recray.tuning.store import Goal, SweepFolder
-from recray.tuning.trial import check_folds, open_sealed
-from recray.tuning.trial_queue import Plan
+from recray.tuning.results import Metric, Point
+from recray.tuning.searchers import SEARCHERS, GridSearch, Searcher, make_searcher
+from recray.tuning.space import SearchSpace, default_point, load_space, parse_space
+from recray.tuning.store import SweepFolder, SweepMetadata, SweepOptions
+from recray.tuning.trial import check_folds, open_without_test
 
 SCHEDULERS = ("none", "asha", "median")
-KEPT = ("searcher", "scheduler", "folds", "workers")
-"""What a resumed sweep takes over, and what must stay: values depend on it."""
-ASKED = ("prepared", "trials", "concurrent", "seeds", "gpus")
-"""What a resumed sweep takes over, and what may change: values do not depend on it."""
+FIXED_OPTIONS = ("searcher", "scheduler", "folds", "workers")
+"""The options that must stay when a sweep is resumed: the values of trials depend on them."""
 PROCESS_BYTES = 500 << 20
-"""What a trial's process takes before it has any data."""
+"""Memory of a trial's process before it has any data."""
 
 
 @dataclass(frozen=True)
-class Order:
+class TuneRequest:
     """What is asked for.
 
     Args:
         prepared: Folder of the data set.
         out: Folder of the sweep.
-        trials: How many, trial 0 included.
-        concurrent: How many at once; None: as many as fit.
+        trials: Number of trials, trial 0 included.
+        concurrent: Trials at once; None: as many as fit.
         searcher: random, grid or tpe.
         scheduler: none, asha or median.
         resume: Go on with the sweep in `out`.
         address: Ray cluster.
-        seeds: How often winner and trial 0 are trained for the test; 0 leaves it sealed.
-        folds: Parts of the training and validation ratings that validate a trial in turn; 0: the
-            validation split does.
-        workers: Processes of a trial; several train it by Ray Train.
+        seeds: How often the winner and trial 0 are trained for the final test; with 0 the test
+            split stays closed.
+        folds: Parts of the training and validation ratings that validate a trial in turn; with 0
+            the validation split does.
+        workers: Processes of a trial; several of them are run by Ray Train.
         gpus: GPUs that a trial reserves, a fraction for several trials on one.
     """
 
@@ -62,111 +61,112 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Search:
-    """A checked order; nothing has been written or started yet.
+class ValidatedSearch:
+    """A request that passed all checks; nothing has been written or started yet.
 
     Args:
-        order: What was asked for.
+        request: What was asked for.
         data: The data set, opened without its test split.
-        settings: What the search starts from, as it is for this data set.
+        settings: The settings that the search starts from, completed for this data set.
         space: What is searched.
-        goal: What is compared.
-        sweep: Where all is written.
+        metric: What trials are compared by.
+        sweep: Where everything is written.
     """
 
-    order: Order
+    request: TuneRequest
     data: Prepared
     settings: Settings
-    space: Space
-    goal: Goal
+    space: SearchSpace
+    metric: Metric
     sweep: SweepFolder
 
-    def plan(self) -> Plan:
-        """What is still to be tried."""
-        own = own_point(self.space, self.settings)
-        seed = self.settings.train.seed
-        searcher = make_searcher(self.order.searcher, self.space, own, seed, self.goal.lower)
-        return Plan(
-            self.sweep,
-            searcher,
-            self.settings,
-            self.space,
-            self.goal,
-            self.order.trials,
-            self._resolve,
-        )
+    @property
+    def default_point(self) -> Point:
+        """The point of trial 0: the values that the search starts from."""
+        return default_point(self.space, self.settings)
 
-    def _resolve(self, settings: Settings) -> Settings:
+    def searcher(self) -> Searcher:
+        """A searcher that has seen no result yet."""
+        seed, lower = self.settings.train.seed, self.metric.lower_is_better
+        name = self.request.searcher
+        return make_searcher(name, self.space, self.default_point, seed, lower)
+
+    def resolve(self, settings: Settings) -> Settings:
+        """The settings that a trial runs with.
+
+        Raises:
+            RecrayError: They do not fit each other or the data set.
+        """
         resolved = checks.for_data(settings, self.data)
-        checks.check(resolved, self.data, self.order.workers, self.order.address)
+        checks.check(resolved, self.data, self.request.workers, self.request.address)
         return resolved
 
-    def facts(self) -> dict[str, Any]:
-        """What a resumed sweep must have in common with the one before; values depend on it."""
-        return {
-            "dataset": self.data.manifest["dataset"],
-            "fingerprint": self.data.fingerprint,
-            "settings": self.settings.plain(),
-            "space": {d.setting: d.plain() for d in self.space},
-            **{name: getattr(self.order, name) for name in KEPT},
-        }
+    def metadata(self) -> SweepMetadata:
+        """What a resumed sweep must have in common with this one, and its other options."""
+        options = asdict(self.request) | {"prepared": self.data.folder.path}
+        return SweepMetadata(
+            dataset=self.data.manifest["dataset"],
+            fingerprint=self.data.fingerprint,
+            settings=self.settings.plain(),
+            space={p.setting: p.plain() for p in self.space},
+            order=SweepOptions.model_validate(options),
+            **{name: options[name] for name in FIXED_OPTIONS},
+        )
 
-    def claim(self) -> None:
-        """Make the folder this sweep's, and write down what a resumed one need not be told."""
-        asked = asdict(self.order) | {"prepared": self.data.folder.path}
-        self.sweep.claim(self.facts() | {"order": {name: asked[name] for name in ASKED}})
+    def largest(self, setting: str, value: int) -> int:
+        """The largest value that a whole-numbered setting takes in any trial.
 
-    @property
-    def longest(self) -> int:
-        """The most epochs that a trial may have."""
-        ends = [e for d in self.space if d.setting == "train.epochs" for e in d.ends()]
-        return int(max([self.settings.train.epochs, *ends]))
+        Args:
+            setting: Its name, such as train.epochs.
+            value: Its value in trial 0.
+        """
+        bounds = [b for p in self.space if p.setting == setting for b in p.bounds()]
+        return max([value, *(int(b) for b in bounds if isinstance(b, (int, float)))])
 
 
-def check(order: Order, settings: Settings, space: Space) -> Search:
+def check(request: TuneRequest, settings: Settings, space: SearchSpace) -> ValidatedSearch:
     """Refuse what cannot be searched, before anything starts or is written.
 
     Raises:
         RecrayError: See the message.
     """
-    if order.trials < 1:
-        raise RecrayError(f"--trials {order.trials}: give 1 or more")
-    if order.searcher not in SEARCHERS:
-        raise unknown_name("searcher", order.searcher, SEARCHERS)
-    if order.scheduler not in SCHEDULERS:
-        raise unknown_name("scheduler", order.scheduler, SCHEDULERS)
-    data = open_sealed(order.prepared)
+    if request.trials < 1:
+        raise RecrayError(f"--trials {request.trials}: give 1 or more")
+    if request.searcher not in SEARCHERS:
+        raise unknown_name("searcher", request.searcher, SEARCHERS)
+    if request.scheduler not in SCHEDULERS:
+        raise unknown_name("scheduler", request.scheduler, SCHEDULERS)
+    data = open_without_test(request.prepared)
     settings = checks.for_data(settings, data)
-    _check_team(order, data)
-    checks.check(settings, data, 1, order.address)
+    _check_workers(request, data)
+    checks.check(settings, data, 1, request.address)
     if settings.train.max_rows_in_memory is not None:
         raise RecrayError("train.max_rows_in_memory: a search holds all ratings; leave it out")
-    check_folds(order.folds, data)
-    goal = Goal(settings.metric, settings.metric in LOWER_IS_BETTER)
-    own = own_point(space, settings)
-    searcher = make_searcher(order.searcher, space, own, 0, goal.lower)
-    if isinstance(searcher, GridSearch) and order.trials < len(searcher.points) + 1:
+    check_folds(request.folds, data)
+    metric = Metric(settings.metric, settings.metric in LOWER_IS_BETTER)
+    search = ValidatedSearch(request, data, settings, space, metric, SweepFolder(request.out))
+    searcher = search.searcher()
+    if isinstance(searcher, GridSearch) and request.trials < len(searcher.points) + 1:
         raise RecrayError(
-            f"--trials {order.trials}: the grid has {len(searcher.points) + 1} trials; give as "
+            f"--trials {request.trials}: the grid has {len(searcher.points) + 1} trials; give as "
             "many, a smaller --space, or --searcher random"
         )
-    if order.address == LOCAL:
-        room = Room(local_cpus(), local_gpus() if order.gpus else 0)
-        concurrency(order.concurrent, room, Room(order.workers, order.gpus))
-    search = Search(order, data, settings, space, goal, SweepFolder(order.out))
-    search.sweep.check(search.facts(), order.resume)
+    if request.address == LOCAL:
+        machine = Resources(local_cpus(), local_gpus() if request.gpus else 0)
+        concurrency(request.concurrent, machine, Resources(request.workers, request.gpus))
+    search.sweep.validate(search.metadata(), request.resume)
     return search
 
 
-def _check_team(order: Order, data: Prepared) -> None:
-    """Refuse workers that have nothing to do, and shares of a GPU that Ray cannot give."""
-    workers, gpus = order.workers, order.gpus
+def _check_workers(request: TuneRequest, data: Prepared) -> None:
+    """Refuse idle workers, and fractions of a GPU that Ray cannot reserve."""
+    workers, gpus = request.workers, request.gpus
     if workers > data.buckets:
         raise RecrayError(
             f"--workers-per-trial {workers}: the data set has {data.buckets} parts, "
             "one is needed per worker"
         )
-    if workers > 1 and order.folds:
+    if workers > 1 and request.folds:
         raise RecrayError(
             "--kfold is for small data, whose trials take one process; leave out "
             f"--workers-per-trial {workers}"
@@ -185,11 +185,11 @@ def local_gpus() -> int:
 
 
 @dataclass(frozen=True)
-class Room:
-    """What a cluster has, or what a trial takes.
+class Resources:
+    """The resources of a cluster or of a trial.
 
     Args:
-        cpus: CPUs, 1 a worker.
+        cpus: CPUs; a trial takes one per worker.
         gpus: GPUs.
         memory: Bytes, None if unknown.
     """
@@ -206,49 +206,86 @@ class Room:
             words.append(f"{self.memory / 1e9:.1f} GB")
         return ", ".join(words)
 
-    def fits(self, trial: "Room") -> int:
-        """How many such trials fit; a trial's share of a GPU lies on one GPU."""
+    def fits(self, trial: "Resources") -> int:
+        """How many such trials fit at once."""
         fit = self.cpus // trial.cpus
         if self.memory is not None and trial.memory:
             fit = min(fit, int(self.memory // trial.memory))
         if trial.gpus > 0:
-            a_gpu = math.floor(1 / trial.gpus + 1e-9)
-            gpus = int(self.gpus)
-            fit = min(fit, gpus * a_gpu if a_gpu else int(gpus // trial.gpus))
+            # Ray places a fraction of a GPU on one GPU, so what several leave over is of no use.
+            # 1e-9 keeps 1 / 0.1 from being rounded down to 9.
+            per_gpu, gpus = math.floor(1 / trial.gpus + 1e-9), int(self.gpus)
+            fit = min(fit, gpus * per_gpu if per_gpu else int(gpus // trial.gpus))
         return fit
 
 
-def concurrency(asked: int | None, room: Room, trial: Room) -> int:
+def concurrency(requested: int | None, cluster: Resources, trial: Resources) -> int:
     """How many trials run at once.
 
     Args:
-        asked: None for as many as fit.
-        room: What the cluster has.
-        trial: What a trial takes.
+        requested: None for as many as fit.
+        cluster: The resources of the cluster.
+        trial: The resources of one trial.
 
     Raises:
         RecrayError: Not even one fits, or more are asked for than fit.
     """
-    fit = room.fits(trial)
+    fit = cluster.fits(trial)
     if fit < 1:
-        lacks = "no GPU" if trial.gpus and not room.gpus else str(room)
+        lacks = "no GPU" if trial.gpus and not cluster.gpus else str(cluster)
         raise RecrayError(
             f"a trial takes {trial}: the cluster has {lacks}; add nodes, or give less to a trial"
         )
-    if asked is not None and asked > fit:
+    if requested is not None and requested > fit:
         raise RecrayError(
-            f"--concurrent {asked}: at most {fit} trials fit at once: a trial takes {trial}, "
-            f"the cluster has {room}; give fewer, or auto"
+            f"--concurrent {requested}: at most {fit} trials fit at once: a trial takes {trial}, "
+            f"the cluster has {cluster}; give fewer, or auto"
         )
-    return fit if asked is None else asked
+    return fit if requested is None else requested
 
 
-def takes(search: Search) -> Room:
-    """What the largest trial takes: processes, rows, and weights with Adam's two moments."""
-    order = search.order
-    ends = [e for d in search.space if d.setting == "model.dim" for e in d.ends()]
-    dim = max([search.settings.model.dim, *ends])
-    rows = sum(search.data.manifest["splits"][name]["rows"] for name in ("train", "valid"))
-    weights = 16 * dim * (search.data.users + search.data.items)
-    memory = order.workers * (PROCESS_BYTES + weights * max(1, order.folds)) + 100 * rows
-    return Room(order.workers, order.gpus, memory)
+def trial_resources(search: ValidatedSearch) -> Resources:
+    """The resources of the largest trial: processes, rows, and weights with Adam's two moments."""
+    request, data = search.request, search.data
+    dim = search.largest("model.dim", search.settings.model.dim)
+    rows = sum(data.manifest["splits"][name]["rows"] for name in ("train", "valid"))
+    weights = 16 * dim * (data.users + data.items)  # bytes; float32 weight, gradient, two moments
+    memory = request.workers * (PROCESS_BYTES + weights * max(1, request.folds)) + 100 * rows
+    return Resources(request.workers, request.gpus, memory)
+
+
+class ResumeState:
+    """The sweep that is resumed; what it was started with need not be given again.
+
+    Args:
+        out: Its folder.
+
+    Raises:
+        RecrayError: There is no sweep in it.
+    """
+
+    def __init__(self, out: str) -> None:
+        metadata = SweepFolder(out).metadata()
+        if metadata is None:
+            raise RecrayError(f"{out} holds no sweep to resume; start one with PREPARED and --out")
+        self.metadata = metadata
+
+    def options(self) -> dict[str, JsonValue]:
+        """The fields of its TuneRequest."""
+        return self.metadata.order.model_dump() | self.metadata.model_dump(
+            include=set(FIXED_OPTIONS)
+        )
+
+    def settings(
+        self, preset: str | None, config: str | None, overrides: tuple[str, ...]
+    ) -> Settings:
+        """The settings of the sweep, with the given ones in their place."""
+        if preset is not None or config is not None:
+            return load_settings(preset, config, overrides)
+        return overridden(build_settings(self.metadata.settings), overrides)
+
+    def space(self, settings: Settings, path: str | None) -> SearchSpace:
+        """The space of the sweep, unless a file or another preset brings its own."""
+        if path is not None or settings.preset != self.metadata.settings["preset"]:
+            return load_space(settings, path)
+        return parse_space(self.metadata.space, settings)

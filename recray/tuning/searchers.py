@@ -1,7 +1,7 @@
-"""What picks the next trial: random points, a grid, or TPE by Optuna. Pure: no Ray, no training.
+"""Searchers pick the point of the next trial: at random, from a grid, or by Optuna's TPE.
 
-A point is a function of the seed, the number of the trial and what the searcher was told, so that
-a search that is killed and resumed asks for the same points.
+A point is a function of the seed, the number of the trial and the results that the searcher was
+told, so that a search that is killed and resumed asks for the same points.
 """
 
 import math
@@ -10,126 +10,133 @@ from itertools import product
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from pydantic import JsonValue
 
 from recray.errors import RecrayError, unknown_name
-from recray.tuning.space import Dimension, Point, Space
+from recray.tuning.results import Point
+from recray.tuning.space import Parameter, SearchSpace
 
 State = Literal["finished", "stopped", "failed"]
 SEARCHERS = ("random", "grid", "tpe")
-STARTUP = 10
-"""Random trials before TPE believes in what it has seen."""
+STARTUP_TRIALS = 10
+"""Random trials before TPE follows the results."""
 
 
 class Searcher(Protocol):
-    """Gives points, which are functions of the seed, the trial's number and what it was told."""
+    """Gives the point of each trial, and is told every result."""
 
     def ask(self, number: int, attempt: int) -> Point | None:
-        """The point of trial `number` (1, 2, ...), another one at each attempt; None: no more."""
+        """The point of trial `number` (1, 2, ...), another one at each attempt; None at the end."""
 
     def tell(self, point: Point, state: State, values: list[float]) -> None:
-        """Learn of a trial: the best value so far after each of its epochs."""
+        """Learn how a trial ended, and the best value so far after each of its epochs."""
 
 
 class RandomSearch:
     """Points drawn independently of each other and of the results."""
 
-    def __init__(self, space: Space, seed: int) -> None:
+    def __init__(self, space: SearchSpace, seed: int) -> None:
         self.space, self.seed = space, seed
 
     def ask(self, number: int, attempt: int) -> Point | None:
         """The point that follows from seed, number and attempt."""
         rng = np.random.default_rng([self.seed, number, attempt])
-        shares = rng.random(len(self.space)).tolist()
-        return {d.setting: d.at(share) for d, share in zip(self.space, shares, strict=True)}
+        draws = rng.random(len(self.space)).tolist()
+        return {p.setting: p.sample(u) for p, u in zip(self.space, draws, strict=True)}
 
     def tell(self, point: Point, state: State, values: list[float]) -> None:
-        """Results change nothing."""
+        """Ignore the result."""
 
 
 class GridSearch:
-    """All combinations, the last setting changing fastest."""
+    """All combinations but that of trial 0; the last setting changes fastest."""
 
-    def __init__(self, space: Space, own: Point) -> None:
-        every = product(*(d.grid() for d in space))
-        points = [dict(zip((d.setting for d in space), values, strict=True)) for values in every]
-        self.points = [point for point in points if point != own]
+    def __init__(self, space: SearchSpace, default: Point) -> None:
+        names = [parameter.setting for parameter in space]
+        combinations = product(*(parameter.grid() for parameter in space))
+        points = [dict(zip(names, values, strict=True)) for values in combinations]
+        self.points = [point for point in points if point != default]
 
     def ask(self, number: int, attempt: int) -> Point | None:
-        """The combination of that number; there is no other."""
+        """The combination of that number; a second attempt has no other."""
         return self.points[number - 1] if number <= len(self.points) and not attempt else None
 
     def tell(self, point: Point, state: State, values: list[float]) -> None:
-        """Results change nothing."""
+        """Ignore the result."""
 
 
-class Tpe:
-    """Optuna's tree-structured Parzen estimator by ask and tell.
+class TPESearch:
+    """Optuna's tree-structured Parzen estimator, used through its ask-and-tell interface.
 
     Args:
         space: What is searched.
-        seed: With a trial's number, the seed of what that trial draws.
+        seed: Together with a trial's number, the seed of that trial's point.
         lower: Whether lower values are better.
 
     Raises:
         RecrayError: Optuna is not installed.
     """
 
-    def __init__(self, space: Space, seed: int, lower: bool) -> None:
+    def __init__(self, space: SearchSpace, seed: int, lower: bool) -> None:
         self.optuna = import_optuna()
         self.space, self.seed = space, seed
         self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
         self.study = self.optuna.create_study(direction="minimize" if lower else "maximize")
-        self.distributions = {d.setting: self._distribution(d) for d in space}
-        self._asked: dict[int, tuple[Any, Point]] = {}  # they run: Optuna keeps away from them
+        self.distributions = {p.setting: self._distribution(p) for p in space}
+        # Trials that run: Optuna avoids their neighbourhood as long as they are open in the study.
+        self._asked: dict[int, tuple[Any, Point]] = {}
 
-    def _distribution(self, dimension: Dimension) -> Any:
+    def _distribution(self, parameter: Parameter) -> Any:
         kinds = self.optuna.distributions
-        low, high = dimension.low, dimension.high
-        if dimension.kind == "choice":  # by place, since a value may be a list
-            return kinds.CategoricalDistribution(tuple(range(len(dimension.choices))))
-        if dimension.kind == "int":
-            return kinds.IntDistribution(int(low), int(high), log=dimension.log)
-        return kinds.FloatDistribution(low, high, log=dimension.log)
+        low, high = parameter.low, parameter.high
+        if parameter.kind == "choice":
+            # Optuna takes the index of a choice, since it refuses values that are lists.
+            return kinds.CategoricalDistribution(tuple(range(len(parameter.choices))))
+        if parameter.kind == "int":
+            return kinds.IntDistribution(int(low), int(high), log=parameter.log)
+        return kinds.FloatDistribution(low, high, log=parameter.log)
 
     def ask(self, number: int, attempt: int) -> Point | None:
-        """The point that follows from seed, number, attempt and all that was told."""
+        """The point that follows from seed, number, attempt and the results so far."""
         self._close(number)
         seed = int(np.random.default_rng([self.seed, number, attempt]).integers(2**31))
-        self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+        self.study.sampler = self.optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=STARTUP_TRIALS
+        )
         trial = self.study.ask(self.distributions)
-        drawn, point = trial.params, Point()
-        for d in self.space:
-            value = drawn[d.setting]
-            if d.kind == "choice":
-                value = d.choices[value]
-            point[d.setting] = d.rounded(value) if d.kind in ("uniform", "loguniform") else value
+        point: Point = {}
+        for p in self.space:
+            value = trial.params[p.setting]
+            if p.kind == "choice":
+                value = p.choices[value]
+            point[p.setting] = p.rounded(value) if p.kind in ("uniform", "loguniform") else value
         self._asked[number] = (trial, point)
         return point
 
     def _close(self, number: int) -> None:
-        """Forget a point that was asked for: it is told, or not used."""
+        """Close the trial of a point that has been told or is not used."""
         if number in self._asked:
             trial, _ = self._asked.pop(number)
             self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
 
     def tell(self, point: Point, state: State, values: list[float]) -> None:
-        """Add a trial; what lies outside the space, as trial 0 may, is left out."""
+        """Add the result; values outside the space, which trial 0 may have, are left out."""
         for number in [n for n, (_, asked) in self._asked.items() if asked == point]:
             self._close(number)
         states = self.optuna.trial.TrialState
         finite = [value for value in values if math.isfinite(value)]
-        told = {"finished": states.COMPLETE, "stopped": states.PRUNED}.get(state, states.FAIL)
+        outcome = {"finished": states.COMPLETE, "stopped": states.PRUNED}.get(state, states.FAIL)
         params = {}
-        for d in self.space:
-            value = point[d.setting]
-            if d.kind == "choice":
-                value = d.choices.index(value) if value in d.choices else None
-            if _is_inside(d, value):
-                params[d.setting] = value
+        for p in self.space:
+            value = point[p.setting]
+            if p.kind == "choice":
+                value = p.choices.index(value) if value in p.choices else None
+            if _is_inside(p, value):
+                params[p.setting] = value
         self.study.add_trial(
             self.optuna.trial.create_trial(
-                state=told if finite else states.FAIL,
-                value=finite[-1] if finite and told == states.COMPLETE else None,
+                state=outcome if finite else states.FAIL,
+                value=finite[-1] if finite and outcome == states.COMPLETE else None,
                 params=params,
                 distributions={name: self.distributions[name] for name in params},
                 intermediate_values=dict(enumerate(finite, 1)),
@@ -137,14 +144,14 @@ class Tpe:
         )
 
 
-def _is_inside(dimension: Dimension, value: Any) -> bool:
+def _is_inside(parameter: Parameter, value: JsonValue) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return dimension.kind == "choice" or dimension.low <= value <= dimension.high
+    return parameter.kind == "choice" or parameter.low <= value <= parameter.high
 
 
 def import_optuna() -> Any:
-    """The package behind TPE.
+    """Import the package behind TPE.
 
     Raises:
         RecrayError: It is not installed.
@@ -159,14 +166,16 @@ def import_optuna() -> Any:
     return optuna
 
 
-def make_searcher(name: str, space: Space, own: Point, seed: int, lower: bool) -> Searcher:
-    """The searcher of that name.
+def make_searcher(
+    name: str, space: SearchSpace, default: Point, seed: int, lower: bool
+) -> Searcher:
+    """Build the searcher of that name.
 
     Args:
         name: random, grid or tpe.
         space: What is searched.
-        own: The point of trial 0.
-        seed: Of all that is drawn.
+        default: The point of trial 0.
+        seed: The seed of all random numbers.
         lower: Whether lower values are better.
 
     Raises:
@@ -174,8 +183,8 @@ def make_searcher(name: str, space: Space, own: Point, seed: int, lower: bool) -
     """
     makers: dict[str, Callable[[], Searcher]] = {
         "random": lambda: RandomSearch(space, seed),
-        "grid": lambda: GridSearch(space, own),
-        "tpe": lambda: Tpe(space, seed, lower),
+        "grid": lambda: GridSearch(space, default),
+        "tpe": lambda: TPESearch(space, seed, lower),
     }
     if name not in makers:
         raise unknown_name("searcher", name, makers)

@@ -1,7 +1,8 @@
-"""One trial: plain training in one process, an epoch at a time. Test is not there for it.
+"""One trial: training in one process, an epoch at a time, on data without a test split.
 
-With folds, the training and validation ratings are pooled and cut anew: each fold validates what
-the others train, an epoch of all of them is an epoch of the trial, and its metrics are their means.
+With folds, the training and validation ratings are pooled and cut anew. Each fold validates a model
+that is trained on the others. An epoch of the trial is an epoch of all folds, and its metrics are
+the means over them.
 """
 
 import json
@@ -9,7 +10,6 @@ import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,35 +24,36 @@ from recray.storage import Folder
 from recray.training import trainer
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
 from recray.training.collectives import Workers
-from recray.tuning.store import Goal, SweepFolder
-from recray.tuning.trial_queue import Candidate
+from recray.tuning.results import Entry, Metric, TrialSpec
+from recray.tuning.store import SweepFolder
 
-SEEN = ("train", "valid", "fold_in")
-SEALED = "test"
+SPLITS = ("train", "valid", "fold_in")
+"""The splits that a search may read."""
+TEST = "test"
 FOLDABLE = ("random", "per-user-random", "per-item-random", "kfold", "given")
-"""Splits whose validation ratings are drawn at random, as folds are."""
+"""Kinds of splits whose validation ratings are drawn at random, as folds are."""
 FOLD_SEED = 0x5EED
-"""Folds must not follow the split, whose hashes start from the user's own seed."""
+"""Salt of the fold hashes. Unlike the split's own seed, so that folds do not follow the split."""
 
 
 @dataclass(frozen=True)
-class Sealed(Prepared):
-    """A prepared data set whose test split cannot be read."""
+class NoTestDataset(Prepared):
+    """A data set whose test split cannot be read."""
 
     def load(self, split: str, parts: list[int] | None = None) -> Ratings:
         """The rows of a split, of all parts or some of them.
 
         Raises:
-            ValueError: The split is sealed.
+            ValueError: A search may not read the split.
         """
-        if split not in SEEN:
+        if split not in SPLITS:
             raise ValueError(f"a search does not see the {split} split")
         return super().load(split, parts)
 
 
 @dataclass(frozen=True)
-class SearchData(Sealed):
-    """A prepared data set in memory, without its test split.
+class TrialDataset(NoTestDataset):
+    """A data set in memory, without its test split.
 
     Args:
         splits: Name to rows.
@@ -61,10 +62,10 @@ class SearchData(Sealed):
     splits: dict[str, Ratings]
 
     def load(self, split: str, parts: list[int] | None = None) -> Ratings:
-        """All rows of a split, read before.
+        """All rows of a split.
 
         Raises:
-            ValueError: The split is sealed, or only some parts are wanted.
+            ValueError: A search may not read the split, or only some parts are asked for.
         """
         if parts is not None and len(parts) < self.buckets:
             raise ValueError("a search holds all parts")
@@ -72,32 +73,31 @@ class SearchData(Sealed):
             raise ValueError(f"a search does not see the {split} split")
         return self.splits[split]
 
-    def fold(self, fold: int, folds: int) -> "SearchData":
-        """The same ratings, of which a fold validates and the others train.
+    def fold(self, fold: int, folds: int) -> "TrialDataset":
+        """The same ratings, split anew: one fold validates, the others train.
 
-        The fold of a rating follows from its raw ids alone. Ratings of users or items that
-        training does not know are in no fold.
+        The fold of a rating follows from its raw ids alone. Ratings of users or items that are not
+        in the training split are in no fold.
         """
         pool = Ratings.concatenate([self.splits["train"], self.splits["valid"]])
         pool = pool.where((pool.user < self.users) & (pool.item < self.items))
         raw_user, raw_item = (keys_of(ids.column()) for ids in (self.user_ids, self.item_ids))
         key = hash_ids(FOLD_SEED, raw_user[pool.user], raw_item[pool.item])
-        mine = key % np.uint64(folds) == fold
-        splits = self.splits | {"train": pool.where(~mine), "valid": pool.where(mine)}
-        return SearchData(self.folder, self.manifest, splits)
+        validates = key % np.uint64(folds) == fold
+        splits = self.splits | {"train": pool.where(~validates), "valid": pool.where(validates)}
+        return TrialDataset(self.folder, self.manifest, splits)
 
 
-def open_sealed(path: str) -> Sealed:
-    """Open a prepared data set; every file but those of the test split is checked, those are not
-    opened.
+def open_without_test(path: str) -> NoTestDataset:
+    """Open a prepared data set and check every file but those of the test split.
 
     Raises:
         RecrayError: It is missing, damaged, or has no validation ratings.
     """
     folder = Folder(path)
     manifest = storage.check_kind(folder, KIND, "recray prepare")
-    folder.verify(sealed=SEALED)
-    prepared = Sealed(folder, manifest)
+    folder.verify(sealed=TEST)
+    prepared = NoTestDataset(folder, manifest)
     if not manifest["splits"]["valid"]["rows"]:
         raise RecrayError(
             f"{path} has no validation ratings to compare trials by; prepare it with "
@@ -106,14 +106,14 @@ def open_sealed(path: str) -> Sealed:
     return prepared
 
 
-def load(prepared: Prepared) -> SearchData:
-    """Read what trials see."""
-    splits = {name: prepared.load(name) for name in SEEN}
-    return SearchData(prepared.folder, prepared.manifest, splits)
+def load(prepared: Prepared) -> TrialDataset:
+    """Read the splits that a search may read."""
+    splits = {name: prepared.load(name) for name in SPLITS}
+    return TrialDataset(prepared.folder, prepared.manifest, splits)
 
 
 def check_folds(folds: int, prepared: Prepared) -> None:
-    """Refuse folds that would not stand for the split.
+    """Refuse folds that would not represent the validation split.
 
     Raises:
         RecrayError: There is one fold only, or validation is not drawn at random.
@@ -130,116 +130,123 @@ def check_folds(folds: int, prepared: Prepared) -> None:
         )
 
 
-class Unsaved(RunFolder):
-    """A run that leaves nothing behind: trials are quick, and the winner is trained again."""
+class NoCheckpoints(RunFolder):
+    """A run without checkpoints: trials are short, and the winner is trained again."""
 
     def latest(self, warn: bool = True) -> Checkpoint | None:
-        """Nothing was saved."""
+        """There is no checkpoint."""
         return None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Nothing is saved."""
+        """Save nothing."""
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """What Ray Tune is told after an epoch.
+
+    Args:
+        epoch: Epochs done.
+        value: The best value so far, nan without any.
+        entry: The metrics of the epoch as JSON, since Tune would flatten a dict.
+        done: Whether the trial has ended.
+    """
+
+    epoch: int
+    value: float
+    entry: str
+    done: bool
+
+    @classmethod
+    def of(cls, history: list[Entry], metric: Metric, done: bool) -> "TrialReport":
+        """The report of the last epoch of a history."""
+        best = metric.best(history)
+        entry = json.dumps(history[-1] if history else {})
+        return cls(len(history), best[1] if best else math.nan, entry, done)
 
 
 class TrialRun:
-    """A trial that is stepped through; writes its own file the moment it ends.
+    """A trial that is trained step by step; it writes its own file the moment it ends.
 
     Args:
-        data: What it trains and is validated on.
-        sweep: Where its file goes.
-        candidate: What is tried.
-        goal: What is compared.
-        folds: See the head of this file; 0 validates on the validation split.
+        data: The ratings to train and validate on.
+        sweep: The folder for its file.
+        spec: The trial.
+        metric: What trials are compared by.
+        folds: See the head of this file; with 0 the validation split validates.
     """
 
     def __init__(
         self,
-        data: SearchData,
+        data: TrialDataset,
         sweep: SweepFolder,
-        candidate: Candidate,
-        goal: Goal,
+        spec: TrialSpec,
+        metric: Metric,
         folds: int = 0,
     ) -> None:
-        self.data, self.sweep, self.candidate, self.goal = data, sweep, candidate, goal
+        self.data, self.sweep, self.spec, self.metric = data, sweep, spec, metric
         self.folds = folds
-        self.history: list[dict[str, Any]] = []
-        self._entries: list[dict[str, Any]] = []
+        self.history: list[Entry] = []
+        self._entries: list[Entry] = []  # of the current epoch, one per run
         self._runs: list[Iterator[Progress]] = []
 
-    def step(self) -> dict[str, Any]:
-        """Train one epoch, or find the trial at its end.
-
-        Returns:
-            {"epoch", "value": the best so far, "entry": the epoch's metrics as JSON, "done"}.
+    def step(self) -> TrialReport:
+        """Train one epoch, and write the trial's file if it was the last one.
 
         Raises:
             StorageError: Its file cannot be written, which is not the trial's fault.
         """
         torch.set_num_threads(1)
         try:
-            done = self._epoch()
-        except Exception as error:  # whatever it is, it is this trial's end and nobody else's
-            self.sweep.save(self.candidate.ended("failed", self.history, one_line(error)))
-            return self._report(done=True)
+            done = self._train_epoch()
+        except Exception as error:  # any error ends this trial and no other
+            self.sweep.save(self.spec.ended("failed", self.history, error_summary(error)))
+            return TrialReport.of(self.history, self.metric, done=True)
         if done:
-            self.sweep.save(self.candidate.ended("finished", self.history))
-        return self._report(done)
+            self.sweep.save(self.spec.ended("finished", self.history))
+        return TrialReport.of(self.history, self.metric, done)
 
-    def _epoch(self) -> bool:
-        settings = build_settings(self.candidate.settings)
+    def _train_epoch(self) -> bool:
+        """Train one epoch of every run; returns whether the trial is over."""
+        settings = build_settings(self.spec.settings)
         if not self._runs:
-            self._runs = self._begin(settings)
+            self._runs = self._start_runs(settings)
         self._entries.clear()
         states = [next(run) for run in self._runs]
         stopped = states[0].stopped
         if self.folds:
-            self.history.append(mean_of(self._entries, self.goal.metric))
-            stopped = self._is_over(settings.train.patience)
+            self.history.append(mean_over_folds(self._entries, self.metric.name))
+            stopped = self._out_of_patience(settings.train.patience)
         else:
             self.history.extend(self._entries)
         return stopped or len(self.history) >= settings.train.epochs
 
-    def _begin(self, settings: Settings) -> list[Iterator[Progress]]:
-        """A run, or one a fold, at the state before the first epoch."""
+    def _start_runs(self, settings: Settings) -> list[Iterator[Progress]]:
+        """Start one run, or one per fold, and bring each to the state before its first epoch."""
         data = [self.data]
-        if self.folds:  # how long all of them run is decided by their mean
+        if self.folds:
             data = [self.data.fold(n, self.folds) for n in range(self.folds)]
+            # The mean over folds decides when to stop; a fold that stopped alone would leave it.
             settings = settings.changed(train={"patience": None})
         folder, runs = self.sweep.folder.path, []
-        for one in data:
-            run = trainer.build_run(settings, one, folder, Workers(), self._entries.append)
-            runs.append(replace(run, folder=Unsaved(folder)).epochs())
+        for ratings in data:
+            run = trainer.build_run(settings, ratings, folder, Workers(), self._entries.append)
+            runs.append(replace(run, folder=NoCheckpoints(folder)).epochs())
             next(runs[-1])
         return runs
 
-    def _is_over(self, patience: int | None) -> bool:
-        best = self.goal.best(self.history)
-        waited = len(self.history) - best[0] if best else 0
-        return patience is not None and waited >= patience
+    def _out_of_patience(self, patience: int | None) -> bool:
+        best = self.metric.best(self.history)
+        epochs_since_best = len(self.history) - best[0] if best else 0
+        return patience is not None and epochs_since_best >= patience
 
     def close(self) -> None:
-        """Nothing runs between epochs."""
-
-    def _report(self, done: bool) -> dict[str, Any]:
-        return report_of(self.history, self.goal, done)
+        """Do nothing: no process of this trial runs between epochs."""
 
 
-def report_of(history: list[dict[str, Any]], goal: Goal, done: bool) -> dict[str, Any]:
-    """What Tune is told after an epoch: {"epoch", "value": the best so far, "entry": the epoch's
-    metrics as JSON, "done"}.
-    """
-    best = goal.best(history)
-    return {
-        "epoch": len(history),
-        "value": best[1] if best else math.nan,
-        "entry": json.dumps(history[-1] if history else {}),
-        "done": done,
-    }
-
-
-def mean_of(entries: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """An epoch of several folds: the mean of every metric, the seconds of all, and how far the
-    compared metric lies apart, as a sample standard deviation.
+def mean_over_folds(entries: list[Entry], metric: str) -> Entry:
+    """One epoch of several folds: means of the metrics, the sum of the seconds, and `METRIC sd`,
+    the sample standard deviation of the compared metric.
     """
     means = {name: statistics.fmean(e[name] for e in entries) for name in entries[0]}
     means |= {"epoch": entries[0]["epoch"], "seconds": sum(e["seconds"] for e in entries)}
@@ -248,7 +255,7 @@ def mean_of(entries: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     return means
 
 
-def one_line(error: Exception) -> str:
-    """An error as it stands in a trial's row."""
+def error_summary(error: Exception) -> str:
+    """The first line of an error, with its class where it is not one of recray's."""
     first = next(iter(str(error).splitlines()), "")
     return first if isinstance(error, RecrayError) else f"{type(error).__name__}: {first}"

@@ -1,5 +1,7 @@
-"""RAY TUNE: trials side by side, pruned while they run. Tune starts, stops and prunes; what has
-ended is known from the trials' own files, so nothing of Tune's state is kept.
+"""RAY TUNE: trials side by side, pruned while they run.
+
+Tune starts, stops and prunes trials; the SearchDriver owns them. What has ended is known from the
+trials' own files, so nothing of Tune's state is kept.
 """
 
 import contextlib
@@ -11,81 +13,92 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
+from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 from recray.runtime.nodes import capacity, require_shared, scale_up
 from recray.runtime.session import LOCAL, session
-from recray.tuning.driver import Desk, OnEvent
-from recray.tuning.request import Order, Room, Search, concurrency, takes
-from recray.tuning.store import Goal, Record, SweepFolder
-from recray.tuning.trial import TrialRun, load
-from recray.tuning.trial_queue import Candidate, Plan
+from recray.tuning.driver import OnUpdate, SearchDriver
+from recray.tuning.request import (
+    Resources,
+    TuneRequest,
+    ValidatedSearch,
+    concurrency,
+    trial_resources,
+)
+from recray.tuning.results import Metric, TrialResult, TrialSpec
+from recray.tuning.store import SweepFolder
+from recray.tuning.trial import TrialDataset, TrialReport, TrialRun, load
 
-REDUCTION = 4
-"""ASHA keeps the best quarter at each rung."""
-FIRST = 9
-"""The first rung is at this part of the epochs."""
+REDUCTION_FACTOR = 4
+"""ASHA keeps the best quarter of the trials at each rung."""
+FIRST_RUNG = 9
+"""The first rung, and the first time that a trial may be stopped, is at 1/9 of the epochs."""
 
 _TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and TensorBoard files beside ours
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and TensorBoard files of Tune
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its snapshots are not used
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # seconds; its snapshots are not used
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths are the user's: train.init_from may be relative
 }
 
 
-def _fitting(search: Search) -> int:
-    import ray
-
-    scale_up(max(search.order.workers, min(search.order.concurrent or 1, capacity().max_cpus)))
-    there = ray.cluster_resources()
-    order, cpus = search.order, int(there.get("CPU", 0))
-    if order.concurrent is None and order.address == LOCAL:
-        # A local Ray has more logical CPUs than real ones.
-        cpus = min(cpus, max(os.cpu_count() or 1, order.workers))
-    room = Room(cpus, there.get("GPU", 0.0), there.get("memory"))
-    return concurrency(order.concurrent, room, takes(search))
-
-
-def run(search: Search, on_event: OnEvent | None = None) -> Plan:
+def run(search: ValidatedSearch, on_update: OnUpdate | None = None) -> list[TrialResult]:
     """Run all trials that have not ended, and write results.parquet and best.yaml.
 
     Args:
-        search: What `check` returned.
-        on_event: Told of each report and each end.
+        search: The search that `check` returned.
+        on_update: Called with each report and each end of a trial.
 
     Returns:
-        The plan, with every trial that has ended.
+        Every trial that has ended, by number.
 
     Raises:
-        RecrayError: No trial came to a value, or the cluster has no room for one.
+        RecrayError: No trial came to a value, or not even one trial fits the cluster.
     """
-    with session(search.order.address):
-        at_once = _fitting(search)
+    with session(search.request.address):
+        concurrent = _fitting_trials(search)
         require_shared(search.sweep.folder)
-        search.claim()
-        plan = search.plan()
-        if plan.waiting:
-            _fit(search, plan, at_once, on_event)
-    records = sorted(plan.records.values(), key=lambda r: r.number)
-    search.sweep.write_results(records, search.goal, search.order.searcher)
-    winner = search.goal.winner(records)
+        search.sweep.reserve(search.metadata())
+        driver = SearchDriver(search, on_update)
+        if driver.waiting:
+            _fit(driver, concurrent)
+    results = sorted(driver.results.values(), key=lambda result: result.number)
+    metric = search.metric
+    search.sweep.write_results(results, metric, search.request.searcher)
+    winner = metric.winner(results)
     if winner is None:
-        reason = next((r.error for r in records if r.error), "nothing was measured")
-        raise RecrayError(f"none of {len(records)} trials came to a {search.goal.metric}: {reason}")
-    search.sweep.write_best(winner, search.goal)
-    return plan
+        reason = next((r.error for r in results if r.error), "nothing was measured")
+        raise RecrayError(f"none of {len(results)} trials came to a {metric.name}: {reason}")
+    search.sweep.write_best(winner, metric)
+    return results
+
+
+def _fitting_trials(search: ValidatedSearch) -> int:
+    """How many trials run at once in the cluster, which is scaled up for them."""
+    import ray
+
+    request = search.request
+    scale_up(max(request.workers, min(request.concurrent or 1, capacity().max_cpus)))
+    available = ray.cluster_resources()
+    cpus = int(available.get("CPU", 0))
+    if request.concurrent is None and request.address == LOCAL:
+        # A local Ray has more logical CPUs than real ones.
+        cpus = min(cpus, max(os.cpu_count() or 1, request.workers))
+    cluster = Resources(cpus, available.get("GPU", 0.0), available.get("memory"))
+    return concurrency(request.concurrent, cluster, trial_resources(search))
 
 
 @contextlib.contextmanager
 def _tune_environment() -> Iterator[None]:
+    """Set Tune's environment variables, silence its log, and keep the caller's Ctrl-C handler."""
     before = {name: os.environ.get(name) for name in _TUNE_ENVIRONMENT}
     os.environ.update({k: v for k, v in _TUNE_ENVIRONMENT.items() if before[k] is None})
     level = logging.getLogger("ray.tune").level
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors of trials are rows
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors of trials are results
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -98,34 +111,47 @@ def _tune_environment() -> Iterator[None]:
                 del os.environ[name]
 
 
-def _fit(search: Search, plan: Plan, at_once: int, on_event: OnEvent | None) -> None:
-    """Let Tune run what is waiting."""
+def _fit(driver: SearchDriver, concurrent: int) -> None:
+    """Let Tune run the trials that wait."""
+    search = driver.search
+    try:
+        with _tune_environment(), contextlib.redirect_stdout(None):
+            _tuner(driver, concurrent).fit()
+    except Exception:
+        if driver.failure is None:
+            raise
+    finally:
+        search.sweep.folder.delete(".ray")
+    if driver.failure is not None:
+        raise driver.failure
+    if driver.running:  # Tune takes Ctrl-C for itself, gives all CPUs back and returns
+        raise KeyboardInterrupt
+
+
+def _tuner(driver: SearchDriver, concurrent: int) -> Any:
     from ray import tune
 
-    desk = Desk(plan, search.order.trials, on_event)
+    search, request = driver.search, driver.search.request
     scheduler = _scheduler(search)
-    for record in plan.records.values():
-        _replay(scheduler, record, search.goal)
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            _trainable(),
-            order=search.order,
-            data=load(search.data) if search.order.workers == 1 else search.data,
-            sweep=search.sweep.folder.path,
-            goal=search.goal,
-        ),
-        _resources(search.order),
+    for result in driver.results.values():
+        _replay(scheduler, result, search.metric)
+    trainable = tune.with_parameters(
+        _trainable(),
+        request=request,
+        data=load(search.data) if request.workers == 1 else search.data,
+        sweep=search.sweep.folder.path,
+        metric=search.metric,
     )
-    tuner = tune.Tuner(
-        trainable,
+    return tune.Tuner(
+        tune.with_resources(trainable, _reservation(request)),
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(desk),
+            search_alg=_search_algorithm(driver),
             scheduler=scheduler,
-            num_samples=len(plan.waiting),
-            max_concurrent_trials=at_once,
-            # 0.2 s a trial instead of 2; an actor that waits for its next trial is not told that
-            # the last one has ended, so one with workers of its own leaves with its trial.
-            reuse_actors=search.order.workers == 1,
+            num_samples=len(driver.waiting),
+            max_concurrent_trials=concurrent,
+            # Reuse costs 0.2 s per trial instead of 2. But an actor that waits for its next trial
+            # is not told that the last one has ended, so it cannot send that trial's workers away.
+            reuse_actors=request.workers == 1,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -137,42 +163,30 @@ def _fit(search: Search, plan: Plan, at_once: int, on_event: OnEvent | None) -> 
             verbose=0,
         ),
     )
-    try:
-        with _tune_environment(), contextlib.redirect_stdout(None):
-            tuner.fit()
-    except Exception:
-        if desk.failure is None:
-            raise
-    finally:
-        search.sweep.folder.delete(".ray")
-    if desk.failure is not None:
-        raise desk.failure
-    if desk.running:  # Tune takes Ctrl-C for itself, gives all CPUs back and returns
-        raise KeyboardInterrupt
 
 
-def _resources(order: Order) -> dict[str, float]:
-    """What Tune reserves for a trial; Ray Train reserves for workers of its own."""
-    if order.workers > 1:
-        return {"memory": 1}  # Tune refuses to reserve nothing
-    return {"CPU": 1} | ({"GPU": order.gpus} if order.gpus else {})
+def _reservation(request: TuneRequest) -> dict[str, float]:
+    """What Tune reserves for a trial; for a trial with workers Ray Train reserves instead."""
+    if request.workers > 1:
+        return {"memory": 1}  # one byte, as Tune refuses to reserve nothing
+    return {"CPU": 1} | ({"GPU": request.gpus} if request.gpus else {})
 
 
-def _scheduler(search: Search) -> Any:
-    """What stops trials early, by epochs and the best value so far."""
+def _scheduler(search: ValidatedSearch) -> Any:
+    """The scheduler, which stops trials early by their epochs and best values so far."""
     from ray.tune import schedulers
 
-    longest = search.longest
+    longest = search.largest("train.epochs", search.settings.train.epochs)
     shared: dict[str, Any] = {
         "time_attr": "epoch",
         "metric": "value",
-        "mode": "min" if search.goal.lower else "max",
-        "grace_period": max(1, longest // FIRST),
+        "mode": "min" if search.metric.lower_is_better else "max",
+        "grace_period": max(1, longest // FIRST_RUNG),
     }
-    match search.order.scheduler:
+    match search.request.scheduler:
         case "asha":
             return schedulers.AsyncHyperBandScheduler(
-                **shared, max_t=longest, reduction_factor=REDUCTION, stop_last_trials=False
+                **shared, max_t=longest, reduction_factor=REDUCTION_FACTOR, stop_last_trials=False
             )
         case "median":
             shared["min_time_slice"] = float("inf")  # never pause: there is no checkpoint
@@ -181,41 +195,49 @@ def _scheduler(search: Search) -> Any:
 
 
 class _Past:
-    """A trial of before, as a scheduler knows trials."""
+    """A trial of an earlier attempt, with the one attribute that schedulers read."""
 
     def __init__(self, key: str) -> None:
         self.trial_id = key
 
 
-def _replay(scheduler: Any, record: Record, goal: Goal) -> None:
-    """Tell the scheduler what it had been told of a trial that has ended."""
-    values = goal.so_far(record.history)
+def _replay(scheduler: Any, result: TrialResult, metric: Metric) -> None:
+    """Tell the scheduler the reports of a trial that ended in an earlier attempt."""
+    values = metric.best_so_far(result.history)
     if not values:
         return
-    past = _Past(record.key)
-    results = [{"epoch": n, "value": value} for n, value in enumerate(values, 1)]
+    past = _Past(result.key)
+    reports = [{"epoch": n, "value": value} for n, value in enumerate(values, 1)]
     scheduler.on_trial_add(None, past)
-    for result in results:
-        scheduler.on_trial_result(None, past, result)
-    scheduler.on_trial_complete(None, past, results[-1])
+    for report in reports:
+        scheduler.on_trial_result(None, past, report)
+    scheduler.on_trial_complete(None, past, reports[-1])
+
+
+class _Trial(Protocol):
+    """What Tune needs of a TrialRun or DistributedTrial."""
+
+    def step(self) -> TrialReport: ...
+
+    def close(self) -> None: ...
 
 
 def _trainable() -> Any:
-    """A trial as Tune runs it: an epoch a step, in an actor that serves one trial after another."""
+    """The class of Tune's actors: a step is an epoch, and an actor serves trial after trial."""
     from ray import tune
 
     class TuneTrial(tune.Trainable):
-        def setup(self, config: dict[str, Any], **given: Any) -> None:
-            self._given = given
+        def setup(self, config: dict[str, Any], **parameters: Any) -> None:
+            self._parameters = parameters
             self.reset_config(config)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            candidate = Candidate(**json.loads(new_config["candidate"]))
-            self._trial = _trial(candidate, **self._given)
+            spec = TrialSpec(**json.loads(new_config["spec"]))
+            self._trial = _open_trial(spec, **self._parameters)
             return True
 
         def step(self) -> dict[str, Any]:
-            return self._trial.step()
+            return asdict(self._trial.step())
 
         def cleanup(self) -> None:
             self._trial.close()
@@ -223,35 +245,37 @@ def _trainable() -> Any:
     return TuneTrial
 
 
-def _trial(candidate: Candidate, order: Order, data: Any, sweep: str, goal: Goal) -> Any:
+def _open_trial(
+    spec: TrialSpec, request: TuneRequest, data: Prepared, sweep: str, metric: Metric
+) -> _Trial:
     """The trial in this process, or on workers of its own."""
-    if order.workers == 1:
-        return TrialRun(data, SweepFolder(sweep), candidate, goal, order.folds)
-    from recray.tuning.distributed_trial import TeamTrial
+    if isinstance(data, TrialDataset):
+        return TrialRun(data, SweepFolder(sweep), spec, metric, request.folds)
+    from recray.tuning.distributed_trial import DistributedTrial
 
-    return TeamTrial(data.folder.path, SweepFolder(sweep), candidate, goal, order)
+    return DistributedTrial(data.folder.path, SweepFolder(sweep), spec, metric, request)
 
 
-def _searcher(desk: Desk) -> Any:
-    """The plan as Tune asks for trials. Tune swallows errors here: they are kept for the end."""
+def _search_algorithm(driver: SearchDriver) -> Any:
+    """The driver as Tune's search algorithm, which is asked for trials."""
     from ray.tune.search import Searcher
 
-    class PlanSearcher(Searcher):
+    class DriverSearch(Searcher):
         def suggest(self, trial_id: str) -> Any:
-            candidate = _kept(desk, lambda: desk.next(trial_id))
-            if desk.failure is not None:
-                raise RuntimeError("the sweep has come to an end") from desk.failure
-            if candidate is None:
-                return Searcher.FINISHED
-            return {"candidate": json.dumps(asdict(candidate))}
+            spec = _keep_failure(driver, lambda: driver.next(trial_id))
+            if driver.failure is not None:
+                raise RuntimeError("the sweep has come to an end") from driver.failure
+            return Searcher.FINISHED if spec is None else {"spec": json.dumps(asdict(spec))}
 
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            _kept(desk, lambda: desk.reported(trial_id, result))
+            _keep_failure(driver, lambda: driver.reported(trial_id, result["entry"]))
 
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
         ) -> None:
-            _kept(desk, lambda: desk.ended(trial_id, None if error else result))
+            if not error and result and "entry" in result:
+                self.on_trial_result(trial_id, result)
+            _keep_failure(driver, lambda: driver.ended(trial_id, error or result is None))
 
         def save(self, checkpoint_path: str) -> None:
             pass
@@ -259,12 +283,13 @@ def _searcher(desk: Desk) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             pass
 
-    return PlanSearcher()
+    return DriverSearch()
 
 
-def _kept(desk: Desk, call: Callable[[], Any]) -> Any:
+def _keep_failure(driver: SearchDriver, call: Callable[[], Any]) -> Any:
+    """Call the driver; Tune would swallow an error of its search algorithm, so it is kept."""
     try:
         return call()
     except BaseException as error:
-        desk.failure = desk.failure or error
+        driver.failure = driver.failure or error
         return None

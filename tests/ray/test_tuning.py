@@ -16,11 +16,12 @@ import ray
 from recray.config import load_settings
 from recray.data import ingest
 from recray.data.source import recognise
-from recray.pipelines import search as champion
+from recray.pipelines import search as pipeline
+from recray.reporting.plots.search import draw
 from recray.training import trainer
-from recray.tuning import request as orders
-from recray.tuning import tuner
-from recray.tuning.request import Order
+from recray.tuning import request, tuner
+from recray.tuning.driver import SearchDriver
+from recray.tuning.request import TuneRequest
 from recray.tuning.space import parse_space
 from recray.tuning.store import SweepFolder
 
@@ -36,10 +37,10 @@ def prepared(ray_session, tmp_path_factory) -> Path:
     return folder
 
 
-def checked(prepared: Path, out: Path, space=SPACE, changes=(), preset="ranking", **order):
+def checked(prepared: Path, out: Path, space=SPACE, changes=(), preset="ranking", **options):
     settings = load_settings(preset, None, [*SMALL, *changes])
-    given = {"prepared": str(prepared), "out": str(out), "trials": 6, "concurrent": 2} | order
-    return orders.check(Order(**given), settings, parse_space(space, settings))
+    usual = {"prepared": str(prepared), "out": str(out), "trials": 6, "concurrent": 2}
+    return request.check(TuneRequest(**usual | options), settings, parse_space(space, settings))
 
 
 def all_cpus_come_back(seconds: float = 30) -> bool:
@@ -52,14 +53,15 @@ def all_cpus_come_back(seconds: float = 30) -> bool:
 
 
 def test_a_sweep_ends_with_settings_that_give_its_digits(prepared, tmp_path, monkeypatch):
-    said, events = [], []
+    logged, updates = [], []
     monkeypatch.chdir(tmp_path)  # a relative --out is the driver's, wherever trials run
     search = checked(prepared, Path("s"), trials=8, seeds=2)
-    result = champion.tune(search, log=said.append, on_event=events.append)
+    found = pipeline.tune(search, log=logged.append, on_update=updates.append, draw=draw)
+    result = found.model_dump()
     assert all_cpus_come_back()
     assert [row["trial"] for row in result["trials"]] == list(range(8))
     assert {row["status"] for row in result["trials"]} == {"finished", "stopped"}
-    assert events[-1].ended == 8
+    assert updates[-1].ended == 8
     rows = pq.read_table(tmp_path / "s" / "results.parquet").to_pylist()
     assert len(rows) == sum(row["epochs"] for row in result["trials"])
     best = next(row for row in result["trials"] if row["trial"] == result["best"])
@@ -70,7 +72,7 @@ def test_a_sweep_ends_with_settings_that_give_its_digits(prepared, tmp_path, mon
     assert again["best_epoch"] == best["best_epoch"]
     test = result["test"]
     assert test["winner"]["each"][0]["valid"] == best["value"], "seed 0 is the trial itself"
-    assert len(said) == 2 * (1 + ("preset" in test))
+    assert len(logged) == 2 * (1 + ("preset" in test))
     assert test["verdict"]
     assert json.loads((tmp_path / "s" / "summary.json").read_text()) == result
     assert not (tmp_path / "s" / ".ray").exists()
@@ -88,12 +90,12 @@ def test_a_sweep_that_is_broken_off_keeps_what_had_ended(prepared, tmp_path):
     trials = tmp_path / "s" / "trials"
     kept = {path.name: path.stat().st_mtime_ns for path in trials.glob("*.json")}
     assert 3 <= len(kept) < 6
-    events = []
-    tuner.run(checked(prepared, tmp_path / "s", scheduler="none", resume=True), events.append)
-    records = SweepFolder(str(tmp_path / "s")).records()
+    updates = []
+    tuner.run(checked(prepared, tmp_path / "s", scheduler="none", resume=True), updates.append)
+    records = SweepFolder(str(tmp_path / "s")).trials()
     assert [record.number for record in records] == list(range(6))
     assert {name: (trials / name).stat().st_mtime_ns for name in kept} == kept
-    assert len({event.number for event in events}) == 6 - len(kept)
+    assert len({update.number for update in updates}) == 6 - len(kept)
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
@@ -109,16 +111,16 @@ def test_a_resumed_scheduler_knows_the_trials_of_before(prepared, tmp_path, sche
     search = checked(
         prepared, tmp_path / "other", poor, changes, searcher="grid", scheduler=scheduler, trials=50
     )
-    facts["space"] = search.facts()["space"]
+    facts["space"] = search.metadata().space
     path.write_text(json.dumps(facts))
     # The good ones stay as trials 0 to 4; the only new one is judged by them.
     resumed = checked(
         prepared, tmp_path / "s", poor, changes, trials=6, **options | {"resume": True}
     )
-    plan = resumed.plan()
-    plan.searcher.points = [None] * 4 + plan.searcher.points
-    tuner._fit(resumed, plan, 1, None)
-    last = SweepFolder(str(tmp_path / "s")).records()[-1]
+    driver = SearchDriver(resumed)
+    driver.searcher.points = [None] * 4 + driver.searcher.points
+    tuner._fit(driver, 1)
+    last = SweepFolder(str(tmp_path / "s")).trials()[-1]
     assert (last.number, last.status) == (5, "stopped")
     assert len(last.history) < 9
 
@@ -135,7 +137,7 @@ def test_mutated_test_ratings_leave_the_best_settings_as_they_are(prepared, tmp_
         search = checked(
             folder, tmp_path / name, scheduler="none", searcher="tpe", concurrent=1, seeds=0
         )
-        assert champion.tune(search)["test"] is None
+        assert pipeline.tune(search).test is None
         best.append((tmp_path / name / "best.yaml").read_bytes())
     assert best[0] == best[1]
 
@@ -146,13 +148,13 @@ def test_trials_that_fail_are_rows_and_give_their_cpus_back(prepared, tmp_path):
     search = checked(
         prepared, tmp_path / "s", space, changes, "dot-mse", searcher="grid", scheduler="median"
     )
-    events = []
-    plan = tuner.run(search, events.append)
-    status = {record.number: record.status for record in plan.records.values()}
+    updates = []
+    results = tuner.run(search, updates.append)
+    status = {result.number: result.status for result in results}
     assert sorted(status.values()).count("failed") == 2
     assert len(status) == 5
-    failed = [event for event in events if event.status == "failed"]
-    assert all("train.lr=1e+30" in event.error for event in failed)
+    failed = [update for update in updates if update.status == "failed"]
+    assert all("train.lr=1e+30" in update.error for update in failed)
     rows = pq.read_table(tmp_path / "s" / "results.parquet").to_pylist()
     assert sum(row["error"] is not None for row in rows) >= 2
     assert all_cpus_come_back()
@@ -183,16 +185,16 @@ def test_a_trial_whose_process_dies_is_lost_and_tried_again(prepared, tmp_path):
                 os.kill(pid, signal.SIGKILL)
 
     options = {"trials": 3, "scheduler": "none", "concurrent": 1}
-    plan = tuner.run(checked(prepared, tmp_path / "s", SPACE, changes, **options), kill)
+    results = tuner.run(checked(prepared, tmp_path / "s", SPACE, changes, **options), kill)
     assert killed
-    assert [r.status for r in sorted(plan.records.values(), key=lambda r: r.number)] == [
+    assert [r.status for r in results] == [
         "lost",
         "finished",
         "finished",
     ]
     assert all_cpus_come_back()
-    plan = tuner.run(checked(prepared, tmp_path / "s", SPACE, changes, resume=True, **options))
-    assert {record.status for record in plan.records.values()} == {"finished"}
+    results = tuner.run(checked(prepared, tmp_path / "s", SPACE, changes, resume=True, **options))
+    assert {result.status for result in results} == {"finished"}
 
 
 @pytest.mark.slow
@@ -242,7 +244,7 @@ def test_trials_on_workers_of_their_own_give_the_digits_of_a_run(prepared, tmp_p
     poor = {"train.l2": {"choice": [20.0]}}
     options = {"trials": 2, "searcher": "grid", "concurrent": 1, "workers": 2, "seeds": 0}
     search = checked(prepared, tmp_path / "s", poor, changes, **options)
-    result = champion.tune(search)
+    result = pipeline.tune(search).model_dump()
     assert all_cpus_come_back()
     rows = result["trials"]
     assert [row["status"] for row in rows] == ["finished", "stopped"]
@@ -257,10 +259,9 @@ def test_what_a_trial_raises_on_its_workers_is_a_row(prepared, tmp_path):
     changes = ["train.optimizer=sgd", "train.lr=0.02"]
     options = {"searcher": "grid", "trials": 2, "workers": 2, "concurrent": 1}
     search = checked(prepared, tmp_path / "s", space, changes, "dot-mse", **options)
-    plan = tuner.run(search)
-    records = sorted(plan.records.values(), key=lambda r: r.number)
-    assert [record.status for record in records] == ["finished", "failed"]
-    assert "train.lr=1e+30" in records[1].error
+    results = tuner.run(search)
+    assert [result.status for result in results] == ["finished", "failed"]
+    assert "train.lr=1e+30" in results[1].error
     assert all_cpus_come_back()
 
 
@@ -271,7 +272,7 @@ set_environment()
 from ray.cluster_utils import Cluster
 from recray.config import load_settings
 from recray.tuning import request, tuner
-from recray.tuning.request import Order
+from recray.tuning.request import TuneRequest
 from recray.tuning.space import parse_space
 
 prepared, out = sys.argv[1:]
@@ -281,10 +282,10 @@ settings = load_settings("ranking", None, ["model.dim=8", "train.epochs=60", "tr
 space = parse_space({"train.l2": {"loguniform": [0.001, 0.1]}}, settings)
 
 def run(resume, on_event=None):
-    order = Order(prepared, out, 8, 3 if not resume else None, scheduler="none",
-                  resume=resume, address=nodes.address)
-    plan = tuner.run(request.check(order, settings, space), on_event)
-    return {r.key: r.status for r in plan.records.values()}
+    asked = TuneRequest(prepared, out, 8, 3 if not resume else None, scheduler="none",
+                        resume=resume, address=nodes.address)
+    results = tuner.run(request.check(asked, settings, space), on_event)
+    return {r.key: r.status for r in results}
 
 def kill(event):
     if event.ended == 2 and second in nodes.worker_nodes:

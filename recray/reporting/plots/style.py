@@ -31,10 +31,6 @@ DARK = {
     SERIES[2]: "#45c49a",
     SERIES[3]: "#c48bf2",
     SERIES[4]: "#c9a86a",
-    "#2d3748": "#e6e9ee",  # those of pictures.search
-    "#2b6cb0": "#6ea2ff",
-    "#a0aec0": "#7b8696",
-    "#c53030": "#ff7b72",
 }
 """Each colour's counterpart on dark paper."""
 
