@@ -9,7 +9,7 @@ import pytest
 
 from recray.data import movielens as catalog
 from recray.data.movielens import RELEASES, Release, cache_folder, fetch
-from recray.data.source import recognise
+from recray.data.source import detect_source
 from recray.errors import RecrayError
 
 CONTENT = b"the official archive"
@@ -108,16 +108,16 @@ def web(tmp_path):
 def test_a_file_on_the_web_is_a_source_and_kept_until_it_changes(web, tmp_path, monkeypatch):
     root, address = web
     monkeypatch.setenv("RECRAY_CACHE", str(tmp_path / "cache"))
-    first = recognise(f"{address}/own.csv")
-    assert (first.name, len(first.pieces)) == ("own", 1)
-    assert recognise(f"{address}/own.csv").identity == first.identity
+    first = detect_source(f"{address}/own.csv")
+    assert (first.name, len(first.ranges)) == ("own", 1)
+    assert detect_source(f"{address}/own.csv").identity == first.identity
     assert len(list((tmp_path / "cache" / "downloads").iterdir())) == 1
     (root / "own.csv").write_bytes(b"user,item\n1,2\n3,4\n")
-    assert recognise(f"{address}/own.csv").identity != first.identity
+    assert detect_source(f"{address}/own.csv").identity != first.identity
 
 
 def test_a_file_that_is_not_on_the_web_is_one_line(web, tmp_path, monkeypatch):
     monkeypatch.setenv("RECRAY_CACHE", str(tmp_path / "cache"))
     with pytest.raises(RecrayError, match=r"cannot download .*/no.csv: .*ound"):
-        recognise(f"{web[1]}/no.csv")
+        detect_source(f"{web[1]}/no.csv")
     assert not (tmp_path / "cache").exists()

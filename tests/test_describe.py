@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from recray.cli import cli
 from recray.data.describe import describe_prepared, describe_source
-from recray.data.source import recognise
+from recray.data.source import detect_source
 
 CSV = """userId,movieId,rating,timestamp
 1,10,4.0,0
@@ -24,7 +24,7 @@ def path(tmp_path):
 
 
 def test_a_source_is_counted_in_one_pass(path):
-    assert describe_source(recognise(path)) == {
+    assert describe_source(detect_source(path)) == {
         "dataset": "ratings",
         "ratings": 3,
         "users": 2,
@@ -39,9 +39,9 @@ def test_a_source_is_counted_in_one_pass(path):
 
 
 def test_small_chunks_count_the_same(path, monkeypatch):
-    whole = describe_source(recognise(path))
+    whole = describe_source(detect_source(path))
     monkeypatch.setattr("recray.data.readers.CHUNK_BYTES", 8)
-    assert describe_source(recognise(path)) == whole
+    assert describe_source(detect_source(path)) == whole
 
 
 def test_a_prepared_data_set_shows_its_splits(prepared):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recray.data.ids import ID_LIMIT, IdMap, Texts, keys_of
+from recray.data.ids import ID_LIMIT, IdMap, TextIds, id_hash
 from recray.errors import RecrayError
 
 flagged = st.dictionaries(st.integers(0, 2**62), st.booleans(), max_size=30)
@@ -81,19 +81,19 @@ def test_what_is_written_for_a_number_must_be_one(written):
 
 
 def test_keys_of_text_are_stable_and_those_of_numbers_are_themselves():
-    assert keys_of(pa.array([5, 2])).tolist() == [5, 2]
-    key = keys_of(pa.array(["ann", "bob", "ann"]))
+    assert id_hash(pa.array([5, 2])).tolist() == [5, 2]
+    key = id_hash(pa.array(["ann", "bob", "ann"]))
     assert key.tolist() == [key[0], key[1], key[0]]
     assert 0 <= key.min() <= key.max() < ID_LIMIT
     assert key[:2].tolist() == [203920426015911114, 374657433658891730]
 
 
 def test_texts_come_back_from_their_keys():
-    pairs = pa.table({"key": keys_of(pa.array(["b", "a", "b"])), "text": ["b", "a", "b"]})
-    made = Texts.join([pairs, pairs.slice(1)])
+    pairs = pa.table({"key": id_hash(pa.array(["b", "a", "b"])), "text": ["b", "a", "b"]})
+    made = TextIds.join([pairs, pairs.slice(1)])
     assert made.of(pairs["key"].to_numpy()).tolist() == ["b", "a", "b"]
 
 
 def test_two_texts_with_one_key_are_refused():
     with pytest.raises(RecrayError, match="have one hash"):
-        Texts.join([pa.table({"key": [1, 1], "text": ["a", "b"]})])
+        TextIds.join([pa.table({"key": [1, 1], "text": ["a", "b"]})])

@@ -9,8 +9,8 @@ import torch
 from recray.data import feedback_merge
 from recray.data.feedback_log import Given, LogWriter, RatingsLog
 from recray.data.feedback_source import with_log
-from recray.data.readers import Piece
-from recray.data.source import recognise
+from recray.data.readers import FileRange
+from recray.data.source import detect_source
 from recray.data.spill import Rows
 from recray.errors import RecrayError
 from recray.evaluation.holdout_gate import NotComparable
@@ -56,7 +56,7 @@ def log(tmp_path):
 
 
 def test_a_source_gets_the_latest_of_each_pair_and_another_identity(log):
-    given = recognise("sample")
+    given = detect_source("sample")
     writer = LogWriter(log)
     writer.append([Given(1, 1, 2.0, "a", 1_000_000), Given(9999, 2, 5.0, "b", 2_000_000)])
     writer.append([Given(1, 1, 4.0, "c", 3_000_000), Given(1, 99_999, 4.0, "d", 4_000_000)])
@@ -65,8 +65,8 @@ def test_a_source_gets_the_latest_of_each_pair_and_another_identity(log):
     assert (told["users"], told["unknown_items"], told["damaged_parts"]) == (2, 1, [])
     assert more.identity != given.identity
     assert with_log(given, log)[0].identity == more.identity
-    (piece,) = more.pieces[len(given.pieces) :]
-    assert isinstance(piece, Piece)
+    (piece,) = more.ranges[len(given.ranges) :]
+    assert isinstance(piece, FileRange)
     folder, name = piece.file.path.rsplit("/", 1)
     table = Folder(folder).read_table(name)
     assert table.to_pylist() == [
@@ -77,12 +77,12 @@ def test_a_source_gets_the_latest_of_each_pair_and_another_identity(log):
 
 
 def test_an_empty_log_leaves_the_source_alone(log):
-    given = recognise("sample")
+    given = detect_source("sample")
     assert with_log(given, log)[0] is given
 
 
 def test_a_log_of_other_data_is_refused(tmp_path, log):
-    given = recognise("sample")
+    given = detect_source("sample")
     other = RatingsLog.of(str(tmp_path / "other"), "elsewhere", (False, False))
     with pytest.raises(RecrayError, match="holds ratings of elsewhere, not of sample"):
         with_log(given, other)

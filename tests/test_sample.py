@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recray.data import item_files, parse, sample
+from recray.data import parse, sample, side_files
 from recray.data.dialect import format_of_text
 
 
@@ -49,7 +49,7 @@ def test_few_films_are_popular(ratings):
 
 
 def test_every_film_has_a_title_a_year_and_genres(made):
-    listed = item_files.parse_movies_csv(made["movies.csv"]).to_pylist()
+    listed = side_files.parse_items_csv(made["movies.csv"]).to_pylist()
     assert [film["raw_item"] for film in listed] == list(range(1, 1501))
     assert len({film["title"] for film in listed}) == 1500
     assert all(1950 <= film["year"] < 2020 for film in listed)

@@ -7,7 +7,7 @@ import pytest
 
 from recray.data import movielens, readers, sample, source
 from recray.data.readers import chunks
-from recray.data.source import recognise
+from recray.data.source import detect_source
 from recray.errors import RecrayError
 
 RATINGS_CSV = b"userId,movieId,rating,timestamp\n1,20,3.0,400\n5,6,4.5,0\n"
@@ -39,7 +39,7 @@ def zipped(files, method=zipfile.ZIP_DEFLATED):
 def read(found):
     """All accepted rows of a source, and the number of rejected ones."""
     rows, bad = [], 0
-    for piece in found.pieces:
+    for piece in found.ranges:
         for _, parsed in readers.parsed(piece):
             rows += [tuple(row.values()) for row in parsed.table.to_pylist()]
             bad += len(parsed.rejected)
@@ -62,7 +62,7 @@ def test_a_release_is_recognised_packed_or_unpacked(tmp_path, files, shape):
         inside.mkdir(parents=True)
         for name, content in files.items():
             (inside / name).write_bytes(content)
-    found = recognise(str(given))
+    found = detect_source(str(given))
     assert found.name == "mine"
     assert read(found) == (RATINGS, 0)
     assert titles(found) == ["Heat (1995)"]
@@ -71,14 +71,14 @@ def test_a_release_is_recognised_packed_or_unpacked(tmp_path, files, shape):
 def test_a_lone_csv_is_recognised_by_its_header(tmp_path):
     file = tmp_path / "plays.txt"
     file.write_bytes(b"\xef\xbb\xbfitem;user\n20;1\n6;5\n")
-    found = recognise(str(file))
+    found = detect_source(str(file))
     assert found.implicit
     assert read(found) == ([(1, 20, 1.0, None), (5, 6, 1.0, None)], 0)
     assert titles(found) == []
 
 
 def test_the_sample_needs_no_file():
-    found = recognise("sample")
+    found = detect_source("sample")
     rows, bad = read(found)
     assert len(rows) == sample.files()["ratings.csv"].count(b"\n") - 1
     assert bad == 0
@@ -90,7 +90,7 @@ def test_the_ratings_nearest_to_the_top_of_an_archive_are_taken(tmp_path):
     file.write_bytes(
         zipped({"a/old/ratings.csv": b"user,item\n9,9\n", "b/ratings.csv": RATINGS_CSV})
     )
-    assert read(recognise(str(file))) == (RATINGS, 0)
+    assert read(detect_source(str(file))) == (RATINGS, 0)
 
 
 def test_identity_follows_the_content_of_an_archive(tmp_path):
@@ -98,7 +98,7 @@ def test_identity_follows_the_content_of_an_archive(tmp_path):
     for name, rating in [("a", b"3"), ("b", b"3"), ("c", b"4")]:
         file = tmp_path / f"{name}.zip"
         file.write_bytes(zipped({"ratings.csv": b"user,item,rating\n1,2," + rating + b"\n"}))
-        identities.append(recognise(str(file)).identity)
+        identities.append(detect_source(str(file)).identity)
     assert identities[0] == identities[1] != identities[2]
 
 
@@ -114,21 +114,21 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("piece_bytes", [1, 2, 13, 14, 40, 1000])
+@pytest.mark.parametrize("range_bytes", [1, 2, 13, 14, 40, 1000])
 @pytest.mark.parametrize("chunk_bytes", [1, 13, 50, 1000])
 @pytest.mark.parametrize("packed", [False, True])
 def test_pieces_hold_every_line_once_at_the_byte_it_begins(
-    tmp_path, monkeypatch, piece_bytes, chunk_bytes, packed
+    tmp_path, monkeypatch, range_bytes, chunk_bytes, packed
 ):
-    monkeypatch.setattr(source, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(source, "RANGE_BYTES", range_bytes)
     monkeypatch.setattr(readers, "CHUNK_BYTES", chunk_bytes)
     header, body = b"userId,movieId,rating,timestamp\r\n", b"".join(LINES)
     file = tmp_path / "ratings.csv"
     file.write_bytes(zipped({"ratings.csv": header + body}) if packed else header + body)
-    found = recognise(str(file))
-    assert len(found.pieces) == (1 if packed else -(-len(body) // piece_bytes))
+    found = detect_source(str(file))
+    assert len(found.ranges) == (1 if packed else -(-len(body) // range_bytes))
     position = len(header)
-    for piece in found.pieces:
+    for piece in found.ranges:
         for begin, content in chunks(piece):
             assert begin == position
             assert (header + body)[begin:].startswith(content)
@@ -143,10 +143,10 @@ def test_pieces_hold_every_line_once_at_the_byte_it_begins(
 
 
 def test_a_file_without_a_header_loses_no_first_line_to_its_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "PIECE_BYTES", 5)
+    monkeypatch.setattr(source, "RANGE_BYTES", 5)
     (tmp_path / "u.data").write_bytes(RELEASES["100k"]["u.data"])
-    found = recognise(str(tmp_path / "u.data"))
-    assert len(found.pieces) > 1
+    found = detect_source(str(tmp_path / "u.data"))
+    assert len(found.ranges) > 1
     assert read(found) == (RATINGS, 0)
 
 
@@ -165,7 +165,7 @@ def test_a_file_without_a_header_loses_no_first_line_to_its_pieces(tmp_path, mon
 def test_a_wrong_name_tells_the_nearest(tmp_path, monkeypatch, given, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecrayError, match=message):
-        recognise(given)
+        detect_source(given)
 
 
 @pytest.mark.parametrize(
@@ -187,19 +187,19 @@ def test_a_wrong_name_tells_the_nearest(tmp_path, monkeypatch, given, message):
 def test_a_file_without_ratings_is_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RecrayError, match=message):
-        recognise(str(tmp_path / name))
+        detect_source(str(tmp_path / name))
 
 
 def test_a_folder_without_ratings_is_refused(tmp_path):
     with pytest.raises(RecrayError, match=r"holds no ratings: expected u.data"):
-        recognise(str(tmp_path))
+        detect_source(str(tmp_path))
 
 
 def test_a_damaged_film_list_is_named(tmp_path):
     (tmp_path / "ratings.csv").write_bytes(RATINGS_CSV)
     (tmp_path / "movies.csv").write_bytes(b"movieId,title,genres\nsix,Heat,Crime\n")
     with pytest.raises(RecrayError, match=r"movies.csv beside .*ratings.csv cannot be read"):
-        recognise(str(tmp_path))
+        detect_source(str(tmp_path))
 
 
 def test_a_flipped_byte_in_an_archive_is_noticed_when_the_rows_are_read(tmp_path):
@@ -207,7 +207,7 @@ def test_a_flipped_byte_in_an_archive_is_noticed_when_the_rows_are_read(tmp_path
     content[content.index(b"1\t2")] = ord("9")
     (tmp_path / "x.zip").write_bytes(content)
     with pytest.raises(RecrayError, match=r"x.zip is a damaged archive: Bad CRC-32"):
-        read(recognise(str(tmp_path / "x.zip")))
+        read(detect_source(str(tmp_path / "x.zip")))
 
 
 def test_an_encrypted_archive_is_refused(tmp_path):
@@ -216,7 +216,7 @@ def test_an_encrypted_archive_is_refused(tmp_path):
         content[content.index(signature) + flags] |= 1
     (tmp_path / "x.zip").write_bytes(content)
     with pytest.raises(RecrayError, match=r"x.zip is encrypted"):
-        recognise(str(tmp_path / "x.zip"))
+        detect_source(str(tmp_path / "x.zip"))
 
 
 def test_an_archive_that_unpacks_to_an_absurd_size_is_refused(tmp_path):
@@ -241,7 +241,7 @@ def test_a_release_comes_from_the_catalog(tmp_path, monkeypatch):
         return tmp_path / "got.zip"
 
     monkeypatch.setattr(movielens, "fetch", fetch)
-    found = recognise("ml-1m", mirror="/mirror")
+    found = detect_source("ml-1m", mirror="/mirror")
     assert asked == [("ml-1m", "/mirror")]
     assert found.name == "ml-1m"
     assert read(found) == (RATINGS, 0)
@@ -254,7 +254,7 @@ def test_a_zip_cut_to_a_few_bytes_is_one_line(tmp_path, size):
         archive.writestr("ratings.csv", "user,item\n1,2\n")
     (tmp_path / "x.zip").write_bytes(out.getvalue()[:size])
     with pytest.raises(RecrayError, match="damaged zip archive"):
-        recognise(str(tmp_path / "x.zip"))
+        detect_source(str(tmp_path / "x.zip"))
 
 
 def test_a_zip_with_an_unknown_compression_is_one_line(tmp_path):
@@ -266,7 +266,7 @@ def test_a_zip_with_an_unknown_compression_is_one_line(tmp_path):
         content[content.index(signature) + method] = 9  # Deflate64, as Windows writes large files
     (tmp_path / "x.zip").write_bytes(content)
     with pytest.raises(RecrayError):
-        recognise(str(tmp_path / "x.zip"))
+        detect_source(str(tmp_path / "x.zip"))
 
 
 def test_a_title_above_the_field_limit_of_csv_is_one_line(tmp_path):
@@ -274,7 +274,7 @@ def test_a_title_above_the_field_limit_of_csv_is_one_line(tmp_path):
     title = b'1,"' + b"x" * 140_000  # a quote that is never closed
     (tmp_path / "movies.csv").write_bytes(b"movieId,title,genres\n" + title)
     with pytest.raises(RecrayError):
-        recognise(str(tmp_path))
+        detect_source(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -282,12 +282,12 @@ def test_a_title_above_the_field_limit_of_csv_is_one_line(tmp_path):
 )
 def test_a_release_layout_is_recognised_under_any_name(tmp_path, content):
     (tmp_path / "mine.txt").write_bytes(content)
-    assert read(recognise(str(tmp_path / "mine.txt")))[0] == RATINGS
+    assert read(detect_source(str(tmp_path / "mine.txt")))[0] == RATINGS
 
 
 def test_the_identity_changes_with_the_films(tmp_path):
     for name, content in RELEASES["csv"].items():
         (tmp_path / name).write_bytes(content)
-    before = recognise(str(tmp_path)).identity
+    before = detect_source(str(tmp_path)).identity
     (tmp_path / "movies.csv").write_bytes(MOVIES_CSV.replace(b"1995", b"1996"))
-    assert recognise(str(tmp_path)).identity != before
+    assert detect_source(str(tmp_path)).identity != before

@@ -14,8 +14,8 @@ from recray.data.split import (
     TRAIN,
     VALID,
     assign,
-    buckets_for,
     hash_ids,
+    partitions_for,
     slot_of,
     within_given,
 )
@@ -177,7 +177,7 @@ def test_users_spread_evenly_over_the_slots():
     [(0, 8), (4_000_000, 8), (4_000_001, 16), (32_000_204, 128), (10**12, 256)],
 )
 def test_the_number_of_buckets_follows_from_the_rows(rows, buckets):
-    assert buckets_for(rows) == buckets
+    assert partitions_for(rows) == buckets
     assert SLOTS % buckets == 0
 
 

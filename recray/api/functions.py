@@ -63,12 +63,12 @@ def prepare(
         ['user', 'item', 'title', 'rating', 'time', 'split']
     """
     from recray.data import ingest
-    from recray.data.source import recognise
+    from recray.data.source import detect_source
 
     extra = {"data.columns": dict(columns)} if columns else {}
     _refuse(settings, ("model", "objective", "train", "evaluate"), "recray.train")
     chosen = _settings(preset, None, {**(settings or {}), **extra})
-    given = recognise(source, chosen, mirror)
+    given = detect_source(source, chosen, mirror)
     if Folder(out).published():
         there = Prepared.open(out)
         if not ingest.same_settings(there, given, chosen):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recray.data.split import buckets_for
+from recray.data.split import partitions_for
 from recray.models.objectives.ials import ROW_BLOCK
 
 FLOAT32, FLOAT64, INT64 = 4, 8, 8
@@ -46,7 +46,7 @@ def prepare_seconds(size: Size) -> Terms:
 
 def prepare_bytes(size: Size) -> Terms:
     """Memory of all processes at once: each holds one chunk of a file, or one bucket of users."""
-    bucket = size.ratings / buckets_for(size.ratings)
+    bucket = size.ratings / partitions_for(size.ratings)
     return {"driver": 1, "process": size.workers, "rating of a bucket": size.workers * bucket}
 
 

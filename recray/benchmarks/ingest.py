@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from recray.benchmarks.harness import interleaved, peak_memory, start_workers, timed
 from recray.config import Settings
 from recray.data import ingest, readers, source
-from recray.data.readers import Piece
-from recray.data.shuffle_tasks import Numbering
+from recray.data.encode_tasks import DenseIds
+from recray.data.readers import FileRange
 from recray.data.spill import read_arrow, write_arrow
 from recray.progress import Log
 from recray.runtime.session import session
@@ -146,7 +146,7 @@ def _peak(path: Path, size: int, folder: Path, log: Log) -> tuple[float | None, 
 
 def _prepare(path: str, out: Path) -> None:
     settings = Settings()
-    ingest.prepare(source.recognise(path, settings), str(out), settings)
+    ingest.prepare(source.detect_source(path, settings), str(out), settings)
     shutil.rmtree(out)
 
 
@@ -161,30 +161,30 @@ def _pandas(path: str) -> None:
 
 def read_encode(path: str, out: Path) -> None:
     """Parse the files and encode the ids, without the shuffle, the split and the parquet files."""
-    given = source.recognise(path, Settings())
+    given = source.detect_source(path, Settings())
     spill = Folder(str(out))
     out.mkdir()
-    read = map_tasks(_Read(given.pieces, spill), len(given.pieces))
+    read = map_tasks(_Read(given.ranges, spill), len(given.ranges))
     names = [name for result in read for name in result["names"]]
-    numberings = []
+    dense_ids = []
     for column in ("raw_user", "raw_item"):
         parts = [read_arrow(spill, f"{column}-{name}")["id"].to_numpy() for name in names]
         key = np.unique(np.concatenate(parts))
-        numberings.append(Numbering(key, np.arange(len(key), dtype=np.int32), len(key)))
-    map_tasks(_Encode(spill, names, *numberings), len(names))
+        dense_ids.append(DenseIds(key, np.arange(len(key), dtype=np.int32), len(key)))
+    map_tasks(_Encode(spill, names, *dense_ids), len(names))
     shutil.rmtree(out)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """The parsed rows of one piece, and their distinct ids."""
+    """The parsed rows of one file range, and their distinct ids."""
 
-    pieces: tuple[Piece, ...]
+    ranges: tuple[FileRange, ...]
     spill: Folder
 
     def __call__(self, number: int) -> dict[str, Any]:
         names = []
-        for chunk, (_, parsed) in enumerate(readers.parsed(self.pieces[number])):
+        for chunk, (_, parsed) in enumerate(readers.parsed(self.ranges[number])):
             names.append(f"{number:05d}-{chunk:05d}.arrow")
             write_arrow(self.spill, names[-1], parsed.table)
             for column in ("raw_user", "raw_item"):
@@ -199,8 +199,8 @@ class _Encode:
 
     spill: Folder
     names: list[str]
-    users: Numbering
-    items: Numbering
+    users: DenseIds
+    items: DenseIds
 
     def __call__(self, number: int) -> dict[str, Any]:
         table = read_arrow(self.spill, self.names[number])

@@ -122,7 +122,7 @@ class _Stage:
         with peak_memory() as peak, session(cpus=workers):
             start_workers()
             before = ray_cpu_seconds()
-            given = source.recognise(path, settings)
+            given = source.detect_source(path, settings)
             wall = timed(lambda: ingest.prepare(given, str(out), settings))
             cpu = ray_cpu_seconds() - before
         return self._told("prepare", data, DIM, workers, wall, cpu, (peak.mb or 0.0) * 1e6)

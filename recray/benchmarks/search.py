@@ -11,7 +11,7 @@ from recray.benchmarks.harness import timed
 from recray.benchmarks.quality import PER_ITEM, SMALL, archive
 from recray.config import Settings, load_settings
 from recray.data import ingest
-from recray.data.source import recognise
+from recray.data.source import detect_source
 from recray.progress import Log
 from recray.runtime.session import session
 from recray.tuning import request, tuner
@@ -57,7 +57,7 @@ def run(sizes: Sizes, log: Log, data: str | None = None) -> dict[str, Any]:
     poor = load_settings("ranking", None, (*PER_ITEM, *POOR))
     source = "sample" if sizes.source == "sample" else archive(sizes.source, data)
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session():
-        ingest.prepare(recognise(source, tuned), f"{folder}/prepared", tuned)
+        ingest.prepare(detect_source(source, tuned), f"{folder}/prepared", tuned)
         aim = _search(tuned, folder, "none", 1, log)
         rows = [aim, *(_search(poor, folder, way, sizes.trials, log) for way in ("none", "asha"))]
     for row in rows:

@@ -25,7 +25,7 @@ from recray.benchmarks.steps import (
 from recray.config import load_settings
 from recray.data import ingest
 from recray.data.dataset import Prepared
-from recray.data.source import recognise
+from recray.data.source import detect_source
 from recray.progress import Log
 from recray.runtime.session import session
 from recray.training import checks, trainer
@@ -256,7 +256,7 @@ def _tiny(folder: str, log: Log) -> tuple[str, Any]:
     changes = ["split.valid=0", f"train.epochs={TINY_EPOCHS}", "train.patience=null"]
     settings = load_settings("dot-mse", None, [*changes, "train.batch_size=512"])
     prepared = f"{folder}/tiny"
-    ingest.prepare(recognise("sample", settings), prepared, settings)
+    ingest.prepare(detect_source("sample", settings), prepared, settings)
     data = Prepared.open(prepared)
     fixed = checks.for_data(settings, data)
     run = trainer.build_run(fixed, data, f"{folder}/calibrate", Workers(), lambda _metrics: None)

@@ -11,7 +11,7 @@ from recray.benchmarks.harness import start_workers, timed
 from recray.benchmarks.quality import archive
 from recray.config import Settings, load_settings
 from recray.data import ingest
-from recray.data.source import recognise
+from recray.data.source import detect_source
 from recray.progress import Log
 from recray.runtime.session import session
 from recray.tuning import request, tuner
@@ -51,7 +51,7 @@ def run(sizes: Sizes, log: Log, data: str | None = None) -> dict[str, Any]:
     source = "sample" if data is None else archive("ml-100k", data)
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder, session():
         prepared = f"{folder}/prepared"
-        ingest.prepare(recognise(source, settings), prepared, settings)
+        ingest.prepare(detect_source(source, settings), prepared, settings)
         start_workers()
         search = _search(settings, prepared, f"{folder}/sweep", sizes.trials)
         rows = _measure(search, sizes.inside_train, log)

@@ -61,7 +61,7 @@ def data_describe(ui: Console, source: str, columns: tuple[str, ...], mirror: st
     """
     from recray.data import describe
     from recray.data.dataset import Prepared
-    from recray.data.source import recognise
+    from recray.data.source import detect_source
     from recray.storage import Folder
 
     if Folder(source).published():
@@ -69,5 +69,5 @@ def data_describe(ui: Console, source: str, columns: tuple[str, ...], mirror: st
     else:
         settings = load_settings(overrides=columns)
         with ui.during(f"read {source}"):
-            facts = describe.describe_source(recognise(source, settings, mirror))
+            facts = describe.describe_source(detect_source(source, settings, mirror))
     ui.result(facts, terminal.description(facts))

@@ -55,10 +55,10 @@ def train_again(
     *wanted: Any,
 ) -> None:
     """Refresh and tell of it; `wanted` is what else an Order has, in its order."""
-    from recray.data.source import recognise
+    from recray.data.source import detect_source
     from recray.pipelines import refresh as refreshing
 
-    given = recognise(source, refreshing.live_settings(registry), mirror)
+    given = detect_source(source, refreshing.live_settings(registry), mirror)
     result = refreshing.refresh(given, refreshing.Order(registry, out, *wanted), ui.log)
     ui.result(result, summaries.refreshed(result))
     if not result["promoted"]:

@@ -50,9 +50,9 @@ def prepare(
     refuse_groups(overrides, ("model", "objective", "train", "evaluate"), "recray train")
     settings = load_settings(preset, config, (*overrides, *columns))
     from recray.data import ingest
-    from recray.data.source import recognise
+    from recray.data.source import detect_source
 
-    given = recognise(source, settings, mirror)
+    given = detect_source(source, settings, mirror)
     if ratings_log is not None:
         from recray.data.feedback_log import RatingsLog
         from recray.data.feedback_source import with_log

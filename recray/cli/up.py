@@ -64,11 +64,11 @@ def pipeline(
             )
         return train_again(ui, source, mirror, registry, out, None, True, force, workers, address)
     settings = load_settings(preset, config, (*overrides, *columns))
-    from recray.data.source import recognise
+    from recray.data.source import detect_source
     from recray.pipelines import stages
 
     ui.expect(settings.train.epochs, settings.metric)
-    given = recognise(source, settings, mirror)
+    given = detect_source(source, settings, mirror)
     folder = out or default_out(given.name)
     result = stages.release(
         given, folder, settings, registry, force, workers, address, ui.log, ui.epoch
@@ -107,11 +107,11 @@ def up(
         recray up ml-100k --preset dot-mse --once --json
     """
     settings = load_settings(preset, config, (*overrides, *columns))
-    from recray.data.source import recognise
+    from recray.data.source import detect_source
     from recray.pipelines import stages as pipeline
 
     ui.expect(settings.train.epochs, settings.metric)
-    given = recognise(source, settings, mirror)
+    given = detect_source(source, settings, mirror)
     stages = pipeline.up(
         given,
         out or default_out(given.name),

@@ -24,8 +24,8 @@ def describe_source(given: Source) -> dict[str, Any]:
     reasons, levels, years = Counter[str](), Counter[float](), Counter[int]()
     users: Counter[int] = Counter()
     items: Counter[int] = Counter()
-    for piece in given.pieces:
-        for _, parsed in readers.parsed(piece):
+    for file_range in given.ranges:
+        for _, parsed in readers.parsed(file_range):
             reasons.update(parsed.rejected["reason"].to_pylist())
             for name, total in (("raw_user", users), ("raw_item", items), ("rating", levels)):
                 total.update(_counts(parsed.table[name].to_numpy()))

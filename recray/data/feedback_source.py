@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from recray.data import dialect
 from recray.data.feedback_log import MICRO, Contents, Given, RatingsLog
-from recray.data.readers import Piece, RatingsFile
+from recray.data.readers import FileRange, RatingsFile
 from recray.data.source import Source
 from recray.errors import RecrayError
 
@@ -44,7 +44,7 @@ def with_log(given: Source, log: RatingsLog) -> tuple[Source, dict[str, Any]]:
         return given, facts
     made, digest = _snapshot(given, log, known)
     identity = hashlib.sha256(f"{given.identity} {digest}".encode()).hexdigest()
-    return replace(given, pieces=(*given.pieces, made), identity=identity), facts
+    return replace(given, ranges=(*given.ranges, made), identity=identity), facts
 
 
 def _facts(contents: Contents, latest: list[Given], known: list[Given]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _known(given: Source, ratings: list[Given]) -> list[Given]:
     return [g for g, known in zip(ratings, there, strict=True) if known]
 
 
-def _snapshot(given: Source, log: RatingsLog, ratings: list[Given]) -> tuple[Piece, str]:
+def _snapshot(given: Source, log: RatingsLog, ratings: list[Given]) -> tuple[FileRange, str]:
     """Write the ratings as one parquet file named by its content."""
     text = given.text
     kinds = [pa.string() if role in text else pa.int64() for role in ("raw_user", "raw_item")]
@@ -84,4 +84,4 @@ def _snapshot(given: Source, log: RatingsLog, ratings: list[Given]) -> tuple[Pie
     folder.replace_bytes(name, content, durable=True)
     format_ = replace(dialect.format_of_names(name, COLUMNS), text=text)
     file = RatingsFile(name, f"{folder.path}/{name}", "parquet", format_, part="logged")
-    return Piece(file), digest
+    return FileRange(file), digest

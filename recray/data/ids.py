@@ -44,7 +44,7 @@ class IdMap:
             raw: (N,) distinct raw ids in any order.
             in_training: (N,) whether the training split has the id.
         """
-        return cls(raw[training_first(raw, in_training)], int(in_training.sum()))
+        return cls(raw[train_ids_first(raw, in_training)], int(in_training.sum()))
 
     @classmethod
     def of(cls, column: pa.ChunkedArray, known: int) -> Self:
@@ -114,13 +114,13 @@ class IdMap:
         return int(written)
 
 
-def training_first(raw: NDArray[Any], in_training: NDArray[np.bool_]) -> NDArray[np.int64]:
+def train_ids_first(raw: NDArray[Any], in_training: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The order of dense ids: (N,) places in raw, the training split's first, each ascending."""
     order = pc.sort_indices(pa.array(raw)).to_numpy().astype(np.int64)
     return np.concatenate([order[in_training[order]], order[~in_training[order]]])
 
 
-def keys_of(column: pa.Array) -> NDArray[np.int64]:
+def id_hash(column: pa.Array) -> NDArray[np.int64]:
     """What stands for raw ids between the maps of ingest: integers themselves, a hash of text.
 
     Keys are below ID_LIMIT, and the same on every machine.
@@ -137,7 +137,7 @@ def keys_of(column: pa.Array) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextIds:
     """The texts behind keys.
 
     Args:

@@ -1,19 +1,18 @@
-"""RAY DATA: raw ratings to the prepared data set, in a few maps and one shuffle.
+"""RAY DATA: raw ratings to the prepared data set, in a few maps of tasks and one shuffle.
 
-1. scan: each piece of the files is parsed; accepted rows go, sorted by user slot, to spill files.
-2. gather: each bucket of users reads its slots of every spill file (the one shuffle) and drops
+1. scan: each file range is parsed; accepted rows go to spill files, sorted by the user's hash slot.
+2. gather: each partition of users reads its slots of every spill file (the one shuffle) and drops
    duplicates and what the filters drop; `core` repeats a count and a drop until nothing goes.
-3. split: each bucket decides the split of its rows (`temporal` counts times first, and
-   `per-item-random` exchanges keys by item) and counts its ids.
-4. encode: with the ids of the training split known, each bucket writes its part files.
+3. split: each partition decides the split of its rows (`temporal` counts times first, and
+   `per-item-random` exchanges hashes by item) and counts its ids.
+4. encode: with the ids of the training split known, each partition writes its part files.
 
 Between the maps only counts and distinct ids meet on the driver. Memory is bounded by one chunk of
-a file or one bucket of users, never by the data, and no row passes through the object store.
+a file or one partition of users, never by the data, and no row passes through the object store.
 """
 
 import hashlib
-from collections import Counter
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,30 +20,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recray import schema, storage
+from recray import schema
 from recray.config import Settings
-from recray.data import scan, split
-from recray.data import shuffle_tasks as maps
+from recray.data import encode_tasks, scan, shuffle_tasks, split
 from recray.data.dataset import KIND, Prepared
-from recray.data.ids import IdMap, Texts, training_first
+from recray.data.encode_tasks import CountedIds
+from recray.data.ids import IdMap, TextIds
+from recray.data.scan import Scanned
+from recray.data.shuffle_tasks import Counts
 from recray.data.source import Source
-from recray.data.spill import read_arrow
+from recray.data.spill import SpillFile, SpillFolder
 from recray.errors import RecrayError
 from recray.runtime.nodes import require_shared
 from recray.runtime.session import LOCAL, session
 from recray.runtime.tasks import map_tasks
-from recray.storage import Folder
+from recray.storage import Folder, publish
 
 SPILL = ".spill"
+"""Folder of the spill files inside the data set that is being written; deleted at the end."""
 
 
 def prepare(
-    given: Source, out: str, settings: Settings, address: str = LOCAL, replace: bool = False
+    source: Source, out: str, settings: Settings, address: str = LOCAL, replace: bool = False
 ) -> Prepared:
     """Write the prepared data set of a source.
 
     Args:
-        given: A recognised source.
+        source: The ratings, and the lists beside them.
         out: Folder to write; it appears whole or not at all.
         settings: Its `data` and `split` groups are used.
         address: Ray cluster; `local` starts one.
@@ -54,43 +56,53 @@ def prepare(
         RecrayError: Too many rows cannot be read, or nothing is left after the filters.
         StorageError: The folder cannot be written.
     """
-    _refuse_useless(given, settings)
+    _check_split(settings)
     with session(address):
         require_shared(Folder(out))
-        with storage.publish(Folder(out), replace) as folder:
-            _write(given, folder, settings)
+        with publish(Folder(out), replace) as folder:
+            _write(source, folder, settings)
     return Prepared.open(out)
 
 
-def _write(given: Source, folder: Folder, settings: Settings) -> None:
-    spill = folder.child(SPILL)
-    scanned = _scan(given, spill, settings)
-    buckets = split.buckets_for(scanned.rows)
-    gathered, rounds = _gather(given, spill, scanned, buckets, settings)
-    _split(spill, buckets, scanned.timed, gathered, settings)
+def _write(source: Source, folder: Folder, settings: Settings) -> None:
+    spill = SpillFolder(folder.child(SPILL))
+    ranges = source.ranges
+    results = map_tasks(partial(scan.scan, ranges=ranges, spill=spill), len(ranges))
+    scanned = scan.join(source, results, settings.data)
+    partitions = split.partitions_for(scanned.rows)
+    gathered, rounds = _gather(source, spill, scanned, partitions, settings)
+    _split(spill, partitions, scanned.timed, gathered, settings)
     users, items = (
-        _count(spill, word, buckets, _texts(spill, given, f"raw_{word}"))
-        for word in ("user", "item")
+        CountedIds.join(
+            [spill.read(kind, n) for n in range(partitions)], _text_ids(spill, source, role)
+        )
+        for kind, role in ((SpillFile.USERS, "raw_user"), (SpillFile.ITEMS, "raw_item"))
     )
     if not users.ids.known:
         raise RecrayError(
-            f"{given.name}: no rating is left to train on after the filters "
+            f"{source.name}: no rating is left to train on after the filters "
             f"{settings.data.model_dump(exclude_defaults=True)}"
         )
-    numbers = users.numbers, items.numbers
-    encode = maps.Encode(spill, folder, *numbers, scanned.timed, _parts(settings))
-    encoded = map_tasks(encode, buckets)
-    _write_items(folder, given, items)
-    _write_users(folder, given, users)
+    encode = partial(
+        encode_tasks.encode,
+        spill=spill,
+        folder=folder,
+        users=users.dense,
+        items=items.dense,
+        timed=scanned.timed,
+        splits=_splits(settings),
+    )
+    encoded = map_tasks(encode, partitions)
+    _write_items(folder, source, items)
+    _write_users(folder, source, users)
     folder.write_table("rejected.parquet", scanned.rejected)
-    spill.delete()
-    facts = _facts(given, settings, scanned)
-    facts |= {"buckets": buckets, "core_rounds": rounds}
-    facts |= _counts(encoded, gathered, users, items, _parts(settings))
+    spill.folder.delete()
+    facts = _facts(source, settings, scanned) | {"buckets": partitions, "core_rounds": rounds}
+    facts |= _counts(encoded, gathered, users, items, _splits(settings))
     folder.write_manifest(KIND, facts | _fingerprints(folder, users.ids, items.ids))
 
 
-def _refuse_useless(given: Source, settings: Settings) -> None:
+def _check_split(settings: Settings) -> None:
     """Refuse settings that another kind of split would ignore."""
     named = settings.split.train_file or settings.split.test_file
     if named and settings.split.kind != "given":
@@ -101,32 +113,33 @@ def _refuse_useless(given: Source, settings: Settings) -> None:
         raise RecrayError("split.kind=held-out-users with split.test=0 holds nobody out")
 
 
-def _parts(settings: Settings) -> tuple[int, ...]:
+def _splits(settings: Settings) -> tuple[int, ...]:
     codes = (split.TRAIN, split.VALID, split.TEST)
     return (*codes, split.FOLD_IN) if settings.split.kind == "held-out-users" else codes
 
 
-def _texts(spill: Folder, given: Source, role: str) -> Texts | None:
-    """The texts of one kind of id, None where ids are integers."""
-    if role not in given.text:
+def _text_ids(spill: SpillFolder, source: Source, role: str) -> TextIds | None:
+    """The texts of one kind of id; None where ids are integers."""
+    if role not in source.text:
         return None
-    names = (scan.texts_name(role, number) for number in range(len(given.pieces)))
-    return Texts.join([read_arrow(spill, name) for name in names if spill.exists(name)])
-
-
-def _scan(given: Source, spill: Folder, settings: Settings) -> scan.Scanned:
-    task = scan.Scan(given.pieces, spill)
-    return scan.join(given, map_tasks(task, len(given.pieces)), settings.data)
+    numbers = [n for n in range(len(source.ranges)) if spill.exists(SpillFile.TEXTS, role, n)]
+    return TextIds.join([spill.read(SpillFile.TEXTS, role, n) for n in numbers])
 
 
 def _gather(
-    given: Source, spill: Folder, scanned: scan.Scanned, buckets: int, settings: Settings
-) -> tuple[list[Any], int]:
-    """Fill the buckets; return what each holds, and how many rounds `core` took."""
-    rules = maps.item_rules(given, settings.data)
-    gather = maps.Gather(spill, scanned.spilled, buckets, rules, settings.data)
-    held = map_tasks(gather, buckets)
-    overlap = sum(result["overlap"] for result in held)
+    source: Source, spill: SpillFolder, scanned: Scanned, partitions: int, settings: Settings
+) -> tuple[list[Counts], int]:
+    """Fill the partitions; return the counts of each, and how many rounds `core` took."""
+    gather = partial(
+        shuffle_tasks.gather,
+        spill=spill,
+        scanned=scanned.files,
+        partitions=partitions,
+        rules=shuffle_tasks.item_rules(source, settings.data),
+        settings=settings.data,
+    )
+    counts = map_tasks(gather, partitions)
+    overlap = sum(result["overlap"] for result in counts)
     if overlap:
         raise RecrayError(
             f"{overlap:,} pairs of user and item are both in {settings.split.train_file} and in "
@@ -134,84 +147,68 @@ def _gather(
         )
     rounds, core = 0, settings.data.core
     while core is not None:
-        map_tasks(maps.CountItems(spill), buckets)
-        table = pa.concat_tables([read_arrow(spill, f"core-{b}.arrow") for b in range(buckets)])
+        map_tasks(partial(shuffle_tasks.count_items, spill=spill), partitions)
+        tables = [spill.read(SpillFile.ITEM_COUNTS, n) for n in range(partitions)]
+        table = pa.concat_tables(tables)
         raw, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
         count = np.bincount(place, table["count"].to_numpy(), len(raw))
-        dropped = map_tasks(maps.DropRare(spill, raw[count >= core], core), buckets)
-        held = [before | after for before, after in zip(held, dropped, strict=True)]
+        frequent = raw[count >= core]
+        drop = partial(shuffle_tasks.drop_rare, spill=spill, items=frequent, core=core)
+        dropped = map_tasks(drop, partitions)
+        counts = [before | after for before, after in zip(counts, dropped, strict=True)]
         rounds += 1
         if not sum(result["dropped"] for result in dropped):
             break
-    return held, rounds
+    return counts, rounds
 
 
 def _split(
-    spill: Folder, buckets: int, timed: bool, gathered: list[Any], settings: Settings
+    spill: SpillFolder, partitions: int, timed: bool, gathered: list[Counts], settings: Settings
 ) -> None:
     """Decide the split of every row."""
     wanted = settings.split
-    cuts = by_item = None
+    cuts = item_offsets = None
     if wanted.kind == "temporal" and timed:
-        cuts = _cuts(spill, buckets, gathered, settings)
+        cuts = _cuts(spill, partitions, gathered, settings)
     if wanted.kind == "per-item-random":
-        keys = map_tasks(maps.KeysByItem(spill, buckets, wanted.seed), buckets)
-        task = maps.SplitItems(spill, [result["begins"] for result in keys], wanted)
-        by_item = [result["begins"] for result in map_tasks(task, buckets)]
-    map_tasks(maps.Split(spill, wanted, timed, cuts, by_item), buckets)
+        write = partial(
+            shuffle_tasks.write_item_keys, spill=spill, groups=partitions, seed=wanted.seed
+        )
+        offsets = [result["offsets"] for result in map_tasks(write, partitions)]
+        by_item = partial(shuffle_tasks.split_items, spill=spill, offsets=offsets, settings=wanted)
+        item_offsets = [result["offsets"] for result in map_tasks(by_item, partitions)]
+    decide = partial(
+        shuffle_tasks.split_partition,
+        spill=spill,
+        settings=wanted,
+        timed=timed,
+        cuts=cuts,
+        item_offsets=item_offsets,
+    )
+    map_tasks(decide, partitions)
 
 
-def _cuts(spill: Folder, buckets: int, gathered: list[Any], settings: Settings) -> tuple[int, int]:
+def _cuts(
+    spill: SpillFolder, partitions: int, gathered: list[Counts], settings: Settings
+) -> tuple[int, int]:
     """Where valid and test begin, in seconds: at most their share of the rows is at or after it."""
-    held = [result for result in gathered if result["rows"]]
-    if not held:
-        return 0, 0  # what has no rows is refused where users are counted
-    first, last = min(r["first"] for r in held), max(r["last"] for r in held)
-    rows = sum(r["rows"] for r in held)
+    filled = [result for result in gathered if result["rows"]]
+    if not filled:
+        return 0, 0  # data without a row are refused where users are counted
+    first, last = min(r["first"] for r in filled), max(r["last"] for r in filled)
+    rows = sum(r["rows"] for r in filled)
 
     def count(begin: int, end: int, width: int) -> NDArray[np.int64]:
-        results = map_tasks(maps.CountTimes(spill, begin, end, width), buckets)
-        return np.sum([result["counts"] for result in results], axis=0)
+        task = partial(shuffle_tasks.count_times, spill=spill, begin=begin, end=end, width=width)
+        return np.sum([result["counts"] for result in map_tasks(task, partitions)], axis=0)
 
     shares = settings.split.test, settings.split.test + settings.split.valid
     test, valid = (split.cut_at(count, first, last, share * rows) for share in shares)
     return valid, test
 
 
-@dataclass(frozen=True)
-class _Counted:
-    """All users, or all items.
-
-    Args:
-        ids: Their raw and dense ids.
-        counts: (4, N) ratings of each dense id in each of schema.PARTS.
-        numbers: Their keys and dense ids.
-    """
-
-    ids: IdMap
-    counts: NDArray[np.int64]
-    numbers: maps.Numbering
-
-
-def _count(spill: Folder, word: str, buckets: int, texts: Texts | None) -> _Counted:
-    """Put the ids that the buckets counted together, and number them."""
-    table = pa.concat_tables([read_arrow(spill, f"{word}s-{b}.arrow") for b in range(buckets)])
-    key, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
-    counts = np.zeros((len(schema.PARTS), len(key)), np.int64)
-    for row, part in enumerate(schema.PARTS):
-        np.add.at(counts[row], place, table[part].to_numpy())
-    raw = key if texts is None else texts.of(key)
-    in_training = counts[split.TRAIN] > 0
-    order = training_first(raw, in_training)
-    dense = np.empty(len(key), np.int32)
-    dense[order] = np.arange(len(key), dtype=np.int32)
-    known = int(in_training.sum())
-    return _Counted(IdMap(raw[order], known), counts[:, order], maps.Numbering(key, dense, known))
-
-
-def _write_items(folder: Folder, given: Source, counted: _Counted) -> None:
-    items = counted.ids
-    movies = given.movies
+def _write_items(folder: Folder, source: Source, counted: CountedIds) -> None:
+    items, movies = counted.ids, source.movies
     rows = pc.index_in(items.column(), movies["raw_item"].combine_chunks())
     title = pc.coalesce(movies["title"].take(rows), items.column().cast(pa.string()))
     genres = pc.coalesce(movies["genres"].take(rows), pa.scalar([], pa.list_(pa.string())))
@@ -225,53 +222,53 @@ def _write_items(folder: Folder, given: Source, counted: _Counted) -> None:
         "tmdb": movies["tmdb"].take(rows),
         "ratings": counted.counts[split.TRAIN],
     }
-    wanted = _with_ids(schema.ITEMS, "raw_item", items)
-    folder.write_table("items.parquet", pa.table(columns, schema=wanted))
+    fields = _with_ids(schema.ITEMS, "raw_item", items)
+    folder.write_table("items.parquet", pa.table(columns, schema=fields))
 
 
-def _write_users(folder: Folder, given: Source, counted: _Counted) -> None:
+def _write_users(folder: Folder, source: Source, counted: CountedIds) -> None:
     users = counted.ids
     columns: dict[str, Any] = {"user": np.arange(len(users), dtype=np.int32)}
     columns |= {"raw_user": users.column()}
     columns |= dict(zip(schema.PARTS, counted.counts, strict=True))
-    # A release that tells of its users numbers them.
-    told = schema.PEOPLE.empty_table() if users.text else given.people
+    # Lists of users have integer ids, so they say nothing about users whose ids are text.
+    known = schema.PEOPLE.empty_table() if users.text else source.people
     raw = pa.nulls(len(users), pa.int64()) if users.text else users.column()
-    rows = pc.index_in(raw, told["raw_user"].combine_chunks())
-    columns |= {name: told[name].take(rows) for name in told.column_names[1:]}
-    wanted = _with_ids(schema.USERS, "raw_user", users)
-    folder.write_table("users.parquet", pa.table(columns, schema=wanted))
+    rows = pc.index_in(raw, known["raw_user"].combine_chunks())
+    columns |= {name: known[name].take(rows) for name in known.column_names[1:]}
+    fields = _with_ids(schema.USERS, "raw_user", users)
+    folder.write_table("users.parquet", pa.table(columns, schema=fields))
 
 
-def _with_ids(wanted: pa.Schema, name: str, ids: IdMap) -> pa.Schema:
+def _with_ids(fields: pa.Schema, name: str, ids: IdMap) -> pa.Schema:
     """The schema with the type that the raw ids have."""
-    return wanted.set(wanted.get_field_index(name), pa.field(name, ids.column().type))
+    return fields.set(fields.get_field_index(name), pa.field(name, ids.column().type))
 
 
 # ------------------------------------------------------------------------------- manifest
 
 
-def _facts(given: Source, settings: Settings, scan: scan.Scanned) -> dict[str, Any]:
+def _facts(source: Source, settings: Settings, scanned: Scanned) -> dict[str, Any]:
     return {
-        "dataset": given.name,
-        "source": given.identity,
+        "dataset": source.name,
+        "source": source.identity,
         "settings": {g: getattr(settings, g).model_dump(mode="json") for g in ("data", "split")},
-        "timestamps": scan.timed,
-        "implicit": given.implicit,
-        "rejected": {"rows": sum(scan.reasons.values()), "reasons": scan.reasons},
-        "rows_read": scan.rows,
+        "timestamps": scanned.timed,
+        "implicit": source.implicit,
+        "rejected": {"rows": sum(scanned.reasons.values()), "reasons": scanned.reasons},
+        "rows_read": scanned.rows,
     }
 
 
 def _counts(
-    encoded: list[Any],
-    gathered: list[Any],
-    users: _Counted,
-    items: _Counted,
-    parts: tuple[int, ...],
+    encoded: list[Counts],
+    gathered: list[Counts],
+    users: CountedIds,
+    items: CountedIds,
+    written: tuple[int, ...],
 ) -> dict[str, Any]:
     splits = {}
-    for row in parts:
+    for row in written:
         name = schema.PARTS[row]
         rows = sum(e[name]["rows"] for e in encoded)
         unseen = sum(e[name]["unseen"] for e in encoded)
@@ -283,9 +280,7 @@ def _counts(
             "unseen": unseen,
             "unseen_percent": share,
         }
-    levels: Counter[float] = Counter()
-    for result in encoded:
-        levels.update({float(k): v for k, v in result["levels"].items()})
+    levels = encode_tasks.count_levels(encoded)
     return {
         "counts": {
             "users": users.ids.known,
@@ -304,8 +299,9 @@ def _counts(
 
 
 def _fingerprints(folder: Folder, users: IdMap, items: IdMap) -> dict[str, Any]:
-    """Hashes per split, so that what training saw can be proven not to depend on test; of the ids
-    of the training split; and of what is said of the items.
+    """Hash each split, the ids of the training split, and the list of items.
+
+    They prove later that what training saw does not depend on the test split.
     """
     prints = {
         "ids": hashlib.sha256(users.content() + items.content()).hexdigest(),
@@ -320,8 +316,8 @@ def _fingerprints(folder: Folder, users: IdMap, items: IdMap) -> dict[str, Any]:
     return {"fingerprints": prints}
 
 
-def same_settings(prepared: Prepared, given: Source, settings: Settings) -> bool:
-    """Whether the data set on disk is what preparing this source would give again."""
+def same_settings(prepared: Prepared, source: Source, settings: Settings) -> bool:
+    """Whether preparing this source again would give the data set on disk."""
     wanted = {g: getattr(settings, g).model_dump(mode="json") for g in ("data", "split")}
     facts = prepared.manifest
-    return facts["source"] == given.identity and facts["settings"] == wanted
+    return facts["source"] == source.identity and facts["settings"] == wanted

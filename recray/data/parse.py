@@ -255,7 +255,7 @@ _Checked = tuple[pa.Array, NDArray[np.bool_], NDArray[np.object_]]
 
 
 def _check_text(role: str, field: pa.Array) -> _Checked:
-    """Texts as ids, which rows are bad, and why."""
+    """TextIds as ids, which rows are bad, and why."""
     word = role.removeprefix("raw_")
     why = np.full(len(field), f"{word} is too long", dtype=object)
     length = pc.utf8_length(field).to_numpy(zero_copy_only=False)

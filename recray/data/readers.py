@@ -1,4 +1,4 @@
-"""Pieces of ratings files to parsed rows: plain, gzip and parquet files, and members of a zip.
+"""File ranges of ratings files to parsed rows: plain, gzip and parquet files, and members of a zip.
 
 Nothing is ever unpacked to the disk, and no more than one chunk is held.
 """
@@ -57,13 +57,13 @@ class RatingsFile:
 
 
 @dataclass(frozen=True)
-class Piece:
+class FileRange:
     """A part of a ratings file that one worker reads.
 
     Args:
         file: The file.
-        start: First byte that belongs to the piece, or first row group of a parquet file.
-        stop: End of the piece; None means the file's end.
+        start: First byte that belongs to the range, or first row group of a parquet file.
+        stop: End of the range; None means the file's end.
     """
 
     file: RatingsFile
@@ -71,34 +71,34 @@ class Piece:
     stop: int | None = None
 
 
-def parsed(piece: Piece) -> Iterator[tuple[int, ParsedRatings]]:
-    """Parse a piece in bounded chunks; yield each with the byte it begins at.
+def parsed(file_range: FileRange) -> Iterator[tuple[int, ParsedRatings]]:
+    """Parse a file range in bounded chunks; yield each with the byte it begins at.
 
     A header line is left out and not counted as a line.
 
     Raises:
         RecrayError: The file is damaged or encrypted, or unpacks to an absurd size.
     """
-    if piece.file.kind == "parquet":
-        for rows in _parquet(piece):
+    if file_range.file.kind == "parquet":
+        for rows in _parquet(file_range):
             yield 0, rows
         return
-    for begin, content in chunks(piece):
-        yield begin, parse_ratings(content, piece.file.layout)
+    for begin, content in chunks(file_range):
+        yield begin, parse_ratings(content, file_range.file.layout)
 
 
 # ----------------------------------------------------------------------------------- lines
 
 
-def chunks(piece: Piece) -> Iterator[tuple[int, bytes]]:
-    """Yield whole lines of the piece in bounded chunks, with the byte each begins at.
+def chunks(file_range: FileRange) -> Iterator[tuple[int, bytes]]:
+    """Yield whole lines of the file range in bounded chunks, with the byte each begins at.
 
-    A header line is left out. A line belongs to the piece in which it begins.
+    A header line is left out. A line belongs to the range in which it begins.
 
     Raises:
         RecrayError: The file is damaged.
     """
-    file = piece.file
+    file = file_range.file
     if file.kind == "sample":
         content = sample.files()[file.name]
         begin = content.index(b"\n") + 1
@@ -115,11 +115,11 @@ def chunks(piece: Piece) -> Iterator[tuple[int, bytes]]:
             yield from _from_begin(unpacked, file.layout)
     else:
         with io.BufferedReader(open_input(file.path)) as stream:
-            begin = piece.start
+            begin = file_range.start
             if begin > 0:  # the byte before tells whether a line begins right here
                 stream.seek(begin - 1)
                 begin = begin - 1 + len(stream.readline())
-            yield from _whole_lines(stream, begin, piece.stop)
+            yield from _whole_lines(stream, begin, file_range.stop)
 
 
 def _from_begin(stream: Any, layout: RatingsFormat) -> Iterator[tuple[int, bytes]]:
@@ -226,15 +226,19 @@ def open_parquet(path: str) -> pq.ParquetFile:
         raise RecrayError(f"{path} is a damaged parquet file: {error}") from error
 
 
-def _parquet(piece: Piece) -> Iterator[ParsedRatings]:
-    file = piece.file
+def _parquet(file_range: FileRange) -> Iterator[ParsedRatings]:
+    file = file_range.file
     columns = {
         role: name
         for role, name in zip(file.layout.columns, file.layout.names, strict=True)
         if role
     }
     opened = open_parquet(file.path)
-    groups = list(range(piece.start, opened.num_row_groups if piece.stop is None else piece.stop))
+    groups = list(
+        range(
+            file_range.start, opened.num_row_groups if file_range.stop is None else file_range.stop
+        )
+    )
     batches = opened.iter_batches(CHUNK_ROWS, groups, list(columns.values()), use_threads=False)
     try:
         for batch in batches:

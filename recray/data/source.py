@@ -1,4 +1,4 @@
-"""What the user gave as SOURCE, recognised by its content, in pieces that workers read alone."""
+"""What the user gave as SOURCE, recognised by its content, in file ranges that workers read."""
 
 import hashlib
 import itertools
@@ -15,12 +15,12 @@ import pyarrow.fs as pafs
 from recray.config import DataSettings, Settings
 from recray.data import dialect, movielens, readers, sample, side_files
 from recray.data.dialect import RatingsFormat
-from recray.data.readers import Piece, RatingsFile
+from recray.data.readers import FileRange, RatingsFile
 from recray.data.side_files import Read
 from recray.errors import RecrayError, unknown_name
 from recray.storage import Folder, file_type, is_uri, modified_ns, open_input
 
-PIECE_BYTES = 64 << 20
+RANGE_BYTES = 64 << 20
 HEAD_BYTES = 64 << 10
 SAMPLE = "sample"
 MOVIELENS = ("u.data", "ratings.dat", "ratings.csv")
@@ -35,14 +35,14 @@ class Source:
 
     Args:
         name: Short name for tables and folders.
-        pieces: All of its ratings, in order.
+        ranges: All of its ratings, in order.
         movies: Its films as schema.MOVIES; empty if it has none.
         people: What it says of its users, as schema.PEOPLE; empty if nothing.
         identity: Changes when the files change (names, sizes, times); free to compute.
     """
 
     name: str
-    pieces: tuple[Piece, ...]
+    ranges: tuple[FileRange, ...]
     movies: pa.Table
     people: pa.Table
     identity: str
@@ -50,15 +50,17 @@ class Source:
     @property
     def text(self) -> frozenset[str]:
         """Which of raw_user and raw_item are text."""
-        return self.pieces[0].file.layout.text
+        return self.ranges[0].file.layout.text
 
     @property
     def implicit(self) -> bool:
         """Whether there are no ratings, only pairs."""
-        return self.pieces[0].file.layout.implicit
+        return self.ranges[0].file.layout.implicit
 
 
-def recognise(given: str, settings: Settings | None = None, mirror: str | None = None) -> Source:
+def detect_source(
+    given: str, settings: Settings | None = None, mirror: str | None = None
+) -> Source:
     """Turn `sample`, a release's name, or a path or URI into a source.
 
     Args:
@@ -220,7 +222,7 @@ def _files(
     archive: zipfile.ZipFile | None = None,
     facts: str = "",
 ) -> Source:
-    """Recognise the columns of files and cut them into pieces."""
+    """Recognise the columns of files and cut them into file ranges."""
     if settings.split.kind == "given" and not found[0].part:
         raise RecrayError(f"split.kind=given needs a folder or archive; {found[0].path} is a file")
     heads = [_head(f, archive) for f in found]
@@ -242,12 +244,12 @@ def _files(
         RatingsFile(f.name, f.path, f.kind, replace(one, text=text), f.name, f.part)
         for f, one in zip(found, layouts, strict=True)
     ]
-    pieces = tuple(piece for file in files for piece in _pieces(file))
-    if not pieces:
+    ranges = tuple(part for file in files for part in _ranges(file))
+    if not ranges:
         raise RecrayError(f"{found[0].path} is empty: it has no ratings")
-    movies = side_files.movies_of(files[0], read, "raw_item" in text)
-    people = side_files.people_of(files[0], read)
-    return Source(name, pieces, movies, people, _identity(files, facts, movies, people))
+    movies = side_files.items_beside(files[0], read, "raw_item" in text)
+    people = side_files.users_beside(files[0], read)
+    return Source(name, ranges, movies, people, _identity(files, facts, movies, people))
 
 
 def _head(file: _Found, archive: zipfile.ZipFile | None) -> bytes | pa.Table:
@@ -279,20 +281,20 @@ def _layout(file: _Found, head: bytes | pa.Table, settings: DataSettings) -> Rat
     return dialect.format_of_text(file.name, head, settings.columns)
 
 
-def _pieces(file: RatingsFile) -> list[Piece]:
+def _ranges(file: RatingsFile) -> list[FileRange]:
     if file.kind == "parquet":
         groups = readers.open_parquet(file.path).num_row_groups
-        return [Piece(file, group, group + 1) for group in range(groups)]
+        return [FileRange(file, group, group + 1) for group in range(groups)]
     if file.kind != "plain":
-        return [Piece(file)]
+        return [FileRange(file)]
     with closing(open_input(file.path)) as stream:
         size = stream.size()
         begin = 0
         if file.layout.header:
             head = stream.read(min(size, HEAD_BYTES))
             begin = head.index(b"\n") + 1 if b"\n" in head else size
-    edges = [*range(begin, size, PIECE_BYTES), size]
-    return [Piece(file, a, b) for a, b in itertools.pairwise(edges)]
+    edges = [*range(begin, size, RANGE_BYTES), size]
+    return [FileRange(file, a, b) for a, b in itertools.pairwise(edges)]
 
 
 def _identity(files: list[RatingsFile], facts: str, *tables: pa.Table) -> str:

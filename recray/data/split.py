@@ -1,4 +1,4 @@
-"""Splits and user buckets as pure functions of raw ids and a seed.
+"""Splits and partitions as pure functions of raw ids and a seed.
 
 They are decided from a stable hash, never from the order or the place of rows, so that any number
 of workers, blocks and files gives the same split. All functions expect every row of a user.
@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recray.config import SplitSettings
-from recray.data.sorting import begins_of, order_by
+from recray.data.spill import order_by, run_starts
 from recray.errors import RecrayError
 
 TRAIN, VALID, TEST, FOLD_IN = 0, 1, 2, 3
 """Codes of schema.PARTS."""
 SLOTS = 256
+"""Hash slots that users (or items) fall into; a partition is a run of them."""
 BINS = 4096
+"""Bins of time that are counted at once on the way to a cut."""
 
 Ids = NDArray[np.int64]
 _U64 = np.uint64
@@ -38,16 +40,16 @@ def hash_ids(seed: int, *ids: Ids) -> NDArray[np.uint64]:
 
 
 def slot_of(raw: Ids) -> NDArray[np.uint8]:
-    """Which of the 256 slots each user (or item) falls into; a bucket is a run of slots."""
+    """Which of the 256 slots each user (or item) falls into; a partition is a run of slots."""
     return (hash_ids(0, raw) >> _U64(56)).astype(np.uint8)
 
 
-def buckets_for(rows: int) -> int:
-    """Number of user buckets, and so of part files: follows from the row count alone."""
-    wanted = 8
-    while wanted < SLOTS and wanted * 500_000 < rows:
-        wanted *= 2
-    return wanted
+def partitions_for(rows: int) -> int:
+    """Number of partitions, and so of part files; it follows from the row count alone."""
+    partitions = 8
+    while partitions < SLOTS and partitions * 500_000 < rows:
+        partitions *= 2
+    return partitions
 
 
 def assign(
@@ -215,7 +217,7 @@ def _rank_in_group(
     if not len(group):
         return rank, counts
     order = order_by(group, tie) if first is None else order_by(group, first, tie)
-    begins = begins_of(group[order])
+    begins = run_starts(group[order])
     count = np.diff(begins, append=len(group))
     rank[order] = np.arange(len(group)) - np.repeat(begins, count)
     counts[order] = np.repeat(count, count)

@@ -54,7 +54,7 @@ class Candidates:
         return hashlib.sha256(self.user.tobytes() + self.item.tobytes()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        """By content: a worker's cache of evaluators has to recognise an unpickled copy."""
+        """By content: a worker's cache of evaluators has to detect_source an unpickled copy."""
         return isinstance(other, Candidates) and self.digest == other.digest
 
     def __hash__(self) -> int:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from recray.config import Settings
 from recray.data.dataset import Prepared
-from recray.data.ids import keys_of
-from recray.data.source import recognise
+from recray.data.ids import id_hash
+from recray.data.source import detect_source
 from recray.data.split import hash_ids
 from recray.errors import RecrayError
 from recray.pipelines.stages import Stages
@@ -99,7 +99,7 @@ def run(
     with session(address):
         for fold in folds:
             stages = Stages(Folder(out).child(fold.name), fold.settings, 1, address, log)
-            prepared = stages.prepare(recognise(source, fold.settings, mirror))
+            prepared = stages.prepare(detect_source(source, fold.settings, mirror))
             if fold.settings.split.kind in ("given", "kfold"):
                 _refuse_overlap(tests, prepared, [f.name for f in folds])
             rows.append({"fold": fold.name, **_measure(stages, prepared, refit)})
@@ -131,7 +131,7 @@ def _refuse_overlap(tests: list[NDArray[np.uint64]], prepared: Prepared, names: 
     """Refuse folds of which one tests on another's test rows; remembers this one's."""
     test = prepared.load("test")
     columns = [
-        keys_of(ids.column())[dense]
+        id_hash(ids.column())[dense]
         for ids, dense in ((prepared.user_ids, test.user), (prepared.item_ids, test.item))
     ]
     key = np.unique(hash_ids(0, *columns))

@@ -17,7 +17,7 @@ import torch
 from recray import storage
 from recray.config import Settings, build_settings
 from recray.data.dataset import KIND, Prepared, Ratings
-from recray.data.ids import keys_of
+from recray.data.ids import id_hash
 from recray.data.split import hash_ids
 from recray.errors import RecrayError
 from recray.storage import Folder
@@ -81,7 +81,7 @@ class TrialDataset(NoTestDataset):
         """
         pool = Ratings.concatenate([self.splits["train"], self.splits["valid"]])
         pool = pool.where((pool.user < self.users) & (pool.item < self.items))
-        raw_user, raw_item = (keys_of(ids.column()) for ids in (self.user_ids, self.item_ids))
+        raw_user, raw_item = (id_hash(ids.column()) for ids in (self.user_ids, self.item_ids))
         key = hash_ids(FOLD_SEED, raw_user[pool.user], raw_item[pool.item])
         validates = key % np.uint64(folds) == fold
         splits = self.splits | {"train": pool.where(~validates), "valid": pool.where(validates)}

@@ -5,7 +5,7 @@ import pytest
 from recray.config import load_settings
 from recray.data import sample
 from recray.data.dataset import Prepared
-from recray.data.source import recognise
+from recray.data.source import detect_source
 from recray.errors import RecrayError
 from recray.pipelines import crossvalidation
 from recray.pipelines import stages as pipeline
@@ -62,7 +62,7 @@ def test_a_refit_takes_the_chosen_epochs_on_all_rows_but_the_test(tmp_path):
 def test_a_run_reproduces_and_a_changed_one_does_not(tmp_path):
     settings = load_settings("gmf", None, [*QUICK, "train.batch_size=4096"])
     stages = pipeline.Stages(Folder(str(tmp_path)), settings, 1, "local", quiet)
-    prepared = stages.prepare(recognise("sample"))
+    prepared = stages.prepare(detect_source("sample"))
     run = stages.train(prepared)
     assert pipeline.reproduce(run) == {
         "run": run,

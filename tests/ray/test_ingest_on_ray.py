@@ -33,25 +33,25 @@ def data_hash(prepared: Prepared) -> str:
 
 def test_the_bytes_do_not_depend_on_the_number_of_blocks(sample_folder, tmp_path, monkeypatch):
     settings, hashes = load_settings(), set()
-    for piece_bytes in (64 << 20, 700_000, 200_000):
-        monkeypatch.setattr(source, "PIECE_BYTES", piece_bytes)
-        given = source.recognise(str(sample_folder))
-        hashes.add(data_hash(ingest.prepare(given, str(tmp_path / f"p{piece_bytes}"), settings)))
+    for range_bytes in (64 << 20, 700_000, 200_000):
+        monkeypatch.setattr(source, "RANGE_BYTES", range_bytes)
+        given = source.detect_source(str(sample_folder))
+        hashes.add(data_hash(ingest.prepare(given, str(tmp_path / f"p{range_bytes}"), settings)))
     assert len(hashes) == 1
 
 
 def test_the_bytes_do_not_depend_on_the_order_of_rows(sample_folder, tmp_path):
     settings = load_settings()
-    first = ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "a"), settings)
+    first = ingest.prepare(source.detect_source(str(sample_folder)), str(tmp_path / "a"), settings)
     path = sample_folder / "ratings.csv"
     header, *rows = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(header + b"".join(reversed(rows)))
-    second = ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "b"), settings)
+    second = ingest.prepare(source.detect_source(str(sample_folder)), str(tmp_path / "b"), settings)
     assert data_hash(first) == data_hash(second)
 
 
 def test_every_row_of_a_user_is_in_one_part_and_no_row_is_lost(sample_folder, tmp_path):
-    given = source.recognise(str(sample_folder))
+    given = source.detect_source(str(sample_folder))
     prepared = ingest.prepare(given, str(tmp_path / "p"), load_settings())
     homes: dict[int, int] = {}
     total = 0
@@ -72,7 +72,7 @@ def test_bad_rows_are_counted_by_reason_with_their_place(sample_folder, tmp_path
     lines[101] = b"-1,5,3,3\r\n"
     path.write_bytes(b"".join(lines))
     prepared = ingest.prepare(
-        source.recognise(str(sample_folder)), str(tmp_path / "p"), load_settings()
+        source.detect_source(str(sample_folder)), str(tmp_path / "p"), load_settings()
     )
     assert prepared.manifest["rejected"] == {
         "rows": 3,
@@ -88,7 +88,9 @@ def test_too_many_bad_rows_fail_and_leave_nothing(sample_folder, tmp_path):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], *(b"x" + line for line in lines[1:1000]), *lines[1000:]]))
     with pytest.raises(RecrayError, match=r"max_rejected=0\.01") as failure:
-        ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "p"), load_settings())
+        ingest.prepare(
+            source.detect_source(str(sample_folder)), str(tmp_path / "p"), load_settings()
+        )
     assert "line 2 user is not a number" in str(failure.value)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["own"]
 
@@ -100,34 +102,36 @@ def test_a_split_by_time_needs_times(tmp_path):
     )
     settings = load_settings("ranking", None, ["split.kind=leave-one-out"])
     with pytest.raises(RecrayError, match="needs timestamps"):
-        ingest.prepare(source.recognise(str(path)), str(tmp_path / "p"), settings)
+        ingest.prepare(source.detect_source(str(path)), str(tmp_path / "p"), settings)
 
 
 def test_ml_1m_has_the_same_bytes_from_an_archive_and_from_any_number_of_pieces(
     movielens, tmp_path, monkeypatch
 ):
     archive = movielens / "ml-1m-no-timestamps.zip"
-    prepared = ingest.prepare(source.recognise(str(archive)), str(tmp_path / "a"), load_settings())
+    prepared = ingest.prepare(
+        source.detect_source(str(archive)), str(tmp_path / "a"), load_settings()
+    )
     assert prepared.manifest["counts"]["ratings"] == 1_000_209
     with zipfile.ZipFile(archive) as opened:
         for name in ("ratings.dat", "movies.dat", "users.dat"):
             (tmp_path / name).write_bytes(opened.read(f"ml-1m/{name}"))
-    for piece_bytes in (20_000_000, 3_000_001):
-        monkeypatch.setattr(source, "PIECE_BYTES", piece_bytes)
-        given = source.recognise(str(tmp_path))
-        again = ingest.prepare(given, str(tmp_path / f"p{piece_bytes}"), load_settings())
+    for range_bytes in (20_000_000, 3_000_001):
+        monkeypatch.setattr(source, "RANGE_BYTES", range_bytes)
+        given = source.detect_source(str(tmp_path))
+        again = ingest.prepare(given, str(tmp_path / f"p{range_bytes}"), load_settings())
         assert data_hash(again) == data_hash(prepared)
 
 
 def test_two_sets_of_the_seed_systems_are_exact(movielens, tmp_path):
-    small = source.recognise(str(movielens / "ml-latest-small.zip"))
+    small = source.detect_source(str(movielens / "ml-latest-small.zip"))
     settings = load_settings("mf-normalised")
     counts = ingest.prepare(small, str(tmp_path / "small"), settings).manifest["counts"]
     assert counts["items"] + counts["unseen_items"] == 4778
     assert counts["users"] + counts["unseen_users"] == 443
     assert counts["ratings"] == 39_253
 
-    hundred = source.recognise(str(movielens / "ml-100k.zip"))
+    hundred = source.detect_source(str(movielens / "ml-100k.zip"))
     settings = load_settings("ranking", None, ["data.merge_titles=true"])
     manifest = ingest.prepare(hundred, str(tmp_path / "100k"), settings).manifest
     assert manifest["counts"]["items"] + manifest["counts"]["unseen_items"] == 1664
@@ -142,10 +146,10 @@ def test_every_split_is_the_same_for_any_number_of_pieces(
     sample_folder, tmp_path, monkeypatch, kind
 ):
     settings, hashes = load_settings("ranking", None, [f"split.kind={kind}"]), set()
-    for piece_bytes in (64 << 20, 300_000):
-        monkeypatch.setattr(source, "PIECE_BYTES", piece_bytes)
-        given = source.recognise(str(sample_folder))
-        prepared = ingest.prepare(given, str(tmp_path / f"p{piece_bytes}"), settings)
+    for range_bytes in (64 << 20, 300_000):
+        monkeypatch.setattr(source, "RANGE_BYTES", range_bytes)
+        given = source.detect_source(str(sample_folder))
+        prepared = ingest.prepare(given, str(tmp_path / f"p{range_bytes}"), settings)
         hashes.add(data_hash(prepared))
         rows = {name: s["rows"] for name, s in prepared.manifest["splits"].items()}
         assert sum(rows.values()) == prepared.manifest["rows_read"]
@@ -155,7 +159,9 @@ def test_every_split_is_the_same_for_any_number_of_pieces(
 
 def test_nothing_before_the_cut_is_in_the_test_of_a_temporal_split(sample_folder, tmp_path):
     settings = load_settings("ranking", None, ["split.kind=temporal"])
-    prepared = ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "p"), settings)
+    prepared = ingest.prepare(
+        source.detect_source(str(sample_folder)), str(tmp_path / "p"), settings
+    )
     train, valid, test = (prepared.load(name).timestamp for name in ("train", "valid", "test"))
     assert train.max() < valid.min() <= valid.max() < test.min()
     total = len(train) + len(valid) + len(test)
@@ -165,7 +171,9 @@ def test_nothing_before_the_cut_is_in_the_test_of_a_temporal_split(sample_folder
 
 def test_each_item_gives_its_share_in_a_per_item_split(sample_folder, tmp_path):
     settings = load_settings("ranking", None, ["split.kind=per-item-random"])
-    prepared = ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "p"), settings)
+    prepared = ingest.prepare(
+        source.detect_source(str(sample_folder)), str(tmp_path / "p"), settings
+    )
     counts = {
         name: np.bincount(prepared.load(name).item, minlength=prepared.items)
         for name in ("train", "valid", "test")
@@ -185,7 +193,9 @@ def test_a_core_leaves_only_users_and_items_with_enough_ratings(sample_folder, t
             break
         pairs = kept
     settings = load_settings("ranking", None, ["data.core=40", "split.valid=0", "split.test=0"])
-    prepared = ingest.prepare(source.recognise(str(sample_folder)), str(tmp_path / "p"), settings)
+    prepared = ingest.prepare(
+        source.detect_source(str(sample_folder)), str(tmp_path / "p"), settings
+    )
     rows = prepared.load("train")
     raw = prepared.user_ids.raw[rows.user], prepared.item_ids.raw[rows.item]
     assert {(str(u), str(i)) for u, i in zip(*raw, strict=True)} == pairs

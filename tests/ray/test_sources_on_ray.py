@@ -19,7 +19,7 @@ GOOD = 99_000
 
 def prepare(path, out, *overrides):
     settings = load_settings("ranking", None, overrides)
-    return ingest.prepare(source.recognise(str(path), settings), str(out), settings)
+    return ingest.prepare(source.detect_source(str(path), settings), str(out), settings)
 
 
 def planted():
@@ -53,7 +53,7 @@ def planted():
 
 
 def test_of_100_000_rows_every_bad_one_is_counted_by_its_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "PIECE_BYTES", 500_000)
+    monkeypatch.setattr(source, "RANGE_BYTES", 500_000)
     content, reasons = planted()
     path = tmp_path / "ratings.csv"
     path.write_bytes(content)
@@ -96,8 +96,8 @@ def test_text_ids_give_the_same_bytes_from_any_pieces_and_from_parquet(tmp_path,
     columns = {"user": user, "item": item, "rating": rating}
     pq.write_table(pa.table(columns), parquet, row_group_size=700)
     hashes = set()
-    for n, (path, piece_bytes) in enumerate([(csv, 64 << 20), (csv, 7_000), (parquet, 0)]):
-        monkeypatch.setattr(source, "PIECE_BYTES", piece_bytes)
+    for n, (path, range_bytes) in enumerate([(csv, 64 << 20), (csv, 7_000), (parquet, 0)]):
+        monkeypatch.setattr(source, "RANGE_BYTES", range_bytes)
         prepared = prepare(path, tmp_path / f"p{n}")
         files = [f for f in prepared.manifest["files"] if f["name"].endswith(".parquet")]
         hashes.add(hashlib.sha256(json.dumps(files).encode()).hexdigest())

@@ -50,7 +50,7 @@ def in_process(monkeypatch):
 def test_a_folder_in_a_bucket_becomes_a_data_set_in_a_bucket(s3):
     for name, content in sample.files().items():
         s3.put_object(Bucket="data", Key=f"raw/own/{name}", Body=content)
-    given = source.recognise("s3://data/raw/own")
+    given = source.detect_source("s3://data/raw/own")
     assert given.name == "own"
     settings = load_settings()
     ingest.prepare(given, "s3://data/out/p", settings)
@@ -67,8 +67,8 @@ def test_a_parquet_file_in_a_bucket_is_a_source(s3, tmp_path):
     columns = {"user": [f"u{n % 9}" for n in range(200)], "item": list(range(200))}
     pq.write_table(pa.table(columns), out, row_group_size=50)
     s3.put_object(Bucket="data", Key="own.parquet", Body=out.getvalue())
-    given = source.recognise("s3://data/own.parquet")
-    assert (len(given.pieces), given.implicit, given.text) == (4, True, {"raw_user"})
+    given = source.detect_source("s3://data/own.parquet")
+    assert (len(given.ranges), given.implicit, given.text) == (4, True, {"raw_user"})
     made = ingest.prepare(given, str(tmp_path / "p"), load_settings())
     assert made.manifest["counts"]["ratings"] == 200
 

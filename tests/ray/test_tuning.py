@@ -15,7 +15,7 @@ import ray
 
 from recray.config import load_settings
 from recray.data import ingest
-from recray.data.source import recognise
+from recray.data.source import detect_source
 from recray.pipelines import search as pipeline
 from recray.reporting.plots.search import draw
 from recray.training import trainer
@@ -33,7 +33,7 @@ SMALL = ["model.dim=4", "train.epochs=3", "train.patience=null"]
 def prepared(ray_session, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tuning") / "prepared"
     settings = load_settings("ranking")
-    ingest.prepare(recognise("sample", settings), str(folder), settings)
+    ingest.prepare(detect_source("sample", settings), str(folder), settings)
     return folder
 
 

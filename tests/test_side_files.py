@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from recray import schema
-from recray.data import item_files, user_files
+from recray.data import side_files
 from recray.errors import RecrayError
 
 
@@ -24,7 +24,7 @@ def test_films_of_100k_are_latin_1_with_genre_flags():
         f"2|Untold|22-Dec-1997|||{flags(0)}",
         f"1|unknown||||{flags(0)}",
     ]
-    assert movies(item_files.parse_movies_100k("\n".join(lines).encode("latin-1"))) == [
+    assert movies(side_files.parse_items_100k("\n".join(lines).encode("latin-1"))) == [
         (1, "unknown", 0, []),
         (2, "Untold", 1997, []),
         (3, "Misérables, Les (1995)", 1995, ["Drama", "Western"]),
@@ -34,7 +34,7 @@ def test_films_of_100k_are_latin_1_with_genre_flags():
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
 def test_films_of_1m_and_10m_differ_in_encoding_only(encoding):
     content = "7::Café (2000)::Drama|War\r\n2::Heat (1995)::(no genres listed)\r\n".encode(encoding)
-    assert movies(item_files.parse_movies_1m(content)) == [
+    assert movies(side_files.parse_items_1m(content)) == [
         (2, "Heat (1995)", 1995, []),
         (7, "Café (2000)", 2000, ["Drama", "War"]),
     ]
@@ -46,7 +46,7 @@ def test_films_of_a_csv_have_quoted_titles():
         '11,"American President, The (1995)",Comedy|Drama\r\n'
         '2,"A ""B"" C, née (2001) ",(no genres listed)\r\n'
     )
-    assert movies(item_files.parse_movies_csv(content.encode())) == [
+    assert movies(side_files.parse_items_csv(content.encode())) == [
         (2, 'A "B" C, née (2001)', 2001, []),
         (11, "American President, The (1995)", 1995, ["Comedy", "Drama"]),
     ]
@@ -55,11 +55,11 @@ def test_films_of_a_csv_have_quoted_titles():
 @pytest.mark.parametrize(
     ("read", "content", "message"),
     [
-        (item_files.parse_movies_100k, b"1|A|B", "u.item line 1 has 3 fields"),
-        (item_files.parse_movies_1m, b"1::A (1999)::War\n2::B", "movies.dat line 2 has 2 fields"),
-        (item_files.parse_movies_csv, b"id,name\n1,A\n", "has columns \\['id', 'name'\\]"),
-        (item_files.parse_movies_csv, b"movieId,title,genres\n", "lists no films"),
-        (item_files.parse_movies_100k, b"", "u.item lists no films"),
+        (side_files.parse_items_100k, b"1|A|B", "u.item line 1 has 3 fields"),
+        (side_files.parse_items_1m, b"1::A (1999)::War\n2::B", "movies.dat line 2 has 2 fields"),
+        (side_files.parse_items_csv, b"id,name\n1,A\n", "has columns \\['id', 'name'\\]"),
+        (side_files.parse_items_csv, b"movieId,title,genres\n", "lists no films"),
+        (side_files.parse_items_100k, b"", "u.item lists no films"),
     ],
 )
 def test_a_damaged_film_list_is_refused(read, content, message):
@@ -82,11 +82,11 @@ def test_a_damaged_film_list_is_refused(read, content, message):
     ],
 )
 def test_the_year_stands_in_the_last_brackets(title, year):
-    assert item_files.year_of(title) == year
+    assert side_files.year_of(title) == year
 
 
 def test_a_line_separator_inside_a_title_is_no_line_end():
-    found = item_files.parse_movies_1m("1::A\u2028B (1995)::War\n".encode())
+    found = side_files.parse_items_1m("1::A\u2028B (1995)::War\n".encode())
     assert found["year"].to_pylist() == [1995]
 
 
@@ -94,8 +94,8 @@ def test_a_line_separator_inside_a_title_is_no_line_end():
 
 
 def test_links_are_kept_by_film():
-    listed = item_files.parse_movies_csv(b"movieId,title,genres\n1,A,x\n2,B,x\n3,C,x\n")
-    linked = item_files.add_links(
+    listed = side_files.parse_items_csv(b"movieId,title,genres\n1,A,x\n2,B,x\n3,C,x\n")
+    linked = side_files.add_links(
         listed, b"movieId,imdbId,tmdbId\r\n1,0114709,862\r\n3,15398776,\r\n"
     )
     assert linked.schema == schema.MOVIES
@@ -104,7 +104,7 @@ def test_links_are_kept_by_film():
 
 
 def test_own_items_may_have_text_ids_and_a_year():
-    table = item_files.parse_movies_csv(
+    table = side_files.parse_items_csv(
         b"year,Title,item_id\n1999,Heat,b-2\n,Alien (1979),a-1\n", True
     )
     assert table["raw_item"].to_pylist() == ["a-1", "b-2"]
@@ -114,13 +114,13 @@ def test_own_items_may_have_text_ids_and_a_year():
 
 
 def test_people_of_both_releases_are_told_alike():
-    hundred = user_files.parse_100k(b"2|53|F|other|94043\n1|24|M|technician|85711\n")
+    hundred = side_files.parse_users_100k(b"2|53|F|other|94043\n1|24|M|technician|85711\n")
     assert hundred.schema == schema.PEOPLE
     assert [tuple(p.values()) for p in hundred.to_pylist()] == [
         (1, 24, "M", "technician"),
         (2, 53, "F", "other"),
     ]
-    million = user_files.parse_1m(b"1::F::1::10::48067\n2::M::56::16::70072\n")
+    million = side_files.parse_users_1m(b"1::F::1::10::48067\n2::M::56::16::70072\n")
     assert [tuple(p.values()) for p in million.to_pylist()] == [
         (1, 1, "F", "K-12 student"),
         (2, 56, "M", "self-employed"),
@@ -129,4 +129,4 @@ def test_people_of_both_releases_are_told_alike():
 
 def test_a_damaged_list_of_people_is_refused():
     with pytest.raises(RecrayError, match=r"users.dat line 2 has 2 fields"):
-        user_files.parse_1m(b"1::F::1::10::48067\n2::M\n")
+        side_files.parse_users_1m(b"1::F::1::10::48067\n2::M\n")

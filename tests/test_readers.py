@@ -10,7 +10,7 @@ import pytest
 from recray.data import readers
 from recray.data.dialect import format_of_names
 from recray.data.readers import parse_table, parsed
-from recray.data.source import recognise
+from recray.data.source import detect_source
 from recray.errors import RecrayError
 
 LINES = b"user,item,rating,timestamp\n" + b"".join(
@@ -21,7 +21,7 @@ LINES = b"user,item,rating,timestamp\n" + b"".join(
 def rows_of(found):
     return [
         tuple(row.values())
-        for piece in found.pieces
+        for piece in found.ranges
         for _, part in parsed(piece)
         for row in part.table.to_pylist()
     ]
@@ -30,7 +30,7 @@ def rows_of(found):
 def write(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    return recognise(str(path))
+    return detect_source(str(path))
 
 
 def test_gzip_and_parquet_give_the_rows_of_text(tmp_path):
@@ -40,8 +40,8 @@ def test_gzip_and_parquet_give_the_rows_of_text(tmp_path):
     user, item, rating, timestamp = zip(*plain, strict=True)
     table = pa.table({"item": item, "user": user, "timestamp": timestamp, "rating": rating})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=30)
-    found = recognise(str(tmp_path / "a.parquet"))
-    assert len(found.pieces) == 4
+    found = detect_source(str(tmp_path / "a.parquet"))
+    assert len(found.ranges) == 4
     assert rows_of(found) == plain
 
 
@@ -54,15 +54,15 @@ def test_a_folder_of_files_of_several_kinds_is_one_source(tmp_path):
     (tmp_path / "_SUCCESS.csv").write_bytes(b"")
     expected = rows_of(write(tmp_path, "whole.txt", LINES))
     (tmp_path / "whole.txt").unlink()
-    found = recognise(str(tmp_path))
-    assert [piece.file.name for piece in found.pieces] == ["a.csv", "b.tsv", "c.csv.gz"]
+    found = detect_source(str(tmp_path))
+    assert [piece.file.name for piece in found.ranges] == ["a.csv", "b.tsv", "c.csv.gz"]
     assert rows_of(found) == expected
 
 
 def test_text_ids_are_recognised_over_all_files_together(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"user,item\n1,x\n")
     (tmp_path / "b.csv").write_bytes(b"user,item\nann,y\nbob,z\n")
-    found = recognise(str(tmp_path))
+    found = detect_source(str(tmp_path))
     assert found.text == {"raw_user", "raw_item"}
     assert [row[:2] for row in rows_of(found)] == [("1", "x"), ("ann", "y"), ("bob", "z")]
 
@@ -71,7 +71,7 @@ def test_files_with_and_without_ratings_do_not_go_together(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"user,item\n1,2\n")
     (tmp_path / "b.csv").write_bytes(b"user,item,rating\n1,2,3\n")
     with pytest.raises(RecrayError, match=r"a.csv has no rating column"):
-        recognise(str(tmp_path))
+        detect_source(str(tmp_path))
 
 
 LAYOUT = format_of_names("x", ["user", "item", "rating", "timestamp"])
@@ -140,6 +140,6 @@ def test_damaged_files_are_one_line(tmp_path, name, content, message):
 def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "CHUNK_BYTES", 1 << 20)
     bomb = gzip.compress(b"user,item\n" + b"1,2\n" * (40 << 20))
-    (piece,) = write(tmp_path, "x.gz", bomb).pieces
+    (piece,) = write(tmp_path, "x.gz", bomb).ranges
     with pytest.raises(RecrayError, match=r"would unpack to .* 100 times its size"):
         list(readers.chunks(piece))

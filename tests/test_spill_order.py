@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recray.data.sorting import begins_of, order_by
+from recray.data.spill import order_by, run_starts
 
 RANGES = [(0, 3), (-5, 5), (0, 2**20), (-(2**40), 2**40), (-(2**63), 2**63 - 1)]
 
@@ -34,4 +34,4 @@ def test_hashes_use_all_64_bits(seed):
     [([[7]], [0]), ([[1, 1, 2]], [0, 2]), ([[1, 1, 1], [5, 6, 6]], [0, 1])],
 )
 def test_runs_begin_where_any_column_changes(columns, begins):
-    assert begins_of(*map(np.array, columns)).tolist() == begins
+    assert run_starts(*map(np.array, columns)).tolist() == begins
