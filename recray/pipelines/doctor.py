@@ -12,13 +12,13 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from recray.data import movielens
 from recray.errors import RecrayError
-from recray.runtime.nodes import Node, capacity_of, dashboard, run_on_all_nodes
-from recray.runtime.session import LOCAL, session
+from recray.runtime.nodes import Node, capacity_of, run_on_all_nodes
+from recray.runtime.ray_private import dashboard_url
+from recray.runtime.session import LOCAL, session, token_path
 from recray.storage import UNFINISHED, Folder, file_type, is_uri, open_input
 
 Level = Literal["ok", "warning", "problem"]
@@ -107,7 +107,7 @@ def examine(plan: Plan, address: str = LOCAL) -> list[Finding]:
             _port(plan, answers),
             token,
             _tokens(answers),
-            _dashboard(dashboard()),
+            _dashboard(dashboard_url()),
             _gpus(answers),
             _memory(plan, answers, ratings),
             _object_store(answers),
@@ -177,7 +177,7 @@ def _token_file() -> dict[str, Any]:
     """Where the token comes from here, and who may read its file."""
     if "RAY_AUTH_TOKEN" in os.environ:
         return {"from": "RAY_AUTH_TOKEN", "mode": None}
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = token_path()
     if not path.is_file():
         return {"from": None, "mode": None}
     return {"from": str(path), "mode": path.stat().st_mode & 0o777}

@@ -17,9 +17,8 @@ def lost_worker(error: BaseException) -> WorkerLost | None:
     """
     import ray.exceptions
 
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     dead = []
-    for rank, failure in sorted(failures.items()):
+    for rank, failure in sorted(worker_failures(error).items()):
         inside = _inside(failure)
         if any(isinstance(e, ray.exceptions.RayActorError) for e in inside):
             dead.append(rank)
@@ -29,6 +28,21 @@ def lost_worker(error: BaseException) -> WorkerLost | None:
         return WorkerLost(f"worker {', '.join(map(str, dead))} (counted from 0) died")
     found = (e for e in _inside(error) if isinstance(e, WorkerLost))
     return next(found, None)
+
+
+def worker_failures(error: BaseException) -> dict[int, Exception]:
+    """What each worker that failed raised, by its rank; empty where Ray names none."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    return failures
+
+
+def process_failed(failure: Exception) -> bool:
+    """Whether a worker's failure says only that a process died, hung, or missed another one."""
+    import ray.exceptions
+
+    if isinstance(failure, ray.exceptions.RayError) or "gloo" in str(failure):
+        return True
+    return type(failure).__name__.startswith("WorkerHealthCheck")  # of Ray Train, not public
 
 
 def unplaced(error: BaseException, workers: int) -> RecrayError | None:
@@ -53,5 +67,5 @@ def _inside(error: BaseException) -> list[BaseException]:
         seen.append(current)
         queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
         queue.append(getattr(current, "health_check_failure", None))
-        queue += list(getattr(current, "worker_failures", {}).values())
+        queue += worker_failures(current).values()
     return seen

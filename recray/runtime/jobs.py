@@ -7,7 +7,6 @@ environment: what is secret reaches the nodes by files and roles of their own.
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import re
 import shlex
@@ -25,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from recray.errors import RecrayError
 from recray.runtime.nodes import capacity_of
-from recray.runtime.session import set_environment
+from recray.runtime.ray_private import JOB_SWITCHES, quieten, set_token_mode
+from recray.runtime.session import auth_token
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -43,11 +43,6 @@ _NOT_WORK = (
 _NEVER = ("__pycache__", "node_modules", "recray-out", "secrets")
 _OUTPUTS = ("manifest.json", "run.json", "pyvenv.cfg", "current.json")
 """A folder that holds one of these is an output of ours or a virtual environment."""
-_TALKATIVE = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
 _CREDENTIALS = re.compile(r"://[^/@\s]*:[^/@\s]+@|(secret|password|token|access_key)\w*=", re.I)
 
 
@@ -167,7 +162,7 @@ class Jobs:
                 f"--address {address}: jobs go to the dashboard; give http://HOST:PORT, "
                 f"such as {ADDRESS}"
             )
-        set_environment()
+        set_token_mode()
         self._headers = _headers()
         self._refuse_another_ray()
         self._client = self._connect()
@@ -218,8 +213,7 @@ class Jobs:
     def _connect(self) -> "JobSubmissionClient":
         from ray.job_submission import JobSubmissionClient
 
-        for name in _TALKATIVE:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        quieten()
         # Ray lets these two overrule an address that is given.
         names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
         hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
@@ -257,8 +251,7 @@ class Jobs:
                     "an argument holds credentials, which the dashboard would show; leave them "
                     "out: nodes get theirs from a role, or from files of their own"
                 )
-        # Training writes its checkpoint when it is told to stop; Ray's 3 s are short for that.
-        variables = {"RAY_JOB_STOP_WAIT_TIME_S": "20"} | ({"RECRAY_OUT": out} if out else {})
+        variables = JOB_SWITCHES | ({"RECRAY_OUT": out} if out else {})
         with packed(folder) as copy, _answers(self.address):
             environment = {"working_dir": str(copy), "env_vars": variables}
             self._client.submit_job(
@@ -351,18 +344,8 @@ def _headers() -> dict[str, str]:
     Raises:
         RecrayError: The file that is to hold it is missing or empty.
     """
-    from ray._private.authentication.http_token_authentication import (
-        get_auth_headers_if_auth_enabled,
-    )
-    from ray.exceptions import AuthenticationError
-
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    try:
-        return dict(get_auth_headers_if_auth_enabled({}))
-    except AuthenticationError as error:
-        if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
-            return {}  # the cluster will say whether it wants one
-        raise RecrayError(str(error).split(". ")[0]) from error
+    token = auth_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _alive(row: dict[str, Any]) -> bool:

@@ -44,14 +44,6 @@ def this_node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def dashboard() -> str | None:
-    """HOST:PORT of the cluster's dashboard as the head binds it; None where none was started."""
-    import ray
-
-    node = ray._private.worker._global_node
-    return (node.webui_url or None) if node is not None else None
-
-
 def alive_nodes() -> list[Node]:
     """The nodes of the cluster, the head first."""
     import ray

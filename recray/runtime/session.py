@@ -8,13 +8,22 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 from recray.errors import RecrayError
+from recray.runtime.ray_private import (
+    JOIN_SWITCHES,
+    RAY_SWITCHES,
+    forget_serve,
+    leave_no_serve,
+    set_token_mode,
+    switched,
+)
 
 LOCAL = "local"
 TERMINATED = 143
@@ -22,26 +31,6 @@ TERMINATED = 143
 OBJECT_STORE_BYTES = 500 << 20
 PACKAGE_FOLDER = Path(__file__).parents[1]
 """The source of recray, which a cluster that is joined gets along."""
-JOIN_VARIABLE, JOIN_S = "RAY_gcs_server_port_wait_time_s", 8
-"""How long Ray tries to join a cluster whose head listens."""
-
-# Set before Ray starts; what the user has set already is kept.
-_ENVIRONMENT = {
-    # With Ray's 2.0 s every Train report costs 2 s, and fit() another 5 s at its end.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # A dead or silent worker fails the run; Ray alone would wait for ever.
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
-    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
-    # Spinning threads of several workers on few cores are slower than one thread each.
-    "OMP_NUM_THREADS": "1",
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_SCHEDULER_EVENTS": "0",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-}
 
 
 def in_job() -> bool:
@@ -84,20 +73,43 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     Raises:
         RecrayError: The cluster cannot be reached or refuses the token.
     """
-    if not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
-        set_environment()
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        _start(address or own_address(), cpus or local_cpus())
+    with switched(RAY_SWITCHES), _signal_handlers() as end_on_sigterm:
+        set_token_mode()
+        import ray
+
+        forget_serve()
+        address = address or own_address()
+        try:
+            _start(address, cpus or local_cpus())
+            end_on_sigterm()
+            yield
+        finally:
+            if address == LOCAL and ray.is_initialized():
+                leave_no_serve()
+            ray.shutdown()
+            forget_serve()
+
+
+@contextmanager
+def _signal_handlers() -> Iterator[Callable[[], None]]:
+    """Keep this process's own handlers; gives what makes SIGTERM an orderly end meanwhile.
+
+    Python lets the main thread alone set handlers: in any other one nothing happens.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, _terminate)
-        yield
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield end_on_sigterm
     finally:
-        ray.shutdown()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -118,16 +130,6 @@ def _refuse_unreachable(address: str) -> None:
             f"no Ray cluster answers at {address}: {error}; "
             "give --address local, auto, or HOST:PORT of a running head"
         ) from error
-
-
-def set_environment() -> None:
-    """Tell Ray by its environment variables how we want it; what the user has set is kept."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if "ray" in sys.modules:  # Ray reads the token mode once, when it is imported
-        from ray._raylet import Config  # type: ignore[attr-defined]  # compiled
-
-        Config.initialize("")
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
@@ -159,7 +161,7 @@ def _start(address: str, cpus: int) -> None:
     with contextlib.nullcontext(io.BytesIO()) if address == LOCAL else _joining() as said:
         try:
             ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises a bare one where a slow machine times out
             said.seek(0)
             if b"InvalidAuthToken" in said.read():
                 reason = "it refuses the token: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
@@ -174,13 +176,11 @@ def _start(address: str, cpus: int) -> None:
 
 @contextmanager
 def _joining() -> Iterator[IO[bytes]]:
-    """Let Ray try for JOIN_S only; gives what its C++ part says meanwhile, in place of stderr.
+    """Shorten Ray's tries to join; gives what its C++ part says meanwhile, in place of stderr.
 
     It warns there every second while it tries, before any level of logging applies to it.
     """
-    ours = JOIN_VARIABLE not in os.environ
-    os.environ.setdefault(JOIN_VARIABLE, str(JOIN_S))
-    with tempfile.TemporaryFile() as said:
+    with switched(JOIN_SWITCHES), tempfile.TemporaryFile() as said:
         sys.stderr.flush()
         kept = os.dup(2)
         os.dup2(said.fileno(), 2)
@@ -190,16 +190,37 @@ def _joining() -> Iterator[IO[bytes]]:
             sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
-            if ours:
-                del os.environ[JOIN_VARIABLE]
+
+
+def token_path() -> Path:
+    """The file that holds the cluster's token, if there is one."""
+    chosen = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(chosen) if chosen else Path.home() / ".ray" / "auth_token"
+
+
+def auth_token() -> str | None:
+    """The cluster's token, from where Ray looks for it; None where there is none.
+
+    Raises:
+        RecrayError: The file that RAY_AUTH_TOKEN_PATH names is missing or empty.
+    """
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return None
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if token:
+        return token
+    with contextlib.suppress(OSError):
+        token = token_path().read_text().strip()
+    if not token and os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        raise RecrayError(f"RAY_AUTH_TOKEN_PATH: {token_path()} cannot be opened or is empty")
+    return token or None
 
 
 def private_token() -> None:
     """Make Ray's token file readable by its owner only; Ray itself would write it 0644."""
     if "RAY_AUTH_TOKEN" in os.environ:
         return
-    chosen = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(chosen) if chosen else Path.home() / ".ray" / "auth_token"
+    path = token_path()
     if path.is_file():
         if path.stat().st_uid == os.getuid():
             path.chmod(0o600)

@@ -1,12 +1,12 @@
 """RAY DATA as a way to call one function many times: each stage of ingest is such a map."""
 
 import json
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from recray.errors import RecrayError, StorageError
 from recray.runtime.nodes import scale_up
+from recray.runtime.ray_private import quieten
 
 
 def map_tasks(function: Callable[..., dict[str, Any]], count: int, *arguments: Any) -> list[Any]:
@@ -32,8 +32,7 @@ def map_tasks(function: Callable[..., dict[str, Any]], count: int, *arguments: A
         return {"result": results}
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    quieten()
     tasks = ray.data.range(count, override_num_blocks=count)
     mapped = tasks.map_batches(call, batch_size=None)  # type: ignore[arg-type]  # numpy in, lists out
     rows = mapped.take_all()

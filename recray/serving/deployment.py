@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
+from recray.runtime.ray_private import PRODUCTION_SWITCHES, serve_address, switched
 from recray.runtime.session import LOCAL, session
 from recray.serving.auth import load_keys, require_keys
 from recray.serving.guard import ServiceLimits
 from recray.serving.options import ServiceOptions
 from recray.serving.registry import resolve_bundle
-from recray.serving.serve_config import DEPLOYMENT, PRODUCTION_ENVIRONMENT, AppArgs
+from recray.serving.serve_config import DEPLOYMENT, AppArgs
 from recray.serving.telemetry import ServiceMetrics, log
 from recray.storage import Folder
 
@@ -233,24 +233,17 @@ def _refuse_other_service(host: str, port: int) -> None:
         RecrayError: It listens elsewhere, or has such an app.
     """
     from ray import serve
-    from ray.serve.context import _get_global_client, _set_global_client
 
-    # Serve keeps its client after ray.shutdown() and knows it again by the number of the job,
-    # which is the same in every new Ray on this machine: an old client must be forgotten first.
-    _set_global_client(None)
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return
     if NAME in serve.status().applications:
         raise RecrayError(
             f"the cluster serves an app called {NAME} already; end it first (`serve shutdown`), "
             "promote to its registry, or `serve deploy` a file with a new args.revision"
         )
-    there = client.http_config
-    if (there.host, there.port) != (host, port):
+    running = serve_address()
+    if running is not None and running != (host, port):
         raise RecrayError(
-            f"the cluster's Serve listens on {there.host}:{there.port} already; give "
-            f"--host {there.host} --port {there.port}, or end it first (`serve shutdown`)"
+            f"the cluster's Serve listens on {running[0]}:{running[1]} already; give "
+            f"--host {running[0]} --port {running[1]}, or end it first (`serve shutdown`)"
         )
 
 
@@ -291,9 +284,8 @@ def serving(
     _open_once(bundle, options)
     if address == LOCAL:
         refuse_taken_port(host, port)
-    if profile == "production":
-        os.environ.update(PRODUCTION_ENVIRONMENT)
-    with session(address):
+    switches = PRODUCTION_SWITCHES if profile == "production" else {}
+    with switched(switches, overrule=True), session(address):
         from ray import serve
         from ray.serve.config import HTTPOptions, ProxyLocation
         from ray.serve.schema import LoggingConfig

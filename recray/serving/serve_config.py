@@ -16,14 +16,6 @@ from recray.serving.options import ServiceOptions
 APP_BUILDER = "recray.serving.deployment:app_builder"
 DEPLOYMENT = "recray"
 
-PRODUCTION_ENVIRONMENT = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-}
-"""Must be set before Ray starts, on every node: HAProxy in place of Ray's Python proxy, and one
-event loop in a replica. HAProxy binds every interface, so keys and a firewall belong to it.
-"""
-
 
 def _keys(names: str) -> dict[str, Any]:
     return dict.fromkeys(names.split())

@@ -22,6 +22,7 @@ from recray.models.objectives import build_objective
 from recray.progress import Log
 from recray.runtime.failures import lost_worker, unplaced, user_error
 from recray.runtime.nodes import available_workers, require_shared, wait_for_capacity
+from recray.runtime.ray_private import lean_trainer
 from recray.runtime.session import LOCAL, TERMINATED, session
 from recray.storage import Folder
 from recray.training import checks
@@ -37,7 +38,7 @@ from recray.training.warm_start import read_starts
 from recray.training.worker_data import WorkerRows
 
 if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
+    pass
 
 MAX_FAILURES = 3
 """How often a group of workers of which one is lost begins again from the last checkpoint."""
@@ -223,7 +224,7 @@ def fit(
     import ray.train
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    trainer = _trainer_class()(
+    trainer = lean_trainer()(
         worker,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
@@ -262,34 +263,6 @@ def fit(
         raise
     finally:
         folder.delete(".ray")
-
-
-def _trainer_class() -> type["TorchTrainer"]:
-    """Ray's trainer without two processes of its own that this training has no use for.
-
-    The manager of data sets, since there are none: a worker reads the parts that it owns. And,
-    without a dashboard, the cleaner of placement groups. It asks the dashboard whether the
-    controller lives, never learns it, and each run would wait 12 s at its end for it to give up.
-    It is there for a driver that dies on a cluster; a local Ray ends with its driver.
-    """
-    import ray.train.torch
-    from ray._private.worker import get_dashboard_url
-    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import (
-        PlacementGroupCleanerCallback,
-    )
-
-    useless: tuple[type, ...] = (DatasetsCallback,)
-    if not get_dashboard_url():
-        useless += (PlacementGroupCleanerCallback,)
-
-    class Trainer(ray.train.torch.TorchTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            # mypy takes it for the class before V2.
-            made = super()._create_default_callbacks()  # type: ignore[misc]
-            return [callback for callback in made if not isinstance(callback, useless)]
-
-    return Trainer
 
 
 def train_worker(config: dict[str, Any]) -> None:

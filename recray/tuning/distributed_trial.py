@@ -12,13 +12,10 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train.v2._internal.exceptions import (
-    WorkerHealthCheckFailedError,
-    WorkerHealthCheckTimeoutError,
-)
 
 from recray.config import build_settings
 from recray.errors import WorkerLost
+from recray.runtime.failures import process_failed, worker_failures
 from recray.training import trainer
 from recray.training.collectives import Workers
 from recray.tuning.request import TuneRequest
@@ -143,9 +140,8 @@ def cause_of(error: Exception) -> Exception:
     """
     if isinstance(error, WorkerLost):
         raise error
-    failures = [getattr(f, "_base_exc", f) for f in getattr(error, "worker_failures", {}).values()]
-    dead = (ray.exceptions.RayError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
-    if any(isinstance(f, dead) or "gloo" in str(f) for f in failures):
+    failures = list(worker_failures(error).values())
+    if any(process_failed(failure) for failure in failures):
         raise error
     return failures[0] if failures else error
 

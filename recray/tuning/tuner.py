@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 from recray.runtime.nodes import capacity, require_shared, scale_up
+from recray.runtime.ray_private import TUNE_SWITCHES, replay_trial, switched
 from recray.runtime.session import LOCAL, session
 from recray.tuning.driver import OnUpdate, SearchDriver
 from recray.tuning.request import (
@@ -35,15 +36,6 @@ REDUCTION_FACTOR = 4
 """ASHA keeps the best quarter of the trials at each rung."""
 FIRST_RUNG = 9
 """The first rung, and the first time that a trial may be stopped, is at 1/9 of the epochs."""
-
-_TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and TensorBoard files of Tune
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # seconds; its snapshots are not used
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths are the user's: train.init_from may be relative
-}
 
 
 def run(search: ValidatedSearch, on_update: OnUpdate | None = None) -> list[TrialResult]:
@@ -95,20 +87,16 @@ def _fitting_trials(search: ValidatedSearch) -> int:
 @contextlib.contextmanager
 def _tune_environment() -> Iterator[None]:
     """Set Tune's environment variables, silence its log, and keep the caller's Ctrl-C handler."""
-    before = {name: os.environ.get(name) for name in _TUNE_ENVIRONMENT}
-    os.environ.update({k: v for k, v in _TUNE_ENVIRONMENT.items() if before[k] is None})
     level = logging.getLogger("ray.tune").level
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors of trials are results
     handler = signal.getsignal(signal.SIGINT)
     try:
-        yield
+        with switched(TUNE_SWITCHES):
+            yield
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
         logging.getLogger("ray.tune").setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
 
 
 def _fit(driver: SearchDriver, concurrent: int) -> None:
@@ -194,24 +182,13 @@ def _scheduler(search: ValidatedSearch) -> Any:
     return schedulers.FIFOScheduler()
 
 
-class _Past:
-    """A trial of an earlier attempt, with the one attribute that schedulers read."""
-
-    def __init__(self, key: str) -> None:
-        self.trial_id = key
-
-
 def _replay(scheduler: Any, result: TrialResult, metric: Metric) -> None:
     """Tell the scheduler the reports of a trial that ended in an earlier attempt."""
     values = metric.best_so_far(result.history)
     if not values:
         return
-    past = _Past(result.key)
     reports = [{"epoch": n, "value": value} for n, value in enumerate(values, 1)]
-    scheduler.on_trial_add(None, past)
-    for report in reports:
-        scheduler.on_trial_result(None, past, report)
-    scheduler.on_trial_complete(None, past, reports[-1])
+    replay_trial(scheduler, result.key, reports)
 
 
 class _Trial(Protocol):

@@ -1,0 +1,252 @@
+"""Private names of Ray, and switches that Ray does not document: all that recray uses of them.
+
+Each use of a private name saves time or makes a message clearer. Where a version of Ray lacks the
+name, the function takes the public, slower way, and the log says so in one line.
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache, reduce
+from typing import TYPE_CHECKING, Any
+
+from recray.errors import RecrayError
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+    from ray.tune.schedulers import TrialScheduler
+
+_log = logging.getLogger(__name__)
+
+# ---------------------------------------------------------------------------------- switches
+# All of them were read in the source of Ray 2.60.0.
+
+RAY_SWITCHES = {
+    # With Ray's 2.0 s every Train report costs 2 s, and fit() another 5 s at its end.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A dead or silent worker fails the run; Ray alone would wait for ever.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
+    # Spinning threads of several workers on few cores are slower than one thread each.
+    "OMP_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+"""While recray has Ray running."""
+JOIN_SWITCHES = {"RAY_gcs_server_port_wait_time_s": "8"}
+"""While Ray tries to join a cluster whose head listens: it gives up after 8 s."""
+TUNE_SWITCHES = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and TensorBoard files beside ours
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its snapshots are not used
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths are the user's: train.init_from may be relative
+}
+"""While Tune runs."""
+PRODUCTION_SWITCHES = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+}
+"""Before Ray starts, on every node of a production service: HAProxy in place of Ray's Python proxy,
+and one event loop in a replica. HAProxy binds every interface, so keys and a firewall belong to it.
+"""
+JOB_SWITCHES = {"RAY_JOB_STOP_WAIT_TIME_S": "20"}
+"""Of a job: training writes its checkpoint when it is told to stop, and Ray's 3 s are too short."""
+QUIET_LOGGERS = {
+    "ray.data": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,
+    "ray.dashboard.modules.dashboard_sdk": logging.ERROR,
+    "ray.dashboard.modules.job.sdk": logging.ERROR,
+    "ray._private.runtime_env.packaging": logging.ERROR,
+}
+"""Loggers of Ray whose lines below a level say nothing to a user of recray."""
+
+
+@contextlib.contextmanager
+def switched(switches: Mapping[str, str], overrule: bool = False) -> Iterator[None]:
+    """Set environment variables inside the block; what the user has set already is kept.
+
+    Args:
+        switches: Names and values.
+        overrule: Whether the user's own values give way.
+    """
+    before = {name: os.environ.get(name) for name in switches}
+    os.environ.update({k: v for k, v in switches.items() if overrule or before[k] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def quieten() -> None:
+    """Raise the level of QUIET_LOGGERS; Ray sets some of them when its modules are imported."""
+    for name, level in QUIET_LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
+
+
+# ------------------------------------------------------------------------------ private names
+
+TOKEN_MODE = "ray._raylet:Config.initialize"
+DASHBOARD_URL = "ray._private.worker:get_dashboard_url"
+TRAIN_CALLBACKS = "ray.train.torch:TorchTrainer._create_default_callbacks"
+SERVE_CLIENT = "ray.serve.context:_get_global_client"
+SET_SERVE_CLIENT = "ray.serve.context:_set_global_client"
+NAMES = (TOKEN_MODE, DASHBOARD_URL, TRAIN_CALLBACKS, SERVE_CLIENT, SET_SERVE_CLIENT)
+
+
+def find(name: str, instead: str) -> Any:
+    """Look up a private name.
+
+    Args:
+        name: One of NAMES, as MODULE:ATTRIBUTE.
+        instead: What happens without it, for the log.
+
+    Returns:
+        What it names; None where this Ray lacks it.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError):
+        _say_missing(name, instead)
+        return None
+
+
+@cache  # one line a name and process
+def _say_missing(name: str, instead: str) -> None:
+    import ray
+
+    _log.warning("Ray %s has no %s: %s", ray.__version__, name.replace(":", "."), instead)
+
+
+def set_token_mode() -> None:
+    """Make Ray ask for tokens, unless the user has chosen a mode.
+
+    Ray reads the mode once, when it is imported. So it is told to read it again where it was
+    imported before, and the mode stays in the environment for good.
+
+    Raises:
+        RecrayError: This Ray cannot be told.
+    """
+    chosen = os.environ.get("RAY_AUTH_MODE")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "ray" not in sys.modules:
+        return
+    read_again = find(TOKEN_MODE, "RAY_AUTH_MODE counts only if it is set before ray is imported")
+    if read_again is not None:
+        read_again("")
+    elif chosen is None:
+        del os.environ["RAY_AUTH_MODE"]
+        raise RecrayError(
+            "ray was imported before recray, without RAY_AUTH_MODE=token in the environment, and "
+            f"this version has no {TOKEN_MODE.replace(':', '.')}: set the variable before Python "
+            "starts, or import ray after the first call of recray"
+        )
+
+
+def dashboard_url() -> str | None:
+    """HOST:PORT of the cluster's dashboard as the head binds it; None where none was started."""
+    url = find(DASHBOARD_URL, "the dashboard is taken for one that was not started")
+    return (url() or None) if url is not None else None
+
+
+def lean_trainer() -> type["TorchTrainer"]:
+    """Ray's trainer without two processes of its own that this training has no use for.
+
+    The manager of data sets, since there are none: a worker reads the parts that it owns. And,
+    without a dashboard, the cleaner of placement groups. It asks the dashboard whether the
+    controller lives, never learns it, and each run would wait 12 s at its end for it to give up.
+    It is there for a driver that dies on a cluster; a local Ray ends with its driver.
+    """
+    from ray.train.torch import TorchTrainer
+
+    slower = "each training run takes up to 12 s longer"
+    if find(TRAIN_CALLBACKS, slower) is None:
+        return TorchTrainer
+    useless = {"DatasetsCallback"}
+    url = find(DASHBOARD_URL, slower)
+    if url is not None and not url():
+        useless.add("PlacementGroupCleanerCallback")
+
+    class LeanTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            # mypy takes it for the class before V2.
+            made = super()._create_default_callbacks()  # type: ignore[misc]
+            for name in useless - {type(callback).__name__ for callback in made}:
+                _say_missing(f"{TRAIN_CALLBACKS}.{name}", slower)
+            return [callback for callback in made if type(callback).__name__ not in useless]
+
+    return LeanTrainer
+
+
+def serve_address() -> tuple[str, int] | None:
+    """Host and port of the cluster's Serve; None where none runs, or where nothing tells."""
+    client = find(SERVE_CLIENT, "a Serve with another port is not seen")
+    try:
+        running = client and client(raise_if_no_controller_running=False)
+        return (running.http_config.host, running.http_config.port) if running else None
+    except (AttributeError, TypeError):
+        _say_missing(f"{SERVE_CLIENT}.http_config", "a Serve with another port is not seen")
+        return None
+
+
+def forget_serve() -> None:
+    """Make Serve forget its client.
+
+    Serve keeps it after ray.shutdown() and takes it for the client of the next Ray if that has the
+    same job id, which it has where both run on this machine alone: the next service would ask a
+    controller that is dead.
+    """
+    if "ray.serve.context" in sys.modules:
+        setter = find(
+            SET_SERVE_CLIENT, "Serve is shut down with each local Ray, which takes longer"
+        )
+        if setter is not None:
+            setter(None)
+
+
+def leave_no_serve() -> None:
+    """Before a local Ray ends: shut Serve down in the public way where it cannot just forget."""
+    if "ray.serve.context" in sys.modules and not find(
+        SET_SERVE_CLIENT, "Serve is shut down with each local Ray, which takes longer"
+    ):
+        from ray import serve
+
+        serve.shutdown()
+
+
+class _EndedTrial:
+    """A trial that has ended, with as much of one as Ray's schedulers look at."""
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+
+def replay_trial(scheduler: "TrialScheduler", trial_id: str, results: list[dict[str, Any]]) -> None:
+    """Tell a scheduler of a trial that ended in an earlier process.
+
+    Schedulers declare a controller and a Trial of Tune. Those that recray takes look at the trial's
+    id alone; another Ray may look at more, and then begins without that trial.
+    """
+    trial: Any = _EndedTrial(trial_id)
+    nobody: Any = None
+    try:
+        scheduler.on_trial_add(nobody, trial)
+        for result in results:
+            scheduler.on_trial_result(nobody, trial, result)
+        scheduler.on_trial_complete(nobody, trial, results[-1])
+    except (AttributeError, TypeError) as error:
+        name = f"{type(scheduler).__module__}:{type(scheduler).__name__}"
+        _say_missing(name, f"trials of before do not count for pruning ({error})")
