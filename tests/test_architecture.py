@@ -1,6 +1,7 @@
 """The packages of the house: who may import whom, where Ray lives, and what importing loads."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,25 @@ def test_ray_is_imported_in_its_homes_only():
     }
     strangers = {u for u in users if not any(f"{u}.".startswith(f"{h}.") for h in RAY_HOMES)}
     assert not strangers
+
+
+# Dotted names of Ray with a part that begins with an underscore, and what else it does not promise.
+PRIVATE = re.compile(
+    r"\bray(?:\.\w+)*\._(?!_)\w+|\bray\.serve\.context\b|_create_default_callbacks"
+)
+SWITCH = re.compile(r"[\"']((?:RAY|TUNE)_\w+)[\"']")
+DOCUMENTED = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"}
+DOCUMENTED |= {"RAY_API_SERVER_ADDRESS"}
+
+
+def test_private_names_and_switches_of_ray_stand_in_one_module():
+    found = {
+        name: used
+        for name, path in modules().items()
+        if (text := path.read_text())
+        and (used := {*PRIVATE.findall(text), *SWITCH.findall(text)} - DOCUMENTED)
+    }
+    assert set(found) == {"runtime.ray_private"}, found
 
 
 def test_a_module_reads_in_one_sitting():

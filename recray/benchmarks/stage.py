@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +15,10 @@ import ray.train.torch
 import torch
 
 from recray.benchmarks.steps import Case, Pass, pass_of, rate
+from recray.runtime.ray_private import POLL_VARIABLE, switched
 from recray.training.collectives import Workers
 
 POLL_S = 0.02
-POLLED = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
 
 class Group:
@@ -133,16 +132,9 @@ def _fit(work: Callable[[dict[str, Any]], None], config: dict[str, Any], workers
 
 def naive(folder: str, epochs: int, seconds: float, workers: int) -> None:
     """Epochs of so many seconds under Ray Train as it comes, each reported."""
-    before = os.environ.get(POLLED)
-    os.environ[POLLED] = "2.0"  # Ray's own
-    try:
-        config = {"folder": folder, "epochs": epochs, "seconds": seconds}
+    config = {"folder": folder, "epochs": epochs, "seconds": seconds}
+    with switched({POLL_VARIABLE: "2.0"}, overrule=True):  # Ray's own
         _fit(_sleep_and_report, config, workers)
-    finally:
-        if before is None:
-            del os.environ[POLLED]
-        else:
-            os.environ[POLLED] = before
 
 
 def _sleep_and_report(config: dict[str, Any]) -> None:

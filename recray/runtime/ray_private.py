@@ -24,9 +24,11 @@ _log = logging.getLogger(__name__)
 # ---------------------------------------------------------------------------------- switches
 # All of them were read in the source of Ray 2.60.0.
 
+POLL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+"""Seconds between two looks of Ray Train at its workers."""
 RAY_SWITCHES = {
     # With Ray's 2.0 s every Train report costs 2 s, and fit() another 5 s at its end.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    POLL_VARIABLE: "0.2",
     # A dead or silent worker fails the run; Ray alone would wait for ever.
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
@@ -60,6 +62,8 @@ and one event loop in a replica. HAProxy binds every interface, so keys and a fi
 """
 JOB_SWITCHES = {"RAY_JOB_STOP_WAIT_TIME_S": "20"}
 """Of a job: training writes its checkpoint when it is told to stop, and Ray's 3 s are too short."""
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the process that is the driver of a job."""
 QUIET_LOGGERS = {
     "ray.data": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from recray.errors import RecrayError
 from recray.runtime.ray_private import (
+    JOB_VARIABLE,
     JOIN_SWITCHES,
     RAY_SWITCHES,
     forget_serve,
@@ -35,7 +36,7 @@ PACKAGE_FOLDER = Path(__file__).parents[1]
 
 def in_job() -> bool:
     """Whether this process is the driver of a Ray job."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return JOB_VARIABLE in os.environ
 
 
 def own_address() -> str:

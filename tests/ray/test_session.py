@@ -1,0 +1,115 @@
+"""One process calls the stages again and again, each with a Ray of its own or all with one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from recray.runtime.ray_private import NAMES
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SCRIPT = """
+import contextlib, json, logging, os, sys, threading
+import recray
+from recray.runtime import ray_private
+
+stages, hidden, folder, port = json.loads(sys.argv[1])
+logging.basicConfig(format="%(message)s")
+SMALL = {"model.dim": 8, "train.epochs": 2}
+find = ray_private.find
+
+def find_all_but_one(name, instead):
+    if name != hidden:
+        return find(name, instead)
+    ray_private._say_missing(name, instead)
+
+ray_private.find = find_all_but_one
+
+def prepare(number):
+    return len(recray.prepare("sample", f"{folder}/prepared-{number}").items)
+
+def train(number):
+    run = recray.train(f"{folder}/prepared-0", f"{folder}/run-{number}", settings=SMALL)
+    if not os.path.exists(f"{folder}/bundle"):
+        run.export(f"{folder}/bundle")
+    return len(run.history)
+
+def tune(number):
+    sweep = recray.tune(f"{folder}/prepared-0", f"{folder}/sweep-{number}", trials=2, seeds=0,
+                        settings=SMALL, concurrent=2)
+    return len(sweep.trials)
+
+def serve(number):
+    with recray.serve(f"{folder}/bundle", port=port) as service:
+        return len(service.get("/v1/users/4/recommendations", k=3)["items"])
+
+def run_stages():
+    before = dict(os.environ)
+    for number, name in enumerate(stages):
+        if name == "session":
+            session = recray.session()
+        elif name == "close":
+            session.close()
+        else:
+            results.append([name, globals()[name](number)])
+    left.update({k: v for k, v in os.environ.items() if before.get(k) != v})
+
+results, left = [], {}
+if "thread" in stages:
+    stages.remove("thread")
+    runner = threading.Thread(target=run_stages)
+    runner.start()
+    runner.join()
+else:
+    run_stages()
+print(json.dumps([results, sorted(left)]))
+"""
+EXPECTED = {"prepare": 1500, "train": 2, "tune": 2, "serve": 3}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, port):
+    """Folder of a data set and a bundle."""
+    folder = tmp_path_factory.mktemp("made")
+    run_stages("prepare train", folder, port)
+    return folder
+
+
+def run_stages(stages: str, folder, port: int, hidden: str = "") -> str:
+    """Run the stages in one fresh process; what it says on stderr."""
+    arguments = json.dumps([stages.split(), hidden, str(folder), port])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, arguments],
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        capture_output=True, text=True, timeout=560,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results, changed = json.loads(done.stdout.splitlines()[-1])
+    assert results == [[name, EXPECTED[name]] for name in stages.split() if name in EXPECTED]
+    assert changed == ["RAY_AUTH_MODE"]
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        "prepare train serve tune serve train tune prepare",
+        "session prepare train serve serve tune close serve session serve close",
+        "thread prepare train tune serve",
+    ],
+)
+def test_stages_follow_each_other_in_any_order(stages, tmp_path, port):
+    run_stages(stages, tmp_path, port)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_private_name_of_ray_everything_runs(name, made, port, tmp_path):
+    for kept in ("prepared-0", "bundle"):
+        (tmp_path / kept).symlink_to(made / kept)
+    said = run_stages("session train tune serve close serve", tmp_path, port, hidden=name)
+    expected = name.replace(":", ".")
+    assert sum(expected in line for line in said.splitlines()) == 1, said
