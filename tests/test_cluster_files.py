@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.validate import __main__ as validate
-from cluster.validate import compose, dockerfile, serve
+from cluster.validate import docker, serve
 from cluster.validate.problems import Problem, parse_documents
 
 ROOT = validate.FOLDER.parent
@@ -150,13 +150,13 @@ def test_a_fault_of_the_dockerfile_is_found_with_its_line(tmp_path, right, wrong
     assert right in text
     copy = tmp_path / "Dockerfile"
     copy.write_text(text.replace(right, wrong))
-    assert key in {problem.key.split()[-1] for problem in dockerfile.check(copy, ROOT)}
+    assert key in {problem.key.split()[-1] for problem in docker.check_dockerfile(copy, ROOT)}
 
 
 def test_a_pipe_from_the_network_to_a_shell_is_found(tmp_path):
     file = tmp_path / "Dockerfile"
     file.write_text("FROM python:3.11-slim\nRUN wget -qO- https://example.com/x.sh | sh\nUSER 7\n")
-    assert [p.key for p in dockerfile.check(file, tmp_path)] == ["line 2 RUN"]
+    assert [p.key for p in docker.check_dockerfile(file, tmp_path)] == ["line 2 RUN"]
 
 
 def test_a_key_given_twice_is_found_though_yaml_would_take_the_last():
@@ -170,7 +170,7 @@ def test_a_secret_in_the_environment_of_a_service_is_found(tmp_path):
     (tmp_path / "compose.yaml").write_text(
         text.replace("RAY_USAGE_STATS_ENABLED:", "RAY_AUTH_TOKEN:")
     )
-    keys = {problem.key for problem in compose.check(tmp_path / "compose.yaml")}
+    keys = {problem.key for problem in docker.check_compose(tmp_path / "compose.yaml")}
     assert "services.head.environment.RAY_AUTH_TOKEN" in keys
 
 

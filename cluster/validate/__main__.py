@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from cluster.validate import compose, dockerfile, kuberay, launcher, serve
+from cluster.validate import docker, kuberay, launcher, serve
 from cluster.validate.problems import Problem
 
 FOLDER = Path(__file__).parents[1]
@@ -18,9 +18,9 @@ def check(file: Path, definitions: Path | None) -> list[Problem] | None:
     if file.parent.name == "kuberay":
         return None if definitions is None else kuberay.check(file, definitions)
     if file.name == "Dockerfile":
-        return dockerfile.check(file, FOLDER.parent)
+        return docker.check_dockerfile(file, FOLDER.parent)
     if file.name == "compose.yaml":
-        return compose.check(file)
+        return docker.check_compose(file)
     return serve.check(file)
 
 

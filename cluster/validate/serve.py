@@ -7,7 +7,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from cluster.validate.problems import Problem, read_documents, unknown
-from recray.serving import serve_config
+from recray.serving.auth import is_loopback
+from recray.serving.serve_config import APP_BUILDER, DEPLOYMENT, AppArgs
 
 
 def check(file: Path) -> list[Problem]:
@@ -31,8 +32,7 @@ def check_values(file: Path, values: Any, inside: str = "") -> list[Problem]:
         except ValidationError as error:
             found = [(_place(e["loc"], e["msg"]), e["msg"]) for e in error.errors()]
     if not found:  # arguments and limits of our own application
-        told = (line.partition(": ") for line in serve_config.check(values))
-        found = [(key, message) for key, _, message in told]
+        found = list(_applications(values))
     prefix = f"{inside}." if inside else ""
     return [Problem(file, f"{prefix}{key}", message) for key, message in found]
 
@@ -69,3 +69,54 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         if found is not None:
             return found
     return None
+
+
+def _applications(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What Ray takes, and what would let strangers in or stop a replica too early."""
+    applications = values.get("applications") or []
+    if not applications:
+        yield "applications", "none"
+    for number, application in enumerate(applications):
+        where = f"applications.{number}"
+        if application.get("import_path") == APP_BUILDER:
+            host = (values.get("http_options") or {}).get("host", "0.0.0.0")  # Ray's own default
+            yield from ((f"{where}.{key}", message) for key, message in _ours(application, host))
+
+
+def _ours(application: dict[str, Any], host: str) -> Iterator[tuple[str, str]]:
+    try:
+        args = AppArgs.model_validate(application.get("args") or {})
+    except ValidationError as error:
+        for wrong in error.errors():
+            yield ".".join(["args", *map(str, wrong["loc"])]), wrong["msg"]
+        return
+    if args.without_keys and not is_loopback(host):
+        yield "args.without_keys", f"http_options.host {host} lets other machines in"
+    for number, deployment in enumerate(application.get("deployments") or ()):
+        inside = f"deployments.{number}"
+        if deployment.get("name") != DEPLOYMENT:
+            message = f"{deployment.get('name')!r}; the one of ours is {DEPLOYMENT!r}"
+            yield f"{inside}.name", message
+            continue
+        yield from ((f"{inside}.{key}", message) for key, message in _limits(deployment, args))
+
+
+def _limits(deployment: dict[str, Any], args: AppArgs) -> Iterator[tuple[str, str]]:
+    """Numbers of our deployment that Ray takes and that do not fit each other."""
+    scaling = deployment.get("autoscaling_config")
+    replicas = scaling.get("min_replicas", 1) if scaling else deployment.get("num_replicas", 1)
+    if replicas != 1 and not deployment.get("max_surge_percent", 100):
+        message = "0 stops a replica before the new one answers; give 100"
+        yield "max_surge_percent", message
+    if deployment.get("max_ongoing_requests", 2 * args.queue) <= args.queue:
+        yield (
+            "max_ongoing_requests",
+            f"must be above args.queue ({args.queue}), so that the service's own answer to too "
+            "many requests is the one that people see",
+        )
+    if deployment.get("graceful_shutdown_timeout_s", args.timeout + 1) <= args.timeout:
+        yield (
+            "graceful_shutdown_timeout_s",
+            f"must be above args.timeout ({args.timeout:g}), so that requests end before their "
+            "replica does",
+        )

@@ -292,6 +292,7 @@ def serving(
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _refuse_other_service(host, port)
+        ours = not serve.status().proxies
         serve.start(
             proxy_location=ProxyLocation.HeadOnly,
             http_options=HTTPOptions(host=host, port=port),
@@ -302,3 +303,6 @@ def serving(
             yield f"http://{host}:{port}"
         finally:
             serve.delete(NAME)
+            # A Serve that nobody uses would keep the port as long as Ray runs.
+            if ours and not serve.status().applications:
+                serve.shutdown()
