@@ -46,7 +46,7 @@ OURS = [*APPLICATION, "deployments", 0]
         (["http_options"], "hots", "x", "http_options.hots: unknown key"),
         (OURS, "num_replicass", 3, "applications.0.deployments.0.num_replicass: unknown key"),
         (OURS, "autoscaling_config", {"min_replica": 2}, "min_replica: unknown key"),
-        (APPLICATION, "deployments", {}, "applications.0.deployments: Input should be a valid list"),
+        (APPLICATION, "deployments", {}, "deployments: Input should be a valid list"),
         ([], "applications", [], "applications: none"),
         (APPLICATION, "import_path", None, "import_path: Input should be a valid string"),
         ([*APPLICATION, "args"], "bundel", "x", "args.bundel: Extra inputs"),
@@ -55,7 +55,7 @@ OURS = [*APPLICATION, "deployments", 0]
         (OURS, "name", "other", "'other'; the one of ours is 'recray'"),
         (OURS, "max_surge_percent", 0, "stops a replica before the new one answers"),
         (OURS, "max_ongoing_requests", 64, "must be above args.queue (64)"),
-        (OURS, "max_ongoing_requests", "many", "max_ongoing_requests: Input should be a valid integer"),
+        (OURS, "max_ongoing_requests", "many", "requests: Input should be a valid integer"),
         (OURS, "graceful_shutdown_timeout_s", 10, "must be above args.timeout (10)"),
     ],
 )
@@ -75,7 +75,8 @@ def test_a_host_that_is_not_given_is_ray_s_own_which_is_open(laptop):
 
 def test_another_s_application_is_checked_for_keys_only(laptop):
     other = copy.deepcopy(laptop["applications"][0])
-    other |= {"name": "x", "route_prefix": "/x", "import_path": "their.app:app", "args": {"anything": 1}}
+    other |= {"name": "x", "route_prefix": "/x", "import_path": "their.app:app"}
+    other["args"] = {"anything": 1}
     laptop["applications"].append(other)
     assert check(laptop) == []
 
