@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from recray.cli import cli
-from recray.cli.base import default_out
+from recray.cli.base import StoragePath, default_out
 from recray.cli.jobs import _checked
 from recray.errors import RecrayError
 from recray.runtime import jobs as api
@@ -103,6 +103,31 @@ def test_paths_outside_the_working_folder_are_whole_and_the_others_stay(folder, 
     assert _checked("prepare", words, set()) == (list(words), 1)
     assert _checked("pipeline", ("ml-1m.zip",), set())[0] == [f"{folder}/ml-1m.zip"]
     assert _checked("mine", ("lists", "-x"), set()) == (["lists", "-x"], 1)
+
+
+@pytest.mark.parametrize(
+    ("job", "words", "sent"),
+    [
+        ("benchmark", "evaluate --quick --data lists", "evaluate --quick --data {}/lists"),
+        ("evaluate", "ml-100k --kfold 5", "ml-100k --kfold 5"),
+        ("evaluate", "lists --negatives n.csv", "{0}/lists --negatives {0}/n.csv"),
+        ("tune", "--resume lists", "--resume {}/lists"),
+        ("retrain", "registry ml-1m.zip --out x", "{0}/registry {0}/ml-1m.zip --out {0}/x"),
+    ],
+)
+def test_what_is_a_path_is_said_by_the_type_of_its_parameter(folder, monkeypatch, job, words, sent):
+    monkeypatch.chdir(folder)
+    assert _checked(job, tuple(words.split()), set())[0] == sent.format(folder).split()
+
+
+def test_every_parameter_of_a_job_that_its_help_calls_a_place_is_a_path():
+    places = {"BUNDLE", "DIR", "FILE", "FOLDER", "PREPARED", "REGISTRY", "RUN", "SWEEP", "SOURCE"}
+    jobs = "benchmark evaluate pipeline prepare recommend refresh train tune".split()
+    for job in jobs:
+        for parameter in cli.commands[job].params:
+            named = str(parameter.metavar or parameter.name).strip("[]").upper()
+            if places & set(named.split("|")):
+                assert isinstance(parameter.type, StoragePath), f"{job}: {parameter.name}"
 
 
 def test_options_are_checked_before_anything_is_sent(folder):

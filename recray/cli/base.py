@@ -46,6 +46,19 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class StoragePath(click.ParamType):
+    """A local path or a URI."""
+
+    name = "path"
+
+
+class SourcePath(StoragePath):
+    """A path, or the name of a release."""
+
+
+PATH, SOURCE = StoragePath(), SourcePath()
+
+
 def _columns(_context: click.Context, _option: click.Parameter, given: Any) -> tuple[str, ...]:
     """user=customer,item=sku as a setting."""
     if not given:
@@ -98,7 +111,9 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         "preset": click.option(
             "--preset", help="Recipe to start from.  [default: ranking]", shell_complete=_presets
         ),
-        "config": click.option("--config", metavar="FILE", help="YAML with settings by group."),
+        "config": click.option(
+            "--config", type=PATH, metavar="FILE", help="YAML with settings by group."
+        ),
         "set": click.option(
             "--set",
             "overrides",
@@ -124,7 +139,7 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             "where there is no header.",
         ),
         "mirror": click.option(
-            "--mirror", metavar="URL|FOLDER", help="Where NAME.zip lies instead."
+            "--mirror", type=PATH, metavar="URL|FOLDER", help="Where NAME.zip lies instead."
         ),
         "host": click.option(
             "--host", default="127.0.0.1", show_default=True, help="Interface to bind."

@@ -2,7 +2,7 @@
 
 import click
 
-from recray.cli.base import cli, shared
+from recray.cli.base import PATH, cli, shared
 from recray.progress import Console
 from recray.reporting import summaries
 
@@ -11,7 +11,10 @@ from recray.reporting import summaries
 @click.argument("name")
 @click.option("--quick", is_flag=True, help="Leave out what takes long; under 3 minutes.")
 @click.option(
-    "--data", metavar="FOLDER", help="quality, search, tune: archives such as ml-100k.zip."
+    "--data",
+    type=PATH,
+    metavar="FOLDER",
+    help="quality, search, tune: archives such as ml-100k.zip.",
 )
 @click.option("--only", metavar="FIGURE", help="quality: one row, such as rmse_1m.")
 @click.option("--device", metavar="DEVICE", help="train: cpu (the default) or cuda.")

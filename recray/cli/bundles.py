@@ -5,7 +5,7 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
-from recray.cli.base import cli, default_out, shared
+from recray.cli.base import PATH, SOURCE, cli, default_out, shared
 from recray.cli.filter_options import filter_options, parse_filters
 from recray.config import Settings, load_settings
 from recray.data.ids import IdMap, RawId
@@ -15,9 +15,12 @@ from recray.reporting import summaries, terminal
 
 
 @cli.command()
-@click.argument("bundle")
+@click.argument("bundle", type=SOURCE)
 @click.option(
-    "--prepared", metavar="PREPARED", help="Insist that the bundle comes from this data set."
+    "--prepared",
+    type=PATH,
+    metavar="PREPARED",
+    help="Insist that the bundle comes from this data set.",
 )
 @click.option("-k", multiple=True, type=click.IntRange(min=1), help="Cut-off; may be repeated.")
 @click.option("--relevant-from", type=float, metavar="STARS", help="Held-out ratings that count.")
@@ -43,12 +46,16 @@ from recray.reporting import summaries, terminal
     type=click.Choice(["full", "sampled"]),
     help="sampled: rank among candidates from a file, as papers do.",
 )
-@click.option("--negatives", metavar="FILE", help="sampled: csv of user,item in raw ids.")
+@click.option(
+    "--negatives", type=PATH, metavar="FILE", help="sampled: csv of user,item in raw ids."
+)
 @click.option("--kfold", type=click.IntRange(min=2), help="Train and measure so many folds.")
 @click.option("--folds", metavar="u1,u2,...", help="The same on given u1.base, u1.test, ...")
 @click.option("--seeds", type=click.IntRange(min=1), help="The same with so many seeds.")
 @click.option("--refit", is_flag=True, help="Folds: train again on train + valid first.")
-@click.option("--out", metavar="DIR", help="Of the folds.  [default: recray-out/folds-NAME]")
+@click.option(
+    "--out", type=PATH, metavar="DIR", help="Of the folds.  [default: recray-out/folds-NAME]"
+)
 @shared("preset", "config", "set", "workers", "address")
 def evaluate(
     ui: Console,
@@ -158,11 +165,11 @@ def _names(written: str | None) -> tuple[str, ...] | None:
 
 
 @cli.command()
-@click.argument("bundle")
+@click.argument("bundle", type=PATH)
 @click.option("--user", help="A user of the data set.")
 @click.option("--rate", multiple=True, metavar="ITEM=STARS", help="Ratings of somebody new.")
 @click.option("--all", "everyone", is_flag=True, help="Every user, as parquet into --out.")
-@click.option("--out", metavar="DIR", help="Folder for --all.")
+@click.option("--out", type=PATH, metavar="DIR", help="Folder for --all.")
 @filter_options
 @shared("k", "address")
 def recommend(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recray.cli.base import Commands, cli, shared
+from recray.cli.base import Commands, SourcePath, StoragePath, cli, shared
 from recray.errors import RecrayError
 from recray.progress import Console
 from recray.reporting import summaries
@@ -15,8 +15,6 @@ from recray.storage import is_uri
 if TYPE_CHECKING:
     from recray.runtime.jobs import Job, Jobs
 
-PLACES = ("BUNDLE", "DIR", "FILE", "PREPARED", "REGISTRY", "RUN", "SWEEP", "URL|FOLDER")
-"""What options call a path in their help."""
 OTHER_NAMES = {"retrain": "refresh"}
 """Jobs whose options are those of a command of another name."""
 LOOPBACK = ("http://127.0.0.1", "http://localhost")
@@ -104,7 +102,7 @@ def _checked(job: str, arguments: tuple[str, ...], files: set[str]) -> tuple[lis
     paths: set[str] = set()
     for parameter in command.params:
         given = context.params.get(str(parameter.name))
-        if isinstance(given, str) and _is_place(parameter, given):
+        if given and isinstance(given, str) and _is_path(parameter.type, given):
             paths.add(given)
 
     def whole(word: str) -> str:
@@ -116,11 +114,11 @@ def _checked(job: str, arguments: tuple[str, ...], files: set[str]) -> tuple[lis
     return [whole(word) for word in arguments], int(context.params.get("workers") or 1)
 
 
-def _is_place(parameter: click.Parameter, given: str) -> bool:
-    """Whether a parameter is a path; SOURCE may also be the name of a release."""
-    if isinstance(parameter, click.Option):
-        return parameter.metavar in PLACES
-    return parameter.name != "source" or "/" in given or Path(given).exists()
+def _is_path(kind: click.ParamType, given: str) -> bool:
+    """Whether a value is a path, by the type of its parameter."""
+    if isinstance(kind, SourcePath):
+        return "/" in given or Path(given).exists()
+    return isinstance(kind, StoragePath)
 
 
 def _follow(ui: Console, jobs: "Jobs", name: str) -> None:

@@ -4,17 +4,21 @@ from typing import Any
 
 import click
 
-from recray.cli.base import cli, shared
+from recray.cli.base import PATH, SOURCE, cli, shared
 from recray.errors import CheckFailed
 from recray.progress import Console
 from recray.reporting import summaries
 
 
 @cli.command()
-@click.argument("registry", metavar="REGISTRY")
-@click.argument("source")
-@click.option("--out", required=True, metavar="DIR", help="Folder of data, runs and bundles.")
-@click.option("--ratings-log", metavar="DIR", help="The log.  [default: the registry's own]")
+@click.argument("registry", type=PATH, metavar="REGISTRY")
+@click.argument("source", type=SOURCE)
+@click.option(
+    "--out", required=True, type=PATH, metavar="DIR", help="Folder of data, runs and bundles."
+)
+@click.option(
+    "--ratings-log", type=PATH, metavar="DIR", help="The log.  [default: the registry's own]"
+)
 @click.option("--no-full", is_flag=True, help="Do not train from nothing to compare.")
 @click.option("--force", is_flag=True, help="Promote even what is worse.")
 @shared("workers", "mirror", "address")

@@ -2,7 +2,7 @@
 
 import click
 
-from recray.cli.base import cli, shared, sources
+from recray.cli.base import PATH, SOURCE, cli, shared, sources
 from recray.config import load_settings, preset_names
 from recray.errors import CheckFailed, RecrayError
 from recray.progress import Console
@@ -21,9 +21,11 @@ def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: 
 
 
 @cli.command()
-@click.argument("source", shell_complete=sources)
-@click.option("--out", required=True, metavar="PREPARED", help="Folder of the data set.")
-@click.option("--ratings-log", metavar="DIR", help="Ratings that a service kept; they train.")
+@click.argument("source", type=SOURCE, shell_complete=sources)
+@click.option("--out", required=True, type=PATH, metavar="PREPARED", help="Folder of the data set.")
+@click.option(
+    "--ratings-log", type=PATH, metavar="DIR", help="Ratings that a service kept; they train."
+)
 @shared("preset", "config", "set", "columns", "mirror", "address")
 def prepare(
     ui: Console,
@@ -66,8 +68,8 @@ def prepare(
 
 
 @cli.command()
-@click.argument("prepared")
-@click.option("--out", required=True, metavar="RUN", help="Folder of the run.")
+@click.argument("prepared", type=PATH)
+@click.option("--out", required=True, type=PATH, metavar="RUN", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
 @click.option(
     "--max-failures",
@@ -120,8 +122,8 @@ def train(
 
 
 @cli.command()
-@click.argument("run")
-@click.option("--out", required=True, metavar="BUNDLE", help="Folder of the bundle.")
+@click.argument("run", type=PATH)
+@click.option("--out", required=True, type=PATH, metavar="BUNDLE", help="Folder of the bundle.")
 @shared()
 def export(ui: Console, run: str, out: str) -> None:
     """Write the best epoch of a RUN as a bundle, measured on the test split.
@@ -140,7 +142,7 @@ def export(ui: Console, run: str, out: str) -> None:
 
 
 @cli.command()
-@click.argument("run")
+@click.argument("run", type=PATH)
 @shared("address")
 def reproduce(ui: Console, run: str, address: str) -> None:
     """Train a finished RUN again elsewhere; exit 1 if a single digit differs.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from recray.cli.base import cli, shared
+from recray.cli.base import PATH, cli, shared
 from recray.cli.stages import refuse_groups
 from recray.config import load_settings
 from recray.errors import RecrayError
@@ -35,10 +35,11 @@ def _concurrent(_context: click.Context, _option: click.Parameter, value: str) -
 
 
 @cli.command()
-@click.argument("prepared", required=False)
-@click.option("--out", metavar="SWEEP", help="Folder of the sweep.")
+@click.argument("prepared", type=PATH, required=False)
+@click.option("--out", type=PATH, metavar="SWEEP", help="Folder of the sweep.")
 @click.option(
     "--resume",
+    type=PATH,
     is_flag=False,
     flag_value="",
     metavar="[SWEEP]",
@@ -56,7 +57,7 @@ def _concurrent(_context: click.Context, _option: click.Parameter, value: str) -
 @click.option("--searcher", default="random", show_default=True, help="random, grid or tpe.")
 @click.option("--scheduler", default="asha", show_default=True, help="none, asha or median.")
 @click.option("--metric", help="Validation metric to search by.  [default: the preset's]")
-@click.option("--space", metavar="FILE", help="YAML with a `search:` section.")
+@click.option("--space", type=PATH, metavar="FILE", help="YAML with a `search:` section.")
 @click.option(
     "--seeds",
     default=3,
@@ -124,7 +125,7 @@ def tune(
 
 
 @cli.command("tune export")
-@click.argument("sweep")
+@click.argument("sweep", type=PATH)
 @click.option(
     "--to", "store", required=True, metavar="FOLDER|URI", help="MLflow's store, or its server."
 )

@@ -4,7 +4,7 @@ import signal
 
 import click
 
-from recray.cli.base import cli, default_out, shared, sources
+from recray.cli.base import PATH, SOURCE, cli, default_out, shared, sources
 from recray.cli.refresh import train_again
 from recray.config import load_settings
 from recray.errors import CheckFailed, RecrayError
@@ -19,10 +19,15 @@ def wait_for_stop(ui: Console, url: str) -> None:
 
 
 @cli.command()
-@click.argument("source", shell_complete=sources)
-@click.option("--out", metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]")
+@click.argument("source", type=SOURCE, shell_complete=sources)
 @click.option(
-    "--registry", metavar="REGISTRY", help="Where it is promoted.  [default: registry in --out]"
+    "--out", type=PATH, metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]"
+)
+@click.option(
+    "--registry",
+    type=PATH,
+    metavar="REGISTRY",
+    help="Where it is promoted.  [default: registry in --out]",
 )
 @click.option("--force", is_flag=True, help="Promote even what is worse than the current version.")
 @click.option(
@@ -80,8 +85,10 @@ def pipeline(
 
 
 @cli.command()
-@click.argument("source", shell_complete=sources)
-@click.option("--out", metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]")
+@click.argument("source", type=SOURCE, shell_complete=sources)
+@click.option(
+    "--out", type=PATH, metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]"
+)
 @click.option("--once", is_flag=True, help="Serve, check over HTTP, stop and exit.")
 @shared("preset", "config", "set", "workers", "host", "port", "columns", "mirror", "address")
 def up(
