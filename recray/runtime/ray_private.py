@@ -35,8 +35,6 @@ RAY_SWITCHES = {
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
     # Spinning threads of several workers on few cores are slower than one thread each.
     "OMP_NUM_THREADS": "1",
-    # A busy machine needs longer than Ray's own 60 s to start.
-    "RAY_raylet_start_wait_time_s": "180",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
