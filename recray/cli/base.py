@@ -46,7 +46,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class StoragePath(click.ParamType):
+class StoragePath(click.types.StringParamType):
     """A local path or a URI."""
 
     name = "path"

@@ -114,7 +114,7 @@ def _checked(job: str, arguments: tuple[str, ...], files: set[str]) -> tuple[lis
     return [whole(word) for word in arguments], int(context.params.get("workers") or 1)
 
 
-def _is_path(kind: click.ParamType, given: str) -> bool:
+def _is_path(kind: object, given: str) -> bool:
     """Whether a value is a path, by the type of its parameter."""
     if isinstance(kind, SourcePath):
         return "/" in given or Path(given).exists()
