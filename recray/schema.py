@@ -76,3 +76,6 @@ REJECTED_KEPT = 1000
 
 TIMINGS = ("seconds", "samples_per_s")
 """Keys of an epoch's entry in a training history that say how long it took, not how good it is."""
+
+SCORE_NAMES = {"rating": "stars", "logit": "logits"}
+"""What a model's `score_type` is called in answers: HTTP, JSON and reports."""

@@ -11,8 +11,8 @@ import torch.multiprocessing as mp
 from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.models import build_model
-from recray.models.bpmf import PosteriorDot
-from recray.models.objectives import Bayes, build_objective
+from recray.models.bpmf import BPMFMean
+from recray.models.objectives import BPMF, build_objective
 from recray.training.checkpoint import RunFolder
 from recray.training.collectives import Workers
 from recray.training.epochs import Shard
@@ -160,10 +160,10 @@ def test_compressing_is_the_truncated_singular_value_decomposition():
 
 def sampler(**sizes) -> GibbsEpochs:
     shard, _ = planted()
-    model = PosteriorDot(USERS, ITEMS, 12).double()
+    model = BPMFMean(USERS, ITEMS, 12).double()
     model.mean.fill_(3.0)
     sizes = {"factors": 3, "side_rank": 5, "samples_per_epoch": 2, "burn_in": 0} | sizes
-    return GibbsEpochs(model, Bayes(**sizes), shard, 0, Workers())
+    return GibbsEpochs(model, BPMF(**sizes), shard, 0, Workers())
 
 
 def test_the_model_is_the_mean_of_the_samples_after_burn_in():
@@ -272,7 +272,7 @@ def test_several_workers_draw_the_samples_of_one(tmp_path):
     for size in (1, 2, 3):
         folder = tmp_path / f"w{size}"
         mp.start_processes(_train_part, (size, str(folder)), nprocs=size, start_method="fork")
-        model = PosteriorDot(USERS, ITEMS, 8).double()
+        model = BPMFMean(USERS, ITEMS, 8).double()
         model.load_state_dict(RunFolder(str(folder)).latest().weights)
         models.append(model)
     everybody = torch.arange(USERS)
@@ -289,13 +289,13 @@ def test_several_workers_draw_the_samples_of_one(tmp_path):
 # ---------------------------------------------------------------------------------- fold-in
 
 
-def folded(model: PosteriorDot, item: torch.Tensor, rating: torch.Tensor) -> torch.Tensor:
-    return Bayes(3, 5, 1, 1).fold_in(model, item, rating, noise=1.0)
+def folded(model: BPMFMean, item: torch.Tensor, rating: torch.Tensor) -> torch.Tensor:
+    return BPMF(3, 5, 1, 1).fold_in(model, item, rating, noise=1.0)
 
 
 def test_folding_in_is_the_minimum_of_error_and_prior():
     torch.manual_seed(4)
-    model = PosteriorDot(USERS, ITEMS, 3).double()
+    model = BPMFMean(USERS, ITEMS, 3).double()
     root = torch.randn(4, 4).double()
     model.prior_precision.copy_(root @ root.T + torch.eye(4))
     model.prior_mean.copy_(torch.randn(4))
@@ -325,7 +325,7 @@ def test_folding_in_a_users_own_ratings_gives_nearly_their_predictions(tmp_path)
 
 
 def test_nobody_in_particular_gets_the_prior_mean():
-    model = PosteriorDot(USERS, ITEMS, 3)
+    model = BPMFMean(USERS, ITEMS, 3)
     model.prior_mean.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     none = torch.zeros(0, dtype=torch.int64)
     assert torch.allclose(folded(model, none, none.float())[0], model.prior_mean)

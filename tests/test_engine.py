@@ -15,7 +15,7 @@ from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.base import Model
-from recray.models.batch_embedding import Batch, Touched, pair_dot
+from recray.models.batch_embedding import Batch, UniqueIds, grouped_dot
 from recray.models.objectives import Mse, build_objective
 from recray.training.collectives import Workers
 from recray.training.optimizer_choice import (
@@ -39,7 +39,7 @@ PLANTED = [[0, 0], [0, 3], [2, 0], [0, 0], [5, 3], [2, 0], [0, 4]]
 
 def test_ids_occur_once_and_know_their_places():
     given = torch.tensor([[7, 2], [2, 9], [7, 2]])
-    touched = Touched.of(given)
+    touched = UniqueIds.of(given)
     assert touched.ids.tolist() == [2, 7, 9]
     assert torch.equal(touched.ids[touched.local], given)
     assert touched.order.tolist() == [1, 2, 5, 0, 4, 3]
@@ -47,13 +47,13 @@ def test_ids_occur_once_and_know_their_places():
 
 
 def test_rows_of_one_id_are_added_up():
-    touched = Touched.of(torch.tensor([4, 1, 4, 4]))
+    touched = UniqueIds.of(torch.tensor([4, 1, 4, 4]))
     rows = torch.tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0], [8.0, 80.0]])
     assert touched.combine(rows).tolist() == [[2.0, 20.0], [13.0, 130.0]]
 
 
 def test_no_ids_touch_nothing():
-    touched = Touched.of(torch.zeros(0, 3, dtype=torch.int64))
+    touched = UniqueIds.of(torch.zeros(0, 3, dtype=torch.int64))
     assert touched.ids.shape == (0,)
     assert touched.combine(torch.zeros(0, 2)).shape == (0, 2)
 
@@ -65,13 +65,13 @@ def test_products_and_their_gradients_are_those_of_autograd(count, pairs, monkey
     generator = torch.Generator().manual_seed(0)
     user = torch.randint(0, 4, (9,), generator=generator)
     item = torch.randint(0, 5, (9, count), generator=generator)
-    users, items = Touched.of(user), Touched.of(item)
+    users, items = UniqueIds.of(user), UniqueIds.of(item)
     tables = [
         torch.randn(len(t.ids), 6, dtype=torch.float64, generator=generator).requires_grad_()
         for t in (users, items)
     ]
     plain = (tables[0][users.local][:, None] * tables[1][items.local]).sum(dim=-1)
-    found = pair_dot(*tables, users, items)
+    found = grouped_dot(*tables, users, items)
     assert torch.allclose(found, plain, atol=1e-12)
     slope = torch.randn(9, count, dtype=torch.float64, generator=generator)
     expected = torch.autograd.grad((plain * slope).sum(), tables)
@@ -92,7 +92,7 @@ def batch_of(pairs: list[list[int]]) -> Batch:
 def whole_gradient(model: Model, batch: Batch, l2: float = 0.0) -> dict[str, torch.Tensor]:
     """The gradient of the mean squared error at every parameter, by autograd on whole tables."""
     error = (batch.rating - model(batch.user, batch.item)).square()
-    loss = (error + l2 * model.penalty(batch.user, batch.item)).mean()
+    loss = (error + l2 * model.l2_penalty(batch.user, batch.item)).mean()
     named = dict(model.named_parameters())
     found = torch.autograd.grad(loss, list(named.values()))
     return dict(zip(named, found, strict=True))

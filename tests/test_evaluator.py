@@ -23,7 +23,7 @@ def evaluate(bundle, *args, **kwargs):
 
 def planted(users: int = 40, items: int = 12) -> tuple[Ranker, Ratings]:
     """A model that scores item i as -i for everybody; user u's only held-out item is u % items."""
-    model = Dot(users, items, 1, "logits")
+    model = Dot(users, items, 1, "logit")
     with torch.no_grad():
         model.user_vectors.weight.fill_(1.0)
         model.item_vectors.weight[:, 0] = -torch.arange(items).float()

@@ -26,7 +26,7 @@ def test_features_that_training_did_not_have_are_left_out():
 
 
 def test_an_item_without_a_vector_of_its_own_scores_by_its_features():
-    model = Hybrid(2, 3, 2, NAMES, "logits")
+    model = Hybrid(2, 3, 2, NAMES, "logit")
     model.describe_items(torch.from_numpy(feature_matrix(TABLE, NAMES)))
     with torch.no_grad():
         model.item_vectors.weight.zero_()
@@ -38,11 +38,11 @@ def test_an_item_without_a_vector_of_its_own_scores_by_its_features():
 
 
 def test_features_explain_what_items_of_weight_share_and_nothing_of_a_row_is_lost():
-    model = Hybrid(2, 3, 2, NAMES, "logits")
+    model = Hybrid(2, 3, 2, NAMES, "logit")
     model.describe_items(torch.from_numpy(feature_matrix(TABLE, NAMES)))
     rows, weight = torch.tensor([[1.0, 0], [0, 2], [3, 3]]), torch.tensor([1.0, 2, 6])
     with torch.no_grad():
-        model.set_rows(rows, weight)
+        model.set_item_rows(rows, weight)
     assert torch.allclose(model.item_rows(slice(None)), rows)
     vectors = model.feature_vectors.detach().clone().requires_grad_()
     left = weight[:, None] * (rows - model.features @ vectors).square()

@@ -17,7 +17,7 @@ from recray.inference.recommendations import Askers, Lister
 from recray.inference.recommender import Recommendations, Recommender
 from recray.inference.scorer import History, Ranker
 from recray.models.factorization import Dot, DotBias
-from recray.models.objectives import FoldInPrior, Mse, WholeData
+from recray.models.objectives import FoldInPrior, ImplicitALS, Mse
 
 from .conftest import ITEMS, USERS, raw
 from .test_recommender import ratings
@@ -54,7 +54,7 @@ wishes = st.builds(
 def lister(genres, years, seed) -> tuple[Lister, np.ndarray]:
     """A model of few distinct scores, so that many are equal; and what one user has rated."""
     torch.manual_seed(seed)
-    model = Dot(3, MANY, 2, "logits")
+    model = Dot(3, MANY, 2, "logit")
     with torch.no_grad():
         for table in (model.user_vectors, model.item_vectors):
             table.weight.copy_(torch.randint(-2, 3, table.weight.shape))
@@ -180,12 +180,12 @@ def test_shares_of_a_folded_in_user_make_up_the_state(kind):
         for table in (model.user_bias, model.item_bias, model.user_vectors, model.item_vectors):
             torch.nn.init.normal_(table.weight)
     else:
-        model, objective = Dot(8, 9, 4, "logits"), WholeData(0.3, 0.05)
+        model, objective = Dot(8, 9, 4, "logit"), ImplicitALS(0.3, 0.05)
         torch.nn.init.normal_(model.item_vectors.weight)
     item, rating = torch.tensor([1, 4, 7]), torch.tensor([5.0, 2.0, 4.0])
     with torch.no_grad():
         state = objective.fold_in(model, item, rating, 0.8)[0]
-        base, parts = objective.shares(model, 0.8)(item, rating)
+        base, parts = objective.contributions(model, 0.8)(item, rating)
     assert parts.shape == (3, len(state))
     assert torch.allclose((base + parts.sum(dim=0)).float(), state, atol=1e-5)
     if kind == "mse":
@@ -274,7 +274,7 @@ def test_own_history_of_a_trained_user_gives_their_own_list():
         torch.arange(users)[:, None] % 4 == torch.arange(items) % 4, 0.5, 0.05
     )
     user, item = torch.nonzero(liked, as_tuple=True)
-    model, objective = Dot(users, items, dim, "logits"), WholeData(0.2, 0.015)
+    model, objective = Dot(users, items, dim, "logit"), ImplicitALS(0.2, 0.015)
     by_item = torch.argsort(item, stable=True)
     begins = torch.searchsorted(user, torch.arange(users + 1))
     item_begins = torch.searchsorted(item[by_item], torch.arange(items + 1))

@@ -7,20 +7,20 @@ from recray.models.factorization import Dot
 from recray.models.neumf import NeuMf
 from recray.models.objectives import (
     Bpr,
-    Classes,
     ItemSoftmax,
     Logistic,
     Mse,
-    Newcomers,
-    UnratedClass,
+    RatingClassification,
+    RatingsCSR,
+    UnobservedClass,
 )
-from recray.models.objectives.fold_in import minimise_rows
+from recray.models.objectives.fold_in import lbfgs_rows
 from recray.models.softmax import SoftmaxDnn
 
 BEGINS = torch.tensor([0, 2, 3, 3, 7])
 ITEM = torch.tensor([2, 7, 0, 1, 3, 5, 11])
 STARS = torch.tensor([5.0, 1.0, 3.0, 5.0, 1.0, 3.0, 5.0])
-KNOWN = Newcomers(BEGINS, ITEM, STARS)
+KNOWN = RatingsCSR(BEGINS, ITEM, STARS)
 
 
 def test_every_row_reaches_its_own_minimum():
@@ -31,7 +31,7 @@ def test_every_row_reaches_its_own_minimum():
     def loss(state):
         return (width * (state - centre).square()).sum(dim=1) + (state - centre)[:, 0] ** 4
 
-    found = minimise_rows(loss, torch.zeros(6, 5, dtype=torch.float64))
+    found = lbfgs_rows(loss, torch.zeros(6, 5, dtype=torch.float64))
     assert (found - centre).abs().max() < 1e-2, "the start is about 1 away"
     assert loss(found).max() < 1e-6
 
@@ -42,8 +42,8 @@ def test_a_row_that_has_arrived_does_not_wander_while_others_go_on():
     def loss(state):
         return (1 + state.square().sum(dim=1)).log()
 
-    alone = minimise_rows(loss, near)
-    assert torch.equal(minimise_rows(loss, torch.cat([near, far]))[:1], alone)
+    alone = lbfgs_rows(loss, near)
+    assert torch.equal(lbfgs_rows(loss, torch.cat([near, far]))[:1], alone)
 
 
 def test_blocks_hold_so_many_ratings_but_at_least_one_person():
@@ -54,14 +54,17 @@ def test_blocks_hold_so_many_ratings_but_at_least_one_person():
 
 
 CASES = {
-    "mse": (Mse(0.0), lambda: NeuMf(50, 12, 4, 4, (8, 4), 0.0, "stars")),
-    "classes": (Classes(0.0), lambda: SoftmaxDnn(50, 12, 4, (8, 4), (1.0, 3.0, 5.0), 0.0)),
-    "logistic": (Logistic(0.0, None, False, 0.1), lambda: Dot(50, 12, 4, "logits")),
-    "bpr": (Bpr(0.0, 2, False), lambda: Dot(50, 12, 4, "logits")),
-    "softmax": (ItemSoftmax(0.0, 2, True), lambda: NeuMf(50, 12, 4, 4, (8, 4), 0.0, "logits")),
+    "mse": (Mse(0.0), lambda: NeuMf(50, 12, 4, 4, (8, 4), 0.0, "rating")),
+    "classes": (
+        RatingClassification(0.0),
+        lambda: SoftmaxDnn(50, 12, 4, (8, 4), (1.0, 3.0, 5.0), 0.0),
+    ),
+    "logistic": (Logistic(0.0, None, False, 0.1), lambda: Dot(50, 12, 4, "logit")),
+    "bpr": (Bpr(0.0, 2, False), lambda: Dot(50, 12, 4, "logit")),
+    "softmax": (ItemSoftmax(0.0, 2, True), lambda: NeuMf(50, 12, 4, 4, (8, 4), 0.0, "logit")),
     "unrated": (
-        UnratedClass(0.0, 2, False),
-        lambda: SoftmaxDnn(50, 12, 4, (8, 4), (1.0, 3.0, 5.0), 0.0, "logits"),
+        UnobservedClass(0.0, 2, False),
+        lambda: SoftmaxDnn(50, 12, 4, (8, 4), (1.0, 3.0, 5.0), 0.0, "logit"),
     ),
 }
 
@@ -73,9 +76,9 @@ def test_people_folded_in_together_are_as_if_alone(name):
     model = build()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    folding = objective.folding(model, 1.0, torch.arange(12.0))
+    folding = objective.fold_in_solver(model, 1.0, torch.arange(12.0))
     together = folding(KNOWN)
-    alone = torch.cat([folding(Newcomers.one(item, stars)) for item, stars in KNOWN.each()])
+    alone = torch.cat([folding(RatingsCSR.one(item, stars)) for item, stars in KNOWN.each()])
     assert torch.allclose(together, alone, atol=1e-3)
     spread = model.user_state(torch.arange(50)).std(dim=0).max()
     assert (together[0] - together[3]).abs().max() > 0.1 * spread, "they rated other films"

@@ -33,7 +33,7 @@ def make(kind: str, **changes):
     wanted = inspect.signature(MODELS[kind]).parameters
     arguments |= {name: size for name, size in sizes.items() if name in wanted}
     model = MODELS[kind](**arguments)
-    model.observe(statistics())
+    model.init_from_statistics(statistics())
     if kind == "hybrid":
         model.describe_items(torch.eye(2).repeat(ITEMS, 1)[:ITEMS])
     for name, parameter in model.named_parameters():
@@ -77,7 +77,7 @@ def test_blocks_of_items_join_to_the_whole(kind, changes, monkeypatch):
 
 @every_model
 def test_says_what_its_scores_are(kind, changes):
-    assert make(kind, **changes).returns in ("stars", "logits")
+    assert make(kind, **changes).score_type in ("rating", "logit")
 
 
 @every_model
@@ -154,7 +154,7 @@ def test_bias_only_shrinks_by_five():
     pairs = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
     stars = torch.tensor([4.0, 2.0, 5.0, 5.0])
     sums = torch.tensor([6.0, 10.0]), torch.tensor([2.0, 2.0])
-    model.observe(Statistics(*sums, 2.0, 5.0))
+    model.init_from_statistics(Statistics(*sums, 2.0, 5.0))
     assert model.item_bias.tolist() == pytest.approx([-2 / 7, 2 / 7])
     model.fit_users(pairs[:, 0], pairs[:, 1], stars)
     assert model.user_bias.tolist() == pytest.approx([1 / 7, -1 / 7])

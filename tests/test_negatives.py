@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recray.data.negatives import NegativeSampler, shares
+from recray.data.negatives import NegativeSampler, sampling_probabilities
 from recray.errors import RecrayError
 
 
@@ -22,7 +22,7 @@ def test_uniform_negatives_cover_the_catalogue_evenly():
 def test_popular_items_are_drawn_by_their_count_to_three_quarters():
     counts = torch.tensor([1.0, 16.0, 81.0, 256.0])
     expected = torch.tensor([1.0, 8.0, 27.0, 64.0]) / 100
-    assert torch.allclose(shares(4, counts).float(), expected)
+    assert torch.allclose(sampling_probabilities(4, counts).float(), expected)
     drawn = NegativeSampler(4, 3, counts).draw(torch.zeros(9000, dtype=torch.int64), generator())
     share = torch.bincount(drawn.item.flatten(), minlength=4) / 27_000
     assert (share - expected).abs().max() < 0.01
@@ -30,7 +30,7 @@ def test_popular_items_are_drawn_by_their_count_to_three_quarters():
 
 
 def test_an_item_nobody_rated_can_be_drawn():
-    assert shares(2, torch.tensor([0.0, 5.0])).min() > 0
+    assert sampling_probabilities(2, torch.tensor([0.0, 5.0])).min() > 0
 
 
 @pytest.mark.parametrize("popularity", [None, torch.tensor([4.0, 4.0, 1.0, 1.0, 1.0, 1.0])])

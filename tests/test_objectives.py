@@ -8,7 +8,7 @@ from recray.errors import RecrayError
 from recray.models.base import Statistics
 from recray.models.batch_embedding import Batch
 from recray.models.factorization import Dot, DotBias
-from recray.models.objectives import Bce, FoldInPrior, Mse, WholeData, build_objective
+from recray.models.objectives import Bce, FoldInPrior, ImplicitALS, Mse, build_objective
 
 USERS, ITEMS, DIM = 5, 6, 3
 
@@ -29,7 +29,7 @@ def model_with_bias(output: str = "raw") -> DotBias:
     for table in (model.user_bias, model.item_bias, model.user_vectors, model.item_vectors):
         torch.nn.init.normal_(table.weight)
     ones = torch.ones(ITEMS, dtype=torch.float64)
-    model.observe(Statistics(3 * ones, ones, 1.0, 5.0))
+    model.init_from_statistics(Statistics(3 * ones, ones, 1.0, 5.0))
     return model
 
 
@@ -92,7 +92,7 @@ def whole_data_loss(w, h, pairs, unobserved_weight, l2) -> float:
 def test_a_whole_data_solve_is_the_minimum_over_all_pairs():
     user, item, _ = rated()
     pairs = set(zip(user.tolist(), item.tolist(), strict=True))
-    objective = WholeData(unobserved_weight=0.3, l2=0.05)
+    objective = ImplicitALS(unobserved_weight=0.3, l2=0.05)
     torch.manual_seed(2)
     h = torch.randn(ITEMS, DIM, dtype=torch.float64)
     begins = torch.searchsorted(user, torch.arange(USERS + 1))
@@ -109,7 +109,7 @@ def test_a_whole_data_solve_is_the_minimum_over_all_pairs():
 def test_a_solve_that_is_held_to_vectors_is_the_minimum_over_all_pairs():
     user, item, _ = rated()
     pairs = set(zip(user.tolist(), item.tolist(), strict=True))
-    objective = WholeData(unobserved_weight=0.3, l2=0.05)
+    objective = ImplicitALS(unobserved_weight=0.3, l2=0.05)
     torch.manual_seed(2)
     w = torch.randn(USERS, DIM, dtype=torch.float64)
     expected = torch.randn(ITEMS, DIM, dtype=torch.float64)
@@ -126,7 +126,7 @@ def test_a_solve_that_is_held_to_vectors_is_the_minimum_over_all_pairs():
 
 
 def test_a_user_without_ratings_gets_the_zero_vector():
-    objective = WholeData(0.3, 0.05)
+    objective = ImplicitALS(0.3, 0.05)
     h = torch.randn(ITEMS, DIM, dtype=torch.float64)
     begins = torch.tensor([0, 0])
     none = torch.zeros(0, dtype=torch.int64)
@@ -135,7 +135,7 @@ def test_a_user_without_ratings_gets_the_zero_vector():
 
 def test_folding_in_a_users_own_ratings_gives_their_trained_row():
     user, item, _ = rated()
-    objective, model = WholeData(0.3, 0.05), Dot(USERS, ITEMS, DIM, "logits")
+    objective, model = ImplicitALS(0.3, 0.05), Dot(USERS, ITEMS, DIM, "logit")
     h = model.item_vectors.weight.detach()
     begins = torch.searchsorted(user, torch.arange(USERS + 1))
     w = objective.solve(h, begins, item, objective.gram(h), ITEMS)

@@ -34,7 +34,7 @@ def ratings(pairs, stars=4.0) -> Ratings:
 
 def ranker_of(scores: list[float], seen: list[tuple[int, int]], users: int = 2) -> Ranker:
     """A model with these scores of items for everybody."""
-    model = Dot(users, len(scores), 1, "logits")
+    model = Dot(users, len(scores), 1, "logit")
     with torch.no_grad():
         model.user_vectors.weight.fill_(1.0)
         model.item_vectors.weight[:, 0] = torch.tensor(scores)

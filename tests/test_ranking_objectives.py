@@ -5,13 +5,20 @@ import math
 import pytest
 import torch
 
-from recray.data.negatives import Drawn
+from recray.data.negatives import Negatives
 from recray.errors import RecrayError
 from recray.models.batch_embedding import Batch
 from recray.models.factorization import Dot
 from recray.models.neumf import NeuMf
-from recray.models.objectives import Bpr, Classes, ItemSoftmax, Logistic, Newcomers, UnratedClass
-from recray.models.objectives.ranking import raw_scores
+from recray.models.objectives import (
+    Bpr,
+    ItemSoftmax,
+    Logistic,
+    RatingClassification,
+    RatingsCSR,
+    UnobservedClass,
+)
+from recray.models.objectives.ranking import all_logits
 from recray.models.softmax import SoftmaxDnn
 
 USERS, ITEMS = 4, 6
@@ -21,20 +28,20 @@ STARS = torch.tensor([5.0, 1.0, 3.0, 5.0], dtype=torch.float64)
 NEGATIVES = torch.tensor([[1, 2], [4, 3], [0, 0], [2, 4]])
 WEIGHTS = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
 SHARE = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.2, 0.1], dtype=torch.float64)
-BATCH = Batch(USER, ITEM, STARS, torch.ones(4), 4, Drawn(NEGATIVES, WEIGHTS, SHARE.log()))
+BATCH = Batch(USER, ITEM, STARS, torch.ones(4), 4, Negatives(NEGATIVES, WEIGHTS, SHARE.log()))
 
 
 def dot():
     torch.manual_seed(3)
-    model = Dot(USERS, ITEMS, 3, "logits").double()
-    for table in model.tables().values():
+    model = Dot(USERS, ITEMS, 3, "logit").double()
+    for table in model.embeddings().values():
         torch.nn.init.normal_(table.weight)
     return model
 
 
-def network(returns="logits"):
+def network(score_type="logit"):
     torch.manual_seed(3)
-    return SoftmaxDnn(USERS, ITEMS, 3, (5, 4), (1.0, 3.0, 5.0), 0.0, returns).double()
+    return SoftmaxDnn(USERS, ITEMS, 3, (5, 4), (1.0, 3.0, 5.0), 0.0, score_type).double()
 
 
 def sigmoid(x):
@@ -83,7 +90,7 @@ def test_sampled_losses_are_their_formulas(objective, formula):
 
 @torch.no_grad()
 def test_the_unrated_class_is_that_of_the_negatives():
-    model, objective = network(), UnratedClass(0.0, 2, False)
+    model, objective = network(), UnobservedClass(0.0, 2, False)
     losses = objective.row_loss(model, BATCH)
     for row in range(len(USER)):
         state = model.user_state(USER[row : row + 1])
@@ -96,8 +103,8 @@ def test_the_unrated_class_is_that_of_the_negatives():
 
 
 def test_classes_are_the_cross_entropy_of_the_nearest_level():
-    model = network("stars")
-    losses = Classes(0.0).row_loss(model, BATCH)
+    model = network("rating")
+    losses = RatingClassification(0.0).row_loss(model, BATCH)
     chance = torch.softmax(model.classes(model.user_state(USER), ITEM), dim=1)
     expected = -chance[torch.arange(4), torch.tensor([2, 0, 1, 2])].log()
     assert torch.allclose(losses, expected)
@@ -117,27 +124,27 @@ def test_losses_against_all_items_are_their_formulas():
     row, item = torch.tensor([0, 0, 1]), torch.tensor([0, 3, 1])
     uniform = torch.full((ITEMS,), 1 / ITEMS, dtype=torch.float64)
 
-    softmax = ItemSoftmax(0.0, None, False).against_all(scores, row, item, uniform)
+    softmax = ItemSoftmax(0.0, None, False).full_loss(scores, row, item, uniform)
     chance = torch.softmax(scores, dim=1)
     assert softmax[0].item() == pytest.approx(-(chance[0, 0] * chance[0, 3]).log().item())
     assert softmax[1].item() == pytest.approx(-chance[1, 1].log().item())
 
-    whole = Logistic(0.0, None, False, 0.25).against_all(scores, row, item, uniform)
+    whole = Logistic(0.0, None, False, 0.25).full_loss(scores, row, item, uniform)
     rated = -torch.sigmoid(scores[0, [0, 3]]).log().sum()
     every = -torch.sigmoid(-scores[0]).log().sum()
     assert whole[0].item() == pytest.approx((rated + 0.25 * every).item())
 
-    drawn = Logistic(0.0, 3, False, 0.25).against_all(scores, row, item, uniform)
+    drawn = Logistic(0.0, 3, False, 0.25).full_loss(scores, row, item, uniform)
     assert drawn[0].item() == pytest.approx((rated + 2 * 3 * every / ITEMS).item())
 
-    pairs = Bpr(0.0, 3, False).against_all(scores, row, item, uniform)
+    pairs = Bpr(0.0, 3, False).full_loss(scores, row, item, uniform)
     expected = -torch.sigmoid(scores[1, 1] - scores[1]).log().mean()
     assert pairs[1].item() == pytest.approx(expected.item())
 
 
 @pytest.mark.parametrize("objective", [o for o, _ in SAMPLED], ids=names)
 def test_gradients_equal_finite_differences(objective):
-    model = NeuMf(USERS, ITEMS, 3, 2, (4, 3), 0.0, "logits").double()
+    model = NeuMf(USERS, ITEMS, 3, 2, (4, 3), 0.0, "logit").double()
     objective.row_loss(model, BATCH).sum().backward()
     for parameter in model.parameters():
         flat, slope = parameter.data.reshape(-1), parameter.grad.reshape(-1)
@@ -157,7 +164,7 @@ FOLDED = [
     (Bpr(0.0, 2, False), "dot"),
     (ItemSoftmax(0.0, None, False), "dot"),
     (ItemSoftmax(0.0, 2, True), "neumf"),
-    (UnratedClass(0.0, 2, False), "softmax"),
+    (UnobservedClass(0.0, 2, False), "softmax"),
 ]
 
 
@@ -165,22 +172,22 @@ FOLDED = [
 def test_what_somebody_rated_is_folded_in_above_the_rest(objective, kind):
     torch.manual_seed(0)
     model = {
-        "dot": lambda: Dot(50, 12, 4, "logits"),
-        "neumf": lambda: NeuMf(50, 12, 4, 4, (8, 4), 0.0, "logits"),
-        "softmax": lambda: SoftmaxDnn(50, 12, 4, (8, 4), (1.0, 5.0), 0.0, "logits"),
+        "dot": lambda: Dot(50, 12, 4, "logit"),
+        "neumf": lambda: NeuMf(50, 12, 4, 4, (8, 4), 0.0, "logit"),
+        "softmax": lambda: SoftmaxDnn(50, 12, 4, (8, 4), (1.0, 5.0), 0.0, "logit"),
     }[kind]()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     chosen = torch.tensor([2, 7])
     popularity = torch.arange(12.0)
-    state = objective.folding(model, 1.0, popularity)(
-        Newcomers.one(chosen, torch.tensor([5.0, 5.0]))
+    state = objective.fold_in_solver(model, 1.0, popularity)(
+        RatingsCSR.one(chosen, torch.tensor([5.0, 5.0]))
     )
     assert state.shape == (1, model.user_state(torch.tensor([0])).shape[1])
     with torch.no_grad():
         mean = model.user_state(torch.arange(50)).mean(dim=0, keepdim=True)
-        folded, typical = raw_scores(model, state)[0], raw_scores(model, mean)[0]
+        folded, typical = all_logits(model, state)[0], all_logits(model, mean)[0]
     rest = [i for i in range(12) if i not in (2, 7)]
     gain = (folded[chosen].mean() - folded[rest].mean()).item()
     assert gain > (typical[chosen].mean() - typical[rest].mean()).item() + 0.2
@@ -190,6 +197,6 @@ def test_what_somebody_rated_is_folded_in_above_the_rest(objective, kind):
 
 def test_objectives_refuse_models_that_do_not_fit():
     with pytest.raises(RecrayError, match=r"needs rating levels: use model.kind=softmax-dnn"):
-        UnratedClass(0.0, 2, False).check(dot())
+        UnobservedClass(0.0, 2, False).check(dot())
     with pytest.raises(RecrayError, match="needs rating levels"):
-        Classes(0.0).check(dot())
+        RatingClassification(0.0).check(dot())

@@ -11,7 +11,7 @@ from recray.errors import RecrayError
 from recray.inference.recommender import Recommender
 from recray.inference.scorer import NONE, History, Ranker, top_k
 from recray.models.factorization import Dot
-from recray.models.objectives import WholeData
+from recray.models.objectives import ImplicitALS
 
 from .conftest import ITEMS, USERS, raw
 
@@ -37,7 +37,7 @@ def test_lists_equal_the_brute_force_ties_included(data):
     k = data.draw(st.integers(1, items))
     cell = st.tuples(st.integers(0, users - 1), st.integers(0, items - 1))
     seen = data.draw(st.sets(cell, min_size=1, max_size=users * items))
-    model = Dot(users, items, 2, "logits")
+    model = Dot(users, items, 2, "logit")
     with torch.no_grad():  # few distinct values, so that many scores are equal
         for table in (model.user_vectors, model.item_vectors):
             values = data.draw(
@@ -71,7 +71,7 @@ def test_long_rows_are_cut_like_the_brute_force_ties_included(data):
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_lists_of_blocks_of_items_are_merged_to_those_of_the_whole(monkeypatch, exclude_seen):
     torch.manual_seed(0)
-    model = Dot(5, 23, 2, "logits")
+    model = Dot(5, 23, 2, "logit")
     with torch.no_grad():  # many equal scores
         for table in (model.user_vectors, model.item_vectors):
             table.weight.copy_(table.weight.sign())
@@ -101,7 +101,7 @@ def test_too_few_items_leave_empty_places():
 
 def test_any_set_of_users_is_ranked_like_one_by_one():
     torch.manual_seed(0)
-    model = Dot(7, 9, 3, "logits")
+    model = Dot(7, 9, 3, "logit")
     history = History.of(ratings({(u, (u * u) % 9) for u in range(7)}), 7, 9)
     ranker = Ranker(model, None, history)
     chosen = np.array([6, 2, 5])
@@ -112,7 +112,7 @@ def test_any_set_of_users_is_ranked_like_one_by_one():
 
 def test_somebody_unknown_with_history_is_folded_in_and_without_gets_popular_items():
     torch.manual_seed(0)
-    model, objective = Dot(2, 6, 3, "logits"), WholeData(0.2, 0.01)
+    model, objective = Dot(2, 6, 3, "logit"), ImplicitALS(0.2, 0.01)
     pairs = {(0, 1), (1, 1), (0, 3), (2, 4)}
     ranker = Ranker(model, objective, History.of(ratings(pairs), 4, 6))
     ranked = ranker.rank(np.array([0, 2, 3]), 2)

@@ -33,7 +33,7 @@ def planted() -> dict[str, PerUserMetrics]:
     known = [0, 1, 19, 20, 100]
     user = np.repeat(np.arange(5), known)
     item = np.concatenate([np.arange(ITEMS - n, ITEMS) for n in known])
-    model = Dot(5, ITEMS, 1, "logits")
+    model = Dot(5, ITEMS, 1, "logit")
     with torch.no_grad():
         model.user_vectors.weight.fill_(1.0)
         model.item_vectors.weight[:, 0] = -torch.arange(ITEMS).float()

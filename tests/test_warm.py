@@ -8,7 +8,7 @@ from recray.errors import RecrayError
 from recray.models.factorization import Dot
 from recray.models.hybrid import Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
-from recray.models.objectives import WholeData
+from recray.models.objectives import ImplicitALS
 from recray.models.softmax import SoftmaxDnn
 from recray.training.als import AlternatingEpochs
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
@@ -35,16 +35,16 @@ def trained(model, kind):
 
 
 def test_a_neumf_is_the_weighted_sum_of_its_parts():
-    gmf, mlp = Gmf(USERS, ITEMS, 3, "logits"), Mlp(USERS, ITEMS, 2, (4, 3), 0.0, "logits")
+    gmf, mlp = Gmf(USERS, ITEMS, 3, "logit"), Mlp(USERS, ITEMS, 2, (4, 3), 0.0, "logit")
     runs = [trained(mlp, "mlp"), trained(gmf, "gmf")]
-    model = NeuMf(USERS, ITEMS, 3, 2, (4, 3), 0.0, "logits")
+    model = NeuMf(USERS, ITEMS, 3, 2, (4, 3), 0.0, "logit")
     start_from(model, runs, alpha=0.25)
     expected = 0.25 * gmf(USER, ITEM) + 0.75 * mlp(USER, ITEM)
     assert torch.allclose(model(USER, ITEM), expected, atol=1e-6)
 
 
 def test_a_dot_starts_a_gmf_with_the_same_scores():
-    dot, model = Dot(USERS, ITEMS, 3, "logits"), Gmf(USERS, ITEMS, 3, "logits")
+    dot, model = Dot(USERS, ITEMS, 3, "logit"), Gmf(USERS, ITEMS, 3, "logit")
     start_from(model, [trained(dot, "dot")], alpha=0.5)
     assert torch.allclose(model(USER, ITEM), dot(USER, ITEM))
 
@@ -97,7 +97,7 @@ def test_pretrained_vectors_know_who_is_alike():
     )
     liked = (user + item) % 2 == 0
     shard = Shard(user[liked], item[liked], torch.ones(int(liked.sum())), torch.ones(8).bool())
-    model = SoftmaxDnn(8, 10, 2, (4,), (1.0,), 0.0, "logits")
+    model = SoftmaxDnn(8, 10, 2, (4,), (1.0,), 0.0, "logit")
     settings = load_settings("softmax-dnn-ranking", None, ["train.als_pretrain_epochs=3"])
     pretrain(model, shard, settings, Workers())
     users = torch.nn.functional.normalize(model.user_vectors.weight, dim=1)
@@ -110,19 +110,19 @@ def test_pretrained_vectors_know_who_is_alike():
 def test_a_pretrained_neumf_starts_with_the_scores_of_the_solves():
     user, item = torch.tensor([0, 0, 1, 2, 2, 3]), torch.tensor([0, 1, 1, 2, 3, 3])
     shard = Shard(user, item, torch.ones(6), torch.ones(4).bool())
-    model = NeuMf(4, 4, 2, 3, (4, 3), 0.0, "logits")
+    model = NeuMf(4, 4, 2, 3, (4, 3), 0.0, "logit")
     settings = load_settings("neumf-ranking", None, ["train.als_pretrain_epochs=3"])
     pretrain(model, shard, settings, Workers())
     torch.manual_seed(settings.train.seed)
-    dot = Dot(4, 4, 2, "logits")
-    objective = WholeData(settings.objective.unobserved_weight, settings.train.als_pretrain_l2)
+    dot = Dot(4, 4, 2, "logit")
+    objective = ImplicitALS(settings.objective.unobserved_weight, settings.train.als_pretrain_l2)
     epochs = AlternatingEpochs(dot, objective, shard, Workers())
     for epoch in range(3):
         epochs.run(epoch)
     everybody = torch.arange(4)
     torch.testing.assert_close(
-        model.raw_block(model.user_state(everybody), 0, 4),
-        SHARPNESS * dot.raw_block(dot.user_state(everybody), 0, 4),
+        model.logits_block(model.user_state(everybody), 0, 4),
+        SHARPNESS * dot.logits_block(dot.user_state(everybody), 0, 4),
     )
 
 

@@ -75,7 +75,7 @@ def _ranker(users: int, items: int) -> Ranker:
     begins = np.arange(users + 1, dtype=np.int64) * RATED
     item = np.random.default_rng(0).integers(0, items, int(begins[-1]), np.int32)
     history = History(begins, item, np.ones(len(item), np.float32))
-    return Ranker(Dot(users, items, DIM, "logits"), None, history)
+    return Ranker(Dot(users, items, DIM, "logit"), None, history)
 
 
 def rank_all(ranker: Ranker, users: int) -> None:
@@ -122,7 +122,7 @@ def _speed(ranker: Ranker, measured: int, repetitions: int, log: Log) -> dict[st
 def _network(repetitions: int, log: Log) -> dict[str, Any]:
     """Every pair of a block of users through a NeuMF of 64 and layers of 128, 64 and 32."""
     users, items = ML_1M
-    model = NeuMf(users, items, DIM, DIM, (128, 64, 32), 0.0, "logits").eval()
+    model = NeuMf(users, items, DIM, DIM, (128, 64, 32), 0.0, "logit").eval()
     state = model.user_state(torch.arange(USER_BLOCK))
     with torch.no_grad():
         found = interleaved({"neumf": lambda: model.score(state)}, repetitions)["neumf"]

@@ -17,7 +17,7 @@ REDRAWS = 10
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Negatives:
     """Negatives of a batch.
 
     Args:
@@ -31,7 +31,7 @@ class Drawn:
     log_share: Tensor
 
 
-def shares(items: int, popularity: Tensor | None) -> Tensor:
+def sampling_probabilities(items: int, popularity: Tensor | None) -> Tensor:
     """(I,) chance of each item in one draw: uniform, or popularity to the power of 0.75."""
     if popularity is None:
         return torch.full((items,), 1.0 / items, dtype=torch.float64)
@@ -65,7 +65,7 @@ class NegativeSampler:
                 f"objective.negatives={count}: the catalogue of {items} items gives fewer"
             )
         self.items, self.count, self.known = items, count, known
-        chance = shares(items, popularity)
+        chance = sampling_probabilities(items, popularity)
         self.log_share = chance.log().float()
         self.edges = None if popularity is None else chance.cumsum(dim=0)
 
@@ -77,19 +77,19 @@ class NegativeSampler:
         moved.known = None if self.known is None else self.known.to(device)
         return moved
 
-    def draw(self, user: Tensor, generator: torch.Generator) -> Drawn:
+    def draw(self, user: Tensor, generator: torch.Generator) -> Negatives:
         """Draw K negatives for each of B users."""
         item = self._items(user.shape[0] * self.count, generator).view(-1, self.count)
         weight = torch.ones(item.shape, device=item.device)
         if self.known is None or not len(self.known):
-            return Drawn(item, weight, self.log_share)
+            return Negatives(item, weight, self.log_share)
         for _ in range(REDRAWS):
             bad = self._is_known(user, item)
             if not bad.any():
-                return Drawn(item, weight, self.log_share)
+                return Negatives(item, weight, self.log_share)
             item = item.masked_scatter(bad, self._items(int(bad.sum()), generator))
         weight[self._is_known(user, item)] = 0.0
-        return Drawn(item, weight, self.log_share)
+        return Negatives(item, weight, self.log_share)
 
     @property
     def _device(self) -> torch.device:

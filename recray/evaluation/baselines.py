@@ -9,9 +9,9 @@ from recray.errors import RecrayError, unknown_name
 from recray.inference.scorer import History, Ranker, statistics_of_history
 from recray.models.base import Model
 from recray.models.baselines import Popularity
-from recray.models.item_item import Ease, FromHistory, ItemKnn
+from recray.models.item_item import Ease, HistoryModel, ItemKnn
 from recray.models.objectives import FoldIn, Objective
-from recray.models.objectives.fold_in import one_by_one
+from recray.models.objectives.fold_in import fold_in_each
 
 NAMES = ("popularity", "bias-only", "item-knn", "ease")
 ITEM_LIMIT = 12_000
@@ -29,16 +29,18 @@ class AsHistory(Objective):
         """
         raise ValueError(f"{type(model).__name__} is not trained by its history")
 
-    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
         """The state is made of who rated what; stars are not used.
 
         Raises:
             ValueError: A caller's mistake: another kind of model.
         """
-        if not isinstance(model, FromHistory):
+        if not isinstance(model, HistoryModel):
             raise ValueError(f"{type(model).__name__} does not score by history")
         state_of = model.state_of
-        return one_by_one(lambda item, _rating: state_of(item)[0])
+        return fold_in_each(lambda item, _rating: state_of(item)[0])
 
 
 def choose(asked: Iterable[str] | None, items: int) -> tuple[str, ...]:
@@ -79,10 +81,10 @@ def build(names: Iterable[str], history: History, users: int, items: int) -> dic
     """
     popularity = Popularity(users, items)
     known = min(users, len(history.begins) - 1)
-    popularity.observe(statistics_of_history(history, known, items))
+    popularity.init_from_statistics(statistics_of_history(history, known, items))
     popular = Ranker(popularity, None, history)
 
-    def from_history(model: FromHistory) -> Ranker:
+    def from_history(model: HistoryModel) -> Ranker:
         begins = torch.from_numpy(history.begins[: users + 1])
         model.fit(begins, torch.tensor(history.item[: history.begins[known]], dtype=torch.int64))
         return Ranker(model, AsHistory(), history, popularity=popular.popularity)

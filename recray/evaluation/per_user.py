@@ -156,7 +156,7 @@ def compute_metrics(
     surprise = metrics.self_information(ranker.popularity.numpy())[listed]
     for k in settings.k:
         values[f"novelty@{k}"] = metrics.novelty(surprise, there, min(k, items))
-    if ranker.model.returns == "stars":
+    if ranker.model.score_type == "rating":
         place = lists.place
         error = ranker.predict(lists.users[place], lists.item).astype(np.float64) - lists.rating
         values["squared_error"] = _sums(place, error**2, users)

@@ -11,7 +11,7 @@ from torch import Tensor
 from recray.inference.scorer import Ranker
 from recray.inference.similarity import Directions
 from recray.models.base import LinearModel
-from recray.models.objectives import Shares
+from recray.models.objectives import Contributions
 
 SHOWN = 3
 """Rated items named for each recommended one."""
@@ -54,9 +54,9 @@ class Why:
         self.ranker, self.directions = ranker, directions
 
     @cached_property
-    def _shares(self) -> Shares | None:
+    def _shares(self) -> Contributions | None:
         objective = self.ranker.objective
-        return objective.shares(self.ranker.model, self.ranker.noise) if objective else None
+        return objective.contributions(self.ranker.model, self.ranker.noise) if objective else None
 
     @torch.no_grad()
     def reasons(self, state: Tensor, item: Tensor, rating: Tensor, shown: Tensor) -> Reasons:
@@ -74,7 +74,7 @@ class Why:
             rows = model.item_rows(shown).to(parts.dtype)
             share = parts @ rows.T
             rest = rows @ base + model.item_offset(shown)
-            score = model.raw(state.expand(len(shown), -1), shown)
+            score = model.logits(state.expand(len(shown), -1), shown)
             exact = torch.allclose(share.sum(dim=0) + rest, score.to(parts.dtype), SAME, SAME)
             return Reasons(share, bool(exact))
         return Reasons(self._likeness(item, rating, shown), False)

@@ -61,7 +61,7 @@ class Quick:
         model, (rows, offset) = self.ranker.model, self._scoring
         with torch.inference_mode():
             state = model.user_state(torch.tensor([user]))[0]
-            scores = model.link(torch.addmv(offset, rows, state))
+            scores = model.activation(torch.addmv(offset, rows, state))
             score_I = scores.numpy()  # the same memory; numpy costs less for each small step
             if exclude_seen:
                 score_I[self.ranker.history.items_of(user)] = -np.inf

@@ -9,6 +9,7 @@ from recray.data.dataset import Ratings
 from recray.data.ids import RawId
 from recray.inference.recommender import Recommender
 from recray.inference.scorer import NONE, SOURCES
+from recray.schema import SCORE_NAMES
 
 
 def explain(recommender: Recommender, user: RawId, k: int = 10) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def explain(recommender: Recommender, user: RawId, k: int = 10) -> dict[str, Any
     return {
         "user": user,
         "source": answer.source,
-        "scores": bundle.model.returns,
+        "scores": SCORE_NAMES[bundle.model.score_type],
         "model_version": answer.model_version,
         "ratings": len(known),
         "rated": _best_rated(recommender, known, k),
@@ -94,6 +95,6 @@ def _scores_and_ranks(
     place[order[order != NONE]] = np.arange(1, (order != NONE).sum() + 1)
     known = np.minimum(item, len(row))
     score = np.append(row, np.nan)[known].astype(np.float32)
-    if ranker.model.returns == "stars" and SOURCES[source[0]] == "popular" and len(item):
+    if ranker.model.score_type == "rating" and SOURCES[source[0]] == "popular" and len(item):
         score = ranker.predict(np.full(len(item), user), item)  # not how popular it is
     return score, place[known]

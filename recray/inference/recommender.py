@@ -424,8 +424,8 @@ class Recommender:
         score = np.full(len(pairs), np.nan)
         model = self.bundle.model
         chosen = state[torch.from_numpy(place[warm])], torch.from_numpy(item[warm])
-        score[warm] = model.link(model.raw(*chosen)).numpy()
-        if model.returns == "stars" and not warm.all():
+        score[warm] = model.activation(model.logits(*chosen)).numpy()
+        if model.score_type == "rating" and not warm.all():
             score[~warm] = self.ranker.baseline_stars(user[~warm], item[~warm])
         return [
             {

@@ -17,7 +17,7 @@ from recray.errors import RecrayError
 from recray.inference.topk import NONE, best_of, top_k
 from recray.models.base import ITEM_BLOCK, Model, Statistics
 from recray.models.baselines import BiasOnly
-from recray.models.objectives import FoldIn, Newcomers, Objective
+from recray.models.objectives import FoldIn, Objective, RatingsCSR
 
 __all__ = ["NONE", "SOURCES", "History", "Ranked", "Ranker", "top_k"]
 
@@ -56,13 +56,13 @@ class History:
         """(N,) items of one user, in the history's own memory."""
         return self.item[self.begins[user] : self.begins[user + 1]]
 
-    def of_users(self, users: NDArray[np.int64]) -> Newcomers:
+    def of_users(self, users: NDArray[np.int64]) -> RatingsCSR:
         """What (U,) users have rated, in their order."""
         counts = self.begins[users + 1] - self.begins[users]
         begins = np.concatenate([[0], counts.cumsum()])
         rows = np.arange(begins[-1]) + np.repeat(self.begins[users] - begins[:-1], counts)
         item = torch.from_numpy(self.item[rows].astype(np.int64))
-        return Newcomers(torch.from_numpy(begins), item, torch.from_numpy(self.rating[rows]))
+        return RatingsCSR(torch.from_numpy(begins), item, torch.from_numpy(self.rating[rows]))
 
     def cells(self, users: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Rows (in `users`) and columns of all that these users have rated."""
@@ -142,7 +142,7 @@ class Ranker:
     def _folding(self) -> FoldIn:
         if self.objective is None:
             raise ValueError("a ranker without an objective cannot fold in")
-        return self.objective.folding(self.model, self.noise, self.popularity)
+        return self.objective.fold_in_solver(self.model, self.noise, self.popularity)
 
     @torch.no_grad()
     def states(self, users: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int8]]:
@@ -165,7 +165,7 @@ class Ranker:
         source = np.full(len(rated), 2, np.int8)
         new = [row for row, (item, _) in enumerate(rated) if len(item)]
         if new:
-            state[new] = self._folding(Newcomers.of([rated[row] for row in new]))
+            state[new] = self._folding(RatingsCSR.of([rated[row] for row in new]))
             source[new] = 1
         return state, source
 
@@ -213,7 +213,7 @@ class Ranker:
         k: int,
     ) -> tuple[Tensor, Tensor]:
         """The k best of the items first..last-1: (U, K) ids and (U, K) scores."""
-        scores = self.model.score_block(state, first, last)
+        scores = self.model.score_items(state, first, last)
         if (source == 2).any():
             scores[torch.from_numpy(source == 2)] = self.popularity[first:last]
         if seen is not None:
@@ -250,7 +250,7 @@ class Ranker:
         Raises:
             RecrayError: The model ranks and does not predict stars.
         """
-        if self.model.returns != "stars":
+        if self.model.score_type != "rating":
             raise RecrayError(
                 "this model ranks and does not predict stars; rmse and mae need a rating model"
             )
@@ -263,8 +263,8 @@ class Ranker:
         new, place = np.unique(user[cold], return_inverse=True)
         state, source = self.states(new)
         cold, place = cold[source[place] == 1], place[source[place] == 1]
-        raw = self.model.raw(state[torch.from_numpy(place)], torch.from_numpy(item[cold]).long())
-        stars[cold] = self.model.link(raw).numpy()
+        raw = self.model.logits(state[torch.from_numpy(place)], torch.from_numpy(item[cold]).long())
+        stars[cold] = self.model.activation(raw).numpy()
         rest = np.isnan(stars)
         if rest.any():
             stars[rest] = self.baseline_stars(user[rest], item[rest])
@@ -284,7 +284,7 @@ def fit_bias_only(history: History, users: int, items: int) -> BiasOnly:
     """The bias-only baseline on all ratings of users that training knows."""
     model = BiasOnly(users, items)
     users = min(users, len(history.begins) - 1)
-    model.observe(statistics_of_history(history, users, items))
+    model.init_from_statistics(statistics_of_history(history, users, items))
     end = int(history.begins[users])
     user = np.repeat(np.arange(users), np.diff(history.begins[: users + 1]))
     columns = (user, history.item[:end].astype(np.int64), history.rating[:end].copy())

@@ -6,7 +6,7 @@ from recray.config import Settings
 from recray.errors import RecrayError, unknown_name
 from recray.models.base import LinearModel, Model
 from recray.models.baselines import BiasOnly, Popularity
-from recray.models.bpmf import PosteriorDot
+from recray.models.bpmf import BPMFMean
 from recray.models.factorization import Dot, DotBias, MfNormalised
 from recray.models.hybrid import Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
@@ -21,7 +21,7 @@ MODELS: dict[str, type[Model]] = {
     "mlp": Mlp,
     "neumf": NeuMf,
     "softmax-dnn": SoftmaxDnn,
-    "bpmf": PosteriorDot,
+    "bpmf": BPMFMean,
     "popularity": Popularity,
     "bias-only": BiasOnly,
 }
@@ -56,6 +56,6 @@ def build_model(settings: Settings, users: int, items: int) -> Model:
         raise RecrayError("model.kind=softmax-dnn needs model.levels, the ratings that are classes")
     if kind == "hybrid" and not settings.model.item_features:
         raise RecrayError("model.kind=hybrid needs model.item_features, names of genres or decades")
-    values = {**settings.model.model_dump(), "returns": "logits" if settings.ranks else "stars"}
+    values = {**settings.model.model_dump(), "score_type": "logit" if settings.ranks else "rating"}
     wanted = inspect.signature(made).parameters
     return made(users, items, **{k: v for k, v in values.items() if k in wanted})

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recray.models.batch_embedding import BatchIds, pair_dot
+from recray.models.batch_embedding import BatchIds, grouped_dot
 
 ITEM_BLOCK = 8192
-Returns = Literal["stars", "logits"]
+ScoreType = Literal["rating", "logit"]
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,19 @@ class Model(nn.Module, ABC):
     Args:
         users: Number of users; ids run from 0 to users - 1.
         items: Number of items; ids run from 0 to items - 1.
-        returns: What a score is: predicted stars, or a logit that only orders items.
+        score_type: What a score is: predicted stars, or a logit that only orders items.
     """
 
-    item_facts: tuple[str, ...] = ()
+    item_buffers: tuple[str, ...] = ()
     """Names of the buffers with a row for each item."""
 
-    def __init__(self, users: int, items: int, returns: Returns) -> None:
+    def __init__(self, users: int, items: int, score_type: ScoreType) -> None:
         super().__init__()
         self.users = users
         self.items = items
-        self.returns: Returns = returns
+        self.score_type: ScoreType = score_type
 
-    def observe(self, statistics: Statistics) -> None:
+    def init_from_statistics(self, statistics: Statistics) -> None:
         """Take what must be known before training, such as the mean rating."""
 
     @abstractmethod
@@ -65,14 +65,14 @@ class Model(nn.Module, ABC):
         """What scoring needs to know of users: (U,) int64 ids to (U, S)."""
 
     @abstractmethod
-    def raw(self, state: Tensor, item: Tensor) -> Tensor:
+    def logits(self, state: Tensor, item: Tensor) -> Tensor:
         """Scores of pairs before the link: (B, S) states and (B,) int64 ids to (B,)."""
 
     @abstractmethod
-    def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
+    def logits_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """Scores before the link for the items first..last-1: (U, S) to (U, last - first)."""
 
-    def raw_rows(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
+    def logits_grouped(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
         """Scores before the link of a user with several items: (B,) and (B, K) ids to (B, K).
 
         Args:
@@ -82,29 +82,29 @@ class Model(nn.Module, ABC):
         """
         state, count = self.user_state(user), item.shape[1]
         each = state if count == 1 else state.repeat_interleave(count, dim=0)
-        return self.raw(each, item.reshape(-1)).view(item.shape)
+        return self.logits(each, item.reshape(-1)).view(item.shape)
 
-    def link(self, raw: Tensor) -> Tensor:
+    def activation(self, raw: Tensor) -> Tensor:
         """From the raw score to what the model returns; strictly increasing."""
         return raw
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Score B pairs: (B,) int64 ids and (B,) int64 ids to (B,) scores."""
-        return self.link(self.raw_rows(user, item[:, None])[:, 0])
+        return self.activation(self.logits_grouped(user, item[:, None])[:, 0])
 
-    def score_block(self, state: Tensor, first: int, last: int) -> Tensor:
+    def score_items(self, state: Tensor, first: int, last: int) -> Tensor:
         """Scores of users for the items first..last-1: (U, S) to (U, last - first)."""
-        return self.link(self.raw_block(state, first, last))
+        return self.activation(self.logits_block(state, first, last))
 
-    def tables(self) -> dict[str, nn.Embedding]:
+    def embeddings(self) -> dict[str, nn.Embedding]:
         """The embedding tables by name; the last part begins with user_ or item_."""
         named = self.named_modules()
         return {name: table for name, table in named if isinstance(table, nn.Embedding)}
 
-    def penalty(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
+    def l2_penalty(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
         """(B,) squared length of the embedding rows that each pair touches."""
         total = torch.zeros((), device=user.device)
-        for name, table in self.tables().items():
+        for name, table in self.embeddings().items():
             row = user if is_user_table(name) else item
             if ids is None:
                 total = total + table(row).square().sum(dim=-1)
@@ -117,7 +117,7 @@ class Model(nn.Module, ABC):
         out = state.new_empty(len(state), self.items)
         for first in range(0, self.items, ITEM_BLOCK):
             last = min(first + ITEM_BLOCK, self.items)
-            out[:, first:last] = self.score_block(state, first, last)
+            out[:, first:last] = self.score_items(state, first, last)
         return out
 
     def item_vectors_for_similarity(self) -> Tensor | None:
@@ -156,20 +156,20 @@ class LinearModel(Model):
     def item_offset(self, item: Tensor | slice) -> Tensor:
         """(I,) part of the score that does not depend on the user."""
 
-    def raw(self, state: Tensor, item: Tensor) -> Tensor:
+    def logits(self, state: Tensor, item: Tensor) -> Tensor:
         """Scores of pairs before the link: (B, S) states and (B,) int64 ids to (B,)."""
         return (state * self.item_rows(item)).sum(dim=-1) + self.item_offset(item)
 
-    def raw_rows(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
+    def logits_grouped(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
         """Scores before the link of a user with several items: (B,) and (B, K) ids to (B, K)."""
         if ids is None:
-            return super().raw_rows(user, item)
+            return super().logits_grouped(user, item)
         every = slice(None)  # of the batch
-        product = pair_dot(self.user_state(every), self.item_rows(every), *ids)
+        product = grouped_dot(self.user_state(every), self.item_rows(every), *ids)
         offset = self.item_offset(every).index_select(0, item.reshape(-1))
         return product + offset.view(item.shape)
 
-    def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
+    def logits_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """Scores before the link for the items first..last-1: (U, S) to (U, last - first)."""
         block = slice(first, last)
         return torch.addmm(self.item_offset(block)[None, :], state, self.item_rows(block).T)

@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor
 
-from recray.models.base import LinearModel, Returns, Statistics
+from recray.models.base import LinearModel, ScoreType, Statistics
 
 SHRINK = 5.0
 
@@ -16,15 +16,15 @@ class Popularity(LinearModel):
     Args:
         users: Number of users.
         items: Number of items.
-        returns: logits; the share is no rating.
+        score_type: logit; the share is no rating.
     """
 
-    def __init__(self, users: int, items: int, returns: Returns = "logits") -> None:
-        super().__init__(users, items, returns)
+    def __init__(self, users: int, items: int, score_type: ScoreType = "logit") -> None:
+        super().__init__(users, items, score_type)
         self.register_buffer("share", torch.zeros(items))
         self.share: Tensor
 
-    def observe(self, statistics: Statistics) -> None:
+    def init_from_statistics(self, statistics: Statistics) -> None:
         """Take each item's share of the ratings."""
         self.share.copy_(statistics.item_count / statistics.item_count.sum().clamp(min=1))
 
@@ -49,20 +49,20 @@ class BiasOnly(LinearModel):
     Args:
         users: Number of users.
         items: Number of items.
-        returns: stars.
+        score_type: rating.
 
     Source: Koren (2010), ACM TKDD 4(1), section 2.1.
     """
 
-    def __init__(self, users: int, items: int, returns: Returns = "stars") -> None:
-        super().__init__(users, items, returns)
+    def __init__(self, users: int, items: int, score_type: ScoreType = "rating") -> None:
+        super().__init__(users, items, score_type)
         for name, size in (("mean", ()), ("user_bias", (users,)), ("item_bias", (items,))):
             self.register_buffer(name, torch.zeros(size))
         self.mean: Tensor
         self.user_bias: Tensor
         self.item_bias: Tensor
 
-    def observe(self, statistics: Statistics) -> None:
+    def init_from_statistics(self, statistics: Statistics) -> None:
         """Take the mean and each item's deviation; user biases need pairs, see fit_users."""
         self.mean.fill_(statistics.mean)
         count = statistics.item_count

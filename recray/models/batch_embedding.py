@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recray.data.negatives import Drawn
+from recray.data.negatives import Negatives
 
 PAIRS = 4096
 """Pairs whose vectors are held at once: few enough to stay in a core's cache."""
 
 
 @dataclass(frozen=True)
-class Touched:
+class UniqueIds:
     """The ids that occur in a batch, each once, and where.
 
     Args:
@@ -34,7 +34,7 @@ class Touched:
     begins: Tensor
 
     @classmethod
-    def of(cls, given: Tensor) -> "Touched":
+    def of(cls, given: Tensor) -> "UniqueIds":
         """Find the ids of a tensor of non-negative int64 ids of any shape."""
         ordered, order = _sort(given.reshape(-1))
         ids, place, counts = torch.unique_consecutive(
@@ -71,8 +71,8 @@ class BatchIds(NamedTuple):
         items: Items of the pairs and of their negatives, (B, 1 + K).
     """
 
-    users: Touched
-    items: Touched
+    users: UniqueIds
+    items: UniqueIds
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ class Batch:
     rating: Tensor
     weight: Tensor
     num_valid: int
-    negatives: Drawn | None = None
+    negatives: Negatives | None = None
     ids: BatchIds | None = None
 
 
-class _PairDot(torch.autograd.Function):
+class _GroupedDot(torch.autograd.Function):
     """The product of rows of two tables; its gradients are sums over the pairs of each row.
 
     d/d(user row) = sum over its pairs of slope * item row, and the other way round: an embedding
@@ -107,7 +107,9 @@ class _PairDot(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, rows: Tensor, users: Touched, items: Touched) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, rows: Tensor, users: UniqueIds, items: UniqueIds
+    ) -> Tensor:
         ctx.save_for_backward(states, rows)
         ctx.users, ctx.items = users, items
         count = items.local.shape[1]
@@ -143,7 +145,7 @@ class _PairDot(torch.autograd.Function):
         return of_states, of_rows, None, None
 
 
-def pair_dot(states: Tensor, rows: Tensor, users: Touched, items: Touched) -> Tensor:
+def grouped_dot(states: Tensor, rows: Tensor, users: UniqueIds, items: UniqueIds) -> Tensor:
     """Products of the pairs of a batch.
 
     Args:
@@ -159,5 +161,5 @@ def pair_dot(states: Tensor, rows: Tensor, users: Touched, items: Touched) -> Te
         return states.sum() * 0 + rows.sum() * 0 + states.new_zeros(items.local.shape)
     # Half of the digits would not do: the sums of gradients are taken in the rows' own.
     with torch.autocast(states.device.type, enabled=False):
-        products: Tensor = _PairDot.apply(states, rows, users, items)
+        products: Tensor = _GroupedDot.apply(states, rows, users, items)
     return products

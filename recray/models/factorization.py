@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recray.models.base import LinearModel, Returns, Statistics, rows_of
+from recray.models.base import LinearModel, ScoreType, Statistics, rows_of
 
 
 def embedding(rows: int, dim: int, std: float) -> nn.Embedding:
@@ -24,16 +24,16 @@ class Dot(LinearModel):
         users: Number of users.
         items: Number of items.
         dim: Vector length D.
-        returns: stars or logits.
+        score_type: Whether a score is a predicted rating or a logit.
 
     Source: Hu, Koren and Volinsky (2008), ICDM, eq. 2.
     """
 
-    def __init__(self, users: int, items: int, dim: int, returns: Returns = "stars") -> None:
-        super().__init__(users, items, returns)
+    def __init__(self, users: int, items: int, dim: int, score_type: ScoreType = "rating") -> None:
+        super().__init__(users, items, score_type)
         self.user_vectors = embedding(users, dim, 0.1 * dim**-0.5)
         self.item_vectors = embedding(items, dim, 0.1 * dim**-0.5)
-        if returns == "stars":  # the product itself must reach 1..5, so start larger
+        if score_type == "rating":  # the product itself must reach 1..5, so start larger
             nn.init.normal_(self.user_vectors.weight, std=dim**-0.5)
             nn.init.normal_(self.item_vectors.weight, std=dim**-0.5)
 
@@ -63,7 +63,7 @@ class DotBias(LinearModel):
         dim: Vector length D.
         output: raw, the sum in stars itself; sigmoid, squeezed between the lowest and the highest
             rating (the sum is then a logit and the mean its value at the mean rating).
-        returns: stars or logits.
+        score_type: Whether a score is a predicted rating or a logit.
 
     Source: Koren, Bell and Volinsky (2009), IEEE Computer 42(8), eq. 4.
     """
@@ -74,9 +74,9 @@ class DotBias(LinearModel):
         items: int,
         dim: int,
         output: Literal["raw", "sigmoid"] = "raw",
-        returns: Returns = "stars",
+        score_type: ScoreType = "rating",
     ) -> None:
-        super().__init__(users, items, returns)
+        super().__init__(users, items, score_type)
         self.output = output
         self.user_vectors = embedding(users, dim, 0.1 * dim**-0.5)
         self.item_vectors = embedding(items, dim, 0.1 * dim**-0.5)
@@ -89,7 +89,7 @@ class DotBias(LinearModel):
         self.mean: Tensor
         self.range: Tensor
 
-    def observe(self, statistics: Statistics) -> None:
+    def init_from_statistics(self, statistics: Statistics) -> None:
         """Take the mean and the range of the training ratings."""
         low, high = statistics.low, statistics.high
         self.range.copy_(torch.tensor([low, high]))
@@ -110,7 +110,7 @@ class DotBias(LinearModel):
         """(I,) mean + item bias."""
         return self.mean + self.item_bias.weight[item, 0]
 
-    def link(self, raw: Tensor) -> Tensor:
+    def activation(self, raw: Tensor) -> Tensor:
         """Stars; through the sigmoid if the output asks for it."""
         if self.output == "raw":
             return raw
@@ -130,21 +130,21 @@ class MfNormalised(DotBias):
         users: Number of users.
         items: Number of items.
         dim: Vector length D.
-        returns: stars or logits.
+        score_type: Whether a score is a predicted rating or a logit.
 
     Source: Ng, Machine Learning (Coursera 2011), lecture 16, mean normalisation.
     """
 
-    item_facts = ("item_mean",)
+    item_buffers = ("item_mean",)
 
-    def __init__(self, users: int, items: int, dim: int, returns: Returns = "stars") -> None:
-        super().__init__(users, items, dim, "raw", returns)
+    def __init__(self, users: int, items: int, dim: int, score_type: ScoreType = "rating") -> None:
+        super().__init__(users, items, dim, "raw", score_type)
         self.register_buffer("item_mean", torch.zeros(items))
         self.item_mean: Tensor
 
-    def observe(self, statistics: Statistics) -> None:
+    def init_from_statistics(self, statistics: Statistics) -> None:
         """Take each film's mean; a film without ratings gets the overall mean."""
-        super().observe(statistics)
+        super().init_from_statistics(statistics)
         count = statistics.item_count
         mean = torch.where(count > 0, statistics.item_sum / count.clamp(min=1), statistics.mean)
         self.item_mean.copy_(mean)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from recray.models.base import LinearModel, Returns, Statistics, rows_of
+from recray.models.base import LinearModel, ScoreType, Statistics, rows_of
 from recray.models.factorization import embedding
 
 
@@ -20,13 +20,13 @@ class Hybrid(LinearModel):
         items: Number of items.
         dim: Vector length D.
         item_features: Names of the F features.
-        returns: stars or logits.
+        score_type: Whether a score is a predicted rating or a logit.
 
     Source: Kula (2015), CBRecSys, "Metadata embeddings for user and item cold-start
         recommendations" (LightFM).
     """
 
-    item_facts = ("features",)
+    item_buffers = ("features",)
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class Hybrid(LinearModel):
         items: int,
         dim: int,
         item_features: Sequence[str],
-        returns: Returns = "stars",
+        score_type: ScoreType = "rating",
     ) -> None:
-        super().__init__(users, items, returns)
-        std = dim**-0.5 if returns == "stars" else 0.1
+        super().__init__(users, items, score_type)
+        std = dim**-0.5 if score_type == "rating" else 0.1
         self.user_vectors = embedding(users, dim, std)
         self.item_vectors = embedding(items, dim, std)
         self.item_bias = nn.Embedding(items, 1)
@@ -50,9 +50,9 @@ class Hybrid(LinearModel):
         self.features: Tensor
         self.mean: Tensor
 
-    def observe(self, statistics: Statistics) -> None:
+    def init_from_statistics(self, statistics: Statistics) -> None:
         """Start at the mean rating, where ratings are predicted."""
-        if self.returns == "stars":
+        if self.score_type == "rating":
             self.mean.fill_(statistics.mean)
 
     def describe_items(self, features: Tensor) -> None:
@@ -72,11 +72,11 @@ class Hybrid(LinearModel):
         own = self.item_bias.weight[item, 0]
         return self.mean + own + self.features[item] @ self.feature_bias
 
-    def expected_rows(self) -> Tensor:
+    def prior_rows(self) -> Tensor:
         """(items, D) what an item's features say of its vector."""
         return self.features @ self.feature_vectors
 
-    def set_rows(self, rows: Tensor, weight: Tensor) -> None:
+    def set_item_rows(self, rows: Tensor, weight: Tensor) -> None:
         """Take (items, D) whole vectors; the features' vectors are their weighted regression, and
         each item keeps what is left.
 
@@ -90,7 +90,7 @@ class Hybrid(LinearModel):
         ridge = torch.diag(weight.mean().expand(self.features.shape[1]))
         matrix = self.features.T @ weighted + ridge
         self.feature_vectors.copy_(torch.linalg.solve(matrix, weighted.T @ rows))
-        self.item_vectors.weight.copy_(rows - self.expected_rows())
+        self.item_vectors.weight.copy_(rows - self.prior_rows())
 
     def item_vectors_for_similarity(self) -> Tensor:
         """(items, D) vectors, features included."""

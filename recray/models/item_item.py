@@ -22,7 +22,7 @@ SHRINK = 10.0
 L2 = 300.0
 
 
-class FromHistory(Model):
+class HistoryModel(Model):
     """Score of a pair: the sum of weights from the items of the user's history to the item.
 
     A user state is the history itself, (U, items) of 0 and 1.
@@ -33,7 +33,7 @@ class FromHistory(Model):
     """
 
     def __init__(self, users: int, items: int) -> None:
-        super().__init__(users, items, "logits")
+        super().__init__(users, items, "logit")
         self.begins = torch.zeros(users + 1, dtype=torch.int64)
         self.item = torch.zeros(0, dtype=torch.int64)
 
@@ -70,7 +70,7 @@ class FromHistory(Model):
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Score B pairs: (B,) int64 ids and (B,) int64 ids to (B,) scores."""
         scores = [
-            self.raw(self.user_state(u), i)
+            self.logits(self.user_state(u), i)
             for u, i in zip(user.split(PAIR_BLOCK), item.split(PAIR_BLOCK), strict=True)
         ]
         return torch.cat(scores)
@@ -80,7 +80,7 @@ class Cooccurrence:
     """How many users have both of two items, by blocks of rows, so that memory is bounded.
 
     Args:
-        begins: (users + 1,) int64 as of FromHistory.fit.
+        begins: (users + 1,) int64 as of HistoryModel.fit.
         item: (H,) int64 ids.
         items: Number of items.
     """
@@ -112,7 +112,7 @@ def _sparse(cells: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.sparse_coo_tensor(cells, ones, size, check_invariants=True).coalesce()
 
 
-class ItemKnn(FromHistory):
+class ItemKnn(HistoryModel):
     """Score of a pair: the similarities of the item's nearest neighbours that the user has.
 
     similarity of i and j = both / (sqrt(count i * count j) + shrink), the cosine of their columns
@@ -150,7 +150,7 @@ class ItemKnn(FromHistory):
             self.neighbour[first:last] = place
             self.weight[first:last] = near.gather(1, place)
 
-    def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
+    def logits_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """Scores of users for the items first..last-1: (U, items) to (U, last - first)."""
         return functional.embedding_bag(
             self.neighbour[first:last],
@@ -159,7 +159,7 @@ class ItemKnn(FromHistory):
             mode="sum",
         ).T
 
-    def raw(self, state: Tensor, item: Tensor) -> Tensor:
+    def logits(self, state: Tensor, item: Tensor) -> Tensor:
         """Scores of B pairs: (B, items) states and (B,) ids to (B,)."""
         return (state.gather(1, self.neighbour[item]) * self.weight[item]).sum(dim=-1)
 
@@ -171,7 +171,7 @@ def _nearest(near: Tensor, kept: int) -> Tensor:
     return torch.topk(key, kept, dim=1)[1].sort(dim=1)[0]
 
 
-class Ease(FromHistory):
+class Ease(HistoryModel):
     """Score of a pair: history times the item-item weights that best give each user's own row.
 
     B = argmin |X - X B|^2 + l2 |B|^2 with diagonal 0, in closed form: P = (X'X + l2 I)^-1,
@@ -205,10 +205,10 @@ class Ease(FromHistory):
         weight.fill_diagonal_(0.0)
         self.weight.copy_(weight)
 
-    def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
+    def logits_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """Scores of users for the items first..last-1: (U, items) to (U, last - first)."""
         return state @ self.weight[:, first:last]
 
-    def raw(self, state: Tensor, item: Tensor) -> Tensor:
+    def logits(self, state: Tensor, item: Tensor) -> Tensor:
         """Scores of B pairs: (B, items) states and (B,) ids to (B,)."""
         return (state * self.weight[:, item].T).sum(dim=-1)

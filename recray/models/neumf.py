@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recray.models.base import LinearModel, Model, Returns, Statistics, rows_of
+from recray.models.base import LinearModel, Model, ScoreType, Statistics, rows_of
 from recray.models.batch_embedding import BatchIds
 from recray.models.factorization import embedding
 
@@ -27,22 +27,22 @@ class Gmf(LinearModel):
         users: Number of users.
         items: Number of items.
         dim: Vector length D.
-        returns: stars or logits.
+        score_type: Whether a score is a predicted rating or a logit.
 
     Source: He et al. (2017), WWW, "Neural collaborative filtering", eq. 8 and 9.
     """
 
-    def __init__(self, users: int, items: int, dim: int, returns: Returns = "stars") -> None:
-        super().__init__(users, items, returns)
-        std = dim**-0.5 if returns == "stars" else 0.1
+    def __init__(self, users: int, items: int, dim: int, score_type: ScoreType = "rating") -> None:
+        super().__init__(users, items, score_type)
+        std = dim**-0.5 if score_type == "rating" else 0.1
         self.user_vectors = embedding(users, dim, std)
         self.item_vectors = embedding(items, dim, std)
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def observe(self, statistics: Statistics) -> None:
+    def init_from_statistics(self, statistics: Statistics) -> None:
         """Start at the mean rating, where ratings are predicted."""
-        if self.returns == "stars":
+        if self.score_type == "rating":
             self.bias.data.fill_(statistics.mean)
 
     def user_state(self, user: Tensor | slice) -> Tensor:
@@ -131,7 +131,7 @@ class Mlp(Model):
         mlp_dim: Vector length M.
         layers: Widths of the layers, first to last.
         dropout: Share of each layer's values that training drops.
-        returns: stars or logits.
+        score_type: Whether a score is a predicted rating or a logit.
 
     Source: He et al. (2017), eq. 10.
     """
@@ -143,32 +143,32 @@ class Mlp(Model):
         mlp_dim: int,
         layers: Sequence[int],
         dropout: float = 0.0,
-        returns: Returns = "stars",
+        score_type: ScoreType = "rating",
     ) -> None:
-        super().__init__(users, items, returns)
+        super().__init__(users, items, score_type)
         self.user_vectors = embedding(users, mlp_dim, 0.1)
         self.item_vectors = embedding(items, mlp_dim, 0.1)
         self.tower = Tower(mlp_dim, layers, 1, dropout)
 
-    def observe(self, statistics: Statistics) -> None:
+    def init_from_statistics(self, statistics: Statistics) -> None:
         """Start at the mean rating, where ratings are predicted."""
-        if self.returns == "stars":
+        if self.score_type == "rating":
             self.tower.last.bias.data.fill_(statistics.mean)
 
     def user_state(self, user: Tensor) -> Tensor:
         """(U,) ids to (U, M) vectors."""
         return self.user_vectors(user)
 
-    def raw(self, state: Tensor, item: Tensor) -> Tensor:
+    def logits(self, state: Tensor, item: Tensor) -> Tensor:
         """(B, M) states and (B,) ids to (B,) scores."""
         return self.tower.pairs(state, self.item_vectors(item)).squeeze(-1)
 
-    def raw_rows(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
+    def logits_grouped(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
         """(B,) and (B, K) ids to (B, K) scores; the user's half is computed once for K items."""
         halves = self.tower.halves(self.user_vectors(user), self.item_vectors(item))
         return self.tower(halves[0][:, None] + halves[1]).squeeze(-1)
 
-    def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
+    def logits_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """(U, M) states to (U, last - first) scores."""
         return self.tower.block(state, self.item_vectors.weight[first:last]).squeeze(-1)
 
@@ -187,7 +187,7 @@ class NeuMf(Model):
         mlp_dim: Length M of the tower's vectors.
         layers: Widths of the tower's layers, first to last.
         dropout: Share of each layer's values that training drops.
-        returns: stars or logits.
+        score_type: Whether a score is a predicted rating or a logit.
 
     Source: He et al. (2017), eq. 12; the final layer over both parts side by side is the sum of
         the two parts' own final layers.
@@ -201,15 +201,15 @@ class NeuMf(Model):
         mlp_dim: int,
         layers: Sequence[int],
         dropout: float = 0.0,
-        returns: Returns = "stars",
+        score_type: ScoreType = "rating",
     ) -> None:
-        super().__init__(users, items, returns)
-        self.gmf = Gmf(users, items, dim, returns)
-        self.mlp = Mlp(users, items, mlp_dim, layers, dropout, returns)
+        super().__init__(users, items, score_type)
+        self.gmf = Gmf(users, items, dim, score_type)
+        self.mlp = Mlp(users, items, mlp_dim, layers, dropout, score_type)
 
-    def observe(self, statistics: Statistics) -> None:
+    def init_from_statistics(self, statistics: Statistics) -> None:
         """Start at the mean rating, where ratings are predicted."""
-        self.gmf.observe(statistics)
+        self.gmf.init_from_statistics(statistics)
 
     def user_state(self, user: Tensor) -> Tensor:
         """(U,) ids to (U, D + M): the product's vector, then the tower's."""
@@ -220,19 +220,21 @@ class NeuMf(Model):
         product, tower = state.split(dims, dim=-1)
         return product, tower
 
-    def raw(self, state: Tensor, item: Tensor) -> Tensor:
+    def logits(self, state: Tensor, item: Tensor) -> Tensor:
         """(B, D + M) states and (B,) ids to (B,) scores."""
         product, tower = self._parts(state)
-        return self.gmf.raw(product, item) + self.mlp.raw(tower, item)
+        return self.gmf.logits(product, item) + self.mlp.logits(tower, item)
 
-    def raw_rows(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
+    def logits_grouped(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
         """(B,) and (B, K) ids to (B, K) scores."""
-        return self.gmf.raw_rows(user, item, ids) + self.mlp.raw_rows(user, item)
+        return self.gmf.logits_grouped(user, item, ids) + self.mlp.logits_grouped(user, item)
 
-    def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
+    def logits_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """(U, D + M) states to (U, last - first) scores."""
         product, tower = self._parts(state)
-        return self.gmf.raw_block(product, first, last) + self.mlp.raw_block(tower, first, last)
+        return self.gmf.logits_block(product, first, last) + self.mlp.logits_block(
+            tower, first, last
+        )
 
     def item_vectors_for_similarity(self) -> Tensor:
         """(items, D + M) vectors of both parts."""

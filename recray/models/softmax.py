@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recray.models.base import Model, Returns, Statistics
+from recray.models.base import Model, ScoreType, Statistics
 from recray.models.factorization import embedding
 from recray.models.neumf import Tower
 
@@ -25,7 +25,7 @@ class SoftmaxDnn(Model):
         layers: Widths of the layers, first to last.
         levels: The ratings that occur, ascending, in stars; one class each.
         dropout: Share of each layer's values that training drops.
-        returns: stars or logits.
+        score_type: Whether a score is a predicted rating or a logit.
         product: Whether the layers also see the two vectors multiplied number by number. ReLU
             layers alone learn a product slowly: Rendle et al. (2020), RecSys.
     """
@@ -38,17 +38,17 @@ class SoftmaxDnn(Model):
         layers: Sequence[int],
         levels: Sequence[float],
         dropout: float = 0.0,
-        returns: Returns = "stars",
+        score_type: ScoreType = "rating",
         product: bool = False,
     ) -> None:
-        super().__init__(users, items, returns)
+        super().__init__(users, items, score_type)
         self.user_vectors = embedding(users, dim, 0.1)
         self.item_vectors = embedding(items, dim, 0.1)
-        self.tower = Tower(dim, layers, len(levels) + (returns == "logits"), dropout, product)
+        self.tower = Tower(dim, layers, len(levels) + (score_type == "logit"), dropout, product)
         self.register_buffer("levels", torch.tensor(list(levels), dtype=torch.float32))
         self.levels: Tensor
 
-    def observe(self, statistics: Statistics) -> None:
+    def init_from_statistics(self, statistics: Statistics) -> None:
         """Nothing: the classes' shares are learned soon enough."""
 
     @property
@@ -68,16 +68,16 @@ class SoftmaxDnn(Model):
         """(B, D) states and (B,) ids to (B, C) logits."""
         return self.tower.pairs(state, self.item_vectors(item))
 
-    def raw(self, state: Tensor, item: Tensor) -> Tensor:
+    def logits(self, state: Tensor, item: Tensor) -> Tensor:
         """(B, D) states and (B,) ids to (B,) stars, or log-odds of being rated."""
         return self._score(self.classes(state, item))
 
-    def raw_block(self, state: Tensor, first: int, last: int) -> Tensor:
+    def logits_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """(U, D) states to (U, last - first) stars, or log-odds of being rated."""
         return self._score(self.tower.block(state, self.item_vectors.weight[first:last]))
 
     def _score(self, classes: Tensor) -> Tensor:
-        if self.returns == "stars":
+        if self.score_type == "rating":
             return torch.softmax(classes, dim=-1) @ self.levels
         rated, unrated = classes[..., : self.unrated], classes[..., self.unrated]
         return torch.logsumexp(rated, dim=-1) - unrated

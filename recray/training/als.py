@@ -7,7 +7,7 @@ from torch import Tensor
 
 from recray.models.base import LinearModel
 from recray.models.hybrid import Hybrid
-from recray.models.objectives import WholeData
+from recray.models.objectives import ImplicitALS
 from recray.training.collectives import Workers
 from recray.training.epochs import Shard
 
@@ -26,7 +26,7 @@ class AlternatingEpochs:
     """
 
     def __init__(
-        self, model: LinearModel, objective: WholeData, shard: Shard, workers: Workers
+        self, model: LinearModel, objective: ImplicitALS, shard: Shard, workers: Workers
     ) -> None:
         self.model, self.objective, self.shard, self.workers = model, objective, shard, workers
         items = model.items
@@ -60,12 +60,12 @@ class AlternatingEpochs:
             gram,
             self.model.users,
             summed,
-            None if hybrid is None else hybrid.expected_rows(),
+            None if hybrid is None else hybrid.prior_rows(),
         )
         if hybrid is None:
             self.model.get_parameter("item_vectors.weight").copy_(solved)
         else:
-            hybrid.set_rows(solved, self.objective.ridge(self.item_counts, self.model.users))
+            hybrid.set_item_rows(solved, self.objective.ridge(self.item_counts, self.model.users))
 
     def _solve_users(self, user_table: Tensor) -> None:
         item_table = self.model.item_rows(slice(None))

@@ -7,7 +7,7 @@ from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.evaluation.per_user import check_metric
 from recray.models import build_model
-from recray.models.objectives import Contrast, UnratedClass, build_objective
+from recray.models.objectives import SampledLoss, UnobservedClass, build_objective
 from recray.runtime.session import LOCAL, require_local
 from recray.training.optimizer_choice import EXACT, device_of, pairs_of
 from recray.training.pretrain import check_pretraining, start_from
@@ -78,7 +78,7 @@ def check(settings: Settings, prepared: Prepared, workers: int, address: str) ->
     if settings.train.als_pretrain_epochs:
         check_pretraining(build_model(settings, 1, 1))
     negatives = settings.objective.negatives
-    if isinstance(objective, Contrast | UnratedClass) and negatives != "all":
+    if isinstance(objective, SampledLoss | UnobservedClass) and negatives != "all":
         NegativeSampler(prepared.items, negatives)  # refuses more than the catalogue can give
     check_metric(settings.metric, settings.evaluate, rates=not settings.ranks)
 

@@ -12,8 +12,8 @@ from recray.config import TrainSettings
 from recray.data.negatives import NegativeSampler
 from recray.models.base import Model
 from recray.models.batch_embedding import Batch
-from recray.models.objectives import Contrast, PairLoss
-from recray.models.objectives.ranking import raw_scores
+from recray.models.objectives import PairLoss, SampledLoss
+from recray.models.objectives.ranking import all_logits
 from recray.training.batches import StepPlan, epoch_generator, shuffled_batches
 from recray.training.collectives import Workers
 from recray.training.optimizer_choice import Engine, keep_freed_memory, precision_of
@@ -224,7 +224,7 @@ class UserEpochs(SteppedEpochs):
     def __init__(
         self,
         model: Model,
-        objective: Contrast,
+        objective: SampledLoss,
         shard: Shard,
         settings: TrainSettings,
         workers: Workers,
@@ -257,9 +257,9 @@ class UserEpochs(SteppedEpochs):
         item = self.shard.item[rating]
         if not len(chosen):
             return sum((p.sum() * 0 for p in self.model.parameters()), torch.zeros(()))
-        scores = raw_scores(self.model, self.model.user_state(self.users[chosen]))
-        losses = self.objective.against_all(scores, row, item, self.share).sum()
+        scores = all_logits(self.model, self.model.user_state(self.users[chosen]))
+        losses = self.objective.full_loss(scores, row, item, self.share).sum()
         if self.objective.l2:
             user = self.shard.user[rating]
-            losses = losses + self.objective.l2 * self.model.penalty(user, item).sum()
+            losses = losses + self.objective.l2 * self.model.l2_penalty(user, item).sum()
         return losses

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recray.models.bpmf import PosteriorDot
-from recray.models.objectives import ROW_BLOCK, Bayes
+from recray.models.bpmf import BPMFMean
+from recray.models.objectives import BPMF, ROW_BLOCK
 from recray.training.collectives import Workers
 from recray.training.epochs import Shard
 from recray.training.gibbs_math import (
@@ -42,7 +42,7 @@ class GibbsEpochs:
     """
 
     def __init__(
-        self, model: PosteriorDot, objective: Bayes, shard: Shard, seed: int, workers: Workers
+        self, model: BPMFMean, objective: BPMF, shard: Shard, seed: int, workers: Workers
     ) -> None:
         self.model, self.objective, self.shard = model, objective, shard
         self.seed, self.workers = seed, workers

@@ -13,8 +13,8 @@ from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.evaluation.metrics import RATING
 from recray.models.base import Model, Statistics
-from recray.models.bpmf import PosteriorDot
-from recray.models.objectives import Bayes, Contrast, Objective, PairLoss, WholeData, as_linear
+from recray.models.bpmf import BPMFMean
+from recray.models.objectives import BPMF, ImplicitALS, Objective, PairLoss, SampledLoss, as_linear
 from recray.schema import TIMINGS
 from recray.training.als import AlternatingEpochs
 from recray.training.checkpoint import Checkpoint, Progress, RunFolder
@@ -68,13 +68,13 @@ def epochs_of(
             raise ValueError(f"{type(objective).__name__} cannot be streamed: see check_streaming")
         sampler = _sampler(model, shard, settings, workers)
         return StreamedEpochs(model, objective, shard, settings.train, workers, sampler)
-    if isinstance(objective, WholeData):
+    if isinstance(objective, ImplicitALS):
         return AlternatingEpochs(as_linear(model), objective, shard, workers.slow())
-    if isinstance(objective, Bayes) and isinstance(model, PosteriorDot):
+    if isinstance(objective, BPMF) and isinstance(model, BPMFMean):
         return GibbsEpochs(model, objective, shard, settings.train.seed, workers.slow())
     if not isinstance(objective, PairLoss):
         raise ValueError(f"{type(objective).__name__} has no training loop")
-    if isinstance(objective, Contrast) and objective.negatives is None:
+    if isinstance(objective, SampledLoss) and objective.negatives is None:
         return UserEpochs(model, objective, shard, settings.train, workers)
     sampler = _sampler(model, shard, settings, workers)
     return GradientEpochs(model, objective, shard, settings.train, workers, sampler)
@@ -188,7 +188,7 @@ class TrainingRun:
         checkpoint = self.folder.latest(warn=False)  # whoever began this has told of it
         if checkpoint is None:
             whole = statistics_of(self.shard, self.model.items, self.workers.slow())
-            self.model.observe(whole)
+            self.model.init_from_statistics(whole)
             if self.start is not None:
                 self.start(self.model)
             return Progress()

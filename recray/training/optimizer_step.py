@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from recray.config import TrainSettings
-from recray.data.negatives import Drawn
+from recray.data.negatives import Negatives
 from recray.models.base import Model, is_user_table
-from recray.models.batch_embedding import Batch, BatchIds, Touched
+from recray.models.batch_embedding import Batch, BatchIds, UniqueIds
 from recray.training.collectives import Workers
 from recray.training.sparse_allreduce import RowExchange, Summed
 from recray.training.sparse_optimizers import ROW_OPTIMIZERS, Slots
@@ -40,13 +40,13 @@ class Gradient:
         self.model, self.workers, self.owned = model, workers, owned
         self.settings, self.taken = settings, 0
         self.parameters = list[Tensor](model.parameters())
-        named = model.tables().items()
+        named = model.embeddings().items()
         self.of_users: list[Tensor] = [t.weight for name, t in named if is_user_table(name)]
         if settings.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.parameters, lr=settings.lr)
             return
         # Vectors decay, layers do not: those of a rare user or item have little else to hold them.
-        tables: list[Tensor] = [table.weight for table in model.tables().values()]
+        tables: list[Tensor] = [table.weight for table in model.embeddings().values()]
         rest = [p for p in self.parameters if not any(p is table for table in tables)]
         self.parameters = [*tables, *rest]
         groups: list[dict[str, Any]] = [{"params": tables, "weight_decay": settings.weight_decay}]
@@ -179,7 +179,7 @@ class RowGradient(Gradient):
         self.whole, self.model = model, _small(model)
         self.workers, self.owned, self.settings = workers, owned, settings
         self.taken = self.steps = 0
-        named = {name: table.weight for name, table in model.tables().items()}
+        named = {name: table.weight for name, table in model.embeddings().items()}
         every: list[Tensor] = list(model.parameters())
         self.layers = [p for p in every if not any(p is t for t in named.values())]
         self.optimizer = _of_layers(self.layers, settings)
@@ -205,16 +205,16 @@ class RowGradient(Gradient):
         chosen = batch.item[valid, None]
         if drawn is not None:
             chosen = torch.cat([chosen, drawn.item[valid]], dim=1)
-        self.ids = users, items = BatchIds(Touched.of(batch.user[valid]), Touched.of(chosen))
+        self.ids = users, items = BatchIds(UniqueIds.of(batch.user[valid]), UniqueIds.of(chosen))
         self._fill(self.users, users.ids)
         self._finish()
         self._fill(self.items, items.ids)
         for small, whole in zip(_models(self.model), _models(self.whole), strict=True):
-            for name in whole.item_facts:
+            for name in whole.item_buffers:
                 setattr(small, name, getattr(whole, name).index_select(0, items.ids))
         if drawn is not None:
             share = drawn.log_share.index_select(0, items.ids)
-            drawn = Drawn(items.local[:, 1:], drawn.weight[valid], share)
+            drawn = Negatives(items.local[:, 1:], drawn.weight[valid], share)
         rating, weight = batch.rating[valid], batch.weight[valid]
         return Batch(
             users.local, items.local[:, 0], rating, weight, batch.num_valid, drawn, self.ids
@@ -304,7 +304,7 @@ def _models(model: Model) -> list[Model]:
 def _small(model: Model) -> Model:
     """The same model with empty tables; layers and buffers are the model's own."""
     shared: dict[int, Any] = {id(p): p for p in (*model.parameters(), *model.buffers())}
-    for table in model.tables().values():
+    for table in model.embeddings().values():
         shared[id(table.weight)] = nn.Parameter(table.weight.detach()[:0].clone())
     return copy.deepcopy(model, shared)
 

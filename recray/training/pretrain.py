@@ -13,7 +13,7 @@ from recray.models.base import Model
 from recray.models.factorization import Dot
 from recray.models.hybrid import Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
-from recray.models.objectives import WholeData
+from recray.models.objectives import ImplicitALS
 from recray.models.softmax import SoftmaxDnn
 from recray.training.als import AlternatingEpochs
 from recray.training.checkpoint import RunFolder
@@ -127,17 +127,17 @@ def pretrain(model: Model, shard: Shard, settings: Settings, workers: Workers) -
         workers: The group.
     """
     solved_of = model.gmf if isinstance(model, NeuMf) else model
-    tables = solved_of.tables()
+    tables = solved_of.embeddings()
     dim = tables["user_vectors"].embedding_dim
     torch.manual_seed(settings.train.seed)
-    dot = Dot(model.users, model.items, dim, "logits")
-    objective = WholeData(settings.objective.unobserved_weight, settings.train.als_pretrain_l2)
+    dot = Dot(model.users, model.items, dim, "logit")
+    objective = ImplicitALS(settings.objective.unobserved_weight, settings.train.als_pretrain_l2)
     epochs = AlternatingEpochs(dot, objective, shard, workers)
     for epoch in range(settings.train.als_pretrain_epochs):
         epochs.run(epoch)
     sharpness = SHARPNESS
     for name, table in tables.items():
-        solved = dot.tables()[name].weight
+        solved = dot.embeddings()[name].weight
         scale = SPREAD / solved.std().clamp(min=1e-9)
         table.weight.copy_(solved * scale)
         sharpness /= float(scale)

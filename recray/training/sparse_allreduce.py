@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recray.models.batch_embedding import Touched
+from recray.models.batch_embedding import UniqueIds
 from recray.training.collectives import Workers
 
 Summed = Callable[[], tuple[Tensor, Tensor]]
@@ -74,7 +74,7 @@ class RowExchange:
                 part[self.most :].view(self.most, self.columns)[:count]
                 for _, part, count in several
             ]
-            touched = Touched.of(every)
+            touched = UniqueIds.of(every)
             return touched.ids, touched.combine(torch.cat(table))
 
         return summed

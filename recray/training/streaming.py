@@ -19,7 +19,7 @@ from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.models.base import Model
 from recray.models.batch_embedding import Batch
-from recray.models.objectives import Contrast, Objective, PairLoss
+from recray.models.objectives import Objective, PairLoss, SampledLoss
 from recray.training.batches import StepPlan, shuffled_batches
 from recray.training.collectives import Workers
 from recray.training.epochs import GradientEpochs, Shard, SteppedEpochs
@@ -151,7 +151,7 @@ def check_streaming(settings: Settings, objective: Objective, largest: int, work
     whole = None
     if not isinstance(objective, PairLoss):
         whole = f"objective.kind={settings.objective.kind}"
-    elif isinstance(objective, Contrast) and objective.negatives is None:
+    elif isinstance(objective, SampledLoss) and objective.negatives is None:
         whole = "objective.negatives=all"
     elif settings.ranks and settings.objective.reject_seen:
         whole = "objective.reject_seen=true"

@@ -12,7 +12,7 @@ from recray.inference.bundle import KIND, Bundle
 from recray.inference.scorer import History, Ranker
 from recray.models.base import Model, is_user_table
 from recray.models.factorization import Dot
-from recray.models.objectives import WholeData
+from recray.models.objectives import ImplicitALS
 from recray.storage import Folder
 from recray.training.pretrain import Trained, Weights, read_runs
 
@@ -65,20 +65,20 @@ def grown(bundle: Bundle, prepared: Prepared) -> Weights:
     place_of_user = _places(bundle.user_ids.encode(_raw(prepared, "user")), model.users)
     place_of_item = _places(bundle.item_ids.encode(_raw(prepared, "item")), model.items)
     weights: Weights = {}
-    tables = model.tables()
+    tables = model.embeddings()
     for name, value in model.state_dict().items():
         rows = tables.get(name.removesuffix(".weight"))
         if rows is not None:
             weights[name] = _taken(
                 value, place_of_user if is_user_table(name[:-7]) else place_of_item
             )
-        elif name in model.item_facts:
+        elif name in model.item_buffers:
             weights[name] = _taken(value, place_of_item)
         else:
             weights[name] = value.clone()
     _fold_in(bundle, prepared, place_of_user, place_of_item, weights)
     new = place_of_item < 0
-    if new.any() and isinstance(model, Dot) and isinstance(bundle.objective, WholeData):
+    if new.any() and isinstance(model, Dot) and isinstance(bundle.objective, ImplicitALS):
         _solve_items(bundle.objective, prepared, new, weights)
     return weights
 
@@ -109,8 +109,8 @@ def _fold_in(
 ) -> None:
     """Write the states of new users into the user tables, where a state is made of their rows."""
     new = place_of_user < 0
-    names = [name for name in bundle.model.tables() if is_user_table(name)]
-    widths = [bundle.model.tables()[name].embedding_dim for name in names]
+    names = [name for name in bundle.model.embeddings() if is_user_table(name)]
+    widths = [bundle.model.embeddings()[name].embedding_dim for name in names]
     if not new.any() or not _made_of_rows(bundle.model, names):
         return
     history = History.of(bundle.history, len(bundle.user_ids), bundle.item_ids.known)
@@ -131,7 +131,7 @@ def _fold_in(
 
 
 def _solve_items(
-    objective: WholeData, prepared: Prepared, new: np.ndarray, weights: Weights
+    objective: ImplicitALS, prepared: Prepared, new: np.ndarray, weights: Weights
 ) -> None:
     """Write the vectors of new items that are best for those who rated them."""
     rated = []
@@ -153,6 +153,6 @@ def _solve_items(
 def _made_of_rows(model: Model, names: list[str]) -> bool:
     """Whether a user's state is their rows of the user tables, one after another."""
     user = torch.arange(min(model.users, 3))
-    rows = torch.cat([model.tables()[name](user) for name in names], dim=-1)
+    rows = torch.cat([model.embeddings()[name](user) for name in names], dim=-1)
     state = model.user_state(user)
     return rows.shape == state.shape and bool(torch.equal(rows, state))

@@ -74,7 +74,7 @@ class WorkerRows:
         # What stands in for the unknown comes from the ratings of all workers, so that the summed
         # metrics do not depend on how many there are.
         whole = statistics_of(self.shard, prepared.items, self.workers.slow())
-        biases = self._biases(lambda model: model.observe(whole))
+        biases = self._biases(lambda model: model.init_from_statistics(whole))
         popularity = whole.item_count.float()
         names = metric_names(settings.evaluate, rates=not settings.ranks)
         groups = self._seen if self.streamed else list(self._seen()).__iter__

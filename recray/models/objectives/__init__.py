@@ -1,31 +1,37 @@
 """What training minimises, by name."""
 
 from recray.config import Settings
-from recray.models.objectives.base import Objective, PairLoss, Shares, as_linear
-from recray.models.objectives.bpmf import Bayes
-from recray.models.objectives.fold_in import FoldIn, FoldInPrior, Newcomers
-from recray.models.objectives.ials import ROW_BLOCK, WholeData
-from recray.models.objectives.ranking import Bpr, Contrast, ItemSoftmax, Logistic, UnratedClass
-from recray.models.objectives.rating import Bce, Classes, Mse
+from recray.models.objectives.base import Contributions, Objective, PairLoss, as_linear
+from recray.models.objectives.bpmf import BPMF
+from recray.models.objectives.fold_in import FoldIn, FoldInPrior, RatingsCSR
+from recray.models.objectives.ials import ROW_BLOCK, ImplicitALS
+from recray.models.objectives.ranking import (
+    Bpr,
+    ItemSoftmax,
+    Logistic,
+    SampledLoss,
+    UnobservedClass,
+)
+from recray.models.objectives.rating import Bce, Mse, RatingClassification
 
 __all__ = [
+    "BPMF",
     "ROW_BLOCK",
-    "Bayes",
     "Bce",
     "Bpr",
-    "Classes",
-    "Contrast",
+    "Contributions",
     "FoldIn",
     "FoldInPrior",
+    "ImplicitALS",
     "ItemSoftmax",
     "Logistic",
     "Mse",
-    "Newcomers",
     "Objective",
     "PairLoss",
-    "Shares",
-    "UnratedClass",
-    "WholeData",
+    "RatingClassification",
+    "RatingsCSR",
+    "SampledLoss",
+    "UnobservedClass",
     "as_linear",
     "build_objective",
 ]
@@ -48,11 +54,11 @@ def build_objective(settings: Settings, low: float, high: float) -> Objective:
         case "bce":
             return Bce(l2, low, high)
         case "classes":
-            return Classes(l2)
+            return RatingClassification(l2)
         case "ials":
-            return WholeData(wanted.unobserved_weight, l2)
+            return ImplicitALS(wanted.unobserved_weight, l2)
         case "bpmf":
-            return Bayes(wanted.factors, wanted.side_rank, wanted.samples_per_epoch, wanted.burn_in)
+            return BPMF(wanted.factors, wanted.side_rank, wanted.samples_per_epoch, wanted.burn_in)
         case "logistic":
             return Logistic(*drawn, wanted.unobserved_weight)
         case "bpr":
@@ -60,4 +66,4 @@ def build_objective(settings: Settings, low: float, high: float) -> Objective:
         case "item-softmax":
             return ItemSoftmax(*drawn)
         case "unobserved-class":
-            return UnratedClass(*drawn)
+            return UnobservedClass(*drawn)

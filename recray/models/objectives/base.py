@@ -1,8 +1,8 @@
 """What every objective offers: a loss for rows, and its own optimum for one user.
 
-A model does not know its loss. An objective gives the loss of each row of a batch, or, for
-implicit ALS, exact solves of all rows of one side; and `folding`, the user state that minimises
-the objective for a handful of ratings while the items stay as they are.
+A model does not know its loss. An objective gives the loss of each row of a batch or, for implicit
+ALS, exact solves of all rows of one side. Its `fold_in_solver` finds the user state that minimises
+the objective for a user's ratings while the items stay as they are.
 """
 
 # Shape letters: B = pairs in the batch, N = ratings of one user, K = negatives of a pair,
@@ -16,9 +16,9 @@ from torch import Tensor
 from recray.errors import RecrayError
 from recray.models.base import LinearModel, Model
 from recray.models.batch_embedding import Batch
-from recray.models.objectives.fold_in import FoldIn, Newcomers
+from recray.models.objectives.fold_in import FoldIn, RatingsCSR
 
-Shares = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Contributions = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From (N,) items and (N,) stars of one user to (S,), their state without any rating, and (N, S),
 what each rating adds."""
 
@@ -35,7 +35,9 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
         """Prepare to fold somebody in: everything that does not depend on their ratings.
 
         Args:
@@ -49,13 +51,13 @@ class Objective(ABC):
             items fixed; nobody's state depends on who else is there.
         """
 
-    def shares(self, model: Model, noise: float) -> Shares | None:
-        """What `folding` finds, as a sum over the ratings; None where it is no such sum."""
+    def contributions(self, model: Model, noise: float) -> Contributions | None:
+        """What `fold_in_solver` finds, as a sum over the ratings; None where it is no such sum."""
         return None
 
     def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
-        """(1, S) state of one user; see folding, which is better for several."""
-        return self.folding(model, noise)(Newcomers.one(item, rating))
+        """(1, S) state of one user; see fold_in_solver, which is better for several."""
+        return self.fold_in_solver(model, noise)(RatingsCSR.one(item, rating))
 
 
 class PairLoss(Objective):
@@ -77,10 +79,10 @@ class PairLoss(Objective):
         value = self.row_loss(model, batch)
         if not self.l2:
             return value
-        return value + self.l2 * model.penalty(batch.user, batch.item, batch.ids)
+        return value + self.l2 * model.l2_penalty(batch.user, batch.item, batch.ids)
 
 
-def refuse_squeezed(model: Model, objective: str) -> None:
+def require_raw_output(model: Model, objective: str) -> None:
     """Refuse a model whose output is squeezed between the lowest and highest rating.
 
     Raises:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from recray.errors import RecrayError
 from recray.models.base import Model
-from recray.models.bpmf import PosteriorDot
+from recray.models.bpmf import BPMFMean
 from recray.models.objectives.base import Objective
-from recray.models.objectives.fold_in import FoldIn, one_by_one
+from recray.models.objectives.fold_in import FoldIn, fold_in_each
 
 
-class Bayes(Objective):
+class BPMF(Objective):
     """The posterior of a factorisation with normal noise, whose mean prediction is wanted.
 
     stars ~ N(mean + b_u + b_i + <w_u, v_i>, noise of u); rows of users and of items are normal
@@ -32,7 +32,7 @@ class Bayes(Objective):
 
     def check(self, model: Model) -> None:
         """Refuse all but a mean of samples that has room for one."""
-        if not isinstance(model, PosteriorDot):
+        if not isinstance(model, BPMFMean):
             raise RecrayError("objective.kind=bpmf averages samples: use model.kind=bpmf")
         dim = model.user_vectors.embedding_dim
         if dim < self.factors:
@@ -40,9 +40,11 @@ class Bayes(Objective):
                 f"model.dim={dim} cannot hold a sample: use objective.factors={dim} or less"
             )
 
-    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
         """Ridge regression towards what the rated items say; prior and noise are the model's."""
-        if not isinstance(model, PosteriorDot):
+        if not isinstance(model, BPMFMean):
             raise ValueError(f"{type(model).__name__} holds no prior")
         precision, error = model.prior_precision.double(), float(model.noise)
 
@@ -50,7 +52,7 @@ class Bayes(Objective):
             rows = model.item_rows(item).detach().double()
             left = rating.double() - model.item_offset(item).detach().double()
             matrix = rows.T @ rows / error + precision
-            right = rows.T @ left / error + precision @ model.expected_state(item).double()
+            right = rows.T @ left / error + precision @ model.prior_state(item).double()
             return torch.linalg.solve(matrix, right).to(model.mean.dtype)
 
-        return one_by_one(fold_in)
+        return fold_in_each(fold_in)

@@ -23,7 +23,7 @@ CELLS = 1 << 22
 """So many scores, of ratings by items, are held at once while people are folded in together."""
 
 
-class Newcomers(NamedTuple):
+class RatingsCSR(NamedTuple):
     """What people have rated whom no model knows, as rows of a sparse matrix.
 
     Args:
@@ -62,7 +62,7 @@ class Newcomers(NamedTuple):
         for begin, end in pairwise(self.begins.tolist()):
             yield self.item[begin:end], self.rating[begin:end]
 
-    def blocks(self, ratings: int) -> Iterator["Newcomers"]:
+    def blocks(self, ratings: int) -> Iterator["RatingsCSR"]:
         """The same people in turn, as many at once as have so many ratings, but at least one."""
         begins, first = self.begins.tolist(), 0
         while first < len(begins) - 1:
@@ -71,11 +71,11 @@ class Newcomers(NamedTuple):
                 last += 1
             rows = slice(begins[first], begins[last])
             own = self.begins[first : last + 1] - begins[first]
-            yield Newcomers(own, self.item[rows], self.rating[rows])
+            yield RatingsCSR(own, self.item[rows], self.rating[rows])
             first = last
 
 
-FoldIn = Callable[[Newcomers], Tensor]
+FoldIn = Callable[[RatingsCSR], Tensor]
 """From people's ratings to their (U, S) states."""
 
 
@@ -101,13 +101,13 @@ class FoldInPrior:
         return cls(state.mean(dim=0), 1 / variance, max(noise, 1e-6))
 
 
-def one_by_one(fold_in: Callable[[Tensor, Tensor], Tensor]) -> FoldIn:
+def fold_in_each(fold_in: Callable[[Tensor, Tensor], Tensor]) -> FoldIn:
     """Fold people in each alone: from (N,) items and (N,) stars to an (S,) state."""
     return lambda known: torch.stack([fold_in(item, rating) for item, rating in known.each()])
 
 
-def by_steps(
-    model: Model, prior: FoldInPrior, loss: Callable[[Tensor, Newcomers], Tensor]
+def fold_in_by_lbfgs(
+    model: Model, prior: FoldInPrior, loss: Callable[[Tensor, RatingsCSR], Tensor]
 ) -> FoldIn:
     """Fold people in together: the states that minimise loss + |state - mean|^2 / (2 variance).
 
@@ -118,17 +118,17 @@ def by_steps(
     """
     mean, precision = prior.mean.float(), prior.precision.float()
 
-    def fold_in(known: Newcomers) -> Tensor:
+    def fold_in(known: RatingsCSR) -> Tensor:
         def held(state: Tensor) -> Tensor:
             return loss(state, known) + 0.5 * (precision * (state - mean).square()).sum(dim=1)
 
-        return minimise_rows(held, mean.repeat(len(known.begins) - 1, 1))
+        return lbfgs_rows(held, mean.repeat(len(known.begins) - 1, 1))
 
     most = max(CELLS // model.items, 1)
     return lambda known: torch.cat([fold_in(block) for block in known.blocks(most)])
 
 
-def minimise_rows(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+def lbfgs_rows(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     """Minimise many functions at once, a row each, by L-BFGS with a halving line search.
 
     Every row has a memory, a step and an end of its own, so that nobody's result depends on who

@@ -12,14 +12,14 @@ from recray.errors import RecrayError
 from recray.models.base import Model
 from recray.models.factorization import Dot
 from recray.models.hybrid import Hybrid
-from recray.models.objectives.base import Objective, Shares, as_linear
+from recray.models.objectives.base import Contributions, Objective, as_linear
 from recray.models.objectives.fold_in import FoldIn
 
 AllReduce = Callable[[Tensor], Tensor]
 ROW_BLOCK = 512
 
 
-class WholeData(Objective):
+class ImplicitALS(Objective):
     """Squared error over all pairs, rated or not; what was rated should score 1, the rest 0.
 
     sum over rated (1 - s)^2 + a * sum over all pairs s^2
@@ -107,14 +107,16 @@ class WholeData(Objective):
                 system[row, :, dim + 1] = end - begin
         return system
 
-    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
         """The same exact solve; stars are not used, nor is the noise."""
         vectors = as_linear(model).item_rows(slice(None)).detach()
         gram = self.gram(vectors)
         items = model.items
         return lambda known: self.solve(vectors, known.begins, known.item, gram, items)
 
-    def shares(self, model: Model, noise: float) -> Shares:
+    def contributions(self, model: Model, noise: float) -> Contributions:
         """The right side of the solve is a sum over the ratings, and so is what it gives."""
         vectors = as_linear(model).item_rows(slice(None)).detach()
         gram = self.gram(vectors)

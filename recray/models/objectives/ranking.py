@@ -1,6 +1,6 @@
 """Objectives that rank what people chose above what they did not: sampled negatives, or all items.
 
-Stars are not used, but by UnratedClass. With sampled negatives a row is a rating with its K
+Stars are not used, but by UnobservedClass. With sampled negatives a row is a rating with its K
 negatives; with all items a row is a user with all of their ratings.
 """
 
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recray.data.negatives import Drawn, shares
+from recray.data.negatives import Negatives, sampling_probabilities
 from recray.errors import RecrayError
 from recray.models.base import ITEM_BLOCK, Model
 from recray.models.batch_embedding import Batch
-from recray.models.objectives.base import PairLoss, refuse_squeezed
-from recray.models.objectives.fold_in import FoldIn, FoldInPrior, Newcomers, by_steps
-from recray.models.objectives.rating import as_classes
+from recray.models.objectives.base import PairLoss, require_raw_output
+from recray.models.objectives.fold_in import FoldIn, FoldInPrior, RatingsCSR, fold_in_by_lbfgs
+from recray.models.objectives.rating import as_classifier
 
 
-def negatives_of(batch: Batch) -> Drawn:
+def negatives_of(batch: Batch) -> Negatives:
     """The negatives of a batch.
 
     Raises:
@@ -33,7 +33,7 @@ def negatives_of(batch: Batch) -> Drawn:
     return batch.negatives
 
 
-class Contrast(PairLoss):
+class SampledLoss(PairLoss):
     """A loss of a rated item's score against the scores of others.
 
     Args:
@@ -50,14 +50,16 @@ class Contrast(PairLoss):
 
     def check(self, model: Model) -> None:
         """Refuse a model that predicts stars."""
-        refuse_squeezed(model, self.kind)
+        require_raw_output(model, self.kind)
 
     @abstractmethod
-    def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
+    def sampled_loss(
+        self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Negatives
+    ) -> Tensor:
         """(B,) losses from (B,) scores, (B, K) scores, the (B,) items and their negatives."""
 
     @abstractmethod
-    def against_all(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
+    def full_loss(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
         """(U,) losses of users against all items.
 
         Args:
@@ -71,24 +73,28 @@ class Contrast(PairLoss):
         """(B,) losses in nats."""
         drawn = negatives_of(batch)
         items = torch.cat([batch.item[:, None], drawn.item], dim=1)
-        scores = model.raw_rows(batch.user, items, batch.ids)
-        return self.contrast(scores[:, 0], scores[:, 1:], batch.item, drawn)
+        scores = model.logits_grouped(batch.user, items, batch.ids)
+        return self.sampled_loss(scores[:, 0], scores[:, 1:], batch.item, drawn)
 
-    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
         """Steps on the loss against all items, which is what sampled ones amount to."""
         prior = FoldInPrior.of(model, noise)
-        share = shares(model.items, popularity if self.by_popularity else None).float()
+        share = sampling_probabilities(
+            model.items, popularity if self.by_popularity else None
+        ).float()
 
-        def loss(state: Tensor, known: Newcomers) -> Tensor:
-            return self.against_all(raw_scores(model, state), known.row, known.item, share)
+        def loss(state: Tensor, known: RatingsCSR) -> Tensor:
+            return self.full_loss(all_logits(model, state), known.row, known.item, share)
 
-        return by_steps(model, prior, loss)
+        return fold_in_by_lbfgs(model, prior, loss)
 
 
-def raw_scores(model: Model, state: Tensor) -> Tensor:
+def all_logits(model: Model, state: Tensor) -> Tensor:
     """(U, I) scores before the link, by blocks of items."""
     edges = range(0, model.items, ITEM_BLOCK)
-    blocks = [model.raw_block(state, a, min(a + ITEM_BLOCK, model.items)) for a in edges]
+    blocks = [model.logits_block(state, a, min(a + ITEM_BLOCK, model.items)) for a in edges]
     return torch.cat(blocks, dim=1)
 
 
@@ -96,7 +102,7 @@ def _counts(row: Tensor, users: int) -> Tensor:
     return torch.bincount(row, minlength=users).float()
 
 
-class Logistic(Contrast):
+class Logistic(SampledLoss):
     """-log sigmoid(s+) - sum over negatives of log sigmoid(-s-).
 
     Source: Rendle, Krichene, Zhang and Anderson (2020), RecSys, "Neural collaborative filtering
@@ -111,12 +117,14 @@ class Logistic(Contrast):
         super().__init__(l2, negatives, by_popularity)
         self.unobserved_weight = unobserved_weight
 
-    def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
+    def sampled_loss(
+        self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Negatives
+    ) -> Tensor:
         """(B,) cross-entropies."""
         others = (functional.softplus(negative) * drawn.weight).sum(dim=-1)
         return functional.softplus(-positive) + others
 
-    def against_all(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
+    def full_loss(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
         """(U,) cross-entropies; an item weighs unobserved_weight, or how often it is drawn."""
         chosen = functional.softplus(-scores[row, item])
         own = scores.new_zeros(len(scores)).index_add(0, row, chosen)
@@ -126,7 +134,7 @@ class Logistic(Contrast):
         return own + drawn * (functional.softplus(scores) @ share)
 
 
-class Bpr(Contrast):
+class Bpr(SampledLoss):
     """Mean over negatives of -log sigmoid(s+ - s-).
 
     Source: Rendle et al. (2009), UAI, "BPR: Bayesian personalized ranking".
@@ -134,18 +142,20 @@ class Bpr(Contrast):
 
     kind = "bpr"
 
-    def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
+    def sampled_loss(
+        self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Negatives
+    ) -> Tensor:
         """(B,) losses."""
         pairs = functional.softplus(negative - positive[:, None]) * drawn.weight
         return pairs.sum(dim=-1) / drawn.weight.sum(dim=-1).clamp(min=1)
 
-    def against_all(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
+    def full_loss(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
         """(U,) losses."""
         pairs = functional.softplus(scores[row] - scores[row, item][:, None]) @ share
         return scores.new_zeros(len(scores)).index_add(0, row, pairs)
 
 
-class ItemSoftmax(Contrast):
+class ItemSoftmax(SampledLoss):
     """-log of the softmax over items at the rated one; sampled ones are corrected by log q.
 
     Source: Yi et al. (2019), RecSys, "Sampling-bias-corrected neural modeling"; against all items
@@ -154,7 +164,9 @@ class ItemSoftmax(Contrast):
 
     kind = "item-softmax"
 
-    def contrast(self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Drawn) -> Tensor:
+    def sampled_loss(
+        self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Negatives
+    ) -> Tensor:
         """(B,) cross-entropies over the rated item and its negatives."""
         own = positive - drawn.log_share[item]
         # A negative of weight 0, or the rated item itself, takes no part.
@@ -162,14 +174,14 @@ class ItemSoftmax(Contrast):
         others = (negative - drawn.log_share[drawn.item]).masked_fill(void, -torch.inf)
         return torch.logsumexp(torch.cat([own[:, None], others], dim=1), dim=1) - own
 
-    def against_all(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
+    def full_loss(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
         """(U,) cross-entropies over all items."""
         total = torch.logsumexp(scores, dim=1)
         losses = total[row] - scores[row, item]
         return scores.new_zeros(len(scores)).index_add(0, row, losses)
 
 
-class UnratedClass(PairLoss):
+class UnobservedClass(PairLoss):
     """Cross-entropy of the class of the rating, and of the class "unrated" of its negatives.
 
     Args:
@@ -184,13 +196,13 @@ class UnratedClass(PairLoss):
 
     def check(self, model: Model) -> None:
         """Refuse a model without classes, and all items as negatives."""
-        as_classes(model)
+        as_classifier(model)
         if self.negatives is None:
             raise RecrayError("objective.kind=unobserved-class draws negatives: give a number")
 
     def row_loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) cross-entropies in nats."""
-        network, drawn = as_classes(model), negatives_of(batch)
+        network, drawn = as_classifier(model), negatives_of(batch)
         state, count = network.user_state(batch.user), drawn.item.shape[1]
         classes = network.classes(state, batch.item)
         own = functional.cross_entropy(classes, network.class_of(batch.rating), reduction="none")
@@ -198,16 +210,20 @@ class UnratedClass(PairLoss):
         unrated = -torch.log_softmax(others, dim=-1)[:, network.unrated].view(-1, count)
         return own + (unrated * drawn.weight).sum(dim=-1)
 
-    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
         """Steps on the cross-entropies, the negatives at their expectation over all items."""
-        network, prior = as_classes(model), FoldInPrior.of(model, noise)
-        share = shares(model.items, popularity if self.by_popularity else None).float()
+        network, prior = as_classifier(model), FoldInPrior.of(model, noise)
+        share = sampling_probabilities(
+            model.items, popularity if self.by_popularity else None
+        ).float()
 
-        def loss(state: Tensor, known: Newcomers) -> Tensor:
+        def loss(state: Tensor, known: RatingsCSR) -> Tensor:
             classes = network.tower.block(state, network.item_vectors.weight)
             chances = torch.log_softmax(classes, dim=-1)
             own = chances[known.row, known.item, network.class_of(known.rating)]
             unrated = chances[:, :, network.unrated] @ share
             return -known.sums(own) - known.begins.diff() * (self.negatives or 0) * unrated
 
-        return by_steps(network, prior, loss)
+        return fold_in_by_lbfgs(network, prior, loss)

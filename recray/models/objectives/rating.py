@@ -11,8 +11,14 @@ from torch.nn import functional
 from recray.errors import RecrayError
 from recray.models.base import LinearModel, Model
 from recray.models.batch_embedding import Batch
-from recray.models.objectives.base import PairLoss, Shares, as_linear, refuse_squeezed
-from recray.models.objectives.fold_in import FoldIn, FoldInPrior, Newcomers, by_steps, one_by_one
+from recray.models.objectives.base import Contributions, PairLoss, as_linear, require_raw_output
+from recray.models.objectives.fold_in import (
+    FoldIn,
+    FoldInPrior,
+    RatingsCSR,
+    fold_in_by_lbfgs,
+    fold_in_each,
+)
 from recray.models.softmax import SoftmaxDnn
 
 
@@ -21,27 +27,29 @@ class Mse(PairLoss):
 
     def row_loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) squared errors, in stars squared."""
-        raw = model.raw_rows(batch.user, batch.item[:, None], batch.ids)[:, 0]
-        return (batch.rating - model.link(raw)).square()
+        raw = model.logits_grouped(batch.user, batch.item[:, None], batch.ids)[:, 0]
+        return (batch.rating - model.activation(raw)).square()
 
     def check(self, model: Model) -> None:
         """Refuse a squeezed output, for which fold-in is no ridge regression."""
-        refuse_squeezed(model, "mse")
+        require_raw_output(model, "mse")
 
-    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
         """Ridge regression towards the trained users' mean state; steps where none is exact."""
         prior = FoldInPrior.of(model, noise)
         if not isinstance(model, LinearModel):
-            return by_steps(model, prior, _error_of(model, prior))
+            return fold_in_by_lbfgs(model, prior, _error_of(model, prior))
         linear = model
 
         def fold_in(item: Tensor, rating: Tensor) -> Tensor:
             matrix, base, parts = _ridge(linear, prior, item, rating)
             return torch.linalg.solve(matrix, base + parts.sum(dim=0)).float()
 
-        return one_by_one(fold_in)
+        return fold_in_each(fold_in)
 
-    def shares(self, model: Model, noise: float) -> Shares | None:
+    def contributions(self, model: Model, noise: float) -> Contributions | None:
         """The right side of the regression is a sum over the ratings, and so is what it gives."""
         if not isinstance(model, LinearModel):
             return None
@@ -54,9 +62,9 @@ class Mse(PairLoss):
         return shares
 
 
-def _error_of(model: Model, prior: FoldInPrior) -> Callable[[Tensor, Newcomers], Tensor]:
-    def loss(state: Tensor, known: Newcomers) -> Tensor:
-        error = known.rating - model.raw(state[known.row], known.item)
+def _error_of(model: Model, prior: FoldInPrior) -> Callable[[Tensor, RatingsCSR], Tensor]:
+    def loss(state: Tensor, known: RatingsCSR) -> Tensor:
+        error = known.rating - model.logits(state[known.row], known.item)
         return known.sums(error.square() / (2 * prior.noise))
 
     return loss
@@ -98,12 +106,14 @@ class Bce(PairLoss):
 
     def row_loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) cross-entropies in nats."""
-        logit = model.raw_rows(batch.user, batch.item[:, None], batch.ids)[:, 0]
+        logit = model.logits_grouped(batch.user, batch.item[:, None], batch.ids)[:, 0]
         return functional.binary_cross_entropy_with_logits(
             logit, self._target(batch.rating), reduction="none"
         )
 
-    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
         """Logistic regression with the trained users' spread as prior, by Newton's method."""
         linear, prior = as_linear(model), FoldInPrior.of(model, noise)
 
@@ -121,10 +131,10 @@ class Bce(PairLoss):
                     break
             return state.float()
 
-        return one_by_one(fold_in)
+        return fold_in_each(fold_in)
 
 
-def as_classes(model: Model) -> SoftmaxDnn:
+def as_classifier(model: Model) -> SoftmaxDnn:
     """The model as one that gives classes.
 
     Raises:
@@ -138,26 +148,28 @@ def as_classes(model: Model) -> SoftmaxDnn:
     return model
 
 
-class Classes(PairLoss):
+class RatingClassification(PairLoss):
     """Cross-entropy of the class of the rating, one class for each level: -log p(rating)."""
 
     def check(self, model: Model) -> None:
         """Refuse a model without classes."""
-        as_classes(model)
+        as_classifier(model)
 
     def row_loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) cross-entropies in nats."""
-        network = as_classes(model)
+        network = as_classifier(model)
         classes = network.classes(network.user_state(batch.user), batch.item)
         return functional.cross_entropy(classes, network.class_of(batch.rating), reduction="none")
 
-    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
         """Steps on the cross-entropy with the trained users' spread as prior."""
-        network, prior = as_classes(model), FoldInPrior.of(model, noise)
+        network, prior = as_classifier(model), FoldInPrior.of(model, noise)
 
-        def loss(state: Tensor, known: Newcomers) -> Tensor:
+        def loss(state: Tensor, known: RatingsCSR) -> Tensor:
             classes = network.classes(state[known.row], known.item)
             target = network.class_of(known.rating)
             return known.sums(functional.cross_entropy(classes, target, reduction="none"))
 
-        return by_steps(network, prior, loss)
+        return fold_in_by_lbfgs(network, prior, loss)

@@ -43,7 +43,7 @@ def measure(recommender: Recommender) -> HeldOut:
     chosen = everybody[:: max(1, -(-len(everybody) // MOST_USERS))]
     own = held.where(np.isin(held.user, chosen))
     user, item = own.user.astype(np.int64), own.item.astype(np.int64)
-    stars = recommender.bundle.model.returns == "stars"
+    stars = recommender.bundle.model.score_type == "rating"
     predicted = recommender.ranker.predict(user, item) if stars else None
     rank = np.concatenate([
         _places(recommender, chosen[first : first + BLOCK], own)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from recray.inference.recommender import Recommender
+from recray.schema import SCORE_NAMES
 from recray.serving.schemas import responses
 from recray.serving.service import NoQuery, Service, error_responses, json_response, service_of
 
@@ -54,7 +55,7 @@ def _info(service: Service, recommender: Recommender) -> responses.ModelInfo:
         created=bundle.created,
         preset=bundle.settings.preset,
         model=bundle.settings.model.kind,
-        scores=bundle.model.returns,
+        scores=SCORE_NAMES[bundle.model.score_type],
         dataset=bundle.config["dataset"],
         users=bundle.config["users"],
         items=bundle.config["items"],

@@ -17,6 +17,7 @@ from recray.inference.recommender import (
     Since,
     UnknownUser,
 )
+from recray.schema import SCORE_NAMES
 from recray.serving.fast_route import PATH
 from recray.serving.guard import error_body
 from recray.serving.schemas import requests, responses
@@ -180,7 +181,7 @@ async def scores(request: Request, body: requests.ScoreRequest, _query: NoQuery)
     return json_response(
         {
             "scores": scored,
-            "returns": recommender.bundle.model.returns,
+            "returns": SCORE_NAMES[recommender.bundle.model.score_type],
             "model_version": recommender.version,
         }
     )
