@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.progress import Progress
 
 
@@ -142,9 +143,10 @@ class Console:
         self._close_bar()
         self.patience.end()
 
-    def result(self, value: dict[str, Any], text: str = "") -> None:
+    def result(self, value: "BaseModel | dict[str, Any]", text: str = "") -> None:
         """Print a command's result: the value as JSON, or the text."""
         self.close()
+        value = value if isinstance(value, dict) else value.model_dump()
         out = json.dumps(value, ensure_ascii=False) if self.as_json else text or _plain(value)
         print(out, flush=True)
 

@@ -11,7 +11,8 @@ from recray.cli import cli
 from recray.cli.reference import reference
 from recray.cli.settings_reference import settings_reference
 from recray.config import known_keys
-from recray.reporting import summaries
+from recray.pipelines import summaries
+from recray.pipelines.crossvalidation import FoldReport, FoldsReport
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -157,11 +158,12 @@ def test_an_unknown_user_is_one_line(make_bundle):
 
 def test_folds_are_a_table_with_their_mean():
     rows = [
-        {"fold": name, "metrics": {"rmse": value}, "baselines": {}, "best_epoch": 1}
+        FoldReport(fold=name, metrics={"rmse": value}, baselines={}, best_epoch=1, verdict="")
         for name, value in (("u1", 0.9), ("u2", 0.8))
     ]
-    result = {"folds": rows, "mean": {"rmse": 0.85}, "sd": {"rmse": 0.0707}}
-    text = summaries.folds(result | {"baselines": {"popularity": {}, "bias-only": {"rmse": 0.94}}})
+    baselines = {"popularity": {}, "bias-only": {"rmse": 0.94}}
+    result = FoldsReport(folds=rows, mean={"rmse": 0.85}, sd={"rmse": 0.0707}, baselines=baselines)
+    text = summaries.folds(result)
     assert [line.split() for line in text.splitlines()[2:]] == [
         ["u1", "0.9000"],
         ["u2", "0.8000"],

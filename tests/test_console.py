@@ -10,8 +10,9 @@ from click.testing import CliRunner
 
 from recray import progress
 from recray.cli import cli
+from recray.pipelines import summaries
+from recray.pipelines.stages import Running
 from recray.progress import Console
-from recray.reporting import summaries
 from recray.reporting import terminal as console
 
 COLUMNS = ["film", "genres", "score"]
@@ -102,16 +103,16 @@ def test_what_is_shown_otherwise_holds_the_spinner_back(terminal):
 
 def test_up_ends_with_what_to_do_next(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = {
-        "evaluation": {},
-        "seconds": {"prepare": 1.0},
-        "verification": {"users": 3, "differences": []},
-        "verified": True,
-        "url": "http://127.0.0.1:8000",
-        "prepared": f"{tmp_path}/out/prepared",
-        "bundle": f"{tmp_path}/out/bundle",
-        "example_user": 4,
-    }
+    result = Running(
+        evaluation=None,
+        seconds={"prepare": 1.0},
+        verification={"verified": True, "users": 3, "differences": [], "model_version": "x"},
+        verified=True,
+        url="http://127.0.0.1:8000",
+        prepared=f"{tmp_path}/out/prepared",
+        bundle=f"{tmp_path}/out/bundle",
+        example_user=4,
+    )
     text = summaries.up(result)
     for line in ("recray explain out/bundle --user 4", "recray report out/bundle --open",
                  "recray tune out/prepared --out sweeps/first"):  # fmt: skip

@@ -15,7 +15,15 @@ from recray.data.spill import Rows
 from recray.errors import RecrayError
 from recray.evaluation.holdout_gate import NotComparable
 from recray.inference.recommender import Recommender
-from recray.pipelines.refresh import FULL, WARM, Order, Trained, _better, _comparable, saved
+from recray.pipelines.refresh import (
+    FULL,
+    WARM,
+    RefreshRequest,
+    Trained,
+    _better,
+    _comparable,
+    saved,
+)
 from recray.storage import Folder
 from recray.training.warm_start import grown, read_starts
 
@@ -60,9 +68,9 @@ def test_a_source_gets_the_latest_of_each_pair_and_another_identity(log):
     writer = LogWriter(log)
     writer.append([Given(1, 1, 2.0, "a", 1_000_000), Given(9999, 2, 5.0, "b", 2_000_000)])
     writer.append([Given(1, 1, 4.0, "c", 3_000_000), Given(1, 99_999, 4.0, "d", 4_000_000)])
-    more, told = with_log(given, log)
-    assert told["ratings"] == 2
-    assert (told["users"], told["unknown_items"], told["damaged_parts"]) == (2, 1, [])
+    more, added = with_log(given, log)
+    assert added.ratings == 2
+    assert (added.users, added.unknown_items, added.damaged_parts) == (2, 1, [])
     assert more.identity != given.identity
     assert with_log(given, log)[0].identity == more.identity
     (piece,) = more.ranges[len(given.ranges) :]
@@ -144,7 +152,7 @@ def test_data_that_train_on_the_hold_out_are_refused_before_training(
     make_bundle, prepared, monkeypatch
 ):
     live, said = make_bundle(), []
-    order = Order("registry", "out")
+    order = RefreshRequest("registry", "out")
     assert _comparable(prepared, live, order, said.append)
     test = prepared.load("test")
     monkeypatch.setattr(type(prepared), "load", lambda *_: test)
@@ -214,13 +222,13 @@ def test_what_a_warm_start_saved():
         ]
 
     spared = saved(epochs(0.2, 0.31, 0.3), epochs(0.1, 0.2, 0.3, 0.25), "ndcg@10")
-    assert spared == {
+    assert spared.model_dump() == {
         "metric": "ndcg@10",
         "warm_epochs": 2,
         "full_epochs": 3,
         "warm_seconds": 4.0,
         "full_seconds": 6.0,
     }
-    assert saved(epochs(0.8), epochs(0.9, 0.85), "rmse")["warm_epochs"] == 1
-    assert saved(epochs(0.1), epochs(0.2), "ndcg@10")["warm_epochs"] is None
+    assert saved(epochs(0.8), epochs(0.9, 0.85), "rmse").warm_epochs == 1
+    assert saved(epochs(0.1), epochs(0.2), "ndcg@10").warm_epochs is None
     assert saved([{"epoch": 1}], epochs(1.0), "ndcg@10") is None

@@ -8,6 +8,7 @@ from recray.config import EvaluateSettings
 from recray.data.dataset import Ratings
 from recray.evaluation import evaluator
 from recray.evaluation.per_user import PerUserMetrics, compute_metrics, rank_block
+from recray.evaluation.report import parse_report
 from recray.evaluation.segments import add_columns, report
 from recray.inference.scorer import History, Ranker
 from recray.models.factorization import Dot
@@ -75,5 +76,6 @@ def test_a_report_has_every_slice_and_the_terminal_shows_them_when_asked(make_bu
     groups = whole["slices"]
     assert sum(g["users"] for g in groups["users"].values()) == whole["users"]
     assert {"users", "model", *whole["baselines"]} == set(groups["users"]["1-19"])
-    assert "users by known ratings" in terminal.evaluation(whole, slices=True)
-    assert "users by known ratings" not in terminal.evaluation(whole)
+    report = parse_report(whole)
+    assert "users by known ratings" in terminal.evaluation(report, slices=True)
+    assert "users by known ratings" not in terminal.evaluation(report)

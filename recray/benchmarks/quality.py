@@ -179,7 +179,7 @@ def _measure(case: Case, source: str, sizes: Sizes, out: str, log: Log) -> dict[
     refit = settings.split.valid > 0 and settings.split.kind != "held-out-users"
     begin = time.perf_counter()
     result = crossvalidation.run(source, folds, out, refit, log=lambda _line: None)
-    value, popularity = result["mean"][case.metric], result["baselines"]["popularity"]
+    value, popularity = result.mean[case.metric], result.baselines["popularity"]
     log(f"{case.data} {case.preset}: {case.metric} {value:.4f}")
     return {
         "figure": case.figure,
@@ -188,8 +188,8 @@ def _measure(case: Case, source: str, sizes: Sizes, out: str, log: Log) -> dict[
         "split": settings.split.kind if case.seeds else "u1..u5",
         "metric": case.metric,
         "value": round(value, 4),
-        "sd": round(result["sd"][case.metric], 4),
-        "runs": len(result["folds"]),
+        "sd": round(result.sd[case.metric], 4),
+        "runs": len(result.folds),
         "seconds": round(time.perf_counter() - begin, 1),
         "popularity": round(popularity.get(case.metric, float("nan")), 4),
         "must": case.must,

@@ -4,7 +4,7 @@ import click
 
 from recray.cli.base import PATH, cli, shared
 from recray.progress import Console
-from recray.reporting import summaries
+from recray.reporting import terminal
 
 
 @cli.command()
@@ -30,4 +30,4 @@ def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> Non
     from recray import benchmarks
 
     result = benchmarks.run(name, quick, ui.log, **options)
-    ui.result(result, summaries.benchmark(name, result))
+    ui.result(result, terminal.benchmark(name, result))

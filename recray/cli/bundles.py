@@ -1,6 +1,6 @@
 """What one does with a bundle: evaluate, recommend, explain."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -11,7 +11,10 @@ from recray.config import Settings, load_settings
 from recray.data.ids import IdMap, RawId
 from recray.errors import RecrayError
 from recray.progress import Console
-from recray.reporting import summaries, terminal
+from recray.reporting import terminal
+
+if TYPE_CHECKING:
+    from recray.pipelines.crossvalidation import FoldsReport
 
 
 @cli.command()
@@ -100,6 +103,8 @@ def evaluate(
         result = measure_folds(
             ui, bundle, settings, kfold, _names(folds), seeds, refit, out, address
         )
+        from recray.pipelines import summaries
+
         ui.result(result, summaries.folds(result))
         return
     if refit or out or preset or config or overrides:
@@ -116,8 +121,8 @@ def evaluate(
     chosen = Protocol(_names(baselines), kind, negatives)
     path = resolve_bundle(bundle)
     with ui.during(f"measure {path} on its test split"):
-        report = stages.evaluate(path, changes, prepared, workers, address, chosen).plain()
-    ui.result(report, terminal.evaluation(report, slices))
+        report = stages.evaluate(path, changes, prepared, workers, address, chosen)
+    ui.result(report.plain(), terminal.evaluation(report, slices))
 
 
 def _refuse_those_of_a_bundle(way: str) -> None:
@@ -142,7 +147,7 @@ def measure_folds(
     refit: bool,
     out: str | None,
     address: str,
-) -> dict[str, Any]:
+) -> "FoldsReport":
     """Train and measure the recipe on every fold or seed of a source."""
     from recray.pipelines import crossvalidation
 

@@ -9,7 +9,7 @@ import click
 from recray.cli.base import Commands, SourcePath, StoragePath, cli, shared
 from recray.errors import RecrayError
 from recray.progress import Console
-from recray.reporting import summaries
+from recray.reporting import terminal
 from recray.storage import is_uri
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def jobs_list(ui: Console, address: str | None) -> None:
     from recray.runtime.jobs import Jobs
 
     rows = [vars(job) for job in Jobs(address).list()]
-    ui.result({"jobs": rows}, summaries.jobs(rows))
+    ui.result({"jobs": rows}, terminal.jobs(rows))
 
 
 @jobs.command("logs")

@@ -7,7 +7,6 @@ import click
 from recray.cli.base import PATH, SOURCE, cli, shared
 from recray.errors import CheckFailed
 from recray.progress import Console
-from recray.reporting import summaries
 
 
 @cli.command()
@@ -58,12 +57,13 @@ def train_again(
     out: str,
     *wanted: Any,
 ) -> None:
-    """Refresh and tell of it; `wanted` is what else an Order has, in its order."""
+    """Refresh and tell of it; `wanted` holds the further fields of a RefreshRequest, in order."""
     from recray.data.source import detect_source
     from recray.pipelines import refresh as refreshing
+    from recray.pipelines import summaries
 
-    given = detect_source(source, refreshing.live_settings(registry), mirror)
-    result = refreshing.refresh(given, refreshing.Order(registry, out, *wanted), ui.log)
+    ratings = detect_source(source, refreshing.live_settings(registry), mirror)
+    result = refreshing.refresh(ratings, refreshing.RefreshRequest(registry, out, *wanted), ui.log)
     ui.result(result, summaries.refreshed(result))
-    if not result["promoted"]:
-        raise CheckFailed(result["verdict"])
+    if not result.promoted:
+        raise CheckFailed(result.verdict)

@@ -6,7 +6,7 @@ from recray.cli.base import PATH, SOURCE, cli, shared, sources
 from recray.config import load_settings, preset_names
 from recray.errors import CheckFailed, RecrayError
 from recray.progress import Console
-from recray.reporting import summaries, terminal
+from recray.reporting import terminal
 
 
 def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: str) -> None:
@@ -59,8 +59,8 @@ def prepare(
         from recray.data.feedback_log import RatingsLog
         from recray.data.feedback_source import with_log
 
-        given, told = with_log(given, RatingsLog.open(ratings_log))
-        ui.log(summaries.ratings_log(ratings_log, told))
+        given, added = with_log(given, RatingsLog.open(ratings_log))
+        ui.log(terminal.ratings_log(ratings_log, added))
     with ui.during(f"prepare {source} into {out}"):
         made = ingest.prepare(given, out, settings, address)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
@@ -132,12 +132,13 @@ def export(ui: Console, run: str, out: str) -> None:
     Example:
         recray export runs/mse --out bundles/mse
     """
+    from recray.evaluation.report import parse_report
     from recray.training import export as exporting
 
     with ui.during(f"measure {run} on the test split"):
         bundle = exporting.export(run, out)
     result = {"bundle": bundle.folder.path, "version": bundle.version, "evaluation": bundle.metrics}
-    text = terminal.evaluation(bundle.metrics) if bundle.metrics else "no test split to measure on"
+    text = terminal.evaluation(parse_report(bundle.metrics))
     ui.result(result, f"{text}\nbundle: {bundle.folder} (version {bundle.version})")
 
 
@@ -151,16 +152,14 @@ def reproduce(ui: Console, run: str, address: str) -> None:
     Example:
         recray reproduce runs/mse
     """
-    from recray.pipelines import stages
+    from recray.pipelines import reproduce as again
 
     with ui.during(f"train {run} again"):
-        result = stages.reproduce(run, address)
-    words = "the digits agree" if result["agrees"] else "the digits differ"
-    ui.result(
-        result, "\n".join([f"{run}: {result['epochs']} epochs; {words}", *result["differences"]])
-    )
-    if not result["agrees"]:
-        raise CheckFailed(f"{run} does not reproduce: {result['differences'][0]}")
+        result = again.reproduce(run, address)
+    words = "the digits agree" if result.agrees else "the digits differ"
+    ui.result(result, "\n".join([f"{run}: {result.epochs} epochs; {words}", *result.differences]))
+    if not result.agrees:
+        raise CheckFailed(f"{run} does not reproduce: {result.differences[0]}")
 
 
 @cli.command()

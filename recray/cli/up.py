@@ -9,7 +9,6 @@ from recray.cli.refresh import train_again
 from recray.config import load_settings
 from recray.errors import CheckFailed, RecrayError
 from recray.progress import Console
-from recray.reporting import summaries
 
 
 def wait_for_stop(ui: Console, url: str) -> None:
@@ -70,7 +69,7 @@ def pipeline(
         return train_again(ui, source, mirror, registry, out, None, True, force, workers, address)
     settings = load_settings(preset, config, (*overrides, *columns))
     from recray.data.source import detect_source
-    from recray.pipelines import stages
+    from recray.pipelines import stages, summaries
 
     ui.expect(settings.train.epochs, settings.metric)
     given = detect_source(source, settings, mirror)
@@ -79,8 +78,8 @@ def pipeline(
         given, folder, settings, registry, force, workers, address, ui.log, ui.epoch
     )
     ui.result(result, summaries.release(result))
-    if not result["promoted"]:
-        raise CheckFailed(result["verdict"])
+    if not result.promoted:
+        raise CheckFailed(result.verdict)
     return None
 
 
@@ -115,13 +114,13 @@ def up(
     """
     settings = load_settings(preset, config, (*overrides, *columns))
     from recray.data.source import detect_source
-    from recray.pipelines import stages as pipeline
+    from recray.pipelines import stages, summaries
 
     ui.expect(settings.train.epochs, settings.metric)
-    given = detect_source(source, settings, mirror)
-    stages = pipeline.up(
-        given,
-        out or default_out(given.name),
+    ratings = detect_source(source, settings, mirror)
+    running = stages.up(
+        ratings,
+        out or default_out(ratings.name),
         settings,
         workers,
         host,
@@ -130,9 +129,9 @@ def up(
         ui.log,
         ui.epoch,
     )
-    with stages as result:
+    with running as result:
         ui.result(result, summaries.up(result))
-        if not result["verified"]:
+        if not result.verified:
             raise CheckFailed("the service and the bundle disagree; see verification in --json")
         if not once:
-            wait_for_stop(ui, result["url"])
+            wait_for_stop(ui, result.url)

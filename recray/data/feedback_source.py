@@ -2,12 +2,12 @@
 
 import hashlib
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from recray.data import dialect
 from recray.data.feedback_log import MICRO, Contents, Given, RatingsLog
@@ -19,56 +19,71 @@ SNAPSHOTS = "snapshots"
 COLUMNS = ("user", "item", "rating", "timestamp")
 
 
-def with_log(given: Source, log: RatingsLog) -> tuple[Source, dict[str, Any]]:
-    """The source with the log's ratings, and what there is to say of them.
+class LogSummary(BaseModel):
+    """What a ratings log added to a source.
+
+    Args:
+        ratings: Ratings that were added.
+        users: Users who gave them.
+        repeated: Events that were stored twice.
+        damaged_parts: Files of the log that cannot be read and are left out.
+        unknown_items: Ratings of items that the source does not have, which are left out.
+    """
+
+    ratings: int
+    users: int
+    repeated: int
+    damaged_parts: list[str]
+    unknown_items: int
+
+
+def with_log(source: Source, log: RatingsLog) -> tuple[Source, LogSummary]:
+    """Add the ratings of a log to a source.
 
     The ratings as they are now are written beside the log, where every worker can read them.
-
-    Returns:
-        The source; and {"ratings", "users", "repeated", "damaged_parts", "unknown_items"}.
 
     Raises:
         RecrayError: The log is of another data set, or none of its items is in the source.
     """
-    log.expect(given.name, ("raw_user" in given.text, "raw_item" in given.text))
+    log.expect(source.name, ("raw_user" in source.text, "raw_item" in source.text))
     contents = log.read()
     latest = list({(g.user, g.item): g for g in contents.ratings}.values())
-    known = _known(given, latest)
+    known = _known(source, latest)
     if latest and not known:
         raise RecrayError(
-            f"{log.folder} holds {len(latest):,} ratings, none of an item of {given.name}: "
+            f"{log.folder} holds {len(latest):,} ratings, none of an item of {source.name}: "
             "it is the log of other data"
         )
-    facts = _facts(contents, latest, known)
+    summary = _summary(contents, latest, known)
     if not known:
-        return given, facts
-    made, digest = _snapshot(given, log, known)
-    identity = hashlib.sha256(f"{given.identity} {digest}".encode()).hexdigest()
-    return replace(given, ranges=(*given.ranges, made), identity=identity), facts
+        return source, summary
+    file_range, digest = _snapshot(source, log, known)
+    identity = hashlib.sha256(f"{source.identity} {digest}".encode()).hexdigest()
+    return replace(source, ranges=(*source.ranges, file_range), identity=identity), summary
 
 
-def _facts(contents: Contents, latest: list[Given], known: list[Given]) -> dict[str, Any]:
-    return {
-        "ratings": len(known),
-        "users": len({g.user for g in known}),
-        "repeated": contents.repeated,
-        "damaged_parts": contents.damaged,
-        "unknown_items": len(latest) - len(known),
-    }
+def _summary(contents: Contents, latest: list[Given], known: list[Given]) -> LogSummary:
+    return LogSummary(
+        ratings=len(known),
+        users=len({g.user for g in known}),
+        repeated=contents.repeated,
+        damaged_parts=contents.damaged,
+        unknown_items=len(latest) - len(known),
+    )
 
 
-def _known(given: Source, ratings: list[Given]) -> list[Given]:
+def _known(source: Source, ratings: list[Given]) -> list[Given]:
     """The ratings of the source's own items; all of them where it lists none."""
-    if not len(given.movies):
+    if not len(source.movies):
         return ratings
-    own = given.movies["raw_item"].combine_chunks()
+    own = source.movies["raw_item"].combine_chunks()
     there = pc.is_in(pa.array([g.item for g in ratings], own.type), own).to_pylist()
     return [g for g, known in zip(ratings, there, strict=True) if known]
 
 
-def _snapshot(given: Source, log: RatingsLog, ratings: list[Given]) -> tuple[FileRange, str]:
+def _snapshot(source: Source, log: RatingsLog, ratings: list[Given]) -> tuple[FileRange, str]:
     """Write the ratings as one parquet file named by its content."""
-    text = given.text
+    text = source.text
     kinds = [pa.string() if role in text else pa.int64() for role in ("raw_user", "raw_item")]
     columns = [
         pa.array([g.user for g in ratings], kinds[0]),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 Values = dict[str, float | None]
 """Metric to its mean; None where no user or item has anything relevant."""
@@ -105,6 +105,21 @@ class EvaluationReport(BaseModel):
         """JSON-ready; fields that do not apply are left out."""
         json: dict[str, Any] = _without_absent(self)
         return json
+
+
+def parse_report(stored: dict[str, Any]) -> EvaluationReport | None:
+    """The evaluation that a bundle holds; None where it was measured on nothing."""
+    return EvaluationReport.model_validate(stored) if stored else None
+
+
+class Measured(BaseModel):
+    """A result with an evaluation in it, which is `{}` in JSON where there is no test split."""
+
+    evaluation: EvaluationReport | None
+
+    @field_serializer("evaluation")
+    def _plain(self, evaluation: EvaluationReport | None) -> dict[str, Any]:
+        return evaluation.plain() if evaluation else {}
 
 
 def _without_absent(value: object) -> Any:

@@ -1,11 +1,11 @@
-"""The same recipe on several folds or seeds: a table of them, their mean and standard deviation."""
+"""Train the same recipe on several folds or seeds; report each, the mean and the deviation."""
 
 import statistics
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from recray.config import Settings
 from recray.data.dataset import Prepared
@@ -13,6 +13,7 @@ from recray.data.ids import id_hash
 from recray.data.source import detect_source
 from recray.data.split import hash_ids
 from recray.errors import RecrayError
+from recray.evaluation.report import parse_report
 from recray.pipelines.stages import Stages
 from recray.progress import Log
 from recray.runtime.session import LOCAL, session
@@ -33,8 +34,31 @@ class Fold:
     settings: Settings
 
 
+Metrics = dict[str, float]
+"""Metric to its mean over users."""
+
+
+class FoldReport(BaseModel):
+    """What was measured on one fold."""
+
+    fold: str
+    metrics: Metrics
+    baselines: dict[str, Metrics]
+    best_epoch: int
+    verdict: str
+
+
+class FoldsReport(BaseModel):
+    """Every fold, and mean and sample standard deviation over folds."""
+
+    folds: list[FoldReport]
+    mean: Metrics
+    sd: Metrics
+    baselines: dict[str, Metrics]
+
+
 def kfold(settings: Settings, folds: int) -> list[Fold]:
-    """Each of so many equal parts is the test split once."""
+    """Make folds in which each of `folds` equal parts is the test split once."""
     return [
         Fold(f"fold-{n}", settings.changed(split={"kind": "kfold", "folds": folds, "fold": n}))
         for n in range(folds)
@@ -42,7 +66,7 @@ def kfold(settings: Settings, folds: int) -> list[Fold]:
 
 
 def given_folds(settings: Settings, names: list[str]) -> list[Fold]:
-    """NAME.base trains and NAME.test tests, for each name, such as u1..u5 of ml-100k."""
+    """Make a fold for each name: NAME.base trains and NAME.test tests, such as ml-100k's u1."""
     return [
         Fold(
             name,
@@ -59,7 +83,7 @@ def given_folds(settings: Settings, names: list[str]) -> list[Fold]:
 
 
 def seeds(settings: Settings, count: int) -> list[Fold]:
-    """The settings' own split with the seeds 0..count-1, for the split and for training."""
+    """Repeat the settings' own split with the seeds 0..count-1, for the split and for training."""
     return [
         Fold(f"seed-{n}", settings.changed(split={"seed": n}, train={"seed": n}))
         for n in range(count)
@@ -74,8 +98,8 @@ def run(
     address: str = LOCAL,
     log: Log = print,
     mirror: str | None = None,
-) -> dict[str, Any]:
-    """Prepare, train and measure every fold; what is there and matches is not done again.
+) -> FoldsReport:
+    """Prepare, train and measure every fold; a stage that is done and matches is skipped.
 
     Args:
         source: As `recray prepare` takes it.
@@ -87,14 +111,10 @@ def run(
         log: Receives what happens, one line at a time.
         mirror: Where a release lies instead.
 
-    Returns:
-        {"folds": [{"fold", "metrics", "baselines", "best_epoch", "verdict"}], "mean", "sd",
-        "baselines"}
-
     Raises:
         RecrayError: Test rows of one fold are in another's test split, or what a stage refuses.
     """
-    rows: list[dict[str, Any]] = []
+    reports: list[FoldReport] = []
     tests: list[NDArray[np.uint64]] = []
     with session(address):
         for fold in folds:
@@ -102,33 +122,35 @@ def run(
             prepared = stages.prepare(detect_source(source, fold.settings, mirror))
             if fold.settings.split.kind in ("given", "kfold"):
                 _refuse_overlap(tests, prepared, [f.name for f in folds])
-            rows.append({"fold": fold.name, **_measure(stages, prepared, refit)})
-            log(f"{fold.name}: " + _words(rows[-1]["metrics"]))
-    return summarise(rows)
+            reports.append(_measure(fold.name, stages, prepared, refit))
+            metrics = reports[-1].metrics.items()
+            log(f"{fold.name}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics))
+    return summarise(reports)
 
 
-def _measure(stages: Stages, prepared: Prepared, refit: bool) -> dict[str, Any]:
+def _measure(name: str, stages: Stages, prepared: Prepared, refit: bool) -> FoldReport:
     """Train on one fold and measure it."""
     folder = stages.train(prepared)
     epoch = RunFolder(folder).best().progress.best_epoch
     if refit:
         folder = stages.refit(prepared, epoch)
-    report = stages.export(folder, prepared).metrics
-    if not report:
+    report = parse_report(stages.export(folder, prepared).metrics)
+    if report is None:
         raise RecrayError(f"{prepared.folder} has no test split: nobody can be evaluated")
-    return {
-        "metrics": {name: value["value"] for name, value in report["metrics"].items()},
-        "baselines": {
-            name: {metric: v["value"] for metric, v in metrics.items() if "value" in v}
-            for name, metrics in report["baselines"].items()
+    return FoldReport(
+        fold=name,
+        metrics={metric: interval.value for metric, interval in report.metrics.items()},
+        baselines={
+            baseline: {metric: interval.value for metric, interval in own.metrics.items()}
+            for baseline, own in report.baselines.items()
         },
-        "best_epoch": epoch,
-        "verdict": report["verdict"],
-    }
+        best_epoch=epoch,
+        verdict=report.verdict,
+    )
 
 
 def _refuse_overlap(tests: list[NDArray[np.uint64]], prepared: Prepared, names: list[str]) -> None:
-    """Refuse folds of which one tests on another's test rows; remembers this one's."""
+    """Refuse a fold that tests on another's test rows; append this one's to `tests`."""
     test = prepared.load("test")
     columns = [
         id_hash(ids.column())[dense]
@@ -145,23 +167,19 @@ def _refuse_overlap(tests: list[NDArray[np.uint64]], prepared: Prepared, names: 
     tests.append(key)
 
 
-def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(folds: list[FoldReport]) -> FoldsReport:
     """Mean and sample standard deviation over folds, of the model and of each baseline."""
-    metrics = [row["metrics"] for row in rows]
-    several = len(rows) > 1
-    return {
-        "folds": rows,
-        "mean": _mean(metrics),
-        "sd": {n: statistics.stdev(m[n] for m in metrics) if several else 0.0 for n in metrics[0]},
-        "baselines": {
-            name: _mean([row["baselines"][name] for row in rows]) for name in rows[0]["baselines"]
+    metrics = [fold.metrics for fold in folds]
+    deviation = statistics.stdev if len(folds) > 1 else lambda _values: 0.0
+    return FoldsReport(
+        folds=folds,
+        mean=_mean(metrics),
+        sd={name: deviation([m[name] for m in metrics]) for name in metrics[0]},
+        baselines={
+            name: _mean([fold.baselines[name] for fold in folds]) for name in folds[0].baselines
         },
-    }
+    )
 
 
-def _mean(tables: list[dict[str, float]]) -> dict[str, float]:
+def _mean(tables: list[Metrics]) -> Metrics:
     return {name: statistics.fmean(table[name] for table in tables) for name in tables[0]}
-
-
-def _words(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

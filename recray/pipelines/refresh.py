@@ -1,12 +1,14 @@
-"""Training again with what was rated meanwhile, from the model that answers now."""
+"""Train again with the ratings that came in since, starting from the live version."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
+
+from pydantic import BaseModel
 
 from recray.config import Settings, build_settings
 from recray.data.dataset import Prepared, Ratings
 from recray.data.feedback_log import RatingsLog
-from recray.data.feedback_source import with_log
+from recray.data.feedback_source import LogSummary, with_log
 from recray.data.source import Source
 from recray.errors import CheckFailed, RecrayError
 from recray.evaluation.bootstrap import Comparison
@@ -26,17 +28,19 @@ from recray.training.checkpoint import RunFolder
 from recray.training.loop import LOWER_IS_BETTER
 
 WARM, FULL = "the warm start", "training from nothing"
+Epochs = list[dict[str, Any]]
+"""The history of a run: an entry an epoch."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is wanted of a refresh.
+class RefreshRequest:
+    """Which registry to refresh, and how.
 
     Args:
         registry: Whose current version is refreshed, and where the new one goes.
         out: Folder of the prepared data, the runs and the bundles.
         ratings_log: Folder of the log; None: the registry's own.
-        full: Whether to train from nothing as well, to say what starting warm is worth.
+        full: Whether to train from nothing as well, to compare the warm start with it.
         force: Promote even what is worse.
         workers: Training processes.
         address: Ray cluster.
@@ -51,6 +55,64 @@ class Order:
     address: str = LOCAL
 
 
+class Difference(BaseModel):
+    """One model compared with another on the live version's hold-out."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    verdict: str
+
+    @classmethod
+    def of(cls, comparison: Comparison, other: str) -> Self:
+        """Name the other model in the verdict."""
+        return cls(
+            metric=comparison.metric,
+            value=comparison.difference,
+            low=comparison.low,
+            high=comparison.high,
+            verdict=comparison.words(other),
+        )
+
+
+class WarmStart(BaseModel):
+    """Epochs and seconds until each training was as good as the full training's best epoch.
+
+    Those of the warm start are None where it never was.
+    """
+
+    metric: str
+    warm_epochs: int | None
+    full_epochs: int
+    warm_seconds: float | None
+    full_seconds: float
+
+
+class Refreshed(BaseModel):
+    """What a refresh did.
+
+    Args:
+        before: The version that was live.
+        version: The new version; it stays in the registry where it is not promoted.
+        taken: Which training gave the new version.
+        gain: The new version against the live one; None where they cannot be compared.
+        against_full: The warm start against training from nothing, where both were done.
+        saved: What the warm start saved.
+    """
+
+    registry: str
+    before: str
+    log: LogSummary
+    taken: str
+    gain: Difference | None
+    against_full: Difference | None
+    saved: WarmStart | None
+    version: str
+    promoted: bool
+    verdict: str
+
+
 def live_settings(registry: str) -> Settings:
     """The settings of the version that answers now: a refresh uses the same ones.
 
@@ -60,73 +122,66 @@ def live_settings(registry: str) -> Settings:
     return Bundle.open(Registry(registry).current().path).settings
 
 
-def refresh(given: Source, order: Order, log: Log = print) -> dict[str, Any]:
+def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refreshed:
     """Train on the source and the log, compare on the live version's hold-out, and promote.
 
     Args:
-        given: The source that the live version was prepared from; it may have grown.
-        order: What is wanted.
+        source: The source that the live version was prepared from; it may have grown.
+        request: Which registry, and how.
         log: Receives what happens, one line at a time.
-
-    Returns:
-        {"registry", "before", "version", "promoted", "verdict", "log", "taken", "gain",
-        "against_full", "saved"}: gain, of the model that is taken, over the live one, and
-        against_full, of the warm start over training from nothing, are {"metric", "value", "low",
-        "high", "verdict"}; against_full and saved are None without a full training, gain and
-        against_full where `force` goes on without a hold-out. A version that is worse than the
-        live one is kept in the registry and not promoted.
 
     Raises:
         RecrayError: There is no live version or no log, the log is of another data set, or the
             data train on some of the live version's hold-out.
     """
-    registry = Registry(order.registry)
+    registry = Registry(request.registry)
     live = Bundle.open(registry.current().path)
-    if live.config["dataset"] != given.name:
+    if live.config["dataset"] != source.name:
         raise RecrayError(
-            f"{order.registry} answers for {live.config['dataset']}, the source is {given.name}"
+            f"{request.registry} answers for {live.config['dataset']}, the source is {source.name}"
         )
-    ratings_log = RatingsLog.open(order.ratings_log or Folder(order.registry).child("ratings").path)
-    given, told = with_log(given, ratings_log)
-    log(f"{ratings_log.folder}: {told['ratings']:,} ratings of {told['users']:,} users")
-    for name in told["damaged_parts"]:
+    ratings_log = RatingsLog.open(
+        request.ratings_log or Folder(request.registry).child("ratings").path
+    )
+    source, added = with_log(source, ratings_log)
+    log(f"{ratings_log.folder}: {added.ratings:,} ratings of {added.users:,} users")
+    for name in added.damaged_parts:
         log(f"{ratings_log.folder}/{name} is damaged and left out")
-    with session(order.address):
-        wait_for_capacity(order.workers)
-        prepared = _stages(order, live.settings, log).prepare(given)
-        comparable = _comparable(prepared, live, order, log)
-        warm = _train(order, _from_live(live), prepared, "warm", log)
-        full = _train(order, _cold(live), prepared, "full", log) if order.full else None
+    with session(request.address):
+        wait_for_capacity(request.workers)
+        prepared = _stages(request, live.settings, log).prepare(source)
+        comparable = _comparable(prepared, live, request, log)
+        warm = _train(request, _from_live(live), prepared, "warm", log)
+        full = _train(request, _cold(live), prepared, "full", log) if request.full else None
     chosen, name = _better(warm, full, live.settings.metric)
     log(f"refresh: {name} is taken, by its best value on the validation split")
-    other = f"the live version {live.version}"
-    result: dict[str, Any] = {
-        "registry": order.registry,
-        "before": live.version,
-        "log": told,
-        "taken": name,
-        "gain": _plain(compare_on_holdout(chosen.bundle, live, live), other)
-        if comparable
-        else None,
-        "against_full": None,
-        "saved": None,
-    }
+    gain = against_full = None
     if comparable:
-        result["gain"] = _plain(compare_on_holdout(chosen.bundle, live, live), other)
-    if full is not None:
-        if comparable:
-            against = compare_on_holdout(warm.bundle, full.bundle, live)
-            result["against_full"] = _plain(against, FULL)
-        result["saved"] = saved(warm.epochs, full.epochs, live.settings.metric)
+        gain = Difference.of(
+            compare_on_holdout(chosen.bundle, live, live), f"the live version {live.version}"
+        )
+        if full is not None:
+            against_full = Difference.of(compare_on_holdout(warm.bundle, full.bundle, live), FULL)
     version = registry.add(chosen.bundle.folder.path)
     try:
-        verdict = registry.promote(version, order.force).verdict
+        verdict, promoted = registry.promote(version, request.force).verdict, True
     except CheckFailed as error:
-        return result | {"version": version, "promoted": False, "verdict": str(error)}
-    return result | {"version": version, "promoted": True, "verdict": verdict}
+        verdict, promoted = str(error), False
+    return Refreshed(
+        registry=request.registry,
+        before=live.version,
+        log=added,
+        taken=name,
+        gain=gain,
+        against_full=against_full,
+        saved=full and saved(warm.epochs, full.epochs, live.settings.metric),
+        version=version,
+        promoted=promoted,
+        verdict=verdict,
+    )
 
 
-def _comparable(prepared: Prepared, live: Bundle, order: Order, log: Log) -> bool:
+def _comparable(prepared: Prepared, live: Bundle, request: RefreshRequest, log: Log) -> bool:
     """Whether what is trained on the data can be compared with the live version, found out before
     it is trained.
 
@@ -137,7 +192,7 @@ def _comparable(prepared: Prepared, live: Bundle, order: Order, log: Log) -> boo
     try:
         check_holdout_unseen(str(prepared.folder), known, prepared, live)
     except NotComparable as error:
-        if not order.force:
+        if not request.force:
             raise
         log(f"refresh: {error}; goes on, as --force says")
         return False
@@ -149,30 +204,34 @@ class Trained:
     """A measured bundle, and the epochs that led to it."""
 
     bundle: Bundle
-    epochs: list[dict[str, Any]]
+    epochs: Epochs
 
 
-def _stages(order: Order, settings: Settings, log: Log, name: str = "") -> pipeline.Stages:
-    folder = Folder(order.out)
+def _stages(
+    request: RefreshRequest, settings: Settings, log: Log, name: str = ""
+) -> pipeline.Stages:
+    folder = Folder(request.out)
     where = folder.child(name) if name else folder
-    return pipeline.Stages(where, settings, order.workers, order.address, log)
+    return pipeline.Stages(where, settings, request.workers, request.address, log)
 
 
-def _train(order: Order, settings: Settings, prepared: Prepared, name: str, log: Log) -> Trained:
-    stages = _stages(order, settings, log, name)
+def _train(
+    request: RefreshRequest, settings: Settings, prepared: Prepared, name: str, log: Log
+) -> Trained:
+    stages = _stages(request, settings, log, name)
     run = stages.train(prepared)
     return Trained(stages.export(run, prepared), RunFolder(run).folder.read_json("epochs.json"))
 
 
 def _cold(live: Bundle) -> Settings:
-    """The live version's settings without what it started from."""
+    """The live version's settings, starting from random weights."""
     values = live.settings.plain()
     values["train"]["init_from"] = []
     return build_settings(values)
 
 
 def _from_live(live: Bundle) -> Settings:
-    """The same, starting from the live version."""
+    """The live version's settings, starting from its weights."""
     values = live.settings.plain()
     values["train"]["init_from"] = [live.folder.path]
     return build_settings(values)
@@ -189,7 +248,7 @@ def _better(warm: Trained, full: Trained | None, metric: str) -> tuple[Trained, 
     return (warm, WARM) if best >= other else (full, FULL)
 
 
-def _validated(warm: list[dict[str, Any]], full: list[dict[str, Any]], metric: str) -> bool:
+def _validated(warm: Epochs, full: Epochs, metric: str) -> bool:
     return all(metric in epoch for epoch in (*warm, *full))
 
 
@@ -198,43 +257,26 @@ def _worth(epoch: dict[str, Any], metric: str) -> float:
     return float(epoch[metric]) * (-1 if metric in LOWER_IS_BETTER else 1)
 
 
-def _plain(comparison: Comparison, other: str) -> dict[str, Any]:
-    return {
-        "metric": comparison.metric,
-        "value": comparison.difference,
-        "low": comparison.low,
-        "high": comparison.high,
-        "verdict": comparison.words(other),
-    }
-
-
-def saved(
-    warm: list[dict[str, Any]], full: list[dict[str, Any]], metric: str
-) -> dict[str, Any] | None:
-    """What starting warm saved: epochs and seconds until it was as good as the full training.
+def saved(warm: Epochs, full: Epochs, metric: str) -> WarmStart | None:
+    """Compare how soon both trainings were as good as the full one's best; None without validation.
 
     Args:
         warm: The epochs of the run that started from the live version.
-        full: Those of the one that started from nothing.
-        metric: What picks the best epoch on the validation split.
-
-    Returns:
-        {"metric", "warm_epochs", "full_epochs", "warm_seconds", "full_seconds"}, until the full
-        training's best value; warm_epochs and warm_seconds are None if it was never reached. None
-        where nothing was validated.
+        full: Those of the run that started from nothing.
+        metric: The metric that picks the best epoch on the validation split.
     """
     if not _validated(warm, full, metric):
         return None
     best = max(full, key=lambda epoch: _worth(epoch, metric))
     reached = next((e for e in warm if _worth(e, metric) >= _worth(best, metric)), None)
-    return {
-        "metric": metric,
-        "warm_epochs": reached["epoch"] if reached else None,
-        "full_epochs": best["epoch"],
-        "warm_seconds": _until(warm, reached["epoch"]) if reached else None,
-        "full_seconds": _until(full, best["epoch"]),
-    }
+    return WarmStart(
+        metric=metric,
+        warm_epochs=reached["epoch"] if reached else None,
+        full_epochs=best["epoch"],
+        warm_seconds=_until(warm, reached["epoch"]) if reached else None,
+        full_seconds=_until(full, best["epoch"]),
+    )
 
 
-def _until(epochs: list[dict[str, Any]], last: int) -> float:
+def _until(epochs: Epochs, last: int) -> float:
     return round(sum(e["seconds"] for e in epochs if e["epoch"] <= last), 3)

@@ -1,35 +1,35 @@
 """The stages in a row, each skipped when its output is there and matches: what `recray up` runs."""
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from recray.config import Settings, build_settings
+from recray.config import Settings
 from recray.data import ingest
 from recray.data.dataset import Prepared
+from recray.data.ids import RawId
 from recray.data.source import Source
 from recray.errors import CheckFailed, RecrayError
 from recray.evaluation import distributed, evaluator
 from recray.evaluation.protocol import FULL_RANKING, Protocol
-from recray.evaluation.report import EvaluationReport
+from recray.evaluation.report import EvaluationReport, Measured, parse_report
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.progress import Log
 from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
-from recray.schema import TIMINGS
 from recray.serving import deployment, verify
 from recray.serving.auth import load_keys, new_key, parse_key, require_keys
 from recray.serving.guard import ServiceLimits
 from recray.serving.options import ServiceOptions
 from recray.serving.registry import Registry
+from recray.serving.verify import Verification
 from recray.storage import Folder
 from recray.training import checks, trainer
 from recray.training.callbacks import OnEpoch, Watch
-from recray.training.checkpoint import EPOCHS, RunFolder
+from recray.training.checkpoint import RunFolder
 from recray.training.export import export, same_bundle
 from recray.training.loggers import TensorBoard
 
@@ -71,65 +71,9 @@ def evaluate(
     return distributed.evaluate(bundle, settings, workers, address, protocol)
 
 
-def reproduce(run_path: str, address: str = LOCAL) -> dict[str, Any]:
-    """Train a run again, elsewhere, and compare every epoch's digits and the best weights.
-
-    Args:
-        run_path: A finished run.
-        address: Ray cluster.
-
-    Returns:
-        {"run", "agrees", "epochs", "differences": [...]}
-
-    Raises:
-        RecrayError: There is no finished run, or its data set is gone or has changed.
-    """
-    run = RunFolder(run_path)
-    facts = run.facts()
-    if not run.finished:
-        raise RecrayError(f"{run_path} is not finished; continue it with `recray train --resume`")
-    if facts.get("changes"):
-        words = ", ".join(f"{c['workers']} from epoch {c['epoch'] + 1}" for c in facts["changes"])
-        raise RecrayError(
-            f"{run_path} was continued with another number of workers ({words}); "
-            "its digits cannot be had again"
-        )
-    prepared = Prepared.open(facts["prepared"], verify=True)
-    if prepared.fingerprint != facts["fingerprint"]:
-        raise RecrayError(f"{prepared.folder} has changed since {run_path} was trained")
-    with tempfile.TemporaryDirectory(prefix="recray-reproduce-") as folder:
-        again = RunFolder(f"{folder}/run")
-        settings = build_settings(facts["settings"])
-        trainer.run(
-            settings, prepared.folder.path, again.folder.path, facts["workers"], False, address
-        )
-        differences = _differences(run, again)
-    return {
-        "run": run.folder.path,
-        "agrees": not differences,
-        "epochs": run.progress().epoch,
-        "differences": differences[:20],
-    }
-
-
-def _differences(before: RunFolder, after: RunFolder) -> list[str]:
-    """What two runs do not have in common, digit by digit."""
-    histories = [folder.folder.read_json(EPOCHS) for folder in (before, after)]
-    if len(histories[0]) != len(histories[1]):
-        return [f"{len(histories[0])} epochs before, {len(histories[1])} now"]
-    found = [
-        f"epoch {old['epoch']}: {name} {old[name]!r} before, {new.get(name)!r} now"
-        for old, new in zip(*histories, strict=True)
-        for name in old
-        if name not in TIMINGS and old[name] != new.get(name)
-    ]
-    old, new = before.best().weights, after.best().weights
-    return found + [f"weights of {name} differ" for name in old if not old[name].equal(new[name])]
-
-
 @dataclass
 class Stages:
-    """The folders of `recray up` and what each stage took.
+    """The stages from a source to a bundle, in one folder; each is skipped where it is done.
 
     Args:
         out: Folder that holds prepared, run and bundle.
@@ -151,29 +95,29 @@ class Stages:
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Keep how long the block took, as that of a stage."""
+        """Note how many seconds the block takes, under the name of its stage."""
         begin = time.perf_counter()
         yield
         self.seconds[stage] = round(time.perf_counter() - begin, 3)
 
-    def prepare(self, given: Source) -> Prepared:
-        """The prepared data set of the source."""
+    def prepare(self, source: Source) -> Prepared:
+        """Prepare the source, unless the folder holds just that."""
         with self.timed("prepare"):
             folder = self.out.child("prepared")
             if folder.published():
-                there = Prepared.open(folder.path)
-                if ingest.same_settings(there, given, self.settings):
+                before = Prepared.open(folder.path)
+                if ingest.same_settings(before, source, self.settings):
                     self.log(f"prepare: {folder} is there and matches")
-                    return there
-            self.log(f"prepare: {given.name} into {folder}")
-            return ingest.prepare(given, folder.path, self.settings, self.address, replace=True)
+                    return before
+            self.log(f"prepare: {source.name} into {folder}")
+            return ingest.prepare(source, folder.path, self.settings, self.address, replace=True)
 
     def train(self, prepared: Prepared) -> str:
-        """The finished run on the data set."""
+        """Train on the data set, and return the folder of the run."""
         return self._train(prepared, self.settings, "run")
 
     def refit(self, prepared: Prepared, epochs: int) -> str:
-        """The finished run of so many epochs on training and validation rows together."""
+        """Train on training and validation rows together, for a fixed number of epochs."""
         settings = self.settings.changed(
             train={"fit_on": "train+valid", "epochs": epochs, "patience": None}
         )
@@ -182,17 +126,17 @@ class Stages:
     def _train(self, prepared: Prepared, settings: Settings, name: str) -> str:
         with self.timed("train"):
             folder = self.out.child(name)
-            wanted = checks.for_data(settings, prepared)
+            resolved = checks.for_data(settings, prepared)
             if folder.exists("run.json"):
                 facts = RunFolder(folder.path).facts()
-                same = facts["settings"] == wanted.plain()
+                same = facts["settings"] == resolved.plain()
                 if not same or facts["fingerprint"] != prepared.fingerprint:
-                    checks.check(wanted, prepared, self.workers, self.address)
+                    checks.check(resolved, prepared, self.workers, self.address)
                     folder.delete()
             words = "is there and matches" if folder.published() else f"{settings.preset}"
             self.log(f"train: {folder} {words}")
             trainer.run(
-                wanted,
+                resolved,
                 prepared.folder.path,
                 folder.path,
                 self.workers,
@@ -203,7 +147,7 @@ class Stages:
             return folder.path
 
     def export(self, run: str, prepared: Prepared) -> Bundle:
-        """The measured bundle of the run."""
+        """Export the run and measure it, unless the folder holds just that."""
         with self.timed("evaluate"):
             folder = self.out.child("bundle")
             if same_bundle(folder, run, prepared):
@@ -213,8 +157,35 @@ class Stages:
             return export(run, folder.path, replace=True)
 
 
+class Release(Measured):
+    """A bundle that was trained, measured, and promoted unless it was worse than the live one.
+
+    `before` is the version that was live; None where nothing was promoted, or nothing was live.
+    """
+
+    bundle: str
+    registry: str
+    version: str
+    before: str | None = None
+    promoted: bool
+    verdict: str
+    seconds: dict[str, float]
+
+
+class Running(Measured):
+    """A bundle that answers at a URL, and the comparison of its answers with offline ones."""
+
+    prepared: str
+    bundle: str
+    url: str
+    verified: bool
+    verification: Verification
+    seconds: dict[str, float]
+    example_user: RawId
+
+
 def release(
-    given: Source,
+    source: Source,
     out: str,
     settings: Settings,
     registry: str | None = None,
@@ -223,11 +194,11 @@ def release(
     address: str = LOCAL,
     log: Log = print,
     on_epoch: OnEpoch | None = None,
-) -> dict[str, Any]:
+) -> Release:
     """Prepare, train, evaluate, and make the bundle current in a registry if it is not worse.
 
     Args:
-        given: The ratings: a source, or a source with what has come in since.
+        source: The ratings, with or without those of a ratings log.
         out: Folder of all outputs; a job that is run again goes on with what it finds there.
         settings: The resolved settings.
         registry: Folder of the versions; by default the one in `out`.
@@ -235,11 +206,7 @@ def release(
         workers: Training processes.
         address: Ray cluster.
         log: Receives what happens, one line at a time.
-        on_epoch: Told each epoch's metrics.
-
-    Returns:
-        {"bundle", "registry", "version", "before", "promoted", "verdict", "evaluation",
-        "seconds": {"prepare", "train", "evaluate", "promote"}}
+        on_epoch: Receives each epoch's metrics.
 
     Raises:
         RecrayError: What the user can fix, of any stage.
@@ -249,28 +216,33 @@ def release(
     stages = Stages(Folder(out), settings, workers, address, log, on_epoch)
     with session(address):
         wait_for_capacity(workers)
-        prepared = stages.prepare(given)
+        prepared = stages.prepare(source)
         bundle = stages.export(stages.train(prepared), prepared)
     versions = Registry(registry or stages.out.child("registry").path)
     with stages.timed("promote"):
         version = versions.add(bundle.folder.path)
+        before: str | None = None
         try:
-            gate = versions.promote(version, force).model_dump() | {"promoted": True}
+            promotion = versions.promote(version, force)
+            before, verdict, promoted = promotion.before, promotion.verdict, True
         except CheckFailed as error:
-            gate = {"version": version, "promoted": False, "verdict": str(error)}
-        log(f"promote: {gate['verdict']}")
-    return {
-        "bundle": bundle.folder.path,
-        "registry": versions.folder.path,
-        **gate,
-        "evaluation": bundle.metrics,
-        "seconds": stages.seconds,
-    }
+            verdict, promoted = str(error), False
+        log(f"promote: {verdict}")
+    return Release(
+        bundle=bundle.folder.path,
+        registry=versions.folder.path,
+        version=version,
+        promoted=promoted,
+        verdict=verdict,
+        evaluation=parse_report(bundle.metrics),
+        seconds=stages.seconds,
+        before=before,
+    )
 
 
 @contextlib.contextmanager
 def up(
-    given: Source,
+    source: Source,
     out: str,
     settings: Settings,
     workers: int = 1,
@@ -279,12 +251,8 @@ def up(
     address: str = LOCAL,
     log: Log = print,
     on_epoch: OnEpoch | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Running]:
     """Run every stage, serve, check the service against the bundle, and serve while the block runs.
-
-    Yields:
-        {"prepared", "bundle", "url", "verified", "evaluation", "seconds": {"prepare", "train",
-        "evaluate", "serve"}}
 
     Raises:
         RecrayError: What the user can fix, of any stage.
@@ -292,7 +260,7 @@ def up(
     if address == LOCAL:
         require_local(workers)
         deployment.refuse_taken_port(host, port)
-    # Before the work, where the user sees it; a key of our own checks the service at the end.
+    # Keys are checked before the long work; a key of our own opens the service to the check.
     keys = load_keys(None)
     require_keys(host, keys)
     own, line = new_key("recray-up")
@@ -301,12 +269,12 @@ def up(
     stages = Stages(Folder(out), settings, workers, address, log, on_epoch)
     with session(address):
         wait_for_capacity(workers)
-        prepared = stages.prepare(given)
+        prepared = stages.prepare(source)
         run = stages.train(prepared)
         bundle = stages.export(run, prepared)
         begin = time.perf_counter()
         log(f"serve: http://{host}:{port}")
-        # Named by the data set: the folder may be used for another one later.
+        # The log is named by the data set, since the folder may be used for another one later.
         ratings = stages.out.child("ratings").child(bundle.config["dataset"])
         guarded = deployment.serving(
             bundle.folder.path,
@@ -319,13 +287,13 @@ def up(
         with guarded as url:
             checked = verify.verify(url, Recommender(bundle), key=own)
             stages.seconds["serve"] = round(time.perf_counter() - begin, 3)
-            yield {
-                "prepared": prepared.folder.path,
-                "bundle": bundle.folder.path,
-                "url": url,
-                "verified": checked.verified,
-                "verification": checked.model_dump(),
-                "evaluation": bundle.metrics,
-                "seconds": stages.seconds,
-                "example_user": bundle.user_ids.raw[:1].tolist()[0],
-            }
+            yield Running(
+                prepared=prepared.folder.path,
+                bundle=bundle.folder.path,
+                url=url,
+                verified=checked.verified,
+                verification=checked,
+                evaluation=parse_report(bundle.metrics),
+                seconds=stages.seconds,
+                example_user=bundle.user_ids.raw[:1].tolist()[0],
+            )

@@ -11,6 +11,9 @@ from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 
+from recray.data.feedback_source import LogSummary
+from recray.evaluation.report import EvaluationReport, Segments
+
 UNLIMITED = 10_000
 """Columns of a table that is written to a file or a pipe: as many as its content takes."""
 RULE = Box("    \n    \n----\n    \n    \n    \n    \n    \n")
@@ -42,52 +45,56 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def evaluation(report: dict[str, Any], slices: bool = False) -> str:
+def evaluation(report: EvaluationReport | None, slices: bool = False) -> str:
     """An evaluation: data set, split, metrics beside the baselines, verdict; slices if wanted."""
-    split = report["split"]
-    rows = split["rows"]
+    if report is None:
+        return "no test split to measure on"
+    rows, baselines = report.split.rows, report.baselines
     title = (
-        f"{report['dataset']}, preset {report['preset']}: {report['users']:,} users, "
-        f"split {split['kind']} "
+        f"{report.dataset}, preset {report.preset}: {report.users:,} users, "
+        f"split {report.split.kind} "
         f"(train {rows['train']:,}, valid {rows['valid']:,}, test {rows['test']:,})"
     )
-    baselines = report["baselines"]
     body = []
-    for name, value in report["metrics"].items():
-        interval = f"{value['low']:.4f} to {value['high']:.4f}"
-        others = [f"{b[name]['value']:.4f}" if name in b else "" for b in baselines.values()]
-        body.append([name, f"{value['value']:.4f}", interval, *others])
-    for name, number in report.get("catalogue", {}).items():
-        others = [_number(b["catalogue"][name]) for b in baselines.values()]
-        body.append([name, _number(number), "", *others])
-    unseen = report["unseen"]
+    for name, mean in report.metrics.items():
+        others = [b.metrics.get(name) for b in baselines.values()]
+        values = [f"{other.value:.4f}" if other else "" for other in others]
+        body.append([name, f"{mean.value:.4f}", f"{mean.low:.4f} to {mean.high:.4f}", *values])
+    for name, number in (report.catalogue or {}).items():
+        values = [_number((b.catalogue or {}).get(name)) for b in baselines.values()]
+        body.append([name, _number(number), "", *values])
+    unseen = report.unseen
     cold = (
-        f"not in training: {unseen['users']:,} users, {unseen['items']:,} items, "
-        f"{unseen['ratings']:,} of {rows['test']:,} test ratings"
+        f"not in training: {unseen.users:,} users, {unseen.items:,} items, "
+        f"{unseen.ratings:,} of {rows['test']:,} test ratings"
     )
     columns = ["metric", "model", "95 % interval", *baselines]
-    protocol = report.get("protocol", {"honest": True})
-    lines = [] if protocol["honest"] else [protocol["words"]]
-    lines += [table(title, columns, body), *report["verdict"].split("; "), cold]
-    groups = report.get("slices", {}) if slices else {}
-    return "\n".join(lines + _slices(groups, ["model", *baselines]))
+    lines = [] if report.protocol.honest else [report.protocol.words]
+    lines += [table(title, columns, body), *report.verdict.split("; "), cold]
+    return "\n".join(lines + (_slices(report.slices, ["model", *baselines]) if slices else []))
 
 
-def _slices(groups: dict[str, Any], systems: list[str]) -> list[str]:
-    """NDCG by how much is known of users, and recall by how often items are rated."""
-    lines = []
-    titles = {"users": "users by known ratings", "items": "held-out items by known ratings"}
-    for kind, title in titles.items():
-        rows = []
-        for name, group in groups.get(kind, {}).items():
-            counted = "users" if kind == "users" else "ratings"
-            for metric in group["model"]:
-                if kind == "items" or metric.startswith(("ndcg", "rmse")):
-                    values = [_number(group[system].get(metric)) for system in systems]
-                    rows.append([name, f"{group[counted]:,}", metric, *values])
-        if rows:
-            lines += ["", table(title, ["", counted, "metric", *systems], rows)]
-    return lines
+def _slices(slices: Segments, systems: list[str]) -> list[str]:
+    """NDCG by the known ratings of users, and recall by those of items."""
+    rows = [
+        [
+            name,
+            f"{group.users:,}",
+            metric,
+            *(_number(group.systems[s].get(metric)) for s in systems),
+        ]
+        for name, group in slices.users.items()
+        for metric in group.systems["model"]
+        if metric.startswith(("ndcg", "rmse"))
+    ]
+    lines = ["", table("users by known ratings", ["", "users", "metric", *systems], rows)]
+    rows = [
+        [name, f"{group.ratings:,}", metric, *(_number(group.systems[s][metric]) for s in systems)]
+        for name, group in slices.items.items()
+        for metric in group.systems["model"]
+    ]
+    columns = ["", "ratings", "metric", *systems]
+    return [*lines, "", table("held-out items by known ratings", columns, rows)]
 
 
 def _number(value: float | None) -> str:
@@ -230,3 +237,52 @@ def explanation(look: dict[str, Any], k: int) -> str:
             films(out, held, "rating", "score", "rank"),
         ]
     )
+
+
+def jobs(rows: list[dict[str, Any]]) -> str:
+    """The jobs of a cluster."""
+    if not rows:
+        return "no jobs yet"
+    body = [
+        [
+            row["name"],
+            row["status"].lower(),
+            "" if row["exit_code"] is None else str(row["exit_code"]),
+            "" if row["started"] is None else row["started"].replace("+00:00", "Z"),
+            "" if row["seconds"] is None else f"{row['seconds']:,.0f} s",
+        ]
+        for row in rows
+    ]
+    return table("", ["job", "status", "exit", "started", "ran"], body)
+
+
+def benchmark(name: str, result: dict[str, Any]) -> str:
+    """A benchmark: its rows, then its figures, with the machine and its load."""
+    columns = list(dict.fromkeys(key for row in result["rows"] for key in row))
+    body = [[_cell(row.get(column)) for column in columns] for row in result["rows"]]
+    facts = result["machine"]
+    title = (
+        f"{name} on {facts['cpus']} CPUs, load {facts['load']} before, {facts['load_after']} after"
+    )
+    figures = [[figure, _cell(value)] for figure, value in result["figures"].items()]
+    return "\n\n".join([table(title, columns, body), table("", ["figure", ""], figures)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        if 0 < abs(value) < 0.001:
+            return f"{value:.3g}"
+        return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def ratings_log(path: str, added: LogSummary) -> str:
+    """What a ratings log gave, and what of it could not be used, in a line."""
+    parts = [f"{path}: {added.ratings:,} ratings of {added.users:,} users"]
+    if added.damaged_parts:
+        parts.append(f"{len(added.damaged_parts)} damaged parts left out")
+    if added.unknown_items:
+        parts.append(f"{added.unknown_items:,} of items that the source does not have left out")
+    return "; ".join(parts)

@@ -9,6 +9,7 @@ from recray.data.source import detect_source
 from recray.errors import RecrayError
 from recray.pipelines import crossvalidation
 from recray.pipelines import stages as pipeline
+from recray.pipelines.reproduce import reproduce
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
 
@@ -25,11 +26,11 @@ def test_folds_are_measured_apart_and_summed_up(tmp_path):
     settings = load_settings("ranking", None, QUICK)
     folds = crossvalidation.kfold(settings, 2)
     result = crossvalidation.run("sample", folds, str(tmp_path), log=quiet)
-    values = [row["metrics"]["ndcg@10"] for row in result["folds"]]
-    assert [row["fold"] for row in result["folds"]] == ["fold-0", "fold-1"]
+    values = [row.metrics["ndcg@10"] for row in result.folds]
+    assert [row.fold for row in result.folds] == ["fold-0", "fold-1"]
     assert values[0] != values[1]
-    assert result["mean"]["ndcg@10"] == pytest.approx(sum(values) / 2)
-    assert result["sd"]["ndcg@10"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert result.mean["ndcg@10"] == pytest.approx(sum(values) / 2)
+    assert result.sd["ndcg@10"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     rows = [Prepared.open(str(tmp_path / f"fold-{n}/prepared")).load("test") for n in (0, 1)]
     assert sum(map(len, rows)) == sample.files()["ratings.csv"].count(b"\n") - 1
 
@@ -64,7 +65,7 @@ def test_a_run_reproduces_and_a_changed_one_does_not(tmp_path):
     stages = pipeline.Stages(Folder(str(tmp_path)), settings, 1, "local", quiet)
     prepared = stages.prepare(detect_source("sample"))
     run = stages.train(prepared)
-    assert pipeline.reproduce(run) == {
+    assert reproduce(run).model_dump() == {
         "run": run,
         "agrees": True,
         "epochs": 2,
@@ -72,4 +73,4 @@ def test_a_run_reproduces_and_a_changed_one_does_not(tmp_path):
     }
     epochs = tmp_path / "run" / "epochs.json"
     epochs.write_text(epochs.read_text().replace('"epoch": 2', '"epoch": 3'))
-    assert not pipeline.reproduce(run)["agrees"]
+    assert not reproduce(run).agrees
