@@ -1,5 +1,6 @@
 """A small prepared data set and bundles on disk, made without Ray."""
 
+import os
 import signal
 from collections.abc import Sequence
 
@@ -19,6 +20,27 @@ USERS, ITEMS, COLD = 12, 10, 2
 
 # What a shell starts in the background ignores Ctrl-C, and so would the commands of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tables are cut at this width; pytest-xdist sets it, and a shell may.
+os.environ.pop("COLUMNS", None)
+
+# Files of tests/ray whose tests share the first Ray when pytest-xdist runs them. All others share the
+# second one, which alone runs trials. Both take about as long, and Ray waits more than it computes.
+FIRST_RAY = ("tests/ray/test_up.py", "tests/ray/test_swaps_on_ray.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep the tests of one Ray together on one process, and give out all others one by one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            if not nodeid.startswith("tests/ray/"):
+                return nodeid
+            return "first ray" if nodeid.startswith(FIRST_RAY) else "second ray"
+
+    return Scheduling(config, log)
 
 
 def raw(ids):
