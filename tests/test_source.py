@@ -1,10 +1,14 @@
 """Sources: recognised by what is in them, and read piece by piece."""
 
+import gzip
 import io
 import zipfile
 
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
+from recray import storage
 from recray.data import movielens, readers, sample, source
 from recray.data.readers import chunks
 from recray.data.source import detect_source
@@ -44,6 +48,32 @@ def read(found):
             rows += [tuple(row.values()) for row in parsed.table.to_pylist()]
             bad += len(parsed.rejected)
     return rows, bad
+
+
+@pytest.mark.parametrize(
+    "name", ["ratings.csv", "ratings.csv.gz", "ratings.zip", "ratings.parquet"]
+)
+def test_every_file_that_is_opened_is_closed(tmp_path, monkeypatch, name):
+    opened = []
+
+    def open_input(path):
+        opened.append(storage.open_input(path))
+        return opened[-1]
+
+    for module in (readers, source):
+        monkeypatch.setattr(module, "open_input", open_input)
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        table = csv.read_csv(io.BytesIO(RATINGS_CSV))
+        pq.write_table(table, path)
+    else:
+        packed = {".gz": gzip.compress(RATINGS_CSV), ".zip": zipped({"ratings.csv": RATINGS_CSV})}
+        path.write_bytes(packed.get(path.suffix, RATINGS_CSV))
+    found = detect_source(str(path))
+    while_found = len(opened)
+    read(found)
+    assert len(opened) > while_found > 0
+    assert all(stream.closed for stream in opened)
 
 
 def titles(found):
@@ -227,9 +257,9 @@ def test_an_archive_that_unpacks_to_an_absurd_size_is_refused(tmp_path):
         (tmp_path / "x.zip").write_bytes(claimed)
         if refused:
             with pytest.raises(RecrayError, match="would unpack to 104,857,601 bytes"):
-                readers.open_zip(str(tmp_path / "x.zip"))
+                detect_source(str(tmp_path / "x.zip"))
         else:
-            readers.open_zip(str(tmp_path / "x.zip")).close()
+            detect_source(str(tmp_path / "x.zip"))
 
 
 def test_a_release_comes_from_the_catalog(tmp_path, monkeypatch):

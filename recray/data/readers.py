@@ -9,7 +9,7 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -160,23 +160,24 @@ class reading:
             raise RecrayError(f"{self.path} is encrypted; give an open archive") from error
 
 
-def open_zip(path: str) -> zipfile.ZipFile:
+@contextmanager
+def open_zip(path: str) -> Iterator[zipfile.ZipFile]:
     """Open an archive for reading from inside it; nothing is ever unpacked to the disk.
 
     Raises:
         RecrayError: It is truncated, no zip at all, or would unpack to an absurd size.
     """
-    stream: Any = open_input(path)
-    try:
-        archive = zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, NotImplementedError, pa.ArrowInvalid) as error:
-        raise RecrayError(f"{path} is a damaged zip archive: {error}") from error
-    _refuse_bomb(
-        path,
-        sum(m.file_size for m in archive.infolist()),
-        sum(m.compress_size for m in archive.infolist()),
-    )
-    return archive
+    with closing(open_input(path)) as opened:
+        stream: Any = opened
+        try:
+            archive = zipfile.ZipFile(stream)
+        except (zipfile.BadZipFile, NotImplementedError, pa.ArrowInvalid) as error:
+            raise RecrayError(f"{path} is a damaged zip archive: {error}") from error
+        with archive:
+            members = archive.infolist()
+            unpacked = sum(member.file_size for member in members)
+            _refuse_bomb(path, unpacked, sum(member.compress_size for member in members))
+            yield archive
 
 
 def _refuse_bomb(path: str, unpacked: int, packed: int) -> None:
@@ -214,16 +215,18 @@ def open_gzip(path: str) -> gzip.GzipFile:
 # --------------------------------------------------------------------------------- parquet
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
+@contextmanager
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     """Open a parquet file.
 
     Raises:
-        RecrayError: It is damaged.
+        RecrayError: It is damaged, as its end or what is read inside the block shows.
     """
-    try:
-        return pq.ParquetFile(open_input(path))
-    except (pa.ArrowException, OSError) as error:
-        raise RecrayError(f"{path} is a damaged parquet file: {error}") from error
+    with closing(open_input(path)) as stream:
+        try:
+            yield pq.ParquetFile(stream)
+        except (pa.ArrowException, OSError) as error:
+            raise RecrayError(f"{path} is a damaged parquet file: {error}") from error
 
 
 def _parquet(file_range: FileRange) -> Iterator[ParsedRatings]:
@@ -233,18 +236,11 @@ def _parquet(file_range: FileRange) -> Iterator[ParsedRatings]:
         for role, name in zip(file.layout.columns, file.layout.names, strict=True)
         if role
     }
-    opened = open_parquet(file.path)
-    groups = list(
-        range(
-            file_range.start, opened.num_row_groups if file_range.stop is None else file_range.stop
-        )
-    )
-    batches = opened.iter_batches(CHUNK_ROWS, groups, list(columns.values()), use_threads=False)
-    try:
-        for batch in batches:
+    with open_parquet(file.path) as opened:
+        stop = opened.num_row_groups if file_range.stop is None else file_range.stop
+        groups, names = list(range(file_range.start, stop)), list(columns.values())
+        for batch in opened.iter_batches(CHUNK_ROWS, groups, names, use_threads=False):
             yield parse_table({r: batch[name] for r, name in columns.items()}, file.layout)
-    except (pa.ArrowException, OSError) as error:
-        raise RecrayError(f"{file.path} is a damaged parquet file: {error}") from error
 
 
 def parse_table(columns: dict[str, pa.Array], layout: RatingsFormat) -> ParsedRatings:

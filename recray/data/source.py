@@ -255,9 +255,9 @@ def _files(
 def _head(file: _Found, archive: zipfile.ZipFile | None) -> bytes | pa.Table:
     """The first whole lines of a file, or the first rows of a parquet file."""
     if file.kind == "parquet":
-        opened = readers.open_parquet(file.path)
-        batches = opened.iter_batches(1000, use_threads=False)
-        return pa.Table.from_batches(itertools.islice(batches, 1), opened.schema_arrow)
+        with readers.open_parquet(file.path) as opened:
+            batches = opened.iter_batches(1000, use_threads=False)
+            return pa.Table.from_batches(itertools.islice(batches, 1), opened.schema_arrow)
     if file.kind == "sample":
         return sample.files()[file.name]
     with readers.reading(file.path):
@@ -283,8 +283,8 @@ def _layout(file: _Found, head: bytes | pa.Table, settings: DataSettings) -> Rat
 
 def _ranges(file: RatingsFile) -> list[FileRange]:
     if file.kind == "parquet":
-        groups = readers.open_parquet(file.path).num_row_groups
-        return [FileRange(file, group, group + 1) for group in range(groups)]
+        with readers.open_parquet(file.path) as opened:
+            return [FileRange(file, n, n + 1) for n in range(opened.num_row_groups)]
     if file.kind != "plain":
         return [FileRange(file)]
     with closing(open_input(file.path)) as stream:

@@ -5,6 +5,7 @@ comparison with papers, and say so.
 """
 
 import hashlib
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Self
@@ -97,7 +98,8 @@ class Candidates:
 def _read_csv(path: str) -> pa.Table:
     texts = pacsv.ConvertOptions(column_types={"user": pa.string(), "item": pa.string()})
     try:
-        table = pacsv.read_csv(open_input(path), convert_options=texts)
+        with closing(open_input(path)) as stream:
+            table = pacsv.read_csv(stream, convert_options=texts)
     except pa.ArrowInvalid as error:
         raise RecrayError(f"{path} is no csv file with columns user,item: {error}") from error
     if not {"user", "item"} <= set(table.column_names) or not len(table):
