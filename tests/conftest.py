@@ -24,8 +24,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tables are cut at this width; pytest-xdist sets it, and a shell may.
 os.environ.pop("COLUMNS", None)
 
-# Files of tests/ray whose tests share the first Ray when pytest-xdist runs them. All others share the
-# second one, which alone runs trials. Both take about as long, and Ray waits more than it computes.
+# Files of tests/ray whose tests share the first Ray when pytest-xdist runs them. All others share
+# the second one, which alone runs trials. Both take about as long, and wait more than they compute.
 FIRST_RAY = ("tests/ray/test_up.py", "tests/ray/test_swaps_on_ray.py")
 
 
