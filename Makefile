@@ -3,15 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?= slow
+# Two processes take the tests of a Ray each, the others all that start none.
+PROCESSES ?= 3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-slow test-pythons check validate docs clean
+.PHONY: run test test-slow test-pythons check validate docs dist clean
 
 run: $(INSTALLED)
 	$(BIN)/recray up sample
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --durations=10
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "$(SLOW)" --durations=20
@@ -31,8 +33,11 @@ docs: $(INSTALLED)
 	$(BIN)/python -m recray.cli.reference > docs/commands.md
 	$(BIN)/python -m recray.cli.settings_reference > docs/settings.md
 
+dist: $(INSTALLED)
+	$(BIN)/python -m build
+
 clean:
-	rm -rf $(VENV) .venvs recray-out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venvs build dist recray-out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "recray needs Python 3.11 or newer; try: make PYTHON=python3.11")'
