@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 
 from recray.errors import RecrayError
-from recray.inference.filters import ANYTHING, Wish
+from recray.inference.filters import NO_FILTERS, Filters
 from recray.inference.recommender import Recommender
 from recray.serving.ab_test import ABTest
 from recray.serving.app import build_app
@@ -97,7 +97,7 @@ def test_somebody_new_is_folded_in_and_nobody_is_popular(client):
         {"ratings": "all"},
         {"ratings": [{"item": True, "rating": 5}]},
         {"k": 0},
-        {"wish": 1},
+        {"filters": 1},
         [],
     ],
 )
@@ -165,21 +165,23 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("query", "wish"), OPTIONS)
-def test_options_mean_the_same_in_an_address_a_body_and_a_batch(client, recommender, query, wish):
+@pytest.mark.parametrize(("query", "filters"), OPTIONS)
+def test_options_mean_the_same_in_an_address_a_body_and_a_batch(
+    client, recommender, query, filters
+):
     user = int(raw(3))
-    said = recommender.recommend(user, 4, False, Wish(**wish)).plain()
+    said = recommender.recommend(user, 4, False, Filters(**filters)).plain()
     assert said["items"] != recommender.recommend(user, 4, False).plain()["items"]
     path = f"/v1/users/{user}/recommendations?k=4&exclude_seen=false&{query}"
     assert client.get(path).json() == said
-    wish = {**wish, "k": 4, "exclude_seen": False}
-    asked = {"askers": [{"user": user}], **wish}
+    filters = {**filters, "k": 4, "exclude_seen": False}
+    asked = {"askers": [{"user": user}], **filters}
     batch = client.post("/v1/recommendations:batch", json=asked).json()
     assert batch["results"][0]["items"] == said["items"]
     ratings = [{"item": int(raw(1)), "rating": 5}]
-    alone = client.post("/v1/recommendations", json={"ratings": ratings, **wish}).json()
+    alone = client.post("/v1/recommendations", json={"ratings": ratings, **filters}).json()
     together = client.post(
-        "/v1/recommendations:batch", json={"askers": [{"ratings": ratings}], **wish}
+        "/v1/recommendations:batch", json={"askers": [{"ratings": ratings}], **filters}
     ).json()
     assert together["results"] == [{"items": alone["items"], "source": "fold_in"}]
     assert together["model_version"] == recommender.version
@@ -399,8 +401,8 @@ def test_a_service_of_another_version_is_found(serve, recommender, make_bundle):
 
 def test_a_service_that_leaves_out_the_best_item_is_found(serve, recommender, make_bundle):
     class Worse(Recommender):
-        def recommend(self, user, k=10, exclude_seen=True, wish=ANYTHING):
-            answer = super().recommend(user, k + 1, exclude_seen, wish)
+        def recommend(self, user, k=10, exclude_seen=True, filters=NO_FILTERS):
+            answer = super().recommend(user, k + 1, exclude_seen, filters)
             del answer.items[0]
             return answer
 
@@ -430,8 +432,8 @@ class Says:
     def __getattr__(self, name):
         return getattr(self.recommender, name)
 
-    def recommend(self, user, k=10, exclude_seen=True, wish=ANYTHING):
-        answer = self.recommender.recommend(user, k, exclude_seen, wish)
+    def recommend(self, user, k=10, exclude_seen=True, filters=NO_FILTERS):
+        answer = self.recommender.recommend(user, k, exclude_seen, filters)
         self.change(answer.items)
         return answer
 

@@ -7,7 +7,8 @@ import torch
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError
 from recray.evaluation import baselines
-from recray.inference.scorer import NONE, History
+from recray.inference.history import History
+from recray.inference.scorer import NONE
 from recray.models import item_item
 from recray.models.item_item import Cooccurrence, Ease, ItemKnn
 
@@ -87,10 +88,10 @@ def test_somebody_not_in_training_is_ranked_by_their_history_or_by_popularity(se
     user, item = (a.astype(np.int32) for a in np.nonzero(seen))
     ratings = Ratings(user, item, np.ones(len(user), np.float32), np.zeros(len(user), np.int64))
     history = History.of(ratings, USERS, ITEMS)
-    ranker = baselines.build([name], history, 20, ITEMS)[name]  # training knows users 0..19
-    ranked = ranker.rank(np.array([5, 25, 29]), 4)
+    scorer = baselines.build([name], history, 20, ITEMS)[name]  # training knows users 0..19
+    ranked = scorer.rank(np.array([5, 25, 29]), 4)
     assert ranked.source.tolist() == [0, 1, 2]
-    expected = ranker.model.score(ranker.model.state_of(torch.from_numpy(np.flatnonzero(seen[25]))))
+    expected = scorer.model.score(scorer.model.state_of(torch.from_numpy(np.flatnonzero(seen[25]))))
     expected[0, np.flatnonzero(seen[25])] = -torch.inf
     assert ranked.item[1].tolist() == torch.argsort(-expected[0], stable=True)[:4].tolist()
     popular = np.argsort(-seen[:20].sum(axis=0), kind="stable")

@@ -6,6 +6,6 @@ from recray.benchmarks import evaluate
 
 
 def test_the_ranker_and_the_loop_it_is_compared_with_give_the_same_lists():
-    ranker = evaluate._ranker(20, 400)
-    lists = evaluate.argsort_loop(ranker, 20)
-    assert np.array_equal(ranker.rank(np.arange(20), evaluate.K).item, lists)
+    scorer = evaluate._ranker(20, 400)
+    lists = evaluate.argsort_loop(scorer, 20)
+    assert np.array_equal(scorer.rank(np.arange(20), evaluate.K).item, lists)

@@ -12,7 +12,8 @@ from recray.evaluation.bootstrap import compare, summarise
 from recray.evaluation.evaluator import Evaluator
 from recray.evaluation.per_user import PerUserMetrics, evaluate_block, exposure_metrics
 from recray.evaluation.protocol import Protocol
-from recray.inference.scorer import History, Ranker
+from recray.inference.history import History
+from recray.inference.scorer import Scorer
 from recray.models.factorization import Dot
 
 
@@ -21,7 +22,7 @@ def evaluate(bundle, *args, **kwargs):
     return evaluator.evaluate(bundle, *args, **kwargs).plain()
 
 
-def planted(users: int = 40, items: int = 12) -> tuple[Ranker, Ratings]:
+def planted(users: int = 40, items: int = 12) -> tuple[Scorer, Ratings]:
     """A model that scores item i as -i for everybody; user u's only held-out item is u % items."""
     model = Dot(users, items, 1, "logit")
     with torch.no_grad():
@@ -31,12 +32,12 @@ def planted(users: int = 40, items: int = 12) -> tuple[Ranker, Ratings]:
     user = np.arange(users, dtype=np.int32)
     stars = np.where(user % 2, 5.0, 1.0).astype(np.float32)
     targets = Ratings(user, user % items, stars, np.zeros(users, np.int64))
-    return Ranker(model, None, History.of(none, users, items)), targets
+    return Scorer(model, None, History.of(none, users, items)), targets
 
 
 def test_each_user_is_measured_by_the_rank_of_their_item():
-    ranker, targets = planted()
-    table = evaluate_block(ranker, targets, np.arange(40), EvaluateSettings(k=(3,)))
+    scorer, targets = planted()
+    table = evaluate_block(scorer, targets, np.arange(40), EvaluateSettings(k=(3,)))
     rank = np.arange(40) % 12
     expected = np.where(rank < 3, 1 / (rank + 1), 0)
     assert table.values["mrr@3"] == pytest.approx(expected)
@@ -45,10 +46,10 @@ def test_each_user_is_measured_by_the_rank_of_their_item():
 
 def test_coverage_novelty_and_gini_are_cut_at_each_k():
     # Everybody's list is 0, 1, 2, in order.
-    ranker, targets = planted(users=6)
-    ranker.popularity = torch.tensor([20.0, 10.0] + [1.0] * 10)  # 40 in all
+    scorer, targets = planted(users=6)
+    scorer.popularity = torch.tensor([20.0, 10.0] + [1.0] * 10)  # 40 in all
     settings = EvaluateSettings(k=(1, 2, 3))
-    parts = [evaluate_block(ranker, targets, np.arange(a, a + 3), settings) for a in (3, 0)]
+    parts = [evaluate_block(scorer, targets, np.arange(a, a + 3), settings) for a in (3, 0)]
     group = exposure_metrics(PerUserMetrics.join(parts), settings)
     assert [group[f"coverage@{k}"] for k in (1, 2, 3)] == [1 / 12, 2 / 12, 3 / 12]
     bits = [1.0, 2.0, np.log2(40)]
@@ -59,15 +60,15 @@ def test_coverage_novelty_and_gini_are_cut_at_each_k():
 
 
 def test_only_ratings_from_the_bar_on_are_relevant():
-    ranker, targets = planted()
+    scorer, targets = planted()
     settings = EvaluateSettings(k=(3,), relevant_from=4.0)
-    values = evaluate_block(ranker, targets, np.arange(40), settings).values["recall@3"]
+    values = evaluate_block(scorer, targets, np.arange(40), settings).values["recall@3"]
     assert np.isnan(values[::2]).all()
     assert not np.isnan(values[1::2]).any()
 
 
 def test_an_item_that_training_does_not_know_is_relevant_and_never_found():
-    ranker, targets = planted()
+    scorer, targets = planted()
     extra = Ratings(
         np.array([0], np.int32),
         np.array([99], np.int32),
@@ -75,15 +76,15 @@ def test_an_item_that_training_does_not_know_is_relevant_and_never_found():
         np.zeros(1, np.int64),
     )
     both = Ratings.concatenate([targets, extra])
-    table = evaluate_block(ranker, both, np.array([0]), EvaluateSettings(k=(3,)))
+    table = evaluate_block(scorer, both, np.array([0]), EvaluateSettings(k=(3,)))
     assert table.values["recall@3"].tolist() == [0.5]
 
 
 def test_blocks_in_any_order_give_the_same_digits():
-    ranker, targets = planted()
+    scorer, targets = planted()
     settings = EvaluateSettings(k=(3, 5))
     cuts = [np.arange(a, a + 8) for a in range(0, 40, 8)]
-    parts = [evaluate_block(ranker, targets, block, settings) for block in cuts]
+    parts = [evaluate_block(scorer, targets, block, settings) for block in cuts]
     first, second = PerUserMetrics.join(parts), PerUserMetrics.join(parts[::-1])
     names = ["ndcg@3", "recall@5"]
     assert summarise(first, names) == summarise(second, names)
@@ -92,8 +93,8 @@ def test_blocks_in_any_order_give_the_same_digits():
 def test_the_interval_holds_the_mean_and_narrows_with_more_users():
     widths = []
     for users in (40, 4000):
-        ranker, targets = planted(users)
-        table = evaluate_block(ranker, targets, np.arange(users), EvaluateSettings(k=(3,)))
+        scorer, targets = planted(users)
+        table = evaluate_block(scorer, targets, np.arange(users), EvaluateSettings(k=(3,)))
         value = summarise(table, ["recall@3"])["recall@3"]
         assert value.value == pytest.approx(table.values["recall@3"].mean())
         assert value.low <= value.value <= value.high

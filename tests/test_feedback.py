@@ -242,7 +242,7 @@ def test_somebody_who_is_in_the_log_alone_gets_a_list(replica):
 
 def test_a_rating_that_training_knows_already_changes_nothing(replica, recommender):
     client, _ = replica()
-    item, stars = (column[0].item() for column in recommender.ranker.history.of_user(0))
+    item, stars = (column[0].item() for column in recommender.scorer.history.of_user(0))
     path = f"/v1/users/{raw(0)}/recommendations"
     before = client.get(path).json()
     assert client.post("/v1/ratings", json=body(raw(0), item, stars)).status_code == 202

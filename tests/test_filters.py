@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from recray.data.ids import IdMap
 from recray.errors import RecrayError
-from recray.inference.filters import Wish, diversify
-from recray.inference.item_catalog import Items
-from recray.inference.recommendations import Askers, Lister
+from recray.inference.bundle import Bundle
+from recray.inference.filters import Filters
+from recray.inference.history import History
+from recray.inference.lookup import GenreCount
 from recray.inference.recommender import Recommendations, Recommender
-from recray.inference.scorer import History, Ranker
+from recray.inference.scorer import Scorer
+from recray.inference.similarity import mmr_rerank
 from recray.models.factorization import Dot, DotBias
 from recray.models.objectives import FoldInPrior, ImplicitALS, Mse
 
@@ -27,7 +29,7 @@ MANY = 24
 
 
 def dense(answer) -> list[int]:
-    return [(entry["item"] - 100) // 10 for entry in answer.items]
+    return [(entry.item - 100) // 10 for entry in answer.items]
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def recommender(make_bundle):
 facts = st.tuples(st.sets(st.sampled_from(GENRES)), st.sampled_from([0, *range(1990, 1996)]))
 ids = st.lists(st.integers(-3, MANY + 3), max_size=8)
 wishes = st.builds(
-    Wish,
+    Filters,
     exclude=ids,
     candidates=st.none() | ids,
     genres=st.lists(st.sampled_from([*GENRES, "war"]), max_size=2),
@@ -51,36 +53,39 @@ wishes = st.builds(
 )
 
 
-def lister(genres, years, seed) -> tuple[Lister, np.ndarray]:
-    """A model of few distinct scores, so that many are equal; and what one user has rated."""
+def planted(genres, years, seed) -> Recommender:
+    """A model of few distinct scores, so that many are equal."""
     torch.manual_seed(seed)
     model = Dot(3, MANY, 2, "logit")
     with torch.no_grad():
         for table in (model.user_vectors, model.item_vectors):
             table.weight.copy_(torch.randint(-2, 3, table.weight.shape))
     pairs = {(user, int(i)) for user in range(3) for i in torch.randperm(MANY)[:5]}
-    history = History.of(ratings(pairs), 3, MANY)
-    ranker = Ranker(model, None, history)
     table = {
         "title": [f"Film {i}" for i in range(MANY)],
         "year": np.array(years),
         "genres": [sorted(own) for own in genres],
     }
-    items = Items(IdMap(np.arange(MANY), MANY), pa.table(table), lambda: ranker.popularity)
-    return Lister(ranker, items, "v"), history.of_user(0)[0].numpy()
+    ids = (IdMap(np.arange(3), 3), IdMap(np.arange(MANY), MANY))
+    return Recommender(
+        Bundle(
+            None, {"version": "v"}, {"fold_in": {"noise": 1.0}}, {}, None, model, None, *ids,
+            pa.table(table), ratings(pairs), None, [],
+        )
+    )  # fmt: skip
 
 
-def passes(wish: Wish, item: int, genres: set[str], year: int, popularity: float) -> bool:
+def passes(filters: Filters, item: int, genres: set[str], year: int, popularity: float) -> bool:
     """The filters as one would say them."""
     own = {name.casefold() for name in genres}
     return (
-        item not in wish.exclude
-        and (wish.candidates is None or item in wish.candidates)
-        and (not wish.genres or bool(own & {name.casefold() for name in wish.genres}))
-        and not own & {name.casefold() for name in wish.not_genres}
-        and (wish.year_from is None or year >= wish.year_from)
-        and (wish.year_to is None or 0 < year <= wish.year_to)
-        and popularity >= wish.min_popularity
+        item not in filters.exclude
+        and (filters.candidates is None or item in filters.candidates)
+        and (not filters.genres or bool(own & {name.casefold() for name in filters.genres}))
+        and not own & {name.casefold() for name in filters.not_genres}
+        and (filters.year_from is None or year >= filters.year_from)
+        and (filters.year_to is None or 0 < year <= filters.year_to)
+        and popularity >= filters.min_popularity
     )
 
 
@@ -92,39 +97,37 @@ def passes(wish: Wish, item: int, genres: set[str], year: int, popularity: float
     st.booleans(),
     st.data(),
 )
-def test_filtered_is_unfiltered_with_the_others_removed(facts, wish, seed, exclude_seen, data):
+def test_filtered_is_unfiltered_with_the_others_removed(facts, filters, seed, exclude_seen, data):
     genres = [set(GENRES), *(own for own, _ in facts[1:])]  # so that every genre is known
     years = [year for _, year in facts]
-    made, _seen = lister(genres, years, seed)
-    state, source = made.ranker.states(np.array([0]))
-    askers = Askers(state, source, [made.ranker.history.of_user(0)])
-    everything = made.lists(askers, MANY, exclude_seen, Wish())[0].items
-    popularity = made.ranker.popularity.tolist()
+    made = planted(genres, years, seed)
+    everything = made.recommend(0, MANY, exclude_seen).items
+    popularity = made.scorer.popularity.tolist()
     expected = [
         entry
         for entry in everything
-        if passes(wish, i := entry["item"], genres[i], years[i], popularity[i])
+        if passes(filters, i := entry.item, genres[i], years[i], popularity[i])
     ]
     k = data.draw(st.integers(1, MANY))
-    assert made.lists(askers, k, exclude_seen, wish)[0].items == expected[:k]
-    varied = dataclasses.replace(wish, diversity=data.draw(st.sampled_from([0.3, 1.0])))
-    shown = [entry["item"] for entry in made.lists(askers, k, exclude_seen, varied)[0].items]
+    assert made.recommend(0, k, exclude_seen, filters).items == expected[:k]
+    varied = dataclasses.replace(filters, diversity=data.draw(st.sampled_from([0.3, 1.0])))
+    shown = [entry.item for entry in made.recommend(0, k, exclude_seen, varied).items]
     assert len(shown) == len(set(shown)) == min(k, len(expected))
-    assert set(shown) <= {entry["item"] for entry in expected}
+    assert set(shown) <= {entry.item for entry in expected}
 
 
 def test_genres_are_known_by_name_in_any_case(recommender):
-    answer = recommender.recommend(int(raw(0)), 5, False, Wish(genres=("drama",)))
-    assert {tuple(entry["genres"]) for entry in answer.items} == {("Drama",)}
+    answer = recommender.recommend(int(raw(0)), 5, False, Filters(genres=("drama",)))
+    assert {tuple(entry.genres) for entry in answer.items} == {("Drama",)}
     with pytest.raises(RecrayError, match="did you mean 'Drama'"):
-        recommender.recommend(int(raw(0)), 5, False, Wish(genres=("Drma",)))
+        recommender.recommend(int(raw(0)), 5, False, Filters(genres=("Drma",)))
 
 
 def test_text_and_number_ids_that_are_not_there_exclude_nothing(recommender):
     plain = recommender.recommend(int(raw(0)), 5)
-    assert recommender.recommend(int(raw(0)), 5, True, Wish(exclude=["x", 10**30, -1])) == plain
+    assert recommender.recommend(int(raw(0)), 5, True, Filters(exclude=["x", 10**30, -1])) == plain
     for nobody in ([], ["x", -1]):
-        assert recommender.recommend(int(raw(0)), 5, True, Wish(candidates=nobody)).items == []
+        assert recommender.recommend(int(raw(0)), 5, True, Filters(candidates=nobody)).items == []
 
 
 # ------------------------------------------------------------------------------- variety
@@ -151,13 +154,13 @@ def test_variety_follows_the_formula(pool, k, diversity, seed):
     rng = np.random.default_rng(seed)
     unit = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(pool, 3))), dim=-1)
     score = np.sort(rng.random(pool).astype(np.float32))[::-1].copy()
-    found = diversify(unit, score, k, diversity).tolist()
+    found = mmr_rerank(unit, score, k, diversity).tolist()
     assert found == by_hand(unit.numpy(), score, k, diversity)
 
 
 def test_variety_puts_the_other_taste_second(recommender):
     plain = recommender.recommend(int(raw(0)), 4, False)
-    varied = recommender.recommend(int(raw(0)), 4, False, Wish(diversity=0.9))
+    varied = recommender.recommend(int(raw(0)), 4, False, Filters(diversity=0.9))
     assert [i % 2 for i in dense(plain)] == [0, 0, 0, 0]
     assert [i % 2 for i in dense(varied)][:2] == [0, 1]
     assert varied.items[0] == plain.items[0]
@@ -166,7 +169,7 @@ def test_variety_puts_the_other_taste_second(recommender):
 @pytest.mark.parametrize("diversity", [-0.1, 1.1, float("nan")])
 def test_variety_beyond_its_range_is_refused(diversity):
     with pytest.raises(RecrayError, match="0 to 1"):
-        Wish(diversity=diversity)
+        Filters(diversity=diversity)
 
 
 # ------------------------------------------------------------------------------- reasons
@@ -197,35 +200,33 @@ def test_shares_of_a_folded_in_user_make_up_the_state(kind):
 def test_the_reasons_are_of_the_same_taste_and_exact_for_somebody_new(make_bundle, preset):
     recommender = Recommender(make_bundle(preset=preset))
     rated = [(int(raw(i)), 5.0) for i in (1, 3, 4)]
-    answer = recommender.recommend_from(rated, 3, True, Wish(explain=True))
+    answer = recommender.recommend_from(rated, 3, True, Filters(explain=True))
     for entry in answer.items:
-        why = entry["why"]
-        assert why["kind"] == "exact"
-        names = [(w["item"] - 100) // 10 % 2 for w in why["items"]]
-        assert names[0] == (entry["item"] - 100) // 10 % 2
-        assert all(w["share"] > 0 for w in why["items"])
-        assert [w["share"] for w in why["items"]] == sorted(
-            (w["share"] for w in why["items"]), reverse=True
-        )
+        why = entry.why
+        assert why.kind == "exact"
+        names = [(w.item - 100) // 10 % 2 for w in why.items]
+        assert names[0] == (entry.item - 100) // 10 % 2
+        assert all(w.share > 0 for w in why.items)
+        assert [w.share for w in why.items] == sorted((w.share for w in why.items), reverse=True)
 
 
 def test_a_state_that_the_ratings_do_not_make_up_is_explained_approximately(recommender):
-    answer = recommender.recommend(int(raw(1)), 2, True, Wish(explain=True))
-    assert {entry["why"]["kind"] for entry in answer.items} == {"approximate"}
+    answer = recommender.recommend(int(raw(1)), 2, True, Filters(explain=True))
+    assert {entry.why.kind for entry in answer.items} == {"approximate"}
 
 
 def test_models_without_such_a_sum_give_likeness_and_say_so(make_bundle):
     recommender = Recommender(make_bundle(preset="dot-bias-bce"))
     rated = [(int(raw(1)), 5.0), (int(raw(2)), 5.0), (int(raw(3)), 1.0)]  # 3 was not liked
-    answer = recommender.recommend_from(rated, 3, True, Wish(explain=True, genres=("Drama",)))
+    answer = recommender.recommend_from(rated, 3, True, Filters(explain=True, genres=("Drama",)))
     for entry in answer.items:
-        assert entry["why"]["kind"] == "approximate"
-        assert [w["item"] for w in entry["why"]["items"]] == [int(raw(1))]
+        assert entry.why.kind == "approximate"
+        assert [w.item for w in entry.why.items] == [int(raw(1))]
 
 
 def test_popular_items_have_no_reasons(recommender):
-    answer = recommender.recommend_from([], 2, True, Wish(explain=True))
-    assert all(entry["why"]["items"] == [] for entry in answer.items)
+    answer = recommender.recommend_from([], 2, True, Filters(explain=True))
+    assert all(entry.why.items == [] for entry in answer.items)
 
 
 # ---------------------------------------------------------------------------- many at once
@@ -233,25 +234,27 @@ def test_popular_items_have_no_reasons(recommender):
 
 @pytest.mark.parametrize("preset", ["ranking", "dot-mse"])
 @pytest.mark.parametrize("block", [ITEMS, 3 * ITEMS, 1 << 24])
-@pytest.mark.parametrize("wish", [Wish(), Wish(genres=("War",), diversity=0.5, explain=True)])
-def test_many_at_once_are_as_one_by_one(make_bundle, monkeypatch, preset, block, wish):
-    monkeypatch.setattr("recray.inference.recommendations.SCORES_AT_ONCE", block)
+@pytest.mark.parametrize(
+    "filters", [Filters(), Filters(genres=("War",), diversity=0.5, explain=True)]
+)
+def test_many_at_once_are_as_one_by_one(make_bundle, monkeypatch, preset, block, filters):
+    monkeypatch.setattr("recray.inference.recommender.SCORES_AT_ONCE", block)
     recommender = Recommender(make_bundle(preset=preset))
     new = [(int(raw(1)), 5.0), (int(raw(2)), 2.0)]
     askers = [int(raw(u)) for u in range(USERS + 2)] + [new, [], new[:1], int(raw(3))]
-    together = recommender.recommend_many(askers, 4, True, wish)
+    together = recommender.recommend_many(askers, 4, True, filters)
     for asker, answer in zip(askers, together, strict=True):
         assert isinstance(answer, Recommendations)
         alone = (
-            recommender.recommend_from(asker, 4, True, wish)
+            recommender.recommend_from(asker, 4, True, filters)
             if isinstance(asker, list)
-            else recommender.recommend(asker, 4, True, wish)
+            else recommender.recommend(asker, 4, True, filters)
         )
         assert answer.source == alone.source
         assert dense(answer) == dense(alone)
         for one, other in zip(answer.items, alone.items, strict=True):
-            assert one["score"] == pytest.approx(other["score"], abs=1e-5)
-            assert one.get("why") == other.get("why")
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+        assert answer.why == alone.why
 
 
 def test_who_cannot_be_answered_does_not_stop_the_others(recommender):
@@ -284,12 +287,12 @@ def test_own_history_of_a_trained_user_gives_their_own_list():
         h[:] = objective.solve(w, item_begins, user[by_item], objective.gram(w), users)
     w[:] = objective.solve(h, begins, item, objective.gram(h), items)
     pairs = set(zip(user.tolist(), item.tolist(), strict=True))
-    ranker = Ranker(model, objective, History.of(ratings(pairs), users, items))
-    warm = ranker.rank(np.arange(users), 10).item
+    scorer = Scorer(model, objective, History.of(ratings(pairs), users, items))
+    warm = scorer.rank(np.arange(users), 10).item
     same = 0
     for one in range(users):
-        rated = ranker.history.of_user(one)
-        scores = ranker.scores(ranker.fold_in(*rated), np.array([1], np.int8))
+        rated = scorer.history.of_user(one)
+        scores = scorer.scores(*scorer.embed_ratings([rated]))
         scores[0, rated[0]] = -torch.inf
         same += len(set(warm[one].tolist()) & set(torch.topk(scores[0], 10).indices.tolist()))
     assert same / (10 * users) >= 0.95
@@ -300,22 +303,22 @@ def test_own_history_of_a_trained_user_gives_their_own_list():
 
 def test_what_is_known_of_a_user(recommender):
     facts = recommender.user(int(raw(0)))
-    assert (facts["ratings"], facts["in_training"], facts["source"]) == (4, True, "model")
-    assert facts["genres"] == [{"genre": "Comedy", "ratings": 4}, {"genre": "War", "ratings": 4}]
-    assert [(h["item"], h["rating"]) for h in facts["highest"]] == [
+    assert (facts.ratings, facts.in_training, facts.source) == (4, True, "model")
+    assert facts.genres == [GenreCount("Comedy", 4), GenreCount("War", 4)]
+    assert [(h.item, h.rating) for h in facts.highest] == [
         (int(raw(i)), stars) for i, stars in ((0, 5.0), (6, 5.0), (2, 4.0), (4, 3.0))
     ]
-    assert recommender.user(int(raw(USERS + 1)))["mean_rating"] is None
+    assert recommender.user(int(raw(USERS + 1))).mean_rating is None
     with pytest.raises(KeyError):
         recommender.user(7)
 
 
 def test_what_is_known_of_an_item(recommender):
     facts = recommender.item(int(raw(3)))
-    assert (facts["title"], facts["imdb"], facts["tmdb"]) == ("Film 3 (1993)", "tt0000003", 3)
-    assert facts["ratings"] == int(recommender.ranker.popularity[3]) > 0
+    assert (facts.title, facts.imdb, facts.tmdb) == ("Film 3 (1993)", "tt0000003", 3)
+    assert facts.ratings == int(recommender.scorer.popularity[3]) > 0
     cold = recommender.item(int(raw(ITEMS)))
-    assert (cold["ratings"], cold["in_training"]) == (0, False)
+    assert (cold.ratings, cold.in_training) == (0, False)
     with pytest.raises(KeyError):
         recommender.item(7)
 
@@ -325,14 +328,14 @@ def test_pairs_are_scored_as_lists_are_and_cold_ones_say_so(make_bundle):
     pairs = [(0, 1), (USERS, 1), (USERS + 1, 1), (0, ITEMS)]
     named = [(int(raw(u)), int(raw(i))) for u, i in pairs] + [("x", "y"), (int(raw(0)), 7)]
     scored = stars.score_pairs(named)
-    assert [entry["source"] for entry in scored] == ["model", "fold_in", *["cold"] * 4]
+    assert [entry.source for entry in scored] == ["model", "fold_in", *["cold"] * 4]
     for place in (0, 1):
         listed = stars.recommend(named[place][0], ITEMS, False).items
-        own = next(entry for entry in listed if entry["item"] == named[place][1])
-        assert scored[place]["score"] == pytest.approx(own["score"], abs=1e-5)
-    base = stars.ranker.bias_only
-    assert scored[2]["score"] == pytest.approx(float(base.mean + base.item_bias[1]), abs=1e-5)
-    assert scored[4]["score"] == pytest.approx(float(base.mean), abs=1e-5)
+        own = next(entry for entry in listed if entry.item == named[place][1])
+        assert scored[place].score == pytest.approx(own.score, abs=1e-5)
+    base = stars.scorer.bias_only
+    assert scored[2].score == pytest.approx(float(base.mean + base.item_bias[1]), abs=1e-5)
+    assert scored[4].score == pytest.approx(float(base.mean), abs=1e-5)
     ranking = Recommender(make_bundle("ranking")).score_pairs(named)
-    assert [entry["score"] is None for entry in ranking] == [False, False, *[True] * 4]
+    assert [entry.score is None for entry in ranking] == [False, False, *[True] * 4]
     assert stars.score_pairs([]) == []

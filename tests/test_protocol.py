@@ -13,7 +13,8 @@ from recray.errors import RecrayError
 from recray.evaluation import evaluator
 from recray.evaluation.per_user import compute_metrics, rank_block
 from recray.evaluation.protocol import Candidates, Protocol
-from recray.inference.scorer import History, Ranker
+from recray.inference.history import History
+from recray.inference.scorer import Scorer
 from recray.models.factorization import Dot
 
 from .conftest import raw
@@ -32,19 +33,19 @@ def ratings(pairs, stars=4.0) -> Ratings:
     return Ratings(user, item, np.full(len(user), stars, np.float32), np.zeros(len(user), np.int64))
 
 
-def ranker_of(scores: list[float], seen: list[tuple[int, int]], users: int = 2) -> Ranker:
+def scorer_of(scores: list[float], seen: list[tuple[int, int]], users: int = 2) -> Scorer:
     """A model with these scores of items for everybody."""
     model = Dot(users, len(scores), 1, "logit")
     with torch.no_grad():
         model.user_vectors.weight.fill_(1.0)
         model.item_vectors.weight[:, 0] = torch.tensor(scores)
-    return Ranker(model, None, History.of(ratings(seen), users, len(scores)))
+    return Scorer(model, None, History.of(ratings(seen), users, len(scores)))
 
 
-def measured(ranker: Ranker, held_out: Ratings, protocol: Protocol) -> dict[str, list[float]]:
+def measured(scorer: Scorer, held_out: Ratings, protocol: Protocol) -> dict[str, list[float]]:
     users = np.unique(held_out.user).astype(np.int64)
-    lists = rank_block(ranker, held_out, users, SETTINGS, protocol.candidate_cells(ranker, users))
-    return {n: v.tolist() for n, v in compute_metrics(ranker, lists, SETTINGS).values.items()}
+    lists = rank_block(scorer, held_out, users, SETTINGS, protocol.candidate_cells(scorer, users))
+    return {n: v.tolist() for n, v in compute_metrics(scorer, lists, SETTINGS).values.items()}
 
 
 def candidates(pairs) -> Candidates:
@@ -55,8 +56,8 @@ def candidates(pairs) -> Candidates:
 def test_the_sampled_order_of_two_models_may_be_the_opposite_of_the_full_one():
     # Item 0 is held out, 9 has been seen. A ranks it third, behind 1 and 2, which are no
     # candidates; B ranks it second, behind 3, which is one.
-    a = ranker_of([5, 9, 8, 1, 1, 1, 1, 1, 1, 99], [(0, 9)])
-    b = ranker_of([5, 1, 1, 9, 1, 1, 1, 1, 1, 99], [(0, 9)])
+    a = scorer_of([5, 9, 8, 1, 1, 1, 1, 1, 1, 99], [(0, 9)])
+    b = scorer_of([5, 1, 1, 9, 1, 1, 1, 1, 1, 99], [(0, 9)])
     held_out = ratings([(0, 0)])
     sampled = Protocol(kind="sampled", candidates=candidates([(0, 3), (0, 4), (0, 5)]))
     full = [measured(r, held_out, Protocol())["ndcg@10"][0] for r in (a, b)]
@@ -68,10 +69,10 @@ def test_the_sampled_order_of_two_models_may_be_the_opposite_of_the_full_one():
 
 def test_held_out_items_are_ranked_among_the_candidates_as_one_set_with_ties_by_id():
     # Scores by id: 7 3 7 7 1; held out are 2 and 4, candidates 0 and 1: order 0, 2, 1, 4.
-    ranker = ranker_of([7, 3, 7, 7, 1], [(0, 3)])
+    scorer = scorer_of([7, 3, 7, 7, 1], [(0, 3)])
     held_out = ratings([(0, 2), (0, 4)])
     sampled = Protocol(kind="sampled", candidates=candidates([(0, 0), (0, 1), (1, 3)]))
-    values = measured(ranker, held_out, sampled)
+    values = measured(scorer, held_out, sampled)
     best = 1 + 1 / np.log2(3)
     assert values["ndcg@10"] == pytest.approx([(1 / np.log2(3) + 1 / np.log2(5)) / best])
     assert values["hitrate@1"] == [0.0]
@@ -79,17 +80,17 @@ def test_held_out_items_are_ranked_among_the_candidates_as_one_set_with_ties_by_
 
 def test_among_rated_items_nothing_is_masked_and_nothing_else_is_ranked():
     # Order of the rated ones: 0 (training), 3 (held out), 4 (training); 1 and 2 are not rated.
-    ranker = ranker_of([9, 8, 7, 6, 5], [(0, 0), (0, 4), (1, 1)])
-    rated = measured(ranker, ratings([(0, 3)]), Protocol(kind="rated"))
+    scorer = scorer_of([9, 8, 7, 6, 5], [(0, 0), (0, 4), (1, 1)])
+    rated = measured(scorer, ratings([(0, 3)]), Protocol(kind="rated"))
     assert rated["mrr@10"] == [1 / 2]
-    full = measured(ranker, ratings([(0, 3)]), Protocol())
+    full = measured(scorer, ratings([(0, 3)]), Protocol())
     assert full["mrr@10"] == [1 / 3]
 
 
 def test_a_candidate_that_training_does_not_know_is_left_out():
-    ranker = ranker_of([1, 2], [(1, 0)])
+    scorer = scorer_of([1, 2], [(1, 0)])
     sampled = Protocol(kind="sampled", candidates=candidates([(0, 1), (0, 7)]))
-    assert measured(ranker, ratings([(0, 0)]), sampled)["mrr@10"] == [1 / 2]
+    assert measured(scorer, ratings([(0, 0)]), sampled)["mrr@10"] == [1 / 2]
 
 
 IDS = IdMap(np.array([100, 110, 120]), 3)

@@ -33,7 +33,7 @@ def test_ties_are_by_ascending_id_and_what_was_seen_never_fills_a_list(recommend
         recommender.bundle.model.item_vectors.weight[:] = 1.0
     for user in range(USERS):
         short = json.loads(recommender.written(int(raw(user)), ITEMS, True))
-        seen = set(recommender.ranker.history.items_of(user).tolist())
+        seen = set(recommender.scorer.history.items_of(user).tolist())
         expected = [int(raw(item)) for item in range(ITEMS) if item not in seen]
         assert [entry["item"] for entry in short["items"]] == expected
         few = json.loads(recommender.written(int(raw(user)), 2, True))

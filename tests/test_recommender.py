@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError
+from recray.inference.history import History
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import NONE, History, Ranker, top_k
+from recray.inference.scorer import NONE, Scorer, top_k
 from recray.models.factorization import Dot
 from recray.models.objectives import ImplicitALS
 
@@ -47,7 +48,7 @@ def test_lists_equal_the_brute_force_ties_included(data):
             )
             table.weight.copy_(torch.tensor(values).reshape(table.weight.shape))
     history = History.of(ratings(seen), users, items)
-    ranked = Ranker(model, None, history).rank(np.arange(users), k)
+    ranked = Scorer(model, None, history).rank(np.arange(users), k)
     scores = (model.user_vectors.weight @ model.item_vectors.weight.T).detach().numpy()
     found = [[int(i) for i in row if i != NONE] for row in ranked.item]
     assert found == brute_force(scores, seen, k)
@@ -78,11 +79,11 @@ def test_lists_of_blocks_of_items_are_merged_to_those_of_the_whole(monkeypatch, 
     history = History.of(
         ratings({(u, (7 * u + 3 * n) % 23) for u in range(5) for n in range(9)}), 7, 23
     )
-    ranker, users = Ranker(model, None, history), np.arange(7)  # 5 and 6: by popularity
-    whole = ranker.rank(users, 16, exclude_seen)
+    scorer, users = Scorer(model, None, history), np.arange(7)  # 5 and 6: by popularity
+    whole = scorer.rank(users, 16, exclude_seen)
     for size in (1, 4, 22):
         monkeypatch.setattr("recray.inference.scorer.ITEM_BLOCK", size)
-        blocks = ranker.rank(users, 16, exclude_seen)
+        blocks = scorer.rank(users, 16, exclude_seen)
         assert np.array_equal(blocks.item, whole.item)
         assert np.array_equal(blocks.score, whole.score)
 
@@ -103,10 +104,10 @@ def test_any_set_of_users_is_ranked_like_one_by_one():
     torch.manual_seed(0)
     model = Dot(7, 9, 3, "logit")
     history = History.of(ratings({(u, (u * u) % 9) for u in range(7)}), 7, 9)
-    ranker = Ranker(model, None, history)
+    scorer = Scorer(model, None, history)
     chosen = np.array([6, 2, 5])
-    together = ranker.rank(chosen, 4).item
-    alone = [ranker.rank(np.array([user]), 4).item[0] for user in chosen]
+    together = scorer.rank(chosen, 4).item
+    alone = [scorer.rank(np.array([user]), 4).item[0] for user in chosen]
     assert np.array_equal(together, alone)
 
 
@@ -114,8 +115,8 @@ def test_somebody_unknown_with_history_is_folded_in_and_without_gets_popular_ite
     torch.manual_seed(0)
     model, objective = Dot(2, 6, 3, "logit"), ImplicitALS(0.2, 0.01)
     pairs = {(0, 1), (1, 1), (0, 3), (2, 4)}
-    ranker = Ranker(model, objective, History.of(ratings(pairs), 4, 6))
-    ranked = ranker.rank(np.array([0, 2, 3]), 2)
+    scorer = Scorer(model, objective, History.of(ratings(pairs), 4, 6))
+    ranked = scorer.rank(np.array([0, 2, 3]), 2)
     assert ranked.source.tolist() == [0, 1, 2]
     assert ranked.item[2].tolist() == [1, 3]  # popularity counts the users of training alone
     state = objective.fold_in(model, torch.tensor([4]), torch.ones(1), 1.0)
@@ -127,18 +128,16 @@ def test_items_come_with_raw_ids_titles_and_genres(make_bundle):
     answer = Recommender(make_bundle()).recommend(int(raw(1)), k=1)
     assert answer.source == "model"
     item = answer.items[0]
-    dense = (item["item"] - 100) // 10
-    assert item["title"] == f"Film {dense} ({1990 + dense})"
-    assert (item["year"], item["genres"]) == (1990 + dense, ["Drama"])
+    dense = (item.item - 100) // 10
+    assert item.title == f"Film {dense} ({1990 + dense})"
+    assert (item.year, item.genres) == (1990 + dense, ["Drama"])
 
 
 def test_nothing_that_was_rated_is_recommended(make_bundle):
     recommender = Recommender(make_bundle())
     for user in range(USERS):
-        seen = set(recommender.ranker.history.of_user(user)[0].tolist())
-        shown = {
-            (i["item"] - 100) // 10 for i in recommender.recommend(int(raw(user)), ITEMS).items
-        }
+        seen = set(recommender.scorer.history.of_user(user)[0].tolist())
+        shown = {(i.item - 100) // 10 for i in recommender.recommend(int(raw(user)), ITEMS).items}
         assert not seen & shown
         assert seen | shown == set(range(ITEMS))
 
@@ -148,7 +147,7 @@ def test_somebody_new_gets_their_own_taste(make_bundle, preset):
     recommender = Recommender(make_bundle(preset=preset))
     answer = recommender.recommend_from([(int(raw(1)), 5.0), (int(raw(3)), 5.0)], k=3)
     assert answer.source == "fold_in"
-    assert all(((i["item"] - 100) // 10) % 2 == 1 for i in answer.items)
+    assert all(((i.item - 100) // 10) % 2 == 1 for i in answer.items)
 
 
 def test_no_ratings_give_popular_items(make_bundle):
@@ -188,4 +187,4 @@ def test_an_unknown_user_is_a_key_error(make_bundle, user):
 
 def test_similar_items_point_the_same_way(make_bundle):
     answer = Recommender(make_bundle()).similar(int(raw(2)), k=4)
-    assert {(i["item"] - 100) // 10 for i in answer.items} == {0, 4, 6, 8}
+    assert {(i.item - 100) // 10 for i in answer.items} == {0, 4, 6, 8}

@@ -14,6 +14,7 @@ from recray.data.source import detect_source
 from recray.data.spill import Rows
 from recray.errors import RecrayError
 from recray.evaluation.holdout_gate import NotComparable
+from recray.inference.history import UserRatings
 from recray.inference.recommender import Recommender
 from recray.pipelines.refresh import (
     FULL,
@@ -116,7 +117,8 @@ def test_a_user_whom_the_bundle_does_not_know_is_folded_in(make_bundle, prepared
     monkeypatch.setattr("recray.training.warm_start._places", unknown(last))
     weights = grown(bundle, prepared)["user_vectors.weight"]
     item = torch.from_numpy(own.item[mine].astype(np.int64))
-    (expected,) = Recommender(bundle).ranker.fold_in(item, torch.from_numpy(own.rating[mine]))
+    rated = UserRatings(item, torch.from_numpy(own.rating[mine]))
+    (expected,) = Recommender(bundle).scorer.embed_ratings([rated])[0]
     assert torch.allclose(weights[last], expected)
     assert weights[:last].equal(bundle.model.state_dict()["user_vectors.weight"][:last])
 

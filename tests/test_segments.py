@@ -10,7 +10,8 @@ from recray.evaluation import evaluator
 from recray.evaluation.per_user import PerUserMetrics, compute_metrics, rank_block
 from recray.evaluation.report import parse_report
 from recray.evaluation.segments import add_columns, report
-from recray.inference.scorer import History, Ranker
+from recray.inference.history import History
+from recray.inference.scorer import Scorer
 from recray.models.factorization import Dot
 from recray.reporting import terminal
 
@@ -38,14 +39,14 @@ def planted() -> dict[str, PerUserMetrics]:
     with torch.no_grad():
         model.user_vectors.weight.fill_(1.0)
         model.item_vectors.weight[:, 0] = -torch.arange(ITEMS).float()
-    ranker = Ranker(model, None, History.of(columns(user, item), 5, ITEMS))
-    ranker.popularity = torch.full((ITEMS,), 4.0)
-    ranker.popularity[0], ranker.popularity[1] = 50.0, 49.0
-    ranker.popularity[2], ranker.popularity[3] = 5.0, 4.0
+    scorer = Scorer(model, None, History.of(columns(user, item), 5, ITEMS))
+    scorer.popularity = torch.full((ITEMS,), 4.0)
+    scorer.popularity[0], scorer.popularity[1] = 50.0, 49.0
+    scorer.popularity[2], scorer.popularity[3] = 5.0, 4.0
     # Held out: 0 for all; 1 for user 0; 2 and 3 for user 1; an unknown item for user 2.
     held_out = columns([0, 0, 1, 1, 1, 2, 2, 3, 4], [0, 1, 0, 2, 3, 0, ITEMS + 5, 0, 150])
-    lists = rank_block(ranker, held_out, np.arange(5), SETTINGS)
-    return {"model": add_columns(compute_metrics(ranker, lists, SETTINGS), lists, ranker, SETTINGS)}
+    lists = rank_block(scorer, held_out, np.arange(5), SETTINGS)
+    return {"model": add_columns(compute_metrics(scorer, lists, SETTINGS), lists, scorer, SETTINGS)}
 
 
 def test_users_are_grouped_by_what_is_known_of_them():

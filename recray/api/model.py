@@ -9,8 +9,9 @@ import pandas as pd
 
 from recray.data.ids import RawId
 from recray.errors import RecrayError
-from recray.inference import inspect_user as look
-from recray.inference.filters import Wish
+from recray.inference.filters import Filters
+from recray.inference.inspect_user import inspect_user
+from recray.inference.recommendations import ExplainedItem, Recommendations
 from recray.inference.recommender import Recommender
 from recray.reporting import frames
 from recray.serving.registry import resolve_bundle
@@ -60,13 +61,13 @@ class Loaded:
 
     # ------------------------------------------------------------------------------ lists
 
-    def recommend(self, user: RawId, k: int = 10, **wish: Any) -> pd.DataFrame:
+    def recommend(self, user: RawId, k: int = 10, **filters: Any) -> pd.DataFrame:
         """The k best films that a user has not rated.
 
         Args:
             user: Raw user id.
             k: Length of the list; fewer come where fewer remain.
-            wish: What may be in it, as in `recray recommend`: genres, not_genres, year_from,
+            filters: What may be in it, as in `recray recommend`: genres, not_genres, year_from,
                 year_to, exclude, candidates, min_popularity, diversity, explain.
 
         Returns:
@@ -87,16 +88,16 @@ class Loaded:
             recray.errors.RecrayError: no user 9999 in sample
         """
         user = self._known(user)
-        return _listed(self.recommender.recommend(user, k, wish=Wish(**wish)))
+        return _listed(self.recommender.recommend(user, k, filters=Filters(**filters)))
 
-    def recommend_from(self, ratings: Given, k: int = 10, **wish: Any) -> pd.DataFrame:
+    def recommend_from(self, ratings: Given, k: int = 10, **filters: Any) -> pd.DataFrame:
         """The k best films for somebody who was not in training: folded in, not retrained.
 
         Args:
             ratings: Items, by raw id or by a part of the title, and stars; of several for one
                 item the last counts. Without any, what is popular.
             k: Length of the list.
-            wish: See recommend.
+            filters: See recommend.
 
         Returns:
             As recommend.
@@ -114,15 +115,15 @@ class Loaded:
         """
         pairs = ratings.items() if isinstance(ratings, Mapping) else ratings
         found = [(self._find(item), float(stars)) for item, stars in pairs]
-        return _listed(self.recommender.recommend_from(found, k, wish=Wish(**wish)))
+        return _listed(self.recommender.recommend_from(found, k, filters=Filters(**filters)))
 
-    def similar(self, item: RawId, k: int = 10, **wish: Any) -> pd.DataFrame:
+    def similar(self, item: RawId, k: int = 10, **filters: Any) -> pd.DataFrame:
         """The k films whose vectors point most nearly the same way.
 
         Args:
             item: Raw item id, or a part of a title.
             k: Length of the list.
-            wish: See recommend.
+            filters: See recommend.
 
         Returns:
             By place from 1: item, title, year, genres, score (cosine, -1 to 1), source.
@@ -137,7 +138,7 @@ class Loaded:
         """
         raw = self._find(item)
         try:
-            return _listed(self.recommender.similar(raw, k, Wish(**wish)))
+            return _listed(self.recommender.similar(raw, k, Filters(**filters)))
         except KeyError:
             raise RecrayError(f"{item!r}: the model was not trained on it") from None
 
@@ -162,10 +163,12 @@ class Loaded:
             [5.0, 5.0, 5.0, 5.0, 5.0]
         """
         user = self._known(user)
-        told = look.explain(self.recommender, user, k)
+        look = inspect_user(self.recommender, user, k)
         columns = ("rating", "score", "rank", "hit")
         lists = ("rated", "recommended", "held_out")
-        parts = {name.replace("_", " "): frames.films(told[name], *columns) for name in lists}
+        parts = {
+            name.replace("_", " "): frames.films(getattr(look, name), *columns) for name in lists
+        }
         for part in parts.values():
             part["rank"] = part["rank"].astype("Int64")
             part[["rating", "score"]] = part[["rating", "score"]].astype(float)
@@ -192,7 +195,7 @@ class Loaded:
     def holdout(self) -> pd.DataFrame:
         """The ratings it was measured on: user, item, title, rating (stars), time (UTC)."""
         bundle = self.bundle
-        titles = self.recommender.facts.titles
+        titles = self.recommender.catalog.titles
         return frames.ratings(bundle.holdout, bundle.user_ids, bundle.item_ids, titles)
 
     @property
@@ -203,7 +206,7 @@ class Loaded:
             RecrayError: The model ranks and does not predict stars.
         """
         held = self.bundle.holdout
-        predicted = self.recommender.ranker.predict(
+        predicted = self.recommender.scorer.predict(
             held.user.astype(np.int64), held.item.astype(np.int64)
         )
         return self.holdout.assign(predicted=predicted)
@@ -262,9 +265,10 @@ class Loaded:
         return self.recommender.find_item(item) if isinstance(item, str) else int(item)
 
 
-def _listed(answer: Any) -> pd.DataFrame:
+def _listed(answer: Recommendations) -> pd.DataFrame:
     frame = frames.films(answer.items, "score").assign(source=answer.source)
-    if any("why" in film for film in answer.items):
-        reasons = [[film["title"] for film in row["why"]["items"]] for row in answer.items]
+    explained = [item for item in answer.items if isinstance(item, ExplainedItem)]
+    if explained:
+        reasons = [[reason.title for reason in item.why.items] for item in explained]
         frame["because"] = pd.Series(reasons, index=frame.index, dtype=object)
     return frame

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from recray.benchmarks.harness import PROC, interleaved, peak_memory
 from recray.evaluation.per_user import USER_BLOCK
-from recray.inference.scorer import History, Ranker
+from recray.inference.history import History
+from recray.inference.scorer import Scorer
 from recray.models.factorization import Dot
 from recray.models.neumf import NeuMf
 from recray.progress import Log
@@ -69,51 +70,51 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _ranker(users: int, items: int) -> Ranker:
+def _ranker(users: int, items: int) -> Scorer:
     """A dot product of random vectors, and as many random ratings of each user as ml-25m has."""
     torch.manual_seed(0)
     begins = np.arange(users + 1, dtype=np.int64) * RATED
     item = np.random.default_rng(0).integers(0, items, int(begins[-1]), np.int32)
     history = History(begins, item, np.ones(len(item), np.float32))
-    return Ranker(Dot(users, items, DIM, "logit"), None, history)
+    return Scorer(Dot(users, items, DIM, "logits"), None, history)
 
 
-def rank_all(ranker: Ranker, users: int) -> None:
+def rank_all(scorer: Scorer, users: int) -> None:
     """The K best unseen items of the first users, in blocks as evaluation has them."""
     for first in range(0, users, USER_BLOCK):
-        ranker.rank(np.arange(first, min(first + USER_BLOCK, users)), K)
+        scorer.rank(np.arange(first, min(first + USER_BLOCK, users)), K)
 
 
-def argsort_loop(ranker: Ranker, users: int) -> NDArray[np.int64]:
+def argsort_loop(scorer: Scorer, users: int) -> NDArray[np.int64]:
     """The same lists the obvious way, (users, K): score all, then sort the row of each user."""
-    state, _ = ranker.states(np.arange(users))
+    state, _ = scorer.user_embeddings(np.arange(users))
     with torch.no_grad():
-        scores = ranker.model.score(state).numpy()
+        scores = scorer.model.score(state).numpy()
     lists = []
     for user, row in enumerate(scores):
-        row[ranker.history.of_user(user)[0].numpy()] = -np.inf
+        row[scorer.history.of_user(user)[0].numpy()] = -np.inf
         lists.append(np.argsort(-row, kind="stable")[:K])
     return np.stack(lists)
 
 
-def _speed(ranker: Ranker, measured: int, repetitions: int, log: Log) -> dict[str, Any]:
-    items = ranker.model.items
+def _speed(scorer: Scorer, measured: int, repetitions: int, log: Log) -> dict[str, Any]:
+    items = scorer.model.items
     found = interleaved(
         {
-            "ranker": lambda: rank_all(ranker, measured),
-            "argsort": lambda: argsort_loop(ranker, LOOPED),
+            "scorer": lambda: rank_all(scorer, measured),
+            "argsort": lambda: argsort_loop(scorer, LOOPED),
         },
         repetitions,
     )
-    rate = measured / found["ranker"]["seconds"]
+    rate = measured / found["scorer"]["seconds"]
     loop = LOOPED / found["argsort"]["seconds"]
     log(f"{items:,} items: {rate:,.0f} users/s, argsort loop {loop:,.0f}")
     return {
         "items": items,
         "users": measured,
         "users_per_s": round(rate),
-        "slowest_per_s": round(measured / found["ranker"]["high"]),
-        "fastest_per_s": round(measured / found["ranker"]["low"]),
+        "slowest_per_s": round(measured / found["scorer"]["high"]),
+        "fastest_per_s": round(measured / found["scorer"]["low"]),
         "argsort_per_s": round(loop),
         "over_argsort": rate / loop,
     }
@@ -122,7 +123,7 @@ def _speed(ranker: Ranker, measured: int, repetitions: int, log: Log) -> dict[st
 def _network(repetitions: int, log: Log) -> dict[str, Any]:
     """Every pair of a block of users through a NeuMF of 64 and layers of 128, 64 and 32."""
     users, items = ML_1M
-    model = NeuMf(users, items, DIM, DIM, (128, 64, 32), 0.0, "logit").eval()
+    model = NeuMf(users, items, DIM, DIM, (128, 64, 32), 0.0, "logits").eval()
     state = model.user_state(torch.arange(USER_BLOCK))
     with torch.no_grad():
         found = interleaved({"neumf": lambda: model.score(state)}, repetitions)["neumf"]
@@ -131,14 +132,14 @@ def _network(repetitions: int, log: Log) -> dict[str, Any]:
     return {"items": items, "users": USER_BLOCK, "pairs_per_s": round(pairs / found["seconds"])}
 
 
-def _memory(ranker: Ranker, users: int, log: Log) -> dict[str, Any]:
+def _memory(scorer: Scorer, users: int, log: Log) -> dict[str, Any]:
     """Peak memory of ranking less what the vectors and the history take."""
     with peak_memory() as before:
         time.sleep(0.5 if PROC.is_dir() else 0.0)
     begin = time.perf_counter()
     with peak_memory() as during:
-        rank_all(ranker, users)
+        rank_all(scorer, users)
     seconds = time.perf_counter() - begin
     peak = None if during.mb is None or before.mb is None else round(during.mb - before.mb, 1)
     log(f"{users:,} of {ML_25M[0]:,} users: {seconds:.1f} s, {peak} MB above the tables")
-    return {"items": ranker.model.items, "users": users, "peak_mb": peak}
+    return {"items": scorer.model.items, "users": users, "peak_mb": peak}

@@ -21,8 +21,9 @@ import torch
 from recray.benchmarks.client import CONNECTIONS, HOST, Connection, peak, steady
 from recray.benchmarks.harness import machine, own_memory
 from recray.benchmarks.synthetic import make_bundle
+from recray.data.ids import RawId
 from recray.inference.bundle import Bundle
-from recray.inference.recommender import GivenRatings, Recommender
+from recray.inference.recommender import RawRatings, Recommender
 from recray.progress import Log
 from recray.serving.auth import new_key, parse_key
 from recray.serving.deployment import Profile, deploy, serving
@@ -187,9 +188,9 @@ def swaps(small: Bundle, folder: Path, seconds: float, log: Log) -> dict[str, An
         return asyncio.run(_watch(port, users, right, seconds, change()))
 
 
-def _lists(bundle: Bundle, users: list[int]) -> list[list[int]]:
+def _lists(bundle: Bundle, users: list[int]) -> list[list[RawId]]:
     recommender = Recommender(bundle)
-    return [[item["item"] for item in recommender.recommend(user, 10).items] for user in users]
+    return [[item.item for item in recommender.recommend(user, 10).items] for user in users]
 
 
 async def _watch(
@@ -265,8 +266,8 @@ def memory(small: str, big: str) -> dict[str, Any]:
     before = _trimmed_memory()
     recommender = load_and_warm_up(big)
     grown = _trimmed_memory() - before
-    history, model = recommender.ranker.history, recommender.bundle.model
-    arrays = (history.begins, history.item, history.rating)
+    history, model = recommender.scorer.history, recommender.bundle.model
+    arrays = (history.indptr, history.item, history.rating)
     tables = sum(array.nbytes for array in arrays)
     tables += sum(t.numel() * t.element_size() for t in model.state_dict().values())
     tables += recommender.users.raw.nbytes + recommender.items.raw.nbytes
@@ -308,9 +309,7 @@ def _fold_in(bundle: Bundle) -> dict[str, Any]:
     recommender, rng = Recommender(bundle), np.random.default_rng(0)
     raw, taken = bundle.item_ids.raw[: bundle.item_ids.known], []
     for _ in range(220):
-        ratings: GivenRatings = [
-            (int(item), 4.0) for item in rng.choice(raw, RATINGS, replace=False)
-        ]
+        ratings: RawRatings = [(int(item), 4.0) for item in rng.choice(raw, RATINGS, replace=False)]
         begin = time.perf_counter()
         recommender.recommend_from(ratings, 10)
         taken.append(time.perf_counter() - begin)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from recray.errors import RecrayError, unknown_name
-from recray.inference.scorer import History, Ranker, statistics_of_history
+from recray.inference.history import History
+from recray.inference.scorer import Scorer
 from recray.models.base import Model
 from recray.models.baselines import Popularity
 from recray.models.item_item import Ease, HistoryModel, ItemKnn
@@ -29,9 +30,7 @@ class AsHistory(Objective):
         """
         raise ValueError(f"{type(model).__name__} is not trained by its history")
 
-    def fold_in_solver(
-        self, model: Model, noise: float, popularity: Tensor | None = None
-    ) -> FoldIn:
+    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
         """The state is made of who rated what; stars are not used.
 
         Raises:
@@ -70,7 +69,7 @@ def choose(asked: Iterable[str] | None, items: int) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name in names)
 
 
-def build(names: Iterable[str], history: History, users: int, items: int) -> dict[str, Ranker]:
+def build(names: Iterable[str], history: History, users: int, items: int) -> dict[str, Scorer]:
     """Fit baselines on the history of the users that training knows.
 
     Args:
@@ -80,18 +79,18 @@ def build(names: Iterable[str], history: History, users: int, items: int) -> dic
         items: Items that training knows.
     """
     popularity = Popularity(users, items)
-    known = min(users, len(history.begins) - 1)
-    popularity.init_from_statistics(statistics_of_history(history, known, items))
-    popular = Ranker(popularity, None, history)
+    popularity.init_from_statistics(history.statistics(users, items))
+    popular = Scorer(popularity, None, history)
 
-    def from_history(model: HistoryModel) -> Ranker:
-        begins = torch.from_numpy(history.begins[: users + 1])
-        model.fit(begins, torch.tensor(history.item[: history.begins[known]], dtype=torch.int64))
-        return Ranker(model, AsHistory(), history, popularity=popular.popularity)
+    def from_history(model: HistoryModel) -> Scorer:
+        indptr = history.indptr[: users + 1]
+        items_of_users = torch.tensor(history.item[: indptr[-1]], dtype=torch.int64)
+        model.fit(torch.from_numpy(indptr), items_of_users)
+        return Scorer(model, AsHistory(), history, popularity=popular.popularity)
 
-    made: dict[str, Callable[[], Ranker]] = {
+    made: dict[str, Callable[[], Scorer]] = {
         "popularity": lambda: popular,
-        "bias-only": lambda: Ranker(popular.bias_only, None, history),
+        "bias-only": lambda: Scorer(popular.bias_only, None, history),
         "item-knn": lambda: from_history(ItemKnn(users, items)),
         "ease": lambda: from_history(Ease(users, items)),
     }

@@ -29,7 +29,7 @@ from recray.evaluation.report import (
 )
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import Ranker
+from recray.inference.scorer import Scorer
 
 
 class Evaluator:
@@ -66,12 +66,12 @@ class Evaluator:
         self.baselines = baselines.choose(protocol.baselines, bundle.item_ids.known)
 
     @cached_property
-    def rankers(self) -> dict[str, Ranker]:
+    def scorers(self) -> dict[str, Scorer]:
         """Model and baselines by name; built only in the process that measures blocks."""
-        ranker = Recommender(self.bundle).ranker
-        model = ranker.model
-        return {"model": ranker} | baselines.build(
-            self.baselines, ranker.history, model.users, model.items
+        scorer = Recommender(self.bundle).scorer
+        model = scorer.model
+        return {"model": scorer} | baselines.build(
+            self.baselines, scorer.history, model.users, model.items
         )
 
     def _check(self) -> None:
@@ -90,14 +90,14 @@ class Evaluator:
     def measure_block(self, block: int) -> dict[str, PerUserMetrics]:
         """Model and baselines on one block of users."""
         torch.set_num_threads(1)  # so that sums are added in one order everywhere
-        return {name: self._measure(ranker, block) for name, ranker in self.rankers.items()}
+        return {name: self._measure(scorer, block) for name, scorer in self.scorers.items()}
 
-    def _measure(self, ranker: Ranker, block: int) -> PerUserMetrics:
+    def _measure(self, scorer: Scorer, block: int) -> PerUserMetrics:
         users = self.blocks[block]
-        candidates = self.protocol.candidate_cells(ranker, users)
-        lists = rank_block(ranker, self.targets, users, self.settings, candidates)
-        table = compute_metrics(ranker, lists, self.settings)
-        return segments.add_columns(table, lists, ranker, self.settings)
+        candidates = self.protocol.candidate_cells(scorer, users)
+        lists = rank_block(scorer, self.targets, users, self.settings, candidates)
+        table = compute_metrics(scorer, lists, self.settings)
+        return segments.add_columns(table, lists, scorer, self.settings)
 
     def report(self, parts: list[dict[str, PerUserMetrics]]) -> EvaluationReport:
         """Put the blocks together: means, intervals, baselines and the verdict."""

@@ -19,7 +19,7 @@ from recray.config import EvaluateSettings
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError, unknown_name
 from recray.evaluation import metrics
-from recray.inference.scorer import NONE, Ranked, Ranker
+from recray.inference.scorer import NONE, Scorer, TopK
 
 USER_BLOCK = 256
 
@@ -93,7 +93,7 @@ class RankedBatch:
     item: NDArray[np.int64]
     rating: NDArray[np.float32]
     relevant: NDArray[np.bool_]
-    ranked: Ranked
+    ranked: TopK
     hits: NDArray[np.bool_]
 
     def count(self, which: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -102,7 +102,7 @@ class RankedBatch:
 
 
 def rank_block(
-    ranker: Ranker,
+    scorer: Scorer,
     targets: Ratings,
     users: NDArray[np.int64],
     settings: EvaluateSettings,
@@ -111,7 +111,7 @@ def rank_block(
     """Rank items for a block of users, and mark the hits; see evaluate_block.
 
     Args:
-        ranker: Ranks the whole catalogue, without what its history holds.
+        scorer: Ranks the whole catalogue, without what its history holds.
         targets: Held-out ratings, sorted by user.
         users: (U,) int64 ids, ascending, each with held-out ratings.
         settings: Cut-offs, and the least rating that is relevant.
@@ -126,13 +126,13 @@ def rank_block(
     relevant = np.ones(len(rows), bool)
     if settings.relevant_from is not None:
         relevant = rating >= settings.relevant_from
-    longest = min(max(settings.k), ranker.model.items)
+    longest = min(max(settings.k), scorer.model.items)
     if candidates is None:
-        ranked = ranker.rank(users, longest)
+        ranked = scorer.rank(users, longest)
     else:
         row = torch.cat([candidates[0], torch.from_numpy(place)])
         column = torch.cat([candidates[1], torch.from_numpy(item)])
-        ranked = ranker.rank_among(users, row, column, longest)
+        ranked = scorer.rank_candidates(users, row, column, longest)
     wanted = np.unique(place[relevant] * np.int64(1 << 32) + item[relevant])
     listed = np.arange(len(users))[:, None] * np.int64(1 << 32) + ranked.item
     hits = np.isin(listed, wanted) & (ranked.item != NONE)
@@ -140,10 +140,10 @@ def rank_block(
 
 
 def compute_metrics(
-    ranker: Ranker, lists: RankedBatch, settings: EvaluateSettings
+    scorer: Scorer, lists: RankedBatch, settings: EvaluateSettings
 ) -> PerUserMetrics:
-    """Compute every metric of lists that `ranker` has ranked; see evaluate_block."""
-    items, users = ranker.model.items, len(lists.users)
+    """Compute every metric of lists that `scorer` has ranked; see evaluate_block."""
+    items, users = scorer.model.items, len(lists.users)
     count = lists.count(lists.relevant)
     values = {
         f"{name}@{k}": metric(lists.hits, count, min(k, items))
@@ -153,12 +153,12 @@ def compute_metrics(
     listed = lists.ranked.item
     there = listed != NONE
     # The padding NONE (-1) takes the last item's value here; `there` leaves it out below.
-    surprise = metrics.self_information(ranker.popularity.numpy())[listed]
+    surprise = metrics.self_information(scorer.popularity.numpy())[listed]
     for k in settings.k:
         values[f"novelty@{k}"] = metrics.novelty(surprise, there, min(k, items))
-    if ranker.model.score_type == "rating":
+    if scorer.model.score_type == "rating":
         place = lists.place
-        error = ranker.predict(lists.users[place], lists.item).astype(np.float64) - lists.rating
+        error = scorer.predict(lists.users[place], lists.item).astype(np.float64) - lists.rating
         values["squared_error"] = _sums(place, error**2, users)
         values["absolute_error"] = _sums(place, np.abs(error), users)
         values["ratings"] = _sums(place, np.ones(len(place)), users)
@@ -167,12 +167,12 @@ def compute_metrics(
 
 
 def evaluate_block(
-    ranker: Ranker, targets: Ratings, users: NDArray[np.int64], settings: EvaluateSettings
+    scorer: Scorer, targets: Ratings, users: NDArray[np.int64], settings: EvaluateSettings
 ) -> PerUserMetrics:
     """Measure a block of users on their held-out ratings.
 
     Args:
-        ranker: Ranks the whole catalogue, without what its history holds.
+        scorer: Ranks the whole catalogue, without what its history holds.
         targets: Held-out ratings, sorted by user; those of other users are not looked at.
         users: (U,) int64 ids, ascending, each with held-out ratings.
         settings: Cut-offs, and the least rating that is relevant.
@@ -181,7 +181,7 @@ def evaluate_block(
         One row per user. A held-out item that training does not know counts as relevant and is
         never found.
     """
-    return compute_metrics(ranker, rank_block(ranker, targets, users, settings), settings)
+    return compute_metrics(scorer, rank_block(scorer, targets, users, settings), settings)
 
 
 def _sums(place: NDArray[np.int64], weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from recray.data.ids import IdMap
 from recray.errors import RecrayError
 from recray.evaluation.report import ProtocolReport
 from recray.inference.bundle import Bundle
-from recray.inference.scorer import Ranker
+from recray.inference.scorer import Scorer
 from recray.storage import open_input
 
 Kind = Literal["full", "rated", "sampled"]
@@ -165,14 +165,15 @@ class Protocol:
             )
 
     def candidate_cells(
-        self, ranker: Ranker, users: NDArray[np.int64]
+        self, scorer: Scorer, users: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor] | None:
         """Rows (in `users`) and items that are ranked beside the held-out ones.
 
         None stands for every item that is not in the history.
         """
         if self.kind == "rated":
-            return ranker.history.cells(users)
+            rated = scorer.history.of_users(users)
+            return rated.row, rated.item
         return None if self.candidates is None else self.candidates.cells(users)
 
     def report(self) -> ProtocolReport:

@@ -10,7 +10,7 @@ from recray.evaluation import metrics
 from recray.evaluation.bootstrap import means
 from recray.evaluation.per_user import PerUserMetrics, RankedBatch, metric_names
 from recray.evaluation.report import Segment, Segments, Values
-from recray.inference.scorer import NONE, Ranker
+from recray.inference.scorer import NONE, Scorer
 
 USER_SLICES = {"0": 0, "1-19": 1, "20-49": 20, "50-99": 50, "100+": 100}
 """Name to the least number of ratings known of a user."""
@@ -20,19 +20,19 @@ ITEM_SLICES = {"tail": 0, "middle": 5, "head": 50}
 
 
 def add_columns(
-    table: PerUserMetrics, lists: RankedBatch, ranker: Ranker, settings: EvaluateSettings
+    table: PerUserMetrics, lists: RankedBatch, scorer: Scorer, settings: EvaluateSettings
 ) -> PerUserMetrics:
     """Add what slices need of each user: `history`, the number of known ratings; for each slice of
     items `relevant/SLICE`, how many relevant items it has, and `recall@K/SLICE`, found of them.
     """
     edges = list(ITEM_SLICES.values())
-    slice_of = np.searchsorted(edges, ranker.popularity.numpy(), "right") - 1
+    slice_of = np.searchsorted(edges, scorer.popularity.numpy(), "right") - 1
     slice_of = np.append(slice_of, 0)  # unknown items are in the tail
     unknown = len(slice_of) - 1
     listed = slice_of[np.where(lists.ranked.item == NONE, unknown, lists.ranked.item)]
     wanted = slice_of[np.minimum(lists.item, unknown)]
-    begins = ranker.history.begins
-    values = {"history": (begins[lists.users + 1] - begins[lists.users]).astype(np.float64)}
+    indptr = scorer.history.indptr
+    values = {"history": (indptr[lists.users + 1] - indptr[lists.users]).astype(np.float64)}
     for place, name in enumerate(ITEM_SLICES):
         count = lists.count(lists.relevant & (wanted == place))
         values[f"relevant/{name}"] = count.astype(np.float64)

@@ -1,13 +1,14 @@
-"""RAY DATA: the lists of all users, part by part."""
+"""RAY DATA: writes the lists of all users, part by part."""
 
 import functools
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
@@ -19,14 +20,46 @@ from recray.runtime.tasks import map_tasks
 from recray.storage import UNFINISHED, Folder, parquet_bytes
 
 KIND = "recommendations"
-BLOCK = 256
+USER_BLOCK = 256
 """Users ranked at once."""
+TARGET_PARTS = 64
+LARGEST_PART = 256 * USER_BLOCK
 PLAN = f"{UNFINISHED}plan.json"
-"""What the parts of a folder without a manifest belong to."""
+"""Tells what the parts of a folder without a manifest belong to."""
+Content = dict[str, str | int]
+"""What the lists of a folder are of: version, length, users and parts."""
+
+
+@dataclass(frozen=True)
+class BatchLists:
+    """What recommend_all wrote.
+
+    Args:
+        out: Folder of the lists.
+        model_version: The bundle's version.
+        k: Length of a list.
+        users: Number of users, all parts together.
+        parts: Number of part files.
+        parts_before: How many of them an earlier call had written.
+        nodes: Number of nodes that this call ran on.
+        seconds: Time of this call.
+        users_per_second: Of this call and the parts that it wrote.
+    """
+
+    out: str
+    model_version: str
+    k: int
+    users: int
+    parts: int
+    parts_before: int
+    nodes: int
+    seconds: float
+    users_per_second: float
 
 
 @functools.lru_cache(maxsize=1)
 def _recommender(path: str, _version: str) -> Recommender:
+    """Open a bundle once a process; a new version under the same path is opened again."""
     return Recommender.open(path)
 
 
@@ -35,26 +68,26 @@ def users_per_part(users: int) -> int:
 
     It follows from the data alone, so that a job that is run again finds its parts.
     """
-    share = -(-users // 64)
-    return min(max(-(-share // BLOCK) * BLOCK, 2 * BLOCK), 256 * BLOCK)
+    share = -(-users // TARGET_PARTS)
+    return min(max(-(-share // USER_BLOCK) * USER_BLOCK, 2 * USER_BLOCK), LARGEST_PART)
 
 
 class _RecommendPart:
-    """The lists of one run of users, written as one parquet file."""
+    """The lists of consecutive users, written as one parquet file."""
 
     def __init__(self, bundle: Bundle, out: Folder, k: int, parts: list[int]) -> None:
         self.path, self.version, self.out, self.k = bundle.folder.path, bundle.version, out, k
         self.parts = parts
 
-    def __call__(self, number: int) -> dict[str, Any]:
-        """Rank the users of the n-th part that is wanted."""
+    def __call__(self, number: int) -> dict[str, int | str]:
+        """Rank the users of the n-th part that is missing."""
         recommender = _recommender(self.path, self.version)
         total = len(recommender.users)
         size, part = users_per_part(total), self.parts[number]
         users = np.arange(part * size, min((part + 1) * size, total))
         tables = [
-            _lists(recommender, block, self.k)
-            for block in np.split(users, range(BLOCK, len(users), BLOCK))
+            _table(recommender, block, self.k)
+            for block in np.split(users, range(USER_BLOCK, len(users), USER_BLOCK))
         ]
         self.out.replace_bytes(part_name(part), parquet_bytes(pa.concat_tables(tables)))
         return {"users": len(users), "node": this_node()}
@@ -65,8 +98,8 @@ def part_name(part: int) -> str:
     return f"part-{part:05d}.parquet"
 
 
-def _lists(recommender: Recommender, users: "np.ndarray[Any, Any]", k: int) -> pa.Table:
-    ranked = recommender.ranker.rank(users.astype(np.int64), k)
+def _table(recommender: Recommender, users: NDArray[np.int64], k: int) -> pa.Table:
+    ranked = recommender.scorer.rank(users, k)
     row, rank = np.nonzero(ranked.item != NONE)
     sources = pa.array(SOURCES)
     return pa.table(
@@ -86,7 +119,7 @@ def recommend_all(
     k: int,
     address: str = LOCAL,
     log: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> BatchLists:
     """Write the k best unseen items of every user: user, rank, item, score, source, in raw ids.
 
     Each part appears whole and the manifest is written last, so a job that was broken off is run
@@ -99,10 +132,6 @@ def recommend_all(
         address: Ray cluster.
         log: Receives what happens, one line at a time.
 
-    Returns:
-        {"out", "model_version", "k", "users", "parts", "parts_before", "nodes", "seconds",
-        "users_per_second"}; the last two are of this call and its own parts.
-
     Raises:
         RecrayError: The folder holds something else, or k is larger than the catalogue.
     """
@@ -110,47 +139,49 @@ def recommend_all(
     recommender.check_k(k)
     users = len(recommender.users)
     parts = -(-users // users_per_part(users))
-    facts = {"model_version": bundle.version, "k": k, "users": users, "parts": parts}
+    content: Content = {"model_version": bundle.version, "k": k, "users": users, "parts": parts}
     folder = Folder(out)
-    there = _claim(folder, facts)
-    wanted = [part for part in range(parts) if part_name(part) not in there]
+    present = _reserve(folder, content)
+    missing = [part for part in range(parts) if part_name(part) not in present]
     begin = time.perf_counter()
-    results: list[dict[str, Any]] = []
-    if there:
-        log(f"recommend: {len(there)} of {parts} parts are there")
-    if wanted:
+    results: list[dict[str, int | str]] = []
+    if present:
+        log(f"recommend: {len(present)} of {parts} parts are there")
+    if missing:
         with session(address):
             require_shared(folder)
-            task = _RecommendPart(bundle, folder, k, wanted)
-            results = map_tasks(task, len(wanted))
+            results = map_tasks(_RecommendPart(bundle, folder, k, missing), len(missing))
     if not folder.published():
-        folder.write_manifest(KIND, facts)
+        folder.write_manifest(KIND, dict(content))
         folder.delete_file(PLAN)
     seconds = time.perf_counter() - begin
-    return {
-        "out": folder.path,
-        **facts,
-        "parts_before": len(there),
-        "nodes": len({result["node"] for result in results}),
-        "seconds": round(seconds, 3),
-        "users_per_second": round(sum(result["users"] for result in results) / seconds, 1),
-    }
+    return BatchLists(
+        folder.path,
+        bundle.version,
+        k,
+        users,
+        parts,
+        len(present),
+        len({result["node"] for result in results}),
+        round(seconds, 3),
+        round(sum(int(result["users"]) for result in results) / seconds, 1),
+    )
 
 
-def _claim(folder: Folder, facts: dict[str, Any]) -> set[str]:
-    """Make the folder that of these lists; return the parts that it holds already.
+def _reserve(folder: Folder, content: Content) -> set[str]:
+    """Reserve the folder for these lists; return the names of the parts that it holds already.
 
     Raises:
         RecrayError: It holds something else.
     """
     if folder.published() or folder.exists(PLAN):
         before = folder.manifest() if folder.published() else folder.read_json(PLAN)
-        if any(before.get(name) != value for name, value in facts.items()):
+        if any(before.get(name) != value for name, value in content.items()):
             raise RecrayError(
                 f"{folder} holds lists of another model, length or data set; give another folder"
             )
         return {name for name in folder.files() if name.startswith("part-")}
     if folder.files():
         raise RecrayError(f"{folder} is not empty and holds no lists; give another folder")
-    folder.replace_bytes(PLAN, json.dumps(facts).encode())
+    folder.replace_bytes(PLAN, json.dumps(content).encode())
     return set()

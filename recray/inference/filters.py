@@ -1,36 +1,34 @@
-"""What somebody wants of a list beside its length, and variety in it."""
+"""Which items a list may hold, and how it is arranged."""
 
-# Shape letters: P = items to choose from, D = vector length, K = length of a list.
+# Shape letters: I = items that training knows.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recray.data.ids import RawId
-from recray.errors import RecrayError
-
-POOL = 300
-"""Variety is chosen among so many of the best items, or four times the list if that is more."""
+from recray.data.ids import IdMap, RawId
+from recray.errors import RecrayError, unknown_name
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What somebody wants of a list beside its length. The default leaves everything as it is.
+class Filters:
+    """Which items a list may hold, and how it is arranged. The default leaves lists as they are.
 
     Args:
         exclude: Raw ids that must not appear; unknown ones cannot appear anyway.
         candidates: Only these raw ids may appear; unknown ones are passed over. None allows all.
-        genres: At least one of these, in any case of letters.
-        not_genres: None of these.
+        genres: An item must have at least one of these, in any case of letters.
+        not_genres: An item must have none of these.
         year_from: First year; items of an unknown year are left out, as by year_to.
         year_to: Last year.
-        min_popularity: Fewest training ratings of an item.
+        min_popularity: Least number of training ratings of an item.
         diversity: 0 orders by score alone, 1 by unlikeness to the items above alone.
-        explain: Say of each item which rated ones speak for it.
+        explain: Name for each item the rated ones that speak for it.
     """
 
     exclude: Sequence[RawId] = ()
@@ -48,51 +46,85 @@ class Wish:
             raise RecrayError(f"diversity={self.diversity:g} is out of range: 0 to 1")
 
     @property
-    def filters(self) -> bool:
-        """Whether it may leave items out."""
-        plain = (self.exclude, self.genres, self.not_genres, self.min_popularity)
+    def leave_out_items(self) -> bool:
+        """Whether an item may be left out; otherwise the list is at most arranged."""
+        chosen = (self.exclude, self.genres, self.not_genres, self.min_popularity)
         bounds = (self.candidates, self.year_from, self.year_to)
-        return any(map(bool, plain)) or any(bound is not None for bound in bounds)
-
-    @property
-    def plain(self) -> bool:
-        """Whether lists are as they are without any wish."""
-        return not (self.filters or self.diversity or self.explain)
+        return any(map(bool, chosen)) or any(bound is not None for bound in bounds)
 
 
-ANYTHING = Wish()
+NO_FILTERS = Filters()
 
 
-def pool_of(k: int, items: int, diversity: float) -> int:
-    """How many of the best items a list of k is chosen from."""
-    return min(items, max(POOL, 4 * k)) if diversity else k
-
-
-def diversify(unit: Tensor, score: NDArray[np.float32], k: int, diversity: float) -> NDArray[Any]:
-    """Choose k of P items, each the best balance of its score and its unlikeness to those before.
-
-    Of the rest the one with the largest (1 - diversity) * score - diversity * likeness is next;
-    scores are scaled to 0..1 among the P, likeness is the largest cosine with a chosen one.
+class CandidateFilter:
+    """Turns filters into masks of items.
 
     Args:
-        unit: (P, D) item vectors of length 1, best score first.
-        score: (P,) descending.
-        k: Length of the list; all of them if fewer.
-        diversity: 0..1.
-
-    Returns:
-        (K,) int64 places among the P.
-
-    Source: Carbonell and Goldstein (1998), SIGIR, "The use of MMR".
+        ids: Raw and dense item ids.
+        genres: Genres of each item, by dense id.
+        years: Year of each item, 0 where unknown.
+        popularity: Gives the (I,) training ratings of each item that training knows.
     """
-    vectors = unit.numpy()
-    spread = float(score[0] - score[-1]) if len(score) else 0.0
-    gain = (1 - diversity) * (score - score[-1:]) / max(spread, 1e-12)
-    likeness = np.full(len(score), -1.0, np.float32)
-    chosen: list[int] = []
-    for _ in range(min(k, len(score))):
-        value = gain - diversity * likeness
-        value[chosen] = -np.inf
-        chosen.append(int(value.argmax()))
-        np.maximum(likeness, vectors @ vectors[chosen[-1]], out=likeness)
-    return np.array(chosen, np.int64)
+
+    def __init__(
+        self,
+        ids: IdMap,
+        genres: list[list[str]],
+        years: NDArray[np.int32],
+        popularity: Callable[[], Tensor],
+    ) -> None:
+        self.ids, self.items = ids, ids.known
+        self._genres, self._years, self._popularity = genres, years[: self.items], popularity
+
+    @cached_property
+    def genre_names(self) -> list[str]:
+        """Every genre that occurs."""
+        return sorted({name for names in self._genres for name in names})
+
+    @cached_property
+    def _mask_of_genre(self) -> dict[str, NDArray[np.bool_]]:
+        masks = {name.casefold(): np.zeros(self.items, np.bool_) for name in self.genre_names}
+        for item, names in enumerate(self._genres[: self.items]):
+            for name in names:
+                masks[name.casefold()][item] = True
+        return masks
+
+    def _with_any(self, genres: Sequence[str]) -> NDArray[np.bool_]:
+        mask = np.zeros(self.items, np.bool_)
+        for name in genres:
+            if name.casefold() not in self._mask_of_genre:
+                raise unknown_name("genre", name, self.genre_names)
+            mask |= self._mask_of_genre[name.casefold()]
+        return mask
+
+    def _among(self, raw: Sequence[RawId]) -> NDArray[np.bool_]:
+        mask = np.zeros(self.items, np.bool_)
+        dense = self.ids.encode_all(raw)
+        mask[dense[(dense >= 0) & (dense < self.items)]] = True
+        return mask
+
+    def candidate_mask(self, filters: Filters) -> Tensor | None:
+        """Find the items that pass.
+
+        Returns:
+            (I,) bool; None if all pass.
+
+        Raises:
+            RecrayError: The catalogue has no such genre.
+        """
+        if not filters.leave_out_items:
+            return None
+        mask, year = ~self._among(filters.exclude), self._years
+        if filters.candidates is not None:
+            mask &= self._among(filters.candidates)
+        if filters.genres:
+            mask &= self._with_any(filters.genres)
+        if filters.not_genres:
+            mask &= ~self._with_any(filters.not_genres)
+        if filters.year_from is not None:
+            mask &= year >= max(filters.year_from, 1)
+        if filters.year_to is not None:
+            mask &= (year <= filters.year_to) & (year > 0)
+        if filters.min_popularity:
+            mask &= self._popularity().numpy() >= filters.min_popularity
+        return torch.from_numpy(mask)

@@ -1,203 +1,187 @@
-"""Makes lists: scores, filters, the best k, variety, reasons; for one user or many at once."""
+"""A list of recommendations, its JSON, and the reasons for each of its items."""
 
-# Shape letters: U = users, I = items, S = length of a user state, N = ratings of one user.
+# Shape letters: N = ratings of one user, K = length of a list, S = length of a user embedding.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from pydantic_core import to_json
 from torch import Tensor
 
-from recray.errors import RecrayError
-from recray.inference.attribution import Why
-from recray.inference.filters import Wish, diversify, pool_of
-from recray.inference.item_catalog import Items
-from recray.inference.scorer import NONE, SOURCES, Ranker, top_k
-from recray.inference.similarity import Directions
+from recray.data.ids import RawId
+from recray.inference.history import UserRatings
+from recray.inference.item_catalog import ItemCatalog, ItemSummary
+from recray.inference.scorer import Scorer
+from recray.inference.similarity import ItemSimilarity
+from recray.models.base import LinearModel
+from recray.models.objectives import Contributions
 
-SCORES_AT_ONCE = 1 << 24
-MODEL, FOLD_IN, POPULAR = range(len(SOURCES))
+REASONS_PER_ITEM = 3
+EXACT_TOLERANCE = 1e-3
+"""Contributions that miss the score by more, relatively or absolutely, are called approximate."""
 
-Rated = tuple[Tensor, Tensor]
-"""(N,) int64 item ids, each once, and (N,) stars."""
+
+@dataclass(frozen=True)
+class ScoredItem(ItemSummary):
+    """An item of a list, with its score: a rating, a logit, or a cosine if it is a similar item."""
+
+    score: float
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A rated item, and what its rating adds to the score of a recommended one."""
+
+    item: RawId
+    title: str
+    rating: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The rated items that speak most for a recommended one.
+
+    Args:
+        kind: exact if the shares of all ratings add up to the score, otherwise approximate.
+        items: Those with the largest shares, which are above 0.
+    """
+
+    kind: Literal["exact", "approximate"]
+    items: list[Reason]
+
+
+@dataclass(frozen=True)
+class ExplainedItem(ScoredItem):
+    """An item of a list, with its score and the reasons for it."""
+
+    why: Explanation
 
 
 @dataclass(frozen=True)
 class Recommendations:
-    """One list with raw ids and titles.
+    """One list, best item first.
 
     Args:
-        items: {"item", "title", "year", "genres", "score"} each, best first; with explain also
-            "why": {"kind": exact or approximate, "items": [{"item", "title", "rating", "share"}]}.
+        item: Dense item ids.
+        score: Score of each, rounded to 6 digits.
         source: model, fold_in or popular.
         model_version: The bundle's version.
+        catalog: Describes the items.
+        why: The reasons for each item; None if nobody asked for them.
     """
 
-    items: list[dict[str, Any]]
+    item: list[int]
+    score: list[float]
     source: str
     model_version: str
+    catalog: ItemCatalog = field(repr=False, compare=False)
+    why: list[Explanation] | None = None
+
+    @cached_property
+    def items(self) -> list[ScoredItem]:
+        """The items with raw ids and titles; ExplainedItem where reasons were asked for."""
+        listed = [(*self.catalog.fields(i), s) for i, s in zip(self.item, self.score, strict=True)]
+        if self.why is None:
+            return [ScoredItem(*fields) for fields in listed]
+        return [ExplainedItem(*f, why) for f, why in zip(listed, self.why, strict=True)]
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The list as JSON-ready values."""
         return {
-            "items": self.items,
+            "items": [asdict(item) for item in self.items],
             "source": self.source,
             "model_version": self.model_version,
         }
 
+    def items_json(self) -> str:
+        """The items as a JSON array."""
+        if self.why is not None:
+            return to_json(self.items).decode()
+        prefixes, pairs = self.catalog.json_prefixes, zip(self.item, self.score, strict=True)
+        return f"[{','.join([f'{prefixes[item]}{score!r}}}' for item, score in pairs])}]"
 
-@dataclass(frozen=True)
-class Askers:
-    """Several who want a list.
-
-    Args:
-        state: (U, S) states.
-        source: (U,) int8 index into SOURCES.
-        rated: What each has rated.
-    """
-
-    state: Tensor
-    source: NDArray[np.int8]
-    rated: list[Rated]
-
-    def __getitem__(self, rows: slice) -> "Askers":
-        return Askers(self.state[rows], self.source[rows], self.rated[rows])
+    def to_json(self) -> bytes:
+        """The list as JSON: what plain gives."""
+        version = to_json(self.model_version).decode()
+        ends = f'"source":"{self.source}","model_version":{version}'
+        return f'{{"items":{self.items_json()},{ends}}}'.encode()
 
 
-def join(groups: Sequence[Askers]) -> Askers:
-    """All askers of several groups, in order."""
-    return Askers(
-        torch.cat([group.state for group in groups]),
-        np.concatenate([group.source for group in groups]),
-        [rated for group in groups for rated in group.rated],
-    )
+class Explainer:
+    """Takes scores apart over the ratings behind them.
 
-
-def cells_of(rated: Sequence[Rated]) -> tuple[Tensor, Tensor]:
-    """Rows and columns of all that has been rated."""
-    counts = torch.tensor([len(item) for item, _ in rated])
-    return torch.arange(len(rated)).repeat_interleave(counts), torch.cat([i for i, _ in rated])
-
-
-class Lister:
-    """Makes lists from states.
+    Where folding in is a linear solve, a score is a sum over the ratings, and the shares are exact
+    for a user who was folded in, or trained to the same optimum. Elsewhere they are the cosines of
+    the item vectors, of the ratings that are not below the user's mean.
 
     Args:
-        ranker: Scores.
-        items: What they are filtered by and described with.
-        version: The bundle's.
+        scorer: The model, its objective and its history.
+        similarity: Of the items; None if the model has no item vectors.
+        catalog: Names the rated items.
     """
 
-    def __init__(self, ranker: Ranker, items: Items, version: str) -> None:
-        self.ranker, self.items, self.version = ranker, items, version
+    def __init__(
+        self, scorer: Scorer, similarity: ItemSimilarity | None, catalog: ItemCatalog
+    ) -> None:
+        self.scorer, self.similarity, self.catalog = scorer, similarity, catalog
 
     @cached_property
-    def _directions(self) -> Directions | None:
-        return Directions.of(self.ranker.model)
-
-    def directions(self) -> Directions:
-        """Which way the items' vectors point.
-
-        Raises:
-            RecrayError: The model has none.
-        """
-        if self._directions is None:
-            raise RecrayError(f"a {type(self.ranker.model).__name__} model has no item vectors")
-        return self._directions
-
-    @cached_property
-    def _why(self) -> Why:
-        return Why(self.ranker, self._directions)
+    def _shares(self) -> Contributions | None:
+        objective = self.scorer.objective
+        return objective.contributions(self.scorer.model, self.scorer.noise) if objective else None
 
     @torch.no_grad()
-    def lists(
-        self, askers: Askers, k: int, exclude_seen: bool, wish: Wish
-    ) -> list[Recommendations]:
-        """The list of each.
+    def explain(
+        self, embedding: Tensor, rated: UserRatings, listed: list[int]
+    ) -> list[Explanation]:
+        """Find what speaks for each item of a list.
 
         Args:
-            askers: Who they are to the model.
-            k: Length of the lists, at most the number of items; fewer come where fewer remain.
-            exclude_seen: Leave out what each has rated.
-            wish: What may be in the lists, and how they are arranged.
-
-        Raises:
-            RecrayError: There is no such genre, or variety is wanted and there are no vectors.
+            embedding: (1, S) user embedding that the list was made from.
+            rated: N ratings of the user.
+            listed: K dense items.
         """
-        allowed = self.items.allowed(wish)
-        block = max(1, SCORES_AT_ONCE // self.items.known)
-        lists: list[Recommendations] = []
-        for first in range(0, len(askers.source), block):
-            part = askers[first : first + block]
-            scores = self.ranker.scores(part.state, part.source)
-            if exclude_seen:
-                scores[cells_of(part.rated)] = -torch.inf
-            if allowed is not None:
-                scores.masked_fill_(~allowed, -torch.inf)
-            item, best = top_k(scores, pool_of(k, self.items.known, wish.diversity))
-            lists += self._answers(part, item.numpy(), best.numpy(), k, wish)
-        return lists
-
-    def _answers(
-        self,
-        askers: Askers,
-        item: NDArray[np.int64],
-        score: NDArray[np.float32],
-        k: int,
-        wish: Wish,
-    ) -> list[Recommendations]:
-        answers = []
-        for row, source in enumerate(askers.source.tolist()):
-            there = item[row] != NONE
-            chosen, value = item[row][there], score[row][there]
-            if wish.diversity:
-                unit = self.directions().unit(torch.from_numpy(chosen))
-                order = diversify(unit, value, k, wish.diversity)
-                chosen, value = chosen[order], value[order]
-            answer = self.answer(chosen, value, source)
-            if wish.explain:
-                state = askers.state[row : row + 1]
-                self._explain(answer.items, state, askers.rated[row], chosen, source)
-            answers.append(answer)
-        return answers
-
-    def _explain(
-        self,
-        listed: list[dict[str, Any]],
-        state: Tensor,
-        rated: Rated,
-        chosen: NDArray[np.int64],
-        source: int,
-    ) -> None:
-        item, rating = rated
-        if source == POPULAR:
-            item, rating = item[:0], rating[:0]
-        reasons = self._why.reasons(state, item, rating, torch.from_numpy(chosen))
-        for place, entry in enumerate(listed):
-            entry["why"] = {
-                "kind": "exact" if reasons.exact else "approximate",
-                "items": [
-                    {
-                        "item": self.items.raw[int(item[n])],
-                        "title": self.items.titles[int(item[n])],
-                        "rating": float(rating[n]),
-                        "share": round(share, 6),
-                    }
-                    for n, share in reasons.best(place)
-                ],
-            }
-
-    def answer(
-        self, items: NDArray[np.int64], scores: NDArray[np.float32], source: int
-    ) -> Recommendations:
-        """A list of dense ids and scores, described."""
-        digits = np.round(scores.astype(np.float64), 6).tolist()
-        rows = [
-            self.items.describe(item) | {"score": score}
-            for item, score in zip(items.tolist(), digits, strict=True)
+        share, exact = self.shares(embedding, rated, torch.tensor(listed, dtype=torch.int64))
+        kind: Literal["exact", "approximate"] = "exact" if exact else "approximate"
+        return [
+            Explanation(kind, self._largest(share[:, place], rated)) for place in range(len(listed))
         ]
-        return Recommendations(rows, SOURCES[source], self.version)
+
+    def shares(self, embedding: Tensor, rated: UserRatings, listed: Tensor) -> tuple[Tensor, bool]:
+        """(N, K) what each rating adds to each listed item's score, and whether that is exact."""
+        item, rating = rated
+        model = self.scorer.model
+        if self._shares is None or not isinstance(model, LinearModel) or not len(item):
+            return self._likeness(item, rating, listed), False
+        base, parts = self._shares(item, rating)
+        rows = model.item_rows(listed).to(parts.dtype)
+        share = parts @ rows.T
+        rest = rows @ base + model.item_offset(listed)
+        score = model.logits(embedding.expand(len(listed), -1), listed).to(parts.dtype)
+        exact = torch.allclose(share.sum(dim=0) + rest, score, EXACT_TOLERANCE, EXACT_TOLERANCE)
+        return share, bool(exact)
+
+    def _likeness(self, item: Tensor, rating: Tensor, listed: Tensor) -> Tensor:
+        if self.similarity is None or not len(item):
+            return torch.zeros(len(item), len(listed))
+        liked = (rating >= rating.mean())[:, None]
+        unit = self.similarity.unit_vectors
+        return (unit(item) @ unit(listed).T) * liked
+
+    def _largest(self, share_N: Tensor, rated: UserRatings) -> list[Reason]:
+        share, place = torch.sort(share_N, descending=True, stable=True)
+        pairs = zip(
+            place[:REASONS_PER_ITEM].tolist(), share[:REASONS_PER_ITEM].tolist(), strict=True
+        )
+        return [
+            Reason(
+                *self.catalog.fields(int(rated.item[n]))[:2],
+                float(rated.rating[n]),
+                round(value, 6),
+            )
+            for n, value in pairs
+            if value > 0
+        ]

@@ -1,94 +1,70 @@
-"""Ranks items for users: the one scorer and filter behind evaluation, batch and HTTP."""
+"""Scores all items for users and keeps the best ones, for lists and for evaluation alike."""
 
-# Shape letters: U = users, I = items, K = length of a list, S = length of a user state.
+# Shape letters: U = users, I = items, K = length of a list, S = length of a user embedding,
+# C = candidates, G = groups of items.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recray.data.dataset import Ratings
 from recray.errors import RecrayError
-from recray.inference.topk import NONE, best_of, top_k
-from recray.models.base import ITEM_BLOCK, Model, Statistics
+from recray.inference.history import History, UserRatings
+from recray.models.base import ITEM_BLOCK, Model
 from recray.models.baselines import BiasOnly
-from recray.models.objectives import FoldIn, Objective, RatingsCSR
-
-__all__ = ["NONE", "SOURCES", "History", "Ranked", "Ranker", "top_k"]
+from recray.models.objectives import FoldIn, RatingsCSR, Objective
 
 SOURCES = ("model", "fold_in", "popular")
+MODEL, FOLD_IN, POPULAR = range(len(SOURCES))
+NONE = -1
+"""Item id of an empty place in a list."""
+GROUP_ITEMS = 32
+ID_BITS = 32
+LAST_ID = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
-class History:
-    """What each user has rated among the items that training knows, as rows of a sparse matrix.
+class Queries:
+    """Users who want a list, as the model sees them.
 
     Args:
-        begins: (users + 1,) int64; user u has the ratings begins[u]..begins[u + 1] - 1.
-        item: (R,) ids, int32 as bundles have them.
-        rating: (R,) float32 stars.
+        embedding: (U, S) user embeddings.
+        source: (U,) int8 index into SOURCES: where each embedding comes from.
+        rated: What each user has rated, in the same order.
     """
 
-    begins: NDArray[np.int64]
-    item: NDArray[np.int32]
-    rating: NDArray[np.float32]
+    embedding: Tensor
+    source: NDArray[np.int8]
+    rated: RatingsCSR
 
-    @classmethod
-    def of(cls, ratings: Ratings, users: int, items: int) -> Self:
-        """Keep the ratings of items below `items`; ratings are sorted by user."""
-        inside = ratings.item < items
-        known = ratings if inside.all() else ratings.where(inside)
-        begins = np.searchsorted(known.user, np.arange(users + 1, dtype=known.user.dtype))
-        return cls(begins, known.item, known.rating)
+    def __len__(self) -> int:
+        return len(self.source)
 
-    def of_user(self, user: int) -> tuple[Tensor, Tensor]:
-        """(N,) items and (N,) stars of one user."""
-        rows = slice(self.begins[user], self.begins[user + 1])
-        item, rating = self.item[rows].astype(np.int64), self.rating[rows].copy()
-        return torch.from_numpy(item), torch.from_numpy(rating)
+    def seen_cells(self) -> tuple[Tensor, Tensor]:
+        """Row and item of each rating."""
+        # In numpy, whose small steps take a web request less time than those of torch.
+        counts = np.diff(self.rated.begins.numpy())
+        return torch.from_numpy(np.repeat(np.arange(len(self)), counts)), self.rated.item
 
-    def items_of(self, user: int) -> NDArray[np.int32]:
-        """(N,) items of one user, in the history's own memory."""
-        return self.item[self.begins[user] : self.begins[user + 1]]
-
-    def of_users(self, users: NDArray[np.int64]) -> RatingsCSR:
-        """What (U,) users have rated, in their order."""
-        counts = self.begins[users + 1] - self.begins[users]
-        begins = np.concatenate([[0], counts.cumsum()])
-        rows = np.arange(begins[-1]) + np.repeat(self.begins[users] - begins[:-1], counts)
-        item = torch.from_numpy(self.item[rows].astype(np.int64))
-        return RatingsCSR(torch.from_numpy(begins), item, torch.from_numpy(self.rating[rows]))
-
-    def cells(self, users: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Rows (in `users`) and columns of all that these users have rated."""
-        rated = self.of_users(users)
-        return rated.row, rated.item
-
-
-def statistics_of_history(history: History, users: int, items: int) -> Statistics:
-    """Sums and counts of the ratings of the first `users` users."""
-    end = int(history.begins[users])
-    item, stars = history.item[:end], history.rating[:end].astype(np.float64)
-
-    def sums(weights: NDArray[Any] | None) -> Tensor:
-        return torch.from_numpy(np.bincount(item, weights, items).astype(np.float64))
-
-    low, high = (float(stars.min()), float(stars.max())) if end else (0.0, 0.0)
-    return Statistics(sums(stars), sums(None), low, high)
+    def __getitem__(self, rows: slice) -> "Queries":
+        first, last, _ = rows.indices(len(self))
+        indptr = self.rated.begins[first : last + 1]
+        cells = slice(int(indptr[0]), int(indptr[-1]))
+        rated = RatingsCSR(indptr - indptr[0], self.rated.item[cells], self.rated.rating[cells])
+        return Queries(self.embedding[rows], self.source[rows], rated)
 
 
 @dataclass(frozen=True)
-class Ranked:
+class TopK:
     """Lists of several users.
 
     Args:
         item: (U, K) int64 dense ids, best first; NONE where too few items remain.
-        score: (U, K) float32; stars or logits, as the model says.
+        score: (U, K) float32; ratings or logits, as the model says.
         source: (U,) int8 index into SOURCES.
     """
 
@@ -97,17 +73,17 @@ class Ranked:
     source: NDArray[np.int8]
 
 
-class Ranker:
-    """Ranks all items for users: known ones, folded-in ones, and those nobody knows.
+class Scorer:
+    """Scores all items for users: trained ones, folded-in ones, and those without any rating.
 
     Args:
         model: A trained model.
-        objective: Folds in; None for baselines, which rank the unknown by popularity.
-        history: What users have rated; those from model.users on were not in training.
+        objective: Folds users in; None for baselines, which give the others popular items.
+        history: What users have rated; users from model.users on were not in training.
         noise: Variance of a rating around its prediction, for folding in.
-        bias_only: Predicts where the model cannot; fitted on the history by default. A worker that
-            holds a part of the history gives the one of the whole.
-        popularity: (items,) how often each item was rated; from the history by default.
+        bias_only: Predicts where the model cannot; fitted on the history by default. A worker
+            that holds a part of the history passes the one of the whole.
+        popularity: (I,) number of ratings of each item; from the history by default.
     """
 
     def __init__(
@@ -128,104 +104,134 @@ class Ranker:
 
     @cached_property
     def popularity(self) -> Tensor:
-        """(items,) float32 ratings of each item by the users that training knows."""
-        users = min(self.model.users, len(self.history.begins) - 1)
-        statistics = statistics_of_history(self.history, users, self.model.items)
-        return statistics.item_count.float()
+        """(I,) float32 ratings of each item by the users that training knows."""
+        return self.history.statistics(self.model.users, self.model.items).item_count.float()
 
     @cached_property
     def bias_only(self) -> BiasOnly:
-        """Predicts where the model cannot: a pair with an unknown side."""
-        return fit_bias_only(self.history, self.model.users, self.model.items)
+        """The baseline that predicts a pair with a side that training does not know."""
+        return self.history.bias_only(self.model.users, self.model.items)
 
     @cached_property
-    def _folding(self) -> FoldIn:
+    def _fold_in(self) -> FoldIn:
         if self.objective is None:
-            raise ValueError("a ranker without an objective cannot fold in")
+            raise ValueError("a scorer without an objective cannot fold in")
         return self.objective.fold_in_solver(self.model, self.noise, self.popularity)
 
-    @torch.no_grad()
-    def states(self, users: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int8]]:
-        """(U, S) states of users, and where each comes from."""
-        known = users < self.model.users
-        state = self.model.user_state(torch.from_numpy(np.where(known, users, 0)))
-        source = np.where(known, 0, 2).astype(np.int8)
-        if self.objective is not None and not known.all():
-            rated = self.history.begins[users] < self.history.begins[users + 1]
-            new = np.flatnonzero(~known & rated)
-            if len(new):
-                state[torch.from_numpy(new)] = self._folding(self.history.of_users(users[new]))
-                source[new] = 1
-        return state, source
+    # ------------------------------------------------------------------------- embeddings
 
     @torch.no_grad()
-    def states_of(self, rated: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, NDArray[np.int8]]:
-        """The same of people from their ratings: (N,) items, each once, and (N,) stars of each."""
-        state = self.model.user_state(torch.zeros(len(rated), dtype=torch.int64))
-        source = np.full(len(rated), 2, np.int8)
+    def user_embeddings(self, users: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int8]]:
+        """(U, S) embeddings of users of the data set, and (U,) where each comes from."""
+        trained = users < self.model.users
+        if trained.all():
+            embedding = self.model.user_state(torch.from_numpy(users))
+            return embedding, np.full(len(users), MODEL, np.int8)
+        embedding = self.model.user_state(torch.from_numpy(np.where(trained, users, 0)))
+        source = np.where(trained, MODEL, POPULAR).astype(np.int8)
+        indptr = self.history.indptr
+        new = np.flatnonzero(~trained & (indptr[users] < indptr[users + 1]))
+        if self.objective is not None and len(new):
+            embedding[torch.from_numpy(new)] = self._fold_in(self.history.of_users(users[new]))
+            source[new] = FOLD_IN
+        return embedding, source
+
+    @torch.no_grad()
+    def embed_ratings(self, rated: Sequence[UserRatings]) -> tuple[Tensor, NDArray[np.int8]]:
+        """The same for users who were not in training, from the ratings of each."""
+        embedding = self.model.user_state(torch.zeros(len(rated), dtype=torch.int64))
+        source = np.full(len(rated), POPULAR, np.int8)
         new = [row for row, (item, _) in enumerate(rated) if len(item)]
         if new:
-            state[new] = self._folding(RatingsCSR.of([rated[row] for row in new]))
-            source[new] = 1
-        return state, source
+            embedding[new] = self._fold_in(RatingsCSR.of([rated[row] for row in new]))
+            source[new] = FOLD_IN
+        return embedding, source
 
-    def fold_in(self, item: Tensor, rating: Tensor) -> Tensor:
-        """(1, S) state of somebody with these ratings: (N,) items, each once, and (N,) stars."""
-        return self.states_of([(item, rating)])[0]
+    def queries(self, users: NDArray[np.int64]) -> Queries:
+        """Make queries of (U,) dense ids of the data set."""
+        return Queries(*self.user_embeddings(users), self.history.of_users(users))
 
-    @torch.no_grad()
-    def scores(self, state: Tensor, source: NDArray[np.int8]) -> Tensor:
-        """(U, I) scores; popularity where nothing is known of a user."""
-        scores = self.model.score(state)
-        if (source == 2).any():
-            scores[torch.from_numpy(source == 2)] = self.popularity
-        return scores
+    def queries_of_ratings(self, rated: Sequence[UserRatings]) -> Queries:
+        """Make queries of the ratings of at least one user."""
+        return Queries(*self.embed_ratings(rated), RatingsCSR.of(rated))
+
+    # ------------------------------------------------------------------------------ lists
 
     @torch.no_grad()
-    def rank(self, users: NDArray[np.int64], k: int, exclude_seen: bool = True) -> Ranked:
-        """The k best items of each user, by blocks of items, whose lists are merged.
+    def top_k(
+        self,
+        queries: Queries,
+        k: int,
+        exclude_seen: bool = True,
+        candidates: Tensor | None = None,
+    ) -> TopK:
+        """The k best items of each user, by score, then by ascending item id.
 
         Args:
-            users: (U,) int64 dense ids.
+            queries: U users.
             k: Length of the lists; cut to the number of items.
             exclude_seen: Leave out what the user has rated.
+            candidates: (I,) or (U, I) bool; only these items may be listed. None allows all.
         """
-        state, source = self.states(users)
-        seen = self.history.cells(users) if exclude_seen else None
-        items = self.model.items
+        seen = queries.seen_cells() if exclude_seen else None
+        # All scores of a large catalogue would not fit the cache, nor perhaps the memory; so
+        # blocks of items are cut to their best one by one, and those lists are merged.
         blocks = [
-            self._rank_block(state, source, seen, first, min(first + ITEM_BLOCK, items), k)
-            for first in range(0, items, ITEM_BLOCK)
+            self._best_of_block(queries, seen, candidates, first, last, k)
+            for first, last in self._blocks()
         ]
-        item, best = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
+        item, best = blocks[0]
         if len(blocks) > 1:
-            item, best = best_of(best, min(k, items), item)
-        item = item.masked_fill(torch.isneginf(best), NONE)
-        return Ranked(item.numpy(), best.numpy(), source)
+            item, best = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
+            item, best = best_of(best, min(k, self.model.items), item)
+        return TopK(*_without_masked(item, best), queries.source)
 
-    def _rank_block(
+    def _blocks(self) -> list[tuple[int, int]]:
+        items = self.model.items
+        return [(n, min(n + ITEM_BLOCK, items)) for n in range(0, items, ITEM_BLOCK)]
+
+    def _best_of_block(
         self,
-        state: Tensor,
-        source: NDArray[np.int8],
+        queries: Queries,
         seen: tuple[Tensor, Tensor] | None,
+        candidates: Tensor | None,
         first: int,
         last: int,
         k: int,
     ) -> tuple[Tensor, Tensor]:
         """The k best of the items first..last-1: (U, K) ids and (U, K) scores."""
-        scores = self.model.score_items(state, first, last)
-        if (source == 2).any():
-            scores[torch.from_numpy(source == 2)] = self.popularity[first:last]
+        scores = self._score_block(queries.embedding, queries.source, first, last)
         if seen is not None:
             row, item = seen
             if last - first < self.model.items:
-                own = (item >= first) & (item < last)
-                row, item = row[own], item[own] - first
+                inside = (item >= first) & (item < last)
+                row, item = row[inside], item[inside] - first
             scores[row, item] = -torch.inf
+        if candidates is not None:
+            scores.masked_fill_(~candidates[..., first:last], -torch.inf)
         item, best = best_of(scores, min(k, last - first))
         return item + first, best
 
-    def rank_among(self, users: NDArray[np.int64], row: Tensor, item: Tensor, k: int) -> Ranked:
+    def _score_block(
+        self, embedding: Tensor, source: NDArray[np.int8], first: int, last: int
+    ) -> Tensor:
+        scores = self.model.score_items(embedding, first, last)
+        popular = source == POPULAR
+        if popular.any():
+            scores[torch.from_numpy(popular)] = self.popularity[first:last]
+        return scores
+
+    @torch.no_grad()
+    def scores(self, embedding: Tensor, source: NDArray[np.int8]) -> Tensor:
+        """(U, I) scores of all items; popularity where nothing is known of a user."""
+        blocks = [self._score_block(embedding, source, *block) for block in self._blocks()]
+        return torch.cat(blocks, dim=1)
+
+    def rank(self, users: NDArray[np.int64], k: int, exclude_seen: bool = True) -> TopK:
+        """The k best items of (U,) users of the data set; see top_k."""
+        return self.top_k(self.queries(users), k, exclude_seen)
+
+    def rank_candidates(self, users: NDArray[np.int64], row: Tensor, item: Tensor, k: int) -> TopK:
         """The k best of chosen items for each user, rated or not.
 
         Args:
@@ -234,59 +240,122 @@ class Ranker:
             item: (C,) dense ids; those that training does not know are left out.
             k: Length of the lists; cut to the number of items.
         """
-        state, source = self.states(users)
-        scores = self.scores(state, source)
         known = item < self.model.items
-        cells = row[known], item[known]
-        among = torch.full_like(scores, -torch.inf)
-        among[cells] = scores[cells]
-        best_items, best = top_k(among, min(k, self.model.items))
-        return Ranked(best_items.numpy(), best.numpy(), source)
+        candidates = torch.zeros(len(users), self.model.items, dtype=torch.bool)
+        candidates[row[known], item[known]] = True
+        return self.top_k(self.queries(users), k, False, candidates)
+
+    # ------------------------------------------------------------------------ predictions
 
     @torch.no_grad()
     def predict(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Predicted stars of pairs; a pair with an unknown side gets mean and known biases.
+        """Predict the ratings of pairs; a pair with an unknown side gets mean and known biases.
 
         Raises:
-            RecrayError: The model ranks and does not predict stars.
+            RecrayError: The model ranks and does not predict ratings.
         """
         if self.model.score_type != "rating":
             raise RecrayError(
                 "this model ranks and does not predict stars; rmse and mae need a rating model"
             )
-        stars = np.full(len(user), np.nan, np.float32)
+        rating = np.full(len(user), np.nan, np.float32)
         known_item = item < self.model.items
         warm = known_item & (user < self.model.users)
         u, i = (torch.from_numpy(ids[warm].astype(np.int64)) for ids in (user, item))
-        stars[warm] = self.model(u, i).numpy()
+        rating[warm] = self.model(u, i).numpy()
         cold = np.flatnonzero(known_item & ~warm)
         new, place = np.unique(user[cold], return_inverse=True)
-        state, source = self.states(new)
-        cold, place = cold[source[place] == 1], place[source[place] == 1]
-        raw = self.model.logits(state[torch.from_numpy(place)], torch.from_numpy(item[cold]).long())
-        stars[cold] = self.model.activation(raw).numpy()
-        rest = np.isnan(stars)
+        embedding, source = self.user_embeddings(new)
+        folded = source[place] == FOLD_IN
+        cold, place = cold[folded], place[folded]
+        chosen = embedding[torch.from_numpy(place)], torch.from_numpy(item[cold]).long()
+        rating[cold] = self.model.activation(self.model.logits(*chosen)).numpy()
+        rest = np.isnan(rating)
         if rest.any():
-            stars[rest] = self.baseline_stars(user[rest], item[rest])
-        return stars
+            rating[rest] = self.bias_prediction(user[rest], item[rest])
+        return rating
 
-    def baseline_stars(
+    def bias_prediction(
         self, user: NDArray[np.int64], item: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Mean and known biases of pairs: (B,) and (B,) dense ids to (B,) stars."""
+        """Mean and known biases of pairs: (B,) and (B,) dense ids to (B,) ratings."""
         base = self.bias_only
         user_bias = np.append(base.user_bias.numpy(), 0.0)[np.minimum(user, base.users)]
         item_bias = np.append(base.item_bias.numpy(), 0.0)[np.minimum(item, base.items)]
         return (float(base.mean) + user_bias + item_bias).astype(np.float32)
 
 
-def fit_bias_only(history: History, users: int, items: int) -> BiasOnly:
-    """The bias-only baseline on all ratings of users that training knows."""
-    model = BiasOnly(users, items)
-    users = min(users, len(history.begins) - 1)
-    model.init_from_statistics(statistics_of_history(history, users, items))
-    end = int(history.begins[users])
-    user = np.repeat(np.arange(users), np.diff(history.begins[: users + 1]))
-    columns = (user, history.item[:end].astype(np.int64), history.rating[:end].copy())
-    model.fit_users(*(torch.from_numpy(column) for column in columns))
-    return model
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best items of each user, by score, then by ascending item id.
+
+    Args:
+        scores: (U, I) float32 scores; -inf marks items that must not appear.
+        k: Length of the lists, 1 <= k <= I.
+
+    Returns:
+        (U, K) int64 items, NONE where too few remain, and (U, K) their scores.
+    """
+    item, best = _without_masked(*best_of(scores, k))
+    return torch.from_numpy(item), torch.from_numpy(best)
+
+
+def _without_masked(
+    item: Tensor, best: Tensor
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    items, scores = item.numpy(), best.numpy()
+    items[scores == -np.inf] = NONE
+    return items, scores
+
+
+def best_of(scores: Tensor, k: int, item: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """top_k whose lists keep the ids of items at -inf, so that lists can be merged.
+
+    Args:
+        scores: (U, I) float32 scores.
+        k: Length of the lists, 1 <= k <= I.
+        item: (U, I) or (I,) int64 ids of the columns, distinct in a row; 0..I-1 by default.
+
+    Returns:
+        (U, K) int64 items and (U, K) scores.
+    """
+    if item is None:
+        if len(scores) == 1:
+            return _best_of_one(scores, k)
+        if scores.shape[1] >= 4 * GROUP_ITEMS * k:
+            return _best_of_groups(scores, k)
+        item = torch.arange(scores.shape[1])
+    place = torch.topk(_sort_keys(scores, item), k, dim=1)[1]
+    return item.expand(scores.shape).gather(1, place), scores.gather(1, place)
+
+
+def _sort_keys(scores: Tensor, item: Tensor) -> Tensor:
+    """int64 numbers whose order is that of scores, and where they are equal of descending ids."""
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0, since -0.0 equals 0.0 but has other bits
+    ordered = bits ^ ((bits >> 31) & LAST_ID)  # floats below 0 have their bits the other way round
+    return (ordered.long() << ID_BITS) | (LAST_ID - item)
+
+
+def _best_of_one(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cut one row at its k-th best score; in numpy, as in seen_cells."""
+    score_I = scores.numpy()[0]
+    least = np.partition(score_I, -k)[-k]
+    item = np.flatnonzero(score_I >= least)  # ascending, with all that tie with the k-th
+    chosen = item[np.argsort(-score_I[item], kind="stable")[:k]]
+    return torch.from_numpy(chosen)[None, :], torch.from_numpy(score_I[chosen])[None, :]
+
+
+def _best_of_groups(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Look only into the k groups of neighbouring items that have the highest maxima.
+
+    Each of them has an item that is no worse than all that is in other groups; where maxima are
+    equal the earlier groups are taken, whose ids are lower. So no other group can be needed.
+    """
+    users, items = scores.shape
+    groups = items // GROUP_ITEMS
+    whole = groups * GROUP_ITEMS
+    highest = scores[:, :whole].unflatten(1, (groups, GROUP_ITEMS)).amax(dim=2)
+    chosen = torch.topk(_sort_keys(highest, torch.arange(groups)), k, dim=1)[1]
+    inside = (chosen[:, :, None] * GROUP_ITEMS + torch.arange(GROUP_ITEMS)).flatten(1)
+    rest = torch.arange(whole, items).expand(users, -1)
+    item = torch.cat([inside, rest], dim=1)
+    return best_of(scores.gather(1, item), k, item)

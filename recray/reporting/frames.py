@@ -1,6 +1,6 @@
 """Tables for people: pandas frames with titles, from what recray holds as arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 from recray.data.dataset import Ratings
 from recray.data.ids import IdMap
 from recray.tuning.results import TuneResult
+from recray.inference.item_catalog import ItemSummary
 
 FILM = ("item", "title", "year", "genres")
 
@@ -46,9 +47,11 @@ def items(table: pa.Table) -> pd.DataFrame:
     return frame.set_index("raw_item").rename_axis("item")
 
 
-def films(rows: list[dict[str, Any]], *columns: str) -> pd.DataFrame:
+def films(rows: Sequence[ItemSummary], *columns: str) -> pd.DataFrame:
     """A list of described films, best first; the index `place` counts from 1."""
-    frame = pd.DataFrame([{name: row.get(name) for name in (*FILM, *columns)} for row in rows])
+    frame = pd.DataFrame(
+        [{name: getattr(row, name, None) for name in (*FILM, *columns)} for row in rows]
+    )
     frame = frame.reindex(columns=[*FILM, *columns])
     frame["year"] = frame["year"].astype("Int64")
     frame.index = pd.RangeIndex(1, len(frame) + 1, name="place")

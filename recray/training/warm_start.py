@@ -9,7 +9,8 @@ from torch import Tensor
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 from recray.inference.bundle import KIND, Bundle
-from recray.inference.scorer import History, Ranker
+from recray.inference.history import History, UserRatings
+from recray.inference.scorer import Scorer
 from recray.models.base import Model, is_user_table
 from recray.models.factorization import Dot
 from recray.models.objectives import ImplicitALS
@@ -114,7 +115,7 @@ def _fold_in(
     if not new.any() or not _made_of_rows(bundle.model, names):
         return
     history = History.of(bundle.history, len(bundle.user_ids), bundle.item_ids.known)
-    ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
+    scorer = Scorer(bundle.model, bundle.objective, history, bundle.noise)
     for part in range(prepared.buckets):
         rows = prepared.load("train", [part])
         rows = rows.where(new[rows.user] & (place_of_item[rows.item] >= 0))
@@ -123,8 +124,9 @@ def _fold_in(
         users, begins = np.unique(rows.user, return_index=True)
         ends = [*begins[1:].tolist(), len(rows.user)]
         item, rating = torch.from_numpy(place_of_item[rows.item]), torch.from_numpy(rows.rating)
-        rated = [(item[a:b], rating[a:b]) for a, b in zip(begins.tolist(), ends, strict=True)]
-        state, _ = ranker.states_of(rated)
+        cuts = zip(begins.tolist(), ends, strict=True)
+        rated = [UserRatings(item[a:b], rating[a:b]) for a, b in cuts]
+        state, _ = scorer.embed_ratings(rated)
         for name, piece in zip(names, state.split(widths, dim=1), strict=True):
             table = weights[f"{name}.weight"]
             table[torch.from_numpy(users).long()] = piece.to(table.dtype)

@@ -17,7 +17,8 @@ from recray.evaluation.per_user import (
     metric_names,
     metric_sums,
 )
-from recray.inference.scorer import History, Ranker
+from recray.inference.history import History
+from recray.inference.scorer import Scorer
 from recray.models.base import Model
 from recray.models.baselines import BiasOnly
 from recray.models.objectives import Objective
@@ -83,10 +84,10 @@ class WorkerRows:
             on_cpu = settings.train.device == "cpu"
             model, tables = trained if on_cpu else copy.deepcopy(trained).cpu(), []
             for valid, history in groups():
-                ranker = Ranker(model, objective, history, 1.0, biases, popularity)
+                scorer = Scorer(model, objective, history, 1.0, biases, popularity)
                 blocks = blocks_of(valid)
                 tables += [
-                    evaluate_block(ranker, valid, block, settings.evaluate) for block in blocks
+                    evaluate_block(scorer, valid, block, settings.evaluate) for block in blocks
                 ]
             return metric_sums(PerUserMetrics.join(tables) if tables else None, names)
 

@@ -305,7 +305,7 @@ def test_nothing_is_wider_than_a_phone(visit, films, scheme):
 
 @slow
 def test_titles_are_text_and_never_markup(visit, films):
-    films.facts.titles[0] = "<img src=x onerror=document.title='broken'> (1995)"
+    films.catalog.titles[0] = "<img src=x onerror=document.title='broken'> (1995)"
     page = visit(build_app(films))
     page.wait_for_selector(BEGIN)
     assert page.locator("#begin").get_by_text("<img src=x").count() == 1

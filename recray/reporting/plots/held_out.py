@@ -44,7 +44,7 @@ def measure(recommender: Recommender) -> HeldOut:
     own = held.where(np.isin(held.user, chosen))
     user, item = own.user.astype(np.int64), own.item.astype(np.int64)
     stars = recommender.bundle.model.score_type == "rating"
-    predicted = recommender.ranker.predict(user, item) if stars else None
+    predicted = recommender.scorer.predict(user, item) if stars else None
     rank = np.concatenate([
         _places(recommender, chosen[first : first + BLOCK], own)
         for first in range(0, len(chosen), BLOCK)
@@ -60,7 +60,7 @@ def _places(recommender: Recommender, users: NDArray[np.int64], held: Ratings) -
     items = recommender.items.known
     rows = np.isin(held.user, users)
     row, item = np.searchsorted(users, held.user[rows]), held.item[rows]
-    order = recommender.ranker.rank(users, items).item
+    order = recommender.scorer.rank(users, items).item
     place = np.full((len(users), items + 1), NONE, np.int64)
     at = np.broadcast_to(np.arange(1, order.shape[1] + 1), order.shape)
     np.put_along_axis(place, np.where(order == NONE, items, order), at, axis=1)

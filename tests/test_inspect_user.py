@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from recray.cli import cli
 from recray.errors import RecrayError
-from recray.inference.inspect_user import explain
+from recray.inference.inspect_user import inspect_user
 from recray.inference.recommender import Recommender
 
 from .conftest import ITEMS, USERS, raw
@@ -17,44 +17,44 @@ from .conftest import ITEMS, USERS, raw
 
 
 def ids(films):
-    return [film["item"] for film in films]
+    return [film.item for film in films]
 
 
 def test_rated_recommended_and_held_out_films_stand_side_by_side(make_bundle):
-    look = explain(Recommender(make_bundle()), int(raw(0)), 3)
-    assert look["ratings"] == 4
-    assert ids(look["rated"]) == [raw(0), raw(6), raw(2)]
-    assert [film["rating"] for film in look["rated"]] == [5.0, 5.0, 4.0]
-    assert ids(look["recommended"]) == [raw(8), raw(1), raw(3)]
-    assert [film["hit"] for film in look["recommended"]] == [True, False, False]
-    assert look["hits"] == 1
-    first, second = look["held_out"]
-    assert (first["item"], first["rank"], first["hit"]) == (raw(8), 1, True)
-    assert first["score"] == look["recommended"][0]["score"]
-    assert (second["item"], second["rank"], second["score"]) == (raw(ITEMS), None, None)
-    assert (first["title"], first["genres"]) == ("Film 8 (1998)", ["Comedy", "War"])
+    look = inspect_user(Recommender(make_bundle()), int(raw(0)), 3)
+    assert look.ratings == 4
+    assert ids(look.rated) == [raw(0), raw(6), raw(2)]
+    assert [film.rating for film in look.rated] == [5.0, 5.0, 4.0]
+    assert ids(look.recommended) == [raw(8), raw(1), raw(3)]
+    assert [film.hit for film in look.recommended] == [True, False, False]
+    assert look.hits == 1
+    first, second = look.held_out
+    assert (first.item, first.rank, first.hit) == (raw(8), 1, True)
+    assert first.score == look.recommended[0].score
+    assert (second.item, second.rank, second.score) == (raw(ITEMS), None, None)
+    assert (first.title, first.genres) == ("Film 8 (1998)", ["Comedy", "War"])
 
 
 def test_a_rank_counts_what_the_user_has_not_rated(make_bundle):
-    look = explain(Recommender(make_bundle(flip=True)), int(raw(0)), 3)
-    assert look["held_out"][0]["rank"] == 6, "behind the five odd films"
-    assert look["hits"] == 0
-    assert not any(film["hit"] for film in look["recommended"])
+    look = inspect_user(Recommender(make_bundle(flip=True)), int(raw(0)), 3)
+    assert look.held_out[0].rank == 6, "behind the five odd films"
+    assert look.hits == 0
+    assert not any(film.hit for film in look.recommended)
 
 
 def test_a_rating_model_predicts_stars_even_for_somebody_without_history(make_bundle):
     recommender = Recommender(make_bundle(preset="dot-mse"))
-    look = explain(recommender, int(raw(USERS + 1)), 2)
-    assert (look["source"], look["scores"], look["rated"]) == ("popular", "stars", [])
-    assert 1 <= look["held_out"][0]["score"] <= 5
+    look = inspect_user(recommender, int(raw(USERS + 1)), 2)
+    assert (look.source, look.scores, look.rated) == ("popular", "stars", [])
+    assert 1 <= look.held_out[0].score <= 5
 
 
 def test_who_is_unknown_and_lists_too_long_are_refused(make_bundle):
     recommender = Recommender(make_bundle())
     with pytest.raises(KeyError):
-        explain(recommender, 7, 3)
+        inspect_user(recommender, 7, 3)
     with pytest.raises(RecrayError, match="k=11 is out of range"):
-        explain(recommender, int(raw(0)), 11)
+        inspect_user(recommender, int(raw(0)), 11)
 
 
 def run(*arguments: object):

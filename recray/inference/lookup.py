@@ -1,0 +1,243 @@
+"""What a bundle knows of its users and items, and the scores of pairs, in raw ids."""
+
+# Shape letter: B = pairs.
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+
+from recray.data.dataset import Ratings
+from recray.data.ids import RawId
+from recray.errors import RecrayError
+from recray.inference.bundle import Bundle
+from recray.inference.history import History
+from recray.inference.item_catalog import ItemCatalog, ItemFacts, ItemSummary
+from recray.inference.scorer import FOLD_IN, MODEL, NONE, POPULAR, SOURCES, Scorer
+from recray.schema import RATINGS
+
+HIGHEST_ITEMS = 10
+"""Items that a user's profile names, those with the highest ratings."""
+RawRatings = list[tuple[RawId, float]]
+"""Raw item ids and ratings; of several for one item the last counts."""
+RatingsSince = Callable[[RawId], RawRatings]
+"""Gives what a user has rated since training."""
+
+
+@dataclass(frozen=True)
+class RatedItem(ItemSummary):
+    """An item with a user's rating of it."""
+
+    rating: float
+
+
+@dataclass(frozen=True)
+class GenreCount:
+    """How many of a user's rated items are of a genre."""
+
+    genre: str
+    ratings: int
+
+
+@dataclass(frozen=True)
+class UserProfile:
+    """What is known of a user.
+
+    Args:
+        user: Raw id.
+        in_training: Whether the model was trained on this user's ratings.
+        source: Where the user's lists come from: model, fold_in or popular.
+        ratings: Number of ratings of items that training knows.
+        mean_rating: None without ratings.
+        genres: Those of the rated items, the most frequent first.
+        highest: The items with the highest ratings.
+    """
+
+    user: RawId
+    in_training: bool
+    source: str
+    ratings: int
+    mean_rating: float | None
+    genres: list[GenreCount]
+    highest: list[RatedItem]
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """The score of a user and an item.
+
+    Args:
+        user: Raw id.
+        item: Raw id.
+        title: None where the data set has no such item.
+        score: A rating or a logit. Where one side is cold, a model of ratings gives the mean with
+            what is known of the other side, and a model that ranks gives None.
+        source: model or fold_in; cold where the model knows nothing of one side.
+    """
+
+    user: RawId
+    item: RawId
+    title: str | None
+    score: float | None
+    source: str
+
+
+class Lookup:
+    """Looks users, items and scores up in one bundle, by raw ids.
+
+    Args:
+        bundle: An opened bundle.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.users, self.items = bundle.user_ids, bundle.item_ids
+        history = History.of(bundle.history, len(self.users), self.items.known)
+        scorer = Scorer(bundle.model, bundle.objective, history, bundle.noise)
+        # The catalogue must not refer to self: a model that was replaced has to be freed at once,
+        # not when the garbage collector next looks for cycles.
+        self.catalog = ItemCatalog(self.items, bundle.item_table, lambda: scorer.popularity)
+        self.scorer = scorer
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """Open a bundle by path or URI, checking every file.
+
+        Raises:
+            RecrayError: It is missing, damaged or not a bundle.
+        """
+        return cls(Bundle.open(path))
+
+    def drop_training_rows(self) -> None:
+        """Free the ratings by rows, which only offline work reads; the history has them too."""
+        none = Ratings.of(RATINGS.empty_table())
+        self.bundle = replace(self.bundle, history=none, holdout=none)
+
+    @property
+    def version(self) -> str:
+        """The bundle's version."""
+        return self.bundle.version
+
+    def dense_user(self, user: RawId) -> int:
+        """Dense id of a user.
+
+        Raises:
+            KeyError: No split has this user.
+        """
+        dense = self.users.encode_one(user)
+        if dense == NONE:
+            raise KeyError(user)
+        return dense
+
+    def no_user(self, user: RawId) -> str:
+        """The message for a user whom no split has."""
+        return f"no user {user!r} in {self.bundle.config['dataset']}"
+
+    def item(self, item: RawId) -> ItemFacts:
+        """Tell all that is known of an item.
+
+        Raises:
+            KeyError: No split has this item.
+        """
+        dense = self.items.encode_one(item)
+        if dense == NONE:
+            raise KeyError(item)
+        return self.catalog.facts(dense)
+
+    def find_item(self, text: str) -> RawId:
+        """The raw id of an item that a text names, by its id or by a part of its title.
+
+        Raises:
+            RecrayError: No item has this id or title.
+        """
+        try:
+            raw = self.items.parse(text)
+            if self.items.encode_one(raw) != NONE:
+                return raw
+        except KeyError:
+            pass  # The text is no id; perhaps it is a title.
+        found = self.catalog.find(text, 1)
+        if not found:
+            raise RecrayError(f"no item {text!r} in {self.bundle.config['dataset']}")
+        return found[0].item
+
+    def user(self, user: RawId, since: RawRatings | None = None) -> UserProfile:
+        """Tell what is known of a user.
+
+        Raises:
+            KeyError: No split has this user, and there are no ratings since.
+        """
+        dense = self.users.encode_one(user)
+        if dense == NONE and not since:
+            raise KeyError(user)
+        ratings, before = self._ratings(user, since or [])
+        item = np.array(list(ratings), np.int64)
+        rating = np.array(list(ratings.values()), np.float32)
+        genres = Counter(genre for i in item.tolist() for genre in self.catalog.genres[i])
+        trained = 0 <= dense < self.bundle.model.users
+        source = MODEL if trained and ratings == before else FOLD_IN if len(item) else POPULAR
+        return UserProfile(
+            user,
+            trained,
+            SOURCES[source],
+            len(item),
+            round(float(rating.mean()), 6) if len(item) else None,
+            [GenreCount(genre, count) for genre, count in genres.most_common()],
+            [
+                RatedItem(*self.catalog.fields(int(item[n])), float(rating[n]))
+                for n in np.lexsort((item, -rating))[:HIGHEST_ITEMS].tolist()
+            ],
+        )
+
+    def _ratings(self, user: RawId, since: RawRatings) -> tuple[dict[int, float], dict[int, float]]:
+        """Ratings by dense id of the items that training knows: with those since, and without."""
+        dense = self.users.encode_one(user)
+        before: dict[int, float] = {}
+        if dense != NONE:
+            item, rating = self.scorer.history.of_user(dense)
+            before = dict(zip(item.tolist(), rating.tolist(), strict=True))
+        items = self.items.encode_all([item for item, _ in since]).tolist()
+        new = {
+            item: rating
+            for item, (_, rating) in zip(items, since, strict=True)
+            if 0 <= item < self.items.known
+        }
+        return before | new, before
+
+    @torch.no_grad()
+    def score_pairs(self, pairs: Sequence[tuple[RawId, RawId]]) -> list[PairScore]:
+        """Score each pair of a raw user and a raw item."""
+        if not pairs:
+            return []
+        user = self.users.encode_all([user for user, _ in pairs]).astype(np.int64)
+        item = self.items.encode_all([item for _, item in pairs]).astype(np.int64)
+        known = user >= 0
+        # Unknown ids become the first ones after all known: predictions take them for cold ones.
+        user = np.where(known, user, len(self.users))
+        item = np.where(item < 0, len(self.items), item)
+        unique, row = np.unique(user[known], return_inverse=True)
+        embedding, unique_source = self.scorer.user_embeddings(unique)
+        place = np.zeros(len(pairs), np.int64)
+        place[known] = row
+        source = np.full(len(pairs), POPULAR, np.int8)
+        source[known] = unique_source[row]
+        warm = (source != POPULAR) & (item < self.items.known)
+        score = np.full(len(pairs), np.nan)
+        model = self.bundle.model
+        chosen = embedding[torch.from_numpy(place[warm])], torch.from_numpy(item[warm])
+        score[warm] = model.activation(model.logits(*chosen)).numpy()
+        if model.score_type == "rating" and not warm.all():
+            score[~warm] = self.scorer.bias_prediction(user[~warm], item[~warm])
+        return [
+            PairScore(
+                raw_user,
+                raw_item,
+                self.catalog.titles[item[n]] if item[n] < len(self.items) else None,
+                None if np.isnan(score[n]) else round(float(score[n]), 6),
+                SOURCES[source[n]] if warm[n] else "cold",
+            )
+            for n, (raw_user, raw_item) in enumerate(pairs)
+        ]
