@@ -3,6 +3,8 @@
 import json
 import re
 import threading
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -241,7 +243,7 @@ def test_items_are_found_by_title_and_told_of(client, recommender):
     assert [item["title"] for item in found["items"]] == ["Film 3 (1993)"]
     assert client.get("/v1/items?query=film&k=4").json()["items"][3]["item"]
     facts = client.get(f"/v1/items/{raw(3)}").json()
-    assert facts == {**recommender.item(int(raw(3))), "model_version": recommender.version}
+    assert facts == {**asdict(recommender.item(int(raw(3)))), "model_version": recommender.version}
     similar = client.get(f"/v1/items/{raw(2)}/similar?k=2&year_from=1995").json()
     assert {item["item"] for item in similar["items"]} == {int(raw(6)), int(raw(8))}
     assert similar["item"]["title"] == "Film 2 (1992)"
@@ -250,7 +252,7 @@ def test_items_are_found_by_title_and_told_of(client, recommender):
 def test_several_items_are_told_of_at_once(client, recommender):
     asked = {"items": [int(raw(3)), 7, int(raw(1)), int(raw(3)), "x"]}
     told = client.post("/v1/items:batch", json=asked).json()
-    assert told["items"] == [recommender.item(int(raw(3))), recommender.item(int(raw(1)))]
+    assert told["items"] == [asdict(recommender.item(int(raw(i)))) for i in (3, 1)]
     assert client.post("/v1/items:batch", json={"items": []}).status_code == 422
 
 
@@ -284,7 +286,7 @@ def test_items_that_training_does_not_know_have_facts_but_no_likeness(client):
 
 def test_a_users_history_is_told(client, recommender):
     facts = client.get(f"/v1/users/{raw(0)}").json()
-    assert facts == {**recommender.user(int(raw(0))), "model_version": recommender.version}
+    assert facts == {**asdict(recommender.user(int(raw(0)))), "model_version": recommender.version}
     assert client.get("/v1/users/7").json()["error"]["code"] == "unknown_user"
 
 
@@ -292,7 +294,7 @@ def test_pairs_are_scored(client, recommender):
     pairs = [{"user": int(raw(0)), "item": int(raw(1))}, {"user": "x", "item": 7}]
     reply = client.post("/v1/scores", json={"pairs": pairs}).json()
     named = [(int(raw(0)), int(raw(1))), ("x", 7)]
-    assert reply["scores"] == recommender.score_pairs(named)
+    assert reply["scores"] == [asdict(pair) for pair in recommender.score_pairs(named)]
     assert (reply["returns"], reply["scores"][1]["source"]) == ("logits", "cold")
     assert client.post("/v1/scores", json={"pairs": []}).status_code == 422
 
@@ -401,13 +403,9 @@ def test_a_service_of_another_version_is_found(serve, recommender, make_bundle):
 
 def test_a_service_that_leaves_out_the_best_item_is_found(serve, recommender, make_bundle):
     class Worse(Recommender):
-        def recommend(self, user, k=10, exclude_seen=True, filters=NO_FILTERS):
+        def recommend(self, user, k=10, exclude_seen=True, filters=NO_FILTERS, since=None):
             answer = super().recommend(user, k + 1, exclude_seen, filters)
-            del answer.items[0]
-            return answer
-
-        def written(self, *_):
-            return None
+            return replace(answer, item=answer.item[1:], score=answer.score[1:])
 
     url = serve(build_app(Worse(recommender.bundle)))
     result = verify(url, recommender, k=3)
@@ -432,10 +430,12 @@ class Says:
     def __getattr__(self, name):
         return getattr(self.recommender, name)
 
-    def recommend(self, user, k=10, exclude_seen=True, filters=NO_FILTERS):
-        answer = self.recommender.recommend(user, k, exclude_seen, filters)
-        self.change(answer.items)
-        return answer
+    def recommend(self, user, k=10, exclude_seen=True, filters=NO_FILTERS, since=None):
+        plain = self.recommender.recommend(user, k, exclude_seen, filters).plain()
+        self.change(plain["items"])
+        said = SimpleNamespace(source=plain["source"], model_version=plain["model_version"])
+        said.to_json = lambda: json.dumps(plain).encode()
+        return said
 
 
 @pytest.mark.parametrize(

@@ -385,7 +385,7 @@ def test_overlap_and_drift_are_of_the_two_lists(recommender):
     assert compare_lists(shown, shown).overlap == 1
     assert compare_lists(shown, shown).score_diff == 0
     other = recommender.recommend(int(raw(0)), 2)
-    other.items[0]["score"] += 0.5
+    other.score[0] += 0.5
     result = compare_lists(shown, other)
     assert (result.overlap, result.score_diff) == (0.5, pytest.approx(0.25))
 

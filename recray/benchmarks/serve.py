@@ -196,7 +196,7 @@ def _lists(bundle: Bundle, users: list[int]) -> list[list[RawId]]:
 async def _watch(
     port: int,
     users: list[int],
-    right: dict[str, list[list[int]]],
+    right: dict[str, list[list[RawId]]],
     seconds: float,
     change: Coroutine[Any, Any, None],
 ) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What one does with a bundle: evaluate, recommend, explain."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -214,15 +215,16 @@ def recommend(
         from recray.inference import batch
 
         with ui.during(f"lists of everybody into {out}"):
-            result = batch.recommend_all(recommender.bundle, str(out), k, address, ui.log)
-        ui.result(result, terminal.lists(result))
+            lists = batch.recommend_all(recommender.bundle, str(out), k, address, ui.log)
+        ui.result(asdict(lists), terminal.lists(asdict(lists)))
         return
-    wish = parse_filters(recommender, **filters)
+    chosen = parse_filters(recommender, **filters)
     if user is None:
-        answer = recommender.recommend_from(_raw_items(recommender.items, ratings), k, wish=wish)
+        new = _raw_items(recommender.items, ratings)
+        answer = recommender.recommend_from(new, k, filters=chosen)
     else:
         try:
-            answer = recommender.recommend(recommender.users.parse(user), k, wish=wish)
+            answer = recommender.recommend(recommender.users.parse(user), k, filters=chosen)
         except KeyError:
             raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
     ui.result(answer.plain(), terminal.recommendations(answer.plain()))
@@ -256,13 +258,13 @@ def explain(ui: Console, bundle: str, user: str, k: int) -> None:
     Example:
         recray explain bundles/mse --user 4
     """
-    from recray.inference import inspect_user as look
+    from recray.inference.inspect_user import inspect_user
     from recray.inference.recommender import Recommender
     from recray.serving.registry import resolve_bundle
 
     recommender = Recommender.open(resolve_bundle(bundle))
     try:
-        result = look.explain(recommender, recommender.users.parse(user), k)
+        result = asdict(inspect_user(recommender, recommender.users.parse(user), k))
     except KeyError:
         raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
     ui.result(result, terminal.explanation(result, k))

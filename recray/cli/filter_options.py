@@ -8,7 +8,7 @@ import click
 from recray.errors import RecrayError
 
 if TYPE_CHECKING:
-    from recray.inference.filters import Wish
+    from recray.inference.filters import Filters
     from recray.inference.recommender import Recommender
 
 _YEAR = click.IntRange(1, 9999)
@@ -43,13 +43,13 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def parse_filters(
     recommender: "Recommender", exclude: Sequence[str] = (), why: bool = False, **filters: Any
-) -> "Wish":
+) -> "Filters":
     """Make the recommender's filters of the values of the options.
 
     Raises:
         RecrayError: An id to exclude is a text, and the data set has numbers.
     """
-    from recray.inference.filters import Wish
+    from recray.inference.filters import Filters
 
     ids = []
     for text in exclude:
@@ -58,4 +58,4 @@ def parse_filters(
         except KeyError:
             raise RecrayError(f"--exclude {text}: the items of this data are numbers") from None
     used = {name: value for name, value in filters.items() if value}
-    return Wish(exclude=ids, explain=why, **used)
+    return Filters(exclude=ids, explain=why, **used)

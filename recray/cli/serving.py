@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,8 +40,8 @@ def similar(ui: Console, bundle: str, item: str, k: int) -> None:
     except KeyError:
         raise RecrayError(f"--item {item}: the model was not trained on it") from None
     facts = recommender.item(raw)
-    text = f"like {facts['title']} ({raw})\n{terminal.recommendations(answer)}"
-    ui.result({"item": facts, **answer}, text)
+    text = f"like {facts.title} ({raw})\n{terminal.recommendations(answer)}"
+    ui.result({"item": asdict(facts), **answer}, text)
 
 
 _LIMIT_OPTIONS = (

@@ -14,7 +14,8 @@ from recray.errors import CheckFailed, RecrayError
 from recray.evaluation.bootstrap import Comparison, compare
 from recray.evaluation.per_user import PerUserMetrics, blocks_of, evaluate_block
 from recray.inference.bundle import Bundle
-from recray.inference.scorer import History, Ranker
+from recray.inference.history import History
+from recray.inference.scorer import Scorer
 
 
 class NotComparable(RecrayError):
@@ -109,9 +110,9 @@ def _measure(bundle: Bundle, live: Bundle, settings: EvaluateSettings) -> PerUse
     )
     users = max(len(bundle.user_ids), int(targets.user[-1]) + 1)
     history = History.of(bundle.history, users, bundle.item_ids.known)
-    ranker = Ranker(bundle.model, bundle.objective, history, bundle.noise)
+    scorer = Scorer(bundle.model, bundle.objective, history, bundle.noise)
     table = PerUserMetrics.join(
-        evaluate_block(ranker, targets, b, settings) for b in blocks_of(targets)
+        evaluate_block(scorer, targets, b, settings) for b in blocks_of(targets)
     )
     # Dense ids differ between the bundles, raw ids do not: they line the two tables up.
     _, first_row = np.unique(targets.user, return_index=True)

@@ -299,9 +299,7 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(item), torch.from_numpy(best)
 
 
-def _without_masked(
-    item: Tensor, best: Tensor
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _without_masked(item: Tensor, best: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     items, scores = item.numpy(), best.numpy()
     items[scores == -np.inf] = NONE
     return items, scores

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from recray.data.dataset import Ratings
 from recray.data.ids import IdMap
-from recray.tuning.results import TuneResult
 from recray.inference.item_catalog import ItemSummary
+from recray.tuning.results import TuneResult
 
 FILM = ("item", "title", "year", "genres")
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from recray import __version__
 from recray.data.dataset import Ratings
-from recray.inference import inspect_user as look
 from recray.inference.bundle import Bundle
+from recray.inference.inspect_user import inspect_user
 from recray.inference.recommender import Recommender
 from recray.reporting import frames
 from recray.reporting.html import Block, Details, Plot, Section, Table
@@ -133,26 +133,25 @@ def users_section(recommender: Recommender) -> Section | None:
     blocks: list[Block] = []
     k = min(LISTED, recommender.items.known)
     for dense in chosen:
-        told = look.explain(recommender, recommender.users.raw.tolist()[dense], k)
-        who = f"User {told['user']}"
+        look = inspect_user(recommender, recommender.users.raw.tolist()[dense], k)
+        who = f"User {look.user}"
         blocks.append(
             Table(
-                f"{who}: the best of {told['ratings']:,} ratings",
+                f"{who}: the best of {look.ratings:,} ratings",
                 ["film", "genres", "stars"],
-                [[f["title"], ", ".join(f["genres"]), f"{f['rating']:g}"] for f in told["rated"]],
+                [[f.title, ", ".join(f.genres), f"{f.rating:g}"] for f in look.rated],
                 half=True,
             )
         )
         blocks.append(
             Table(
-                f"{who}: recommended; {told['hits']} of {len(told['held_out'])} held-out films hit",
-                ["film", "genres", "predicted" if told["scores"] == "stars" else "score"],
+                f"{who}: recommended; {look.hits} of {len(look.held_out)} held-out films hit",
+                ["film", "genres", "predicted" if look.scores == "stars" else "score"],
                 [
-                    [("✓ " if f["hit"] else "") + f["title"], ", ".join(f["genres"]),
-                     f"{f['score']:.2f}"]
-                    for f in told["recommended"]
+                    [("✓ " if f.hit else "") + f.title, ", ".join(f.genres), f"{f.score:.2f}"]
+                    for f in look.recommended
                 ],
-                frozenset(n for n, f in enumerate(told["recommended"]) if f["hit"]),
+                frozenset(n for n, f in enumerate(look.recommended) if f.hit),
                 half=True,
             )
         )  # fmt: skip

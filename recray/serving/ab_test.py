@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from recray.data.ids import RawId
 from recray.errors import RecrayError
-from recray.inference.filters import Wish
+from recray.inference.filters import Filters
 from recray.inference.recommendations import Recommendations
-from recray.inference.recommender import GivenRatings, Recommender
+from recray.inference.recommender import RawRatings, Recommender
 from recray.serving.telemetry import ListComparison, ServiceMetrics, log
 
 SALT = b"recray-arm-"
@@ -65,8 +65,8 @@ class ABTest:
         shown: Recommendations,
         k: int,
         exclude_seen: bool,
-        wish: Wish,
-        since: GivenRatings,
+        filters: Filters,
+        since: RawRatings,
     ) -> None:
         """Have the challenger make the same list later, in a thread, and compare the two."""
         if not self.shadow or shown.model_version == self.challenger.version:
@@ -78,7 +78,7 @@ class ABTest:
         def work() -> None:
             try:
                 begin = time.perf_counter()
-                other = self.challenger.recommend(user, k, exclude_seen, wish, since)
+                other = self.challenger.recommend(user, k, exclude_seen, filters, since)
                 seconds = time.perf_counter() - begin
                 self.metrics.record_list_seconds(other.model_version, seconds)
                 self.metrics.record_comparison(compare_lists(shown, other))
@@ -94,8 +94,8 @@ class ABTest:
 
 def compare_lists(shown: Recommendations, other: Recommendations) -> ListComparison:
     """Compare two models' lists for one user."""
-    first = {entry["item"]: entry["score"] for entry in shown.items}
-    second = {entry["item"]: entry["score"] for entry in other.items}
+    first = {entry.item: entry.score for entry in shown.items}
+    second = {entry.item: entry.score for entry in other.items}
     both = first.keys() & second.keys()
     score_diff = sum(abs(first[i] - second[i]) for i in both) / len(both) if both else float("nan")
     return ListComparison(len(both) / max(len(first), 1), score_diff)

@@ -17,7 +17,6 @@ from recray import __version__
 from recray.errors import RecrayError
 from recray.inference.recommender import Recommender
 from recray.serving.ab_test import ABTest
-from recray.serving.fast_route import Shortcut
 from recray.serving.feedback_service import FeedbackService
 from recray.serving.guard import SecurityMiddleware, ServiceLimits
 from recray.serving.hot_swap import ModelHolder
@@ -63,7 +62,6 @@ def build_app(
     app.exception_handler(RecrayError)(_unanswerable_request)
     app.exception_handler(HTTPException)(_http_error)
     _describe_keys(app, limits)
-    app.add_middleware(Shortcut, service=app.state.service)
     app.add_middleware(SecurityMiddleware, limits=limits, metrics=metrics)
     if limits.cors:
         app.add_middleware(

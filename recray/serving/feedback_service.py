@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from recray.data.feedback_log import Given, LogWriter, RatingsLog
 from recray.data.ids import RawId
 from recray.errors import DamagedFile, RecrayError
-from recray.inference.recommender import GivenRatings, Recommender
+from recray.inference.recommender import RawRatings, Recommender
 from recray.serving.schemas.responses import RatingsLogStatus
 from recray.serving.telemetry import log
 from recray.storage import is_uri
@@ -55,7 +55,7 @@ class FeedbackService:
         with self._changed:
             self._changed.notify()
 
-    def ratings_of(self, user: RawId) -> GivenRatings:
+    def ratings_of(self, user: RawId) -> RawRatings:
         """Return the user's ratings in the log as (item, rating), oldest first."""
         ratings = self._by_user.get(user)
         if not ratings:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import torch
 
 from recray.errors import RecrayError
-from recray.inference.filters import Wish
-from recray.inference.recommender import GivenRatings, Recommender
+from recray.inference.filters import Filters
+from recray.inference.recommender import RawRatings, Recommender
 from recray.serving.registry import Registry, is_registry
 from recray.serving.schemas.responses import Readiness, RefusedVersion
 from recray.serving.telemetry import log
@@ -119,7 +119,7 @@ def load_and_warm_up(path: str) -> Recommender:
     except Exception as error:  # the same error would meet every request
         reason = f"{type(error).__name__}: {error}"
         raise RecrayError(f"{path} opens and cannot answer: {reason}") from error
-    recommender.forget_rows()
+    recommender.drop_training_rows()
     pa.default_memory_pool().release_unused()  # Arrow keeps what opening the tables needed
     return recommender
 
@@ -127,20 +127,18 @@ def load_and_warm_up(path: str) -> Recommender:
 def _warm_up(recommender: Recommender) -> None:
     k = min(10, recommender.items.known)
     high = recommender.bundle.rating_range[1]
-    ratings: GivenRatings = [(item, high) for item in recommender.items.raw[:k].tolist()]
+    ratings: RawRatings = [(item, high) for item in recommender.items.raw[:k].tolist()]
     users = recommender.users.raw[:WARM_UP_USERS].tolist()
     vectors = recommender.bundle.model.item_vectors_for_similarity() is not None
-    wish = Wish(diversity=0.5 if vectors else 0.0, explain=True, min_popularity=1)
+    filters = Filters(diversity=0.5 if vectors else 0.0, explain=True, min_popularity=1)
     for user in users:
-        recommender.recommend(user, k)
-        recommender.written(user, k, True)
+        recommender.recommend(user, k).to_json()
         recommender.user(user)
-    recommender.written_many(users, k, True)
-    for answer in recommender.recommend_many([*users, ratings, []], k, True, wish):
+    for answer in recommender.recommend_many([*users, ratings, []], k, True, filters):
         if isinstance(answer, RecrayError):
             raise answer
     recommender.score_pairs([(user, ratings[0][0]) for user in users])
-    recommender.facts.find("the", k)
+    recommender.catalog.find("the", k)
     recommender.item(ratings[0][0])
     if vectors:
         recommender.similar(ratings[0][0], k)

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from recray.data.ids import ID_LENGTH, RawId
 from recray.errors import RecrayError
-from recray.inference.recommender import GivenRatings, Recommender
+from recray.inference.recommender import RawRatings, Recommendations, Recommender
 from recray.serving.guard import error_body
 from recray.serving.hot_swap import ModelHolder
 from recray.serving.schemas import requests, responses
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 THREADS = 2
 MAX_CACHED_QUERIES = 1000
+MAX_CACHED_QUERY_BYTES = 500
 UNANSWERABLE = "unfit"
 """Code of a request that fits the OpenAPI document, and that this data set or model cannot answer.
 """
@@ -66,14 +67,14 @@ class Service:
     ) -> None:
         self.holder, self.metrics = holder, metrics
         self.ab_test, self.feedback = ab_test, feedback
-        self.plain_queries: dict[bytes, tuple[int, bool]] = {}
+        self.checked_queries: dict[bytes, requests.QueryOptions] = {}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="recray-work")
 
     def model(self) -> Recommender:
         """Return the model that answers now; a handler calls it once, so no reply mixes two."""
         return self.holder.get()
 
-    def ratings_since(self, user: RawId) -> GivenRatings:
+    def ratings_since(self, user: RawId) -> RawRatings:
         """Return the user's ratings since training."""
         return self.feedback.ratings_of(user) if self.feedback is not None else []
 
@@ -97,10 +98,13 @@ class Service:
             raise RecrayError(f"model {version!r} is not loaded; loaded are {', '.join(found)}")
         return found[version]
 
-    def cache_query(self, query: bytes, k: int, exclude_seen: bool) -> None:
-        """Note what a query string without any filter means; a thousand of them are kept."""
-        if len(self.plain_queries) < MAX_CACHED_QUERIES:
-            self.plain_queries[query] = (k, exclude_seen)
+    def cache_query(self, query: bytes, options: requests.QueryOptions) -> None:
+        """Keep what FastAPI has made of a query string; the oldest one makes room for it."""
+        if query in self.checked_queries or len(query) > MAX_CACHED_QUERY_BYTES:
+            return
+        if len(self.checked_queries) >= MAX_CACHED_QUERIES:
+            del self.checked_queries[next(iter(self.checked_queries))]
+        self.checked_queries[query] = options
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
         """Do something long in a thread, while short requests go on.
@@ -126,6 +130,11 @@ def error_responses(*more: int) -> dict[int | str, dict[str, Any]]:
 def json_response(value: Any, status: int = 200) -> Response:
     """A reply of plain values, which are not checked once more."""
     return Response(to_json(value), status, media_type="application/json")
+
+
+def list_response(answer: Recommendations) -> Response:
+    """A reply of one list."""
+    return Response(answer.to_json(), media_type="application/json")
 
 
 def error_response(status: int, code: str, message: str) -> Response:

@@ -125,7 +125,7 @@ def _compare(
 ) -> Verification:
     # A challenger may answer some of the users, so the query names the version.
     query = f"k={k}&since=false&model={recommender.version}"
-    offline = recommender.ranker.rank(users, k).item
+    offline = recommender.scorer.rank(users, k).item
     online = np.full(offline.shape, NONE, np.int64)
     differences = []
     for row, user in enumerate(users):
@@ -142,7 +142,9 @@ def _compare(
             continue
         items = recommender.items.encode_all([entry.item for entry in listed]).astype(np.int64)
         online[row, : len(items)] = items
-        scores = recommender.ranker.scores(*recommender.ranker.states(users[row : row + 1]))
+        scores = recommender.scorer.scores(
+            *recommender.scorer.user_embeddings(users[row : row + 1])
+        )
         shown = np.array([entry.score for entry in listed])
         problem = _difference(scores[0].numpy(), expected, items, shown)
         if problem:

@@ -171,10 +171,10 @@ def test_a_known_users_history_stands_beside_their_list(page, films):
     page.keyboard.press("Enter")
     page.wait_for_selector(PICK)
     told = films.user(int(raw(2)))
-    assert len(names(page, "#history")) == len(told["highest"])
-    assert page.locator("#history dd").first.inner_text() == str(told["ratings"])
+    assert len(names(page, "#history")) == len(told.highest)
+    assert page.locator("#history dd").first.inner_text() == str(told.ratings)
     assert page.locator("#recommended-title").inner_text() == f"Recommended for user {raw(2)}"
-    expected = [entry["item"] for entry in films.recommend(int(raw(2)), ITEMS).items]
+    expected = [entry.item for entry in films.recommend(int(raw(2)), ITEMS).items]
     assert page.locator(PICK).count() == len(expected)
 
 

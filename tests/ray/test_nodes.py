@@ -73,7 +73,7 @@ def test_lists_of_all_users_come_from_both_nodes_and_are_those_of_one(nodes, rel
     lists = lists_in(tmp_path / "lists")
     recommender = Recommender.open(str(out / "bundle"))
     for user in lists.user.unique()[::50]:
-        own = [item["item"] for item in recommender.recommend(int(user), 10).items]
+        own = [item.item for item in recommender.recommend(int(user), 10).items]
         assert lists[lists.user == user]["item"].tolist() == own
     (tmp_path / "lists" / "manifest.json").unlink()
     (tmp_path / "lists" / "part-00001.parquet").unlink()

@@ -49,7 +49,7 @@ async def models(request: Request, _query: NoQuery) -> Response:
 
 
 def _info(service: Service, recommender: Recommender) -> responses.ModelInfo:
-    bundle, years = recommender.bundle, recommender.facts.year_span
+    bundle, years = recommender.bundle, recommender.catalog.year_span
     return responses.ModelInfo(
         model_version=recommender.version,
         created=bundle.created,
@@ -59,7 +59,7 @@ def _info(service: Service, recommender: Recommender) -> responses.ModelInfo:
         dataset=bundle.config["dataset"],
         users=bundle.config["users"],
         items=bundle.config["items"],
-        genres=recommender.facts.genre_names,
+        genres=recommender.catalog.genre_names,
         years=None if years is None else list(years),
         example_users=recommender.users.raw[:EXAMPLE_USERS].tolist(),
         keeps_ratings=service.feedback is not None,

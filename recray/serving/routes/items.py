@@ -1,5 +1,6 @@
 """Items: search by title, items like one item, and what is known of one or of several."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -23,7 +24,7 @@ async def search(request: Request, query: Annotated[requests.SearchQuery, Query(
     """Items by title, those that begin so first."""
     service = service_of(request)
     recommender = service.model()
-    found = await service.run_in_thread(lambda: recommender.facts.find(query.query, query.k))
+    found = await service.run_in_thread(lambda: recommender.catalog.find(query.query, query.k))
     return json_response({"items": found, "model_version": recommender.version})
 
 
@@ -34,7 +35,7 @@ async def items(request: Request, body: requests.ItemsRequest, _query: NoQuery) 
     """All that is known of up to 1,000 items; those that no split has are left out."""
     recommender = service_of(request).model()
     dense = recommender.items.encode_all(body.items).tolist()
-    known = [recommender.facts.facts(item) for item in dict.fromkeys(dense) if item >= 0]
+    known = [recommender.catalog.facts(item) for item in dict.fromkeys(dense) if item >= 0]
     return json_response({"items": known, "model_version": recommender.version})
 
 
@@ -48,13 +49,13 @@ async def similar(
 ) -> Response:
     """The items most like one item, by the model's vectors."""
     recommender = service_of(request).model()
-    wish, k = options.as_wish(), recommender.at_most(options.k)
+    filters, k = options.item_filters(), recommender.at_most(options.k)
     try:
         raw = recommender.items.parse(item)
-        answer = recommender.similar(raw, k, wish)
+        answer = recommender.similar(raw, k, filters)
     except KeyError:
         return unknown_item(recommender, item, " that the model was trained on")
-    summary = recommender.describe(recommender.items.encode_one(raw))
+    summary = recommender.catalog.describe(recommender.items.encode_one(raw))
     return json_response({"item": summary, **answer.plain()})
 
 
@@ -68,4 +69,4 @@ async def item(request: Request, item: ItemPath, _query: NoQuery) -> Response:
         facts = recommender.item(recommender.items.parse(item))
     except KeyError:
         return unknown_item(recommender, item)
-    return json_response({**facts, "model_version": recommender.version})
+    return json_response({**asdict(facts), "model_version": recommender.version})

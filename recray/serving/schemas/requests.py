@@ -7,8 +7,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from recray.data.feedback_log import KEY_LENGTH
 from recray.data.ids import ID_LENGTH, ID_LIMIT, RawId
-from recray.inference.filters import Wish
-from recray.inference.recommender import GivenRatings
+from recray.inference.filters import Filters
+from recray.inference.recommender import RawRatings
 
 MAX_K = 500
 MAX_RATINGS = 1000
@@ -71,9 +71,9 @@ class ItemFilters(StrictModel):
         int, Field(ge=0, lt=ID_LIMIT, description="Fewest ratings in training."), INTEGER
     ] = 0
 
-    def as_wish(self, **more: Any) -> Wish:
+    def item_filters(self, **more: Any) -> Filters:
         """Make the filters of the recommender, with values for those that are not fields here."""
-        return Wish(**{name: getattr(self, name) for name in ItemFilters.model_fields}, **more)
+        return Filters(**{name: getattr(self, name) for name in ItemFilters.model_fields}, **more)
 
 
 class ListOptions(ItemFilters):
@@ -92,8 +92,10 @@ class ListOptions(ItemFilters):
         None
     )
 
-    def _list_wish(self, exclude: Sequence[RawId], candidates: Sequence[RawId] | None) -> Wish:
-        return self.as_wish(
+    def _list_filters(
+        self, exclude: Sequence[RawId], candidates: Sequence[RawId] | None
+    ) -> Filters:
+        return self.item_filters(
             exclude=exclude,
             candidates=candidates,
             diversity=self.diversity,
@@ -115,14 +117,14 @@ class QueryOptions(ListOptions):
         ),
     ] = None
 
-    def wish(self, parse: Callable[[str], RawId]) -> Wish:
+    def as_filters(self, parse: Callable[[str], RawId]) -> Filters:
         """Make the filters of the recommender.
 
         Args:
             parse: Makes a raw id of its text; a KeyError says that no item can have it.
         """
         allowed = self.candidates
-        return self._list_wish(
+        return self._list_filters(
             _parse_ids(self.exclude, parse), None if allowed is None else _parse_ids(allowed, parse)
         )
 
@@ -152,9 +154,9 @@ class BodyOptions(ListOptions):
         ),
     ] = None
 
-    def wish(self) -> Wish:
+    def as_filters(self) -> Filters:
         """Make the filters of the recommender."""
-        return self._list_wish(self.exclude, self.candidates)
+        return self._list_filters(self.exclude, self.candidates)
 
 
 class SimilarOptions(ItemFilters):
@@ -188,7 +190,7 @@ class Rating(StrictModel):
     rating: Stars
 
 
-def as_pairs(ratings: list[Rating] | None) -> GivenRatings:
+def as_pairs(ratings: list[Rating] | None) -> RawRatings:
     """Return (item, rating) pairs, as the recommender takes them."""
     return [(rating.item, rating.rating) for rating in ratings or ()]
 
