@@ -47,11 +47,11 @@ def run(sizes: Sizes, log: Log) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        large = _ranker(*ML_25M)
+        large = _scorer(*ML_25M)
         # Memory first: what an earlier run has freed would be used again and not be seen.
         memory = _memory(large, sizes.memory_users, log)
         times = sizes.repetitions
-        small = _speed(_ranker(*ML_1M), ML_1M[0], times, log)
+        small = _speed(_scorer(*ML_1M), ML_1M[0], times, log)
         rows = [small, _speed(large, 1_024, times, log), memory, _network(times, log)]
     finally:
         torch.set_num_threads(threads)
@@ -70,13 +70,13 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _ranker(users: int, items: int) -> Scorer:
+def _scorer(users: int, items: int) -> Scorer:
     """A dot product of random vectors, and as many random ratings of each user as ml-25m has."""
     torch.manual_seed(0)
     begins = np.arange(users + 1, dtype=np.int64) * RATED
     item = np.random.default_rng(0).integers(0, items, int(begins[-1]), np.int32)
     history = History(begins, item, np.ones(len(item), np.float32))
-    return Scorer(Dot(users, items, DIM, "logits"), None, history)
+    return Scorer(Dot(users, items, DIM, "logit"), None, history)
 
 
 def rank_all(scorer: Scorer, users: int) -> None:
@@ -101,20 +101,20 @@ def _speed(scorer: Scorer, measured: int, repetitions: int, log: Log) -> dict[st
     items = scorer.model.items
     found = interleaved(
         {
-            "scorer": lambda: rank_all(scorer, measured),
+            "ranker": lambda: rank_all(scorer, measured),
             "argsort": lambda: argsort_loop(scorer, LOOPED),
         },
         repetitions,
     )
-    rate = measured / found["scorer"]["seconds"]
+    rate = measured / found["ranker"]["seconds"]
     loop = LOOPED / found["argsort"]["seconds"]
     log(f"{items:,} items: {rate:,.0f} users/s, argsort loop {loop:,.0f}")
     return {
         "items": items,
         "users": measured,
         "users_per_s": round(rate),
-        "slowest_per_s": round(measured / found["scorer"]["high"]),
-        "fastest_per_s": round(measured / found["scorer"]["low"]),
+        "slowest_per_s": round(measured / found["ranker"]["high"]),
+        "fastest_per_s": round(measured / found["ranker"]["low"]),
         "argsort_per_s": round(loop),
         "over_argsort": rate / loop,
     }
@@ -123,7 +123,7 @@ def _speed(scorer: Scorer, measured: int, repetitions: int, log: Log) -> dict[st
 def _network(repetitions: int, log: Log) -> dict[str, Any]:
     """Every pair of a block of users through a NeuMF of 64 and layers of 128, 64 and 32."""
     users, items = ML_1M
-    model = NeuMf(users, items, DIM, DIM, (128, 64, 32), 0.0, "logits").eval()
+    model = NeuMf(users, items, DIM, DIM, (128, 64, 32), 0.0, "logit").eval()
     state = model.user_state(torch.arange(USER_BLOCK))
     with torch.no_grad():
         found = interleaved({"neumf": lambda: model.score(state)}, repetitions)["neumf"]

@@ -30,7 +30,9 @@ class AsHistory(Objective):
         """
         raise ValueError(f"{type(model).__name__} is not trained by its history")
 
-    def folding(self, model: Model, noise: float, popularity: Tensor | None = None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
         """The state is made of who rated what; stars are not used.
 
         Raises:

@@ -16,7 +16,7 @@ from recray.errors import RecrayError
 from recray.inference.history import History, UserRatings
 from recray.models.base import ITEM_BLOCK, Model
 from recray.models.baselines import BiasOnly
-from recray.models.objectives import FoldIn, RatingsCSR, Objective
+from recray.models.objectives import FoldIn, Objective, RatingsCSR
 
 SOURCES = ("model", "fold_in", "popular")
 MODEL, FOLD_IN, POPULAR = range(len(SOURCES))
