@@ -60,6 +60,19 @@ def test_a_package_imports_only_what_stands_left_of_it(module):
             )
 
 
+def test_table_of_packages(capsys):
+    """Print the packages in their order; `pytest -k table` shows it."""
+    lines = {name: [0, 0] for name in ORDER}
+    for module, path in modules().items():
+        lines[home(module)][0] += 1
+        lines[home(module)][1] += len(path.read_text().splitlines())
+    with capsys.disabled():
+        print(
+            "\n".join(["", *(f"{n:12} {m:3} modules {k:6,} lines" for n, (m, k) in lines.items())])
+        )
+    assert all(count for count, _ in lines.values()), "ORDER names a package that is not there"
+
+
 def test_few_modules_lie_loose():
     loose = {name for name, path in modules().items() if path.parent == PACKAGE}
     assert len(loose) <= 8, loose
