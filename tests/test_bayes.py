@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.models import build_model
-from recray.models.bpmf import BPMFMean
+from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF, build_objective
 from recray.training.checkpoint import RunFolder
 from recray.training.collectives import Workers

@@ -43,7 +43,7 @@ def test_ids_occur_once_and_know_their_places():
     assert touched.ids.tolist() == [2, 7, 9]
     assert torch.equal(touched.ids[touched.local], given)
     assert touched.order.tolist() == [1, 2, 5, 0, 4, 3]
-    assert touched.begins.tolist() == [0, 3, 5]
+    assert touched.offsets.tolist() == [0, 3, 5]
 
 
 def test_rows_of_one_id_are_added_up():

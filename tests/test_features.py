@@ -5,7 +5,7 @@ import pyarrow as pa
 import torch
 
 from recray.data.item_features import feature_matrix, feature_names
-from recray.models.hybrid import Hybrid
+from recray.models.factorization import Hybrid
 
 TABLE = pa.table({"genres": [["War", "Drama"], [], ["Drama"]], "year": [1994, 2001, 0]})
 NAMES = ["decade:1990", "decade:2000", "genre:Drama", "genre:War"]

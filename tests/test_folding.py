@@ -47,10 +47,10 @@ def test_a_row_that_has_arrived_does_not_wander_while_others_go_on():
 
 
 def test_blocks_hold_so_many_ratings_but_at_least_one_person():
-    parts = [part.begins.tolist() for part in KNOWN.blocks(3)]
+    parts = [part.indptr.tolist() for part in KNOWN.blocks(3)]
     assert parts == [[0, 2, 3, 3], [0, 4]]
     assert torch.equal(torch.cat([part.item for part in KNOWN.blocks(3)]), ITEM)
-    assert [part.begins.tolist() for part in KNOWN.blocks(1)] == [[0, 2], [0, 1, 1], [0, 4]]
+    assert [part.indptr.tolist() for part in KNOWN.blocks(1)] == [[0, 2], [0, 1, 1], [0, 4]]
 
 
 CASES = {

@@ -116,7 +116,7 @@ def test_a_solve_that_is_held_to_vectors_is_the_minimum_over_all_pairs():
     order = torch.argsort(item, stable=True)
     begins = torch.searchsorted(item[order], torch.arange(ITEMS + 1))
     h = objective.solve(
-        w, begins, user[order], objective.gram(w), USERS, expected=expected
+        w, begins, user[order], objective.gram(w), USERS, prior_mean=expected
     ).requires_grad_()
     error = sum((1 - w[u] @ h[i]) ** 2 for u, i in pairs) + 0.3 * (w @ h.T).square().sum()
     count = torch.bincount(item, minlength=ITEMS)

@@ -94,10 +94,10 @@ def test_the_unrated_class_is_that_of_the_negatives():
     losses = objective.row_loss(model, BATCH)
     for row in range(len(USER)):
         state = model.user_state(USER[row : row + 1])
-        own = torch.softmax(model.classes(state, ITEM[row : row + 1])[0], 0)
+        own = torch.softmax(model.class_logits(state, ITEM[row : row + 1])[0], 0)
         expected = -math.log(own[{1.0: 0, 3.0: 1, 5.0: 2}[STARS[row].item()]])
         for item, weight in zip(NEGATIVES[row], WEIGHTS[row], strict=True):
-            chance = torch.softmax(model.classes(state, item[None])[0], 0)
+            chance = torch.softmax(model.class_logits(state, item[None])[0], 0)
             expected -= weight.item() * math.log(chance[3])
         assert losses[row].item() == pytest.approx(expected)
 
@@ -105,7 +105,7 @@ def test_the_unrated_class_is_that_of_the_negatives():
 def test_classes_are_the_cross_entropy_of_the_nearest_level():
     model = network("rating")
     losses = RatingClassification(0.0).row_loss(model, BATCH)
-    chance = torch.softmax(model.classes(model.user_state(USER), ITEM), dim=1)
+    chance = torch.softmax(model.class_logits(model.user_state(USER), ITEM), dim=1)
     expected = -chance[torch.arange(4), torch.tensor([2, 0, 1, 2])].log()
     assert torch.allclose(losses, expected)
     stars = model(USER, ITEM)
@@ -114,7 +114,9 @@ def test_classes_are_the_cross_entropy_of_the_nearest_level():
 
 def test_the_score_of_the_network_is_the_log_odds_of_being_rated():
     model = network()
-    chance = torch.softmax(model.classes(model.user_state(USER), ITEM), dim=1)[:, :3].sum(dim=1)
+    chance = torch.softmax(model.class_logits(model.user_state(USER), ITEM), dim=1)[:, :3].sum(
+        dim=1
+    )
     assert torch.allclose(model(USER, ITEM), torch.logit(chance))
 
 

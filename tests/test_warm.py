@@ -5,8 +5,7 @@ import torch
 
 from recray.config import load_settings
 from recray.errors import RecrayError
-from recray.models.factorization import Dot
-from recray.models.hybrid import Hybrid
+from recray.models.factorization import Dot, Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
 from recray.models.objectives import ImplicitALS
 from recray.models.softmax import SoftmaxDnn

@@ -6,9 +6,7 @@ from recray.config import Settings
 from recray.errors import RecrayError, unknown_name
 from recray.models.base import LinearModel, Model
 from recray.models.baselines import BiasOnly, Popularity
-from recray.models.bpmf import BPMFMean
-from recray.models.factorization import Dot, DotBias, MfNormalised
-from recray.models.hybrid import Hybrid
+from recray.models.factorization import BPMFMean, Dot, DotBias, Hybrid, MfNormalised
 from recray.models.neumf import Gmf, Mlp, NeuMf
 from recray.models.softmax import SoftmaxDnn
 

@@ -1,7 +1,12 @@
-"""A batch of pairs, the ids that occur in it, and products of their rows, with gradients."""
+"""A batch of ratings, its unique ids, and dot products of their rows with fast gradients.
 
-# Shape letters: B = rows in the batch, K = items of a row, N = ids that differ, U = users that
-# differ, I = items that differ, D = vector length.
+A gradient for whole embedding tables would touch every row in every step. So a step copies the
+rows of the ids in its batch into small tables, and the gradient of a row is one sum over the places
+where its id occurs.
+"""
+
+# Shape letters: B = rows in the batch, K = items of a row, N = unique ids, U = unique users,
+# I = unique items, D = vector length.
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,61 +19,63 @@ from torch.nn import functional
 from recray.data.negatives import Negatives
 
 PAIRS = 4096
-"""Pairs whose vectors are held at once: few enough to stay in a core's cache."""
+"""Pairs whose vectors are held at once; their rows stay in the cache of one core."""
 
 
 @dataclass(frozen=True)
 class UniqueIds:
-    """The ids that occur in a batch, each once, and where.
+    """The unique ids of a batch, and where each occurs.
 
     Args:
         ids: (N,) int64 ids, ascending.
-        local: The given ids as places in `ids`, in their own shape.
-        order: Places of the flattened given ids, by id; equal ones in their own order.
-        begins: (N,) where each id begins in `order`.
+        local: The ids of the batch as positions in `ids`, in the shape of the batch.
+        order: Positions of the flattened ids of the batch, sorted by id; the sort is stable.
+        offsets: (N,) position in `order` where each id starts.
     """
 
     ids: Tensor
     local: Tensor
     order: Tensor
-    begins: Tensor
+    offsets: Tensor
 
     @classmethod
-    def of(cls, given: Tensor) -> "UniqueIds":
-        """Find the ids of a tensor of non-negative int64 ids of any shape."""
-        ordered, order = _sort(given.reshape(-1))
+    def of(cls, batch_ids: Tensor) -> "UniqueIds":
+        """Find the unique ids of a tensor of non-negative int64 ids of any shape."""
+        ordered, order = _sort(batch_ids.reshape(-1))
         ids, place, counts = torch.unique_consecutive(
             ordered, return_inverse=True, return_counts=True
         )
         local = torch.empty_like(place).scatter_(0, order, place)
-        return cls(ids, local.view(given.shape), order, counts.cumsum(dim=0) - counts)
+        return cls(ids, local.view(batch_ids.shape), order, counts.cumsum(dim=0) - counts)
 
     def combine(self, rows: Tensor) -> Tensor:
-        """Add up what belongs to one id: a row for each flattened given id to (N, D)."""
+        """Sum the rows of each id: a row for each flattened id of the batch to (N, D)."""
         if not len(self.ids):
             return rows.new_zeros(0, rows.shape[1])
-        return functional.embedding_bag(self.order, rows, self.begins, mode="sum")
+        return functional.embedding_bag(self.order, rows, self.offsets, mode="sum")
 
 
-def _sort(given: Tensor) -> tuple[Tensor, Tensor]:
-    """The ids in order, and where each was; like torch.sort, several times faster on a CPU."""
-    if given.device.type != "cpu":
-        found = torch.sort(given, stable=True)
+def _sort(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort ids stably; return them and their positions. On a CPU faster than torch.sort."""
+    if ids.device.type != "cpu":
+        found = torch.sort(ids, stable=True)
         return found.values, found.indices
-    width = max(len(given), 1)
-    # One number for id and place, which numpy sorts with vector instructions.
-    keys = given.numpy() * width + np.arange(len(given))
+    width = max(len(ids), 1)
+    # numpy sorts plain int64 numbers with vector instructions, which argsort cannot use. So id and
+    # position are packed into one number, and unpacked after the sort; the position makes all
+    # numbers different, which makes the sort stable.
+    keys = ids.numpy() * width + np.arange(len(ids))
     keys.sort()
-    ids = keys // width
-    return torch.from_numpy(ids), torch.from_numpy(keys - ids * width)
+    sorted_ids = keys // width
+    return torch.from_numpy(sorted_ids), torch.from_numpy(keys - sorted_ids * width)
 
 
 class BatchIds(NamedTuple):
-    """The ids of a batch, while the tables of a model hold the rows of these ids alone.
+    """The unique ids of a batch, where the tables of the model hold the rows of these ids only.
 
     Args:
-        users: Users of the B pairs.
-        items: Items of the pairs and of their negatives, (B, 1 + K).
+        users: Users of the B ratings.
+        items: Items of the ratings and their negatives, (B, 1 + K).
     """
 
     users: UniqueIds
@@ -77,7 +84,7 @@ class BatchIds(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Ratings of one step, padding last.
+    """The ratings of one step; padding is at the end.
 
     Args:
         user: (B,) int64 ids.
@@ -85,9 +92,10 @@ class Batch:
         rating: (B,) ratings.
         weight: (B,) 1, or 0 for padding.
         num_valid: Ratings that are not padding.
-        negatives: Items that were drawn against each rating; None where the loss needs none.
-        ids: Given where the model's tables hold the rows of this batch alone; `user`, `item` and
-            the negatives are then row numbers in these tables. None where they hold every row.
+        negatives: Items drawn for each rating; None where the loss needs none.
+        ids: The unique ids where the model's tables hold the rows of this batch only; `user`,
+            `item` and the negatives are then row numbers in these tables. None where the tables
+            hold every row.
     """
 
     user: Tensor
@@ -100,10 +108,11 @@ class Batch:
 
 
 class _GroupedDot(torch.autograd.Function):
-    """The product of rows of two tables; its gradients are sums over the pairs of each row.
+    """Dot products of rows of two tables, whose gradients are sums over the pairs of each row.
 
-    d/d(user row) = sum over its pairs of slope * item row, and the other way round: an embedding
-    bag with weights, which holds no row for each pair.
+    The gradient of a user row is the sum of slope * item row over its pairs, and the other way
+    round. An embedding bag with weights computes such a sum without a row for each pair; autograd
+    would hold two vectors for each pair and add them one by one.
     """
 
     @staticmethod
@@ -127,18 +136,19 @@ class _GroupedDot(torch.autograd.Function):
         states, rows = ctx.saved_tensors
         users, items = ctx.users, ctx.items
         slope, count = slopes[0].reshape(-1), items.local.shape[1]
+        # The pairs sorted by user: K consecutive pairs for each row of the batch.
         by_user = (users.order[:, None] * count + torch.arange(count, device=slope.device)).view(-1)
         of_states = functional.embedding_bag(
             items.local.view(-1).index_select(0, by_user),
             rows,
-            users.begins * count,
+            users.offsets * count,
             mode="sum",
             per_sample_weights=slope.index_select(0, by_user),
         )
         of_rows = functional.embedding_bag(
             users.local.index_select(0, items.order // count),
             states,
-            items.begins,
+            items.offsets,
             mode="sum",
             per_sample_weights=slope.index_select(0, items.order),
         )
@@ -146,20 +156,20 @@ class _GroupedDot(torch.autograd.Function):
 
 
 def grouped_dot(states: Tensor, rows: Tensor, users: UniqueIds, items: UniqueIds) -> Tensor:
-    """Products of the pairs of a batch.
+    """Dot products of the pairs of a batch.
 
     Args:
-        states: (U, D) states of the users in the batch.
-        rows: (I, D) rows of its items.
-        users: The users of B rows.
-        items: The (B, K) items of these rows.
+        states: (U, D) states of the unique users.
+        rows: (I, D) rows of the unique items.
+        users: The users of the B rows.
+        items: The (B, K) items of the rows.
 
     Returns:
-        (B, K) products; their gradients flow to both tables.
+        (B, K) products; their gradients reach both tables.
     """
-    if not len(users.local):
+    if not len(users.local):  # an embedding bag refuses an empty batch; the graph must stay whole
         return states.sum() * 0 + rows.sum() * 0 + states.new_zeros(items.local.shape)
-    # Half of the digits would not do: the sums of gradients are taken in the rows' own.
+    # bf16 would lose digits in the sums of gradients, so the rows keep their own type here.
     with torch.autocast(states.device.type, enabled=False):
         products: Tensor = _GroupedDot.apply(states, rows, users, items)
     return products

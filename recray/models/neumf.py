@@ -1,4 +1,4 @@
-"""Neural matrix factorisation: a weighted product of vectors, a tower of layers, and both."""
+"""Neural matrix factorisation: a weighted product of vectors, a tower of layers, or both."""
 
 # Shape letters: B = pairs in the batch, U = users, I = items, D = length of the product's vectors,
 # K = items of a row, M = length of the tower's vectors, H = width of the tower's first layer.
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recray.models.base import LinearModel, Model, ScoreType, Statistics, rows_of
+from recray.models.base import LinearModel, Model, ScoreType, Statistics, embedding_rows
 from recray.models.batch_embedding import BatchIds
 from recray.models.factorization import embedding
 
 PAIRS_RANKED, PAIRS_TRAINED = 1 << 12, 1 << 14
-"""Pairs whose layers are held at once in a block: few enough to stay in a core's cache, and when
-training enough to make up for what each block adds to the graph.
+"""Pairs whose layers a block holds at once. They stay in the cache of one core; training takes more
+because each block adds nodes to the autograd graph.
 """
 
 
@@ -41,17 +41,17 @@ class Gmf(LinearModel):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def init_from_statistics(self, statistics: Statistics) -> None:
-        """Start at the mean rating, where ratings are predicted."""
+        """Start at the mean rating if the model predicts ratings."""
         if self.score_type == "rating":
             self.bias.data.fill_(statistics.mean)
 
     def user_state(self, user: Tensor | slice) -> Tensor:
         """(U,) ids to (U, D) vectors."""
-        return rows_of(self.user_vectors, user)
+        return embedding_rows(self.user_vectors, user)
 
     def item_rows(self, item: Tensor | slice) -> Tensor:
         """(I, D) item vectors times w."""
-        return rows_of(self.item_vectors, item) * self.weight
+        return embedding_rows(self.item_vectors, item) * self.weight
 
     def item_offset(self, item: Tensor | slice) -> Tensor:
         """(I,) b for every item."""
@@ -65,15 +65,15 @@ class Gmf(LinearModel):
 class Tower(nn.Module):
     """ReLU layers over a user's and an item's vector side by side.
 
-    The first layer is the sum of a user half and an item half, so that ranking computes each half
-    once for a user and once for an item, and only the rest for every pair.
+    The first layer is the sum of a user half and an item half. So ranking computes a half once for
+    each user and once for each item, and only the other layers for every pair.
 
     Args:
         dim: Length of each of the two vectors.
         layers: Widths of the layers, first to last.
         outputs: Width of the linear layer at the end.
-        dropout: Share of each layer's values that training drops.
-        product: Whether the first layer also sees the two vectors multiplied number by number.
+        dropout: Fraction of each layer's values that training drops.
+        product: Whether the first layer also sees the element-wise product of the two vectors.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Tower(nn.Module):
 
     def forward(self, first: Tensor) -> Tensor:
         """(..., H) sums of halves, which may be overwritten, to (..., outputs)."""
-        ranking = not torch.is_grad_enabled()  # then nobody asks for the sums again
+        ranking = not torch.is_grad_enabled()  # no backward pass will need the sums
         hidden = self._drop(functional.relu(first, inplace=ranking))
         for layer in self.rest:
             hidden = self._drop(functional.relu(layer(hidden), inplace=ranking))
@@ -113,12 +113,12 @@ class Tower(nn.Module):
         user_half, item_half = self.halves(user, item)
         pairs = PAIRS_TRAINED if torch.is_grad_enabled() else PAIRS_RANKED
         width = max(1, pairs // max(1, len(user)))
-        # (u * v) W' = v (diag(u) W'): one product of matrices a user, without a row for each pair.
-        own = None if self.product is None else user[:, :, None] * self.product.weight.T
+        # (u * v) W' = v (diag(u) W'): one matrix product for each user needs no row for each pair.
+        scaled = None if self.product is None else user[:, :, None] * self.product.weight.T
         parts = []
         for half, vectors in zip(item_half.split(width), item.split(width), strict=True):
             first = user_half[:, None] + half[None]
-            parts.append(self(first if own is None else first + vectors @ own))
+            parts.append(self(first if scaled is None else first + vectors @ scaled))
         return torch.cat(parts, dim=1)
 
 
@@ -130,7 +130,7 @@ class Mlp(Model):
         items: Number of items.
         mlp_dim: Vector length M.
         layers: Widths of the layers, first to last.
-        dropout: Share of each layer's values that training drops.
+        dropout: Fraction of each layer's values that training drops.
         score_type: Whether a score is a predicted rating or a logit.
 
     Source: He et al. (2017), eq. 10.
@@ -151,7 +151,7 @@ class Mlp(Model):
         self.tower = Tower(mlp_dim, layers, 1, dropout)
 
     def init_from_statistics(self, statistics: Statistics) -> None:
-        """Start at the mean rating, where ratings are predicted."""
+        """Start at the mean rating if the model predicts ratings."""
         if self.score_type == "rating":
             self.tower.last.bias.data.fill_(statistics.mean)
 
@@ -186,7 +186,7 @@ class NeuMf(Model):
         dim: Length D of the product's vectors.
         mlp_dim: Length M of the tower's vectors.
         layers: Widths of the tower's layers, first to last.
-        dropout: Share of each layer's values that training drops.
+        dropout: Fraction of each layer's values that training drops.
         score_type: Whether a score is a predicted rating or a logit.
 
     Source: He et al. (2017), eq. 12; the final layer over both parts side by side is the sum of
@@ -208,7 +208,7 @@ class NeuMf(Model):
         self.mlp = Mlp(users, items, mlp_dim, layers, dropout, score_type)
 
     def init_from_statistics(self, statistics: Statistics) -> None:
-        """Start at the mean rating, where ratings are predicted."""
+        """Start at the mean rating if the model predicts ratings."""
         self.gmf.init_from_statistics(statistics)
 
     def user_state(self, user: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ class NeuMf(Model):
 
     @torch.no_grad()
     def merge(self, alpha: float) -> None:
-        """Weigh two parts that were trained alone: alpha for the product, the rest for the tower.
+        """Weigh two parts that were trained alone: alpha the product, 1 - alpha the tower.
 
         Source: He et al. (2017), eq. 13.
         """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recray.models.base import LinearModel
-from recray.models.hybrid import Hybrid
+from recray.models.factorization import Hybrid
 from recray.models.objectives import ImplicitALS
 from recray.training.collectives import Workers
 from recray.training.epochs import Shard

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recray.models.bpmf import BPMFMean
+from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF, ROW_BLOCK
 from recray.training.collectives import Workers
 from recray.training.epochs import Shard

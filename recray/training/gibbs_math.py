@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recray.models.bpmf import TASTE_POWER
+from recray.models.factorization import SIDE_POWER
 from recray.training.collectives import Workers
 
 PASSES = 8  # of orthogonal iteration
@@ -163,8 +163,8 @@ def taste_features(
     ones = torch.ones(len(user), dtype=torch.float64)
     of_user = torch.zeros(users, dtype=torch.float64).index_add_(0, user, ones)
     of_item = workers.sum(torch.zeros(items, dtype=torch.float64).index_add_(0, item, ones))
-    scale = of_item.clamp(min=1) ** -TASTE_POWER
-    value = of_user[user] ** -TASTE_POWER * scale[item]
+    scale = of_item.clamp(min=1) ** -SIDE_POWER
+    value = of_user[user] ** -SIDE_POWER * scale[item]
     matrix = torch.sparse_coo_tensor(
         torch.stack([user, item]), value, (users, items), check_invariants=False
     ).coalesce()

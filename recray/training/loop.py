@@ -13,7 +13,7 @@ from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.evaluation.metrics import RATING
 from recray.models.base import Model, Statistics
-from recray.models.bpmf import BPMFMean
+from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF, ImplicitALS, Objective, PairLoss, SampledLoss, as_linear
 from recray.schema import TIMINGS
 from recray.training.als import AlternatingEpochs

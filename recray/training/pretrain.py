@@ -10,8 +10,7 @@ from torch import Tensor
 from recray.config import Settings
 from recray.errors import RecrayError
 from recray.models.base import Model
-from recray.models.factorization import Dot
-from recray.models.hybrid import Hybrid
+from recray.models.factorization import Dot, Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
 from recray.models.objectives import ImplicitALS
 from recray.models.softmax import SoftmaxDnn

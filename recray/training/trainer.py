@@ -17,7 +17,7 @@ from recray.data.item_features import feature_matrix
 from recray.errors import RecrayError, WorkerLost
 from recray.models import build_model
 from recray.models.base import Model
-from recray.models.hybrid import Hybrid
+from recray.models.factorization import Hybrid
 from recray.models.objectives import build_objective
 from recray.progress import Log
 from recray.runtime.failures import lost_worker, unplaced, user_error

@@ -1,8 +1,7 @@
-"""What training minimises, by name."""
+"""The objectives: what training minimises, and how a new user is folded in."""
 
 from recray.config import Settings
 from recray.models.objectives.base import Contributions, Objective, PairLoss, as_linear
-from recray.models.objectives.bpmf import BPMF
 from recray.models.objectives.fold_in import FoldIn, FoldInPrior, RatingsCSR
 from recray.models.objectives.ials import ROW_BLOCK, ImplicitALS
 from recray.models.objectives.ranking import (
@@ -12,7 +11,7 @@ from recray.models.objectives.ranking import (
     SampledLoss,
     UnobservedClass,
 )
-from recray.models.objectives.rating import Bce, Mse, RatingClassification
+from recray.models.objectives.rating import BPMF, Bce, Mse, RatingClassification
 
 __all__ = [
     "BPMF",
@@ -38,17 +37,17 @@ __all__ = [
 
 
 def build_objective(settings: Settings, low: float, high: float) -> Objective:
-    """The objective of the settings.
+    """Build the objective of the settings.
 
     Args:
         settings: Its `objective` group and `train.l2` are used.
-        low: Lowest training rating, in stars.
-        high: Highest training rating, in stars.
+        low: Lowest training rating.
+        high: Highest training rating.
     """
-    wanted, l2 = settings.objective, settings.train.l2
-    negatives = None if wanted.negatives == "all" else wanted.negatives
-    drawn = (l2, negatives, wanted.sampling == "popularity")
-    match wanted.kind:
+    group, l2 = settings.objective, settings.train.l2
+    negatives = None if group.negatives == "all" else group.negatives
+    sampling = (l2, negatives, group.sampling == "popularity")
+    match group.kind:
         case "mse":
             return Mse(l2)
         case "bce":
@@ -56,14 +55,14 @@ def build_objective(settings: Settings, low: float, high: float) -> Objective:
         case "classes":
             return RatingClassification(l2)
         case "ials":
-            return ImplicitALS(wanted.unobserved_weight, l2)
+            return ImplicitALS(group.unobserved_weight, l2)
         case "bpmf":
-            return BPMF(wanted.factors, wanted.side_rank, wanted.samples_per_epoch, wanted.burn_in)
+            return BPMF(group.factors, group.side_rank, group.samples_per_epoch, group.burn_in)
         case "logistic":
-            return Logistic(*drawn, wanted.unobserved_weight)
+            return Logistic(*sampling, group.unobserved_weight)
         case "bpr":
-            return Bpr(*drawn)
+            return Bpr(*sampling)
         case "item-softmax":
-            return ItemSoftmax(*drawn)
+            return ItemSoftmax(*sampling)
         case "unobserved-class":
-            return UnobservedClass(*drawn)
+            return UnobservedClass(*sampling)

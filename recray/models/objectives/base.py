@@ -1,4 +1,4 @@
-"""What every objective offers: a loss for rows, and its own optimum for one user.
+"""The interface of an objective: a loss for each rating, and fold-in of new users.
 
 A model does not know its loss. An objective gives the loss of each row of a batch or, for implicit
 ALS, exact solves of all rows of one side. Its `fold_in_solver` finds the user state that minimises
@@ -19,8 +19,9 @@ from recray.models.batch_embedding import Batch
 from recray.models.objectives.fold_in import FoldIn, RatingsCSR
 
 Contributions = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From (N,) items and (N,) stars of one user to (S,), their state without any rating, and (N, S),
-what each rating adds."""
+"""From (N,) items and (N,) ratings of one user to (S,), the state without ratings, and (N, S), what
+each rating adds to the state.
+"""
 
 
 class Objective(ABC):
@@ -38,25 +39,25 @@ class Objective(ABC):
     def fold_in_solver(
         self, model: Model, noise: float, popularity: Tensor | None = None
     ) -> FoldIn:
-        """Prepare to fold somebody in: everything that does not depend on their ratings.
+        """Prepare fold-in: compute everything that does not depend on the new users' ratings.
 
         Args:
             model: A trained model.
-            noise: Variance of a rating around its prediction; what the bundle carries.
-            popularity: (items,) ratings of each item; only what draws negatives by popularity
-                needs it.
+            noise: Variance of a rating around its prediction, from the bundle.
+            popularity: (items,) ratings of each item; only objectives that draw negatives by
+                popularity need it.
 
         Returns:
-            From the ratings of U people to the (U, S) user states that are best for them, the
-            items fixed; nobody's state depends on who else is there.
+            A function from the ratings of U users to their (U, S) best states, items fixed. The
+            state of a user does not depend on the other users in the call.
         """
 
     def contributions(self, model: Model, noise: float) -> Contributions | None:
-        """What `fold_in_solver` finds, as a sum over the ratings; None where it is no such sum."""
+        """The folded-in state as a sum over ratings; None where it is no such sum."""
         return None
 
     def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
-        """(1, S) state of one user; see fold_in_solver, which is better for several."""
+        """(1, S) state of one new user; for several users fold_in_solver is faster."""
         return self.fold_in_solver(model, noise)(RatingsCSR.one(item, rating))
 
 
@@ -64,7 +65,7 @@ class PairLoss(Objective):
     """An objective that is a mean over observed ratings, minimised in batches.
 
     Args:
-        l2: Weight of the squared rows that a rating touches.
+        l2: Weight of the squared rows of each pair.
     """
 
     def __init__(self, l2: float) -> None:
@@ -72,10 +73,10 @@ class PairLoss(Objective):
 
     @abstractmethod
     def row_loss(self, model: Model, batch: Batch) -> Tensor:
-        """(B,) loss of each rating, without the penalty."""
+        """(B,) loss of each rating without the l2 penalty."""
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
-        """(B,) loss of each rating."""
+        """(B,) loss of each rating with the l2 penalty."""
         value = self.row_loss(model, batch)
         if not self.l2:
             return value
@@ -83,20 +84,20 @@ class PairLoss(Objective):
 
 
 def require_raw_output(model: Model, objective: str) -> None:
-    """Refuse a model whose output is squeezed between the lowest and highest rating.
+    """Refuse a model whose output passes a sigmoid.
 
     Raises:
-        RecrayError: It is.
+        RecrayError: The output passes one.
     """
     if getattr(model, "output", "raw") != "raw":
         raise RecrayError(f"objective.kind={objective} needs model.output=raw; for sigmoid use bce")
 
 
 def as_linear(model: Model) -> LinearModel:
-    """The model as one that is linear in the user's state.
+    """Narrow the type of a model to one that is linear in the user state.
 
     Raises:
-        ValueError: A caller's mistake; Objective.check refuses such pairs before training.
+        ValueError: It is not linear; Objective.check refuses it before training.
     """
     if not isinstance(model, LinearModel):
         raise ValueError(f"{type(model).__name__} is not linear in the user's state")

@@ -1,6 +1,10 @@
-"""Folding in: the states of people who were not in training, from their ratings, items fixed."""
+"""Fold-in: the states of users who were not in training, from their ratings, with fixed items.
 
-# Shape letters: U = people, R = their ratings together, N = ratings of one, S = length of a state.
+Objectives with a closed form solve for each user alone (`fold_in_each`). The others minimise the
+losses of many users together by a batched L-BFGS (`fold_in_by_lbfgs`).
+"""
+
+# Shape letters: U = users, R = all their ratings, N = ratings of one user, S = length of a state.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,76 +16,79 @@ from torch import Tensor
 
 from recray.models.base import Model
 
-STEPS = 40
-MEMORY = 8
-HALVINGS = 12
-ENOUGH = 1e-4
-"""Of what the slope promises a step must give so much, Nocedal and Wright's c1."""
-GAIN = 1e-7
-"""Whose loss falls by no more than this part of it has arrived."""
-CELLS = 1 << 22
-"""So many scores, of ratings by items, are held at once while people are folded in together."""
+MAX_STEPS = 40
+MEMORY_STEPS = 8  # pairs of steps and gradient changes that L-BFGS keeps
+MAX_HALVINGS = 12  # of one step in the line search
+SUFFICIENT_DECREASE = 1e-4
+"""Fraction of the decrease predicted by the gradient that a step must reach (Armijo's rule; c1 in
+Nocedal and Wright).
+"""
+TOLERANCE = 1e-7
+"""A user has converged when a step lowers the loss by no more than this fraction of it."""
+MAX_CELLS = 1 << 22
+"""Scores (ratings times items) that are held at once while users are folded in together."""
 
 
 class RatingsCSR(NamedTuple):
-    """What people have rated whom no model knows, as rows of a sparse matrix.
+    """The ratings of new users as a sparse matrix in CSR form.
 
     Args:
-        begins: (U + 1,) int64; person p has the ratings begins[p]..begins[p + 1] - 1.
-        item: (R,) int64 ids, each once a person.
-        rating: (R,) float32 stars.
+        indptr: (U + 1,) int64; user u has the ratings indptr[u]..indptr[u + 1] - 1.
+        item: (R,) int64 ids; a user has each at most once.
+        rating: (R,) float32 ratings.
     """
 
-    begins: Tensor
+    indptr: Tensor
     item: Tensor
     rating: Tensor
 
     @classmethod
     def one(cls, item: Tensor, rating: Tensor) -> Self:
-        """A single person with (N,) items and (N,) stars."""
+        """One user with (N,) items and (N,) ratings."""
         return cls.of([(item, rating)])
 
     @classmethod
-    def of(cls, rated: Sequence[tuple[Tensor, Tensor]]) -> Self:
-        """Several people, each with (N,) items and (N,) stars; one at least."""
-        counts = torch.tensor([0, *(len(item) for item, _ in rated)])
-        items, stars = zip(*rated, strict=True)
-        return cls(counts.cumsum(dim=0), torch.cat(items), torch.cat(stars))
+    def of(cls, users: Sequence[tuple[Tensor, Tensor]]) -> Self:
+        """One or more users, each with (N,) items and (N,) ratings."""
+        counts = torch.tensor([0, *(len(item) for item, _ in users)])
+        items, ratings = zip(*users, strict=True)
+        return cls(counts.cumsum(dim=0), torch.cat(items), torch.cat(ratings))
 
     @property
     def row(self) -> Tensor:
-        """(R,) whose rating each is."""
-        return torch.repeat_interleave(torch.arange(len(self.begins) - 1), self.begins.diff())
+        """(R,) number of the user of each rating."""
+        return torch.repeat_interleave(torch.arange(len(self.indptr) - 1), self.indptr.diff())
 
     def sums(self, value: Tensor) -> Tensor:
-        """(R,) a value of each rating to (U,) their sums."""
-        return value.new_zeros(len(self.begins) - 1).index_add(0, self.row, value)
+        """Sum (R,) values of ratings for each user: (U,)."""
+        return value.new_zeros(len(self.indptr) - 1).index_add(0, self.row, value)
 
     def each(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The items and stars of each."""
-        for begin, end in pairwise(self.begins.tolist()):
+        """The items and ratings of each user in turn."""
+        for begin, end in pairwise(self.indptr.tolist()):
             yield self.item[begin:end], self.rating[begin:end]
 
     def blocks(self, ratings: int) -> Iterator["RatingsCSR"]:
-        """The same people in turn, as many at once as have so many ratings, but at least one."""
-        begins, first = self.begins.tolist(), 0
-        while first < len(begins) - 1:
+        """Blocks of users with at most so many ratings in a block, but at least one user."""
+        ends, first = self.indptr.tolist(), 0
+        while first < len(ends) - 1:
             last = first + 1
-            while last < len(begins) - 1 and begins[last + 1] - begins[first] <= ratings:
+            while last < len(ends) - 1 and ends[last + 1] - ends[first] <= ratings:
                 last += 1
-            rows = slice(begins[first], begins[last])
-            own = self.begins[first : last + 1] - begins[first]
-            yield RatingsCSR(own, self.item[rows], self.rating[rows])
+            rows = slice(ends[first], ends[last])
+            yield RatingsCSR(
+                self.indptr[first : last + 1] - ends[first], self.item[rows], self.rating[rows]
+            )
             first = last
 
 
 FoldIn = Callable[[RatingsCSR], Tensor]
-"""From people's ratings to their (U, S) states."""
+"""From the ratings of U users to their (U, S) states."""
 
 
 @dataclass(frozen=True)
 class FoldInPrior:
-    """What is believed of somebody new before any rating: the trained users' spread.
+    """The prior of a new user: the mean and the variance of the trained users' states.
 
     Args:
         mean: (S,) mean user state.
@@ -95,116 +102,126 @@ class FoldInPrior:
 
     @classmethod
     def of(cls, model: Model, noise: float) -> "FoldInPrior":
-        """Measure the spread of the trained users' states."""
+        """Measure mean and variance of the trained users' states."""
         state = model.user_state(torch.arange(model.users)).detach().double()
         variance = state.var(dim=0, correction=0).clamp(min=1e-6)
         return cls(state.mean(dim=0), 1 / variance, max(noise, 1e-6))
 
 
 def fold_in_each(fold_in: Callable[[Tensor, Tensor], Tensor]) -> FoldIn:
-    """Fold people in each alone: from (N,) items and (N,) stars to an (S,) state."""
+    """Fold in each user alone, by a function from (N,) items and (N,) ratings to (S,)."""
     return lambda known: torch.stack([fold_in(item, rating) for item, rating in known.each()])
 
 
 def fold_in_by_lbfgs(
     model: Model, prior: FoldInPrior, loss: Callable[[Tensor, RatingsCSR], Tensor]
 ) -> FoldIn:
-    """Fold people in together: the states that minimise loss + |state - mean|^2 / (2 variance).
+    """Fold in users together: minimise loss + |state - mean|^2 / (2 variance) for each.
 
     Args:
-        model: Its number of items says how many people are taken at once.
-        prior: What is believed before any rating.
+        model: Its number of items decides how many users are folded in at once.
+        prior: Mean and variance of a state.
         loss: From (U, S) states and the ratings to (U,) negative log-likelihoods, items fixed.
     """
     mean, precision = prior.mean.float(), prior.precision.float()
 
     def fold_in(known: RatingsCSR) -> Tensor:
-        def held(state: Tensor) -> Tensor:
+        def with_prior(state: Tensor) -> Tensor:
             return loss(state, known) + 0.5 * (precision * (state - mean).square()).sum(dim=1)
 
-        return lbfgs_rows(held, mean.repeat(len(known.begins) - 1, 1))
+        return lbfgs_rows(with_prior, mean.repeat(len(known.indptr) - 1, 1))
 
-    most = max(CELLS // model.items, 1)
+    most = max(MAX_CELLS // model.items, 1)
     return lambda known: torch.cat([fold_in(block) for block in known.blocks(most)])
 
 
 def lbfgs_rows(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """Minimise many functions at once, a row each, by L-BFGS with a halving line search.
+    """Minimise one function for each row by L-BFGS with a halving line search.
 
-    Every row has a memory, a step and an end of its own, so that nobody's result depends on who
-    else is in the batch.
+    Every row has its own memory, step length and convergence. torch.optim.LBFGS would treat all
+    rows as one vector, and the result of a user would depend on the other users in the batch.
 
     Args:
-        loss: From (U, S) to (U,); row u of the result depends on row u alone.
+        loss: From (U, S) to (U,); value u depends on row u alone.
         start: (U, S).
 
     Source: Nocedal and Wright (2006), "Numerical optimization", algorithms 7.4 and 3.1.
     """
-    at, (value, slope) = start, _value_and_slope(loss, start)
+    point, (value, gradient) = start, _value_and_gradient(loss, start)
     memory: list[tuple[Tensor, Tensor, Tensor]] = []
-    moving = torch.ones(len(start), dtype=torch.bool)
-    for _ in range(STEPS):
-        way = _way(slope, memory)
-        there, new_value, new_slope, found = _search(loss, at, value, slope, way, moving)
-        moved, turned = (
-            torch.where(found[:, None], after - before, 0)
-            for after, before in ((there, at), (new_slope, slope))
+    active = torch.ones(len(start), dtype=torch.bool)
+    for _ in range(MAX_STEPS):
+        direction = _direction(gradient, memory)
+        new_point, new_value, new_gradient, found = _line_search(
+            loss, point, value, gradient, direction, active
         )
-        moving = found & (value - new_value > GAIN * value.abs().clamp(min=1))
-        value, at, slope = torch.where(found, new_value, value), at + moved, slope + turned
-        if not moving.any():
+        # A row that has converged, or finds no lower loss, stays exactly where it is.
+        step, change = (
+            torch.where(found[:, None], after - before, 0)
+            for after, before in ((new_point, point), (new_gradient, gradient))
+        )
+        active = found & (value - new_value > TOLERANCE * value.abs().clamp(min=1))
+        value, point = torch.where(found, new_value, value), point + step
+        gradient = gradient + change
+        if not active.any():
             break
-        bend = (moved * turned).sum(dim=1)
-        inverse = torch.where(bend > 0, 1 / bend, 0)  # a pair that bends the wrong way is left out
-        memory = [*memory[1 - MEMORY :], (moved, turned, inverse)]
-    return at
+        # L-BFGS needs positive curvature. A step without it gets the weight 0 in the memory, which
+        # leaves it out for this row alone.
+        curvature = (step * change).sum(dim=1)
+        memory = [
+            *memory[1 - MEMORY_STEPS :],
+            (step, change, torch.where(curvature > 0, 1 / curvature, 0)),
+        ]
+    return point
 
 
-def _value_and_slope(loss: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+def _value_and_gradient(loss: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
-        point = at.detach().requires_grad_()
-        value = loss(point)
-        (slope,) = torch.autograd.grad(value.sum(), [point])  # of the states, and nothing else
-    return value.detach(), slope
+        leaf = point.detach().requires_grad_()
+        value = loss(leaf)
+        # grad() of the states alone: backward() would leave gradients in the model's parameters.
+        (gradient,) = torch.autograd.grad(value.sum(), [leaf])
+    return value.detach(), gradient
 
 
-def _way(slope: Tensor, memory: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """(U, S) directions to go, by the two loops of algorithm 7.4; downhill for every row."""
-    if not memory:
-        return -slope / slope.norm(dim=1, keepdim=True).clamp(min=1)
-    way, shares = -slope, []
-    for moved, turned, inverse in reversed(memory):
-        share = inverse * (moved * way).sum(dim=1)
-        way = way - share[:, None] * turned
-        shares.append(share)
-    moved, turned, inverse = memory[-1]
-    scale = 1 / (inverse * turned.square().sum(dim=1))
-    way = way * torch.where(inverse > 0, scale, 1.0)[:, None]
-    for (moved, turned, inverse), share in zip(memory, reversed(shares), strict=True):
-        way = way + (share - inverse * (turned * way).sum(dim=1))[:, None] * moved
-    downhill = (way * slope).sum(dim=1) < 0
-    return torch.where(downhill[:, None], way, -slope)
+def _direction(gradient: Tensor, memory: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """(U, S) search directions by the two loops of algorithm 7.4; downhill for every row."""
+    if not memory:  # nothing is known of the curvature yet, so the first step is at most 1 long
+        return -gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1)
+    direction, alphas = -gradient, []
+    for step, change, rho in reversed(memory):
+        alpha = rho * (step * direction).sum(dim=1)
+        direction = direction - alpha[:, None] * change
+        alphas.append(alpha)
+    step, change, rho = memory[-1]
+    scale = 1 / (rho * change.square().sum(dim=1))  # the inverse of the last step's curvature
+    direction = direction * torch.where(rho > 0, scale, 1.0)[:, None]
+    for (step, change, rho), alpha in zip(memory, reversed(alphas), strict=True):
+        direction = direction + (alpha - rho * (change * direction).sum(dim=1))[:, None] * step
+    downhill = (direction * gradient).sum(dim=1) < 0
+    return torch.where(downhill[:, None], direction, -gradient)
 
 
-def _search(
+def _line_search(
     loss: Callable[[Tensor], Tensor],
-    at: Tensor,
+    point: Tensor,
     value: Tensor,
-    slope: Tensor,
-    way: Tensor,
-    moving: Tensor,
+    gradient: Tensor,
+    direction: Tensor,
+    active: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Go a whole step, or half of it, or half of that, until the loss has fallen enough.
+    """Try a whole step, then half of it, and so on, until the loss of every row is low enough.
 
     Returns:
-        (U, S) points, (U,) losses and (U, S) slopes there, and (U,) bool, whether it has fallen.
+        (U, S) points, (U,) losses and (U, S) gradients there, and (U,) bool: whether the loss of a
+        row has fallen enough.
     """
-    down, length = (way * slope).sum(dim=1), moving.float()
-    for _ in range(HALVINGS):
-        there = at + length[:, None] * way
-        new_value, new_slope = _value_and_slope(loss, there)
-        found = moving & (new_value <= value + ENOUGH * length * down)
-        if torch.equal(found, moving):
+    predicted, length = (direction * gradient).sum(dim=1), active.float()
+    for _ in range(MAX_HALVINGS):
+        new_point = point + length[:, None] * direction
+        new_value, new_gradient = _value_and_gradient(loss, new_point)
+        found = active & (new_value <= value + SUFFICIENT_DECREASE * length * predicted)
+        if torch.equal(found, active):
             break
         length = torch.where(found, length, length / 2)
-    return there, new_value, new_slope, found
+    return new_point, new_value, new_gradient, found

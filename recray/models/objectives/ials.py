@@ -10,26 +10,26 @@ from torch import Tensor
 
 from recray.errors import RecrayError
 from recray.models.base import Model
-from recray.models.factorization import Dot
-from recray.models.hybrid import Hybrid
+from recray.models.factorization import Dot, Hybrid
 from recray.models.objectives.base import Contributions, Objective, as_linear
 from recray.models.objectives.fold_in import FoldIn
 
 AllReduce = Callable[[Tensor], Tensor]
 ROW_BLOCK = 512
+"""Rows that are solved at once; each holds a (D, D + 2) system."""
 
 
 class ImplicitALS(Objective):
-    """Squared error over all pairs, rated or not; what was rated should score 1, the rest 0.
+    """Squared error over all pairs: a rated pair should score 1, any other pair 0.
 
     sum over rated (1 - s)^2 + a * sum over all pairs s^2
         + l2 * (sum_u (n_u + a I) |w_u|^2 + sum_i (n_i + a U) |h_i|^2), a = unobserved_weight
 
-    Stars are not used: that somebody chose a film is the signal. Where a hybrid model knows
-    features of items, h_i is what an item's vector adds to that of its features.
+    The values of the ratings are not used, only which items were rated. Where a hybrid model knows
+    features of items, h_i in the l2 term is the item vector minus the vector of its features.
 
     Args:
-        unobserved_weight: Weight of all pairs.
+        unobserved_weight: Weight a of every pair.
         l2: Weight of the squared vectors, scaled by how often each occurs.
 
     Source: Hu, Koren and Volinsky (2008); scaling and ranges by Rendle, Krichene, Zhang and Koren
@@ -47,58 +47,62 @@ class ImplicitALS(Objective):
             )
 
     def ridge(self, count: Tensor, others: int) -> Tensor:
-        """(R,) how strongly each row is held back, from its (R,) number of ratings."""
+        """(R,) ridge of each row, from its (R,) number of ratings."""
         return self.l2 * (count + self.unobserved_weight * others)
 
     def gram(self, rows: Tensor) -> Tensor:
-        """(N, D) fixed vectors to unobserved_weight times their (D, D) Gram matrix."""
+        """Turn (N, D) fixed vectors into unobserved_weight times their (D, D) Gram matrix."""
         return self.unobserved_weight * (rows.T @ rows)
 
     def solve(
         self,
         fixed: Tensor,
-        begins: Tensor,
+        indptr: Tensor,
         places: Tensor,
         gram: Tensor,
         others: int,
         all_reduce: AllReduce | None = None,
-        expected: Tensor | None = None,
+        prior_mean: Tensor | None = None,
     ) -> Tensor:
-        """The best vectors of one side, the other side fixed; exact, row by row.
+        """Solve exactly for the vectors of one side while the other side is fixed.
 
         Args:
             fixed: (N, D) vectors of the other side.
-            begins: (R + 1,) int64; row r has the ratings begins[r]..begins[r + 1] - 1.
+            indptr: (R + 1,) int64; row r has the ratings indptr[r]..indptr[r + 1] - 1.
             places: (ratings,) int64 rows of `fixed`, one for each rating.
             gram: (D, D) unobserved_weight times the Gram matrix of the whole other side.
             others: Size of the other side, for the scaling of l2.
             all_reduce: Sums a tensor over workers, where each has a part of the ratings.
-            expected: (R, D) vectors that the solved ones are held to; None holds them to zero.
+            prior_mean: (R, D) vectors that the ridge pulls to; None means zero.
 
         Returns:
             (R, D) vectors.
         """
-        rows, dim = len(begins) - 1, fixed.shape[1]
+        rows, dim = len(indptr) - 1, fixed.shape[1]
         out = fixed.new_empty(rows, dim)
         for first in range(0, rows, ROW_BLOCK):
             last = min(first + ROW_BLOCK, rows)
-            system = self._normal_equations(fixed, begins[first : last + 1], places)
+            # Matrix, right side and count of a row lie side by side in one tensor, so that workers
+            # sum them in one call.
+            system = self._normal_equations(fixed, indptr[first : last + 1], places)
             if all_reduce is not None:
                 system = all_reduce(system)
             matrix, right = system[:, :, :dim], system[:, :, dim]
             ridge = self.ridge(system[:, 0, dim + 1], others)
-            if expected is not None:
-                right = right + ridge[:, None] * expected[first:last]
+            if prior_mean is not None:
+                right = right + ridge[:, None] * prior_mean[first:last]
+            # The pairs without a rating enter through the Gram matrix of the whole other side, so
+            # the cost of a row grows with its own ratings only (Hu et al., section 4).
             matrix = matrix + gram + torch.diag_embed(ridge[:, None].expand(-1, dim))
             factor = torch.linalg.cholesky(matrix)
             out[first:last] = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
         return out
 
-    def _normal_equations(self, fixed: Tensor, begins: Tensor, places: Tensor) -> Tensor:
-        """(R, D, D + 2): each row's matrix, right side and count, ready to be summed."""
+    def _normal_equations(self, fixed: Tensor, indptr: Tensor, places: Tensor) -> Tensor:
+        """(R, D, D + 2): matrix, right side and count of each row, as sums over its ratings."""
         dim = fixed.shape[1]
-        system = fixed.new_zeros(len(begins) - 1, dim, dim + 2)
-        edges = begins.tolist()
+        system = fixed.new_zeros(len(indptr) - 1, dim, dim + 2)
+        edges = indptr.tolist()
         for row, (begin, end) in enumerate(pairwise(edges)):
             if end > begin:
                 vectors = fixed[places[begin:end]]
@@ -110,21 +114,21 @@ class ImplicitALS(Objective):
     def fold_in_solver(
         self, model: Model, noise: float, popularity: Tensor | None = None
     ) -> FoldIn:
-        """The same exact solve; stars are not used, nor is the noise."""
+        """Solve as in training; values of ratings and the noise are not used."""
         vectors = as_linear(model).item_rows(slice(None)).detach()
         gram = self.gram(vectors)
         items = model.items
-        return lambda known: self.solve(vectors, known.begins, known.item, gram, items)
+        return lambda known: self.solve(vectors, known.indptr, known.item, gram, items)
 
     def contributions(self, model: Model, noise: float) -> Contributions:
-        """The right side of the solve is a sum over the ratings, and so is what it gives."""
+        """The right side of the solve is a sum over ratings, so its solution is one too."""
         vectors = as_linear(model).item_rows(slice(None)).detach()
         gram = self.gram(vectors)
 
-        def shares(item: Tensor, rating: Tensor) -> tuple[Tensor, Tensor]:
-            own = vectors[item]
+        def parts_of(item: Tensor, rating: Tensor) -> tuple[Tensor, Tensor]:
+            rows = vectors[item]
             ridge = self.ridge(torch.tensor(len(item)), model.items)
-            matrix = own.T @ own + gram + ridge * torch.eye(own.shape[1])
-            return own.new_zeros(own.shape[1]), torch.linalg.solve(matrix, own.T).T
+            matrix = rows.T @ rows + gram + ridge * torch.eye(rows.shape[1])
+            return rows.new_zeros(rows.shape[1]), torch.linalg.solve(matrix, rows.T).T
 
-        return shares
+        return parts_of

@@ -1,7 +1,7 @@
-"""Objectives that rank what people chose above what they did not: sampled negatives, or all items.
+"""Objectives that rank rated items above others, against sampled negatives or all items.
 
-Stars are not used, but by UnobservedClass. With sampled negatives a row is a rating with its K
-negatives; with all items a row is a user with all of their ratings.
+Only UnobservedClass uses the values of the ratings. With sampled negatives a row is a rating with
+its K negatives; with all items a row is a user with all of the user's ratings.
 """
 
 # Shape letters: B = pairs in the batch, K = negatives of a pair, U = users, I = items,
@@ -37,7 +37,7 @@ class SampledLoss(PairLoss):
     """A loss of a rated item's score against the scores of others.
 
     Args:
-        l2: Weight of the squared rows that a rating touches.
+        l2: Weight of the squared rows of each pair.
         negatives: Items drawn for each rating; None takes all items.
         by_popularity: Whether they are drawn by popularity.
     """
@@ -49,7 +49,7 @@ class SampledLoss(PairLoss):
         self.negatives, self.by_popularity = negatives, by_popularity
 
     def check(self, model: Model) -> None:
-        """Refuse a model that predicts stars."""
+        """Refuse a model with a sigmoid output."""
         require_raw_output(model, self.kind)
 
     @abstractmethod
@@ -64,9 +64,9 @@ class SampledLoss(PairLoss):
 
         Args:
             scores: (U, I) raw scores.
-            row: (R,) place of each rating's user.
+            row: (R,) row number of each rating's user.
             item: (R,) rated items.
-            share: (I,) how much each item counts as a negative, 1 together.
+            share: (I,) probability that each item is drawn as a negative.
         """
 
     def row_loss(self, model: Model, batch: Batch) -> Tensor:
@@ -79,7 +79,7 @@ class SampledLoss(PairLoss):
     def fold_in_solver(
         self, model: Model, noise: float, popularity: Tensor | None = None
     ) -> FoldIn:
-        """Steps on the loss against all items, which is what sampled ones amount to."""
+        """L-BFGS on the loss against all items, the expectation of the sampled loss."""
         prior = FoldInPrior.of(model, noise)
         share = sampling_probabilities(
             model.items, popularity if self.by_popularity else None
@@ -92,7 +92,7 @@ class SampledLoss(PairLoss):
 
 
 def all_logits(model: Model, state: Tensor) -> Tensor:
-    """(U, I) scores before the link, by blocks of items."""
+    """(U, I) scores before the activation, computed by blocks of items."""
     edges = range(0, model.items, ITEM_BLOCK)
     blocks = [model.logits_block(state, a, min(a + ITEM_BLOCK, model.items)) for a in edges]
     return torch.cat(blocks, dim=1)
@@ -156,7 +156,10 @@ class Bpr(SampledLoss):
 
 
 class ItemSoftmax(SampledLoss):
-    """-log of the softmax over items at the rated one; sampled ones are corrected by log q.
+    """-log of the softmax over items at the rated one.
+
+    A sampled softmax subtracts log q, the log of the probability that an item is drawn, from each
+    logit: otherwise items that are drawn often would be pushed down too much.
 
     Source: Yi et al. (2019), RecSys, "Sampling-bias-corrected neural modeling"; against all items
         the multinomial likelihood of Liang et al. (2018), WWW.
@@ -169,7 +172,7 @@ class ItemSoftmax(SampledLoss):
     ) -> Tensor:
         """(B,) cross-entropies over the rated item and its negatives."""
         own = positive - drawn.log_share[item]
-        # A negative of weight 0, or the rated item itself, takes no part.
+        # A negative of weight 0 stands for no item, and the rated item is in the sum already.
         void = (drawn.weight == 0) | (drawn.item == item[:, None])
         others = (negative - drawn.log_share[drawn.item]).masked_fill(void, -torch.inf)
         return torch.logsumexp(torch.cat([own[:, None], others], dim=1), dim=1) - own
@@ -182,10 +185,10 @@ class ItemSoftmax(SampledLoss):
 
 
 class UnobservedClass(PairLoss):
-    """Cross-entropy of the class of the rating, and of the class "unrated" of its negatives.
+    """Cross-entropy of the rating's class, and of the class "not rated" for its negatives.
 
     Args:
-        l2: Weight of the squared rows that a rating touches.
+        l2: Weight of the squared rows of each pair.
         negatives: Items drawn for each rating.
         by_popularity: Whether they are drawn by popularity.
     """
@@ -204,16 +207,16 @@ class UnobservedClass(PairLoss):
         """(B,) cross-entropies in nats."""
         network, drawn = as_classifier(model), negatives_of(batch)
         state, count = network.user_state(batch.user), drawn.item.shape[1]
-        classes = network.classes(state, batch.item)
+        classes = network.class_logits(state, batch.item)
         own = functional.cross_entropy(classes, network.class_of(batch.rating), reduction="none")
-        others = network.classes(state.repeat_interleave(count, dim=0), drawn.item.flatten())
-        unrated = -torch.log_softmax(others, dim=-1)[:, network.unrated].view(-1, count)
-        return own + (unrated * drawn.weight).sum(dim=-1)
+        others = network.class_logits(state.repeat_interleave(count, dim=0), drawn.item.flatten())
+        unobserved = -torch.log_softmax(others, dim=-1)[:, network.unobserved].view(-1, count)
+        return own + (unobserved * drawn.weight).sum(dim=-1)
 
     def fold_in_solver(
         self, model: Model, noise: float, popularity: Tensor | None = None
     ) -> FoldIn:
-        """Steps on the cross-entropies, the negatives at their expectation over all items."""
+        """L-BFGS on the cross-entropies, with the expectation over all items for the negatives."""
         network, prior = as_classifier(model), FoldInPrior.of(model, noise)
         share = sampling_probabilities(
             model.items, popularity if self.by_popularity else None
@@ -223,7 +226,7 @@ class UnobservedClass(PairLoss):
             classes = network.tower.block(state, network.item_vectors.weight)
             chances = torch.log_softmax(classes, dim=-1)
             own = chances[known.row, known.item, network.class_of(known.rating)]
-            unrated = chances[:, :, network.unrated] @ share
-            return -known.sums(own) - known.begins.diff() * (self.negatives or 0) * unrated
+            unobserved = chances[:, :, network.unobserved] @ share
+            return -known.sums(own) - known.indptr.diff() * (self.negatives or 0) * unobserved
 
         return fold_in_by_lbfgs(network, prior, loss)

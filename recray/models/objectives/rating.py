@@ -1,4 +1,4 @@
-"""Objectives that predict the stars people gave: squared error, cross-entropy, and classes."""
+"""Objectives that predict ratings: squared error, cross-entropy, classes, and BPMF."""
 
 # Shape letters: B = pairs in the batch, N = ratings of one user, S = length of a user state.
 
@@ -11,7 +11,14 @@ from torch.nn import functional
 from recray.errors import RecrayError
 from recray.models.base import LinearModel, Model
 from recray.models.batch_embedding import Batch
-from recray.models.objectives.base import Contributions, PairLoss, as_linear, require_raw_output
+from recray.models.factorization import BPMFMean
+from recray.models.objectives.base import (
+    Contributions,
+    Objective,
+    PairLoss,
+    as_linear,
+    require_raw_output,
+)
 from recray.models.objectives.fold_in import (
     FoldIn,
     FoldInPrior,
@@ -21,23 +28,26 @@ from recray.models.objectives.fold_in import (
 )
 from recray.models.softmax import SoftmaxDnn
 
+NEWTON_STEPS = 20
+NEWTON_TOLERANCE = 1e-9  # largest change of a number in the state
+
 
 class Mse(PairLoss):
-    """Squared error of the predicted stars: (rating - prediction)^2."""
+    """Squared error of the predicted rating: (rating - prediction)^2."""
 
     def row_loss(self, model: Model, batch: Batch) -> Tensor:
-        """(B,) squared errors, in stars squared."""
+        """(B,) squared errors."""
         raw = model.logits_grouped(batch.user, batch.item[:, None], batch.ids)[:, 0]
         return (batch.rating - model.activation(raw)).square()
 
     def check(self, model: Model) -> None:
-        """Refuse a squeezed output, for which fold-in is no ridge regression."""
+        """Refuse a sigmoid output, for which fold-in is no ridge regression."""
         require_raw_output(model, "mse")
 
     def fold_in_solver(
         self, model: Model, noise: float, popularity: Tensor | None = None
     ) -> FoldIn:
-        """Ridge regression towards the trained users' mean state; steps where none is exact."""
+        """Ridge regression towards the trained users' mean state; L-BFGS if not linear."""
         prior = FoldInPrior.of(model, noise)
         if not isinstance(model, LinearModel):
             return fold_in_by_lbfgs(model, prior, _error_of(model, prior))
@@ -50,16 +60,16 @@ class Mse(PairLoss):
         return fold_in_each(fold_in)
 
     def contributions(self, model: Model, noise: float) -> Contributions | None:
-        """The right side of the regression is a sum over the ratings, and so is what it gives."""
+        """The right side of the regression is a sum over ratings, so its solution is one too."""
         if not isinstance(model, LinearModel):
             return None
         linear, prior = model, FoldInPrior.of(model, noise)
 
-        def shares(item: Tensor, rating: Tensor) -> tuple[Tensor, Tensor]:
+        def parts_of(item: Tensor, rating: Tensor) -> tuple[Tensor, Tensor]:
             matrix, base, parts = _ridge(linear, prior, item, rating)
             return torch.linalg.solve(matrix, base), torch.linalg.solve(matrix, parts.T).T
 
-        return shares
+        return parts_of
 
 
 def _error_of(model: Model, prior: FoldInPrior) -> Callable[[Tensor, RatingsCSR], Tensor]:
@@ -73,20 +83,20 @@ def _error_of(model: Model, prior: FoldInPrior) -> Callable[[Tensor, RatingsCSR]
 def _ridge(
     model: LinearModel, prior: FoldInPrior, item: Tensor, rating: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The regression of one user: (S, S) matrix, (S,) right side of the prior, (N, S) of each."""
+    """One user's regression: (S, S) matrix, (S,) right side of the prior, (N, S) of each rating."""
     rows = model.item_rows(item).detach().double()
-    left = rating.double() - model.item_offset(item).detach().double()
+    residual = rating.double() - model.item_offset(item).detach().double()
     matrix = rows.T @ rows / prior.noise + torch.diag(prior.precision)
-    return matrix, prior.precision * prior.mean, rows * left[:, None] / prior.noise
+    return matrix, prior.precision * prior.mean, rows * residual[:, None] / prior.noise
 
 
 class Bce(PairLoss):
     """Binary cross-entropy of the rating scaled to 0..1: -(t log p + (1 - t) log(1 - p)).
 
     Args:
-        l2: Weight of the squared rows that a rating touches.
-        low: Rating that becomes 0, in stars.
-        high: Rating that becomes 1, in stars.
+        l2: Weight of the squared rows of each pair.
+        low: Rating that becomes 0.
+        high: Rating that becomes 1.
     """
 
     def __init__(self, l2: float, low: float, high: float) -> None:
@@ -94,7 +104,7 @@ class Bce(PairLoss):
         self.low, self.high = low, high
 
     def check(self, model: Model) -> None:
-        """Refuse a model that gives no probability."""
+        """Refuse a model without a sigmoid output."""
         if getattr(model, "output", "raw") != "sigmoid":
             raise RecrayError(
                 "objective.kind=bce needs a probability: "
@@ -114,20 +124,20 @@ class Bce(PairLoss):
     def fold_in_solver(
         self, model: Model, noise: float, popularity: Tensor | None = None
     ) -> FoldIn:
-        """Logistic regression with the trained users' spread as prior, by Newton's method."""
+        """Logistic regression with the trained users' states as prior, by Newton's method."""
         linear, prior = as_linear(model), FoldInPrior.of(model, noise)
 
         def fold_in(item: Tensor, rating: Tensor) -> Tensor:
             rows = linear.item_rows(item).detach().double()
             offset = linear.item_offset(item).detach().double()
             target, state = self._target(rating.double()), prior.mean.clone()
-            for _ in range(20):
+            for _ in range(NEWTON_STEPS):
                 chance = torch.sigmoid(rows @ state + offset)
                 slope = rows.T @ (chance - target) + prior.precision * (state - prior.mean)
                 curve = (rows.T * (chance * (1 - chance))) @ rows + torch.diag(prior.precision)
                 step = torch.linalg.solve(curve, slope)
                 state = state - step
-                if step.abs().max() < 1e-9:
+                if step.abs().max() < NEWTON_TOLERANCE:
                     break
             return state.float()
 
@@ -135,10 +145,10 @@ class Bce(PairLoss):
 
 
 def as_classifier(model: Model) -> SoftmaxDnn:
-    """The model as one that gives classes.
+    """Narrow the type of a model to one with classes.
 
     Raises:
-        RecrayError: It gives none.
+        RecrayError: It has none.
     """
     if not isinstance(model, SoftmaxDnn):
         raise RecrayError(
@@ -158,18 +168,67 @@ class RatingClassification(PairLoss):
     def row_loss(self, model: Model, batch: Batch) -> Tensor:
         """(B,) cross-entropies in nats."""
         network = as_classifier(model)
-        classes = network.classes(network.user_state(batch.user), batch.item)
+        classes = network.class_logits(network.user_state(batch.user), batch.item)
         return functional.cross_entropy(classes, network.class_of(batch.rating), reduction="none")
 
     def fold_in_solver(
         self, model: Model, noise: float, popularity: Tensor | None = None
     ) -> FoldIn:
-        """Steps on the cross-entropy with the trained users' spread as prior."""
+        """L-BFGS on the cross-entropy with the trained users' states as prior."""
         network, prior = as_classifier(model), FoldInPrior.of(model, noise)
 
         def loss(state: Tensor, known: RatingsCSR) -> Tensor:
-            classes = network.classes(state[known.row], known.item)
+            classes = network.class_logits(state[known.row], known.item)
             target = network.class_of(known.rating)
             return known.sums(functional.cross_entropy(classes, target, reduction="none"))
 
         return fold_in_by_lbfgs(network, prior, loss)
+
+
+class BPMF(Objective):
+    """The posterior of a factorisation with normal noise; its mean is the prediction.
+
+    rating ~ N(mean + b_u + b_i + <w_u, v_i>, noise of u). The row of a user is normal around a
+    linear function of which items the user rated, the row of an item around one of which users
+    rated it; the values of the ratings do not enter. These functions and all variances are sampled
+    too.
+
+    Args:
+        factors: Length of the vectors in one sample.
+        side_rank: Rank of the SVD of who rated what.
+        samples_per_epoch: Gibbs samples in an epoch.
+        burn_in: Number of first epochs whose samples are not used.
+    """
+
+    def __init__(self, factors: int, side_rank: int, samples_per_epoch: int, burn_in: int) -> None:
+        self.factors, self.side_rank = factors, side_rank
+        self.samples_per_epoch, self.burn_in = samples_per_epoch, burn_in
+
+    def check(self, model: Model) -> None:
+        """Refuse another model, and one whose vectors are shorter than those of a sample."""
+        if not isinstance(model, BPMFMean):
+            raise RecrayError("objective.kind=bpmf averages samples: use model.kind=bpmf")
+        dim = model.user_vectors.embedding_dim
+        if dim < self.factors:
+            raise RecrayError(
+                f"model.dim={dim} cannot hold a sample: use objective.factors={dim} or less"
+            )
+
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
+        """Ridge regression towards the prior that the rated items give; prior and noise are the
+        model's.
+        """
+        if not isinstance(model, BPMFMean):
+            raise ValueError(f"{type(model).__name__} holds no prior")
+        precision, error = model.prior_precision.double(), float(model.noise)
+
+        def fold_in(item: Tensor, rating: Tensor) -> Tensor:
+            rows = model.item_rows(item).detach().double()
+            residual = rating.double() - model.item_offset(item).detach().double()
+            matrix = rows.T @ rows / error + precision
+            right = rows.T @ residual / error + precision @ model.prior_state(item).double()
+            return torch.linalg.solve(matrix, right).to(model.mean.dtype)
+
+        return fold_in_each(fold_in)
