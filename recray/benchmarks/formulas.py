@@ -87,7 +87,7 @@ def summed_bytes(size: Size) -> int:
     """Bytes of the tensors that all workers sum in a training of exact solves; 0 for one worker."""
     if size.workers == 1:
         return 0
-    statistics = 2 * (size.users + size.items) * FLOAT64 + size.workers * 2 * FLOAT64
+    statistics = 2 * size.items * FLOAT64 + size.workers * 2 * FLOAT64
     counts = size.items * FLOAT32
     users = size.users * size.dim * FLOAT32
     items = size.items * size.dim * (size.dim + 2) * FLOAT32

@@ -47,12 +47,12 @@ class Queries:
     def seen_cells(self) -> tuple[Tensor, Tensor]:
         """Row and item of each rating."""
         # In numpy, whose small steps take a web request less time than those of torch.
-        counts = np.diff(self.rated.begins.numpy())
+        counts = np.diff(self.rated.indptr.numpy())
         return torch.from_numpy(np.repeat(np.arange(len(self)), counts)), self.rated.item
 
     def __getitem__(self, rows: slice) -> "Queries":
         first, last, _ = rows.indices(len(self))
-        indptr = self.rated.begins[first : last + 1]
+        indptr = self.rated.indptr[first : last + 1]
         cells = slice(int(indptr[0]), int(indptr[-1]))
         rated = RatingsCSR(indptr - indptr[0], self.rated.item[cells], self.rated.rating[cells])
         return Queries(self.embedding[rows], self.source[rows], rated)
