@@ -1,5 +1,6 @@
 """Hyperparameter search: its commands, the live table of trials and the summary at the end."""
 
+import contextlib
 import math
 import sys
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ def tune(
     from recray.pipelines.search import tune as run
     from recray.reporting.plots.search import draw
 
-    with TrialMonitor(ui, search.metric.name) as monitor:
+    with contextlib.closing(TrialMonitor(ui, search.metric.name)) as monitor:
         result = run(search, monitor.log, monitor.show, draw)
     ui.result(result.model_dump(), summary(result))
 
@@ -201,7 +202,7 @@ def _checked(
     return request.check(asked, settings, searched)
 
 
-# ------------------------------------------------------------------------- while the search runs
+# ------------------------------------------------------------------- what the search shows
 
 
 class TrialMonitor:
@@ -217,17 +218,15 @@ class TrialMonitor:
         self.updates: dict[int, TrialUpdate] = {}
         self._live: Live | None = None
 
-    def __enter__(self) -> "TrialMonitor":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
+    def close(self) -> None:
+        """Take the live table away."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def log(self, line: str) -> None:
         """Print what happens after the search."""
-        self.__exit__()
+        self.close()
         self.ui.log(line)
 
     def show(self, update: "TrialUpdate") -> None:
@@ -280,9 +279,6 @@ def live_table(updates: "list[TrialUpdate]", latest: "TrialUpdate", metric: str)
         error = Text(update.error, no_wrap=True, overflow="ellipsis")
         table.add_row(number, update.status, str(update.epochs), value, error)
     return table
-
-
-# ------------------------------------------------------------------------- at the end
 
 
 def summary(result: "TuneResult") -> str:

@@ -76,14 +76,14 @@ class DistributedTrial:
         self._barrier: Any = (
             ray.remote(EpochBarrier).options(num_cpus=0, max_concurrency=4).remote()
         )
-        config = {"prepared": prepared, "settings": spec.settings, "barrier": self._barrier}
-        self._training = threading.Thread(target=self._train, args=(config, request), daemon=True)
+        arguments = (prepared, request.workers, request.gpus / request.workers)
+        self._training = threading.Thread(target=self._train, args=arguments, daemon=True)
 
-    def _train(self, config: dict[str, Any], request: TuneRequest) -> None:
+    def _train(self, prepared: str, workers: int, gpus_per_worker: float) -> None:
+        config = {"prepared": prepared, "settings": self.spec.settings, "barrier": self._barrier}
         folder = self.sweep.folder.child(".ray").child(self.spec.key)
-        gpus = request.gpus / request.workers
         try:
-            trainer.fit(trial_worker, config, folder, request.workers, gpus)
+            trainer.fit(trial_worker, config, folder, workers, gpus_per_worker)
         except Exception as error:
             self._failure = error
 

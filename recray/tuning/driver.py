@@ -76,7 +76,7 @@ class SearchDriver:
         self.waiting = [n for n in range(search.request.trials) if n not in used]
         self._keys = set(self.results)  # of every trial that was given or has ended
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> object:
         """Leave `on_update` out: Tune pickles its searcher, and a callback may hold a terminal."""
         return {**self.__dict__, "on_update": None}
 

@@ -5,34 +5,37 @@ told, so that a search that is killed and resumed asks for the same points.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import product
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import JsonValue
 
 from recray.errors import RecrayError, unknown_name
 from recray.tuning.results import Point
 from recray.tuning.space import Parameter, SearchSpace
 
 State = Literal["finished", "stopped", "failed"]
-SEARCHERS = ("random", "grid", "tpe")
 STARTUP_TRIALS = 10
 """Random trials before TPE follows the results."""
 
 
-class Searcher(Protocol):
+class Searcher(ABC):
     """Gives the point of each trial, and is told every result."""
 
+    @abstractmethod
     def ask(self, number: int, attempt: int) -> Point | None:
         """The point of trial `number` (1, 2, ...), another one at each attempt; None at the end."""
 
-    def tell(self, point: Point, state: State, values: list[float]) -> None:
-        """Learn how a trial ended, and the best value so far after each of its epochs."""
+    def tell(self, point: Point, state: State, values: list[float]) -> None:  # noqa: B027
+        """Learn how a trial ended, and the best value so far after each of its epochs.
+
+        A searcher whose points do not depend on results ignores them.
+        """
 
 
-class RandomSearch:
+class RandomSearch(Searcher):
     """Points drawn independently of each other and of the results."""
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
@@ -44,11 +47,8 @@ class RandomSearch:
         draws = rng.random(len(self.space)).tolist()
         return {p.setting: p.sample(u) for p, u in zip(self.space, draws, strict=True)}
 
-    def tell(self, point: Point, state: State, values: list[float]) -> None:
-        """Ignore the result."""
 
-
-class GridSearch:
+class GridSearch(Searcher):
     """All combinations but that of trial 0; the last setting changes fastest."""
 
     def __init__(self, space: SearchSpace, default: Point) -> None:
@@ -61,11 +61,8 @@ class GridSearch:
         """The combination of that number; a second attempt has no other."""
         return self.points[number - 1] if number <= len(self.points) and not attempt else None
 
-    def tell(self, point: Point, state: State, values: list[float]) -> None:
-        """Ignore the result."""
 
-
-class TPESearch:
+class TPESearch(Searcher):
     """Optuna's tree-structured Parzen estimator, used through its ask-and-tell interface.
 
     Args:
@@ -126,12 +123,13 @@ class TPESearch:
         states = self.optuna.trial.TrialState
         finite = [value for value in values if math.isfinite(value)]
         outcome = {"finished": states.COMPLETE, "stopped": states.PRUNED}.get(state, states.FAIL)
-        params = {}
+        params: dict[str, float] = {}
         for p in self.space:
             value = point[p.setting]
             if p.kind == "choice":
-                value = p.choices.index(value) if value in p.choices else None
-            if _is_inside(p, value):
+                if value in p.choices:
+                    params[p.setting] = p.choices.index(value)
+            elif isinstance(value, (int, float)) and p.low <= value <= p.high:
                 params[p.setting] = value
         self.study.add_trial(
             self.optuna.trial.create_trial(
@@ -142,12 +140,6 @@ class TPESearch:
                 intermediate_values=dict(enumerate(finite, 1)),
             )
         )
-
-
-def _is_inside(parameter: Parameter, value: JsonValue) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    return parameter.kind == "choice" or parameter.low <= value <= parameter.high
 
 
 def import_optuna() -> Any:

@@ -12,9 +12,9 @@ trial that had ended, whatever Ray had or had not saved.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from typing import Annotated, Any
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Annotated
 
 import pyarrow as pa
 import yaml
@@ -106,7 +106,7 @@ class SweepMetadata(BaseModel):
             raise RecrayError(f"{folder} is a sweep with {words}; give another folder")
 
 
-def _changes(before: Mapping[str, object], after: Mapping[str, object]) -> str:
+def _changes(before: Values, after: Values) -> str:
     """Every value that differs, such as `train.l2=0.0 (now 0.5)`."""
     changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     return ", ".join(f"{name}={before.get(name)!r} (now {after.get(name)!r})" for name in changed)
@@ -183,12 +183,12 @@ class SweepFolder:
         name = f"{key}.json"
         if not self.trials_folder.exists(name):
             return None
-        return _trial(self.trials_folder.read_json(name))
+        return _translate(TrialResult(**self.trials_folder.read_json(name)))
 
     def trials(self) -> list[TrialResult]:
         """All trials that have ended, by number."""
         folder = self.trials_folder
-        found = [_trial(folder.read_json(name)) for name in folder.content()]
+        found = [_translate(TrialResult(**folder.read_json(name))) for name in folder.content()]
         return sorted(found, key=lambda result: result.number)
 
     def write_results(self, results: list[TrialResult], metric: Metric, searcher: str) -> None:
@@ -226,10 +226,10 @@ class SweepFolder:
         return TuneResult.model_validate(self.folder.read_json(SUMMARY))
 
 
-def _trial(stored: Mapping[str, Any]) -> TrialResult:
+def _translate(stored: TrialResult) -> TrialResult:
     """A stored trial, with today's names of its settings."""
-    point = dict(current_name(name, value) for name, value in stored["point"].items())
-    return TrialResult(**{**stored, "point": point, "settings": translated(stored["settings"])})
+    point = dict(current_name(name, value) for name, value in stored.point.items())
+    return replace(stored, point=point, settings=translated(stored.settings))
 
 
 def _rows(result: TrialResult, metric: Metric, searcher: str) -> Iterator[Values]:

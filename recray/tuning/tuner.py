@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from recray.tuning.request import (
     concurrency,
     trial_resources,
 )
-from recray.tuning.results import Metric, TrialResult, TrialSpec
+from recray.tuning.results import Metric, TrialResult, TrialSpec, Values
 from recray.tuning.store import SweepFolder
 from recray.tuning.trial import TrialDataset, TrialReport, TrialRun, load
 
@@ -165,20 +166,18 @@ def _scheduler(search: ValidatedSearch) -> Any:
     from ray.tune import schedulers
 
     longest = search.largest("train.epochs", search.settings.train.epochs)
-    shared: dict[str, Any] = {
-        "time_attr": "epoch",
-        "metric": "value",
-        "mode": "min" if search.metric.lower_is_better else "max",
-        "grace_period": max(1, longest // FIRST_RUNG),
-    }
+    mode = "min" if search.metric.lower_is_better else "max"
+    grace_period = max(1, longest // FIRST_RUNG)
     match search.request.scheduler:
         case "asha":
             return schedulers.AsyncHyperBandScheduler(
-                **shared, max_t=longest, reduction_factor=REDUCTION_FACTOR, stop_last_trials=False
+                "epoch", "value", mode, longest, grace_period, REDUCTION_FACTOR,
+                stop_last_trials=False,
+            )  # fmt: skip
+        case "median":  # an endless time slice: without a checkpoint no trial can be paused
+            return schedulers.MedianStoppingRule(
+                "epoch", "value", mode, grace_period, min_time_slice=sys.maxsize
             )
-        case "median":
-            shared["min_time_slice"] = float("inf")  # never pause: there is no checkpoint
-            return schedulers.MedianStoppingRule(**shared)
     return schedulers.FIFOScheduler()
 
 
@@ -204,16 +203,16 @@ def _trainable() -> Any:
     from ray import tune
 
     class TuneTrial(tune.Trainable):
-        def setup(self, config: dict[str, Any], **parameters: Any) -> None:
+        def setup(self, config: dict[str, str], **parameters: Any) -> None:
             self._parameters = parameters
             self.reset_config(config)
 
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
+        def reset_config(self, new_config: dict[str, str]) -> bool:
             spec = TrialSpec(**json.loads(new_config["spec"]))
             self._trial = _open_trial(spec, **self._parameters)
             return True
 
-        def step(self) -> dict[str, Any]:
+        def step(self) -> Values:
             return asdict(self._trial.step())
 
         def cleanup(self) -> None:
@@ -244,11 +243,11 @@ def _search_algorithm(driver: SearchDriver) -> Any:
                 raise RuntimeError("the sweep has come to an end") from driver.failure
             return Searcher.FINISHED if spec is None else {"spec": json.dumps(asdict(spec))}
 
-        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            _keep_failure(driver, lambda: driver.reported(trial_id, result["entry"]))
+        def on_trial_result(self, trial_id: str, result: Values) -> None:
+            _keep_failure(driver, lambda: driver.reported(trial_id, str(result["entry"])))
 
         def on_trial_complete(
-            self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+            self, trial_id: str, result: Values | None = None, error: bool = False
         ) -> None:
             if not error and result and "entry" in result:
                 self.on_trial_result(trial_id, result)
