@@ -15,19 +15,19 @@ from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF, build_objective
 from recray.training.checkpoint import RunFolder
 from recray.training.collectives import Workers
-from recray.training.epochs import Shard
-from recray.training.gibbs import GibbsEpochs
+from recray.training.gibbs import GibbsSampler
 from recray.training.gibbs_math import (
     RowPrior,
-    compress,
     draw_noise,
     draw_rows,
     draw_wishart,
+    implicit_svd_features,
     normal,
     normal_equations,
-    taste_features,
+    truncated_svd,
 )
 from recray.training.loop import TrainingRun
+from recray.training.shard import Shard
 
 USERS, ITEMS = 90, 60
 SMALL = [
@@ -136,7 +136,7 @@ def test_noise_follows_many_ratings_and_the_typical_user_few():
 def test_tastes_are_the_main_directions_of_who_rated_what():
     same = (torch.arange(USERS)[:, None] + torch.arange(ITEMS)) % 2 == 0  # two circles of users
     rated = torch.from_numpy(rng().random((USERS, ITEMS))) < torch.where(same, 0.8, 0.2)
-    user, item, table = taste_features(*torch.nonzero(rated).T, USERS, ITEMS, 3, Workers())
+    user, item, table = implicit_svd_features(*torch.nonzero(rated).T, USERS, ITEMS, 3, Workers())
     dense = rated.double()
     weighed = dense * dense.sum(dim=1, keepdim=True) ** -0.25 * dense.sum(dim=0) ** -0.25
     left, size, right = torch.linalg.svd(weighed)
@@ -151,19 +151,19 @@ def test_tastes_are_the_main_directions_of_who_rated_what():
 def test_compressing_is_the_truncated_singular_value_decomposition():
     left, right = normal(rng(), 9, 5), normal(rng(), 7, 5)
     u, size, v = torch.linalg.svd(left @ right.T, full_matrices=False)
-    small = compress(left, right, 2)
+    small = truncated_svd(left, right, 2)
     assert torch.allclose(small[0] @ small[1].T, u[:, :2] * size[:2] @ v[:2])
-    wide = compress(left, right, 8)
+    wide = truncated_svd(left, right, 8)
     assert wide[0].shape == (9, 8)
     assert torch.allclose(wide[0] @ wide[1].T, left @ right.T)
 
 
-def sampler(**sizes) -> GibbsEpochs:
+def sampler(**sizes) -> GibbsSampler:
     shard, _ = planted()
     model = BPMFMean(USERS, ITEMS, 12).double()
     model.mean.fill_(3.0)
     sizes = {"factors": 3, "side_rank": 5, "samples_per_epoch": 2, "burn_in": 0} | sizes
-    return GibbsEpochs(model, BPMF(**sizes), shard, 0, Workers())
+    return GibbsSampler(model, BPMF(**sizes), shard, 0, Workers())
 
 
 def test_the_model_is_the_mean_of_the_samples_after_burn_in():

@@ -15,8 +15,9 @@ from recray.data.dataset import Prepared
 from recray.errors import RecrayError, StorageError
 from recray.schema import TIMINGS
 from recray.storage import UNFINISHED
-from recray.training import checks, trainer
+from recray.training import trainer
 from recray.training.collectives import Workers
+from recray.training.ray_train import build_run
 from recray.tuning import request
 from recray.tuning.driver import SearchDriver
 from recray.tuning.request import (
@@ -108,7 +109,7 @@ def test_a_trial_that_raises_is_a_row_and_the_others_run(search):
 
 def test_a_bug_in_a_trial_is_a_row_too(search, monkeypatch):
     made = search(trials=2)
-    monkeypatch.setattr(trainer, "build_run", lambda *_: {}["bug"])
+    monkeypatch.setattr("recray.tuning.trial.build_run", lambda *_: {}["bug"])
     run(made)
     assert [record.error for record in made.sweep.trials()] == ["KeyError: 'bug'"] * 2
 
@@ -404,7 +405,7 @@ def test_the_winner_ran_to_its_end():
 
 def validation(settings, prepared: Prepared, folder: str) -> list[dict]:
     reports: list[dict] = []
-    trainer.build_run(settings, prepared, folder, Workers(), reports.append).fit()
+    build_run(settings, prepared, folder, Workers(), reports.append).fit()
     return [{k: v for k, v in entry.items() if k not in TIMINGS} for entry in reports]
 
 
@@ -418,7 +419,7 @@ def test_training_the_best_settings_gives_the_same_digits(search, tmp_path, prep
         winner = TrialResult(**vars(winner) | {"status": "stopped", "history": history})
         made.sweep.write_best(winner, made.metric)
     path = str(tmp_path / "sweep" / "best.yaml")
-    settings = checks.for_data(load_settings(None, path), prepared)
+    settings = trainer.adapt_to_dataset(load_settings(None, path), prepared)
     wanted = [{k: v for k, v in e.items() if k not in TIMINGS} for e in winner.history]
     assert validation(settings, prepared, str(tmp_path / "run")) == wanted
 

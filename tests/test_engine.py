@@ -17,16 +17,16 @@ from recray.models import build_model
 from recray.models.base import Model
 from recray.models.batch_embedding import Batch, UniqueIds, grouped_dot
 from recray.models.objectives import Mse, build_objective
-from recray.training.collectives import Workers
-from recray.training.optimizer_choice import (
-    Engine,
+from recray.training.collectives import SparseAllReduce, Workers
+from recray.training.optimizers import (
+    DenseStep,
+    OptimizerChoice,
     describe,
     device_of,
     keep_freed_memory,
     precision_of,
 )
-from recray.training.optimizer_step import Gradient, RowGradient
-from recray.training.sparse_allreduce import RowExchange
+from recray.training.sparse import SparseStep
 from tests.test_training import SIZE, training_run, two_tastes
 
 ROWWISE = ("sgd", "adagrad", "lazy-adam")
@@ -107,13 +107,12 @@ def dot_bias(changes=(), weight_decay: float = 0.0) -> tuple[Model, TrainSetting
 
 def take_steps(model: Model, settings: TrainSettings, batches: list[Batch], l2: float) -> None:
     everyone = torch.ones(model.users, dtype=torch.bool)
-    gradient = RowGradient(model, everyone, settings, Workers(), most=9)
-    gradient.begin(len(batches))
+    step = SparseStep(model, everyone, settings, Workers(), max_pairs=9)
     for batch in batches:
-        local = gradient.touch(batch)
-        small = gradient.model
-        gradient.step(Mse(l2).loss(small, local).mean())
-    gradient.gather()
+        local = step.prepare(batch)
+        small = step.batch_model
+        step.take(Mse(l2).loss(small, local).mean(), 0)
+    step.sync_user_rows()
 
 
 class DenseAdagrad:
@@ -221,7 +220,7 @@ def test_every_model_and_objective_steps_alike_on_touched_rows_and_whole_tables(
     settings = settings.changed(model=sizes, train={"weight_decay": 0})
     objective = build_objective(settings, 1.0, 5.0)
     ends = []
-    for kind in (Gradient, RowGradient):
+    for kind in (DenseStep, SparseStep):
         torch.manual_seed(2)
         model = build_model(settings, 6, 9).double()
         if preset == "hybrid":
@@ -233,14 +232,14 @@ def test_every_model_and_objective_steps_alike_on_touched_rows_and_whole_tables(
             popular = torch.arange(9.0) if settings.objective.sampling == "popularity" else None
             taken = known if settings.objective.reject_seen else None
             sampler = NegativeSampler(9, settings.objective.negatives, popular, taken)
-        extra = {"most": 99} if kind is RowGradient else {}
+        extra = {"max_pairs": 99} if kind is SparseStep else {}
         everyone = torch.ones(6, dtype=torch.bool)
-        gradient = kind(model, everyone, settings.train, Workers(), **extra)
+        step = kind(model, everyone, settings.train, Workers(), **extra)
         for whole in STEPS:
             drawn = sampler.draw(whole.user, generator) if sampler else None
-            batch = gradient.touch(replace(whole, negatives=drawn))
-            loss = objective.loss(gradient.model, batch)
-            gradient.step((loss * batch.weight).mean())
+            batch = step.prepare(replace(whole, negatives=drawn))
+            loss = objective.loss(step.batch_model, batch)
+            step.take((loss * batch.weight).mean(), 0)
         ends.append(model.state_dict())
     for name, tensor in ends[0].items():
         assert torch.allclose(ends[1][name], tensor, atol=1e-9), name
@@ -248,9 +247,9 @@ def test_every_model_and_objective_steps_alike_on_touched_rows_and_whole_tables(
 
 def test_padding_is_not_touched():
     model, settings = dot_bias(["train.optimizer=lazy-adam"])
-    gradient = RowGradient(model, torch.ones(6, dtype=torch.bool), settings, Workers(), most=9)
+    step = SparseStep(model, torch.ones(6, dtype=torch.bool), settings, Workers(), max_pairs=9)
     whole = batch_of([[2, 3], [0, 0]])
-    local = gradient.touch(replace(whole, num_valid=1))
+    local = step.prepare(replace(whole, num_valid=1))
     assert len(local.user) == 1
     assert local.ids.users.ids.tolist() == [2]
 
@@ -274,14 +273,16 @@ def test_padding_is_not_touched():
 )
 def test_a_batch_that_outgrows_the_tables_takes_all_rows(optimizer, batch, pairs, chosen):
     train = TrainSettings(optimizer=optimizer, batch_size=batch)
-    engine = Engine.of(train, rows=1_000_000, pairs=pairs, entries=100_000)
-    assert (engine.optimizer, engine.rowwise) == chosen
+    choice = OptimizerChoice.of(train, rows=1_000_000, pairs=pairs, entries=100_000)
+    assert (choice.optimizer, choice.sparse) == chosen
 
 
 def test_tables_that_stay_in_the_cache_take_all_rows():
     train = TrainSettings(optimizer="auto", batch_size=100)
-    assert Engine.of(train, 1_000_000, 1, entries=16_383) == Engine("adam", False)
-    assert Engine.of(train, 1_000_000, 1, entries=16_384) == Engine("lazy-adam", True)
+    assert OptimizerChoice.of(train, 1_000_000, 1, entries=16_383) == OptimizerChoice("adam", False)
+    assert OptimizerChoice.of(train, 1_000_000, 1, entries=16_384) == OptimizerChoice(
+        "lazy-adam", True
+    )
 
 
 def test_the_first_line_tells_the_optimizer_and_what_is_approximate():
@@ -358,16 +359,15 @@ def _take_part(rank: int, size: int, folder: str, optimizer: str, dense: bool) -
     changes = [f"train.optimizer={optimizer}", "train.lr=0.1"]
     model, settings = dot_bias(changes, weight_decay=0.2)
     owned = torch.arange(6) % size == rank
-    gradient = RowGradient(model, owned, settings, Workers(rank, size), most=7)
-    gradient.exchange.dense = dense
-    gradient.begin(len(STEPS))
+    step = SparseStep(model, owned, settings, Workers(rank, size), max_pairs=7)
+    step.all_reduce.dense = dense
     for batch in STEPS:
         pairs = torch.stack([batch.user, batch.item], dim=1)[batch.user % size == rank]
-        local = gradient.touch(batch_of(pairs.tolist()))
-        error = Mse(0.0).loss(gradient.model, local).sum()
-        gradient.step(error / batch.num_valid)
-    gradient.gather()
-    torch.save({"model": model.state_dict(), "known": gradient.state()}, f"{folder}-{size}-{rank}")
+        local = step.prepare(batch_of(pairs.tolist()))
+        error = Mse(0.0).loss(step.batch_model, local).sum()
+        step.take(error / batch.num_valid, 0)
+    step.sync_user_rows()
+    torch.save({"model": model.state_dict(), "known": step.state()}, f"{folder}-{size}-{rank}")
     dist.destroy_process_group()
 
 
@@ -396,14 +396,12 @@ def _average(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/r", rank=rank, world_size=2)
     changes = ["train.optimizer=sgd", "train.lr=0.1", "train.local_sgd_steps=2"]
     model, settings = dot_bias(changes)
-    gradient = RowGradient(model, torch.arange(6) % 2 == rank, settings, Workers(rank, 2), most=7)
-    gradient.begin(2)
-    for step in range(2):
-        local = gradient.touch(batch_of([[rank, 0], [rank, 1 + rank]]))
-        loss = Mse(0.0).loss(gradient.model, local).mean()
-        gradient.step(loss)
-        gradient.note(step, loss)
-    gradient.gather()
+    step = SparseStep(model, torch.arange(6) % 2 == rank, settings, Workers(rank, 2), max_pairs=7)
+    for number in range(2):
+        local = step.prepare(batch_of([[rank, 0], [rank, 1 + rank]]))
+        loss = Mse(0.0).loss(step.batch_model, local).mean()
+        step.take(loss, number)
+    step.sync_user_rows()
     torch.save(model.state_dict(), f"{folder}/{rank}")
     dist.destroy_process_group()
 
@@ -428,7 +426,7 @@ def test_averaging_is_the_mean_of_what_each_worker_made_alone(tmp_path):
     ("most", "size", "dense"), [(10, 2, False), (100, 2, True), (60, 4, True), (40, 4, False)]
 )
 def test_an_exchange_moves_the_fewer_bytes(most, size, dense):
-    exchange = RowExchange(100, 3, most, Workers(0, size))
+    exchange = SparseAllReduce(100, 3, most, Workers(0, size))
     assert exchange.dense == dense
     received = {False: (size - 1) * most, True: 2 * (size - 1) / size * 100}[dense]
     assert exchange.received == pytest.approx(received * 4)
@@ -454,11 +452,11 @@ def test_all_of_the_sample_is_one_batch(tmp_path):
     ],
 )
 def test_what_the_data_cannot_give_is_refused_before_anything_starts(prepared, changes, words):
-    from recray.training import checks
+    from recray.training import trainer
 
     settings = load_settings("dot-mse", None, ["evaluate.k=1", *changes])
     with pytest.raises(RecrayError, match=words):
-        checks.check(settings, prepared, 1, "local")
+        trainer.check_trainable(settings, prepared, 1, "local")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from recray.pipelines import crossvalidation, search, stages
 from recray.reporting import report
 from recray.training import trainer
 from recray.training.collectives import Workers
+from recray.training.ray_train import build_run
 from recray.tuning import tuner
 from recray.tuning.driver import SearchDriver
 from recray.tuning.trial import TrialRun, load
@@ -27,10 +28,12 @@ def plain_maps(function, count, *arguments):
     return [function(number, *arguments) for number in range(count)]
 
 
-def plain_fit(config, *_others):
-    settings = trainer.build_settings(config["settings"])
-    prepared = trainer.Prepared.open(config["prepared"])
-    trainer.build_run(settings, prepared, config["run"], Workers(), lambda _entry: None).fit()
+def plain_fit(job, *_others):
+    prepared = trainer.Prepared.open(job.prepared)
+    run = build_run(
+        job.settings, prepared, job.run, Workers(), lambda _entry: None, job.start_weights
+    )
+    run.fit()
 
 
 def plain_trials(driver: SearchDriver, _concurrent):

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from recray.errors import RecrayError
-from recray.tuning.mlflow_export import export, mlflow_name
+from recray.training.mlflow_client import mlflow_name
+from recray.tuning.mlflow_export import export
 from recray.tuning.results import Metric, TrialResult
 from recray.tuning.store import SweepFolder, SweepMetadata
 

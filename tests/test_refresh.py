@@ -26,7 +26,7 @@ from recray.pipelines.refresh import (
     saved,
 )
 from recray.storage import Folder
-from recray.training.warm_start import grown, read_starts
+from recray.training.warm_start import grown, read_start_weights
 
 
 def rows(*given, part=None):
@@ -102,7 +102,7 @@ def test_a_log_of_other_data_is_refused(tmp_path, log):
 
 def test_a_bundle_of_the_same_data_starts_with_its_own_rows(make_bundle, prepared):
     bundle = make_bundle()
-    (start,) = read_starts([bundle.folder.path], prepared)
+    (start,) = read_start_weights([bundle.folder.path], prepared)
     assert start.kind == "dot"
     for name, value in bundle.model.state_dict().items():
         assert start.weights[name].equal(value), name
@@ -147,7 +147,7 @@ def test_a_bundle_of_another_split_of_the_same_data_is_refused(make_bundle, prep
     bundle = make_bundle()
     prepared.manifest["settings"]["split"]["seed"] = 1
     with pytest.raises(RecrayError, match=r"another split of tiny \(seed=0\)"):
-        read_starts([bundle.folder.path], prepared)
+        read_start_weights([bundle.folder.path], prepared)
 
 
 def test_data_that_train_on_the_hold_out_are_refused_before_training(

@@ -17,11 +17,12 @@ import torch.multiprocessing as mp
 from recray.errors import RecrayError, StorageError, WorkerLost
 from recray.storage import Folder
 from recray.training import loop
-from recray.training.checkpoint import FORMAT, Checkpoint, Progress, RunFolder
-from recray.training.collectives import SLOW_PATIENCE_S, Workers
-from recray.training.epochs import Shard, SteppedEpochs
+from recray.training.checkpoint import FORMAT, Checkpoint, RunFolder, TrainState, WorkerChange
+from recray.training.collectives import LONG_TIMEOUT_S, Workers
+from recray.training.epochs import SGDEpochs
 from recray.training.loop import TrainingRun
-from tests.test_training import SIZE, facts, saved, training_run, two_tastes
+from recray.training.shard import Shard
+from tests.test_training import SIZE, metadata, saved, training_run, two_tastes
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 PRIME = 31
@@ -72,7 +73,7 @@ def _train_each(rank: int, size: int, folder: str) -> None:
 def test_workers_with_few_rows_or_none_end_together_and_as_one(tmp_path, size):
     mp.start_processes(_train_each, (size, str(tmp_path)), nprocs=size, start_method="fork")
     for rows in counts_for(size):
-        assert RunFolder(str(tmp_path / f"{rows}-3")).progress().epoch == 2
+        assert RunFolder(str(tmp_path / f"{rows}-3")).train_state().epoch == 2
         one = run_of(
             tmp_path / f"one-{rows}", Workers(), rows,
             "train.batch_size=all", "train.epochs=2", "train.lr=0.01",
@@ -85,7 +86,7 @@ def test_workers_with_few_rows_or_none_end_together_and_as_one(tmp_path, size):
 
 def _fall_silent(rank: int, size: int, folder: str) -> None:
     workers = join(rank, size, f"{folder}/rendezvous")
-    workers = Workers(rank, size, patience=0.5)
+    workers = Workers(rank, size, timeout=0.5)
     workers.sum(torch.ones(1))
     if rank == 2:
         time.sleep(60)
@@ -110,7 +111,7 @@ def test_a_worker_that_falls_silent_is_missed(tmp_path):
 
 
 def test_work_of_unequal_length_is_waited_for_longer():
-    assert Workers().slow().patience == SLOW_PATIENCE_S > Workers().patience == 60
+    assert Workers().with_long_timeout().timeout == LONG_TIMEOUT_S > Workers().timeout == 60
 
 
 # ------------------------------------------------------------- kills and full disks while saving
@@ -164,15 +165,15 @@ def _save_and_die(_index: int, folder: str, at: int) -> None:
 @pytest.mark.parametrize("at", range(1, STEPS_OF_A_SAVE + 1))
 def test_a_kill_while_saving_leaves_the_checkpoint_before_or_the_new_one(tmp_path, at):
     folder = RunFolder(str(tmp_path))
-    folder.claim(facts(workers=1))
+    folder.reserve(metadata(workers=1))
     saved(folder, 1)
     context = mp.start_processes(
         _save_and_die, (str(tmp_path), at), nprocs=1, join=False, start_method="fork"
     )
     with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
         context.join(30)
-    assert folder.progress().epoch == (1 if at < STEPS_OF_A_SAVE else 2)
-    folder.claim(facts(workers=1), folder.progress())  # a new attempt clears up
+    assert folder.train_state().epoch == (1 if at < STEPS_OF_A_SAVE else 2)
+    folder.reserve(metadata(workers=1), folder.train_state())  # a new attempt clears up
     saved(folder, 2)
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["epoch-00001", "epoch-00002"]
 
@@ -190,7 +191,9 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_what_space_returns_to_goes_
         with pytest.raises(StorageError, match="no space left") as failure:
             run_of(tmp_path / "run", Workers(), 200, *settings).fit()
     assert failure.value.exit_code == 3
-    assert RunFolder(str(tmp_path / "run")).progress().epoch == (1 if at < STEPS_OF_A_SAVE else 2)
+    assert RunFolder(str(tmp_path / "run")).train_state().epoch == (
+        1 if at < STEPS_OF_A_SAVE else 2
+    )
     again = run_of(tmp_path / "run", Workers(), 200, *settings)
     again.fit()
     for name, table in whole.model.state_dict().items():
@@ -206,7 +209,7 @@ def test_when_every_checkpoint_is_cut_the_file_is_named(tmp_path, file, keep):
         path = tmp_path / "checkpoints" / f"epoch-{epoch:05d}" / file
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
     with pytest.raises(RecrayError, match=rf"no checkpoint of .*{re.escape(file)}") as failure:
-        folder.progress()
+        folder.train_state()
     assert failure.value.exit_code == 2
 
 
@@ -218,18 +221,18 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(tmp_path):
     other = run_of(tmp_path, Workers(), 200, "train.epochs=2", "model.dim=5")
     with pytest.raises(RecrayError, match=r"another model: item_vectors.weight is 20 x 4, this mo"):
         other.fit()
-    assert RunFolder(str(tmp_path)).progress().epoch == 1
+    assert RunFolder(str(tmp_path)).train_state().epoch == 1
 
 
 @pytest.mark.parametrize("name", ["run.json", "checkpoints/epoch-00001/manifest.json"])
 def test_another_version_s_run_is_refused(tmp_path, name):
     folder = RunFolder(str(tmp_path))
-    folder.claim(facts(workers=1))
+    folder.reserve(metadata(workers=1))
     saved(folder, 1)
     path = tmp_path / name
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
     with pytest.raises(RecrayError, match=f"another version of recray: format {FORMAT + 1}"):
-        folder.facts(), folder.progress()
+        folder.metadata(), folder.train_state()
 
 
 # --------------------------------------------------------------------- another number of workers
@@ -251,18 +254,18 @@ def test_another_number_of_workers_goes_on_with_the_same_tables(tmp_path):
     one = run_of(tmp_path / "one", Workers(), 200, *settings)
     one.fit()
     found = RunFolder(folder).latest()
-    assert [e["epoch"] for e in found.progress.history] == [1, 2, 3, 4, 5, 6]
+    assert [e["epoch"] for e in found.train_state.history] == [1, 2, 3, 4, 5, 6]
     for name, table in one.model.state_dict().items():
         assert torch.allclose(found.weights[name], table, atol=1e-9), name
 
 
 def test_another_number_of_workers_is_remembered(tmp_path):
     folder = RunFolder(str(tmp_path))
-    folder.claim(facts(workers=2))
-    folder.claim(facts(workers=3))  # nothing was trained yet, nothing differs
-    folder.claim(facts(workers=1), Progress(epoch=4))
-    assert folder.facts()["workers"] == 1
-    assert folder.facts()["changes"] == [{"epoch": 4, "workers": 1}]
+    folder.reserve(metadata(workers=2))
+    folder.reserve(metadata(workers=3))  # nothing was trained yet, nothing differs
+    folder.reserve(metadata(workers=1), TrainState(epoch=4))
+    assert folder.metadata().workers == 1
+    assert folder.metadata().changes == (WorkerChange(epoch=4, workers=1),)
 
 
 # ----------------------------------------------------------------- a machine that is taken away
@@ -277,7 +280,7 @@ class Ending(RunFolder):
 
     def save(self, checkpoint: Checkpoint) -> None:
         super().save(checkpoint)
-        if checkpoint.progress.step:
+        if checkpoint.train_state.step:
             raise Taken
 
 
@@ -286,14 +289,14 @@ def warned(run: TrainingRun, folder: Path) -> TrainingRun:
     epochs: list[int] = []
     asked: list[int] = []
 
-    def leaving() -> bool:
+    def preempting() -> bool:
         asked.extend(epochs)
         return len(asked) == 5
 
     loop.ASK_EVERY_S = 0.0  # after every step
     given = {
         "report": lambda entry: epochs.append(entry["epoch"]),
-        "leaving": leaving,
+        "preempting": preempting,
         "folder": Ending(str(folder)),
     }
     return TrainingRun(**(vars(run) | given))
@@ -327,14 +330,14 @@ def test_a_notice_leads_to_a_checkpoint_between_steps_that_goes_on_exactly(
     with pytest.raises(Taken):
         warned(run("taken"), tmp_path / "taken").fit()
     folder = RunFolder(str(tmp_path / "taken"))
-    left = folder.progress()
+    left = folder.train_state()
     assert (left.epoch, left.step) == (1, 5)
-    assert folder.best().progress.step == 0, "the best weights are those at the end of an epoch"
+    assert folder.best().train_state.step == 0, "the best weights are those at the end of an epoch"
     again = run("taken")
     progress = again.fit()
     for name, table in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], table), name
-    losses = [e["loss"] for e in whole.folder.latest().progress.history]
+    losses = [e["loss"] for e in whole.folder.latest().train_state.history]
     assert [e["loss"] for e in progress.history] == losses
     assert not [n for n in os.listdir(tmp_path / "taken" / "checkpoints") if "step" in n]
 
@@ -355,7 +358,7 @@ def test_two_workers_save_between_the_same_steps_and_go_on_exactly(tmp_path):
         folder = str(tmp_path / name)
         mp.start_processes(_train_warned, (2, folder, taken), nprocs=2, start_method="fork")
         if taken:
-            assert RunFolder(folder).progress().step == 5
+            assert RunFolder(folder).train_state().step == 5
     whole, again = (RunFolder(str(tmp_path / name)).latest() for name in ("whole", "taken"))
     for name, table in whole.weights.items():
         assert torch.equal(again.weights[name], table), name
@@ -365,7 +368,7 @@ def test_with_other_workers_the_epoch_begins_again_from_the_tables(tmp_path, mon
     def never(*_given):
         raise AssertionError("the steps of two workers are not those of one")
 
-    monkeypatch.setattr(SteppedEpochs, "continue_at", never)
+    monkeypatch.setattr(SGDEpochs, "continue_at", never)
     arguments = (2, str(tmp_path / "run"), True)
     mp.start_processes(_train_warned, arguments, nprocs=2, start_method="fork")
     run = run_of(tmp_path / "run", Workers(), 200, "train.batch_size=16", "train.epochs=3")
@@ -400,6 +403,6 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, seed):
         kills += 1
     assert kills, "it ended before it could be killed"
     whole, again = (RunFolder(str(tmp_path / name)).latest() for name in ("whole", "run"))
-    assert again.progress.epoch == 25
+    assert again.train_state.epoch == 25
     for name, table in whole.weights.items():
         assert torch.equal(again.weights[name], table), name

@@ -15,14 +15,12 @@ from recray.data.dataset import KIND, Prepared, part_name
 from recray.errors import RecrayError
 from recray.schema import TIMINGS
 from recray.storage import Folder, publish
-from recray.training import checks, trainer
-from recray.training.batches import StepPlan, epoch_generator
+from recray.training import trainer
 from recray.training.checkpoint import RunFolder
 from recray.training.collectives import Workers
-from recray.training.epochs import Shard
 from recray.training.loop import TrainingRun
-from recray.training.streaming import StreamedShard
-from recray.training.worker_data import WorkerRows
+from recray.training.ray_train import WorkerRows, build_run
+from recray.training.shard import BatchPlan, Shard, StreamedShard, epoch_generator
 from tests.test_training import SIZE, training_run, two_tastes
 
 PARTS = 7
@@ -63,7 +61,7 @@ def tables(run: TrainingRun) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("batch_size", [1, 16, 64, 1000])
 def test_every_row_occurs_once_an_epoch_in_the_steps_of_the_plan(workers, batch_size):
     shards = [streamed(Workers(rank, workers)) for rank in range(workers)]
-    plan = StepPlan.of(tuple(shard.rows for shard in shards), batch_size)
+    plan = BatchPlan.of(tuple(shard.rows for shard in shards), batch_size)
     weights = []
     for rank, shard in enumerate(shards):
         batches = list(shard.batches(plan, epoch_generator(0, 0, rank)))
@@ -75,7 +73,7 @@ def test_every_row_occurs_once_an_epoch_in_the_steps_of_the_plan(workers, batch_
         )
         weights.append([int(b.weight.sum()) for b in batches])
     assert [sum(step) for step in zip(*weights, strict=True)] == [
-        plan.real_rows(step) for step in range(plan.steps)
+        plan.valid_rows(step) for step in range(plan.steps)
     ]
 
 
@@ -92,7 +90,7 @@ def test_no_more_rows_are_in_memory_than_allowed():
         return rows
 
     shard = streamed(Workers(), read)
-    for _ in shard.batches(StepPlan.of((shard.rows,), 16), epoch_generator(0, 0, 0)):
+    for _ in shard.batches(BatchPlan.of((shard.rows,), 16), epoch_generator(0, 0, 0)):
         pass
     assert LIMIT / 2 < most <= LIMIT < shard.rows
 
@@ -101,7 +99,7 @@ def test_parts_come_in_another_order_each_epoch_and_are_mixed():
     shard = streamed(Workers())
     epochs = [
         torch.cat(
-            [b.user for b in shard.batches(StepPlan.of((340,), 16), epoch_generator(0, e, 0))]
+            [b.user for b in shard.batches(BatchPlan.of((340,), 16), epoch_generator(0, e, 0))]
         )
         for e in (0, 1)
     ]
@@ -186,7 +184,7 @@ def test_validation_of_a_streamed_worker_is_that_of_one_that_holds_everything(in
         settings = settings_of(f"train.max_rows_in_memory={limit}", "evaluate.k=2")
         rows = WorkerRows(settings, in_parts, Workers())
         assert rows.streamed == (limit == "18")
-        run = trainer.build_run(settings, in_parts, "unused", Workers(), lambda _: None)
+        run = build_run(settings, in_parts, "unused", Workers(), lambda _: None)
         with torch.no_grad():
             found[limit] = run.validate(run.model.eval())
         assert rows.shard.owned.all()
@@ -202,7 +200,7 @@ def test_a_streamed_run_on_a_prepared_data_set_trains_and_validates(in_parts, tm
     settings = settings_of("train.max_rows_in_memory=18")
     entries: list[dict] = []
     folder = str(tmp_path / "run")
-    trainer.build_run(settings, in_parts, folder, Workers(), entries.append).fit()
+    build_run(settings, in_parts, folder, Workers(), entries.append).fit()
     assert [set(entry) >= {"loss", "rmse", *TIMINGS} for entry in entries] == [True, True]
 
 
@@ -228,4 +226,4 @@ def test_what_cannot_be_streamed_is_refused(in_parts, preset, changes, words):
         small.append("train.batch_size=4")
     settings = load_settings(preset, None, [*limit, *small, *changes])
     with pytest.raises(RecrayError, match=words):
-        checks.check(checks.for_data(settings, in_parts), in_parts, 1, "local")
+        trainer.check_trainable(trainer.adapt_to_dataset(settings, in_parts), in_parts, 1, "local")

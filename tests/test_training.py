@@ -13,11 +13,11 @@ from recray.config import load_settings, overridden
 from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.objectives import build_objective
-from recray.training.batches import StepPlan, epoch_generator, shuffled_batches
-from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.checkpoint import Checkpoint, RunFolder, RunMetadata, TrainState
 from recray.training.collectives import Workers
-from recray.training.epochs import Gradient, Shard
-from recray.training.loop import TrainingRun, epochs_of
+from recray.training.loop import TrainingRun, epoch_runner
+from recray.training.optimizers import DenseStep
+from recray.training.shard import BatchPlan, Shard, epoch_generator, shuffled_batches
 
 SIZE = 20
 
@@ -156,7 +156,7 @@ def test_the_best_epoch_is_kept_and_patience_stops(tmp_path):
     )
     progress = run.fit()
     assert (progress.epoch, progress.best_epoch, progress.stopped) == (4, 2, True)
-    assert run.folder.best().progress.epoch == 2
+    assert run.folder.best().train_state.epoch == 2
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
     bad = training_run(tmp_path, "dot-mse", shard, [*small, "train.epochs=9", "train.lr=1e30"])
     with pytest.raises(RecrayError, match=r"train\.lr=1e\+30"):
         bad.fit()
-    assert RunFolder(str(tmp_path)).latest().progress.epoch == 2
+    assert RunFolder(str(tmp_path)).latest().train_state.epoch == 2
 
 
 # ------------------------------------------------------------------------------- step plan
@@ -179,7 +179,7 @@ def test_every_row_occurs_once_and_every_worker_takes_every_step(workers, total)
     rows = tuple(
         len(range(rank, count, workers + 1)) for rank in range(workers)
     )  # some are left out
-    plan = StepPlan.of(rows, 4)
+    plan = BatchPlan.of(rows, 4)
     weights = []
     for rank, count in enumerate(rows):
         ids = torch.arange(count)
@@ -191,12 +191,12 @@ def test_every_row_occurs_once_and_every_worker_takes_every_step(workers, total)
         assert sorted(real.tolist()) == list(range(count))
         weights.append([int(b.weight.sum()) for b in batches])
     assert [sum(step) for step in zip(*weights, strict=True)] == [
-        plan.real_rows(step) for step in range(plan.steps)
+        plan.valid_rows(step) for step in range(plan.steps)
     ]
 
 
 def test_a_batch_of_all_is_one_step():
-    assert StepPlan.of((10, 7), "all").steps == 1
+    assert BatchPlan.of((10, 7), "all").steps == 1
 
 
 # ------------------------------------------------------------------------------ many workers
@@ -251,13 +251,13 @@ def _gather_shuffled(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/r", rank=rank, world_size=2)
     model = build_model(load_settings("dot-mse", None, ["model.dim=2"]), 2, 3)
     owned = torch.tensor([rank == 0, rank == 1])
-    gradient = Gradient(model, owned, load_settings("dot-mse").train, Workers(rank, 2))
-    table = gradient.of_users[0]
+    step = DenseStep(model, owned, load_settings("dot-mse").train, Workers(rank, 2))
+    (table,) = step.user_tables.values()
     names = ["exp_avg", "exp_avg_sq"] if rank == 0 else ["exp_avg_sq", "exp_avg"]
     values = {"exp_avg": -1.0, "exp_avg_sq": 4.0}
-    gradient.optimizer.state[table] = {n: torch.full((2, 2), values[n]) for n in names}
-    gradient.gather()
-    found = {n: v.unique().tolist() for n, v in gradient.optimizer.state[table].items()}
+    step.optimizer.state[table] = {n: torch.full((2, 2), values[n]) for n in names}
+    step.sync_user_rows()
+    found = {n: v.unique().tolist() for n, v in step.optimizer.state[table].items()}
     Path(folder, f"found-{rank}").write_text(json.dumps(found, sort_keys=True))
     dist.destroy_process_group()
 
@@ -275,7 +275,7 @@ def test_gathering_pairs_what_the_optimizer_knows_by_its_name(tmp_path):
 def saved(folder: RunFolder, epoch: int, best: int = 1) -> None:
     weights = {"table": torch.full((2, 2), float(epoch))}
     history = [{"epoch": e} for e in range(1, epoch + 1)]
-    folder.save(Checkpoint(weights, {}, Progress(epoch, best, 1.0, history)))
+    folder.save(Checkpoint(weights, {}, TrainState(epoch, best, 1.0, history)))
 
 
 def test_the_best_and_the_last_two_checkpoints_stay(tmp_path):
@@ -302,7 +302,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog, fi
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
-    assert folder.latest().progress.epoch == 1
+    assert folder.latest().train_state.epoch == 1
     assert len(caplog.records) == 1
 
 
@@ -314,17 +314,17 @@ def test_when_no_checkpoint_is_whole_the_file_is_named(tmp_path):
         folder.latest()
 
 
-def facts(**changes) -> dict:
-    settings = load_settings("dot-mse").plain()
-    return {"dataset": "a", "fingerprint": "f", "settings": settings, **changes}
+def metadata(**changes) -> RunMetadata:
+    values = {"dataset": "a", "prepared": "p", "fingerprint": "f", "workers": 1}
+    return RunMetadata(**values | {"settings": load_settings("dot-mse")} | changes)
 
 
 def test_a_run_folder_is_not_taken_over_in_silence(tmp_path):
-    RunFolder(str(tmp_path)).check(facts(), resume=False)
-    RunFolder(str(tmp_path)).claim(facts())
+    RunFolder(str(tmp_path)).validate(metadata(), resume=False)
+    RunFolder(str(tmp_path)).reserve(metadata())
     with pytest.raises(RecrayError, match="--resume"):
-        RunFolder(str(tmp_path)).check(facts(), resume=False)
-    RunFolder(str(tmp_path)).check(facts(), resume=True)
+        RunFolder(str(tmp_path)).validate(metadata(), resume=False)
+    RunFolder(str(tmp_path)).validate(metadata(), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -333,15 +333,15 @@ def test_a_run_folder_is_not_taken_over_in_silence(tmp_path):
         ({"dataset": "b"}, r"a \(now b\)"),
         ({"fingerprint": "g"}, "has changed"),
         (
-            {"settings": load_settings("dot-mse", None, ["train.lr=0.5"]).plain()},
+            {"settings": load_settings("dot-mse", None, ["train.lr=0.5"])},
             r"train\.lr=0\.001 \(now 0\.5\)",
         ),
     ],
 )
 def test_resuming_something_else_is_refused(tmp_path, changes, words):
-    RunFolder(str(tmp_path)).claim(facts())
+    RunFolder(str(tmp_path)).reserve(metadata())
     with pytest.raises(RecrayError, match=words):
-        RunFolder(str(tmp_path)).check(facts(**changes), resume=True)
+        RunFolder(str(tmp_path)).validate(metadata(**changes), resume=True)
 
 
 def test_the_history_is_there_to_be_read_while_training(tmp_path):
@@ -364,7 +364,7 @@ def test_workers_start_from_the_same_weights_and_shuffle_apart():
 def test_alternating_epochs_lower_the_whole_loss(tmp_path):
     shard, _ = two_tastes()
     run = training_run(tmp_path, "ranking", liked_only(shard))
-    epochs = epochs_of(run.model, run.objective, run.shard, run.settings, Workers())
+    epochs = epoch_runner(run.model, run.objective, run.shard, run.settings, Workers())
     losses = [epochs.run(epoch)[0] for epoch in range(4)]
     assert losses == sorted(losses, reverse=True)
 
@@ -374,12 +374,12 @@ def test_the_best_epoch_of_the_checkpoint_before_is_still_there(tmp_path):
     for epoch, best in ((1, 1), (2, 1), (3, 1), (4, 4)):
         saved(folder, epoch, best)
     (tmp_path / "checkpoints" / "epoch-00004" / "weights.safetensors").write_bytes(b"")
-    assert folder.best().progress.epoch == 1
+    assert folder.best().train_state.epoch == 1
 
 
 def test_a_run_file_cut_by_a_kill_is_never_seen(tmp_path):
     folder = RunFolder(str(tmp_path))
-    folder.claim(facts())
+    folder.reserve(metadata())
     assert [f.name for f in tmp_path.iterdir()] == ["run.json"]
 
 

@@ -9,14 +9,14 @@ from recray.models.factorization import Dot, Hybrid
 from recray.models.neumf import Gmf, Mlp, NeuMf
 from recray.models.objectives import ImplicitALS
 from recray.models.softmax import SoftmaxDnn
-from recray.training.als import AlternatingEpochs
-from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.als import ALSEpochs
+from recray.training.checkpoint import Checkpoint, RunFolder, RunMetadata, TrainState
 from recray.training.collectives import Workers
-from recray.training.epochs import Shard
-from recray.training.pretrain import (
+from recray.training.shard import Shard
+from recray.training.warm_start import (
     SHARPNESS,
     SPREAD,
-    Trained,
+    StartWeights,
     check_pretraining,
     pretrain,
     read_runs,
@@ -30,7 +30,7 @@ USER, ITEM = torch.arange(4), torch.tensor([0, 4, 2, 1])
 def trained(model, kind):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
-    return Trained(f"runs/{kind}", kind, model.state_dict())
+    return StartWeights(f"runs/{kind}", kind, model.state_dict())
 
 
 def test_a_neumf_is_the_weighted_sum_of_its_parts():
@@ -78,10 +78,12 @@ def test_two_runs_that_are_no_gmf_and_mlp_are_refused():
 
 def test_a_run_of_other_data_is_refused(tmp_path):
     run = RunFolder(str(tmp_path / "run"))
-    facts = {"dataset": "tiny", "fingerprint": "a", "settings": {"model": {"kind": "dot"}}}
-    run.claim(facts)
+    settings = load_settings("ranking")
+    run.reserve(
+        RunMetadata(dataset="tiny", prepared="p", fingerprint="a", settings=settings, workers=1)
+    )
     weights = Dot(USERS, ITEMS, 3).state_dict()
-    run.save(Checkpoint(weights, {}, Progress(epoch=1, best_epoch=1)))
+    run.save(Checkpoint(weights, {}, TrainState(epoch=1, best_epoch=1)))
     (found,) = read_runs([str(tmp_path / "run")], "a")
     assert (found.kind, set(found.weights)) == ("dot", set(weights))
     with pytest.raises(RecrayError, match="was trained on tiny as it is prepared elsewhere"):
@@ -115,7 +117,7 @@ def test_a_pretrained_neumf_starts_with_the_scores_of_the_solves():
     torch.manual_seed(settings.train.seed)
     dot = Dot(4, 4, 2, "logit")
     objective = ImplicitALS(settings.objective.unobserved_weight, settings.train.als_pretrain_l2)
-    epochs = AlternatingEpochs(dot, objective, shard, Workers())
+    epochs = ALSEpochs(dot, objective, shard, Workers())
     for epoch in range(3):
         epochs.run(epoch)
     everybody = torch.arange(4)

@@ -9,16 +9,13 @@ from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.progress import Console
 from recray.storage import Folder
-from recray.training import loggers as logbooks
-from recray.training.callbacks import Watch, following
-from recray.training.loggers import Mlflow, TensorBoard
+from recray.training import callbacks
+from recray.training.callbacks import Callbacks, MLflow, TensorBoard, watch_history
+from recray.training.checkpoint import RunFolder, RunMetadata
 
-FACTS = {
-    "dataset": "tiny",
-    "fingerprint": "f",
-    "workers": 2,
-    "settings": load_settings("dot-mse").plain(),
-}
+METADATA = RunMetadata(
+    dataset="tiny", prepared="p", fingerprint="f", workers=2, settings=load_settings("dot-mse")
+)
 
 
 def entries(count: int) -> list[dict]:
@@ -28,8 +25,8 @@ def entries(count: int) -> list[dict]:
     ]
 
 
-def write(folder: Folder, count: int) -> None:
-    folder.replace_bytes("epochs.json", json.dumps(entries(count)).encode())
+def write(run: RunFolder, count: int) -> None:
+    run.folder.replace_bytes("epochs.json", json.dumps(entries(count)).encode())
 
 
 class Diary:
@@ -50,10 +47,10 @@ class Diary:
 
 
 def test_each_new_epoch_is_told_once_to_everybody(tmp_path):
-    folder, diary, told = Folder(str(tmp_path)), Diary(), []
-    watch = Watch(on_epoch=lambda e: told.append(e["epoch"]), logbooks=(lambda *_: diary,))
+    folder, diary, told = RunFolder(str(tmp_path)), Diary(), []
+    watch = Callbacks(on_epoch=lambda e: told.append(e["epoch"]), loggers=(lambda *_: diary,))
     write(folder, 2)
-    with following(folder, watch, FACTS, entries(2)):
+    with watch_history(folder, watch, METADATA, entries(2)):
         write(folder, 3)
         write(folder, 5)
     assert told == diary.told == [3, 4, 5]
@@ -61,8 +58,8 @@ def test_each_new_epoch_is_told_once_to_everybody(tmp_path):
 
 
 def test_a_logbook_that_breaks_is_left_out_and_the_run_goes_on(tmp_path):
-    folder, diary, said = Folder(str(tmp_path)), Diary(breaks=2), []
-    with following(folder, Watch(said.append, None, (lambda *_: diary,)), FACTS, []):
+    folder, diary, said = RunFolder(str(tmp_path)), Diary(breaks=2), []
+    with watch_history(folder, Callbacks(said.append, None, (lambda *_: diary,)), METADATA, []):
         write(folder, 4)
     assert (diary.told, diary.ended) == ([1], None)
     assert said == ["diary is left out from here on: the pencil broke"]
@@ -72,7 +69,9 @@ def test_a_run_that_is_stopped_closes_its_logbooks_as_unfinished(tmp_path):
     diary = Diary()
     with (
         pytest.raises(KeyboardInterrupt),
-        following(Folder(str(tmp_path)), Watch(logbooks=(lambda *_: diary,)), FACTS, []),
+        watch_history(
+            RunFolder(str(tmp_path)), Callbacks(loggers=(lambda *_: diary,)), METADATA, []
+        ),
     ):
         raise KeyboardInterrupt
     assert diary.ended is False
@@ -105,7 +104,7 @@ def scalars(folder) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_has_every_epoch_once_when_a_run_was_continued(tmp_path):
     folder = Folder(str(tmp_path))
     for done, first in ((0, 3), (2, 4)):  # the third epoch was told, but its checkpoint lost
-        book = TensorBoard(folder, FACTS, entries(done))
+        book = TensorBoard(folder, METADATA, entries(done))
         for entry in entries(first)[done:]:
             book.epoch(entry)
         book.close(finished=True)
@@ -119,7 +118,7 @@ def test_tensorboard_has_every_epoch_once_when_a_run_was_continued(tmp_path):
 def test_without_mlflow_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
     with pytest.raises(RecrayError, match=r"pip install 'recray\[mlflow\]'"):
-        logbooks.mlflow("http://127.0.0.1:5000")
+        callbacks.mlflow("http://127.0.0.1:5000")
 
 
 @pytest.mark.slow
@@ -130,7 +129,7 @@ def test_mlflow_has_settings_and_every_epoch_of_a_continued_run(tmp_path, monkey
 
     uri, folder = f"file://{tmp_path}/store", Folder(str(tmp_path / "run"))
     for done, last in ((0, 2), (2, 4)):
-        book = Mlflow(uri, folder, FACTS, entries(done))
+        book = MLflow(uri, folder, METADATA, entries(done))
         for entry in entries(last)[done:]:
             book.epoch(entry)
         book.close(finished=last == 4)
@@ -146,4 +145,4 @@ def test_mlflow_has_settings_and_every_epoch_of_a_continued_run(tmp_path, monkey
 @pytest.mark.slow
 def test_an_mlflow_server_that_does_not_answer_is_told_at_once(tmp_path):
     with pytest.raises(RecrayError, match=r"--mlflow http://127.0.0.1:1: nothing answers there"):
-        Mlflow("http://127.0.0.1:1", Folder(str(tmp_path)), FACTS, [])
+        MLflow("http://127.0.0.1:1", Folder(str(tmp_path)), METADATA, [])

@@ -111,15 +111,14 @@ def train(
         ['model', 'low', 'high', 'popularity', 'bias-only', 'item-knn']
     """
     from recray.training import trainer
-    from recray.training.callbacks import Watch
-    from recray.training.loggers import TensorBoard
+    from recray.training.callbacks import Callbacks, TensorBoard
 
     _refuse(settings, ("data", "split"), "recray.prepare")
     chosen = _settings(preset, config, settings)
     with telling(f"train {chosen.preset} into {out}") as ui:
         ui.expect(chosen.train.epochs, chosen.metric)
-        watch = Watch(ui.log, ui.epoch, (TensorBoard,))
-        summary = trainer.run(chosen, _path(data), out, workers, True, address, watch)
+        callbacks = Callbacks(ui.log, ui.epoch, (TensorBoard,))
+        summary = trainer.run(chosen, _path(data), out, workers, True, address, callbacks)
     return Run(out, summary)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from recray.data.dataset import Prepared, Ratings
 from recray.progress import Console
 from recray.reporting import frames
 from recray.storage import Folder
-from recray.training.checkpoint import EPOCHS, RunFolder
+from recray.training.checkpoint import RunFolder, RunSummary
 from recray.tuning.results import Point, TuneResult
 from recray.tuning.store import SweepFolder
 
@@ -101,17 +101,17 @@ class Run:
         summary: What training returned: epochs, best_epoch, best, stopped_early.
     """
 
-    def __init__(self, path: str, summary: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, summary: RunSummary) -> None:
         self.path, self.summary = path, summary
 
     def __repr__(self) -> str:
-        epochs, best = self.summary["epochs"], self.summary["best_epoch"]
+        epochs, best = self.summary.epochs, self.summary.best_epoch
         return f"<recray run {self.path}: {epochs} epochs, the best is {best}>"
 
     @property
     def history(self) -> pd.DataFrame:
         """A row an epoch, by epoch: loss, validation metrics, seconds."""
-        return frames.history(RunFolder(self.path).folder.read_json(EPOCHS))
+        return frames.history(RunFolder(self.path).history())
 
     def export(self, out: str) -> Loaded:
         """Write the best epoch as a bundle, measured on the test split; see `recray export`.
@@ -124,7 +124,7 @@ class Run:
         """
         from recray.training import export
 
-        prepared = Prepared.open(RunFolder(self.path).facts()["prepared"])
+        prepared = Prepared.open(RunFolder(self.path).metadata().prepared)
         if not export.same_bundle(Folder(out), self.path, prepared):
             with telling(f"measure {self.path} on the test split"):
                 export.export(self.path, out)

@@ -15,7 +15,7 @@ from recray.benchmarks.harness import own_memory
 from recray.config import Settings, build_settings
 from recray.data.dataset import Prepared
 from recray.training.collectives import Workers
-from recray.training.trainer import build_run
+from recray.training.ray_train import build_run
 
 
 @dataclass(frozen=True)

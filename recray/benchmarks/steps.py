@@ -19,8 +19,9 @@ from recray.models import build_model
 from recray.models.base import Model
 from recray.models.objectives import PairLoss, build_objective
 from recray.training.collectives import Workers
-from recray.training.epochs import GradientEpochs, Shard
-from recray.training.optimizer_choice import device_of, pairs_of
+from recray.training.epochs import PairEpochs
+from recray.training.optimizers import device_of, pairs_of
+from recray.training.shard import Shard
 
 NEGATIVES = 4
 LOOP_BATCH = 512
@@ -90,14 +91,14 @@ def recray_pass(case: Case, workers: Workers) -> tuple[Pass, float]:
         raise ValueError("the benchmark trains on pairs")
     sampler = NegativeSampler(model.items, NEGATIVES)
     shard = case.shard(workers)
-    epochs = GradientEpochs(model, objective, shard, settings.train, workers, sampler)
+    epochs = PairEpochs(model, objective, shard, settings.train, workers, sampler)
     number = iter(range(1 << 30))
 
     def run() -> int:
         epochs.run(next(number))
         return sum(epochs.plan.rows) * (pairs_of(settings) or 1)
 
-    return run, epochs.gradient.bytes_a_step if workers.size > 1 else 0.0
+    return run, epochs.step.bytes_per_step if workers.size > 1 else 0.0
 
 
 class Pairs(Dataset[tuple[int, int, float]]):

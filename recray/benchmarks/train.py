@@ -28,10 +28,11 @@ from recray.data.dataset import Prepared
 from recray.data.source import detect_source
 from recray.progress import Log
 from recray.runtime.session import session
-from recray.training import checks, trainer
-from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training import trainer
+from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.collectives import Workers
-from recray.training.optimizer_choice import device_of
+from recray.training.optimizers import device_of
+from recray.training.ray_train import build_run
 
 Rows = list[dict[str, Any]]
 BATCH = 8192
@@ -220,9 +221,9 @@ def _price_of_ray(folder: str, sizes: Sizes, log: Log) -> dict[str, float]:
 
     def bare() -> None:
         data = Prepared.open(prepared, verify=True)
-        fixed = checks.for_data(settings, data)
+        fixed = trainer.adapt_to_dataset(settings, data)
         path = f"{folder}/bare-{next(number)}"
-        trainer.build_run(fixed, data, path, Workers(), lambda _metrics: None).fit()
+        build_run(fixed, data, path, Workers(), lambda _metrics: None).fit()
 
     def through_ray(workers: int) -> None:
         trainer.run(settings, prepared, f"{folder}/run-{next(number)}", workers)
@@ -258,8 +259,8 @@ def _tiny(folder: str, log: Log) -> tuple[str, Any]:
     prepared = f"{folder}/tiny"
     ingest.prepare(detect_source("sample", settings), prepared, settings)
     data = Prepared.open(prepared)
-    fixed = checks.for_data(settings, data)
-    run = trainer.build_run(fixed, data, f"{folder}/calibrate", Workers(), lambda _metrics: None)
+    fixed = trainer.adapt_to_dataset(settings, data)
+    run = build_run(fixed, data, f"{folder}/calibrate", Workers(), lambda _metrics: None)
     seconds = statistics.median(entry["seconds"] for entry in run.fit().history)
     batch = max(16, int(512 * seconds / TINY_SECONDS))
     log(f"an epoch of the sample takes {seconds:.3f} s in steps of 512; taken: {batch}")
@@ -275,7 +276,7 @@ def _checkpoint_share(folder: str, repetitions: int) -> float:
     run, seconds = RunFolder(folder), []
     for epoch in range(1, repetitions + 1):
         history = [{"epoch": e, "loss": 1.0} for e in range(1, epoch + 1)]
-        checkpoint = Checkpoint(weights, known, Progress(epoch, epoch, 1.0, history))
+        checkpoint = Checkpoint(weights, known, TrainState(epoch, epoch, 1.0, history))
         seconds.append(timed(partial(run.save, checkpoint)))
     return statistics.median(seconds) / EPOCH_SECONDS
 

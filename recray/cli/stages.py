@@ -104,20 +104,19 @@ def train(
     refuse_groups(overrides, ("data", "split"), "recray prepare")
     settings = load_settings(preset, config, overrides)
     from recray.schema import TIMINGS
-    from recray.training import loggers, trainer
-    from recray.training.callbacks import OpenLogbook, Watch
+    from recray.training import callbacks, trainer
 
-    books: list[OpenLogbook] = [loggers.TensorBoard]
+    loggers: list[callbacks.LoggerFactory] = [callbacks.TensorBoard]
     if tracking is not None:
-        books.append(loggers.mlflow(tracking))
+        loggers.append(callbacks.mlflow(tracking))
     ui.expect(settings.train.epochs, settings.metric)
-    watch = Watch(ui.log, ui.epoch, tuple(books))
+    watch = callbacks.Callbacks(ui.log, ui.epoch, tuple(loggers))
     summary = trainer.run(settings, prepared, out, workers, resume, address, watch, max_failures)
-    if summary["already_finished"]:
-        ui.log(f"{out} was finished before: {summary['epochs']} epochs; nothing was trained")
-    metrics = {k: v for k, v in summary["best"].items() if isinstance(v, float)}
+    if summary.already_finished:
+        ui.log(f"{out} was finished before: {summary.epochs} epochs; nothing was trained")
+    metrics = {k: v for k, v in summary.best.items() if isinstance(v, float)}
     best = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k not in TIMINGS)
-    text = f"{out}: {summary['epochs']} epochs, best epoch {summary['best_epoch']} ({best})"
+    text = f"{out}: {summary.epochs} epochs, best epoch {summary.best_epoch} ({best})"
     ui.result(summary, text)
 
 

@@ -131,7 +131,7 @@ def run(
 def _measure(name: str, stages: Stages, prepared: Prepared, refit: bool) -> FoldReport:
     """Train on one fold and measure it."""
     folder = stages.train(prepared)
-    epoch = RunFolder(folder).best().progress.best_epoch
+    epoch = RunFolder(folder).best().train_state.best_epoch
     if refit:
         folder = stages.refit(prepared, epoch)
     report = parse_report(stages.export(folder, prepared).metrics)

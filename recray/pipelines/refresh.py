@@ -220,7 +220,7 @@ def _train(
 ) -> Trained:
     stages = _stages(request, settings, log, name)
     run = stages.train(prepared)
-    return Trained(stages.export(run, prepared), RunFolder(run).folder.read_json("epochs.json"))
+    return Trained(stages.export(run, prepared), RunFolder(run).history())
 
 
 def _cold(live: Bundle) -> Settings:

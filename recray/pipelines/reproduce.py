@@ -4,13 +4,12 @@ import tempfile
 
 from pydantic import BaseModel
 
-from recray.config import build_settings
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 from recray.runtime.session import LOCAL
 from recray.schema import TIMINGS
 from recray.training import trainer
-from recray.training.checkpoint import EPOCHS, RunFolder
+from recray.training.checkpoint import RunFolder
 
 MAX_DIFFERENCES = 20
 """Differences that a result names; the rest is left out."""
@@ -36,36 +35,39 @@ def reproduce(run_path: str, address: str = LOCAL) -> Reproduction:
         RecrayError: There is no finished run, or its data set is gone or has changed.
     """
     run = RunFolder(run_path)
-    facts = run.facts()
+    metadata = run.metadata()
     if not run.finished:
         raise RecrayError(f"{run_path} is not finished; continue it with `recray train --resume`")
-    if facts.get("changes"):
-        words = ", ".join(f"{c['workers']} from epoch {c['epoch'] + 1}" for c in facts["changes"])
+    if metadata.changes:
+        words = ", ".join(f"{c.workers} from epoch {c.epoch + 1}" for c in metadata.changes)
         raise RecrayError(
             f"{run_path} was continued with another number of workers ({words}); "
             "its digits cannot be had again"
         )
-    prepared = Prepared.open(facts["prepared"], verify=True)
-    if prepared.fingerprint != facts["fingerprint"]:
+    prepared = Prepared.open(metadata.prepared, verify=True)
+    if prepared.fingerprint != metadata.fingerprint:
         raise RecrayError(f"{prepared.folder} has changed since {run_path} was trained")
     with tempfile.TemporaryDirectory(prefix="recray-reproduce-") as folder:
         again = RunFolder(f"{folder}/run")
-        settings = build_settings(facts["settings"])
         trainer.run(
-            settings, prepared.folder.path, again.folder.path, facts["workers"], False, address
+            metadata.settings,
+            metadata.prepared,
+            again.folder.path,
+            metadata.workers,
+            address=address,
         )
         differences = _differences(run, again)
     return Reproduction(
         run=run.folder.path,
         agrees=not differences,
-        epochs=run.progress().epoch,
+        epochs=run.train_state().epoch,
         differences=differences[:MAX_DIFFERENCES],
     )
 
 
 def _differences(before: RunFolder, after: RunFolder) -> list[str]:
     """Name every digit that two runs do not have in common."""
-    histories = [folder.folder.read_json(EPOCHS) for folder in (before, after)]
+    histories = [folder.history() for folder in (before, after)]
     if len(histories[0]) != len(histories[1]):
         return [f"{len(histories[0])} epochs before, {len(histories[1])} now"]
     found = [

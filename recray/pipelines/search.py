@@ -159,7 +159,7 @@ def _retrain(
         )
         tables.append(_measure(search, RunFolder(folder.path)))
         test = summarise(tables[-1], [metric])[metric].value
-        scores.append(SeedScore(valid=float(summary["best"][metric]), test=test))
+        scores.append(SeedScore(valid=summary.best[metric], test=test))
         values = f"valid {scores[-1].valid:.4f} test {test:.4f}"
         log(f"trial {trial.number}, seed {seed}: {metric} {values}")
     mean = mean_over_seeds(tables)
@@ -174,12 +174,16 @@ def _retrain(
 
 def _measure(search: ValidatedSearch, run: RunFolder) -> PerUserMetrics:
     """Measure the best epoch of a run on each user of the test split."""
-    settings = build_settings(run.facts()["settings"])
     prepared = Prepared.open(search.request.prepared)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="recray-tune-") as folder:
         bundle = write_bundle(
-            f"{folder}/bundle", prepared, run.trained_model(), settings, created, lambda _: {}
+            f"{folder}/bundle",
+            prepared,
+            run.trained_model(),
+            run.metadata().settings,
+            created,
+            lambda _: {},
         )
         evaluator = Evaluator(bundle)
         blocks = range(len(evaluator.blocks))

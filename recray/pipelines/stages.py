@@ -27,11 +27,10 @@ from recray.serving.options import ServiceOptions
 from recray.serving.registry import Registry
 from recray.serving.verify import Verification
 from recray.storage import Folder
-from recray.training import checks, trainer
-from recray.training.callbacks import OnEpoch, Watch
+from recray.training import trainer
+from recray.training.callbacks import Callbacks, OnEpoch, TensorBoard
 from recray.training.checkpoint import RunFolder
 from recray.training.export import export, same_bundle
-from recray.training.loggers import TensorBoard
 
 
 def evaluate(
@@ -126,12 +125,12 @@ class Stages:
     def _train(self, prepared: Prepared, settings: Settings, name: str) -> str:
         with self.timed("train"):
             folder = self.out.child(name)
-            resolved = checks.for_data(settings, prepared)
+            resolved = trainer.adapt_to_dataset(settings, prepared)
             if folder.exists("run.json"):
-                facts = RunFolder(folder.path).facts()
-                same = facts["settings"] == resolved.plain()
-                if not same or facts["fingerprint"] != prepared.fingerprint:
-                    checks.check(resolved, prepared, self.workers, self.address)
+                before = RunFolder(folder.path).metadata()
+                same = before.settings == resolved
+                if not same or before.fingerprint != prepared.fingerprint:
+                    trainer.check_trainable(resolved, prepared, self.workers, self.address)
                     folder.delete()
             words = "is there and matches" if folder.published() else f"{settings.preset}"
             self.log(f"train: {folder} {words}")
@@ -142,7 +141,7 @@ class Stages:
                 self.workers,
                 True,
                 self.address,
-                Watch(self.log, self.on_epoch, (TensorBoard,) if self.on_epoch else ()),
+                Callbacks(self.log, self.on_epoch, (TensorBoard,) if self.on_epoch else ()),
             )
             return folder.path
 

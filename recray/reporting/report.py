@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from recray.errors import RecrayError
 from recray.inference.bundle import KIND as BUNDLE
@@ -79,16 +78,16 @@ def _of_run(folder: Folder) -> Document:
     """Export the best epoch of the run into a temporary bundle, and report that."""
     with tempfile.TemporaryDirectory(prefix="recray-report-") as temporary:
         bundle = export(folder.path, f"{temporary}/bundle")
-        return of_bundle(bundle, "run", RunFolder(folder.path).facts() | {"run": folder.path})
+        return of_bundle(bundle, "run", RunFolder(folder.path))
 
 
-def of_bundle(bundle: Bundle, what: str, run: dict[str, Any] | None = None) -> Document:
+def of_bundle(bundle: Bundle, what: str, run: RunFolder | None = None) -> Document:
     """The report of an opened bundle.
 
     Args:
         bundle: The bundle.
         what: What to call it.
-        run: The metadata of the run that it was exported from.
+        run: The run that it was exported from.
     """
     recommender, settings = Recommender(bundle), bundle.settings
     report = bundle.metrics

@@ -17,6 +17,7 @@ from recray.inference.recommender import Recommender
 from recray.reporting import frames
 from recray.reporting.html import Block, Details, Plot, Section, Table
 from recray.reporting.plots import data, held_out, predictions, ranking, search, training
+from recray.training.checkpoint import RunFolder
 from recray.tuning.results import TuneResult
 
 LISTED = 10
@@ -183,7 +184,7 @@ def search_section(result: TuneResult) -> Section:
     return Section("search", "Search", words, [*drawn, table])
 
 
-def facts_section(bundle: Bundle, run: dict[str, Any] | None) -> Section:
+def facts_section(bundle: Bundle, run: RunFolder | None) -> Section:
     """List versions, folders, files and settings."""
     config, manifest = bundle.config, bundle.manifest
     rows = [
@@ -194,10 +195,11 @@ def facts_section(bundle: Bundle, run: dict[str, Any] | None) -> Section:
          "films in training"],
         ["preset", bundle.settings.preset],
         ["chosen epoch", str(config["epoch"])],
-        ["folder", run["run"] if run else bundle.folder.path],
+        ["folder", (run or bundle).folder.path],
     ]  # fmt: skip
     if run:
-        rows += [["prepared data", run["prepared"]], ["workers", str(run["workers"])]]
+        metadata = run.metadata()
+        rows += [["prepared data", metadata.prepared], ["workers", str(metadata.workers)]]
     files = [
         [entry["name"], f"{entry['bytes']:,}", entry["sha256"][:16]] for entry in manifest["files"]
     ]

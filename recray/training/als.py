@@ -1,6 +1,4 @@
-"""Epochs of exact solves: all users, then all items, each with the other side fixed."""
-
-from collections.abc import Callable
+"""Alternating least squares: exact solves of all users, then of all items, the others fixed."""
 
 import torch
 from torch import Tensor
@@ -9,14 +7,15 @@ from recray.models.base import LinearModel
 from recray.models.factorization import Hybrid
 from recray.models.objectives import ImplicitALS
 from recray.training.collectives import Workers
-from recray.training.epochs import Shard
+from recray.training.epochs import EpochRunner
+from recray.training.shard import Shard
 
 
-class AlternatingEpochs:
-    """Exact solves of all users, then all items, then the users again for these items.
+class ALSEpochs(EpochRunner):
+    """Epochs that solve all items, then all users for these items; the first solves users before.
 
-    Users are solved where their ratings are; for items the normal equations are summed over
-    workers in blocks of items.
+    Users are solved where their ratings are. For items the normal equations are summed over
+    workers, in blocks of items. There are no steps, and the weights are all the state there is.
 
     Args:
         model: A dot product, plain or hybrid, equal on every worker.
@@ -40,7 +39,7 @@ class AlternatingEpochs:
 
     @torch.no_grad()
     def run(self, epoch: int) -> tuple[float, float]:
-        """Train one epoch; return this worker's part of the loss and the rows it covers."""
+        """Train one epoch; return this worker's part of the loss and the ratings that it covers."""
         self.model.eval()
         user_table = self.model.get_parameter("user_vectors.weight")
         if epoch == 0:
@@ -73,13 +72,13 @@ class AlternatingEpochs:
         solved = self.objective.solve(
             item_table, self.user_begins, self.shard.item, gram, self.model.items
         )
-        # Everybody gets every user's row: each is nonzero on its owner alone.
+        # A sum hands out every user's row: each is nonzero on its owner alone.
         user_table.zero_()
         user_table[self.own] = solved
         self.workers.sum(user_table)
 
     def _loss(self, user_table: Tensor) -> float:
-        """This worker's users' part of the objective, without the penalty, over its ratings."""
+        """This worker's part of the objective, over its own users and without the penalty."""
         item_table = self.model.item_rows(slice(None))
         seen, error = self.shard, torch.zeros((), dtype=torch.float64)
         for user, item in zip(seen.user.split(1 << 16), seen.item.split(1 << 16), strict=True):
@@ -88,27 +87,3 @@ class AlternatingEpochs:
         own = user_table[self.own]
         gram = self.objective.gram(item_table)
         return float(error) + float(((own @ gram) * own).sum())
-
-    def on_step(self, notice: Callable[[int], None]) -> None:
-        """Nothing to tell: an epoch has no steps."""
-
-    def continue_at(self, step: int, losses: Tensor) -> None:
-        """Nothing to continue: an epoch has no steps."""
-
-    def losses_so_far(self) -> Tensor:
-        """None."""
-        return torch.zeros(0, dtype=torch.float64)
-
-    def gather(self) -> None:
-        """Every worker has all rows at any time."""
-
-    def bad_step(self) -> int | None:
-        """None: a solve has no steps."""
-        return None
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing: the weights are all there is."""
-        return {}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Nothing to load."""

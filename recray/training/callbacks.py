@@ -1,115 +1,146 @@
-"""Telling people and logbooks of the epochs of a run, wherever it trains."""
+"""What follows the epochs of a run: callbacks, and the loggers of TensorBoard and MLflow."""
 
 import contextlib
+import json
+import math
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from recray.progress import Log
-from recray.storage import Folder
-from recray.training.checkpoint import EPOCHS
+from recray.schema import TIMINGS
+from recray.storage import Folder, is_uri
+from recray.training.checkpoint import EPOCHS, EpochEntry, RunFolder, RunMetadata
+from recray.training.mlflow_client import MLflowExperiment, mlflow_errors, require_mlflow
 
-Entry = dict[str, Any]
-OnEpoch = Callable[[Entry], None]
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+OnEpoch = Callable[[EpochEntry], None]
 POLL_S = 0.25
+"""Seconds between two looks at the history of a run that trains in other processes."""
+EVENTS = "tensorboard"
+TENSORBOARD_DELAY_S = 2.0
+"""TensorBoard takes half a second to load; a run that is shorter than this waits for it once."""
+MLFLOW_RUN = "mlflow.json"
+EXPERIMENT = "recray"
 
 
-class Logbook(Protocol):
+class ExperimentLogger(Protocol):
     """Keeps the epochs of a run in the form of another tool."""
 
     name: str
 
-    def epoch(self, entry: Entry) -> None:
+    def epoch(self, entry: EpochEntry) -> None:
         """Take the next epoch's metrics."""
 
     def close(self, finished: bool) -> None:
-        """Write what is left; the run has come to its end, or was stopped."""
+        """Write what is left; the run is finished, or was stopped."""
 
 
-OpenLogbook = Callable[[Folder, dict[str, Any], list[Entry]], Logbook]
+LoggerFactory = Callable[[Folder, RunMetadata, list[EpochEntry]], ExperimentLogger]
 """From the run's folder, what the run is, and the epochs it has had."""
 
 
-def _nobody(_line: str) -> None:
-    """Nobody listens."""
+def _ignore(_line: str) -> None:
+    """Drop the line."""
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Who is told what while a run trains.
+class Callbacks:
+    """What is called while a run trains.
 
     Args:
         log: Receives what happens, one line at a time.
-        on_epoch: Told each epoch's metrics as they come.
-        logbooks: Open what else keeps them.
+        on_epoch: Receives each epoch's metrics as they come.
+        loggers: Open what else keeps the metrics.
     """
 
-    log: Log = _nobody
+    log: Log = _ignore
     on_epoch: OnEpoch | None = None
-    logbooks: tuple[OpenLogbook, ...] = ()
+    loggers: tuple[LoggerFactory, ...] = ()
 
 
-class _Told:
-    """Tells of the entries of epochs.json, each once. A logbook that fails is left out from then
-    on: no run dies of its diary.
+class HistoryTail:
+    """Hands on the entries of epochs.json, each once.
+
+    A logger that fails is left out from then on: no run ends because its log cannot be written.
+
+    Args:
+        run: The run.
+        callbacks: What receives the entries.
+        loggers: The open loggers.
+        already_seen: Entries that were handed on before.
     """
 
-    def __init__(self, folder: Folder, watch: Watch, books: list[Logbook], told: int) -> None:
-        self.folder, self.watch, self.books, self.told = folder, watch, books, told
+    def __init__(
+        self,
+        run: RunFolder,
+        callbacks: Callbacks,
+        loggers: list[ExperimentLogger],
+        already_seen: int,
+    ) -> None:
+        self.run, self.callbacks, self.loggers = run, callbacks, loggers
+        self.already_seen = already_seen
 
-    def tell(self) -> None:
-        """Tell of what is new."""
-        if not self.folder.exists(EPOCHS):
+    def emit(self) -> None:
+        """Hand on the new entries."""
+        if not self.run.folder.exists(EPOCHS):
             return
-        history = self.folder.read_json(EPOCHS)
-        for entry in history[self.told :]:
-            if self.watch.on_epoch is not None:
-                self.watch.on_epoch(entry)
-            for book in list(self.books):
-                self._guard(book, partial(book.epoch, entry))
-        self.told = max(self.told, len(history))
+        history = self.run.history()
+        for entry in history[self.already_seen :]:
+            if self.callbacks.on_epoch is not None:
+                self.callbacks.on_epoch(entry)
+            for logger in list(self.loggers):
+                self._guard(logger, partial(logger.epoch, entry))
+        self.already_seen = max(self.already_seen, len(history))
 
     def close(self, finished: bool) -> None:
-        """Close the logbooks."""
-        for book in list(self.books):
-            self._guard(book, partial(book.close, finished))
+        """Close the loggers."""
+        for logger in list(self.loggers):
+            self._guard(logger, partial(logger.close, finished))
 
-    def _guard(self, book: Logbook, action: Callable[[], None]) -> None:
+    def _guard(self, logger: ExperimentLogger, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:  # a server that went away, a full disk
-            self.books.remove(book)
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            self.watch.log(f"{book.name} is left out from here on: {first}")
+            self.loggers.remove(logger)
+            message = next(iter(str(error).splitlines()), type(error).__name__)
+            self.callbacks.log(f"{logger.name} is left out from here on: {message}")
 
 
 @contextlib.contextmanager
-def following(
-    folder: Folder, watch: Watch, facts: dict[str, Any], history: list[Entry]
+def watch_history(
+    run: RunFolder, callbacks: Callbacks, metadata: RunMetadata, history: list[EpochEntry]
 ) -> Iterator[None]:
-    """Tell of each new entry of epochs.json while the block runs.
+    """Hand on each new entry of epochs.json while the block runs.
+
+    The file is polled, so it does not matter in which process or on which node the run trains.
 
     Args:
-        folder: The run's folder.
-        watch: Who is told.
-        facts: What the run is.
+        run: The run.
+        callbacks: What receives the entries.
+        metadata: What the run is.
         history: Epochs done before.
 
     Raises:
-        RecrayError: A logbook cannot be opened.
+        RecrayError: A logger cannot be opened.
     """
-    if watch.on_epoch is None and not watch.logbooks:
+    if callbacks.on_epoch is None and not callbacks.loggers:
         yield
         return
-    books = [book(folder, facts, history) for book in watch.logbooks]
-    told = _Told(folder, watch, books, len(history))
+    loggers = [factory(run.folder, metadata, history) for factory in callbacks.loggers]
+    tail = HistoryTail(run, callbacks, loggers, len(history))
     stop = threading.Event()
 
     def follow() -> None:
         while not stop.wait(POLL_S):
-            told.tell()
+            tail.emit()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -120,5 +151,139 @@ def following(
     finally:
         stop.set()
         thread.join()
-        told.tell()
-        told.close(finished)
+        tail.emit()
+        tail.close(finished)
+
+
+def _tagged(entry: EpochEntry) -> dict[str, float]:
+    """The numbers of an entry as train/loss, valid/rmse, speed/seconds."""
+    groups = {"loss": "train"} | dict.fromkeys(TIMINGS, "speed")
+    numbers = {k: v for k, v in entry.items() if k != "epoch" and math.isfinite(v)}
+    return {f"{groups.get(name, 'valid')}/{name}": value for name, value in numbers.items()}
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard, by torch's writer.
+
+    They are written anew when a run is continued, so that no epoch is there twice or lacking.
+
+    Args:
+        folder: The run's folder; in an object store the files come when the run ends.
+        metadata: What the run is.
+        history: Epochs done before.
+    """
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Folder, metadata: RunMetadata, history: list[EpochEntry]) -> None:
+        self.folder, self.metadata = folder.child(EVENTS), metadata
+        self.pending = list(history)
+        self.begin = time.monotonic()
+        self.writer: SummaryWriter | None = None
+        self.local = self.folder.path
+        if is_uri(folder.path):
+            self.scratch = tempfile.TemporaryDirectory(prefix="recray-events-")
+            self.local = self.scratch.name
+
+    def epoch(self, entry: EpochEntry) -> None:
+        """Take the next epoch's metrics."""
+        self.pending.append(entry)
+        if time.monotonic() - self.begin > TENSORBOARD_DELAY_S:
+            self._write()
+
+    def close(self, finished: bool) -> None:
+        """Write what is left."""
+        if self.pending:
+            self._write()
+        if self.writer is not None:
+            self.writer.close()
+        if is_uri(self.folder.path):
+            for path in Path(self.local).iterdir():
+                self.folder.write_bytes(path.name, path.read_bytes())
+            self.scratch.cleanup()
+
+    def _write(self) -> None:
+        if self.writer is None:
+            self.folder.delete()
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(self.local)
+            settings = json.dumps(self.metadata.settings.plain(), indent=1)
+            self.writer.add_text("settings", f"```\n{settings}\n```")
+        for entry in self.pending:
+            for name, value in _tagged(entry).items():
+                self.writer.add_scalar(name, value, int(entry["epoch"]))
+        self.writer.flush()
+        self.pending.clear()
+
+
+def mlflow(uri: str) -> LoggerFactory:
+    """Log to MLflow: parameters once, metrics each epoch; a continued run goes on in its own.
+
+    Args:
+        uri: Tracking server or store, such as http://127.0.0.1:5000 or sqlite:///mlflow.db.
+
+    Raises:
+        RecrayError: MLflow is not installed.
+    """
+    require_mlflow()
+    return lambda folder, metadata, history: MLflow(uri, folder, metadata, history)
+
+
+class MLflow:
+    """A run of the experiment "recray".
+
+    Args:
+        uri: Tracking server or store.
+        folder: The run's folder; it remembers MLflow's name for the run.
+        metadata: What the run is.
+        history: Epochs done before, which MLflow may have already.
+
+    Raises:
+        RecrayError: Nothing answers there, or it refuses.
+    """
+
+    name = "mlflow"
+
+    def __init__(
+        self, uri: str, folder: Folder, metadata: RunMetadata, history: list[EpochEntry]
+    ) -> None:
+        with mlflow_errors(f"--mlflow {uri}"):
+            self.experiment = MLflowExperiment(uri, EXPERIMENT)
+            before = self._continued(uri, folder)
+            self.run = before or self._begin(folder, metadata)
+            if before is None:
+                folder.write_json(MLFLOW_RUN, {"uri": uri, "run": self.run})
+            last = self.experiment.last_step(self.run, "train/loss") if before else 0
+            for entry in history:  # also what a kill kept back
+                if entry["epoch"] > last:
+                    self.epoch(entry)
+
+    def _continued(self, uri: str, folder: Folder) -> str | None:
+        """MLflow's name for the run, if it has been there before."""
+        if not folder.exists(MLFLOW_RUN):
+            return None
+        before = folder.read_json(MLFLOW_RUN)
+        if before["uri"] != uri:
+            return None
+        self.experiment.client.update_run(before["run"], status="RUNNING")
+        return str(before["run"])
+
+    def _begin(self, folder: Folder, metadata: RunMetadata) -> str:
+        run = self.experiment.create_run(folder.name)
+        params: dict[str, str] = {}
+        for group, values in metadata.settings.plain().items():
+            named = values if isinstance(values, dict) else {"": values}
+            params |= {f"{group}.{k}".rstrip("."): json.dumps(v) for k, v in named.items()}
+        params |= {"dataset": metadata.dataset, "fingerprint": metadata.fingerprint}
+        self.experiment.log_params(run, params | {"workers": str(metadata.workers)})
+        return run
+
+    def epoch(self, entry: EpochEntry) -> None:
+        """Take the next epoch's metrics."""
+        rows = [(name, value, int(entry["epoch"])) for name, value in _tagged(entry).items()]
+        self.experiment.log_metrics(self.run, rows)
+
+    def close(self, finished: bool) -> None:
+        """Mark the run as finished or killed."""
+        self.experiment.client.set_terminated(self.run, "FINISHED" if finished else "KILLED")

@@ -1,39 +1,43 @@
-"""recray's own checkpoints: whole or absent, checked when read, none of Ray's.
+"""recray's own checkpoints: whole or absent, checked when read; Ray's are not used.
 
     RUN/run.json                     what this run is: settings, data, workers; written first
     RUN/epochs.json                  the history so far, for people and progress bars
     RUN/checkpoints/epoch-00007/     weights, optimizer state, state.json, manifest last
-    RUN/checkpoints/epoch-00007-step-000000120/   likewise, with the losses, inside the next epoch
+    RUN/checkpoints/epoch-00007-step-000000120/   the same with losses, from inside the next epoch
     RUN/manifest.json                written when the run has finished
 
+The names of checkpoints are for people. What a checkpoint holds is said by its state.json alone.
 Randomness is a function of (seed, epoch, rank), so the epoch number is all of its state.
 """
 
-import contextlib
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import safetensors.torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from recray.config import translated
-from recray.errors import RecrayError
+from recray.config import Settings, build_settings, translated
+from recray.errors import DamagedFile, RecrayError
 from recray.inference.bundle import TrainedModel
 from recray.storage import MANIFEST, UNFINISHED, Folder, publish
 
 CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs.json"
+RUN = "run.json"
+STATE = "state.json"
 KIND = "run"
 FORMAT = 1
-"""Of run folders and checkpoints; another number is refused, not guessed at."""
-log = logging.getLogger("recray")
+"""Version of run folders and checkpoints; another number is refused, not guessed at."""
+logger = logging.getLogger("recray")
+EpochEntry = dict[str, int | float]
+"""An epoch's number, loss, validation metrics, and how long it took (schema.TIMINGS)."""
 
 
 @dataclass
-class Progress:
+class TrainState:
     """How far a run has come.
 
     Args:
@@ -41,20 +45,83 @@ class Progress:
         step: Steps done of the epoch after these; 0 at its begin.
         best_epoch: The epoch with the best validation metric so far; 0 before the first.
         best_value: Its metric; None without validation rows.
-        history: One entry per epoch: epoch, loss, validation metrics, and TIMINGS.
+        history: One entry per epoch.
         stopped: Whether patience ran out.
     """
 
     epoch: int = 0
     best_epoch: int = 0
     best_value: float | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[EpochEntry] = field(default_factory=list)
     stopped: bool = False
     step: int = 0
 
-    def ended(self, epochs: int) -> bool:
+    def is_done(self, epochs: int) -> bool:
         """Whether nothing is left to train of so many epochs."""
         return self.stopped or self.epoch >= epochs
+
+
+_STATE = TypeAdapter(TrainState)
+
+
+class WorkerChange(BaseModel):
+    """A run that was continued with another number of workers.
+
+    Args:
+        epoch: Epochs done before.
+        workers: Workers from then on.
+    """
+
+    epoch: int
+    workers: int
+
+
+class RunMetadata(BaseModel):
+    """What a run is: the content of run.json.
+
+    Args:
+        format: Version of the folder.
+        dataset: Name of the data set.
+        prepared: Folder of the prepared data set.
+        fingerprint: Hash of the ratings that the run trains on and is validated with.
+        settings: Resolved settings.
+        workers: Number of workers now.
+        changes: Earlier changes of that number.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = FORMAT
+    dataset: str
+    prepared: str
+    fingerprint: str
+    settings: Settings
+    workers: int
+    changes: tuple[WorkerChange, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """The content of run.json; `changes` only where there were some."""
+        return self.model_dump(mode="json", exclude=None if self.changes else {"changes"})
+
+
+class RunSummary(BaseModel):
+    """The end of a run.
+
+    Args:
+        run: Folder of the run.
+        epochs: Epochs trained.
+        best_epoch: The epoch with the best validation metric.
+        best: Its entry in the history.
+        stopped_early: Whether patience ran out.
+        already_finished: Whether nothing was left to train when this command began.
+    """
+
+    run: str
+    epochs: int
+    best_epoch: int
+    best: EpochEntry
+    stopped_early: bool
+    already_finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,17 +130,17 @@ class Checkpoint:
 
     Args:
         weights: The model's weights by name.
-        optimizer: What the optimizer knows, by name.
-        progress: How far the run has come.
+        optimizer: The optimizer's tensors by name.
+        train_state: How far the run has come.
         losses: (workers, steps) float64 each worker's losses of the epoch that is going on.
     """
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    progress: Progress
+    train_state: TrainState
     losses: Tensor | None = None
 
-    def refuse_misfit(self, expected: Mapping[str, Tensor], path: str) -> None:
+    def check_compatible(self, expected: Mapping[str, Tensor], path: str) -> None:
         """Refuse weights that are not those of the model.
 
         Args:
@@ -83,14 +150,12 @@ class Checkpoint:
         Raises:
             RecrayError: A name or a shape differs.
         """
-        there, wanted = (
-            {n: tuple(t.shape) for n, t in w.items()} for w in (self.weights, expected)
-        )
-        for name in sorted(there.keys() | wanted.keys()):
-            if there.get(name) != wanted.get(name):
+        found, own = ({n: tuple(t.shape) for n, t in w.items()} for w in (self.weights, expected))
+        for name in sorted(found.keys() | own.keys()):
+            if found.get(name) != own.get(name):
                 raise RecrayError(
                     f"{path} holds a checkpoint of another model: {name} is "
-                    f"{_shape(there.get(name))}, this model's is {_shape(wanted.get(name))}"
+                    f"{_shape(found.get(name))}, this model's is {_shape(own.get(name))}"
                 )
 
 
@@ -103,75 +168,86 @@ class RunFolder:
 
     def __init__(self, path: str) -> None:
         self.folder = Folder(path)
+        self.checkpoints = self.folder.child(CHECKPOINTS)
+        self._written: dict[str, TrainState] = {}  # no need to read these back at each save
 
-    def check(self, facts: dict[str, Any], resume: bool) -> None:
+    def validate(self, metadata: RunMetadata, resume: bool) -> None:
         """Make sure that the folder is free for a run, or holds this very run; writes nothing.
 
         Args:
-            facts: What the run is; compared on resuming.
+            metadata: What the run is; compared on resuming.
             resume: Whether to go on with a run that is there.
 
         Raises:
             RecrayError: The folder holds something else, or a run and `resume` is not set.
         """
-        if self.folder.exists("run.json"):
-            before = self.facts()
-            if not resume:
+        if not self.folder.exists(RUN):
+            if self.folder.files():
                 raise RecrayError(
-                    f"{self.folder} holds a run already; give --resume to continue it, "
-                    "or another folder"
+                    f"{self.folder} is not empty and holds no run; give another folder"
                 )
-            for name in ("dataset", "fingerprint", "settings"):
-                if before.get(name) != json.loads(json.dumps(facts[name])):
-                    raise RecrayError(
-                        f"{self.folder} is a run with other {_words(name, before, facts)}; "
-                        "give another folder"
-                    )
             return
-        if self.folder.files():
-            raise RecrayError(f"{self.folder} is not empty and holds no run; give another folder")
+        before = self.metadata()
+        if not resume:
+            raise RecrayError(
+                f"{self.folder} holds a run already; give --resume to continue it, "
+                "or another folder"
+            )
+        difference = _difference(before, metadata)
+        if difference:
+            raise RecrayError(
+                f"{self.folder} is a run with other {difference}; give another folder"
+            )
 
-    def claim(self, facts: dict[str, Any], progress: Progress | None = None) -> None:
-        """Make the folder this run's, before its first checkpoint; again is fine.
+    def reserve(self, metadata: RunMetadata, state: TrainState | None = None) -> None:
+        """Make the folder this run's, before its first checkpoint; calling it again does no harm.
 
         Args:
-            facts: What the run is. Another number of workers than before is noted.
-            progress: How far it has come; None at its start.
+            metadata: What the run is. Another number of workers than before is noted.
+            state: How far it has come; None at its start.
         """
-        if not self.folder.exists("run.json"):
-            self.folder.write_json("run.json", {"format": FORMAT, **facts})
+        if not self.folder.exists(RUN):
+            self.folder.write_json(RUN, metadata.to_json())
             return
-        before = self.facts()
-        if before.get("workers") != facts["workers"]:
-            done = progress.epoch if progress is not None else 0
-            change = {"epoch": done, "workers": facts["workers"]}
-            changes = [*before.get("changes", []), change] if done else []
-            now = {"workers": facts["workers"], "changes": changes}
-            self.folder.write_json("run.json", before | now)
+        before = self.metadata()
+        if before.workers != metadata.workers:
+            done = state.epoch if state is not None else 0
+            change = WorkerChange(epoch=done, workers=metadata.workers)
+            changes = (*before.changes, change) if done else before.changes
+            update = {"workers": metadata.workers, "changes": changes}
+            self.folder.write_json(RUN, before.model_copy(update=update).to_json())
         if self.finished:  # its last checkpoints were damaged since
             self.folder.delete_file(MANIFEST)
-        self._write_history(progress or Progress())
-        parent = self.folder.child(CHECKPOINTS)
-        for name in parent.folders():  # what a kill left half written
+        self._write_history(state or TrainState())
+        for name in self.checkpoints.folders():  # what a kill left half written
             if name.startswith(UNFINISHED):
-                parent.delete(name)
+                self.checkpoints.delete(name)
 
-    def facts(self) -> dict[str, Any]:
-        """What `claim` wrote.
+    def metadata(self) -> RunMetadata:
+        """Read what `reserve` wrote.
 
         Raises:
             RecrayError: There is no run, or another version of recray wrote it.
         """
-        if not self.folder.exists("run.json"):
+        if not self.folder.exists(RUN):
             raise RecrayError(f"{self.folder} holds no run; make one with `recray train`")
-        facts: dict[str, Any] = self.folder.read_json("run.json")
-        _refuse_format(facts, str(self.folder))
-        return facts | {"settings": translated(facts["settings"])}
+        content = self.folder.read_json(RUN)
+        _refuse_format(content, str(self.folder))
+        settings = build_settings(translated(content["settings"]))
+        try:
+            return RunMetadata(**content | {"settings": settings})
+        except ValidationError as error:
+            raise DamagedFile(f"{self.folder}/{RUN} is damaged: {error}") from error
+
+    def history(self) -> list[EpochEntry]:
+        """Read the entries of all epochs so far."""
+        entries: list[EpochEntry] = self.folder.read_json(EPOCHS)
+        return entries
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Publish a checkpoint; of the others only the best and the one before stay."""
-        progress = checkpoint.progress
-        target = self.folder.child(CHECKPOINTS).child(_name(progress.epoch, progress.step))
+        state = checkpoint.train_state
+        target = self.checkpoints.child(_name(state))
         with publish(target, replace=True) as folder:
             folder.write_bytes("weights.safetensors", safetensors.torch.save(checkpoint.weights))
             folder.write_bytes(
@@ -180,65 +256,68 @@ class RunFolder:
             if checkpoint.losses is not None:
                 losses = {"losses": checkpoint.losses}
                 folder.write_bytes("losses.safetensors", safetensors.torch.save(losses))
-            folder.write_json("state.json", asdict(progress))
-            folder.write_manifest("checkpoint", {"format": FORMAT, "epoch": progress.epoch})
-        self._write_history(progress)
-        parent = self.folder.child(CHECKPOINTS)
-        keep = {progress.best_epoch, progress.epoch, progress.epoch - 1}
-        # What the one before calls the best must be there if it is needed; damaged, it never is.
-        with contextlib.suppress(RecrayError):
-            keep.add(parent.child(_name(progress.epoch - 1)).read_json("state.json")["best_epoch"])
-        kept = {target.name, *map(_name, keep)}
-        for name in parent.folders():
-            if name.startswith("epoch-") and name not in kept:
-                parent.delete(name)
+            folder.write_json(STATE, asdict(state))
+            folder.write_manifest("checkpoint", {"format": FORMAT, "epoch": state.epoch})
+        self._write_history(state)
+        self._written[target.name] = state
+        self._delete_outdated(state)
 
-    def _write_history(self, progress: Progress) -> None:
-        self.folder.replace_bytes(EPOCHS, json.dumps(progress.history, indent=1).encode())
+    def _delete_outdated(self, newest: TrainState) -> None:
+        states = {name: state for state, name in self._states(self._written)[0]}
+        keep = {newest.best_epoch, newest.epoch, newest.epoch - 1}
+        # What the epoch before calls the best must be there in case the newest is damaged.
+        before = (s for s in states.values() if _is_end_of(newest.epoch - 1, s))
+        keep |= {state.best_epoch for state in before}
+        for name, state in states.items():
+            if name != _name(newest) and (state.step or state.epoch not in keep):
+                self.checkpoints.delete(name)
+
+    def _write_history(self, state: TrainState) -> None:
+        self.folder.replace_bytes(EPOCHS, json.dumps(state.history, indent=1).encode())
 
     def latest(self, warn: bool = True) -> Checkpoint | None:
-        """The newest checkpoint that is undamaged; None before the first epoch.
+        """Read the newest checkpoint that is undamaged; None before the first epoch.
 
         Args:
-            warn: Tell of each damaged one, a line in the log.
+            warn: Write one line to the log for each damaged one.
 
         Raises:
             RecrayError: There are checkpoints, and every one is damaged.
         """
-        parent = self.folder.child(CHECKPOINTS)
-        names = [n for n in reversed(parent.folders()) if n.startswith("epoch-")]
-        problem: RecrayError | None = None
-        for name in names:
+        states, problems = self._states()
+        newest: Checkpoint | None = None
+        for _, name in states:
             try:
-                return self._read(name)
+                newest = self._read(name)
+                break
             except RecrayError as error:
-                problem = error
-                if warn:
-                    log.warning("skipping a damaged checkpoint: %s", error)
-        if problem is not None:
-            raise RecrayError(f"no checkpoint of {self.folder} can be read: {problem}")
-        return None
+                problems.append(error)
+        if newest is None and problems:
+            raise RecrayError(f"no checkpoint of {self.folder} can be read: {problems[-1]}")
+        for problem in problems if warn else ():
+            logger.warning("skipping a damaged checkpoint: %s", problem)
+        return newest
 
-    def progress(self) -> Progress:
-        """How far the newest undamaged checkpoint has come.
+    def train_state(self) -> TrainState:
+        """Read how far the newest undamaged checkpoint has come.
 
         Raises:
             RecrayError: There are checkpoints, and every one is damaged.
         """
         newest = self.latest()
-        return newest.progress if newest is not None else Progress()
+        return newest.train_state if newest is not None else TrainState()
 
     def trained_model(self) -> TrainedModel:
-        """The best weights so far, with every epoch of the run.
+        """Read the best weights so far, with every epoch of the run.
 
         Raises:
             RecrayError: There is no checkpoint yet.
         """
         best = self.best()
-        return TrainedModel(best.weights, best.progress.best_epoch, self.folder.read_json(EPOCHS))
+        return TrainedModel(best.weights, best.train_state.best_epoch, self.history())
 
     def best(self) -> Checkpoint:
-        """The checkpoint with the best validation metric.
+        """Read the checkpoint with the best validation metric.
 
         Raises:
             RecrayError: There is none, or it is damaged.
@@ -246,37 +325,72 @@ class RunFolder:
         newest = self.latest()
         if newest is None:
             raise RecrayError(f"{self.folder} has no checkpoint yet; train it first")
-        best = newest.progress.best_epoch
-        same = newest.progress.epoch == best and not newest.progress.step
-        return newest if same else self._read(_name(best))
+        best = newest.train_state.best_epoch
+        if _is_end_of(best, newest.train_state):
+            return newest
+        for state, name in self._states()[0]:
+            if _is_end_of(best, state):
+                return self._read(name)
+        return self._read(_name(TrainState(epoch=best)))  # says what is missing or damaged
+
+    def _states(
+        self, known: Mapping[str, TrainState] | None = None
+    ) -> tuple[list[tuple[TrainState, str]], list[RecrayError]]:
+        """States and names of all checkpoints, newest first, and the errors of unreadable ones.
+
+        Args:
+            known: States that need not be read, by name.
+        """
+        found: list[tuple[TrainState, str]] = []
+        problems: list[RecrayError] = []
+        for name in self.checkpoints.folders():
+            if not name.startswith(UNFINISHED):
+                try:
+                    found.append(((known or {}).get(name) or self._state(name), name))
+                except RecrayError as error:
+                    problems.append(error)
+        found.sort(key=lambda item: (item[0].epoch, item[0].step), reverse=True)
+        return found, problems
+
+    def _state(self, name: str) -> TrainState:
+        try:
+            return _STATE.validate_python(self.checkpoints.child(name).read_json(STATE))
+        except ValidationError as error:
+            raise DamagedFile(f"{self.checkpoints}/{name}/{STATE} is damaged") from error
 
     def _read(self, name: str) -> Checkpoint:
-        folder = self.folder.child(CHECKPOINTS).child(name)
+        folder = self.checkpoints.child(name)
         _refuse_format(folder.verify(), str(folder))
-        progress = Progress(**folder.read_json("state.json"))
-        names = ["weights", "optimizer", *(["losses"] if progress.step else [])]
+        state = self._state(name)
+        files = ["weights", "optimizer", *(["losses"] if state.step else [])]
         read = {
-            name: safetensors.torch.load(folder.read_bytes(f"{name}.safetensors")) for name in names
+            file: safetensors.torch.load(folder.read_bytes(f"{file}.safetensors")) for file in files
         }
-        losses = read["losses"]["losses"] if progress.step else None
-        return Checkpoint(read["weights"], read["optimizer"], progress, losses)
+        losses = read["losses"]["losses"] if state.step else None
+        return Checkpoint(read["weights"], read["optimizer"], state, losses)
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return self.folder.published()
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: RunSummary) -> None:
         """Mark the run as finished."""
-        self.folder.write_manifest(KIND, summary)
+        facts = self.metadata().to_json() | {"summary": summary.model_dump()}
+        self.folder.write_manifest(KIND, facts)
 
 
-def _name(epoch: int, step: int = 0) -> str:
-    return f"epoch-{epoch:05d}" + (f"-step-{step:09d}" if step else "")
+def _is_end_of(epoch: int, state: TrainState) -> bool:
+    """Whether a checkpoint was written at the end of that epoch, and not inside the next one."""
+    return state.epoch == epoch and not state.step
 
 
-def _refuse_format(facts: dict[str, Any], path: str) -> None:
-    found = facts.get("format", FORMAT)
+def _name(state: TrainState) -> str:
+    return f"epoch-{state.epoch:05d}" + (f"-step-{state.step:09d}" if state.step else "")
+
+
+def _refuse_format(content: Mapping[str, object], path: str) -> None:
+    found = content.get("format", FORMAT)
     if found != FORMAT:
         raise RecrayError(
             f"{path} was written by another version of recray: format {found}, this one reads "
@@ -288,22 +402,21 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "not there" if shape is None else " x ".join(map(str, shape)) or "a number"
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+def _flat(settings: Settings) -> dict[str, object]:
     """{"train.lr": 0.1, "preset": ...} of {"train": {"lr": 0.1}, "preset": ...}."""
-    plain = json.loads(json.dumps(settings))
+    plain = settings.plain()
     groups = {group: values for group, values in plain.items() if isinstance(values, dict)}
     flat = {f"{group}.{key}": v for group, values in groups.items() for key, v in values.items()}
     return flat | {name: v for name, v in plain.items() if name not in groups}
 
 
-def _words(name: str, before: dict[str, Any], now: dict[str, Any]) -> str:
-    if name == "settings":
-        old, new = (_flat(facts.get("settings", {})) for facts in (before, now))
-        return "settings: " + ", ".join(
-            f"{key}={old.get(key)!r} (now {new.get(key)!r})"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        )
-    if name == "dataset":
-        return f"data: {before.get(name)} (now {now[name]})"
-    return f"data: {before.get('dataset')} has changed since it began"
+def _difference(before: RunMetadata, now: RunMetadata) -> str:
+    """Say in which data or settings two runs differ; an empty text where they agree."""
+    if before.dataset != now.dataset:
+        return f"data: {before.dataset} (now {now.dataset})"
+    if before.fingerprint != now.fingerprint:
+        return f"data: {before.dataset} has changed since it began"
+    old, new = _flat(before.settings), _flat(now.settings)
+    changed = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+    texts = [f"{key}={old.get(key)!r} (now {new.get(key)!r})" for key in changed]
+    return "settings: " + ", ".join(texts) if texts else ""

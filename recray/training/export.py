@@ -1,4 +1,4 @@
-"""From a finished run to a bundle, measured on the test split."""
+"""Writing a finished run as a bundle, measured on the test split."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,10 +20,9 @@ def export(run_path: str, out: str, replace: bool = False) -> Bundle:
         RecrayError: There is no run, the prepared data have changed since, or the folder is taken.
     """
     run = RunFolder(run_path)
-    facts = run.facts()
-    settings = build_settings(facts["settings"])
-    prepared = Prepared.open(facts["prepared"], verify=True)
-    if prepared.fingerprint != facts["fingerprint"]:
+    metadata = run.metadata()
+    prepared = Prepared.open(metadata.prepared, verify=True)
+    if prepared.fingerprint != metadata.fingerprint:
         raise RecrayError(
             f"{prepared.folder} has changed since {run_path} was trained; train again"
         )
@@ -32,13 +31,16 @@ def export(run_path: str, out: str, replace: bool = False) -> Bundle:
     def measured(bundle: Bundle) -> Mapping[str, Any]:
         return evaluator.evaluate(bundle).plain() if len(bundle.holdout) else {}
 
-    return write_bundle(out, prepared, run.trained_model(), settings, created, measured, replace)
+    return write_bundle(
+        out, prepared, run.trained_model(), metadata.settings, created, measured, replace
+    )
 
 
 def same_bundle(folder: Folder, run_path: str, prepared: Prepared) -> bool:
-    """Whether the bundle of that run on that data set is there already."""
+    """Whether the folder holds the bundle of that run on that data set already."""
     if not folder.published() or folder.manifest().get("kind") != KIND:
         return False
     config = folder.read_json("config.json")
-    same = translated(config["settings"]) == RunFolder(run_path).facts()["settings"]
+    bundle_settings = build_settings(translated(config["settings"]))
+    same = bundle_settings == RunFolder(run_path).metadata().settings
     return same and config["fingerprints"] == prepared.manifest["fingerprints"]

@@ -1,8 +1,6 @@
-"""Epochs of Gibbs sampling: the model becomes the mean of what the samples predict."""
+"""Epochs of Gibbs sampling for BPMF: the model becomes the mean of what the samples predict."""
 
 # Shape letters: R = rows, N = ratings, D = length of a sampled row, S = length of a user state.
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,23 +9,28 @@ from torch import Tensor
 from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF, ROW_BLOCK
 from recray.training.collectives import Workers
-from recray.training.epochs import Shard
+from recray.training.epochs import EpochRunner
 from recray.training.gibbs_math import (
     RowPrior,
-    compress,
     draw_noise,
     draw_rows,
+    implicit_svd_features,
     normal,
     normal_equations,
-    taste_features,
+    truncated_svd,
 )
+from recray.training.shard import Shard
 
 PRIOR_STEPS = 2
+"""Steps of expectation maximisation for the spread of users around their prior."""
 RATING_BLOCK = 1 << 20
+"""Most ratings of a block of rows whose normal equations are held at once."""
+PAIR_BLOCK = 1 << 16
+"""Pairs that are predicted at once."""
 
 
-class GibbsEpochs:
-    """Sweeps over users and items, each drawn given the other; their predictions are averaged.
+class GibbsSampler(EpochRunner):
+    """Draws all users given the items, then all items given the users; averages the predictions.
 
     A sample has a row for each user and item: vector, then bias. Users are drawn where their
     ratings are; for items the normal equations are summed over workers. Samples are in units of
@@ -59,7 +62,7 @@ class GibbsEpochs:
         item_counts = workers.sum(self.item_begins.diff().double())
         self.own_blocks = _blocks(torch.nonzero(shard.owned)[:, 0], self.user_counts)
         self.item_blocks = _blocks(torch.arange(items), item_counts)
-        user_features, item_features, self.taste_table = taste_features(
+        user_features, item_features, self.taste_table = implicit_svd_features(
             shard.user, shard.item, users, items, objective.side_rank, workers
         )
         self.user_prior, self.item_prior = (
@@ -79,7 +82,7 @@ class GibbsEpochs:
         rng = np.random.default_rng([self.seed, epoch])
         target = (self.shard.rating.to(self.model.mean.dtype) - self.model.mean) / self.unit
         if epoch <= self.objective.burn_in:
-            self.samples = 0  # what came before is forgotten
+            self.samples = 0  # the samples of the burn-in are forgotten
         for _ in range(self.objective.samples_per_epoch):
             self._draw_users(target, rng)
             self._draw_items(target, rng)
@@ -99,16 +102,16 @@ class GibbsEpochs:
             system = self._user_system(rows, fixed, target)
             system = system * self.weight[rows].to(system.dtype)[:, None, None]
             drawn[rows] = self._draw(system, rows, self.user_prior, noise)
-        # Everybody gets every user's row: each is nonzero on its owner alone.
+        # A sum hands out every user's row: each is nonzero on its owner alone.
         self.user_rows = self.workers.sum(drawn)
 
     def _user_system(self, rows: Tensor, fixed: Tensor, target: Tensor) -> Tensor:
-        """Normal equations of some of this worker's users.
+        """Sum the normal equations of some of this worker's users.
 
         Args:
             rows: (R,) int64 users, ascending; between them are no ratings of others.
-            fixed: (items, D + 1); what a user's row is multiplied with, then what is added.
-            target: (N,) what comes out.
+            fixed: (items, D + 1); the vector that multiplies a user's row, then what is added.
+            target: (N,) values to predict.
         """
         edges = torch.cat([self.user_begins[rows], self.user_begins[rows[-1:] + 1]])
         place = slice(int(edges[0]), int(edges[-1]))
@@ -141,7 +144,7 @@ class GibbsEpochs:
     def _draw_noise(self, target: Tensor, rng: np.random.Generator) -> None:
         squares = torch.zeros(len(self.user_rows), dtype=torch.float64)
         fixed = _with_one(self.item_rows)
-        for place in torch.arange(len(target)).split(1 << 16):
+        for place in torch.arange(len(target)).split(PAIR_BLOCK):
             user = self.shard.user[place]
             mine, other = self.user_rows[user], fixed[self.shard.item[place]]
             guess = (mine * other[:, :-1]).sum(dim=-1) + other[:, -1]
@@ -150,14 +153,16 @@ class GibbsEpochs:
         self.weight, self.typical = draw_noise(squares, self.user_counts, self.typical, rng)
 
     def _average(self) -> None:
-        """Take the newest sample into the mean."""
+        """Take the newest sample into the running mean of the predictions."""
         self.samples += 1
         model, share = self.model, 1 / self.samples
         users, items = self.user_rows * self.unit, self.item_rows
         model.user_bias.weight.lerp_(users[:, -1:], share)
         model.item_bias.weight.lerp_(items[:, -1:] * self.unit, share)
+        # The mean of products is a product of longer rows, side by side: (1 - s) A B' + s C D'
+        # = [sqrt(1 - s) A, sqrt(s) C] [sqrt(1 - s) B, sqrt(s) D]'. It is cut to the model's length.
         old, new = (1 - share) ** 0.5, share**0.5
-        left, right = compress(
+        left, right = truncated_svd(
             torch.cat([old * model.user_vectors.weight, new * users[:, :-1]], dim=1),
             torch.cat([old * model.item_vectors.weight, new * items[:, :-1]], dim=1),
             model.user_vectors.embedding_dim,
@@ -167,14 +172,14 @@ class GibbsEpochs:
 
     def _squared_error(self) -> float:
         seen, error = self.shard, torch.zeros((), dtype=torch.float64)
-        columns = (column.split(1 << 16) for column in (seen.user, seen.item, seen.rating))
+        columns = (column.split(PAIR_BLOCK) for column in (seen.user, seen.item, seen.rating))
         for user, item, rating in zip(*columns, strict=True):
             error += (rating - self.model(user, item)).double().square().sum()
         return float(error)
 
     def _learn_prior(self) -> None:
-        """What the trained users tell of somebody new: their states regressed on their tastes, and
-        the spread around that by a few steps of expectation maximisation, the items fixed.
+        """Learn the prior of a new user: regress the states of the trained users on their features,
+        and find the spread around that by a few steps of expectation maximisation, the items fixed.
         """
         model, features = self.model, self.user_prior.features
         states = model.user_state(torch.arange(model.users)).double()
@@ -190,7 +195,7 @@ class GibbsEpochs:
         model.prior_precision.copy_(_inverse(spread))
 
     def _expected_spread(self, means: Tensor, precision: Tensor) -> Tensor:
-        """(S, S) mean of (state - mean) (state - mean)' under each user's posterior."""
+        """Average (state - mean) (state - mean)', (S, S), under each user's posterior."""
         model, size = self.model, means.shape[1]
         whole = slice(None)
         fixed = torch.cat([model.item_rows(whole), model.item_offset(whole)[:, None]], dim=1)
@@ -204,25 +209,8 @@ class GibbsEpochs:
             total += inverse.sum(dim=0) + away.T @ away
         return self.workers.sum(total) / max(model.users, 1)
 
-    def on_step(self, notice: Callable[[int], None]) -> None:
-        """Nothing to tell: an epoch has no steps."""
-
-    def continue_at(self, step: int, losses: Tensor) -> None:
-        """Nothing to continue: an epoch has no steps."""
-
-    def losses_so_far(self) -> Tensor:
-        """None."""
-        return torch.zeros(0, dtype=torch.float64)
-
-    def gather(self) -> None:
-        """Every worker has all rows at any time."""
-
-    def bad_step(self) -> int | None:
-        """None: a draw has no steps."""
-        return None
-
     def state(self) -> dict[str, Tensor]:
-        """The newest sample, and how many the mean covers; the mean itself is the model."""
+        """The newest sample, and how many the mean covers; the mean itself is in the model."""
         return {
             "user_rows": self.user_rows,
             "item_rows": self.item_rows,
@@ -234,7 +222,7 @@ class GibbsEpochs:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from such a sample."""
+        """Go on from the sample of `state`."""
         self.user_rows, self.item_rows = state["user_rows"].clone(), state["item_rows"].clone()
         self.user_prior.shrink = state["user_shrink"]
         self.item_prior.shrink = state["item_shrink"]
@@ -243,7 +231,7 @@ class GibbsEpochs:
 
 
 def _blocks(rows: Tensor, counts: Tensor) -> list[Tensor]:
-    """Rows in order, cut so that a block has few rows, and few ratings unless it is one row."""
+    """Cut rows, in order, into blocks of few rows, and of few ratings unless it is one row."""
     if not len(rows):
         return []
     filled = counts[rows].cumsum(dim=0) // RATING_BLOCK
@@ -252,10 +240,10 @@ def _blocks(rows: Tensor, counts: Tensor) -> list[Tensor]:
 
 
 def _with_one(rows: Tensor) -> Tensor:
-    """(R, D) vectors with their bias to (R, D + 1): vector, the 1 for the other's bias, bias."""
+    """Insert into (R, D) rows, before the bias, the 1 that multiplies the other side's bias."""
     return torch.cat([rows[:, :-1], torch.ones_like(rows[:, :1]), rows[:, -1:]], dim=1)
 
 
 def _inverse(spread: Tensor) -> Tensor:
-    """Inverse of a covariance, also where some directions have no spread."""
+    """Invert a covariance, also where some directions have no spread."""
     return torch.linalg.inv(spread + 1e-6 * torch.eye(len(spread), dtype=spread.dtype))

@@ -1,7 +1,7 @@
-"""The pieces of Gibbs sampling for a factorisation: exact draws from each conditional.
+"""The mathematics of Gibbs sampling for a factorisation: exact draws from each conditional.
 
-All numbers are drawn for all rows from one numpy generator, whoever then uses them, so that the
-draws do not depend on the number of workers.
+Every worker draws the random numbers of all rows from one numpy generator, and uses those of its
+own rows. So the draws do not depend on the number of workers.
 """
 
 # Shape letters: R = rows (users or items), N = ratings, D = row length, K = features of a row.
@@ -15,21 +15,23 @@ from torch import Tensor
 from recray.models.factorization import SIDE_POWER
 from recray.training.collectives import Workers
 
-PASSES = 8  # of orthogonal iteration
-CONSTANT_ROWS = 2.0
+SVD_ITERATIONS = 8
+"""Passes of orthogonal iteration over the matrix of rated pairs."""
+CONSTANT_PRIOR_ROWS = 2.0
+"""Rows of zeros that the prior of the constant feature counts as."""
 
 
 def normal(rng: np.random.Generator, *shape: int) -> Tensor:
-    """Standard normal numbers, float64."""
+    """Draw standard normal numbers, float64."""
     return torch.from_numpy(rng.standard_normal(shape))
 
 
 def normal_equations(vectors: Tensor, target: Tensor, begins: Tensor) -> Tensor:
-    """Sums over each row's ratings of vector vector' and, in the last column, of vector * target.
+    """Sum vector vector' over each row's ratings and, in the last column, vector * target.
 
     Args:
         vectors: (N, D) of the other side, one for each rating.
-        target: (N,) what row and vector should multiply to.
+        target: (N,) product that row and vector should have.
         begins: (R + 1,) int64; row r has the ratings begins[r]..begins[r + 1] - 1.
 
     Returns:
@@ -56,6 +58,8 @@ def draw_rows(system: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) ->
         (R, D) rows.
     """
     dim = system.shape[1]
+    # With L L' = precision of the posterior, L'^-1 (L^-1 right + noise) has the posterior's mean
+    # and covariance: one factorisation serves the solve and the draw.
     factor = torch.linalg.cholesky(system[:, :, :dim] + precision)
     right = (system[:, :, dim] + mean @ precision)[:, :, None]
     middle = torch.linalg.solve_triangular(factor, right, upper=False) + noise[:, :, None]
@@ -63,7 +67,7 @@ def draw_rows(system: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) ->
 
 
 class RowPrior:
-    """What is believed of the rows of one side: normal around features_r @ weights.
+    """The prior of the rows of one side: normal around features_r @ weights.
 
     Precision and weights have the conjugate normal-Wishart prior with identity scale. The first
     feature, the constant, counts as two rows of zeros; the others share a learned shrinkage.
@@ -86,10 +90,11 @@ class RowPrior:
         """Draw precision, weights and shrinkage, given (R, D) rows."""
         rows, (count, dim) = table.double(), self.weights.shape
         ridge = torch.full((count,), float(self.shrink), dtype=torch.float64)
-        ridge[0] = CONSTANT_ROWS
+        ridge[0] = CONSTANT_PRIOR_ROWS
         matrix = self.gram + torch.diag(ridge)
         factor = torch.linalg.cholesky(matrix)
         mean = torch.cholesky_solve(self.features.T @ rows, factor)
+        # What the regression leaves unexplained; rounding makes it slightly asymmetric.
         scatter = rows.T @ rows - mean.T @ matrix @ mean
         identity = torch.eye(dim, dtype=torch.float64)
         self.precision = draw_wishart(identity + (scatter + scatter.T) / 2, dim + len(rows), rng)
@@ -103,12 +108,12 @@ class RowPrior:
             self.shrink = torch.tensor(rng.gamma(shape) / (1 + size / 2), dtype=torch.float64)
 
     def mean(self) -> Tensor:
-        """(R, D) float64 prior means of the rows."""
+        """Compute the (R, D) float64 prior means of the rows."""
         return self.features @ self.weights
 
 
 def draw_wishart(inverse_scale: Tensor, freedom: float, rng: np.random.Generator) -> Tensor:
-    """(D, D) float64 draw whose mean is freedom * inverse_scale^-1.
+    """Draw a (D, D) float64 Wishart matrix whose mean is freedom * inverse_scale^-1.
 
     Source: Bartlett's decomposition.
     """
@@ -140,20 +145,20 @@ def draw_noise(
     return weight, float(rng.gamma(1 + len(counts) * shape) / (shape * weight.sum()))
 
 
-def taste_features(
+def implicit_svd_features(
     user: Tensor, item: Tensor, users: int, items: int, count: int, workers: Workers
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Who rated what, the stars aside, in its main directions.
+    """Reduce who rated what, whatever the ratings, to its main directions.
 
     The matrix of 1s at rated pairs, each over (ratings of the user * ratings of the item)^1/4,
-    is reduced by orthogonal iteration; what is kept of a user is a sum over their items.
+    is reduced by orthogonal iteration; the feature of a user is a sum over their items.
 
     Args:
         user: (N,) int64 ids of this worker's ratings.
         item: (N,) int64 ids.
         users: Number of users.
         items: Number of items.
-        count: Directions wanted; fewer where there are not so many users or items.
+        count: Number of directions K; fewer where there are fewer users or items.
         workers: The group.
 
     Returns:
@@ -171,7 +176,8 @@ def taste_features(
     flipped = matrix.T.coalesce()
     rng = np.random.default_rng(0)
     basis = torch.linalg.qr(normal(rng, items, min(count, users, items))).Q
-    for _ in range(PASSES):
+    for _ in range(SVD_ITERATIONS):
+        # Each worker has the rows of its own users, so their products add up over workers.
         turned = torch.sparse.mm(flipped, torch.sparse.mm(matrix, basis))
         basis = torch.linalg.qr(workers.sum(turned)).Q
     sums = workers.sum(torch.sparse.mm(matrix, basis))
@@ -180,8 +186,8 @@ def taste_features(
     return sums * unit, basis * length * (items**0.5 / length.max()), scale[:, None] * basis * unit
 
 
-def compress(left: Tensor, right: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The best tables of `dim` columns whose product is nearest to left right'.
+def truncated_svd(left: Tensor, right: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Find the tables of `dim` columns whose product is nearest to left right'.
 
     Args:
         left: (R, D) table, any D.
@@ -191,6 +197,7 @@ def compress(left: Tensor, right: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     Returns:
         (R, dim) and (R', dim), each with orthogonal columns.
     """
+    # QR first: the SVD is then of a small matrix, and the long product is never formed.
     left_q, left_r = torch.linalg.qr(left)
     right_q, right_r = torch.linalg.qr(right)
     u, size, v = torch.linalg.svd(left_r @ right_r.T, full_matrices=False)

@@ -12,104 +12,82 @@ from recray.config import Settings
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.evaluation.metrics import RATING
-from recray.models.base import Model, Statistics
+from recray.models.base import Model
 from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF, ImplicitALS, Objective, PairLoss, SampledLoss, as_linear
 from recray.schema import TIMINGS
-from recray.training.als import AlternatingEpochs
-from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.als import ALSEpochs
+from recray.training.checkpoint import Checkpoint, EpochEntry, RunFolder, TrainState
 from recray.training.collectives import Workers
-from recray.training.epochs import Epochs, GradientEpochs, Shard, UserEpochs
-from recray.training.gibbs import GibbsEpochs
-from recray.training.streaming import StreamedEpochs, StreamedShard, columns_of
+from recray.training.epochs import AllItemsEpochs, EpochRunner, PairEpochs
+from recray.training.gibbs import GibbsSampler
+from recray.training.shard import Shard, StreamedShard, rating_statistics
 
 Validate = Callable[[Model], dict[str, tuple[float, float]]]
 """From the model to (sum, count) of each metric over this worker's users."""
-Report = Callable[[dict[str, float]], None]
+Report = Callable[[EpochEntry], None]
 
 ASK_EVERY_S = 5.0
+"""Seconds between two questions whether the machines are about to be taken away."""
 LOWER_IS_BETTER = RATING
+"""Metrics of which the lowest value is the best."""
 
 
-def statistics_of(shard: Shard | StreamedShard, items: int, workers: Workers) -> Statistics:
-    """Sums and counts of the ratings of all workers."""
-    sums = torch.zeros(2, items, dtype=torch.float64)
-    own = torch.full((2,), -math.inf, dtype=torch.float64)  # of -lowest and highest
-    for _user, item, rating in columns_of(shard):
-        stars = rating.double()
-        for row, values in enumerate((stars, torch.ones_like(stars))):
-            sums[row].index_add_(0, item, values)
-        if len(stars):
-            own = torch.maximum(own, torch.stack([-stars.min(), stars.max()]))
-    workers.sum(sums)
-    low, high = _extremes(own, workers)
-    return Statistics(sums[0], sums[1], low, high)
-
-
-def _extremes(own: torch.Tensor, workers: Workers) -> tuple[float, float]:
-    """Lowest and highest rating of all workers, each told through its own row of a sum."""
-    table = torch.zeros(workers.size, 2, dtype=torch.float64)
-    table[workers.rank] = own.nan_to_num(neginf=-1e30)
-    workers.sum(table)
-    return -float(table[:, 0].max()), float(table[:, 1].max())
-
-
-def epochs_of(
+def epoch_runner(
     model: Model,
     objective: Objective,
     shard: Shard | StreamedShard,
     settings: Settings,
     workers: Workers,
-) -> Epochs:
-    """The kind of epoch that the objective needs."""
+) -> EpochRunner:
+    """Build the kind of epoch that the objective needs."""
     objective.check(model)
-    if isinstance(shard, StreamedShard):
-        if not isinstance(objective, PairLoss):
-            raise ValueError(f"{type(objective).__name__} cannot be streamed: see check_streaming")
+    all_items = isinstance(objective, SampledLoss) and objective.negatives is None
+    if isinstance(objective, PairLoss) and not all_items:
         sampler = _sampler(model, shard, settings, workers)
-        return StreamedEpochs(model, objective, shard, settings.train, workers, sampler)
+        return PairEpochs(model, objective, shard, settings.train, workers, sampler)
+    if isinstance(shard, StreamedShard):
+        raise ValueError(f"{type(objective).__name__} cannot be streamed: see check_streaming")
+    if isinstance(objective, SampledLoss):
+        return AllItemsEpochs(model, objective, shard, settings.train, workers)
+    group = workers.with_long_timeout()
     if isinstance(objective, ImplicitALS):
-        return AlternatingEpochs(as_linear(model), objective, shard, workers.slow())
+        return ALSEpochs(as_linear(model), objective, shard, group)
     if isinstance(objective, BPMF) and isinstance(model, BPMFMean):
-        return GibbsEpochs(model, objective, shard, settings.train.seed, workers.slow())
-    if not isinstance(objective, PairLoss):
-        raise ValueError(f"{type(objective).__name__} has no training loop")
-    if isinstance(objective, SampledLoss) and objective.negatives is None:
-        return UserEpochs(model, objective, shard, settings.train, workers)
-    sampler = _sampler(model, shard, settings, workers)
-    return GradientEpochs(model, objective, shard, settings.train, workers, sampler)
+        return GibbsSampler(model, objective, shard, settings.train.seed, group)
+    raise ValueError(f"{type(objective).__name__} has no training loop")
 
 
 def _sampler(
     model: Model, shard: Shard | StreamedShard, settings: Settings, workers: Workers
 ) -> NegativeSampler | None:
-    """What draws the negatives of the objective, None if it has none."""
-    wanted = settings.objective
-    if not settings.ranks or wanted.negatives == "all":
+    """Build what draws the negatives of the objective; None if it has none."""
+    objective = settings.objective
+    if not settings.ranks or objective.negatives == "all":
         return None
     popularity = known = None
-    if wanted.sampling == "popularity":
-        counts = (torch.bincount(item, minlength=model.items) for _, item, _ in columns_of(shard))
+    if objective.sampling == "popularity":
+        counts = (torch.bincount(item, minlength=model.items) for _, item, _ in shard.chunks())
         popularity = workers.sum(sum(counts, torch.zeros(model.items, dtype=torch.float64)))
-    if wanted.reject_seen and isinstance(shard, Shard):  # check_streaming refuses the other
+    if objective.reject_seen and isinstance(shard, Shard):  # check_streaming refuses the other
         known = torch.sort(shard.user * model.items + shard.item).values
-    return NegativeSampler(model.items, wanted.negatives, popularity, known)
+    return NegativeSampler(model.items, objective.negatives, popularity, known)
 
 
-class Farewell:
-    """Writes one checkpoint between two steps when the group is about to be taken away.
+class PreemptionCheckpoint:
+    """Writes one checkpoint between two steps when the machines are about to be taken away.
 
     Args:
-        leaving: Whether it is; a question to the whole group, so all workers ask after the same
-            steps: rank 0's clock decides when next, and tells the others.
+        preempting: Whether they are. It is a question to the whole group, so all workers must ask
+            after the same steps: rank 0's clock decides when next, and the others learn it.
         save: Writes the checkpoint after so many steps.
         workers: The group.
     """
 
     def __init__(
-        self, leaving: Callable[[], bool], save: Callable[[int], None], workers: Workers
+        self, preempting: Callable[[], bool], save: Callable[[int], None], workers: Workers
     ) -> None:
-        self.leaving, self.save, self.workers = leaving, save, workers
+        self.preempting, self.save, self.workers = preempting, save, workers
         self.wait, self.interval, self.asked, self.done = 1, 1, time.monotonic(), False
 
     def __call__(self, step: int) -> None:
@@ -118,12 +96,13 @@ class Farewell:
         if self.wait > 0 or self.done:
             return
         now = time.monotonic()
+        # Steps that took ASK_EVERY_S at the speed since the last question, at most ten times more.
         steps = self.interval * ASK_EVERY_S / max(now - self.asked, 1e-6)
         bounded = min(max(int(steps), 1), 10 * self.interval)
         (wait,) = self.workers.sum_floats(float(bounded) if self.workers.rank == 0 else 0.0)
         self.wait = self.interval = int(wait)
         self.asked = now
-        if self.leaving():
+        if self.preempting():
             self.save(step)
             self.done = True
 
@@ -141,10 +120,10 @@ class TrainingRun:
         workers: The group.
         validate: Sums and counts of validation metrics over this worker's users; None if there
             is no validation split.
-        report: Told the summed metrics after each epoch, on every worker.
-        start: Gives the model its first weights, where they are not random.
-        leaving: Whether this group is about to be taken away, the same on every worker; asked
-            every few seconds. A checkpoint is then written between two steps.
+        report: Receives the summed metrics after each epoch, on every worker.
+        initialize: Gives the model its first weights, where they are not random.
+        preempting: Whether the machines of this group are about to be taken away, the same on
+            every worker; asked every few seconds. A checkpoint is then written between two steps.
     """
 
     settings: Settings
@@ -155,10 +134,10 @@ class TrainingRun:
     workers: Workers
     validate: Validate | None
     report: Report
-    start: Callable[[Model], None] | None = None
-    leaving: Callable[[], bool] | None = None
+    initialize: Callable[[Model], None] | None = None
+    preempting: Callable[[], bool] | None = None
 
-    def fit(self) -> Progress:
+    def fit(self) -> TrainState:
         """Train from the newest checkpoint, or from the start, to the end.
 
         Raises:
@@ -167,80 +146,80 @@ class TrainingRun:
         *_, last = self.epochs()
         return last
 
-    def epochs(self) -> Iterator[Progress]:
+    def epochs(self) -> Iterator[TrainState]:
         """Train as `fit` does; gives the state at the start and after each epoch.
 
         Raises:
             RecrayError: The loss is not finite any more.
         """
-        epochs = epochs_of(self.model, self.objective, self.shard, self.settings, self.workers)
-        progress = self._restore(epochs)
-        self.workers.slow().barrier()
-        if self.leaving is not None:
-            save = partial(self._save, epochs, progress)
-            epochs.on_step(Farewell(self.leaving, save, self.workers))
-        yield progress
-        while progress.epoch < self.settings.train.epochs and not progress.stopped:
-            self._epoch(epochs, progress)
-            yield progress
+        runner = epoch_runner(self.model, self.objective, self.shard, self.settings, self.workers)
+        state = self._restore(runner)
+        self.workers.with_long_timeout().barrier()
+        if self.preempting is not None:
+            save = partial(self._save, runner, state)
+            runner.on_step(PreemptionCheckpoint(self.preempting, save, self.workers))
+        yield state
+        while not state.is_done(self.settings.train.epochs):
+            self._epoch(runner, state)
+            yield state
 
-    def _restore(self, epochs: Epochs) -> Progress:
-        checkpoint = self.folder.latest(warn=False)  # whoever began this has told of it
+    def _restore(self, runner: EpochRunner) -> TrainState:
+        checkpoint = self.folder.latest(warn=False)  # the driver has warned already
         if checkpoint is None:
-            whole = statistics_of(self.shard, self.model.items, self.workers.slow())
-            self.model.init_from_statistics(whole)
-            if self.start is not None:
-                self.start(self.model)
-            return Progress()
-        checkpoint.refuse_misfit(self.model.state_dict(), str(self.folder.folder))
+            group = self.workers.with_long_timeout()
+            self.model.init_from_statistics(rating_statistics(self.shard, self.model.items, group))
+            if self.initialize is not None:
+                self.initialize(self.model)
+            return TrainState()
+        checkpoint.check_compatible(self.model.state_dict(), str(self.folder.folder))
         self.model.load_state_dict(checkpoint.weights)
-        epochs.load_state(checkpoint.optimizer)
-        progress, losses = checkpoint.progress, checkpoint.losses
+        runner.load_state(checkpoint.optimizer)
+        state, losses = checkpoint.train_state, checkpoint.losses
         if losses is not None and len(losses) == self.workers.size:
-            epochs.continue_at(progress.step, losses[self.workers.rank])
-        progress.step = 0  # with other workers the epoch begins again, with the tables as they are
-        return progress
+            runner.continue_at(state.step, losses[self.workers.rank])
+        state.step = 0  # with other workers the epoch begins again, with the tables as they are
+        return state
 
-    def _epoch(self, epochs: Epochs, progress: Progress) -> None:
+    def _epoch(self, runner: EpochRunner, state: TrainState) -> None:
         begin = time.perf_counter()
-        loss_sum, rows = self.workers.sum_floats(*epochs.run(progress.epoch))
+        loss_sum, rows = self.workers.sum_floats(*runner.run(state.epoch))
         # The loss is that before the last step, which may have been the one too far.
         whole = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
         if not (math.isfinite(loss_sum) and whole):
-            step = epochs.bad_step()
+            step = runner.bad_step()
             where = f"step {step} of epoch" if step is not None else "epoch"
             raise RecrayError(
                 f"the loss became {loss_sum if whole else math.nan} in {where} "
-                f"{progress.epoch + 1} with train.lr={self.settings.train.lr:g}; "
+                f"{state.epoch + 1} with train.lr={self.settings.train.lr:g}; "
                 "use a smaller train.lr or a larger train.l2; the last good checkpoint stays"
             )
         trained = time.perf_counter()
         metrics = {"loss": loss_sum / rows, **self._validation()}
-        progress.epoch += 1
+        state.epoch += 1
         # Rank 0's clock for everybody: decisions and history must not differ between workers.
         clock = (trained - begin, time.perf_counter() - begin) if self.workers.rank == 0 else (0, 0)
-        training, seconds = self.workers.slow().sum_floats(*clock)
-        self._judge(progress, metrics)
+        training, seconds = self.workers.with_long_timeout().sum_floats(*clock)
+        self._judge(state, metrics)
         timings = (round(seconds, 4), round(rows / max(training, 1e-9)))
-        entry = {"epoch": progress.epoch, **metrics, **dict(zip(TIMINGS, timings, strict=True))}
-        progress.history.append(entry)
-        self._save(epochs, progress)
+        entry = {"epoch": state.epoch, **metrics, **dict(zip(TIMINGS, timings, strict=True))}
+        state.history.append(entry)
+        self._save(runner, state)
         self.report(entry)
 
-    def _save(self, epochs: Epochs, progress: Progress, step: int = 0) -> None:
+    def _save(self, runner: EpochRunner, state: TrainState, step: int = 0) -> None:
         """Write a checkpoint, at the end of an epoch or after a step; all workers at once."""
         losses = None
         if step:
-            epochs.gather()
-            own = epochs.losses_so_far()
+            runner.sync_user_rows()
+            own = runner.losses_so_far()
             losses = own.new_zeros(self.workers.size, len(own))
             losses[self.workers.rank] = own
-            self.workers.slow().sum(losses)
+            self.workers.with_long_timeout().sum(losses)
         if self.workers.rank == 0:
             weights = {k: v.detach().contiguous() for k, v in self.model.state_dict().items()}
-            at = replace(progress, step=step)
-            self.folder.save(Checkpoint(weights, epochs.state(), at, losses))
-        self.workers.slow().barrier()
+            at = replace(state, step=step)
+            self.folder.save(Checkpoint(weights, runner.state(), at, losses))
+        self.workers.with_long_timeout().barrier()
 
     def _validation(self) -> dict[str, float]:
         if self.validate is None:
@@ -249,7 +228,9 @@ class TrainingRun:
         with torch.no_grad():
             sums = self.validate(self.model)
         names = sorted(sums)
-        flat = self.workers.slow().sum_floats(*(number for name in names for number in sums[name]))
+        flat = self.workers.with_long_timeout().sum_floats(
+            *(number for name in names for number in sums[name])
+        )
         means = {}
         for place, name in enumerate(names):
             total, count = flat[2 * place], flat[2 * place + 1]
@@ -257,17 +238,17 @@ class TrainingRun:
             means[name] = math.sqrt(mean) if name == "rmse" else mean
         return means
 
-    def _judge(self, progress: Progress, metrics: dict[str, float]) -> None:
+    def _judge(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Remember the best epoch; stop when patience has run out. Without validation rows the
         last epoch is the best.
         """
         name, train = self.settings.metric, self.settings.train
         if self.validate is None or not math.isfinite(metrics.get(name, math.nan)):
-            progress.best_epoch = progress.epoch
+            state.best_epoch = state.epoch
             return
         value = metrics[name]
         sign = -1 if name in LOWER_IS_BETTER else 1
-        if progress.best_value is None or sign * value > sign * progress.best_value:
-            progress.best_epoch, progress.best_value = progress.epoch, value
-        waited = progress.epoch - progress.best_epoch
-        progress.stopped = train.patience is not None and waited >= train.patience
+        if state.best_value is None or sign * value > sign * state.best_value:
+            state.best_epoch, state.best_value = state.epoch, value
+        waited = state.epoch - state.best_epoch
+        state.stopped = train.patience is not None and waited >= train.patience

@@ -1,47 +1,33 @@
-"""RAY TRAIN: the loop of loop.py on N workers, each with the users it owns."""
-
-import contextlib
-import logging
-import time
-import uuid
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
-
-import torch
+"""`recray train`: what is refused before anything starts, the run, and its summary."""
 
 from recray.config import Settings, build_settings
-from recray.data.dataset import Prepared
-from recray.data.item_features import feature_matrix
+from recray.data.dataset import Prepared, refuse_equal_ratings
+from recray.data.item_features import feature_names
+from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError, WorkerLost
+from recray.evaluation.per_user import check_metric
 from recray.models import build_model
-from recray.models.base import Model
-from recray.models.factorization import Hybrid
-from recray.models.objectives import build_objective
+from recray.models.objectives import Objective, SampledLoss, UnobservedClass, build_objective
 from recray.progress import Log
-from recray.runtime.failures import lost_worker, unplaced, user_error
 from recray.runtime.nodes import available_workers, require_shared, wait_for_capacity
-from recray.runtime.ray_private import lean_trainer
-from recray.runtime.session import LOCAL, TERMINATED, session
-from recray.storage import Folder
-from recray.training import checks
-from recray.training.callbacks import Watch, following
-from recray.training.checkpoint import Progress, RunFolder
-from recray.training.collectives import SLOW_PATIENCE_S, Workers
-from recray.training.epochs import Shard
-from recray.training.loop import TrainingRun
-from recray.training.optimizer_choice import describe, device_of
-from recray.training.pretrain import pretrain, start_from
-from recray.training.streaming import check_streaming
-from recray.training.warm_start import read_starts
-from recray.training.worker_data import WorkerRows
-
-if TYPE_CHECKING:
-    pass
+from recray.runtime.session import LOCAL, require_local, session
+from recray.training.callbacks import Callbacks, watch_history
+from recray.training.checkpoint import RunFolder, RunMetadata, RunSummary, TrainState
+from recray.training.optimizers import EXACT, describe, device_of, pairs_of
+from recray.training.ray_train import TrainJob, fit, train_worker
+from recray.training.shard import check_streaming
+from recray.training.warm_start import (
+    StartWeights,
+    check_pretraining,
+    read_start_weights,
+    start_from,
+)
 
 MAX_FAILURES = 3
 """How often a group of workers of which one is lost begins again from the last checkpoint."""
+
+
+# ------------------------------------------------------------------------------------- the run
 
 
 def run(
@@ -51,9 +37,9 @@ def run(
     workers: int = 1,
     resume: bool = False,
     address: str = LOCAL,
-    watch: Watch | None = None,
+    callbacks: Callbacks | None = None,
     max_failures: int = MAX_FAILURES,
-) -> dict[str, Any]:
+) -> RunSummary:
     """Train a model on a prepared data set.
 
     Args:
@@ -63,123 +49,111 @@ def run(
         workers: Processes; 1 on the local machine runs in this one.
         resume: Go on with the run in `out`; a finished one is left as it is.
         address: Ray cluster.
-        watch: Who is told of what happens; None tells nobody.
+        callbacks: What is called while it trains; None calls nothing.
         max_failures: How often to begin again from the last checkpoint when a worker is lost.
-
-    Returns:
-        Summary of the run: epochs, best epoch, its metrics, whether it was finished before.
 
     Raises:
         RecrayError: What the user can fix; see the message.
     """
     prepared = Prepared.open(prepared_path, verify=True)
-    settings = checks.for_data(settings, prepared)
-    checks.check(settings, prepared, workers, address)
-    folder = RunFolder(out)
-    facts = _facts(settings, prepared, workers)
-    watch = watch or Watch()
-    folder.check(facts, resume)
-    before = folder.progress()
-    if before.ended(settings.train.epochs):
-        return _end(folder, before, already=True)
+    settings = adapt_to_dataset(settings, prepared)
+    start_weights = check_trainable(settings, prepared, workers, address)
+    folder, callbacks = RunFolder(out), callbacks or Callbacks()
+    metadata = RunMetadata(
+        dataset=prepared.manifest["dataset"],
+        prepared=prepared.folder.path,
+        fingerprint=prepared.fingerprint,
+        settings=settings,
+        workers=workers,
+    )
+    folder.validate(metadata, resume)
+    before = folder.train_state()
+    if before.is_done(settings.train.epochs):
+        return _finish(folder, before, already=True)
     if before.epoch or before.step:
-        watch.log(_continued(folder, before, settings, workers))
-    config = {
-        "settings": _elsewhere(settings),
-        "prepared": prepared.folder.path,
-        "run": folder.folder.path,
-    }
-    rows = prepared.manifest["splits"]["train"]["rows"]
+        callbacks.log(_continued(folder, before, metadata))
+    job = TrainJob(settings, prepared.folder.path, folder.folder.path, start_weights)
     with session(address):
         busy = wait_for_capacity(workers)
         require_shared(folder.folder)
-        watch.log(describe(settings, prepared.users, prepared.items, rows, workers))
-        if checks.streams(settings, prepared, workers):
-            watch.log(
-                f"train: streams {rows:,} ratings; a worker holds at most "
-                f"{settings.train.max_rows_in_memory:,} of them at once"
-            )
+        for line in _plan(settings, prepared, workers):
+            callbacks.log(line)
         if busy is not None:
-            watch.log(f"train: {busy}")
-        folder.claim(facts, before)
-        with following(folder.folder, watch, facts, before.history):
+            callbacks.log(f"train: {busy}")
+        folder.reserve(metadata, before)
+        with watch_history(folder, callbacks, metadata, before.history):
             processes = 0 if workers == 1 and address == LOCAL else workers
-            _fit_again(config, folder, facts, processes, max_failures, watch.log)
-    return _end(folder, folder.progress())
+            _fit_again(job, folder, metadata, processes, max_failures, callbacks.log)
+    return _finish(folder, folder.train_state())
 
 
-def _elsewhere(settings: Settings) -> dict[str, Any]:
-    """The settings for workers, whose working folder is another one."""
-    values = settings.plain()
-    values["train"]["init_from"] = [Folder(path).path for path in settings.train.init_from]
-    return values
+def _plan(settings: Settings, prepared: Prepared, workers: int) -> list[str]:
+    """Describe how the run will train, before it begins."""
+    rows = prepared.manifest["splits"]["train"]["rows"]
+    lines = [describe(settings, prepared.users, prepared.items, rows, workers)]
+    if is_streamed(settings, prepared, workers):
+        lines.append(
+            f"train: streams {rows:,} ratings; a worker holds at most "
+            f"{settings.train.max_rows_in_memory:,} of them at once"
+        )
+    return lines
 
 
-def _continued(folder: RunFolder, before: Progress, settings: Settings, workers: int) -> str:
-    """That a run is continued, and what is not as it was."""
-    words = f"train: {folder.folder} goes on after epoch {before.epoch} of {settings.train.epochs}"
+def _continued(folder: RunFolder, before: TrainState, now: RunMetadata) -> str:
+    """Say that a run is continued, and what differs from its beginning."""
+    epochs = now.settings.train.epochs
+    message = f"train: {folder.folder} goes on after epoch {before.epoch} of {epochs}"
     if before.step:
-        words += f" and {before.step:,} steps"
-    then = folder.facts()["workers"]
-    if then != workers:
-        words += (
-            f" with {workers} worker{'s' * (workers > 1)} instead of {then}: the same tables; the "
+        message += f" and {before.step:,} steps"
+    then = folder.metadata().workers
+    if then != now.workers:
+        message += (
+            f" with {_workers(now.workers)} instead of {then}: the same tables; the "
             "order of the ratings, and so the digits, are not those of an unbroken run"
         )
-    return words
+    return message
 
 
-def _end(folder: RunFolder, progress: Progress, already: bool = False) -> dict[str, Any]:
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count > 1)}"
+
+
+def _finish(folder: RunFolder, state: TrainState, already: bool = False) -> RunSummary:
     """Mark the run as finished, if it is not yet; return its summary."""
-    summary = _summary(folder, progress, already)
+    summary = RunSummary(
+        run=folder.folder.path,
+        epochs=state.epoch,
+        best_epoch=state.best_epoch,
+        best=next(entry for entry in state.history if entry["epoch"] == state.best_epoch),
+        stopped_early=state.stopped,
+    )
     if not folder.finished:
-        folder.finish(folder.facts() | {"summary": summary | {"already_finished": False}})
-    return summary
-
-
-def _facts(settings: Settings, prepared: Prepared, workers: int) -> dict[str, Any]:
-    return {
-        "dataset": prepared.manifest["dataset"],
-        "prepared": prepared.folder.path,
-        "fingerprint": prepared.fingerprint,
-        "settings": settings.plain(),
-        "workers": workers,
-    }
-
-
-def _summary(folder: RunFolder, progress: Progress, already: bool = False) -> dict[str, Any]:
-    best = next(e for e in progress.history if e["epoch"] == progress.best_epoch)
-    return {
-        "run": folder.folder.path,
-        "epochs": progress.epoch,
-        "best_epoch": progress.best_epoch,
-        "best": best,
-        "stopped_early": progress.stopped,
-        "already_finished": already,
-    }
+        folder.finish(summary)
+    return summary.model_copy(update={"already_finished": already})
 
 
 def _fit_again(
-    config: dict[str, Any],
+    job: TrainJob,
     folder: RunFolder,
-    facts: dict[str, Any],
+    metadata: RunMetadata,
     workers: int,
     max_failures: int,
     log: Log,
 ) -> None:
     """Train; when a worker is lost, begin again with a new group from the newest good checkpoint.
 
-    Where its node was lost too, and what is left has no room for as many, it goes on with fewer.
-    What a worker raises is not tried again: training is exact, so it would raise it again.
+    Where its node was lost too, and the other nodes have room for fewer workers, it goes on with
+    fewer. An error that a worker raises is not tried again: training is exact, so it would come
+    again.
 
     Raises:
         WorkerLost: More than max_failures times.
         RecrayError: What the user can fix.
     """
-    gpus = float(workers > 0 and config["settings"]["train"]["device"] == "cuda")
+    gpus = float(workers > 0 and job.settings.train.device == "cuda")
     for failures in range(max_failures + 1):
         try:
-            return fit(train_worker, config, folder.folder, workers, gpus)
+            return fit(train_worker, {"job": job}, folder.folder, workers, gpus)
         except WorkerLost as error:
             if failures == max_failures:
                 times = "once" if not failures else f"{failures + 1} times"
@@ -187,143 +161,129 @@ def _fit_again(
                     f"a worker was lost {times}, --max-failures is {max_failures}: {error}; "
                     "continue with --resume"
                 ) from error
-            progress = folder.progress()
-            again = f"again after epoch {progress.epoch}, {failures + 1} of {max_failures}"
+            state = folder.train_state()
+            again = f"again after epoch {state.epoch}, {failures + 1} of {max_failures}"
             log(f"train: {error}; {again}")
             room = available_workers(workers)
             if 0 < room < workers:
-                fewer = f"{room} worker{'s' * (room > 1)} instead of {workers}"
                 log(
-                    f"train: the nodes that are left have {room} CPUs: goes on with {fewer}; the "
+                    f"train: the nodes that are left have {room} CPUs: goes on with "
+                    f"{_workers(room)} instead of {workers}; the "
                     "digits are not those of an unbroken run"
                 )
                 workers = room
-                folder.claim(facts | {"workers": workers}, progress)
+                folder.reserve(metadata.model_copy(update={"workers": workers}), state)
     return None
 
 
-def fit(
-    worker: Callable[[dict[str, Any]], None],
-    config: dict[str, Any],
-    folder: Folder,
-    workers: int,
-    gpus: float = 0.0,
-) -> None:
-    """Run a function under Ray Train.
+# ------------------------------------------------------------ what is settled before it starts
 
-    Args:
-        worker: What each worker runs.
-        config: What it is given.
-        folder: Where Ray keeps its own files while it runs.
-        workers: How many; 0 is Ray's local mode, in this process.
-        gpus: GPUs that a worker reserves.
+
+def adapt_to_dataset(settings: Settings, prepared: Prepared) -> Settings:
+    """Fill in what the data set decides: its own groups, the rating levels, the item features.
 
     Raises:
-        RecrayError: What a worker raised for the user.
+        RecrayError: The model needs rating levels, and the data have too many.
     """
-    import ray.train
-
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    trainer = lean_trainer()(
-        worker,
-        train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus > 0,
-            resources_per_worker=({"CPU": 1} | ({"GPU": gpus} if gpus else {}))
-            if workers
-            else None,
-        ),
-        # Every attempt is a fresh Ray run: what resumes is our own checkpoint. Ray itself begins
-        # again after a node that was taken away with notice, as often as that happens.
-        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one before V2
-            name=f"attempt-{uuid.uuid4().hex[:12]}",
-            storage_path=folder.child(".ray").path,
-            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
-                max_failures=0, controller_failure_limit=3
-            ),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-        torch_config=ray.train.torch.TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=int(SLOW_PATIENCE_S)
-        ),
-    )
-    try:
-        with contextlib.redirect_stdout(None):
-            trainer.fit()
-    except SystemExit as error:  # Ray's own SIGINT handler leaves with 0 or 1
-        if error.code == TERMINATED:
-            raise
-        raise KeyboardInterrupt from error
-    except Exception as error:
-        failure: RecrayError | None = user_error(error) or lost_worker(error)
-        failure = failure or unplaced(error, workers)
-        if failure is not None:
-            raise failure from error
-        raise
-    finally:
-        folder.delete(".ray")
+    values = settings.plain() | prepared.manifest["settings"]
+    if settings.model.kind == "softmax-dnn" and settings.model.levels is None:
+        levels = [level for level, _ in prepared.manifest["ratings"]["levels"]]
+        if not levels:
+            raise RecrayError(
+                f"{prepared.folder} has more than 100 different ratings: "
+                "model.kind=softmax-dnn needs model.levels"
+            )
+        values["model"]["levels"] = levels
+    if settings.model.kind == "hybrid" and settings.model.item_features is None:
+        values["model"]["item_features"] = feature_names(prepared.item_table[: prepared.items])
+    return build_settings(values)
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Train on the users that this worker owns: the parts of its buckets, read once."""
-    import ray.train
+def check_trainable(
+    settings: Settings, prepared: Prepared, workers: int, address: str
+) -> tuple[StartWeights, ...]:
+    """Refuse what cannot be trained, before anything starts or is written.
 
-    torch.set_num_threads(1)
-    context = ray.train.get_context()
-    workers = Workers(context.get_world_rank(), context.get_world_size())
-    last = [time.monotonic()]
+    Returns:
+        What train.init_from names, which was read to be checked.
 
-    def report(metrics: dict[str, float]) -> None:
-        # Reports are a barrier and are polled: at most one a second, decided by rank 0's clock.
-        due = time.monotonic() - last[0] >= 1.0 if workers.rank == 0 else False
-        (agreed,) = workers.slow().sum_floats(float(due))
-        if agreed:
-            last[0] = time.monotonic()
-            ray.train.report(metrics)
+    Raises:
+        RecrayError: Too many workers, or settings that do not fit each other or the data.
+    """
+    if workers > prepared.buckets:
+        raise RecrayError(
+            f"--workers {workers}: the data set has {prepared.buckets} parts, "
+            "one is needed per worker"
+        )
+    if address == LOCAL:
+        require_local(workers)
+    if not settings.ranks:
+        refuse_equal_ratings(prepared)
+    _check_evaluation(settings, prepared)
+    if address == LOCAL:
+        device_of(settings.train)
+    if settings.train.optimizer not in EXACT:
+        _refuse_large_batch(settings, prepared)
+    objective = build_objective(settings, *prepared.rating_range)
+    objective.check(build_model(settings, 1, 1))
+    if is_streamed(settings, prepared, workers):
+        check_streaming(settings, objective, max(prepared.rows_of_parts("train")), workers)
+    start_weights = _check_start(settings, prepared)
+    _check_negatives(settings, prepared, objective)
+    check_metric(settings.metric, settings.evaluate, rates=not settings.ranks)
+    return start_weights
 
-    settings = build_settings(config["settings"])
-    prepared = Prepared.open(config["prepared"])
-    run = build_run(settings, prepared, config["run"], workers, report)
-    replace(run, leaving=lambda: ray.train.get_preemption_info() is not None).fit()
+
+def _check_evaluation(settings: Settings, prepared: Prepared) -> None:
+    """Refuse lists longer than the catalogue, and a bar that no rating reaches."""
+    if max(settings.evaluate.k) > prepared.items:
+        raise RecrayError(
+            f"evaluate.k={max(settings.evaluate.k)} is larger than the catalogue "
+            f"of {prepared.items} items"
+        )
+    _, high = prepared.rating_range
+    threshold = settings.evaluate.relevant_from
+    if threshold is not None and threshold > high:
+        raise RecrayError(
+            f"evaluate.relevant_from={threshold:g}: no rating is above {high:g}, "
+            "nothing would be relevant"
+        )
 
 
-def build_run(
-    settings: Settings,
-    prepared: Prepared,
-    run_folder: str,
-    workers: Workers,
-    report: Callable[[dict[str, float]], None],
-) -> TrainingRun:
-    """Everything one worker needs, with the rows of its own buckets."""
-    rows = WorkerRows(settings, prepared, workers)
-    low, high = prepared.rating_range
-    objective = build_objective(settings, low, high)
-    if rows.streamed:  # also where validation rows, or fewer workers than there were, make it so
-        check_streaming(settings, objective, max(rows.rows_of.values()), workers.size)
-    torch.manual_seed(settings.train.seed)  # the same start on every worker
+def _check_start(settings: Settings, prepared: Prepared) -> tuple[StartWeights, ...]:
+    """Read the weights to start from, and refuse those that do not fit the model."""
+    if settings.train.als_pretrain_epochs:
+        check_pretraining(build_model(settings, 1, 1))
+    if not settings.train.init_from:
+        return ()
+    start_weights = read_start_weights(settings.train.init_from, prepared)
     model = build_model(settings, prepared.users, prepared.items)
-    if isinstance(model, Hybrid):
-        table = prepared.item_table[: prepared.items]
-        names = settings.model.item_features or ()
-        model.describe_items(torch.from_numpy(feature_matrix(table, names)))
-    model.to(device_of(settings.train))
-    trained = read_starts(settings.train.init_from, prepared)
-    start: Callable[[Model], None] | None = None
-    if trained:
-        start = partial(start_from, runs=trained, alpha=settings.train.neumf_alpha)
-    elif settings.train.als_pretrain_epochs and isinstance(
-        rows.shard, Shard
-    ):  # a streamed one is refused
-        start = partial(pretrain, shard=rows.shard, settings=settings, workers=workers.slow())
-    return TrainingRun(
-        settings,
-        model,
-        objective,
-        rows.shard,
-        RunFolder(run_folder),
-        workers,
-        rows.validation(objective),
-        report,
-        start,
-    )
+    start_from(model, start_weights, settings.train.neumf_alpha)
+    return tuple(start_weights)
+
+
+def _check_negatives(settings: Settings, prepared: Prepared, objective: Objective) -> None:
+    negatives = settings.objective.negatives
+    if isinstance(objective, SampledLoss | UnobservedClass) and negatives != "all":
+        NegativeSampler(prepared.items, negatives)  # refuses more than the catalogue can give
+
+
+def is_streamed(settings: Settings, prepared: Prepared, workers: int) -> bool:
+    """Whether some worker has more ratings than it may hold in memory."""
+    limit = settings.train.max_rows_in_memory
+    if limit is None:
+        return False
+    rows = prepared.rows_of_parts("train")
+    return max(sum(rows[rank::workers]) for rank in range(workers)) > limit
+
+
+def _refuse_large_batch(settings: Settings, prepared: Prepared) -> None:
+    batch, of = settings.train.batch_size, "ratings"
+    most = prepared.manifest["splits"]["train"]["rows"]
+    if pairs_of(settings) is None:
+        most, of = prepared.users, "users"
+    if batch != "all" and batch > most:
+        raise RecrayError(
+            f"train.batch_size={batch}: the data set has {most} {of} to train on; "
+            "give no more, or all for one step an epoch"
+        )

@@ -1,24 +1,189 @@
-"""Starting a model from a bundle of earlier data: known rows kept, what is new folded in."""
+"""First weights of a model: those of finished runs and of bundles of earlier data, or exact solves.
 
-from collections.abc import Sequence
+A bundle of earlier data gives the rows of the users and items that it knows; those of new ones are
+folded in.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recray.config import Settings
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 from recray.inference.bundle import KIND, Bundle
 from recray.inference.history import History, UserRatings
 from recray.inference.scorer import Scorer
 from recray.models.base import Model, is_user_table
-from recray.models.factorization import Dot
+from recray.models.factorization import Dot, Hybrid
+from recray.models.neumf import Gmf, Mlp, NeuMf
 from recray.models.objectives import ImplicitALS
+from recray.models.softmax import SoftmaxDnn
 from recray.storage import Folder
-from recray.training.pretrain import Trained, Weights, read_runs
+from recray.training.als import ALSEpochs
+from recray.training.checkpoint import RunFolder
+from recray.training.collectives import Workers
+from recray.training.shard import Shard, StreamedShard
+
+Weights = dict[str, Tensor]
+SPREAD = 0.3
+"""Standard deviation of the numbers in pretrained vectors, which a ReLU layer can work with."""
+PRETRAINED = (Gmf, Mlp, NeuMf, SoftmaxDnn)
+"""Models whose vectors may start from exact solves."""
+SHARPNESS = 8.0
+"""What a solved score, 1 for a rated pair and 0 for others, is multiplied by to be a logit."""
 
 
-def read_starts(paths: Sequence[str], prepared: Prepared) -> list[Trained]:
+@dataclass(frozen=True)
+class StartWeights:
+    """The best weights of a run.
+
+    Args:
+        path: Its folder.
+        kind: The kind of its model.
+        weights: The weights by name.
+    """
+
+    path: str
+    kind: str
+    weights: Weights
+
+
+def initializer(
+    settings: Settings,
+    shard: Shard | StreamedShard,
+    workers: Workers,
+    start_weights: Sequence[StartWeights],
+) -> Callable[[Model], None] | None:
+    """Choose how a model gets its first weights; None leaves the random ones."""
+    if start_weights:
+        return partial(start_from, runs=start_weights, alpha=settings.train.neumf_alpha)
+    if settings.train.als_pretrain_epochs and isinstance(
+        shard, Shard
+    ):  # check_streaming refuses the other
+        return partial(pretrain, shard=shard, settings=settings, workers=workers)
+    return None
+
+
+def read_runs(paths: Sequence[str], fingerprint: str) -> list[StartWeights]:
+    """Read the runs to start from.
+
+    Raises:
+        RecrayError: One is no run, has no checkpoint, or was trained on other data.
+    """
+    found = []
+    for path in paths:
+        run = RunFolder(path)
+        metadata = run.metadata()
+        if metadata.fingerprint != fingerprint:
+            raise RecrayError(
+                f"train.init_from: {path} was trained on {metadata.dataset} as it is prepared "
+                "elsewhere; users and items would not be the same"
+            )
+        found.append(StartWeights(path, metadata.settings.model.kind, run.best().weights))
+    return found
+
+
+@torch.no_grad()
+def start_from(model: Model, runs: Sequence[StartWeights], alpha: float) -> None:
+    """Load one run of the same kind, a dot into a gmf, or a gmf (or dot) and an mlp into a neumf.
+
+    Args:
+        model: The model that is about to be trained.
+        runs: The trained ones.
+        alpha: For a neumf: weight of the product; the tower has the rest.
+
+    Raises:
+        RecrayError: The runs do not fit the model.
+    """
+    if isinstance(model, NeuMf) and len(runs) == 2:
+        towers = {"mlp" if run.kind == "mlp" else "gmf": run for run in runs}
+        if len(towers) < 2:
+            raise _misfit(model, runs)
+        _load(model.gmf, towers["gmf"])
+        _load(model.mlp, towers["mlp"])
+        model.merge(alpha)
+    elif len(runs) == 1:
+        _load(model, runs[0])
+    else:
+        raise _misfit(model, runs)
+
+
+def _load(model: Model, run: StartWeights) -> None:
+    weights = dict(run.weights)
+    if isinstance(model, Gmf) and run.kind == "dot":  # a product whose every factor weighs 1
+        weights |= {"weight": torch.ones_like(model.weight), "bias": torch.zeros(())}
+    if isinstance(model, Hybrid):  # its items are described by the data that it trains on now
+        weights["features"] = model.features
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise _misfit(model, [run]) from error
+
+
+def check_pretraining(model: Model) -> None:
+    """Refuse a model whose vectors cannot start from exact solves.
+
+    Raises:
+        RecrayError: It is neither a product nor a tower of layers.
+    """
+    if not isinstance(model, PRETRAINED):
+        raise RecrayError(
+            "train.als_pretrain_epochs goes with model.kind=gmf, mlp, neumf or softmax-dnn"
+        )
+
+
+@torch.no_grad()
+def pretrain(model: Model, shard: Shard, settings: Settings, workers: Workers) -> None:
+    """Start a model's vectors from exact solves of the ials loss.
+
+    A tower that has to find both who is alike and how likeness makes a score from nothing gets
+    stuck; vectors that know the first leave it the second. A product starts with the scores of the
+    solves, as sure as SHARPNESS makes them, and the tower of a neumf with a score of 0.
+
+    Args:
+        model: A gmf, mlp, neumf or softmax-dnn.
+        shard: This worker's rows.
+        settings: train.als_pretrain_* and objective.unobserved_weight are used.
+        workers: The group.
+    """
+    solved_of = model.gmf if isinstance(model, NeuMf) else model
+    tables = solved_of.embeddings()
+    dim = tables["user_vectors"].embedding_dim
+    torch.manual_seed(settings.train.seed)
+    dot = Dot(model.users, model.items, dim, "logit")
+    objective = ImplicitALS(settings.objective.unobserved_weight, settings.train.als_pretrain_l2)
+    epochs = ALSEpochs(dot, objective, shard, workers)
+    for epoch in range(settings.train.als_pretrain_epochs):
+        epochs.run(epoch)
+    sharpness = SHARPNESS
+    for name, table in tables.items():
+        solved = dot.embeddings()[name].weight
+        scale = SPREAD / solved.std().clamp(min=1e-9)
+        table.weight.copy_(solved * scale)
+        sharpness /= float(scale)
+    if isinstance(solved_of, Gmf):
+        solved_of.weight.fill_(sharpness)
+    if isinstance(model, NeuMf):
+        model.mlp.tower.last.weight.zero_()
+        model.mlp.tower.last.bias.zero_()
+
+
+def _misfit(model: Model, runs: Sequence[StartWeights]) -> RecrayError:
+    names = {NeuMf: "neumf", Gmf: "gmf", Mlp: "mlp", Dot: "dot"}
+    given = ", ".join(f"{run.path} ({run.kind})" for run in runs)
+    return RecrayError(
+        f"train.init_from: a {names.get(type(model), type(model).__name__)} model cannot start "
+        f"from {given}: give one run of the same kind and sizes, a dot for a gmf, or a gmf and an "
+        "mlp for a neumf"
+    )
+
+
+def read_start_weights(paths: Sequence[str], prepared: Prepared) -> list[StartWeights]:
     """Read what to start from: runs on the same data, or bundles of any data with the same ids.
 
     Raises:
@@ -31,7 +196,7 @@ def read_starts(paths: Sequence[str], prepared: Prepared) -> list[Trained]:
         if folder.published() and folder.manifest().get("kind") == KIND:
             bundle = Bundle.open(path)
             _refuse_other_split(path, bundle, prepared)
-            found.append(Trained(path, bundle.settings.model.kind, grown(bundle, prepared)))
+            found.append(StartWeights(path, bundle.settings.model.kind, grown(bundle, prepared)))
         else:
             found += read_runs([path], prepared.fingerprint)
     return found

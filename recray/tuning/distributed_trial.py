@@ -16,8 +16,8 @@ import torch
 from recray.config import build_settings
 from recray.errors import WorkerLost
 from recray.runtime.failures import process_failed, worker_failures
-from recray.training import trainer
 from recray.training.collectives import Workers
+from recray.training.ray_train import build_run, fit
 from recray.tuning.request import TuneRequest
 from recray.tuning.results import Entry, Metric, TrialSpec
 from recray.tuning.store import SweepFolder
@@ -83,7 +83,7 @@ class DistributedTrial:
         config = {"prepared": prepared, "settings": self.spec.settings, "barrier": self._barrier}
         folder = self.sweep.folder.child(".ray").child(self.spec.key)
         try:
-            trainer.fit(trial_worker, config, folder, workers, gpus_per_worker)
+            fit(trial_worker, config, folder, workers, gpus_per_worker)
         except Exception as error:
             self._failure = error
 
@@ -154,7 +154,7 @@ def trial_worker(config: dict[str, Any]) -> None:
     settings = build_settings(config["settings"])
     prepared = NoTestDataset.open(config["prepared"])
     entries: list[Entry] = []
-    run = trainer.build_run(settings, prepared, prepared.folder.path, workers, entries.append)
+    run = build_run(settings, prepared, prepared.folder.path, workers, entries.append)
     states = replace(run, folder=NoCheckpoints(prepared.folder.path)).epochs()
     next(states)  # the state before the first epoch
     for progress in states:

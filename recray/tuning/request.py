@@ -10,8 +10,8 @@ from recray.config import Settings, build_settings, load_settings, overridden
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError, unknown_name
 from recray.runtime.session import LOCAL, local_cpus
-from recray.training import checks
 from recray.training.loop import LOWER_IS_BETTER
+from recray.training.trainer import adapt_to_dataset, check_trainable
 from recray.tuning.results import Metric, Point
 from recray.tuning.searchers import GridSearch, Searcher, make_searcher
 from recray.tuning.space import SearchSpace, default_point, load_space, parse_space
@@ -97,8 +97,8 @@ class ValidatedSearch:
         Raises:
             RecrayError: They do not fit each other or the data set.
         """
-        resolved = checks.for_data(settings, self.data)
-        checks.check(resolved, self.data, self.request.workers, self.request.address)
+        resolved = adapt_to_dataset(settings, self.data)
+        check_trainable(resolved, self.data, self.request.workers, self.request.address)
         return resolved
 
     def metadata(self) -> SweepMetadata:
@@ -135,9 +135,9 @@ def check(request: TuneRequest, settings: Settings, space: SearchSpace) -> Valid
     if request.scheduler not in SCHEDULERS:
         raise unknown_name("scheduler", request.scheduler, SCHEDULERS)
     data = open_without_test(request.prepared)
-    settings = checks.for_data(settings, data)
+    settings = adapt_to_dataset(settings, data)
     _check_workers(request, data)
-    checks.check(settings, data, 1, request.address)
+    check_trainable(settings, data, 1, request.address)
     if settings.train.max_rows_in_memory is not None:
         raise RecrayError("train.max_rows_in_memory: a search holds all ratings; leave it out")
     check_folds(request.folds, data)

@@ -21,9 +21,9 @@ from recray.data.ids import id_hash
 from recray.data.split import hash_ids
 from recray.errors import RecrayError
 from recray.storage import Folder
-from recray.training import trainer
-from recray.training.checkpoint import Checkpoint, Progress, RunFolder
+from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.collectives import Workers
+from recray.training.ray_train import build_run
 from recray.tuning.results import Entry, Metric, TrialSpec
 from recray.tuning.store import SweepFolder
 
@@ -188,7 +188,7 @@ class TrialRun:
         self.folds = folds
         self.history: list[Entry] = []
         self._entries: list[Entry] = []  # of the current epoch, one per run
-        self._runs: list[Iterator[Progress]] = []
+        self._runs: list[Iterator[TrainState]] = []
 
     def step(self) -> TrialReport:
         """Train one epoch, and write the trial's file if it was the last one.
@@ -221,7 +221,7 @@ class TrialRun:
             self.history.extend(self._entries)
         return stopped or len(self.history) >= settings.train.epochs
 
-    def _start_runs(self, settings: Settings) -> list[Iterator[Progress]]:
+    def _start_runs(self, settings: Settings) -> list[Iterator[TrainState]]:
         """Start one run, or one per fold, and bring each to the state before its first epoch."""
         data = [self.data]
         if self.folds:
@@ -230,7 +230,7 @@ class TrialRun:
             settings = settings.changed(train={"patience": None})
         folder, runs = self.sweep.folder.path, []
         for ratings in data:
-            run = trainer.build_run(settings, ratings, folder, Workers(), self._entries.append)
+            run = build_run(settings, ratings, folder, Workers(), self._entries.append)
             runs.append(replace(run, folder=NoCheckpoints(folder)).epochs())
             next(runs[-1])
         return runs

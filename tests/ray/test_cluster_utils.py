@@ -27,7 +27,7 @@ try:
     with session(made.address):
         settings = load_settings("dot-mse", None, ["train.epochs=3"])
         summary = trainer.run(settings, prepared, out, workers=2, address=made.address)
-        print(json.dumps({"nodes": len(alive_nodes()), "epochs": summary["epochs"]}))
+        print(json.dumps({"nodes": len(alive_nodes()), "epochs": summary.epochs}))
 finally:
     made.shutdown()
 """

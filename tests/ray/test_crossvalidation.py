@@ -54,10 +54,10 @@ def test_a_refit_takes_the_chosen_epochs_on_all_rows_but_the_test(tmp_path):
     folds = crossvalidation.seeds(settings, 1)
     crossvalidation.run("sample", folds, str(tmp_path), refit=True, log=quiet)
     first, second = (RunFolder(str(tmp_path / f"seed-0/{n}")) for n in ("run", "refit"))
-    assert second.facts()["settings"]["train"]["fit_on"] == "train+valid"
-    assert second.best().progress.epoch == first.best().progress.best_epoch
-    assert "ndcg@10" in first.best().progress.history[0]
-    assert "ndcg@10" not in second.best().progress.history[0]
+    assert second.metadata().settings.train.fit_on == "train+valid"
+    assert second.best().train_state.epoch == first.best().train_state.best_epoch
+    assert "ndcg@10" in first.best().train_state.history[0]
+    assert "ndcg@10" not in second.best().train_state.history[0]
 
 
 def test_a_run_reproduces_and_a_changed_one_does_not(tmp_path):

@@ -207,7 +207,7 @@ def test_a_disk_that_a_node_does_not_share_is_refused(nodes, released, tmp_path)
 LONG = ["--preset", "dot-mse", "--set", "train.epochs=40", "--set", "train.patience=null"]
 
 
-def epochs_of(run: Path) -> int:
+def epoch_runner(run: Path) -> int:
     try:
         return len(json.loads((run / "epochs.json").read_text()))
     except (OSError, ValueError):
@@ -221,11 +221,11 @@ def trained_through_a_loss(prepared: Path, out: Path, spare: int) -> str:
             "submit", "train", prepared, "--out", out, "--workers", 2, *LONG, "--follow",
             "--address", nodes.dashboard,
         )  # fmt: skip
-        wait_for(lambda: epochs_of(out) >= 3)
+        wait_for(lambda: epoch_runner(out) >= 3)
         at_work = nodes.nodes_of("RayTrainWorker")
         assert len(at_work) == 2
         nodes.kill(nodes.running_on(min(at_work)))
-        assert epochs_of(out) < 40, "killed too late to show anything"
+        assert epoch_runner(out) < 40, "killed too late to show anything"
         printed, _ = running.communicate(timeout=280)
         assert running.returncode == 0, printed
         return printed
@@ -256,5 +256,5 @@ def test_without_room_for_as_many_a_run_goes_on_with_fewer_workers_and_says_so(u
     assert "goes on with 1 worker instead of 2" in printed
     run = RunFolder(str(tmp_path / "run"))
     assert run.finished
-    assert [change["workers"] for change in run.facts()["changes"]] == [1]
-    assert epochs_of(tmp_path / "run") == 40
+    assert [change.workers for change in run.metadata().changes] == [1]
+    assert epoch_runner(tmp_path / "run") == 40

@@ -145,7 +145,7 @@ def test_up_without_a_test_split_serves_all_the_same(tmp_path, port):
 def test_a_finished_run_says_so(sample_up):
     out, _ = sample_up
     summary = recray("train", out / "prepared", "--out", out / "run", "--resume")
-    assert summary["already_finished"]
+    assert summary.already_finished
 
 
 def test_all_users_get_their_list_as_parquet(sample_up, tmp_path):
