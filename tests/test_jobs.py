@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import types
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from recray.cli.base import StoragePath, default_out
 from recray.cli.jobs import _checked
 from recray.errors import RecrayError
 from recray.runtime import jobs as api
-from recray.runtime.jobs import Job, Jobs, packed, working_files
+from recray.runtime.jobs import Job, Jobs
 from recray.runtime.session import own_address
+from recray.runtime.working_folder import packed, working_files
 
 
 @pytest.fixture
@@ -242,6 +244,45 @@ def test_a_job_with_a_taken_name_or_a_secret_is_not_sent(client, folder, name, w
 def test_an_unknown_job_is_named_with_the_last_ones(client):
     with pytest.raises(RecrayError, match=r"no job .x..*nightly"):
         client.get("x")
+
+
+class _Restarting:
+    """A client of a dashboard that is away after the first half of the log, three times."""
+
+    def __init__(self):
+        self.away = 0
+
+    async def tail_job_logs(self, _name):
+        if not self.away:
+            self.away = 3
+            yield "first\n"
+            raise RuntimeError("broken")
+
+    def list_jobs(self):
+        if self.away > 1:
+            self.away -= 1
+            raise RuntimeError("refused")
+        status = types.SimpleNamespace(value="SUCCEEDED" if self.away else "RUNNING")
+        return [
+            types.SimpleNamespace(
+                submission_id="nightly", status=status, entrypoint="x", message="",
+                start_time=1000, end_time=2000, driver_exit_code=0,
+            )
+        ]  # fmt: skip
+
+    def get_job_logs(self, _name):
+        return "first\nsecond\n"
+
+
+def test_a_log_is_followed_through_a_restart_of_the_dashboard(client, monkeypatch):
+    monkeypatch.setattr(api, "POLL_S", 0.0)
+    client._client, printed = _Restarting(), []
+    assert client.follow("nightly", printed.append).status == "SUCCEEDED"
+    assert printed == ["first\n", "second\n"]
+    client._client = _Restarting()
+    monkeypatch.setattr(api, "RECONNECT_S", -1.0)
+    with pytest.raises(RecrayError, match="refused"):
+        client.follow("nightly", printed.append)
 
 
 @pytest.mark.parametrize("job", ["prepare", "train", "tune", "evaluate", "recommend", "pipeline"])

@@ -26,4 +26,4 @@ def test_room_is_counted_when_the_loss_is_known(monkeypatch, seen, expected):
     monkeypatch.setattr(nodes.time, "sleep", lambda _seconds: None)
     clock = iter(range(10**6))
     monkeypatch.setattr(nodes.time, "monotonic", lambda: next(clock))
-    assert nodes.available_workers(2, notice_s=3, back_s=6) == expected
+    assert nodes.available_workers(2, notice_s=3, replace_s=6) == expected

@@ -58,7 +58,8 @@ def submit(
         recray submit train /mnt/p --out /mnt/run --workers 4 --address http://head:8265 --follow
         recray submit pipeline ml-1m.zip --preset ranking --follow
     """
-    from recray.runtime.jobs import Jobs, working_files
+    from recray.runtime.jobs import Jobs
+    from recray.runtime.working_folder import working_files
 
     folder = Path(working_dir).resolve()
     script = _script(folder, job)

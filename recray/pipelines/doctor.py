@@ -94,7 +94,7 @@ def examine(plan: Plan, address: str = LOCAL) -> list[Finding]:
     with session(address), _probe(plan) as probe:
         look = _Look(plan, probe)
         told = run_on_all_nodes(look)
-        answers = [(node, facts) for node, facts, why in told if not why]
+        answers = [(node, facts) for node, facts, _ in told if facts is not None]
         silent = [f"{node.name}: {why}" for node, _, why in told if why]
         if not answers:
             return [found for found in (_answering(told, silent), token) if found is not None]

@@ -4,34 +4,36 @@ from recray.errors import RecrayError, WorkerLost
 
 
 def user_error(error: BaseException) -> RecrayError | None:
-    """The RecrayError inside what Ray raised for a failed task or worker, if there is one; that
-    others lost this worker is not counted.
+    """Find the RecrayError inside what Ray raised for a failed task or worker.
+
+    WorkerLost does not count: it says only that a worker missed another one.
     """
-    found = (e for e in _inside(error) if isinstance(e, RecrayError))
+    found = (e for e in _chain(error) if isinstance(e, RecrayError))
     return next((e for e in found if not isinstance(e, WorkerLost)), None)
 
 
 def lost_worker(error: BaseException) -> WorkerLost | None:
-    """What Ray raised, if all that happened is that a worker died, was stopped, or was waited for
-    in vain; None where one raised something of its own.
+    """Say which workers died, if that is all that happened.
+
+    A worker may also have been stopped, or have waited in vain for another one. Where a worker
+    raised an error of its own, the answer is None.
     """
     import ray.exceptions
 
     dead = []
     for rank, failure in sorted(worker_failures(error).items()):
-        inside = _inside(failure)
-        if any(isinstance(e, ray.exceptions.RayActorError) for e in inside):
+        chain = _chain(failure)
+        if any(isinstance(e, ray.exceptions.RayActorError) for e in chain):
             dead.append(rank)
-        elif not any(isinstance(e, WorkerLost | TimeoutError) for e in inside):
+        elif not any(isinstance(e, WorkerLost | TimeoutError) for e in chain):
             return None
     if dead:
         return WorkerLost(f"worker {', '.join(map(str, dead))} (counted from 0) died")
-    found = (e for e in _inside(error) if isinstance(e, WorkerLost))
-    return next(found, None)
+    return next((e for e in _chain(error) if isinstance(e, WorkerLost)), None)
 
 
 def worker_failures(error: BaseException) -> dict[int, Exception]:
-    """What each worker that failed raised, by its rank; empty where Ray names none."""
+    """Map the rank of each worker that failed to what it raised; empty where Ray names none."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     return failures
 
@@ -42,11 +44,12 @@ def process_failed(failure: Exception) -> bool:
 
     if isinstance(failure, ray.exceptions.RayError) or "gloo" in str(failure):
         return True
-    return type(failure).__name__.startswith("WorkerHealthCheck")  # of Ray Train, not public
+    # The classes WorkerHealthCheckFailedError and -TimeoutError of Ray Train are private.
+    return type(failure).__name__.startswith("WorkerHealthCheck")
 
 
 def unplaced(error: BaseException, workers: int) -> RecrayError | None:
-    """What Ray raised, if it had no room for the workers in all the time that it was given."""
+    """The error for a run whose workers found no free CPUs until Ray gave up; else None."""
     failure = getattr(error, "controller_failure", None)
     if type(failure).__name__ != "WorkerGroupStartupTimeoutError":
         return None
@@ -56,16 +59,17 @@ def unplaced(error: BaseException, workers: int) -> RecrayError | None:
     )
 
 
-def _inside(error: BaseException) -> list[BaseException]:
-    """An exception and all that it wraps."""
-    seen: list[BaseException] = []
+def _chain(error: BaseException) -> list[BaseException]:
+    """An exception and all exceptions that it wraps, each once."""
+    chain: list[BaseException] = []
     queue: list[BaseException | None] = [error]
     while queue:
         current = queue.pop()
-        if current is None or any(current is one for one in seen):
+        if current is None or any(current is one for one in chain):
             continue
-        seen.append(current)
+        chain.append(current)
+        # `cause` is of RayTaskError, `health_check_failure` of a worker that Ray Train watches.
         queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
         queue.append(getattr(current, "health_check_failure", None))
         queue += worker_failures(current).values()
-    return seen
+    return chain

@@ -1,17 +1,14 @@
 """THE JOBS API: submit a script to a cluster, follow its log, stop it.
 
 A job gets the working folder without data, outputs and environments, and none of the caller's
-environment: what is secret reaches the nodes by files and roles of their own.
+environment. Secrets reach the nodes by files and roles of their own.
 """
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import shlex
-import shutil
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -20,44 +17,42 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import AliasPath, BaseModel, Field
 
 from recray.errors import RecrayError
 from recray.runtime.nodes import capacity_of
 from recray.runtime.ray_private import JOB_SWITCHES, quieten, set_token_mode
 from recray.runtime.session import auth_token
+from recray.runtime.working_folder import packed
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 ADDRESS = "http://127.0.0.1:8265"
-UPLOAD_BYTES = 100 << 20
-"""What Ray's dashboard takes."""
 STOPPED = 143
+"""Exit status of a job that was stopped: 128 + SIGTERM."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-# Data and outputs, by what they are; and keys, whatever their folder.
-_NOT_WORK = (
-    ".arrow .csv .dat .gz .h5 .npy .npz .parquet .pt .safetensors .tar .tsv .whl .zip .key .pem"
-).split()
-_NEVER = ("__pycache__", "node_modules", "recray-out", "secrets")
-_OUTPUTS = ("manifest.json", "run.json", "pyvenv.cfg", "current.json")
-"""A folder that holds one of these is an output of ours or a virtual environment."""
+POLL_S = 0.5
+RECONNECT_S = 60.0
+"""How long a dashboard may be away, such as while it restarts, before a log is given up."""
 _CREDENTIALS = re.compile(r"://[^/@\s]*:[^/@\s]+@|(secret|password|token|access_key)\w*=", re.I)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the cluster tells of it.
+    """A job, as the cluster reports it.
 
     Args:
         name: Its submission id.
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        command: What runs.
-        message: What the cluster says of it.
-        started: When, as ISO 8601; None before.
+        command: The command that runs.
+        message: What the cluster says about its state.
+        started: When it started, as ISO 8601; None before.
         seconds: How long it has run.
-        exit_code: That of its process; None before its end.
+        exit_code: The exit code of its process; None before its end.
     """
 
     name: str
@@ -70,12 +65,12 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether it has come to its end."""
+        """Whether the job has ended, in whatever way."""
         return self.status in ENDED
 
     @property
     def status_code(self) -> int:
-        """The exit status to give on: the job's own, 128 + n where a signal n ended it."""
+        """The exit status to pass on: the job's own, or 128 + n where signal n ended it."""
         if self.status == "SUCCEEDED":
             return 0
         if self.status == "STOPPED":
@@ -84,71 +79,32 @@ class Job:
         return 1 if not code else code if code > 0 else 128 - code
 
 
-# ------------------------------------------------------------------------------ working folder
+class _Version(BaseModel):
+    """What the dashboard says about its Ray."""
+
+    ray_version: str = "of an unknown version"
 
 
-def working_files(folder: Path) -> list[Path]:
-    """The files that a job gets, relative to the folder, sorted.
-
-    Left out: what is hidden, data and archives by their endings, keys, links, and every folder that
-    is an output of ours or a virtual environment, whatever its name.
-    """
-    found = []
-    for place, folders, files in os.walk(folder):
-        inside = Path(place)
-        folders[:] = [name for name in sorted(folders) if _is_work(inside / name)]
-        found += [
-            (inside / name).relative_to(folder)
-            for name in files
-            if not name.startswith(".")
-            and not name.endswith(tuple(_NOT_WORK))
-            and not (inside / name).is_symlink()
-        ]
-    return sorted(found)
+class _NodeRow(BaseModel):
+    state: str
+    resources_total: dict[str, float]
 
 
-def _is_work(folder: Path) -> bool:
-    if folder.name.startswith(".") or folder.name in _NEVER:
-        return False
-    if folder.is_symlink() or folder.name.endswith(".egg-info"):
-        return False
-    return not any((folder / name).is_file() for name in _OUTPUTS)
+class _Nodes(BaseModel):
+    """The nodes of the cluster, as the dashboard lists them."""
+
+    rows: list[_NodeRow] = Field(validation_alias=AliasPath("data", "result", "result"))
 
 
-@contextlib.contextmanager
-def packed(folder: Path, limit: int = UPLOAD_BYTES) -> Iterator[Path]:
-    """A copy of the working files of a folder while the block runs.
-
-    Raises:
-        RecrayError: They are more than can be sent.
-    """
-    files = working_files(folder)
-    sizes = {name: (folder / name).stat().st_size for name in files}
-    total = sum(sizes.values())
-    if total > limit:
-        largest = max(sizes, key=lambda name: sizes[name])
-        raise RecrayError(
-            f"the working folder {folder} has {total / 2**20:,.0f} MiB, at most "
-            f"{limit / 2**20:,.0f} can be sent: move data out of it; the largest file is {largest} "
-            f"({sizes[largest] / 2**20:,.0f} MiB)"
-        )
-    with tempfile.TemporaryDirectory(prefix="recray-job-") as temporary:
-        for name in files:
-            target = Path(temporary) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, target)
-        yield Path(temporary)
-
-
-# ----------------------------------------------------------------------------------- the cluster
+Reply = TypeVar("Reply", bound=BaseModel)
 
 
 class Jobs:
     """The jobs of a cluster.
 
     Args:
-        address: Its dashboard, as http://HOST:PORT; by default the one Ray's own commands would
-            take, RAY_API_SERVER_ADDRESS, or that of this machine.
+        address: Its dashboard, as http://HOST:PORT. The default is what Ray's own commands take:
+            RAY_API_SERVER_ADDRESS, or the dashboard of this machine.
 
     Raises:
         RecrayError: Nothing answers there, it refuses the token, or it runs another Ray.
@@ -170,24 +126,23 @@ class Jobs:
     def _refuse_another_ray(self) -> None:
         import ray
 
-        told = self._get("/api/version")
-        theirs = str(told.get("ray_version"))
+        theirs = self._get("/api/version", _Version).ray_version
         if theirs != ray.__version__:
             raise RecrayError(
                 f"the cluster at {self.address} runs Ray {theirs}, this is Ray {ray.__version__}; "
                 f"install ray=={theirs} here, or the same version on every node"
             )
 
-    def _get(self, path: str) -> Any:
-        """Ask the dashboard, without waiting for long.
+    def _get(self, path: str, reply: type[Reply]) -> Reply:
+        """Ask the dashboard, and wait no longer than 5 s.
 
         Raises:
             RecrayError: It does not answer, or refuses.
         """
         request = urllib.request.Request(self.address + path, headers=self._headers)
         try:
-            with urllib.request.urlopen(request, timeout=5) as reply:
-                return json.load(reply)
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return reply.model_validate_json(answer.read())
         except urllib.error.HTTPError as error:
             raise self._refused(error.code, path) from error
         except (OSError, ValueError) as error:
@@ -214,7 +169,7 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         quieten()
-        # Ray lets these two overrule an address that is given.
+        # In Ray these two variables overrule the address that its client is called with.
         names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
         hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
         try:
@@ -223,27 +178,27 @@ class Jobs:
             os.environ.update(hidden)
 
     def cpus(self) -> int:
-        """Logical CPUs of all nodes, or those that the cluster may come to have."""
-        told = self._get("/api/v0/nodes?limit=10000")
-        rows = told["data"]["result"]["result"]
-        return capacity_of(row["resources_total"] for row in rows if _alive(row)).max_cpus
+        """Logical CPUs of all nodes, or those that the cluster may grow to."""
+        rows = self._get("/api/v0/nodes?limit=10000", _Nodes).rows
+        return capacity_of(row.resources_total for row in rows if row.state == "ALIVE").max_cpus
 
     def submit(
         self, command: list[str], folder: Path, name: str | None = None, out: str | None = None
     ) -> str:
-        """Send the working folder and start a command in it; return the job's name.
+        """Send the working folder, start a command in it, and return the job's name.
 
         Args:
-            command: What runs, word by word.
+            command: The command, word by word.
             folder: The working folder.
-            name: A name that no job of the cluster has had; by default made of the script and time.
-            out: Folder of outputs for which the command names none.
+            name: A name that no job of the cluster has had. The default is made of the script's
+                name and the time.
+            out: Folder of outputs, for commands that name none.
 
         Raises:
-            RecrayError: The name is taken or no name, the folder is too large, or a word of the
-                command holds a secret, which everyone who sees the job would see.
+            RecrayError: The name is taken or is not allowed, the folder is too large, or a word of
+                the command holds a secret. Everyone who sees the job would see the secret.
         """
-        name = name or _fresh(command)
+        name = name or _new_name(command)
         self._refuse_name(name)
         for word in command:
             if _CREDENTIALS.search(word):
@@ -252,10 +207,11 @@ class Jobs:
                     "out: nodes get theirs from a role, or from files of their own"
                 )
         variables = JOB_SWITCHES | ({"RECRAY_OUT": out} if out else {})
-        with packed(folder) as copy, _answers(self.address):
-            environment = {"working_dir": str(copy), "env_vars": variables}
+        with packed(folder) as copy, _errors_in_one_line(self.address):
             self._client.submit_job(
-                entrypoint=shlex.join(command), submission_id=name, runtime_env=environment
+                entrypoint=shlex.join(command),
+                submission_id=name,
+                runtime_env={"working_dir": str(copy), "env_vars": variables},
             )
         return name
 
@@ -264,24 +220,24 @@ class Jobs:
             raise RecrayError(
                 f"--name {name!r}: letters, digits, dots, dashes and underscores, 64 at most"
             )
-        taken = [job for job in self.list() if job.name == name]
-        if taken:
+        known = [job for job in self.list() if job.name == name]
+        if known:
             raise RecrayError(
-                f"--name {name} is taken by a job that is {taken[0].status}; give another name "
+                f"--name {name} is taken by a job that is {known[0].status}; give another name "
                 "(with the same --out it goes on with the same run)"
             )
 
     def list(self) -> list[Job]:
         """The submitted jobs of the cluster, oldest first."""
-        with _answers(self.address):
+        with _errors_in_one_line(self.address):
             found = [_job(facts) for facts in self._client.list_jobs() if facts.submission_id]
         return sorted(found, key=lambda job: (job.started or "9", job.name))
 
     def get(self, name: str) -> Job:
-        """One job.
+        """Find a job by its name.
 
         Raises:
-            RecrayError: There is none of that name.
+            RecrayError: The cluster has no job of that name.
         """
         for job in self.list():
             if job.name == name:
@@ -290,74 +246,91 @@ class Jobs:
         raise RecrayError(f"no job {name!r} at {self.address}; the last ones are {known}")
 
     def log(self, name: str) -> str:
-        """What a job has printed."""
+        """Fetch all that a job has printed until now."""
         self.get(name)
-        with _answers(self.address):
+        with _errors_in_one_line(self.address):
             return str(self._client.get_job_logs(name))
 
-    def stop(self, name: str, wait_s: float = 40.0) -> Job:
-        """Tell a job to stop, and wait for its end."""
+    def stop(self, name: str, timeout_s: float = 40.0) -> Job:
+        """Tell a job to stop, and wait for its end, but no longer than the timeout."""
         job = self.get(name)
         if not job.ended:
-            with _answers(self.address):
+            with _errors_in_one_line(self.address):
                 self._client.stop_job(name)
-        return self._wait(name, wait_s)
+        return self._wait(name, timeout_s)
 
-    def follow(self, name: str, tell: Callable[[str], None]) -> Job:
-        """Hand on what a job prints until it ends, through broken connections; return its end."""
+    def follow(self, name: str, emit: Callable[[str], None]) -> Job:
+        """Pass on what a job prints until it ends.
+
+        A connection that breaks is opened again, and a dashboard that restarts is waited for.
+
+        Args:
+            name: The job.
+            emit: Gets each piece of the log, as it is printed.
+
+        Returns:
+            The job at its end.
+        """
         self.get(name)
-        told = 0
+        emitted = 0  # characters
 
         async def tail() -> None:
-            nonlocal told
-            seen = 0
+            nonlocal emitted
+            seen = 0  # a new connection sends the log from its beginning
             async for lines in self._client.tail_job_logs(name):
-                new = lines[max(told - seen, 0) :]
+                new = lines[max(emitted - seen, 0) :]
                 seen += len(lines)
                 if new:
-                    told = seen
-                    tell(new)
+                    emitted = seen
+                    emit(new)
 
         while True:
-            with contextlib.suppress(RuntimeError, OSError):  # of a connection that broke
+            with contextlib.suppress(RuntimeError, OSError):  # the connection broke
                 asyncio.run(tail())
-            job = self.get(name)
+            job = self._get_patiently(name)
             if job.ended:
-                rest = self.log(name)[told:]
+                rest = self.log(name)[emitted:]
                 if rest:
-                    tell(rest)
+                    emit(rest)
                 return job
-            time.sleep(0.5)
+            time.sleep(POLL_S)
 
-    def _wait(self, name: str, wait_s: float) -> Job:
-        end = time.monotonic() + wait_s
+    def _get_patiently(self, name: str) -> Job:
+        """Find a job, and ask again while the dashboard does not answer."""
+        end = time.monotonic() + RECONNECT_S
+        while True:
+            try:
+                return self.get(name)
+            except RecrayError:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(POLL_S)
+
+    def _wait(self, name: str, timeout_s: float) -> Job:
+        end = time.monotonic() + timeout_s
         while True:
             job = self.get(name)
             if job.ended or time.monotonic() > end:
                 return job
-            time.sleep(0.5)
+            time.sleep(POLL_S)
 
 
 def _headers() -> dict[str, str]:
-    """The token as a header; none where there is no token.
+    """The token as a header; empty where there is no token.
 
     Raises:
-        RecrayError: The file that is to hold it is missing or empty.
+        RecrayError: RAY_AUTH_TOKEN_PATH names a file that is missing or empty.
     """
     token = auth_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def _alive(row: dict[str, Any]) -> bool:
-    return bool(row["state"] == "ALIVE")
-
-
 @contextlib.contextmanager
-def _answers(address: str) -> Iterator[None]:
+def _errors_in_one_line(address: str) -> Iterator[None]:
     """Turn what the Jobs API raises into one line.
 
     Raises:
-        RecrayError: In its place.
+        RecrayError: It raised something.
     """
     import ray.exceptions
     import requests
@@ -384,6 +357,6 @@ def _job(facts: "JobDetails") -> Job:
     )
 
 
-def _fresh(command: list[str]) -> str:
+def _new_name(command: list[str]) -> str:
     base = next((Path(word).stem for word in command if word.endswith(".py")), "job")
     return f"{base}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"

@@ -1,4 +1,4 @@
-"""The nodes of the cluster: call something on each, and see that they share a disk."""
+"""The nodes of the cluster: their CPUs, a call on each of them, and whether they share a disk."""
 
 import contextlib
 import sys
@@ -7,19 +7,21 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from recray.errors import RecrayError
 from recray.storage import UNFINISHED, Folder, is_uri, storage_errors
 
-WAIT_S = 30.0
-"""Until a node that does not answer is given up."""
+T = TypeVar("T")
+
+ANSWER_TIMEOUT_S = 30.0
 MAX_CPUS_RESOURCE = "max_cpus"
-"""Resource of the head of a cluster with an autoscaler: the CPUs that it may come to have. Ray does
-not tell; the files in cluster/ set it.
+"""Resource of the head of a cluster with an autoscaler: the CPUs that the cluster may grow to.
+
+Ray does not say how many these are; the files in cluster/ set the resource.
 """
-GROW_S = 900.0
-"""Until new nodes are given up: a machine has to be rented, and its image fetched."""
+SCALE_UP_TIMEOUT_S = 900.0
+"""How long new nodes may take: a machine has to be rented, and its image fetched."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,15 @@ def alive_nodes() -> list[Node]:
     return [node for _, node in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
 
 
+# ----------------------------------------------------------------------------------- capacity
+
+
 class Capacity(NamedTuple):
     """The CPUs of a cluster.
 
     Args:
-        cpus: Those it has now.
-        max_cpus: Those it may come to have; with no autoscaler the same.
+        cpus: Those that it has now.
+        max_cpus: Those that it may grow to; the same number where there is no autoscaler.
     """
 
     cpus: int
@@ -82,46 +87,48 @@ def capacity() -> Capacity:
     return capacity_of(node.resources for node in alive_nodes())
 
 
-def scale_up(wanted: int, wait_s: float = GROW_S) -> int:
-    """Have at least so many CPUs in a cluster that may grow to them; it is told on stderr.
+def scale_up(cpus: int, timeout_s: float = SCALE_UP_TIMEOUT_S) -> int:
+    """Ask the autoscaler for a number of CPUs and wait for them; stderr says so.
 
-    Ray asks for nodes itself where tasks wait, but what waits for a task gives up earlier.
+    Ray asks for nodes by itself when tasks wait. But it places the workers of a training run only
+    for a limited time, so the nodes must be there before.
 
     Returns:
-        The CPUs that the cluster has.
+        The CPUs that the cluster has. They may be fewer where the cluster cannot grow that far.
 
     Raises:
-        RecrayError: They do not come.
+        RecrayError: The nodes do not come in time.
     """
-    there, most = capacity()
-    if wanted <= there or wanted > most:
-        return there
+    current, most = capacity()
+    if not current < cpus <= most:
+        return current
     from ray.autoscaler.sdk import request_resources
 
-    print(f"the cluster has {there} CPUs, asks for {wanted} and waits for them", file=sys.stderr)
-    end = time.monotonic() + wait_s
-    request_resources(num_cpus=wanted)
+    print(f"the cluster has {current} CPUs, asks for {cpus} and waits for them", file=sys.stderr)
+    end = time.monotonic() + timeout_s
+    request_resources(num_cpus=cpus)
     try:
-        while (there := capacity().cpus) < wanted:
+        while (current := capacity().cpus) < cpus:
             if time.monotonic() > end:
                 raise RecrayError(
-                    f"the cluster has {there} CPUs, {wait_s:.0f} s after {wanted} were asked for; "
-                    "`ray status` says what its autoscaler is at"
+                    f"the cluster has {current} CPUs, {timeout_s:.0f} s after {cpus} were asked "
+                    "for; `ray status` says what its autoscaler is at"
                 )
             time.sleep(1.0)
     finally:
-        request_resources(bundles=[])  # what is idle may go again
-    return there
+        request_resources(bundles=[])  # nodes that are idle may go again
+    return current
 
 
 def wait_for_capacity(workers: int) -> str | None:
-    """Refuse what the connected cluster can never place; have one that grows get its nodes.
+    """Refuse more workers than the cluster can ever place, and let a cluster grow to them.
 
     Returns:
-        A line to say if it must wait for others to end; None if there is room now.
+        A line for the user if the workers must wait until others have ended; None if not.
 
     Raises:
-        RecrayError: More workers than its CPUs, or than it may come to have; or these do not come.
+        RecrayError: There are more workers than CPUs that the cluster may grow to, or these do not
+            come in time.
     """
     import ray
 
@@ -138,32 +145,48 @@ def wait_for_capacity(workers: int) -> str | None:
     return None
 
 
-def available_workers(workers: int, notice_s: float = 25.0, back_s: float = 30.0) -> int:
-    """How many of the workers the cluster has CPUs for, now that a worker was lost.
+def available_workers(workers: int, notice_s: float = 25.0, replace_s: float = 30.0) -> int:
+    """Count the workers that the cluster has CPUs for, after one of them was lost.
 
     Args:
-        workers: As many as there were.
-        notice_s: Until the loss of a node is known; Ray asks it five times, 3 s apart.
-        back_s: Until another takes its place, where one does.
+        workers: How many there were.
+        notice_s: Seconds until Ray knows that a node was lost; it asks it five times, 3 s apart.
+        replace_s: Seconds until another node takes its place, where there is an autoscaler.
     """
     begin = time.monotonic()
     while True:
-        left = alive_nodes()
-        cpus = int(sum(node.resources.get("CPU", 0) for node in left))
-        wait_s = back_s if cpus < workers else notice_s if len(left) > 1 else 0.0
+        nodes = alive_nodes()
+        cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))
+        wait_s = replace_s if cpus < workers else notice_s if len(nodes) > 1 else 0.0
         if time.monotonic() - begin >= wait_s:
             return min(cpus, workers)
         time.sleep(0.5)
 
 
+# ----------------------------------------------------------------------------- calls on nodes
+
+
+class NodeAnswer(NamedTuple, Generic[T]):
+    """What a node says to a call.
+
+    Args:
+        node: The node.
+        value: What the function returned; None if it did not.
+        error: Why it did not return; empty if it did.
+    """
+
+    node: Node
+    value: T | None
+    error: str
+
+
 def run_on_all_nodes(
-    function: Callable[[], Any], wait_s: float = WAIT_S
-) -> list[tuple[Node, Any, str]]:
-    """Call a function once on each node, beside whatever runs there.
+    function: Callable[[], T], timeout_s: float = ANSWER_TIMEOUT_S
+) -> list[NodeAnswer[T]]:
+    """Call a function once on each node, whatever else runs there.
 
     Returns:
-        (node, what the function returned, "") or (node, None, why it did not), for each node that
-        has not left meanwhile.
+        An answer for each node that has not left the cluster in the meantime.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -178,26 +201,26 @@ def run_on_all_nodes(
         ).remote()
         for node in nodes
     ]
-    ray.wait(tasks, num_returns=len(tasks), timeout=wait_s)
-    answers: list[tuple[Node, Any, str]] = []
+    ray.wait(tasks, num_returns=len(tasks), timeout=timeout_s)
+    answers: list[NodeAnswer[T]] = []
     for node, task in zip(nodes, tasks, strict=True):
         try:
-            answers.append((node, ray.get(task, timeout=0), ""))
+            answers.append(NodeAnswer(node, ray.get(task, timeout=0), ""))
         except ray.exceptions.TaskUnschedulableError:
-            continue  # it has left since it was asked
+            continue  # the node has left since the call
         except ray.exceptions.GetTimeoutError:
-            answers.append((node, None, f"no answer in {wait_s:g} s"))
+            answers.append(NodeAnswer(node, None, f"no answer in {timeout_s:g} s"))
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            answers.append((node, None, str(cause).strip().splitlines()[0]))
+            answers.append(NodeAnswer(node, None, str(cause).strip().splitlines()[0]))
     return answers
 
 
 def nodes_without_access(folder: str) -> list[str]:
-    """The nodes that do not see a file written here into a local folder, with the reason.
+    """Name the nodes that do not see a file that this process writes into a local folder.
 
     Raises:
-        StorageError: It cannot be written here.
+        StorageError: This process cannot write there.
     """
     probe = f"{UNFINISHED}probe-{uuid.uuid4().hex[:8]}"
 
@@ -215,19 +238,19 @@ def nodes_without_access(folder: str) -> list[str]:
 
 
 def require_shared(folder: Folder) -> None:
-    """Refuse an output that the nodes of a cluster would each write to a disk of their own.
+    """Refuse a folder for outputs if each node of the cluster would write to a disk of its own.
 
     Raises:
         RecrayError: It is a local folder and there are nodes that do not see it.
     """
     if is_uri(folder.path) or len(alive_nodes()) == 1:
         return
-    place = Path(folder.path).parent
+    parent = Path(folder.path).parent
     with storage_errors(folder.path):
-        place.mkdir(parents=True, exist_ok=True)
-    blind = nodes_without_access(str(place))
+        parent.mkdir(parents=True, exist_ok=True)
+    blind = nodes_without_access(str(parent))
     if blind:
         raise RecrayError(
-            f"{folder} is not shared: {', '.join(blind)} cannot see {place}; "
+            f"{folder} is not shared: {', '.join(blind)} cannot see {parent}; "
             "give a disk that all nodes mount, or a URI such as s3://"
         )
