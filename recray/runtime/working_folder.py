@@ -11,8 +11,9 @@ from recray.errors import RecrayError
 
 UPLOAD_BYTES = 100 << 20
 """The most that Ray's dashboard takes."""
-_LEFT_OUT_ENDINGS = tuple(
-    ".arrow .csv .dat .gz .h5 .npy .npz .parquet .pt .safetensors .tar .tsv .whl .zip .key .pem".split()
+_LEFT_OUT_ENDINGS = (
+    *(".arrow", ".csv", ".dat", ".gz", ".h5", ".npy", ".npz", ".parquet", ".pt", ".safetensors"),
+    *(".tar", ".tsv", ".whl", ".zip", ".key", ".pem"),
 )
 _LEFT_OUT_FOLDERS = ("__pycache__", "node_modules", "recray-out", "secrets")
 _MARKS_OF_OUTPUTS = ("manifest.json", "run.json", "pyvenv.cfg", "current.json")

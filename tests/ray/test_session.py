@@ -89,7 +89,9 @@ def run_stages(stages: str, folder, port: int, hidden: str = "") -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results, changed = json.loads(done.stdout.splitlines()[-1])
-    assert results == [[name, EXPECTED[name]] for name in stages.split() if name in EXPECTED]
+    assert results == [[name, EXPECTED[name]] for name in stages.split() if name in EXPECTED], (
+        done.stderr
+    )
     assert set(changed) <= {"RAY_AUTH_MODE", "PYTHONBREAKPOINT", "RAY_CLIENT_MODE"}  # two are Ray's
     assert "Traceback" not in done.stderr
     return done.stderr
