@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.validate.problems import Problem, read_documents, unknown
 from recray.serving.auth import is_loopback
-from recray.serving.serve_config import APP_BUILDER, DEPLOYMENT, AppArgs
+from recray.serving.options import APP_BUILDER, DEPLOYMENT, AppArgs
 
 
 def check(file: Path) -> list[Problem]:

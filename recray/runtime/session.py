@@ -62,6 +62,11 @@ def require_local(workers: int) -> None:
         )
 
 
+def ray_runs() -> bool:
+    """Whether this process is connected to a Ray already; asking does not import Ray."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
 @contextmanager
 def session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
     """Have Ray running inside the block; a Ray that was running before is used and left alone.
@@ -74,7 +79,7 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     Raises:
         RecrayError: The cluster cannot be reached or refuses the token.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    if ray_runs():
         yield
         return
     with switched(RAY_SWITCHES), _signal_handlers() as end_on_sigterm:

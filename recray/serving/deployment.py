@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.runtime.ray_private import PRODUCTION_SWITCHES, serve_address, switched
-from recray.runtime.session import LOCAL, session
+from recray.runtime.session import LOCAL, ray_runs, session
 from recray.serving.auth import load_keys, require_keys
 from recray.serving.guard import ServiceLimits
-from recray.serving.options import ServiceOptions
+from recray.serving.options import DEPLOYMENT, AppArgs, ServiceOptions
 from recray.serving.registry import resolve_bundle
-from recray.serving.serve_config import DEPLOYMENT, AppArgs
 from recray.serving.telemetry import ServiceMetrics, log
 from recray.storage import Folder
 
@@ -37,9 +37,10 @@ Profile = Literal["laptop", "production"]
 def _builder(
     path: str, limits: Callable[[], ServiceLimits], options: ServiceOptions
 ) -> "Callable[[], FastAPI]":
-    """Return what builds the app on the replica; the path and the settings alone travel there.
+    """Return the function that builds the app on a replica.
 
-    Serve takes a plain function for a builder, and any other callable for an app.
+    Serve sends it to the replica, so it holds no model but the path of one. It must be a plain
+    function: Serve takes any other callable for the app itself.
     """
 
     def build() -> "FastAPI":
@@ -141,7 +142,7 @@ class MetricsExporter:
 def _application(
     path: str, limits: Callable[[], ServiceLimits], service: ServiceOptions, **options: Any
 ) -> "Application":
-    """The one deployment; its options may be changed by a Serve config."""
+    """Make the one deployment; a Serve config may change its options."""
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
@@ -157,9 +158,9 @@ def _application(
 
 
 def app_builder(args: AppArgs) -> "Application":
-    """What `import_path` of a Serve config names; see cluster/serve-production.yaml.
+    """Build the app of a Serve config, whose `import_path` names this function.
 
-    The keys are read on each replica, where their file or secret is.
+    See cluster/serve-production.yaml. Each replica reads the keys from its own file or secret.
     """
     return _application(
         args.bundle,
@@ -173,9 +174,9 @@ def app_builder(args: AppArgs) -> "Application":
 def deploy(
     path: str, limits: ServiceLimits, replicas: int = 1, options: ServiceOptions | None = None
 ) -> None:
-    """Have the running Serve answer for a bundle or a registry; returns when it does.
+    """Deploy a bundle or a registry on the running Serve, and wait until it answers.
 
-    Called again, it replaces the replicas one after another, without a request that fails.
+    A second call replaces the replicas one after another, and no request fails.
 
     Raises:
         RecrayError: It does not start.
@@ -187,7 +188,7 @@ def deploy(
         lambda: limits,
         options or ServiceOptions(),
         num_replicas=replicas,
-        # Above the app's own limit, so that its answer is the one that people see.
+        # Above the app's own limit, so that people see the app's answer and not Ray's.
         max_ongoing_requests=2 * limits.queue,
         graceful_shutdown_timeout_s=limits.timeout + 10,
     )
@@ -201,7 +202,7 @@ def _open_once(path: str, options: ServiceOptions) -> None:
     """Open everything here, where the user sees an error, and not in a replica's log.
 
     Raises:
-        RecrayError: Something is missing, damaged, or of another data set.
+        RecrayError: A file is missing, damaged, or of another data set.
     """
     from recray.inference.recommender import Recommender
 
@@ -211,7 +212,7 @@ def _open_once(path: str, options: ServiceOptions) -> None:
 
 
 def refuse_taken_port(host: str, port: int) -> None:
-    """Refuse a port that something listens on; Serve alone would go on and never answer.
+    """Refuse a port that is taken, on which Serve would start without an error and never answer.
 
     Raises:
         RecrayError: The port is taken, or the host is not one of this machine's.
@@ -227,10 +228,10 @@ def refuse_taken_port(host: str, port: int) -> None:
 
 
 def _refuse_other_service(host: str, port: int) -> None:
-    """A Serve that runs on the cluster keeps its own door, and its app of this name.
+    """Refuse a running Serve that this service cannot use.
 
     Raises:
-        RecrayError: It listens elsewhere, or has such an app.
+        RecrayError: It listens elsewhere, or has an app of our name.
     """
     from ray import serve
 
@@ -261,7 +262,7 @@ def serving(
     """Serve a bundle, or what is current in a registry, while the block runs.
 
     Args:
-        bundle: A bundle's folder that the replicas can read, or a registry that they follow.
+        bundle: Folder of a bundle, or of a registry to follow; every replica must reach it.
         host: Interface to bind.
         port: HTTP port.
         replicas: Processes that answer.
@@ -272,11 +273,10 @@ def serving(
         options: A ratings log and a challenger; by default a registry's own log.
 
     Yields:
-        The service's address; it answers.
+        The address of the service, which answers.
 
     Raises:
-        RecrayError: The port is taken, the bundle is missing or damaged, or the host lets other
-            machines in and there are no keys.
+        RecrayError: The port is taken, the bundle cannot be used, or keys are missing.
     """
     limits, options = limits or ServiceLimits(keys=load_keys(None)), options or ServiceOptions()
     bundle = Folder(bundle).path  # replicas have working folders of their own
@@ -285,24 +285,42 @@ def serving(
     if address == LOCAL:
         refuse_taken_port(host, port)
     switches = PRODUCTION_SWITCHES if profile == "production" else {}
-    with switched(switches, overrule=True), session(address):
-        from ray import serve
-        from ray.serve.config import HTTPOptions, ProxyLocation
-        from ray.serve.schema import LoggingConfig
+    goes_on = address != LOCAL or ray_runs()
+    with switched(switches, overrule=True), session(address), _ray_serve(host, port, goes_on):
+        deploy(bundle, limits, replicas, options)
+        yield f"http://{host}:{port}"
 
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        _refuse_other_service(host, port)
-        ours = not serve.status().proxies
-        serve.start(
-            proxy_location=ProxyLocation.HeadOnly,
-            http_options=HTTPOptions(host=host, port=port),
-            logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-        )
-        try:
-            deploy(bundle, limits, replicas, options)
-            yield f"http://{host}:{port}"
-        finally:
-            serve.delete(NAME)
-            # A Serve that nobody uses would keep the port as long as Ray runs.
-            if ours and not serve.status().applications:
+
+@contextlib.contextmanager
+def _ray_serve(host: str, port: int, ray_goes_on: bool) -> Iterator[None]:
+    """Start Ray Serve unless it runs, and delete our app at the end.
+
+    Args:
+        host: Interface to bind.
+        port: HTTP port.
+        ray_goes_on: Whether Ray outlives the service, so that Serve must be shut down.
+
+    Raises:
+        RecrayError: Serve runs and listens elsewhere, or has an app of our name.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+    from ray.serve.schema import LoggingConfig
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    _refuse_other_service(host, port)
+    running = bool(serve.status().proxies)
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=host, port=port),
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+    )
+    try:
+        yield
+    finally:
+        serve.delete(NAME)
+        # A Serve that nobody uses would keep the port as long as Ray runs.
+        if ray_goes_on and not running and not serve.status().applications:
+            # Ray prints a line when the controller ends; stdout is for the command's result.
+            with contextlib.redirect_stdout(sys.stderr):
                 serve.shutdown()

@@ -160,6 +160,8 @@ def test_all_users_get_their_list_as_parquet(sample_up, tmp_path):
 
 
 def test_the_service_answers_and_refuses(sample_up, port):
+    from ray import serve
+
     from recray.serving.deployment import serving
 
     out, _ = sample_up
@@ -177,6 +179,7 @@ def test_the_service_answers_and_refuses(sample_up, port):
         second = serving(str(out / "bundle"), port=port, address="auto")
         with pytest.raises(RecrayError, match="serves an app called recray already"), second:
             pass
+    serve.start(http_options={"host": "127.0.0.1", "port": port})  # another service
     elsewhere = serving(str(out / "bundle"), port=1, address="auto")
     with pytest.raises(RecrayError, match=rf"listens on 127.0.0.1:{port} already"), elsewhere:
         pass

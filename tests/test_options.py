@@ -8,7 +8,7 @@ import yaml
 
 from cluster.validate import serve
 from recray.errors import RecrayError
-from recray.serving.serve_config import AppArgs
+from recray.serving.options import AppArgs
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 FILES = sorted(CLUSTER.glob("serve-*.yaml"))
