@@ -29,6 +29,9 @@ ROUTERS = (recommend.router, items.router, feedback.router, about.router)
 ends in {user:path} comes after the longer ones that begin with it.
 """
 
+KEY_HEADERS = ["authorization", "content-type", "x-api-key"]
+"""Request headers that a page of another origin may send: its key, and the type of its body."""
+
 
 def build_app(
     model: Recommender | ModelHolder,
@@ -64,11 +67,9 @@ def build_app(
     _describe_keys(app, limits)
     app.add_middleware(SecurityMiddleware, limits=limits, metrics=metrics)
     if limits.cors:
+        origins, methods = limits.cors, ["GET", "POST"]
         app.add_middleware(
-            CORSMiddleware,
-            allow_origins=limits.cors,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-api-key"],
+            CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=KEY_HEADERS
         )
     return app
 

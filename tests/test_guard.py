@@ -29,7 +29,7 @@ from recray.serving.telemetry import ServiceMetrics
 from recray.serving.verify import verify
 
 from .conftest import raw
-from .test_api import serve  # noqa: F401 - a fixture
+from .test_app import serve  # noqa: F401 - a fixture
 
 LIST = f"/v1/users/{raw(0)}/recommendations"
 
