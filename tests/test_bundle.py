@@ -57,3 +57,13 @@ def test_a_bundle_is_not_written_over(make_bundle):
     make_bundle("a")
     with pytest.raises(RecrayError, match="exists already"):
         make_bundle("a")
+
+
+def test_a_bundle_that_holds_names_of_before_opens(make_bundle):
+    bundle = make_bundle()
+    folder, config = bundle.folder, dict(bundle.config)
+    objective = config["settings"]["objective"]
+    weight = objective.pop("unobserved_weight")
+    config["settings"]["objective"] = objective | {"kind": "whole-data", "alpha0": weight}
+    folder.write_json("config.json", config)
+    assert Bundle.read(folder, folder.manifest()).settings == bundle.settings

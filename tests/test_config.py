@@ -19,6 +19,8 @@ from recray.config import (
     without_effect,
 )
 from recray.errors import RecrayError
+from recray.training.checkpoint import RunFolder
+from recray.tuning.store import SweepMetadata
 
 
 @pytest.fixture
@@ -295,6 +297,29 @@ def test_a_name_of_before_is_refused_with_the_new_one_and_read_where_it_is_store
     stored = {"preset": "x", group: {key: value or 1, "other": 2}}
     changed = {today.split(".")[1]: value_today or 1, "other": 2}
     assert translated(stored) == {"preset": "x", group: changed}
+
+
+def test_a_run_and_a_sweep_that_hold_names_of_before_open(tmp_path):
+    settings = load_settings("neumf-ranking").plain()
+    train, objective = settings["train"], settings["objective"]
+    train["pretrain"], objective["alpha0"] = (
+        train.pop("als_pretrain_epochs"),
+        objective.pop("unobserved_weight"),
+    )
+    run = RunFolder(str(tmp_path))
+    run.folder.write_json("run.json", {"settings": settings})
+    assert build_settings(run.facts()["settings"]) == load_settings("neumf-ranking")
+
+    space = {"train.pretrain": {"int": [1, 2]}, "objective.kind": {"choice": ["whole-data"]}}
+    order = {"prepared": "x", "trials": 1, "concurrent": None, "seeds": 1, "gpus": 0}
+    same = {"searcher": "random", "scheduler": "asha", "folds": 1, "workers": 1, "order": order}
+    values = {"dataset": "x", "fingerprint": "x", "settings": settings, "space": space, **same}
+    sweep = SweepMetadata.model_validate(values)
+    assert build_settings(sweep.settings) == load_settings("neumf-ranking")
+    assert sweep.space == {
+        "train.als_pretrain_epochs": {"int": [1, 2]},
+        "objective.kind": {"choice": ["ials"]},
+    }
 
 
 def test_all_settings_of_before_open_as_they_were():

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from recray.config import load_settings
+from recray.config import MODEL_SETTINGS, ModelSettings, load_settings
 from recray.errors import RecrayError
 from recray.models import MODELS, build_model
 from recray.models.base import Statistics
@@ -168,3 +168,9 @@ def test_a_baseline_cannot_be_trained():
 def test_an_unknown_model_is_named_with_its_nearest():
     with pytest.raises(RecrayError, match="did you mean 'dot-bias'"):
         build_model(load_settings("dot-mse", None, ["model.kind=dotbias"]), 3, 3)
+
+
+@pytest.mark.parametrize(("kind", "settings"), MODEL_SETTINGS.items())
+def test_a_model_takes_the_settings_that_the_table_of_effects_lists(kind, settings):
+    parameters = inspect.signature(MODELS[kind]).parameters
+    assert set(settings) == parameters.keys() & ModelSettings.model_fields.keys()

@@ -281,5 +281,5 @@ class BPMFMean(DotBias):
 
     def prior_state(self, item: Tensor) -> Tensor:
         """(S,) prior mean of a user who rated (N,) items, each once; N may be 0."""
-        side = self.taste_rows[item].sum(dim=0) * max(len(item), 1) ** -SIDE_POWER
-        return self.prior_mean + side
+        scale: float = max(len(item), 1) ** -SIDE_POWER
+        return self.prior_mean + self.taste_rows[item].sum(dim=0) * scale

@@ -105,7 +105,8 @@ class Cooccurrence:
         size = (last - first, self.users)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            return torch.sparse.mm(_sparse(indices, size), self._all).to_dense()
+            counts: Tensor = torch.sparse.mm(_sparse(indices, size), self._all).to_dense()
+        return counts
 
 
 def _sparse(indices: Tensor, size: tuple[int, int]) -> Tensor:

@@ -97,7 +97,8 @@ class Tower(nn.Module):
         hidden = self._drop(functional.relu(first, inplace=ranking))
         for layer in self.rest:
             hidden = self._drop(functional.relu(layer(hidden), inplace=ranking))
-        return self.last(hidden)
+        outputs: Tensor = self.last(hidden)
+        return outputs
 
     def _drop(self, hidden: Tensor) -> Tensor:
         return functional.dropout(hidden, self.dropout, self.training) if self.dropout else hidden
@@ -106,7 +107,7 @@ class Tower(nn.Module):
         """(B, M) and (B, M) vectors to (B, outputs)."""
         user_half, item_half = self.halves(user, item)
         first = user_half + item_half
-        return self(first if self.product is None else first + self.product(user * item))
+        return self.forward(first if self.product is None else first + self.product(user * item))
 
     def block(self, user: Tensor, item: Tensor) -> Tensor:
         """(U, M) and (I, M) vectors to (U, I, outputs), a few pairs at a time."""
@@ -118,7 +119,7 @@ class Tower(nn.Module):
         parts = []
         for half, vectors in zip(item_half.split(width), item.split(width), strict=True):
             first = user_half[:, None] + half[None]
-            parts.append(self(first if scaled is None else first + vectors @ scaled))
+            parts.append(self.forward(first if scaled is None else first + vectors @ scaled))
         return torch.cat(parts, dim=1)
 
 
@@ -157,7 +158,7 @@ class Mlp(Model):
 
     def user_state(self, user: Tensor) -> Tensor:
         """(U,) ids to (U, M) vectors."""
-        return self.user_vectors(user)
+        return embedding_rows(self.user_vectors, user)
 
     def logits(self, state: Tensor, item: Tensor) -> Tensor:
         """(B, M) states and (B,) ids to (B,) scores."""
@@ -166,7 +167,7 @@ class Mlp(Model):
     def logits_grouped(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
         """(B,) and (B, K) ids to (B, K) scores; the user's half is computed once for K items."""
         halves = self.tower.halves(self.user_vectors(user), self.item_vectors(item))
-        return self.tower(halves[0][:, None] + halves[1]).squeeze(-1)
+        return self.tower.forward(halves[0][:, None] + halves[1]).squeeze(-1)
 
     def logits_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """(U, M) states to (U, last - first) scores."""

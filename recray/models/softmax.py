@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recray.models.base import Model, ScoreType
+from recray.models.base import Model, ScoreType, embedding_rows
 from recray.models.factorization import embedding
 from recray.models.neumf import Tower
 
@@ -59,7 +59,7 @@ class SoftmaxDnn(Model):
 
     def user_state(self, user: Tensor) -> Tensor:
         """(U,) ids to (U, D) vectors."""
-        return self.user_vectors(user)
+        return embedding_rows(self.user_vectors, user)
 
     def class_logits(self, state: Tensor, item: Tensor) -> Tensor:
         """(B, D) states and (B,) ids to (B, C) logits."""

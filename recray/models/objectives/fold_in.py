@@ -187,7 +187,8 @@ def _value_and_gradient(loss: Callable[[Tensor], Tensor], point: Tensor) -> tupl
 def _direction(gradient: Tensor, memory: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """(U, S) search directions by the two loops of algorithm 7.4; downhill for every row."""
     if not memory:  # nothing is known of the curvature yet, so the first step is at most 1 long
-        return -gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1)
+        length: Tensor = gradient.norm(dim=1, keepdim=True)
+        return -gradient / length.clamp(min=1)
     direction, alphas = -gradient, []
     for step, change, rho in reversed(memory):
         alpha = rho * (step * direction).sum(dim=1)

@@ -33,8 +33,8 @@ def negatives_of(batch: Batch) -> Negatives:
     return batch.negatives
 
 
-class SampledLoss(PairLoss):
-    """A loss of a rated item's score against the scores of others.
+class SamplingObjective(PairLoss):
+    """An objective that compares a rated item with others, which are drawn or all items.
 
     Args:
         l2: Weight of the squared rows of each pair.
@@ -42,11 +42,19 @@ class SampledLoss(PairLoss):
         by_popularity: Whether they are drawn by popularity.
     """
 
-    kind: str
-
     def __init__(self, l2: float, negatives: int | None, by_popularity: bool) -> None:
         super().__init__(l2)
         self.negatives, self.by_popularity = negatives, by_popularity
+
+    def share(self, items: int, popularity: Tensor | None) -> Tensor:
+        """(items,) probability that each item is drawn as a negative."""
+        return sampling_probabilities(items, popularity if self.by_popularity else None).float()
+
+
+class SampledLoss(SamplingObjective):
+    """A loss of the score of a rated item against the scores of others."""
+
+    kind: str
 
     def check(self, model: Model) -> None:
         """Refuse a model with a sigmoid output."""
@@ -81,9 +89,7 @@ class SampledLoss(PairLoss):
     ) -> FoldIn:
         """L-BFGS on the loss against all items, the expectation of the sampled loss."""
         prior = FoldInPrior.of(model, noise)
-        share = sampling_probabilities(
-            model.items, popularity if self.by_popularity else None
-        ).float()
+        share = self.share(model.items, popularity)
 
         def loss(state: Tensor, known: RatingsCSR) -> Tensor:
             return self.full_loss(all_logits(model, state), known.row, known.item, share)
@@ -98,8 +104,9 @@ def all_logits(model: Model, state: Tensor) -> Tensor:
     return torch.cat(blocks, dim=1)
 
 
-def _counts(row: Tensor, users: int) -> Tensor:
-    return torch.bincount(row, minlength=users).float()
+def _sums(values: Tensor, row: Tensor, scores: Tensor) -> Tensor:
+    """Sum (R,) values of ratings for each of the (U, I) scores' rows: (U,)."""
+    return scores.new_zeros(len(scores)).index_add(0, row, values)
 
 
 class Logistic(SampledLoss):
@@ -126,12 +133,11 @@ class Logistic(SampledLoss):
 
     def full_loss(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
         """(U,) cross-entropies; an item weighs unobserved_weight, or how often it is drawn."""
-        chosen = functional.softplus(-scores[row, item])
-        own = scores.new_zeros(len(scores)).index_add(0, row, chosen)
+        rated = _sums(functional.softplus(-scores[row, item]), row, scores)
         if self.negatives is None:
-            return own + self.unobserved_weight * functional.softplus(scores).sum(dim=1)
-        drawn = _counts(row, len(scores)) * self.negatives
-        return own + drawn * (functional.softplus(scores) @ share)
+            return rated + self.unobserved_weight * functional.softplus(scores).sum(dim=1)
+        drawn = torch.bincount(row, minlength=len(scores)).float() * self.negatives
+        return rated + drawn * (functional.softplus(scores) @ share)
 
 
 class Bpr(SampledLoss):
@@ -152,7 +158,7 @@ class Bpr(SampledLoss):
     def full_loss(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
         """(U,) losses."""
         pairs = functional.softplus(scores[row] - scores[row, item][:, None]) @ share
-        return scores.new_zeros(len(scores)).index_add(0, row, pairs)
+        return _sums(pairs, row, scores)
 
 
 class ItemSoftmax(SampledLoss):
@@ -171,31 +177,20 @@ class ItemSoftmax(SampledLoss):
         self, positive: Tensor, negative: Tensor, item: Tensor, drawn: Negatives
     ) -> Tensor:
         """(B,) cross-entropies over the rated item and its negatives."""
-        own = positive - drawn.log_share[item]
+        rated = positive - drawn.log_share[item]
         # A negative of weight 0 stands for no item, and the rated item is in the sum already.
         void = (drawn.weight == 0) | (drawn.item == item[:, None])
         others = (negative - drawn.log_share[drawn.item]).masked_fill(void, -torch.inf)
-        return torch.logsumexp(torch.cat([own[:, None], others], dim=1), dim=1) - own
+        return torch.logsumexp(torch.cat([rated[:, None], others], dim=1), dim=1) - rated
 
     def full_loss(self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor) -> Tensor:
         """(U,) cross-entropies over all items."""
         total = torch.logsumexp(scores, dim=1)
-        losses = total[row] - scores[row, item]
-        return scores.new_zeros(len(scores)).index_add(0, row, losses)
+        return _sums(total[row] - scores[row, item], row, scores)
 
 
-class UnobservedClass(PairLoss):
-    """Cross-entropy of the rating's class, and of the class "not rated" for its negatives.
-
-    Args:
-        l2: Weight of the squared rows of each pair.
-        negatives: Items drawn for each rating.
-        by_popularity: Whether they are drawn by popularity.
-    """
-
-    def __init__(self, l2: float, negatives: int | None, by_popularity: bool) -> None:
-        super().__init__(l2)
-        self.negatives, self.by_popularity = negatives, by_popularity
+class UnobservedClass(SamplingObjective):
+    """Cross-entropy of the rating's class, and of the class "not rated" for its negatives."""
 
     def check(self, model: Model) -> None:
         """Refuse a model without classes, and all items as negatives."""
@@ -218,9 +213,7 @@ class UnobservedClass(PairLoss):
     ) -> FoldIn:
         """L-BFGS on the cross-entropies, with the expectation over all items for the negatives."""
         network, prior = as_classifier(model), FoldInPrior.of(model, noise)
-        share = sampling_probabilities(
-            model.items, popularity if self.by_popularity else None
-        ).float()
+        share = self.share(model.items, popularity)
 
         def loss(state: Tensor, known: RatingsCSR) -> Tensor:
             classes = network.tower.block(state, network.item_vectors.weight)

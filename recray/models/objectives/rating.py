@@ -55,7 +55,8 @@ class Mse(PairLoss):
 
         def fold_in(item: Tensor, rating: Tensor) -> Tensor:
             matrix, base, parts = _ridge(linear, prior, item, rating)
-            return torch.linalg.solve(matrix, base + parts.sum(dim=0)).float()
+            state: Tensor = torch.linalg.solve(matrix, base + parts.sum(dim=0))
+            return state.float()
 
         return fold_in_each(fold_in)
 
@@ -229,6 +230,7 @@ class BPMF(Objective):
             residual = rating.double() - model.item_offset(item).detach().double()
             matrix = rows.T @ rows / error + precision
             right = rows.T @ residual / error + precision @ model.prior_state(item).double()
-            return torch.linalg.solve(matrix, right).to(model.mean.dtype)
+            state: Tensor = torch.linalg.solve(matrix, right)
+            return state.to(model.mean.dtype)
 
         return fold_in_each(fold_in)
