@@ -292,7 +292,7 @@ def test_own_history_of_a_trained_user_gives_their_own_list():
     same = 0
     for one in range(users):
         rated = scorer.history.of_user(one)
-        scores = scorer.scores(*scorer.embed_ratings([rated]))
+        scores = scorer.scores(scorer.queries_of_ratings([rated]))
         scores[0, rated[0]] = -torch.inf
         same += len(set(warm[one].tolist()) & set(torch.topk(scores[0], 10).indices.tolist()))
     assert same / (10 * users) >= 0.95

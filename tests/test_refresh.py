@@ -118,7 +118,7 @@ def test_a_user_whom_the_bundle_does_not_know_is_folded_in(make_bundle, prepared
     weights = grown(bundle, prepared)["user_vectors.weight"]
     item = torch.from_numpy(own.item[mine].astype(np.int64))
     rated = UserRatings(item, torch.from_numpy(own.rating[mine]))
-    (expected,) = Recommender(bundle).scorer.embed_ratings([rated])[0]
+    (expected,) = Recommender(bundle).scorer.queries_of_ratings([rated]).embedding
     assert torch.allclose(weights[last], expected)
     assert weights[:last].equal(bundle.model.state_dict()["user_vectors.weight"][:last])
 

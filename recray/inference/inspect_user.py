@@ -137,7 +137,7 @@ def _scores_and_ranks(
     """(N,) scores of items and (N,) their places in the user's whole list, NONE for unknown."""
     scorer = recommender.scorer
     queries = scorer.queries(np.array([user]))
-    row = scorer.scores(queries.embedding, queries.source)[0].numpy()
+    row = scorer.scores(queries)[0].numpy()
     order = scorer.top_k(queries, len(row)).item[0]
     place = np.full(len(row) + 1, NONE, np.int64)
     place[order[order != NONE]] = np.arange(1, (order != NONE).sum() + 1)

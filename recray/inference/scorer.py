@@ -22,6 +22,8 @@ SOURCES = ("model", "fold_in", "popular")
 MODEL, FOLD_IN, POPULAR = range(len(SOURCES))
 NONE = -1
 """Item id of an empty place in a list."""
+ONE_USER_ITEM_BLOCK = 1 << 16
+"""Items that are scored at once for a single user; ITEM_BLOCK of them for several."""
 GROUP_ITEMS = 32
 ID_BITS = 32
 LAST_ID = (1 << 31) - 1
@@ -44,11 +46,10 @@ class Queries:
     def __len__(self) -> int:
         return len(self.source)
 
-    def seen_cells(self) -> tuple[Tensor, Tensor]:
-        """Row and item of each rating."""
-        # In numpy, whose small steps take a web request less time than those of torch.
+    def seen_cells(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row and item of each rating; in numpy, whose small steps are faster than torch's."""
         counts = np.diff(self.rated.indptr.numpy())
-        return torch.from_numpy(np.repeat(np.arange(len(self)), counts)), self.rated.item
+        return np.repeat(np.arange(len(self)), counts), self.rated.item.numpy()
 
     def __getitem__(self, rows: slice) -> "Queries":
         first, last, _ = rows.indices(len(self))
@@ -118,8 +119,6 @@ class Scorer:
             raise ValueError("a scorer without an objective cannot fold in")
         return self.objective.fold_in_solver(self.model, self.noise, self.popularity)
 
-    # ------------------------------------------------------------------------- embeddings
-
     @torch.no_grad()
     def user_embeddings(self, users: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int8]]:
         """(U, S) embeddings of users of the data set, and (U,) where each comes from."""
@@ -136,26 +135,20 @@ class Scorer:
             source[new] = FOLD_IN
         return embedding, source
 
+    def queries(self, users: NDArray[np.int64]) -> Queries:
+        """Make queries of (U,) dense ids of the data set."""
+        return Queries(*self.user_embeddings(users), self.history.of_users(users))
+
     @torch.no_grad()
-    def embed_ratings(self, rated: Sequence[UserRatings]) -> tuple[Tensor, NDArray[np.int8]]:
-        """The same for users who were not in training, from the ratings of each."""
+    def queries_of_ratings(self, rated: Sequence[UserRatings]) -> Queries:
+        """Make queries of the ratings of users, one at least, who were not in training."""
         embedding = self.model.user_state(torch.zeros(len(rated), dtype=torch.int64))
         source = np.full(len(rated), POPULAR, np.int8)
         new = [row for row, (item, _) in enumerate(rated) if len(item)]
         if new:
             embedding[new] = self._fold_in(RatingsCSR.of([rated[row] for row in new]))
             source[new] = FOLD_IN
-        return embedding, source
-
-    def queries(self, users: NDArray[np.int64]) -> Queries:
-        """Make queries of (U,) dense ids of the data set."""
-        return Queries(*self.user_embeddings(users), self.history.of_users(users))
-
-    def queries_of_ratings(self, rated: Sequence[UserRatings]) -> Queries:
-        """Make queries of the ratings of at least one user."""
-        return Queries(*self.embed_ratings(rated), RatingsCSR.of(rated))
-
-    # ------------------------------------------------------------------------------ lists
+        return Queries(embedding, source, RatingsCSR.of(rated))
 
     @torch.no_grad()
     def top_k(
@@ -178,7 +171,7 @@ class Scorer:
         # blocks of items are cut to their best one by one, and those lists are merged.
         blocks = [
             self._best_of_block(queries, seen, candidates, first, last, k)
-            for first, last in self._blocks()
+            for first, last in self._blocks(len(queries))
         ]
         item, best = blocks[0]
         if len(blocks) > 1:
@@ -186,46 +179,44 @@ class Scorer:
             item, best = best_of(best, min(k, self.model.items), item)
         return TopK(*_without_masked(item, best), queries.source)
 
-    def _blocks(self) -> list[tuple[int, int]]:
-        items = self.model.items
-        return [(n, min(n + ITEM_BLOCK, items)) for n in range(0, items, ITEM_BLOCK)]
+    def _blocks(self, users: int) -> list[tuple[int, int]]:
+        items, size = self.model.items, ITEM_BLOCK if users > 1 else ONE_USER_ITEM_BLOCK
+        return [(n, min(n + size, items)) for n in range(0, items, size)]
 
     def _best_of_block(
         self,
         queries: Queries,
-        seen: tuple[Tensor, Tensor] | None,
+        seen: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
         candidates: Tensor | None,
         first: int,
         last: int,
         k: int,
     ) -> tuple[Tensor, Tensor]:
         """The k best of the items first..last-1: (U, K) ids and (U, K) scores."""
-        scores = self._score_block(queries.embedding, queries.source, first, last)
+        scores = self._score_block(queries, first, last)
         if seen is not None:
             row, item = seen
             if last - first < self.model.items:
                 inside = (item >= first) & (item < last)
                 row, item = row[inside], item[inside] - first
-            scores[row, item] = -torch.inf
+            scores.numpy()[row, item] = -np.inf
         if candidates is not None:
             scores.masked_fill_(~candidates[..., first:last], -torch.inf)
-        item, best = best_of(scores, min(k, last - first))
-        return item + first, best
+        chosen, best = best_of(scores, min(k, last - first))
+        return chosen + first, best
 
-    def _score_block(
-        self, embedding: Tensor, source: NDArray[np.int8], first: int, last: int
-    ) -> Tensor:
-        scores = self.model.score_items(embedding, first, last)
-        popular = source == POPULAR
+    def _score_block(self, queries: Queries, first: int, last: int) -> Tensor:
+        scores = self.model.score_items(queries.embedding, first, last)
+        popular = queries.source == POPULAR
         if popular.any():
             scores[torch.from_numpy(popular)] = self.popularity[first:last]
         return scores
 
     @torch.no_grad()
-    def scores(self, embedding: Tensor, source: NDArray[np.int8]) -> Tensor:
+    def scores(self, queries: Queries) -> Tensor:
         """(U, I) scores of all items; popularity where nothing is known of a user."""
-        blocks = [self._score_block(embedding, source, *block) for block in self._blocks()]
-        return torch.cat(blocks, dim=1)
+        blocks = self._blocks(len(queries))
+        return torch.cat([self._score_block(queries, *block) for block in blocks], dim=1)
 
     def rank(self, users: NDArray[np.int64], k: int, exclude_seen: bool = True) -> TopK:
         """The k best items of (U,) users of the data set; see top_k."""
@@ -244,8 +235,6 @@ class Scorer:
         candidates = torch.zeros(len(users), self.model.items, dtype=torch.bool)
         candidates[row[known], item[known]] = True
         return self.top_k(self.queries(users), k, False, candidates)
-
-    # ------------------------------------------------------------------------ predictions
 
     @torch.no_grad()
     def predict(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -52,7 +52,12 @@ class Dot(LinearModel):
 
     def item_offset(self, item: Tensor | slice) -> Tensor:
         """Zero: a plain dot product has no offset."""
-        return self.item_vectors.weight[item, 0].detach() * 0  # zeros of the right shape and device
+        weight = self.item_vectors.weight
+        # Zeros of the right shape, made without a look at the rows: to read one number of each
+        # would take as long as the product itself.
+        if isinstance(item, slice):
+            return weight.new_zeros(len(range(len(weight))[item]))
+        return weight.new_zeros(item.shape)
 
     def item_vectors_for_similarity(self) -> Tensor:
         """(items, D) vectors."""

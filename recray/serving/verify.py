@@ -142,9 +142,8 @@ def _compare(
             continue
         items = recommender.items.encode_all([entry.item for entry in listed]).astype(np.int64)
         online[row, : len(items)] = items
-        scores = recommender.scorer.scores(
-            *recommender.scorer.user_embeddings(users[row : row + 1])
-        )
+        one_user = recommender.scorer.queries(users[row : row + 1])
+        scores = recommender.scorer.scores(one_user)
         shown = np.array([entry.score for entry in listed])
         problem = _difference(scores[0].numpy(), expected, items, shown)
         if problem:

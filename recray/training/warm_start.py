@@ -291,7 +291,7 @@ def _fold_in(
         item, rating = torch.from_numpy(place_of_item[rows.item]), torch.from_numpy(rows.rating)
         cuts = zip(begins.tolist(), ends, strict=True)
         rated = [UserRatings(item[a:b], rating[a:b]) for a, b in cuts]
-        state, _ = scorer.embed_ratings(rated)
+        state = scorer.queries_of_ratings(rated).embedding
         for name, piece in zip(names, state.split(widths, dim=1), strict=True):
             table = weights[f"{name}.weight"]
             table[torch.from_numpy(users).long()] = piece.to(table.dtype)
