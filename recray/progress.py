@@ -77,7 +77,7 @@ def _spinner(words: str) -> "Progress":
 
 
 class Console:
-    """Prints for people, or one JSON object for programs.
+    """Prints text for a reader, or one JSON object for a program.
 
     Args:
         as_json: Print exactly one JSON object on stdout and nothing else there.

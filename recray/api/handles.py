@@ -57,7 +57,7 @@ class Data:
 
     @cached_property
     def ratings(self) -> pd.DataFrame:
-        """All ratings: user, item, title, rating (stars), time (UTC), split (train, valid, test,
+        """All ratings: user, item, title, rating, time (UTC), split (train, valid, test,
         fold_in).
         """
         titles = self.prepared.item_table["title"].to_pylist()

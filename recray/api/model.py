@@ -62,7 +62,7 @@ class Loaded:
     # ------------------------------------------------------------------------------ lists
 
     def recommend(self, user: RawId, k: int = 10, **filters: Any) -> pd.DataFrame:
-        """The k best films that a user has not rated.
+        """The k best items that a user has not rated.
 
         Args:
             user: Raw user id.
@@ -91,7 +91,7 @@ class Loaded:
         return _listed(self.recommender.recommend(user, k, filters=Filters(**filters)))
 
     def recommend_from(self, ratings: Given, k: int = 10, **filters: Any) -> pd.DataFrame:
-        """The k best films for somebody who was not in training: folded in, not retrained.
+        """The k best items for somebody who was not in training: folded in, not retrained.
 
         Args:
             ratings: Items, by raw id or by a part of the title, and stars; of several for one
@@ -118,7 +118,7 @@ class Loaded:
         return _listed(self.recommender.recommend_from(found, k, filters=Filters(**filters)))
 
     def similar(self, item: RawId, k: int = 10, **filters: Any) -> pd.DataFrame:
-        """The k films whose vectors point most nearly the same way.
+        """The k items whose vectors point most nearly the same way.
 
         Args:
             item: Raw item id, or a part of a title.
@@ -143,7 +143,7 @@ class Loaded:
             raise RecrayError(f"{item!r}: the model was not trained on it") from None
 
     def explain(self, user: RawId, k: int = 10) -> pd.DataFrame:
-        """One user: the films rated best, those recommended, and those held out.
+        """One user: the items rated best, those recommended, and those held out.
 
         Args:
             user: Raw user id.
@@ -167,7 +167,8 @@ class Loaded:
         columns = ("rating", "score", "rank", "hit")
         lists = ("rated", "recommended", "held_out")
         parts = {
-            name.replace("_", " "): frames.films(getattr(look, name), *columns) for name in lists
+            name.replace("_", " "): frames.item_list(getattr(look, name), *columns)
+            for name in lists
         }
         for part in parts.values():
             part["rank"] = part["rank"].astype("Int64")
@@ -193,14 +194,14 @@ class Loaded:
 
     @property
     def holdout(self) -> pd.DataFrame:
-        """The ratings it was measured on: user, item, title, rating (stars), time (UTC)."""
+        """The ratings it was measured on: user, item, title, rating, time (UTC)."""
         bundle = self.bundle
         titles = self.recommender.catalog.titles
         return frames.ratings(bundle.holdout, bundle.user_ids, bundle.item_ids, titles)
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """The hold-out with `predicted`, the stars that the model expects.
+        """The hold-out with `predicted`, the rating that the model expects.
 
         Raises:
             RecrayError: The model ranks and does not predict stars.
@@ -266,7 +267,7 @@ class Loaded:
 
 
 def _listed(answer: Recommendations) -> pd.DataFrame:
-    frame = frames.films(answer.items, "score").assign(source=answer.source)
+    frame = frames.item_list(answer.items, "score").assign(source=answer.source)
     explained = [item for item in answer.items if isinstance(item, ExplainedItem)]
     if explained:
         reasons = [[reason.title for reason in item.why.items] for item in explained]

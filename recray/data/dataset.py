@@ -104,7 +104,7 @@ class Prepared:
 
     @property
     def rating_range(self) -> tuple[float, float]:
-        """Lowest and highest training rating, in stars."""
+        """Lowest and highest training rating."""
         low, high = self.manifest["ratings"]["range"]
         return float(low), float(high)
 

@@ -1,4 +1,4 @@
-"""The ratings log: what people rate while a model serves, kept for the next training.
+"""The ratings log: what users rate while a model serves, kept for the next training.
 
 LOG/log.json                         the data set whose ids it speaks
 LOG/<writer>/part-<level>-<number>.parquet   ratings in the order they came; never changed

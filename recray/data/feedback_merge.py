@@ -20,7 +20,7 @@ def _codes(rows: Rows, logged: Rows) -> tuple[NDArray[np.int64], NDArray[np.int6
 
 
 def rerate(rows: Rows, logged: Rows) -> tuple[Rows, Rows]:
-    """Give the rows that were rated again their new stars; return them, and the logged rest.
+    """Replace the ratings of pairs that were rated again; return all rows, and the logged rest.
 
     Args:
         rows: The source's, each pair once.

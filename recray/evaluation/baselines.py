@@ -33,7 +33,7 @@ class AsHistory(Objective):
     def fold_in_solver(
         self, model: Model, noise: float, popularity: Tensor | None = None
     ) -> FoldIn:
-        """The state is made of who rated what; stars are not used.
+        """Make the state of the items that a user rated; the ratings themselves are not used.
 
         Raises:
             ValueError: A caller's mistake: another kind of model.

@@ -92,7 +92,7 @@ class Bundle:
 
     @property
     def rating_range(self) -> tuple[float, float]:
-        """Lowest and highest training rating, in stars."""
+        """Lowest and highest training rating."""
         low, high = self.config["rating_range"]
         return float(low), float(high)
 

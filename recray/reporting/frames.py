@@ -1,4 +1,4 @@
-"""Tables for people: pandas frames with titles, from what recray holds as arrays."""
+"""Arrays of recray as pandas frames, with titles."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,8 +47,8 @@ def items(table: pa.Table) -> pd.DataFrame:
     return frame.set_index("raw_item").rename_axis("item")
 
 
-def films(rows: Sequence[ItemSummary], *columns: str) -> pd.DataFrame:
-    """A list of described films, best first; the index `place` counts from 1."""
+def item_list(rows: Sequence[ItemSummary], *columns: str) -> pd.DataFrame:
+    """A list of items, best first; the index `place` counts from 1."""
     frame = pd.DataFrame(
         [{name: getattr(row, name, None) for name in (*FILM, *columns)} for row in rows]
     )

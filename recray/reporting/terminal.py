@@ -209,18 +209,18 @@ def lists(result: dict[str, Any]) -> str:
 
 
 def explanation(look: dict[str, Any], k: int) -> str:
-    """One user: films rated best, recommended (hits marked) and held out, at most k of each."""
+    """One user: items rated best, recommended (hits marked) and held out, at most k of each."""
     stars = look["scores"] == "stars"
     words = {"score": "predicted"} if stars and look["source"] != "popular" else {}
 
-    def films(title: str, rows: list[dict[str, Any]], *names: str) -> str:
+    def listed_items(title: str, rows: list[dict[str, Any]], *names: str) -> str:
         body = [
             [
-                ("* " if film.get("hit") else "  ") + film["title"],
-                ", ".join(film["genres"]),
-                *("?" if film[name] is None else f"{film[name]:g}" for name in names),
+                ("* " if item.get("hit") else "  ") + item["title"],
+                ", ".join(item["genres"]),
+                *("?" if item[name] is None else f"{item[name]:g}" for name in names),
             ]
-            for film in rows[:k]
+            for item in rows[:k]
         ]
         columns = ["  title", "genres", *(words.get(name, name) for name in names)]
         more = f"\n  and {len(rows) - k:,} more" if len(rows) > k else ""
@@ -232,9 +232,9 @@ def explanation(look: dict[str, Any], k: int) -> str:
     out = f"held out: {len(held):,} films, {hits} of them recommended (*)"
     return "\n\n".join(
         [
-            films(rated, look["rated"], "rating"),
-            films(listed, look["recommended"], "score"),
-            films(out, held, "rating", "score", "rank"),
+            listed_items(rated, look["rated"], "rating"),
+            listed_items(listed, look["recommended"], "score"),
+            listed_items(out, held, "rating", "score", "rank"),
         ]
     )
 

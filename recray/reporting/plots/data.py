@@ -1,4 +1,4 @@
-"""What came in: how ratings are spread over stars, people, films, time and genres."""
+"""Plots of a data set: its ratings by value, user, item, time and genre."""
 
 # Shape letters: L = rating levels, U = users, I = items, R = ratings.
 
@@ -85,7 +85,7 @@ def over_time(seconds: NDArray[np.int64]) -> Figure | None:
 
 
 def genres(ratings: Mapping[str, int]) -> Figure | None:
-    """Ratings of the films of each genre; a film has several.
+    """Ratings of the items of each genre; a item has several.
 
     Args:
         ratings: Genre to ratings.

@@ -1,4 +1,4 @@
-"""What is measured of people and films for the pictures: held-out ratings, predicted and placed."""
+"""Predictions and places of held-out ratings, for the plots."""
 
 # Shape letters: R = held-out ratings, U = users, I = items.
 

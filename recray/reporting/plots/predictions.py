@@ -1,4 +1,4 @@
-"""What the model says of held-out ratings: in stars where it predicts them, in places where it
+"""Plots of held-out ratings beside what the model predicts, or where it places them when it
 ranks.
 """
 
@@ -32,7 +32,7 @@ def _nearest(actual: Stars, levels: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def distributions(predicted: Stars, actual: Stars) -> Figure:
-    """Histograms of predicted and of actual ratings: (R,) and (R,) stars."""
+    """Histograms of predicted and of actual ratings: (R,) and (R,) ratings."""
     title = "How predicted and actual ratings are spread: predictions keep to the middle"
     if predicted.std() >= actual.std():
         title = "How predicted and actual ratings are spread"
@@ -55,7 +55,7 @@ def _shares(values: Stars, edges: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def against(predicted: Stars, actual: Stars) -> Figure:
-    """For each actual rating, where the predictions lie: (R,) and (R,) stars."""
+    """For each actual rating, where the predictions lie: (R,) and (R,) ratings."""
     figure, axes = canvas.picture(
         "Predicted against actual ratings: each column adds to 100 %, lines are the means",
         "actual rating (stars)",
@@ -82,7 +82,7 @@ def against(predicted: Stars, actual: Stars) -> Figure:
 
 
 def calibration(predicted: Stars, actual: Stars) -> Figure:
-    """Mean actual rating of ten groups of equal size by prediction: (R,) and (R,) stars."""
+    """Mean actual rating of ten groups of equal size by prediction: (R,) and (R,) ratings."""
     figure, axes = canvas.picture(
         "Calibration: what ratings were where the model expected so many stars",
         "predicted rating (stars), mean of a tenth of the ratings",
@@ -101,7 +101,7 @@ def calibration(predicted: Stars, actual: Stars) -> Figure:
 
 
 def error_by_level(predicted: Stars, actual: Stars) -> Figure:
-    """Mean absolute error and bias at each actual rating: (R,) and (R,) stars."""
+    """Mean absolute error and bias at each actual rating: (R,) and (R,) ratings."""
     figure, axes = canvas.picture(
         "Error by rating: rare ratings are pulled to the mean",
         "actual rating (stars)",
@@ -126,7 +126,7 @@ def error_by_level(predicted: Stars, actual: Stars) -> Figure:
 
 
 def places(rank: NDArray[np.int64], items: int) -> Figure:
-    """Where held-out films stand in their users' lists.
+    """Where held-out items stand in their users' lists.
 
     Args:
         rank: (R,) places from 1 among all films that the user has not rated.
@@ -170,7 +170,7 @@ def found_by_place(rank: NDArray[np.int64], users: int, length: int = 50) -> Fig
 
 
 def place_by_level(rank: NDArray[np.int64], actual: Stars) -> Figure | None:
-    """Median place of held-out films by the stars they got, with the middle half.
+    """Median place of held-out items by their rating, with the middle half.
 
     Args:
         rank: (R,) places from 1.

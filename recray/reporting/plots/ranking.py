@@ -1,4 +1,4 @@
-"""How well lists are made: the model beside the baselines, for whom, and of which films."""
+"""Plots of ranking metrics: the model beside the baselines, by users and by items."""
 
 from typing import Any
 
@@ -80,7 +80,7 @@ def by_history(report: Report) -> Figure | None:
 
 
 def by_popularity(report: Report) -> Figure | None:
-    """Recall of groups of films, by how many ratings they have.
+    """Recall of groups of items, by how many ratings they have.
 
     Returns:
         None where the evaluation has no groups.

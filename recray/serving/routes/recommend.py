@@ -128,7 +128,7 @@ async def for_cold_user(
     tags=["recommend"],
 )
 async def for_batch(request: Request, body: requests.BatchRequest, _query: NoQuery) -> Response:
-    """The best items for up to 1,000 users or people by their ratings, in one computation."""
+    """The best items for up to 1,000 users, known or by their ratings, in one computation."""
     service = service_of(request)
     recommender = service.select_model(body.model)
     reply, sources = await service.run_in_thread(

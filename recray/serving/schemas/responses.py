@@ -151,7 +151,7 @@ class GenreCount(BaseModel):
 
 
 class RatedItem(ItemSummary):
-    """An item, and a user's rating of it in stars."""
+    """An item, and a user's rating of it."""
 
     rating: float
 
