@@ -56,7 +56,7 @@ def items_beside(file: RatingsFile, read: Read, text: bool) -> pa.Table:
 
 
 def users_beside(file: RatingsFile, read: Read) -> pa.Table:
-    """Read the list of users beside a ratings file; its columns are those of PEOPLE in schema.py.
+    """Read the list of users beside a ratings file, with age, gender and occupation.
 
     Raises:
         RecrayError: The list of users cannot be read.
