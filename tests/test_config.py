@@ -307,8 +307,9 @@ def test_a_run_and_a_sweep_that_hold_names_of_before_open(tmp_path):
         objective.pop("unobserved_weight"),
     )
     run = RunFolder(str(tmp_path))
-    run.folder.write_json("run.json", {"settings": settings})
-    assert build_settings(run.facts()["settings"]) == load_settings("neumf-ranking")
+    facts = {"format": 1, "dataset": "x", "prepared": "x", "fingerprint": "x", "workers": 1}
+    run.folder.write_json("run.json", facts | {"settings": settings})
+    assert run.metadata().settings == load_settings("neumf-ranking")
 
     space = {"train.pretrain": {"int": [1, 2]}, "objective.kind": {"choice": ["whole-data"]}}
     order = {"prepared": "x", "trials": 1, "concurrent": None, "seeds": 1, "gpus": 0}
