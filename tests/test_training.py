@@ -184,7 +184,7 @@ def test_every_row_occurs_once_and_every_worker_takes_every_step(workers, total)
     for rank, count in enumerate(rows):
         ids = torch.arange(count)
         generator = epoch_generator(0, 0, rank)
-        batches = list(shuffled_batches(ids, ids, ids.float(), plan, generator))
+        batches = list(shuffled_batches((ids, ids, ids.float()), plan, generator))
         assert len(batches) == plan.steps
         assert all(len(b.user) == plan.batch for b in batches)
         real = torch.cat([b.user[b.weight > 0] for b in batches])

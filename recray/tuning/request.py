@@ -13,7 +13,7 @@ from recray.runtime.session import LOCAL, local_cpus
 from recray.training.loop import LOWER_IS_BETTER
 from recray.training.trainer import adapt_to_dataset, check_trainable
 from recray.tuning.results import Metric, Point
-from recray.tuning.searchers import GridSearch, Searcher, make_searcher
+from recray.tuning.searchers import SEARCHERS, GridSearch, Searcher, make_searcher
 from recray.tuning.space import SearchSpace, default_point, load_space, parse_space
 from recray.tuning.store import SweepFolder, SweepMetadata, SweepOptions
 from recray.tuning.trial import check_folds, open_without_test
@@ -132,6 +132,8 @@ def check(request: TuneRequest, settings: Settings, space: SearchSpace) -> Valid
     """
     if request.trials < 1:
         raise RecrayError(f"--trials {request.trials}: give 1 or more")
+    if request.searcher not in SEARCHERS:
+        raise unknown_name("searcher", request.searcher, SEARCHERS)
     if request.scheduler not in SCHEDULERS:
         raise unknown_name("scheduler", request.scheduler, SCHEDULERS)
     data = open_without_test(request.prepared)

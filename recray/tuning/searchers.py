@@ -158,20 +158,23 @@ def import_optuna() -> Any:
     return optuna
 
 
+SEARCHERS = ("random", "grid", "tpe")
+
+
 def make_searcher(
     name: str, space: SearchSpace, default: Point, seed: int, lower: bool
 ) -> Searcher:
     """Build the searcher of that name.
 
     Args:
-        name: random, grid or tpe.
+        name: One of SEARCHERS.
         space: What is searched.
         default: The point of trial 0.
         seed: The seed of all random numbers.
         lower: Whether lower values are better.
 
     Raises:
-        RecrayError: The name is unknown, or its package is missing.
+        RecrayError: The name is unknown, or the searcher's package is missing.
     """
     makers: dict[str, Callable[[], Searcher]] = {
         "random": lambda: RandomSearch(space, seed),
@@ -179,5 +182,5 @@ def make_searcher(
         "tpe": lambda: TPESearch(space, seed, lower),
     }
     if name not in makers:
-        raise unknown_name("searcher", name, makers)
+        raise unknown_name("searcher", name, SEARCHERS)
     return makers[name]()

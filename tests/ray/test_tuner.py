@@ -68,8 +68,8 @@ def test_a_sweep_ends_with_settings_that_give_its_digits(prepared, tmp_path, mon
     again = trainer.run(
         load_settings(None, result["best_config"]), str(prepared), str(tmp_path / "run")
     )
-    assert again["best"]["ndcg@10"] == best["value"]
-    assert again["best_epoch"] == best["best_epoch"]
+    assert again.best["ndcg@10"] == best["value"]
+    assert again.best_epoch == best["best_epoch"]
     test = result["test"]
     assert test["winner"]["each"][0]["valid"] == best["value"], "seed 0 is the trial itself"
     assert len(logged) == 2 * (1 + ("preset" in test))

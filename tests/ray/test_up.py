@@ -145,7 +145,7 @@ def test_up_without_a_test_split_serves_all_the_same(tmp_path, port):
 def test_a_finished_run_says_so(sample_up):
     out, _ = sample_up
     summary = recray("train", out / "prepared", "--out", out / "run", "--resume")
-    assert summary.already_finished
+    assert summary["already_finished"]
 
 
 def test_all_users_get_their_list_as_parquet(sample_up, tmp_path):
@@ -156,7 +156,7 @@ def test_all_users_get_their_list_as_parquet(sample_up, tmp_path):
 
     lists = pq.read_table(tmp_path / "lists" / "part-00000.parquet").to_pandas()
     one = Recommender.open(str(out / "bundle")).recommend(1, 5)
-    assert lists[lists.user == 1]["item"].tolist() == [i["item"] for i in one.items]
+    assert lists[lists.user == 1]["item"].tolist() == [scored.item for scored in one.items]
 
 
 def test_the_service_answers_and_refuses(sample_up, port):
