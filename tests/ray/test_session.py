@@ -102,7 +102,7 @@ def run_stages(stages: str, folder, port: int, hidden: str = "") -> str:
     [
         "prepare train serve tune serve train tune prepare",
         "session prepare train serve serve tune close serve session serve close",
-        "thread prepare train tune serve",
+        "thread prepare train",
     ],
 )
 def test_stages_follow_each_other_in_any_order(stages, tmp_path, port):
