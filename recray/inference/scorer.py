@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recray.errors import RecrayError
 from recray.inference.history import History, UserRatings
-from recray.models.base import ITEM_BLOCK, Model
+from recray.models.base import ITEM_BLOCK, LinearModel, Model
 from recray.models.baselines import BiasOnly
 from recray.models.objectives import FoldIn, Objective, RatingsCSR
 
@@ -48,8 +48,10 @@ class Queries:
 
     def seen_cells(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Row and item of each rating; in numpy, whose small steps are faster than torch's."""
-        counts = np.diff(self.rated.indptr.numpy())
-        return np.repeat(np.arange(len(self)), counts), self.rated.item.numpy()
+        item = self.rated.item.numpy()
+        if len(self) == 1:
+            return np.zeros(len(item), np.int64), item
+        return np.repeat(np.arange(len(self)), np.diff(self.rated.indptr.numpy())), item
 
     def __getitem__(self, rows: slice) -> "Queries":
         first, last, _ = rows.indices(len(self))
@@ -114,6 +116,14 @@ class Scorer:
         return self.history.bias_only(self.model.users, self.model.items)
 
     @cached_property
+    def _item_matrix(self) -> tuple[Tensor, Tensor] | None:
+        """(I, S) rows and (I,) offsets of a linear model, kept since single users come often."""
+        if not isinstance(self.model, LinearModel):
+            return None
+        every = slice(0, self.model.items)
+        return self.model.item_rows(every).detach(), self.model.item_offset(every).detach()
+
+    @cached_property
     def _fold_in(self) -> FoldIn:
         if self.objective is None:
             raise ValueError("a scorer without an objective cannot fold in")
@@ -124,8 +134,7 @@ class Scorer:
         """(U, S) embeddings of users of the data set, and (U,) where each comes from."""
         trained = users < self.model.users
         if trained.all():
-            embedding = self.model.user_state(torch.from_numpy(users))
-            return embedding, np.full(len(users), MODEL, np.int8)
+            return self.model.user_state(torch.from_numpy(users)), np.zeros(len(users), np.int8)
         embedding = self.model.user_state(torch.from_numpy(np.where(trained, users, 0)))
         source = np.where(trained, MODEL, POPULAR).astype(np.int8)
         indptr = self.history.indptr
@@ -203,10 +212,15 @@ class Scorer:
         if candidates is not None:
             scores.masked_fill_(~candidates[..., first:last], -torch.inf)
         chosen, best = best_of(scores, min(k, last - first))
-        return chosen + first, best
+        return chosen + first if first else chosen, best
 
     def _score_block(self, queries: Queries, first: int, last: int) -> Tensor:
-        scores = self.model.score_items(queries.embedding, first, last)
+        if len(queries) == 1 and last - first == self.model.items and self._item_matrix:
+            rows, offset = self._item_matrix
+            raw = torch.addmv(offset, rows, queries.embedding[0])
+            scores = self.model.activation(raw)[None, :]
+        else:
+            scores = self.model.score_items(queries.embedding, first, last)
         popular = queries.source == POPULAR
         if popular.any():
             scores[torch.from_numpy(popular)] = self.popularity[first:last]
@@ -325,10 +339,12 @@ def _sort_keys(scores: Tensor, item: Tensor) -> Tensor:
 def _best_of_one(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Cut one row at its k-th best score; in numpy, as in seen_cells."""
     score_I = scores.numpy()[0]
-    least = np.partition(score_I, -k)[-k]
-    item = np.flatnonzero(score_I >= least)  # ascending, with all that tie with the k-th
-    chosen = item[np.argsort(-score_I[item], kind="stable")[:k]]
-    return torch.from_numpy(chosen)[None, :], torch.from_numpy(score_I[chosen])[None, :]
+    ordered = score_I.copy()
+    ordered.partition(-k)
+    item = (score_I >= ordered[-k]).nonzero()[0]  # ascending, with all that tie with the k-th
+    place = (-score_I[item]).argsort(kind="stable")[:k]
+    chosen = item[place][None, :]
+    return torch.from_numpy(chosen), torch.from_numpy(score_I[chosen])
 
 
 def _best_of_groups(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

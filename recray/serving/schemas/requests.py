@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from recray.data.feedback_log import KEY_LENGTH
 from recray.data.ids import ID_LENGTH, ID_LIMIT, RawId
-from recray.inference.filters import Filters
+from recray.inference.filters import NO_FILTERS, Filters
 from recray.inference.recommender import RawRatings
 
 MAX_K = 500
@@ -123,6 +123,8 @@ class QueryOptions(ListOptions):
         Args:
             parse: Makes a raw id of its text; a KeyError says that no item can have it.
         """
+        if self.model_fields_set <= {"k", "exclude_seen", "model", "since"}:
+            return NO_FILTERS
         allowed = self.candidates
         return self._list_filters(
             _parse_ids(self.exclude, parse), None if allowed is None else _parse_ids(allowed, parse)
