@@ -1,5 +1,7 @@
 """Bundles: whole, versioned by content, and without pickled code."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -42,6 +44,13 @@ def test_a_flipped_byte_in_any_file_is_refused_by_name(make_bundle, name):
 def test_the_version_follows_from_the_content(make_bundle):
     assert make_bundle("a").version == make_bundle("b").version
     assert make_bundle("c", flip=True).version != make_bundle("a2").version
+
+
+def test_a_file_that_the_manifest_does_not_list_changes_the_version(make_bundle):
+    bundle = make_bundle()
+    (Path(bundle.folder.path) / "more.json").write_text("{}")
+    with pytest.raises(RecrayError, match="says version"):
+        Bundle.open(bundle.folder.path)
 
 
 def test_a_bundle_holds_nothing_that_runs_code_when_opened(make_bundle):

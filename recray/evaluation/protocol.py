@@ -172,8 +172,8 @@ class Protocol:
         None stands for every item that is not in the history.
         """
         if self.kind == "rated":
-            rated = scorer.history.of_users(users)
-            return rated.row, rated.item
+            row, item = scorer.history.of_users(users).coo_indices()
+            return torch.from_numpy(row), torch.from_numpy(item.astype(np.int64))
         return None if self.candidates is None else self.candidates.cells(users)
 
     def report(self) -> ProtocolReport:

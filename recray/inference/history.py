@@ -2,6 +2,7 @@
 
 # Shape letters: U = users, N = ratings of one user, R = ratings.
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -45,22 +46,44 @@ class History:
         indptr = np.searchsorted(known.user, np.arange(users + 1, dtype=known.user.dtype))
         return cls(indptr, known.item, known.rating)
 
+    @classmethod
+    def join(cls, rated: Sequence[UserRatings]) -> Self:
+        """Put the ratings of several users, one at least, together in their order."""
+        indptr, item, rating = (part.numpy() for part in RatingsCSR.of(rated))
+        return cls(indptr, item.astype(np.int32), rating)
+
     def of_user(self, user: int) -> UserRatings:
         """Copy the ratings of one user."""
-        rows = slice(self.indptr[user], self.indptr[user + 1])
-        item, rating = self.item[rows].astype(np.int64), self.rating[rows].copy()
-        return UserRatings(torch.from_numpy(item), torch.from_numpy(rating))
+        _, item, rating = self.rows(user, user + 1).as_csr()
+        return UserRatings(item, rating)
 
-    def of_users(self, users: NDArray[np.int64]) -> RatingsCSR:
-        """Copy the ratings of (U,) users, in their order."""
+    def of_users(self, users: NDArray[np.int64]) -> "History":
+        """The ratings of (U,) users, in their order."""
+        if len(users) == 1:
+            return self.rows(int(users[0]), int(users[0]) + 1)
         start = self.indptr[users]
         counts = self.indptr[users + 1] - start
         indptr = np.zeros(len(users) + 1, np.int64)
         counts.cumsum(out=indptr[1:])
         # Place of each rating: counted on from where its user's ratings start in the history.
         rows = np.arange(indptr[-1]) + np.repeat(start - indptr[:-1], counts)
-        item = torch.from_numpy(self.item[rows].astype(np.int64))
-        return RatingsCSR(torch.from_numpy(indptr), item, torch.from_numpy(self.rating[rows]))
+        return History(indptr, self.item[rows], self.rating[rows])
+
+    def rows(self, first: int, last: int) -> "History":
+        """The ratings of the users first..last-1, without a copy."""
+        indptr = self.indptr[first : last + 1]
+        cells = slice(indptr[0], indptr[-1])
+        return History(indptr - indptr[0], self.item[cells], self.rating[cells])
+
+    def coo_indices(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Row and item of each rating."""
+        users = len(self.indptr) - 1
+        return np.repeat(np.arange(users), np.diff(self.indptr)), self.item
+
+    def as_csr(self) -> RatingsCSR:
+        """Copy the ratings into tensors, as folding in takes them."""
+        item, rating = self.item.astype(np.int64), self.rating.copy()
+        return RatingsCSR(*map(torch.from_numpy, (self.indptr, item, rating)))
 
     def statistics(self, users: int, items: int) -> Statistics:
         """Sums and counts over the ratings of the first `users` users, or of all if fewer."""

@@ -176,13 +176,12 @@ class Recommender(Lookup):
         dense, similarity = self.items.encode_one(item), self.similarity()
         if not 0 <= dense < self.items.known:
             raise KeyError(item)
-        scores = similarity.cosines(dense)[None, :]
-        scores[0, dense] = -torch.inf
+        scores = similarity.cosines(dense)[None, :].numpy()
+        scores[0, dense] = -np.inf
         mask = self.catalog.candidate_mask(filters)
         if mask is not None:
-            scores.masked_fill_(~mask, -torch.inf)
-        best_items, best = top_k(scores, k)
-        ranked = TopK(best_items.numpy(), best.numpy(), np.array([MODEL], np.int8))
+            scores[0, ~mask.numpy()] = -np.inf
+        ranked = TopK(*top_k(scores, k), np.array([MODEL], np.int8))
         (cut,) = self._cut(ranked, k, 0.0)
         return Recommendations(*cut, SOURCES[MODEL], self.version, self.catalog)
 
@@ -238,7 +237,7 @@ class Recommender(Lookup):
 
     def _explain(self, queries: Queries, row: int, listed: list[int]) -> list[Explanation]:
         query = queries[row : row + 1]
-        rated = UserRatings(query.rated.item, query.rated.rating)
+        rated = query.rated.of_user(0)
         if query.source[0] == POPULAR:  # such a list follows from nothing that the user has rated
             rated = UserRatings(rated.item[:0], rated.rating[:0])
         return self._explainer.explain(query.embedding, rated, listed)

@@ -1,7 +1,6 @@
 """Scores all items for users and keeps the best ones, for lists and for evaluation alike."""
 
-# Shape letters: U = users, I = items, K = length of a list, S = length of a user embedding,
-# C = candidates, G = groups of items.
+# Shape letters: U = users, I = items, K = length of a list, S = embedding size, C = candidates.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +17,13 @@ from recray.models.base import ITEM_BLOCK, LinearModel, Model
 from recray.models.baselines import BiasOnly
 from recray.models.objectives import FoldIn, Objective, RatingsCSR
 
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
 SOURCES = ("model", "fold_in", "popular")
 MODEL, FOLD_IN, POPULAR = range(len(SOURCES))
 NONE = -1
 """Item id of an empty place in a list."""
-ONE_USER_ITEM_BLOCK = 1 << 16
-"""Items that are scored at once for a single user; ITEM_BLOCK of them for several."""
 GROUP_ITEMS = 32
-ID_BITS = 32
 LAST_ID = (1 << 31) - 1
 
 
@@ -41,24 +39,14 @@ class Queries:
 
     embedding: Tensor
     source: NDArray[np.int8]
-    rated: RatingsCSR
+    rated: History
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def seen_cells(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row and item of each rating; in numpy, whose small steps are faster than torch's."""
-        item = self.rated.item.numpy()
-        if len(self) == 1:
-            return np.zeros(len(item), np.int64), item
-        return np.repeat(np.arange(len(self)), np.diff(self.rated.indptr.numpy())), item
-
     def __getitem__(self, rows: slice) -> "Queries":
         first, last, _ = rows.indices(len(self))
-        indptr = self.rated.indptr[first : last + 1]
-        cells = slice(int(indptr[0]), int(indptr[-1]))
-        rated = RatingsCSR(indptr - indptr[0], self.rated.item[cells], self.rated.rating[cells])
-        return Queries(self.embedding[rows], self.source[rows], rated)
+        return Queries(self.embedding[rows], self.source[rows], self.rated.rows(first, last))
 
 
 @dataclass(frozen=True)
@@ -71,8 +59,8 @@ class TopK:
         source: (U,) int8 index into SOURCES.
     """
 
-    item: NDArray[np.int64]
-    score: NDArray[np.float32]
+    item: Ids
+    score: Scores
     source: NDArray[np.int8]
 
 
@@ -118,10 +106,10 @@ class Scorer:
     @cached_property
     def _item_matrix(self) -> tuple[Tensor, Tensor] | None:
         """(I, S) rows and (I,) offsets of a linear model, kept since single users come often."""
-        if not isinstance(self.model, LinearModel):
+        model, every = self.model, slice(None)
+        if not isinstance(model, LinearModel):
             return None
-        every = slice(0, self.model.items)
-        return self.model.item_rows(every).detach(), self.model.item_offset(every).detach()
+        return model.item_rows(every).detach(), model.item_offset(every).detach()
 
     @cached_property
     def _fold_in(self) -> FoldIn:
@@ -130,7 +118,7 @@ class Scorer:
         return self.objective.fold_in_solver(self.model, self.noise, self.popularity)
 
     @torch.no_grad()
-    def user_embeddings(self, users: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int8]]:
+    def user_embeddings(self, users: Ids) -> tuple[Tensor, NDArray[np.int8]]:
         """(U, S) embeddings of users of the data set, and (U,) where each comes from."""
         trained = users < self.model.users
         if trained.all():
@@ -140,11 +128,12 @@ class Scorer:
         indptr = self.history.indptr
         new = np.flatnonzero(~trained & (indptr[users] < indptr[users + 1]))
         if self.objective is not None and len(new):
-            embedding[torch.from_numpy(new)] = self._fold_in(self.history.of_users(users[new]))
+            rated = self.history.of_users(users[new])
+            embedding[torch.from_numpy(new)] = self._fold_in(rated.as_csr())
             source[new] = FOLD_IN
         return embedding, source
 
-    def queries(self, users: NDArray[np.int64]) -> Queries:
+    def queries(self, users: Ids) -> Queries:
         """Make queries of (U,) dense ids of the data set."""
         return Queries(*self.user_embeddings(users), self.history.of_users(users))
 
@@ -157,7 +146,7 @@ class Scorer:
         if new:
             embedding[new] = self._fold_in(RatingsCSR.of([rated[row] for row in new]))
             source[new] = FOLD_IN
-        return Queries(embedding, source, RatingsCSR.of(rated))
+        return Queries(embedding, source, History.join(rated))
 
     @torch.no_grad()
     def top_k(
@@ -175,7 +164,7 @@ class Scorer:
             exclude_seen: Leave out what the user has rated.
             candidates: (I,) or (U, I) bool; only these items may be listed. None allows all.
         """
-        seen = queries.seen_cells() if exclude_seen else None
+        seen = queries.rated.coo_indices() if exclude_seen else None
         # All scores of a large catalogue would not fit the cache, nor perhaps the memory; so
         # blocks of items are cut to their best one by one, and those lists are merged.
         blocks = [
@@ -184,41 +173,44 @@ class Scorer:
         ]
         item, best = blocks[0]
         if len(blocks) > 1:
-            item, best = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
+            item, best = (np.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True))
             item, best = best_of(best, min(k, self.model.items), item)
-        return TopK(*_without_masked(item, best), queries.source)
+        item[best == -np.inf] = NONE
+        return TopK(item, best, queries.source)
 
     def _blocks(self, users: int) -> list[tuple[int, int]]:
-        items, size = self.model.items, ITEM_BLOCK if users > 1 else ONE_USER_ITEM_BLOCK
+        items = self.model.items
+        size = items if users == 1 and self._item_matrix else ITEM_BLOCK
         return [(n, min(n + size, items)) for n in range(0, items, size)]
 
     def _best_of_block(
         self,
         queries: Queries,
-        seen: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+        seen: tuple[Ids, NDArray[np.int32]] | None,
         candidates: Tensor | None,
         first: int,
         last: int,
         k: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Ids, Scores]:
         """The k best of the items first..last-1: (U, K) ids and (U, K) scores."""
-        scores = self._score_block(queries, first, last)
+        # Masks are set in numpy, whose small steps take a single list less time than torch's.
+        scores = self._score_block(queries, first, last).numpy()
         if seen is not None:
             row, item = seen
             if last - first < self.model.items:
                 inside = (item >= first) & (item < last)
                 row, item = row[inside], item[inside] - first
-            scores.numpy()[row, item] = -np.inf
+            scores[row, item] = -np.inf
         if candidates is not None:
-            scores.masked_fill_(~candidates[..., first:last], -torch.inf)
+            np.copyto(scores, -np.inf, where=~candidates[..., first:last].numpy())
         chosen, best = best_of(scores, min(k, last - first))
-        return chosen + first if first else chosen, best
+        return chosen + first, best
 
     def _score_block(self, queries: Queries, first: int, last: int) -> Tensor:
-        if len(queries) == 1 and last - first == self.model.items and self._item_matrix:
+        if len(queries) == 1 and self._item_matrix:
             rows, offset = self._item_matrix
-            raw = torch.addmv(offset, rows, queries.embedding[0])
-            scores = self.model.activation(raw)[None, :]
+            logits = torch.addmv(offset, rows, queries.embedding[0])
+            scores = self.model.activation(logits)[None, :]
         else:
             scores = self.model.score_items(queries.embedding, first, last)
         popular = queries.source == POPULAR
@@ -229,14 +221,14 @@ class Scorer:
     @torch.no_grad()
     def scores(self, queries: Queries) -> Tensor:
         """(U, I) scores of all items; popularity where nothing is known of a user."""
-        blocks = self._blocks(len(queries))
-        return torch.cat([self._score_block(queries, *block) for block in blocks], dim=1)
+        blocks = [self._score_block(queries, *block) for block in self._blocks(len(queries))]
+        return torch.cat(blocks, dim=1)
 
-    def rank(self, users: NDArray[np.int64], k: int, exclude_seen: bool = True) -> TopK:
+    def rank(self, users: Ids, k: int, exclude_seen: bool = True) -> TopK:
         """The k best items of (U,) users of the data set; see top_k."""
         return self.top_k(self.queries(users), k, exclude_seen)
 
-    def rank_candidates(self, users: NDArray[np.int64], row: Tensor, item: Tensor, k: int) -> TopK:
+    def rank_candidates(self, users: Ids, row: Tensor, item: Tensor, k: int) -> TopK:
         """The k best of chosen items for each user, rated or not.
 
         Args:
@@ -251,7 +243,7 @@ class Scorer:
         return self.top_k(self.queries(users), k, False, candidates)
 
     @torch.no_grad()
-    def predict(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.float32]:
+    def predict(self, user: Ids, item: Ids) -> Scores:
         """Predict the ratings of pairs; a pair with an unknown side gets mean and known biases.
 
         Raises:
@@ -270,17 +262,15 @@ class Scorer:
         new, place = np.unique(user[cold], return_inverse=True)
         embedding, source = self.user_embeddings(new)
         folded = source[place] == FOLD_IN
-        cold, place = cold[folded], place[folded]
-        chosen = embedding[torch.from_numpy(place)], torch.from_numpy(item[cold]).long()
+        cold = cold[folded]
+        chosen = embedding[torch.from_numpy(place[folded])], torch.from_numpy(item[cold]).long()
         rating[cold] = self.model.activation(self.model.logits(*chosen)).numpy()
         rest = np.isnan(rating)
         if rest.any():
             rating[rest] = self.bias_prediction(user[rest], item[rest])
         return rating
 
-    def bias_prediction(
-        self, user: NDArray[np.int64], item: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    def bias_prediction(self, user: Ids, item: Ids) -> Scores:
         """Mean and known biases of pairs: (B,) and (B,) dense ids to (B,) ratings."""
         base = self.bias_only
         user_bias = np.append(base.user_bias.numpy(), 0.0)[np.minimum(user, base.users)]
@@ -288,43 +278,50 @@ class Scorer:
         return (float(base.mean) + user_bias + item_bias).astype(np.float32)
 
 
-def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_k(scores: Scores, k: int) -> tuple[Ids, Scores]:
     """The k best items of each user, by score, then by ascending item id.
 
     Args:
-        scores: (U, I) float32 scores; -inf marks items that must not appear.
+        scores: (U, I); -inf marks items that must not appear.
         k: Length of the lists, 1 <= k <= I.
 
     Returns:
-        (U, K) int64 items, NONE where too few remain, and (U, K) their scores.
+        (U, K) items, NONE where too few remain, and (U, K) their scores.
     """
-    item, best = _without_masked(*best_of(scores, k))
-    return torch.from_numpy(item), torch.from_numpy(best)
+    item, best = best_of(scores, k)
+    item[best == -np.inf] = NONE
+    return item, best
 
 
-def _without_masked(item: Tensor, best: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    items, scores = item.numpy(), best.numpy()
-    items[scores == -np.inf] = NONE
-    return items, scores
-
-
-def best_of(scores: Tensor, k: int, item: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def best_of(scores: Scores, k: int, item: Ids | None = None) -> tuple[Ids, Scores]:
     """top_k whose lists keep the ids of items at -inf, so that lists can be merged.
 
     Args:
-        scores: (U, I) float32 scores.
-        k: Length of the lists, 1 <= k <= I.
-        item: (U, I) or (I,) int64 ids of the columns, distinct in a row; 0..I-1 by default.
-
-    Returns:
-        (U, K) int64 items and (U, K) scores.
+        item: (U, I) ids of the columns, distinct in a row; 0..I-1 by default.
     """
-    if item is None:
-        if len(scores) == 1:
-            return _best_of_one(scores, k)
-        if scores.shape[1] >= 4 * GROUP_ITEMS * k:
-            return _best_of_groups(scores, k)
-        item = torch.arange(scores.shape[1])
+    if item is None and len(scores) == 1:
+        return _best_of_one(scores[0], k)
+    many = torch.from_numpy(scores)
+    if item is not None:
+        chosen, best = _best_by_key(many, k, torch.from_numpy(item))
+    elif scores.shape[1] >= 4 * GROUP_ITEMS * k:
+        chosen, best = _best_of_groups(many, k)
+    else:
+        chosen, best = _best_by_key(many, k, torch.arange(scores.shape[1]))
+    return chosen.numpy(), best.numpy()
+
+
+def _best_of_one(score_I: Scores, k: int) -> tuple[Ids, Scores]:
+    """Cut one row at its k-th best score."""
+    ordered = score_I.copy()
+    ordered.partition(-k)
+    item = (score_I >= ordered[-k]).nonzero()[0]  # ascending, with all that tie with the k-th
+    place = (-score_I[item]).argsort(kind="stable")[:k]
+    chosen = item[place][None, :]
+    return chosen, score_I[chosen]
+
+
+def _best_by_key(scores: Tensor, k: int, item: Tensor) -> tuple[Tensor, Tensor]:
     place = torch.topk(_sort_keys(scores, item), k, dim=1)[1]
     return item.expand(scores.shape).gather(1, place), scores.gather(1, place)
 
@@ -333,18 +330,7 @@ def _sort_keys(scores: Tensor, item: Tensor) -> Tensor:
     """int64 numbers whose order is that of scores, and where they are equal of descending ids."""
     bits = (scores + 0.0).view(torch.int32)  # + 0.0, since -0.0 equals 0.0 but has other bits
     ordered = bits ^ ((bits >> 31) & LAST_ID)  # floats below 0 have their bits the other way round
-    return (ordered.long() << ID_BITS) | (LAST_ID - item)
-
-
-def _best_of_one(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cut one row at its k-th best score; in numpy, as in seen_cells."""
-    score_I = scores.numpy()[0]
-    ordered = score_I.copy()
-    ordered.partition(-k)
-    item = (score_I >= ordered[-k]).nonzero()[0]  # ascending, with all that tie with the k-th
-    place = (-score_I[item]).argsort(kind="stable")[:k]
-    chosen = item[place][None, :]
-    return torch.from_numpy(chosen), torch.from_numpy(score_I[chosen])
+    return (ordered.long() << 32) | (LAST_ID - item)
 
 
 def _best_of_groups(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -361,4 +347,4 @@ def _best_of_groups(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     inside = (chosen[:, :, None] * GROUP_ITEMS + torch.arange(GROUP_ITEMS)).flatten(1)
     rest = torch.arange(whole, items).expand(users, -1)
     item = torch.cat([inside, rest], dim=1)
-    return best_of(scores.gather(1, item), k, item)
+    return _best_by_key(scores.gather(1, item), k, item)
