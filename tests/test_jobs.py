@@ -193,6 +193,7 @@ def dashboard(monkeypatch):
     thread.start()
     yield handler, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+    server.server_close()
     AuthenticationTokenLoader.instance().reset_cache()
 
 

@@ -162,7 +162,7 @@ def test_the_command_writes_page_and_pictures(make_bundle, tmp_path):
     bundle = make_bundle().folder.path
     told = json.loads(run(bundle, "--out", tmp_path / "x" / "r.html", "--png", "--json").stdout)
     assert told["report"] == str(tmp_path / "x" / "r.html")
-    heads = {(tmp_path / "x" / "r-pictures" / p).open("rb").read(4) for p in told["pictures"]}
+    heads = {(tmp_path / "x" / "r-pictures" / p).read_bytes()[:4] for p in told["pictures"]}
     assert heads == {b"\x89PNG"}
     shown = run(bundle).stdout
     assert shown == f"{bundle}.html\n"

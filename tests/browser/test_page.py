@@ -320,7 +320,7 @@ def test_ratings_go_to_the_log_if_the_visitor_wants_it(visit, films, tmp_path):
     page.wait_for_selector(BEGIN)
     rate(page, "Alien", "4")
     page.wait_for_selector(PICK)
-    assert kept.status()["ratings"] == 0, "nothing is kept unasked"
+    assert kept.status().ratings == 0, "nothing is kept unasked"
     with page.expect_response(lambda reply: reply.url.endswith("/v1/ratings")):
         page.check("#save")
     page.get_by_text("The next training learns from these ratings").wait_for()
