@@ -41,7 +41,7 @@ def released(nodes, tmp_path_factory):
 def test_a_pipeline_as_a_job_leaves_a_promoted_bundle(released):
     out, done = released
     versions = Registry(str(out / "registry")).versions()
-    assert [row["current"] for row in versions] == [True]
+    assert [row.current for row in versions] == [True]
     assert "promoted: first version" in done.stdout
     assert json.loads((out / "run" / "run.json").read_text())["workers"] == 2
 

@@ -249,7 +249,7 @@ def test_trials_on_workers_of_their_own_give_the_digits_of_a_run(prepared, tmp_p
     rows = result["trials"]
     assert [row["status"] for row in rows] == ["finished", "stopped"]
     run = trainer.run(search.settings, str(prepared), str(tmp_path / "run"), workers=2)
-    assert rows[0]["value"] == run["best"]["ndcg@10"]
+    assert rows[0]["value"] == run.best["ndcg@10"]
 
 
 @pytest.mark.slow
