@@ -13,7 +13,7 @@ run: $(INSTALLED)
 	$(BIN)/recray up sample
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --durations=10 --cov
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "$(SLOW)" --durations=20
