@@ -2,15 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Any
+from typing import Self
 
 HOST = "127.0.0.1"
 CONNECTIONS = 16
 
 
-class Connection:
-    """One kept-alive connection.
+class Client:
+    """Kept-alive connections, as many as requests at one time; used as `async with Client(port)`.
 
     Args:
         port: Of this machine.
@@ -18,22 +17,35 @@ class Connection:
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for _reader, writer in self._free:
+            writer.close()
+            await writer.wait_closed()
 
     async def ask(self, path: str, body: bytes = b"", headers: str = "") -> bytes:
         """The body of a reply, which must be 200."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(HOST, self.port, limit=1 << 24)
-        reader, writer = self._streams
+        if not self._free:
+            self._free.append(await asyncio.open_connection(HOST, self.port, limit=1 << 24))
+        reader, writer = self._free.pop()
         method = "POST" if body else "GET"
         writer.write(
             f"{method} {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n{headers}\r\n".encode()
             + body
         )
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        size = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-        content = await reader.readexactly(size)
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            size = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+            content = await reader.readexactly(size)
+        except BaseException:
+            writer.close()
+            raise
+        self._free.append((reader, writer))
         if not head.startswith(b"http/1.1 200"):
             raise RuntimeError(f"{path}: {head.splitlines()[0]!r} {content[:200]!r}")
         return content
@@ -45,28 +57,25 @@ async def peak(port: int, paths: list[str], seconds: float, headers: str = "") -
 
     async def loop(number: int) -> None:
         nonlocal done
-        connection = Connection(port)
         while time.perf_counter() < end:
-            await connection.ask(paths[(number + done) % len(paths)], headers=headers)
+            await client.ask(paths[(number + done) % len(paths)], headers=headers)
             done += 1
 
     begin = time.perf_counter()
-    await asyncio.gather(*map(loop, range(CONNECTIONS)))
-    return done / (time.perf_counter() - begin)
+    async with Client(port) as client:
+        await asyncio.gather(*map(loop, range(CONNECTIONS)))
+        return done / (time.perf_counter() - begin)
 
 
 async def steady(port: int, paths: list[str], rate: float, seconds: float) -> list[float]:
     """Seconds that each request took since it was due; an open loop, so queueing is in it."""
-    free: list[Connection] = []
     begin = time.perf_counter() + 0.05
 
     async def one(number: int) -> float:
         due = begin + number / rate
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        connection = free.pop() if free else Connection(port)
-        await connection.ask(paths[number % len(paths)])
-        free.append(connection)
+        await client.ask(paths[number % len(paths)])
         return time.perf_counter() - due
 
-    requests: list[Coroutine[Any, Any, float]] = [one(n) for n in range(int(rate * seconds))]
-    return await asyncio.gather(*requests)
+    async with Client(port) as client:
+        return await asyncio.gather(*map(one, range(int(rate * seconds))))

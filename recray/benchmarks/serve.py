@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recray.benchmarks.client import CONNECTIONS, HOST, Connection, peak, steady
+from recray.benchmarks.client import CONNECTIONS, HOST, Client, peak, steady
 from recray.benchmarks.harness import machine, own_memory
 from recray.benchmarks.synthetic import make_bundle
 from recray.data.ids import RawId
@@ -204,27 +204,26 @@ async def _watch(
     found = {"asked": 0, "failed": 0, "mixed": 0}
     seen: set[str] = set()
     taken: list[float] = []
-    begin, free = time.perf_counter() + 0.05, list[Connection]()
+    begin = time.perf_counter() + 0.05
 
     async def one(number: int) -> None:
         due, place = begin + number / SWAP_RATE, number % len(users)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        connection = free.pop() if free else Connection(port)
         found["asked"] += 1
         try:
             path = f"/v1/users/{users[place]}/recommendations?k=10"
-            reply = json.loads(await connection.ask(path))
+            reply = json.loads(await client.ask(path))
         except (OSError, RuntimeError, asyncio.IncompleteReadError):
             found["failed"] += 1
             return
-        free.append(connection)
         taken.append(time.perf_counter() - due)
         version = reply["model_version"]
         seen.add(version)
         found["mixed"] += [item["item"] for item in reply["items"]] != right[version][place]
 
     asking = [one(number) for number in range(int(SWAP_RATE * seconds))]
-    await asyncio.gather(change, *asking)
+    async with Client(port) as client:
+        await asyncio.gather(change, *asking)
     return {"what": "swaps", **found, "versions": len(seen), **_percentiles(taken)}
 
 
@@ -284,16 +283,17 @@ def _trimmed_memory() -> int:
 
 
 async def _batches(port: int, users: list[int], times: int) -> dict[str, Any]:
-    connection, speeds = Connection(port), []
-    for number in range(times + 1):
-        first = number * BATCH % (len(users) - BATCH)
-        askers = [{"user": user} for user in users[first : first + BATCH]]
-        body = json.dumps({"askers": askers}).encode()
-        begin = time.perf_counter()
-        reply = await connection.ask("/v1/recommendations:batch", body)
-        speeds.append(BATCH / (time.perf_counter() - begin))
-        if reply.count(b'"score"') != 10 * BATCH:
-            raise RuntimeError("a batch did not answer everybody")
+    speeds = []
+    async with Client(port) as client:
+        for number in range(times + 1):
+            first = number * BATCH % (len(users) - BATCH)
+            askers = [{"user": user} for user in users[first : first + BATCH]]
+            body = json.dumps({"askers": askers}).encode()
+            begin = time.perf_counter()
+            reply = await client.ask("/v1/recommendations:batch", body)
+            speeds.append(BATCH / (time.perf_counter() - begin))
+            if reply.count(b'"score"') != 10 * BATCH:
+                raise RuntimeError("a batch did not answer everybody")
     speeds = speeds[1:]
     return {
         "what": "batch",
