@@ -5,7 +5,7 @@ from math import log2
 import numpy as np
 import pytest
 
-from recray.evaluation import metrics
+from recray.evaluation import evaluator, metrics
 
 # Four people and lists of four: first and third place; third place only; nothing; no relevant item.
 HITS = np.array([[1, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]], bool)
@@ -67,7 +67,7 @@ def test_arrays_about_different_numbers_of_users_are_refused(name):
 
 
 def test_coverage_counts_items_not_places():
-    assert metrics.coverage(np.array([7, 0, 1, 0])) == 0.5
+    assert evaluator.coverage(np.array([7, 0, 1, 0])) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_coverage_counts_items_not_places():
     ],
 )
 def test_gini_is_0_for_equal_places_and_1_for_one_item(shown, expected):
-    assert metrics.gini(np.array(shown)) == pytest.approx(expected, abs=1e-15)
+    assert evaluator.gini(np.array(shown)) == pytest.approx(expected, abs=1e-15)
 
 
 @pytest.mark.parametrize("shown", [[0, 0, 0], [5]])
 def test_gini_of_nothing_or_of_one_item_is_not_a_number(shown):
-    assert np.isnan(metrics.gini(np.array(shown)))
+    assert np.isnan(evaluator.gini(np.array(shown)))
 
 
 def test_information_is_bits_of_the_share_and_never_infinite():

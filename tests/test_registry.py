@@ -3,7 +3,7 @@
 import pytest
 
 from recray.errors import RecrayError
-from recray.evaluation.holdout_gate import check_not_worse
+from recray.evaluation.comparison import check_not_worse
 from recray.serving.registry import Registry, resolve_bundle
 
 

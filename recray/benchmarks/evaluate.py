@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from recray.benchmarks.harness import PROC, interleaved, peak_memory
-from recray.evaluation.per_user import USER_BLOCK
+from recray.evaluation.metrics import USER_BLOCK
 from recray.inference.history import History
 from recray.inference.scorer import Scorer
 from recray.models.factorization import Dot

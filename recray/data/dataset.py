@@ -53,9 +53,11 @@ class Ratings:
         order = np.lexsort((columns[1], columns[3], columns[0]))
         return cls(*(column[order] for column in columns))
 
-    def where(self, mask: NDArray[np.bool_]) -> "Ratings":
-        """The rows that the mask keeps."""
-        return Ratings(self.user[mask], self.item[mask], self.rating[mask], self.timestamp[mask])
+    def where(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Ratings":
+        """The rows that a mask or places choose."""
+        return Ratings(
+            self.user[chosen], self.item[chosen], self.rating[chosen], self.timestamp[chosen]
+        )
 
 
 @dataclass(frozen=True)

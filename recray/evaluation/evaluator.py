@@ -1,6 +1,13 @@
-"""Evaluates a bundle: the model and its baselines on the hold-out, with intervals and a verdict."""
+"""Evaluate a bundle: the model and its baselines on the hold-out, with intervals and a verdict.
 
-from functools import cached_property
+`evaluate` measures in this process; `evaluate_on_ray` shares the blocks of users among workers and
+gives the same digits. Metrics are also taken of groups: of users by the number of their known
+ratings, and of items by theirs.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -8,28 +15,46 @@ import torch
 from recray.config import EvaluateSettings
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError
-from recray.evaluation import baselines, segments
-from recray.evaluation.bootstrap import compare, means, summarise
-from recray.evaluation.per_user import (
+from recray.evaluation.comparison import compare, means, summarise
+from recray.evaluation.metrics import (
+    Counts,
     PerUserMetrics,
+    RankedBatch,
     blocks_of,
     compute_metrics,
-    exposure_metrics,
     metric_names,
     rank_block,
+    recall,
 )
-from recray.evaluation.protocol import FULL_RANKING, SAMPLED, Protocol
+from recray.evaluation.protocol import (
+    FULL_RANKING,
+    SAMPLED,
+    Protocol,
+    build_baselines,
+    choose_baselines,
+)
 from recray.evaluation.report import (
     BaselineReport,
     EvaluationReport,
     Interval,
+    Segment,
+    Segments,
     SplitReport,
     Unseen,
     Values,
 )
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import Scorer
+from recray.inference.scorer import NONE, Scorer
+from recray.runtime.nodes import wait_for_capacity
+from recray.runtime.session import LOCAL, require_local, session
+from recray.runtime.tasks import map_tasks
+
+USER_SLICES = {"0": 0, "1-19": 1, "20-49": 20, "50-99": 50, "100+": 100}
+"""Name to the least number of ratings known of a user."""
+
+ITEM_SLICES = {"tail": 0, "middle": 5, "head": 50}
+"""Name to the least number of ratings known of an item: under 5, 5 to 49, 50 and more."""
 
 
 class Evaluator:
@@ -58,34 +83,30 @@ class Evaluator:
         self.blocks = blocks_of(self.targets)
         if not self.blocks:
             raise RecrayError("the test split has no ratings: nobody can be evaluated")
-        self._check()
+        self._check_settings()
         self.protocol = protocol
-        if protocol.kind == "rated":
-            self.targets = _with_history(self.targets, bundle.history)
+        if protocol.kind == "rated":  # then all ratings of these users are targets
+            rated = np.isin(bundle.history.user, np.concatenate(self.blocks))
+            self.targets = Ratings.concatenate([bundle.history.where(rated), self.targets])
         protocol.check(bundle, np.concatenate(self.blocks))
-        self.baselines = baselines.choose(protocol.baselines, bundle.item_ids.known)
+        self.baselines = choose_baselines(protocol.baselines, bundle.item_ids.known)
 
-    @cached_property
+    @functools.cached_property
     def scorers(self) -> dict[str, Scorer]:
         """Model and baselines by name; built only in the process that measures blocks."""
         scorer = Recommender(self.bundle).scorer
-        model = scorer.model
-        return {"model": scorer} | baselines.build(
-            self.baselines, scorer.history, model.users, model.items
-        )
+        sizes = scorer.model.users, scorer.model.items
+        return {"model": scorer} | build_baselines(self.baselines, scorer.history, *sizes)
 
-    def _check(self) -> None:
+    def _check_settings(self) -> None:
         threshold = self.settings.relevant_from
         if threshold is not None and not (self.targets.rating >= threshold).any():
             raise RecrayError(
                 f"no held-out rating has {threshold:g} stars or more: nothing would be relevant"
             )
-        largest = max(self.settings.k)
-        if largest > self.bundle.item_ids.known:
-            raise RecrayError(
-                f"evaluate.k={largest} is larger than the catalogue of "
-                f"{self.bundle.item_ids.known} items"
-            )
+        largest, items = max(self.settings.k), self.bundle.item_ids.known
+        if largest > items:
+            raise RecrayError(f"evaluate.k={largest} is larger than the catalogue of {items} items")
 
     def measure_block(self, block: int) -> dict[str, PerUserMetrics]:
         """Model and baselines on one block of users."""
@@ -97,7 +118,7 @@ class Evaluator:
         candidates = self.protocol.candidate_cells(scorer, users)
         lists = rank_block(scorer, self.targets, users, self.settings, candidates)
         table = compute_metrics(scorer, lists, self.settings)
-        return segments.add_columns(table, lists, scorer, self.settings)
+        return add_segments(table, lists, scorer, self.settings)
 
     def report(self, parts: list[dict[str, PerUserMetrics]]) -> EvaluationReport:
         """Put the blocks together: means, intervals, baselines and the verdict."""
@@ -113,22 +134,20 @@ class Evaluator:
             users=len(tables["model"].user),
             split=SplitReport(**config["split"], rows=rows),
             metrics=self._measured(tables["model"]),
-            baselines={
-                name: BaselineReport(
-                    catalogue=self._catalogue(tables[name]), **self._measured(tables[name])
-                )
-                for name in self.baselines
-            },
+            baselines={name: self._baseline(tables[name]) for name in self.baselines},
             verdict=self._verdict(tables),
             unseen=Unseen.model_validate(config["unseen"]),
             coverage=next(iter(catalogue.values())) if catalogue else None,
             catalogue=catalogue,
-            slices=segments.report(tables, self.settings),
+            slices=segments_report(tables, self.settings),
         )
 
     def _catalogue(self, table: PerUserMetrics) -> Values | None:
         """What the lists show of the catalogue; None where the protocol limits it."""
         return exposure_metrics(table, self.settings) if self.protocol.kind == "full" else None
+
+    def _baseline(self, table: PerUserMetrics) -> BaselineReport:
+        return BaselineReport(catalogue=self._catalogue(table), **self._measured(table))
 
     def _measured(self, table: PerUserMetrics) -> dict[str, Interval]:
         # Under "rated" the errors would include those of training rows.
@@ -156,12 +175,6 @@ class Evaluator:
         return "; ".join(sentences)
 
 
-def _with_history(targets: Ratings, history: Ratings) -> Ratings:
-    """All ratings of the users who have held-out ones."""
-    rated = history.where(np.isin(history.user, np.unique(targets.user)))
-    return Ratings.concatenate([rated, targets])
-
-
 def evaluate(
     bundle: Bundle,
     settings: EvaluateSettings | None = None,
@@ -170,3 +183,165 @@ def evaluate(
     """Evaluate a bundle on its own hold-out in this process."""
     evaluator = Evaluator(bundle, settings, None, protocol)
     return evaluator.report([evaluator.measure_block(b) for b in range(len(evaluator.blocks))])
+
+
+@functools.lru_cache(maxsize=1)
+def _evaluator(
+    path: str, _version: str, settings: EvaluateSettings, protocol: Protocol
+) -> Evaluator:
+    """One evaluator a process; the version is a key, so that a replaced bundle is opened anew."""
+    return Evaluator(Bundle.open(path), settings, None, protocol)
+
+
+@dataclass(frozen=True)
+class _MeasureBlocks:
+    """Every n-th block of users, for one of n workers."""
+
+    path: str
+    version: str
+    settings: EvaluateSettings
+    protocol: Protocol
+    workers: int
+
+    def __call__(self, worker: int) -> dict[str, PerUserMetrics] | None:
+        """Measure the blocks of one worker; None if there are none for it."""
+        evaluator = _evaluator(self.path, self.version, self.settings, self.protocol)
+        numbers = range(worker, len(evaluator.blocks), self.workers)
+        parts = [evaluator.measure_block(block) for block in numbers]
+        names = parts[0] if parts else ()
+        return {name: PerUserMetrics.join(part[name] for part in parts) for name in names} or None
+
+
+def evaluate_on_ray(
+    bundle: Bundle,
+    settings: EvaluateSettings | None = None,
+    workers: int = 1,
+    address: str = LOCAL,
+    protocol: Protocol = FULL_RANKING,
+) -> EvaluationReport:
+    """Evaluate a bundle on its hold-out with several workers; the digits are those of one.
+
+    Args:
+        bundle: An opened bundle, at a path that the workers can read too.
+        settings: Cut-offs and relevance; the bundle's own by default.
+        workers: Ray Data tasks that share the blocks of users.
+        address: Ray cluster; `local` starts one.
+        protocol: What is measured, and beside what.
+
+    Raises:
+        RecrayError: More workers than the cluster can place, or nobody to evaluate.
+    """
+    evaluator = Evaluator(bundle, settings, None, protocol)
+    if address == LOCAL:
+        require_local(workers)
+    with session(address):
+        wait_for_capacity(workers)
+        path, version = bundle.folder.path, bundle.version
+        task = _MeasureBlocks(path, version, evaluator.settings, protocol, workers)
+        parts = map_tasks(task, workers)
+    return evaluator.report([part for part in parts if part is not None])
+
+
+# -------------------------------------------------------------------------------- catalogue
+
+
+def coverage(shown: Counts) -> float:
+    """Share of the catalogue that is in any list; (I,) counts of lists that show each item."""
+    return float((shown > 0).mean())
+
+
+def gini(shown: Counts) -> float:
+    """How unevenly the places in the lists are shared out: 0 all alike, 1 one item has them all.
+
+    Args:
+        shown: (I,) int64; how many lists show each item.
+
+    Returns:
+        sum_i (2 i - I - 1) shown_i / ((I - 1) sum shown), with shown ascending and i from 1; so 1
+        is reached for any I. nan if nothing is shown or there is one item.
+
+    Source: Shani and Gunawardana (2011), Recommender Systems Handbook, section 8.3.3.
+    """
+    items, total = len(shown), int(shown.sum())
+    if items < 2 or not total:
+        return float("nan")
+    weight = 2 * np.arange(1, items + 1, dtype=np.int64) - items - 1
+    return int((weight * np.sort(shown)).sum()) / ((items - 1) * total)
+
+
+def exposure_metrics(table: PerUserMetrics, settings: EvaluateSettings) -> Values:
+    """Coverage, novelty and Gini of all lists at each cut-off; None where no list has an item."""
+    out = {}
+    for shown, k in zip(table.shown, settings.k, strict=True):
+        surprise = table.values[f"novelty@{k}"]
+        surprise = surprise[~np.isnan(surprise)]
+        out[f"coverage@{k}"] = coverage(shown)
+        out[f"novelty@{k}"] = float(surprise.mean()) if len(surprise) else float("nan")
+        out[f"gini@{k}"] = gini(shown)
+    return _without_nan(out)
+
+
+# -------------------------------------------------------------------------------- segments
+
+
+def add_segments(
+    table: PerUserMetrics, lists: RankedBatch, scorer: Scorer, settings: EvaluateSettings
+) -> PerUserMetrics:
+    """Add what slices need of each user: `history`, the number of known ratings; for each slice of
+    items `relevant/SLICE`, how many relevant items it has, and `recall@K/SLICE`, found of them.
+    """
+    edges, known = list(ITEM_SLICES.values()), scorer.popularity.numpy()
+    slice_of = np.append(np.searchsorted(edges, known, "right") - 1, 0)  # unknown: in the tail
+    unknown = len(slice_of) - 1
+    listed = slice_of[np.where(lists.ranked.item == NONE, unknown, lists.ranked.item)]
+    wanted = slice_of[np.minimum(lists.item, unknown)]
+    indptr = scorer.history.indptr
+    values = {"history": (indptr[lists.users + 1] - indptr[lists.users]).astype(np.float64)}
+    for place, name in enumerate(ITEM_SLICES):
+        count = lists.count(lists.relevant & (wanted == place))
+        values[f"relevant/{name}"] = count.astype(np.float64)
+        hits = lists.hits & (listed == place)
+        for k in settings.k:
+            values[f"recall@{k}/{name}"] = recall(hits, count, min(k, unknown))
+    return replace(table, values=table.values | values)
+
+
+def segments_report(tables: Mapping[str, PerUserMetrics], settings: EvaluateSettings) -> Segments:
+    """Measure every group that has a user or a held-out rating in it.
+
+    Args:
+        tables: Name of the model or baseline to its table, with the columns of add_segments.
+        settings: Cut-offs.
+
+    Returns:
+        Groups of users with all metrics, and groups of items with their recall.
+    """
+    first = next(iter(tables.values()))
+    slice_of = np.searchsorted(list(USER_SLICES.values()), first.values["history"], "right") - 1
+    users: dict[str, Segment] = {}
+    for place, name in enumerate(USER_SLICES):
+        chosen = slice_of == place
+        if chosen.any():
+            parts = {system: table.where(chosen) for system, table in tables.items()}
+            found = {
+                system: means(part, metric_names(settings, part.predicts_ratings))
+                for system, part in parts.items()
+            }
+            users[name] = Segment(
+                users=int(chosen.sum()), **{s: _without_nan(v) for s, v in found.items()}
+            )
+    items: dict[str, Segment] = {}
+    for name in reversed(ITEM_SLICES):
+        ratings = int(first.values[f"relevant/{name}"].sum())
+        if ratings:
+            columns = [f"recall@{k}/{name}" for k in settings.k]
+            found = {
+                system: {n.partition("/")[0]: v for n, v in means(table, columns).items()}
+                for system, table in tables.items()
+            }
+            items[name] = Segment(ratings=ratings, **{s: _without_nan(v) for s, v in found.items()})
+    return Segments(users=users, items=items)
+
+
+def _without_nan(values: Mapping[str, float]) -> Values:
+    return {name: None if np.isnan(value) else value for name, value in values.items()}

@@ -1,20 +1,35 @@
-"""Ranking metrics of each user, as arrays; means and intervals are taken from them elsewhere.
+"""Measure each user's ranked list and predicted ratings on their held-out ratings.
 
 Every function of RANKING takes hits and relevant as `ndcg` describes them, returns (U,) float64,
-and gives nan where a user has no relevant item. What follows it is about the catalogue: how much
-of it the lists show, how evenly, and how little known it is.
+and gives nan where a user has no relevant item.
+
+Users are measured in fixed blocks, each by the same code on every worker. The results are joined
+in the order of users and reduced once, so the digits do not depend on the number of workers.
 """
 
-# Shape letters: U = users, R = ranks, K = cut-off, I = items.
+# Shape letters: U = users, R = ranks or held-out ratings, K = cut-off or length of a list,
+# C = cut-offs, I = items.
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from recray.config import EvaluateSettings
+from recray.data.dataset import Ratings
+from recray.errors import RecrayError, unknown_name
+from recray.inference.scorer import NONE, Scorer, TopK
 
 Hits = NDArray[np.bool_]
 Counts = NDArray[np.int64]
 PerUser = NDArray[np.float64]
+
+USER_BLOCK = 256
+"""Users that are ranked and measured at once."""
 
 
 def _checked(hits: Hits, relevant: Counts, k: int) -> tuple[NDArray[np.float64], PerUser]:
@@ -48,40 +63,39 @@ def ndcg(hits: Hits, relevant: Counts, k: int) -> PerUser:
     hits_UK, _ = _checked(hits, relevant, k)
     weight_K = 1 / np.log2(np.arange(2, k + 2))
     best_K = np.concatenate([[np.nan], weight_K.cumsum()])
-    gain: PerUser = (hits_UK @ weight_K) / best_K[np.minimum(relevant, k)]
-    return gain
+    return np.asarray((hits_UK @ weight_K) / best_K[np.minimum(relevant, k)])
 
 
 def recall(hits: Hits, relevant: Counts, k: int) -> PerUser:
     """Share of the relevant items that the list shows: hits / relevant, never / min(k, ...)."""
     hits_UK, divisor = _checked(hits, relevant, k)
-    return hits_UK.sum(axis=1) / divisor
+    return np.asarray(hits_UK.sum(axis=1) / divisor)
 
 
 def precision(hits: Hits, relevant: Counts, k: int) -> PerUser:
     """Share of the k places that hold a relevant item."""
     hits_UK, divisor = _checked(hits, relevant, k)
-    return hits_UK.sum(axis=1) / k + 0 * divisor
+    return np.asarray(hits_UK.sum(axis=1) / k + 0 * divisor)
 
 
 def hit_rate(hits: Hits, relevant: Counts, k: int) -> PerUser:
     """1 if the list shows any relevant item, else 0."""
     hits_UK, divisor = _checked(hits, relevant, k)
-    return hits_UK.max(axis=1) + 0 * divisor
+    return np.asarray(hits_UK.max(axis=1) + 0 * divisor)
 
 
 def reciprocal_rank(hits: Hits, relevant: Counts, k: int) -> PerUser:
     """1 / rank of the first relevant item (1 is the top), 0 if none is shown."""
     hits_UK, divisor = _checked(hits, relevant, k)
     first = hits_UK.argmax(axis=1)
-    return hits_UK.max(axis=1) / (first + 1) + 0 * divisor
+    return np.asarray(hits_UK.max(axis=1) / (first + 1) + 0 * divisor)
 
 
 def average_precision(hits: Hits, relevant: Counts, k: int) -> PerUser:
     """Mean over relevant items of the precision at their rank, divided by min(k, relevant)."""
     hits_UK, divisor = _checked(hits, relevant, k)
     precision_UK = hits_UK.cumsum(axis=1) / np.arange(1, k + 1)
-    return (precision_UK * hits_UK).sum(axis=1) / np.minimum(divisor, k)
+    return np.asarray((precision_UK * hits_UK).sum(axis=1) / np.minimum(divisor, k))
 
 
 RANKING: dict[str, Callable[[Hits, Counts, int], PerUser]] = {
@@ -104,7 +118,7 @@ def self_information(count: NDArray[np.floating]) -> NDArray[np.float64]:
     Source: Zhou et al. (2010), PNAS 107(10), with shares of ratings in place of users.
     """
     count_I = np.maximum(count.astype(np.float64), 1.0)
-    return np.log2(count_I.sum()) - np.log2(count_I)
+    return np.asarray(np.log2(count_I.sum()) - np.log2(count_I))
 
 
 def novelty(surprise: NDArray[np.float64], shown: NDArray[np.bool_], k: int) -> PerUser:
@@ -118,28 +132,217 @@ def novelty(surprise: NDArray[np.float64], shown: NDArray[np.bool_], k: int) -> 
     shown_UK = shown[:, :k]
     total = np.where(shown_UK, surprise[:, :k], 0.0).sum(axis=1)
     count = shown_UK.sum(axis=1)
-    return total / np.where(count > 0, count, np.nan)
+    return np.asarray(total / np.where(count > 0, count, np.nan))
 
 
-def coverage(shown: Counts) -> float:
-    """Share of the catalogue that is in any list; (I,) counts of lists that show each item."""
-    return float((shown > 0).mean())
-
-
-def gini(shown: Counts) -> float:
-    """How unevenly the places in the lists are shared out: 0 all alike, 1 one item has them all.
+@dataclass(frozen=True)
+class PerUserMetrics:
+    """The metrics of each user.
 
     Args:
-        shown: (I,) int64; how many lists show each item.
+        user: (U,) dense ids, ascending.
+        values: Name to (U,) float64; nan where the metric does not apply to the user. Squared and
+            absolute errors are sums over the user's ratings; "ratings" counts them.
+        shown: (C, items) int64; how many lists show each item, cut at each of evaluate.k.
+    """
+
+    user: NDArray[np.int64]
+    values: dict[str, PerUser]
+    shown: Counts
+
+    @property
+    def predicts_ratings(self) -> bool:
+        """Whether errors of predicted ratings were measured."""
+        return "ratings" in self.values
+
+    def fraction(self, name: str) -> tuple[PerUser, PerUser]:
+        """(U,) numerators and (U,) denominators, whose ratio of sums is the metric's mean.
+
+        The numerators of rmse are squared errors.
+        """
+        if name in RATING:
+            error = self.values["squared_error" if name == "rmse" else "absolute_error"]
+            return error, self.values["ratings"]
+        value = self.values[name]
+        return np.nan_to_num(value), (~np.isnan(value)).astype(np.float64)
+
+    def where(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "PerUserMetrics":
+        """The users that a mask or places choose. What all lists show stays as it is."""
+        values = {name: column[chosen] for name, column in self.values.items()}
+        return PerUserMetrics(self.user[chosen], values, self.shown)
+
+    @classmethod
+    def join(cls, parts: Iterable["PerUserMetrics"]) -> Self:
+        """Join the users of all parts, in ascending order; parts may come in any order.
+
+        Raises:
+            ValueError: There are no parts.
+        """
+        tables = list(parts)
+        if not tables:
+            raise ValueError("no parts: nobody was measured")
+        user = np.concatenate([table.user for table in tables])
+        order = np.argsort(user)
+        values = {
+            name: np.concatenate([table.values[name] for table in tables])[order]
+            for name in tables[0].values
+        }
+        return cls(user[order], values, np.sum([table.shown for table in tables], axis=0))
+
+
+def blocks_of(targets: Ratings) -> list[NDArray[np.int64]]:
+    """Divide the users with held-out ratings, ascending, into blocks of USER_BLOCK."""
+    users = np.unique(targets.user).astype(np.int64)
+    return [users[first : first + USER_BLOCK] for first in range(0, len(users), USER_BLOCK)]
+
+
+def rows_of_users(
+    column: NDArray[np.integer], users: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the rows of some users in a sorted column of users.
 
     Returns:
-        sum_i (2 i - I - 1) shown_i / ((I - 1) sum shown), with shown ascending and i from 1; so 1
-        is reached for any I. nan if nothing is shown or there is one item.
-
-    Source: Shani and Gunawardana (2011), Recommender Systems Handbook, section 8.3.3.
+        (R,) places of the rows in the column, and (R,) the place in `users` of each row's user.
     """
-    items, total = len(shown), int(shown.sum())
-    if items < 2 or not total:
-        return float("nan")
-    weight = 2 * np.arange(1, items + 1, dtype=np.int64) - items - 1
-    return int((weight * np.sort(shown)).sum()) / ((items - 1) * total)
+    begin = np.searchsorted(column, users, "left")
+    end = np.searchsorted(column, users, "right")
+    rows = np.concatenate([np.arange(a, b) for a, b in zip(begin, end, strict=True)])
+    return rows, np.repeat(np.arange(len(users)), end - begin)
+
+
+@dataclass(frozen=True)
+class RankedBatch:
+    """The ranked lists of a block of users, beside their held-out ratings.
+
+    Args:
+        users: (U,) dense ids, ascending.
+        place: (R,) row in `users` of each held-out rating.
+        item: (R,) int64 ids; those from the catalogue's size on are not known to training.
+        rating: (R,) float32 held-out ratings.
+        relevant: (R,) whether the list should show it.
+        ranked: The lists.
+        hits: (U, K) whether the item at that rank is relevant.
+    """
+
+    users: NDArray[np.int64]
+    place: NDArray[np.int64]
+    item: NDArray[np.int64]
+    rating: NDArray[np.float32]
+    relevant: NDArray[np.bool_]
+    ranked: TopK
+    hits: Hits
+
+    def count(self, which: NDArray[np.bool_]) -> Counts:
+        """(U,) how many of the chosen held-out ratings each user has; (R,) bool."""
+        return np.bincount(self.place[which], minlength=len(self.users)).astype(np.int64)
+
+
+def rank_block(
+    scorer: Scorer,
+    targets: Ratings,
+    users: NDArray[np.int64],
+    settings: EvaluateSettings,
+    candidates: tuple[Tensor, Tensor] | None = None,
+) -> RankedBatch:
+    """Rank items for a block of users, and mark the hits; see evaluate_block.
+
+    Args:
+        scorer: Ranks the whole catalogue, without what its history holds.
+        targets: Held-out ratings, sorted by user.
+        users: (U,) int64 ids, ascending, each with held-out ratings.
+        settings: Cut-offs, and the least rating that is relevant.
+        candidates: Rows (in `users`) and items. If given, only these and the held-out items are
+            ranked, whatever the history holds.
+    """
+    rows, place = rows_of_users(targets.user, users)
+    item, rating = targets.item[rows].astype(np.int64), targets.rating[rows]
+    threshold = settings.relevant_from
+    relevant = np.ones(len(rows), bool) if threshold is None else rating >= threshold
+    longest = min(max(settings.k), scorer.model.items)
+    if candidates is None:
+        ranked = scorer.rank(users, longest)
+    else:
+        row = torch.cat([candidates[0], torch.from_numpy(place)])
+        column = torch.cat([candidates[1], torch.from_numpy(item)])
+        ranked = scorer.rank_candidates(users, row, column, longest)
+    # A pair of user and item is one number, so that one isin finds the hits of all lists.
+    held_out = np.unique(place[relevant] * np.int64(1 << 32) + item[relevant])
+    listed = np.arange(len(users))[:, None] * np.int64(1 << 32) + ranked.item
+    hits = np.isin(listed, held_out) & (ranked.item != NONE)
+    return RankedBatch(users, place, item, rating, relevant, ranked, hits)
+
+
+def compute_metrics(
+    scorer: Scorer, lists: RankedBatch, settings: EvaluateSettings
+) -> PerUserMetrics:
+    """Compute every metric of lists that `scorer` has ranked; see evaluate_block."""
+    items, place = scorer.model.items, lists.place
+    count = lists.count(lists.relevant)
+    values = {
+        f"{name}@{k}": metric(lists.hits, count, min(k, items))
+        for k in settings.k
+        for name, metric in RANKING.items()
+    }
+    listed = lists.ranked.item
+    there = listed != NONE
+    # The padding NONE (-1) takes the last item's value here; `there` leaves it out below.
+    surprise = self_information(scorer.popularity.numpy())[listed]
+    for k in settings.k:
+        values[f"novelty@{k}"] = novelty(surprise, there, min(k, items))
+    if scorer.model.score_type == "rating":
+        error = scorer.predict(lists.users[place], lists.item).astype(np.float64) - lists.rating
+        columns = {"squared_error": error**2, "absolute_error": np.abs(error)}
+        for name, column in (columns | {"ratings": np.ones(len(place))}).items():
+            values[name] = np.bincount(place, column, len(lists.users)).astype(np.float64)
+    shown = [np.bincount(listed[:, :k][there[:, :k]], minlength=items) for k in settings.k]
+    return PerUserMetrics(lists.users, values, np.stack(shown))
+
+
+def evaluate_block(
+    scorer: Scorer, targets: Ratings, users: NDArray[np.int64], settings: EvaluateSettings
+) -> PerUserMetrics:
+    """Measure a block of users on their held-out ratings.
+
+    Args:
+        scorer: Ranks the whole catalogue, without what its history holds.
+        targets: Held-out ratings, sorted by user; those of other users are not looked at.
+        users: (U,) int64 ids, ascending, each with held-out ratings.
+        settings: Cut-offs, and the least rating that is relevant.
+
+    Returns:
+        One row per user. A held-out item that training does not know counts as relevant and is
+        never found.
+    """
+    return compute_metrics(scorer, rank_block(scorer, targets, users, settings), settings)
+
+
+def metric_sums(
+    table: PerUserMetrics | None, names: Iterable[str]
+) -> dict[str, tuple[float, float]]:
+    """The sum and the count of each metric over a worker's users, to be added up over workers.
+
+    A worker without users has None for its table. For rmse the sum is that of squared errors.
+    """
+    if table is None:
+        return dict.fromkeys(names, (0.0, 0.0))
+    fractions = {name: table.fraction(name) for name in names}
+    return {name: (float(top.sum()), float(low.sum())) for name, (top, low) in fractions.items()}
+
+
+def metric_names(settings: EvaluateSettings, rates: bool) -> list[str]:
+    """The metrics that a model can give: ranking at each k, and errors if it predicts ratings."""
+    names = [f"{name}@{k}" for k in settings.k for name in RANKING]
+    return names + list(RATING) if rates else names
+
+
+def check_metric(name: str, settings: EvaluateSettings, rates: bool) -> None:
+    """Refuse a validation metric that the model cannot give.
+
+    Raises:
+        RecrayError: It is unknown, or rmse or mae of a model that ranks.
+    """
+    known = metric_names(settings, rates)
+    if name not in known:
+        if name in RATING:
+            raise RecrayError(f"train.metric={name}: a ranking model does not predict stars")
+        raise unknown_name("metric", name, known)

@@ -1,10 +1,11 @@
-"""Among which items the held-out ones are ranked, and which baselines are measured.
+"""Among which items the held-out ones are ranked, and which baselines stand beside the model.
 
 Only one way is honest: every item that a user has not rated is a candidate. The others exist for
-comparison with papers, and say so.
+comparison with papers, and say so. Baselines are fitted on the same history as the model.
 """
 
 import hashlib
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,14 +19,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recray.data.ids import IdMap
-from recray.errors import RecrayError
+from recray.errors import RecrayError, unknown_name
+from recray.evaluation.metrics import rows_of_users
 from recray.evaluation.report import ProtocolReport
 from recray.inference.bundle import Bundle
+from recray.inference.history import History
 from recray.inference.scorer import Scorer
+from recray.models.base import Model
+from recray.models.baselines import Popularity
+from recray.models.item_item import Ease, HistoryModel, ItemKnn
+from recray.models.objectives import FoldIn, Objective
+from recray.models.objectives.fold_in import fold_in_each
 from recray.storage import open_input
 
 Kind = Literal["full", "rated", "sampled"]
 SAMPLED = ("ndcg", "hitrate")
+"""The metrics that papers report for sampled candidates."""
+BASELINES = ("popularity", "bias-only", "item-knn", "ease")
+ITEM_LIMIT = 12_000
+"""Above so many items EASE is refused, and item-kNN is measured only when asked for by name."""
 MEANING: dict[Kind, str] = {
     "full": "every item that the user has not rated is a candidate",
     "rated": "NOT THE HONEST PROTOCOL: only films that the user has rated are ranked, and those of "
@@ -55,7 +67,7 @@ class Candidates:
         return hashlib.sha256(self.user.tobytes() + self.item.tobytes()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        """By content: a worker's cache of evaluators has to detect_source an unpickled copy."""
+        """By content: a worker's cache of evaluators has to recognise an unpickled copy."""
         return isinstance(other, Candidates) and self.digest == other.digest
 
     def __hash__(self) -> int:
@@ -88,10 +100,7 @@ class Candidates:
 
     def cells(self, users: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Rows (in `users`) and items of these users' candidates."""
-        begin = np.searchsorted(self.user, users, "left")
-        end = np.searchsorted(self.user, users, "right")
-        rows = np.concatenate([np.arange(a, b) for a, b in zip(begin, end, strict=True)])
-        row = np.repeat(np.arange(len(users)), end - begin)
+        rows, row = rows_of_users(self.user, users)
         return torch.from_numpy(row), torch.from_numpy(self.item[rows])
 
 
@@ -122,7 +131,7 @@ class Protocol:
     """Which candidates are ranked, and which baselines are measured beside the model.
 
     Args:
-        baselines: Names of the baselines; None: see baselines.choose.
+        baselines: Names of the baselines; None: see choose_baselines.
         kind: full: all that a user has not rated is ranked; rated: all that they have rated, in
             training or held out, all of which count as relevant; sampled: the held-out items
             among candidates from a file.
@@ -178,12 +187,92 @@ class Protocol:
 
     def report(self) -> ProtocolReport:
         """Name the protocol, and say what it means."""
+        kind = self.kind
         return ProtocolReport(
-            kind=self.kind,
-            honest=self.kind == "full",
-            words=MEANING[self.kind],
-            negatives=self.negatives,
+            kind=kind, honest=kind == "full", words=MEANING[kind], negatives=self.negatives
         )
 
 
 FULL_RANKING = Protocol()
+
+
+class AsHistory(Objective):
+    """Folding in for models whose user state is the history itself."""
+
+    def check(self, model: Model) -> None:
+        """Refuse every model: nothing is trained.
+
+        Raises:
+            ValueError: A caller's mistake.
+        """
+        raise ValueError(f"{type(model).__name__} is not trained by its history")
+
+    def fold_in_solver(
+        self, model: Model, noise: float, popularity: Tensor | None = None
+    ) -> FoldIn:
+        """Make the state of the items that a user rated; the ratings themselves are not used.
+
+        Raises:
+            ValueError: A caller's mistake: another kind of model.
+        """
+        if not isinstance(model, HistoryModel):
+            raise ValueError(f"{type(model).__name__} does not score by history")
+        state_of = model.state_of
+        return fold_in_each(lambda item, _rating: state_of(item)[0])
+
+
+def choose_baselines(asked: Iterable[str] | None, items: int) -> tuple[str, ...]:
+    """The baselines to measure, in the order of BASELINES.
+
+    Args:
+        asked: Names; None takes popularity, bias-only and, in a catalogue that is not too large,
+            item-knn.
+        items: Size of the catalogue.
+
+    Raises:
+        RecrayError: A name is unknown, none is given, or EASE is asked for where its memory grows
+            too large.
+    """
+    if asked is None:
+        return BASELINES[:3] if items <= ITEM_LIMIT else BASELINES[:2]
+    names = set(asked)
+    for name in sorted(names - set(BASELINES)):
+        raise unknown_name("baseline", name, BASELINES)
+    if not names:
+        raise RecrayError(f"--baselines needs at least one of {', '.join(BASELINES)}")
+    if "ease" in names and items > ITEM_LIMIT:
+        raise RecrayError(
+            f"ease solves for every pair of items: {items:,} items are too many, {ITEM_LIMIT:,} "
+            "are allowed; use item-knn"
+        )
+    return tuple(name for name in BASELINES if name in names)
+
+
+def build_baselines(
+    names: Iterable[str], history: History, users: int, items: int
+) -> dict[str, Scorer]:
+    """Fit baselines on the history of the users that training knows.
+
+    Args:
+        names: As choose_baselines returns them.
+        history: What users have rated.
+        users: Users that training knows.
+        items: Items that training knows.
+    """
+    popularity = Popularity(users, items)
+    popularity.init_from_statistics(history.statistics(users, items))
+    popular = Scorer(popularity, None, history)
+
+    def from_history(model: HistoryModel) -> Scorer:
+        indptr = history.indptr[: users + 1]
+        items_of_users = torch.tensor(history.item[: indptr[-1]], dtype=torch.int64)
+        model.fit(torch.from_numpy(indptr), items_of_users)
+        return Scorer(model, AsHistory(), history, popularity=popular.popularity)
+
+    made: dict[str, Callable[[], Scorer]] = {
+        "popularity": lambda: popular,
+        "bias-only": lambda: Scorer(popular.bias_only, None, history),
+        "item-knn": lambda: from_history(ItemKnn(users, items)),
+        "ease": lambda: from_history(Ease(users, items)),
+    }
+    return {name: made[name]() for name in names}

@@ -1,11 +1,12 @@
 """What an evaluation found, as types; `plain()` is the JSON that bundles and `--json` hold."""
 
-from typing import Any
+from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, field_serializer
+from pydantic import BaseModel, ConfigDict, JsonValue, field_serializer
 
 Values = dict[str, float | None]
 """Metric to its mean; None where no user or item has anything relevant."""
+Json = dict[str, JsonValue]
 
 
 class Interval(BaseModel):
@@ -101,13 +102,12 @@ class EvaluationReport(BaseModel):
     catalogue: Values | None = None
     slices: Segments
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Json:
         """JSON-ready; fields that do not apply are left out."""
-        json: dict[str, Any] = _without_absent(self)
-        return json
+        return self.model_dump(exclude_none=True)
 
 
-def parse_report(stored: dict[str, Any]) -> EvaluationReport | None:
+def parse_report(stored: Mapping[str, object]) -> EvaluationReport | None:
     """The evaluation that a bundle holds; None where it was measured on nothing."""
     return EvaluationReport.model_validate(stored) if stored else None
 
@@ -118,14 +118,5 @@ class Measured(BaseModel):
     evaluation: EvaluationReport | None
 
     @field_serializer("evaluation")
-    def _plain(self, evaluation: EvaluationReport | None) -> dict[str, Any]:
+    def _plain(self, evaluation: EvaluationReport | None) -> Json:
         return evaluation.plain() if evaluation else {}
-
-
-def _without_absent(value: object) -> Any:
-    """The JSON of a model; optional fields of None are absent, None as a measured value stays."""
-    if isinstance(value, BaseModel):
-        return {name: _without_absent(v) for name, v in value if v is not None}
-    if isinstance(value, dict):
-        return {name: _without_absent(v) for name, v in value.items()}
-    return value

@@ -11,8 +11,8 @@ from recray.data.feedback_log import RatingsLog
 from recray.data.feedback_source import LogSummary, with_log
 from recray.data.source import Source
 from recray.errors import CheckFailed, RecrayError
-from recray.evaluation.bootstrap import Comparison
-from recray.evaluation.holdout_gate import (
+from recray.evaluation.comparison import (
+    Comparison,
     NotComparable,
     check_holdout_unseen,
     compare_on_holdout,

@@ -12,9 +12,9 @@ import numpy as np
 
 from recray.config import build_settings
 from recray.data.dataset import Prepared
-from recray.evaluation.bootstrap import Comparison, compare, summarise
+from recray.evaluation.comparison import Comparison, compare, summarise
 from recray.evaluation.evaluator import Evaluator
-from recray.evaluation.per_user import PerUserMetrics
+from recray.evaluation.metrics import PerUserMetrics
 from recray.evaluation.report import Interval
 from recray.inference.bundle import write_bundle
 from recray.progress import Log

@@ -12,7 +12,7 @@ from recray.data.dataset import Prepared
 from recray.data.ids import RawId
 from recray.data.source import Source
 from recray.errors import CheckFailed, RecrayError
-from recray.evaluation import distributed, evaluator
+from recray.evaluation import evaluator
 from recray.evaluation.protocol import FULL_RANKING, Protocol
 from recray.evaluation.report import EvaluationReport, Measured, parse_report
 from recray.inference.bundle import Bundle
@@ -67,7 +67,7 @@ def evaluate(
     settings = bundle.settings.changed(evaluate=changes or {}).evaluate
     if workers == 1 and address == LOCAL:  # no need to start Ray: the digits are the same
         return evaluator.evaluate(bundle, settings, protocol)
-    return distributed.evaluate(bundle, settings, workers, address, protocol)
+    return evaluator.evaluate_on_ray(bundle, settings, workers, address, protocol)
 
 
 @dataclass

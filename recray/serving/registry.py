@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pydantic import BaseModel, Field, ValidationError
 
 from recray.errors import DamagedFile, RecrayError, unknown_name
-from recray.evaluation.holdout_gate import check_not_worse
+from recray.evaluation.comparison import check_not_worse
 from recray.inference.bundle import KIND, Bundle, check_bundle
 from recray.storage import Folder, publish
 

@@ -21,7 +21,7 @@ from recray.config import Settings
 from recray.data.dataset import Prepared, Ratings
 from recray.data.item_features import feature_matrix
 from recray.errors import RecrayError
-from recray.evaluation.per_user import (
+from recray.evaluation.metrics import (
     PerUserMetrics,
     blocks_of,
     evaluate_block,

@@ -5,7 +5,7 @@ from recray.data.dataset import Prepared, refuse_equal_ratings
 from recray.data.item_features import feature_names
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError, WorkerLost
-from recray.evaluation.per_user import check_metric
+from recray.evaluation.metrics import check_metric
 from recray.models import build_model
 from recray.models.objectives import Objective, SampledLoss, UnobservedClass, build_objective
 from recray.progress import Log
