@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from recray.errors import RecrayError
-from recray.training.mlflow_client import mlflow_name
-from recray.tuning.mlflow_export import export
+from recray.reporting.mlflow import export_sweep as export
+from recray.reporting.mlflow import mlflow_name
 from recray.tuning.results import Metric, TrialResult
 from recray.tuning.store import SweepFolder, SweepMetadata
 
@@ -43,13 +43,13 @@ def test_a_trial_is_a_run_and_an_epoch_a_step(sweep, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     sweep.write_best(sweep.trials()[0], Metric("ndcg@10", lower_is_better=False))
     done = export(sweep.folder.path, str(tmp_path / "mlruns"))
-    assert (done["experiment"], done["trials"], done["added"]) == ("tiny-ranking", 2, 2)
-    client = client_of(done["store"])
+    assert (done.experiment, done.trials, done.added) == ("tiny-ranking", 2, 2)
+    client = client_of(done.store)
     experiment = client.get_experiment_by_name("tiny-ranking").experiment_id
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
     assert set(runs) == {"sweep", "trial 0", "trial 1"}
     assert runs["trial 0"].data.params == {"train.l2": "0.5"}
-    assert runs["trial 0"].data.tags["mlflow.parentRunId"] == done["run"]
+    assert runs["trial 0"].data.tags["mlflow.parentRunId"] == done.run
     steps = client.get_metric_history(runs["trial 0"].info.run_id, "ndcg_at_10")
     assert sorted((m.step, m.value) for m in steps) == [(1, 0.1), (2, 0.3)]
     assert [run.info.status for _, run in sorted(runs.items())] == [
@@ -58,7 +58,7 @@ def test_a_trial_is_a_run_and_an_epoch_a_step(sweep, tmp_path, monkeypatch):
         "FAILED",
     ]
     assert runs["trial 1"].data.tags["recray.error"] == "the loss became nan"
-    assert [f.path for f in client.list_artifacts(done["run"])] == ["best.yaml"]
+    assert [f.path for f in client.list_artifacts(done.run)] == ["best.yaml"]
 
 
 def test_exported_again_it_adds_what_has_ended_since(sweep, tmp_path):
@@ -66,15 +66,15 @@ def test_exported_again_it_adds_what_has_ended_since(sweep, tmp_path):
     first = export(sweep.folder.path, store)
     sweep.save(record(2, "stopped", 0.4))
     again = export(sweep.folder.path, store)
-    assert (again["run"], again["trials"], again["added"]) == (first["run"], 3, 1)
-    assert export(sweep.folder.path, store)["added"] == 0
+    assert (again.run, again.trials, again.added) == (first.run, 3, 1)
+    assert export(sweep.folder.path, store).added == 0
 
 
 def test_another_sweep_is_another_run_of_the_experiment(sweep, tmp_path):
     store = str(tmp_path / "mlruns")
     other = SweepFolder(str(tmp_path / "other"))
     other.reserve(sweep.metadata())
-    assert export(other.folder.path, store)["run"] != export(sweep.folder.path, store)["run"]
+    assert export(other.folder.path, store).run != export(sweep.folder.path, store).run
 
 
 def test_a_missing_package_is_one_line_with_the_command(sweep, tmp_path, monkeypatch):

@@ -8,9 +8,9 @@ import pytest
 from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.progress import Console
+from recray.reporting.mlflow import MLflowLogger, mlflow_logger
 from recray.storage import Folder
-from recray.training import callbacks
-from recray.training.callbacks import Callbacks, MLflow, TensorBoard, watch_history
+from recray.training.callbacks import Callbacks, TensorBoard, watch_history
 from recray.training.checkpoint import RunFolder, RunMetadata
 
 METADATA = RunMetadata(
@@ -118,7 +118,7 @@ def test_tensorboard_has_every_epoch_once_when_a_run_was_continued(tmp_path):
 def test_without_mlflow_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
     with pytest.raises(RecrayError, match=r"pip install 'recray\[mlflow\]'"):
-        callbacks.mlflow("http://127.0.0.1:5000")
+        mlflow_logger("http://127.0.0.1:5000")
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_mlflow_has_settings_and_every_epoch_of_a_continued_run(tmp_path, monkey
 
     uri, folder = f"file://{tmp_path}/store", Folder(str(tmp_path / "run"))
     for done, last in ((0, 2), (2, 4)):
-        book = MLflow(uri, folder, METADATA, entries(done))
+        book = MLflowLogger(uri, folder, METADATA, entries(done))
         for entry in entries(last)[done:]:
             book.epoch(entry)
         book.close(finished=last == 4)
@@ -145,4 +145,4 @@ def test_mlflow_has_settings_and_every_epoch_of_a_continued_run(tmp_path, monkey
 @pytest.mark.slow
 def test_an_mlflow_server_that_does_not_answer_is_told_at_once(tmp_path):
     with pytest.raises(RecrayError, match=r"--mlflow http://127.0.0.1:1: nothing answers there"):
-        MLflow("http://127.0.0.1:1", Folder(str(tmp_path)), METADATA, [])
+        MLflowLogger("http://127.0.0.1:1", Folder(str(tmp_path)), METADATA, [])

@@ -108,7 +108,9 @@ def train(
 
     loggers: list[callbacks.LoggerFactory] = [callbacks.TensorBoard]
     if tracking is not None:
-        loggers.append(callbacks.mlflow(tracking))
+        from recray.reporting.mlflow import mlflow_logger
+
+        loggers.append(mlflow_logger(tracking))
     ui.expect(settings.train.epochs, settings.metric)
     watch = callbacks.Callbacks(ui.log, ui.epoch, tuple(loggers))
     summary = trainer.run(settings, prepared, out, workers, resume, address, watch, max_failures)

@@ -140,12 +140,12 @@ def tune_export(ui: Console, sweep: str, store: str, experiment: str | None) -> 
         recray tune export sweeps/neumf --to mlruns
         MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri mlruns
     """
-    from recray.tuning.mlflow_export import export
+    from recray.reporting.mlflow import export_sweep
 
-    result = export(sweep, store, experiment)
+    result = export_sweep(sweep, store, experiment)
     text = (
-        f"{result['added']} of {result['trials']} trials added to {result['experiment']} in "
-        f"{result['store']} (run {result['run']})"
+        f"{result.added} of {result.trials} trials added to {result.experiment} in "
+        f"{result.store} (run {result.run})"
     )
     ui.result(result, text)
 

@@ -1,4 +1,4 @@
-"""What follows the epochs of a run: callbacks, and the loggers of TensorBoard and MLflow."""
+"""What follows the epochs of a run: callbacks, and the event files of TensorBoard."""
 
 import contextlib
 import json
@@ -16,7 +16,6 @@ from recray.progress import Log
 from recray.schema import TIMINGS
 from recray.storage import Folder, is_uri
 from recray.training.checkpoint import EPOCHS, EpochEntry, RunFolder, RunMetadata
-from recray.training.mlflow_client import MLflowExperiment, mlflow_errors, require_mlflow
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -27,8 +26,6 @@ POLL_S = 0.25
 EVENTS = "tensorboard"
 TENSORBOARD_DELAY_S = 2.0
 """TensorBoard takes half a second to load; a run that is shorter than this waits for it once."""
-MLFLOW_RUN = "mlflow.json"
-EXPERIMENT = "recray"
 
 
 class ExperimentLogger(Protocol):
@@ -155,7 +152,7 @@ def watch_history(
         tail.close(finished)
 
 
-def _tagged(entry: EpochEntry) -> dict[str, float]:
+def tagged(entry: EpochEntry) -> dict[str, float]:
     """The numbers of an entry as train/loss, valid/rmse, speed/seconds."""
     groups = {"loss": "train"} | dict.fromkeys(TIMINGS, "speed")
     numbers = {k: v for k, v in entry.items() if k != "epoch" and math.isfinite(v)}
@@ -211,79 +208,7 @@ class TensorBoard:
             settings = json.dumps(self.metadata.settings.plain(), indent=1)
             self.writer.add_text("settings", f"```\n{settings}\n```")
         for entry in self.pending:
-            for name, value in _tagged(entry).items():
+            for name, value in tagged(entry).items():
                 self.writer.add_scalar(name, value, int(entry["epoch"]))
         self.writer.flush()
         self.pending.clear()
-
-
-def mlflow(uri: str) -> LoggerFactory:
-    """Log to MLflow: parameters once, metrics each epoch; a continued run goes on in its own.
-
-    Args:
-        uri: Tracking server or store, such as http://127.0.0.1:5000 or sqlite:///mlflow.db.
-
-    Raises:
-        RecrayError: MLflow is not installed.
-    """
-    require_mlflow()
-    return lambda folder, metadata, history: MLflow(uri, folder, metadata, history)
-
-
-class MLflow:
-    """A run of the experiment "recray".
-
-    Args:
-        uri: Tracking server or store.
-        folder: The run's folder; it remembers MLflow's name for the run.
-        metadata: What the run is.
-        history: Epochs done before, which MLflow may have already.
-
-    Raises:
-        RecrayError: Nothing answers there, or it refuses.
-    """
-
-    name = "mlflow"
-
-    def __init__(
-        self, uri: str, folder: Folder, metadata: RunMetadata, history: list[EpochEntry]
-    ) -> None:
-        with mlflow_errors(f"--mlflow {uri}"):
-            self.experiment = MLflowExperiment(uri, EXPERIMENT)
-            before = self._continued(uri, folder)
-            self.run = before or self._begin(folder, metadata)
-            if before is None:
-                folder.write_json(MLFLOW_RUN, {"uri": uri, "run": self.run})
-            last = self.experiment.last_step(self.run, "train/loss") if before else 0
-            for entry in history:  # also what a kill kept back
-                if entry["epoch"] > last:
-                    self.epoch(entry)
-
-    def _continued(self, uri: str, folder: Folder) -> str | None:
-        """MLflow's name for the run, if it has been there before."""
-        if not folder.exists(MLFLOW_RUN):
-            return None
-        before = folder.read_json(MLFLOW_RUN)
-        if before["uri"] != uri:
-            return None
-        self.experiment.client.update_run(before["run"], status="RUNNING")
-        return str(before["run"])
-
-    def _begin(self, folder: Folder, metadata: RunMetadata) -> str:
-        run = self.experiment.create_run(folder.name)
-        params: dict[str, str] = {}
-        for group, values in metadata.settings.plain().items():
-            named = values if isinstance(values, dict) else {"": values}
-            params |= {f"{group}.{k}".rstrip("."): json.dumps(v) for k, v in named.items()}
-        params |= {"dataset": metadata.dataset, "fingerprint": metadata.fingerprint}
-        self.experiment.log_params(run, params | {"workers": str(metadata.workers)})
-        return run
-
-    def epoch(self, entry: EpochEntry) -> None:
-        """Take the next epoch's metrics."""
-        rows = [(name, value, int(entry["epoch"])) for name, value in _tagged(entry).items()]
-        self.experiment.log_metrics(self.run, rows)
-
-    def close(self, finished: bool) -> None:
-        """Mark the run as finished or killed."""
-        self.experiment.client.set_terminated(self.run, "FINISHED" if finished else "KILLED")
