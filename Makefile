@@ -30,8 +30,8 @@ validate: $(INSTALLED)
 	$(BIN)/python -m cluster.validate
 
 docs: $(INSTALLED)
-	$(BIN)/python -m recray.cli.reference > docs/commands.md
-	$(BIN)/python -m recray.cli.settings_reference > docs/settings.md
+	$(BIN)/python -m recray.cli.reference commands > docs/commands.md
+	$(BIN)/python -m recray.cli.reference settings > docs/settings.md
 
 dist: $(INSTALLED)
 	$(BIN)/python -m build

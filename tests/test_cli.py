@@ -8,8 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from recray.cli import cli
-from recray.cli.reference import reference
-from recray.cli.settings_reference import settings_reference
+from recray.cli.reference import command_page, settings_page
 from recray.config import known_keys
 from recray.pipelines import summaries
 from recray.pipelines.crossvalidation import FoldReport, FoldsReport
@@ -44,17 +43,17 @@ def test_the_readme_or_a_page_it_leads_to_names_every_command(words):
 
 def test_the_reference_of_commands_is_current():
     written = (ROOT / "docs" / "commands.md").read_text()
-    assert written == f"{reference()}\n", "run `make docs`"
+    assert written == f"{command_page()}\n", "run `make docs`"
 
 
 def test_the_reference_of_settings_is_current():
     written = (ROOT / "docs" / "settings.md").read_text()
-    assert written == f"{settings_reference()}\n", "run `make docs`"
+    assert written == f"{settings_page()}\n", "run `make docs`"
 
 
 @pytest.mark.parametrize("key", known_keys())
 def test_the_reference_says_what_a_setting_takes_and_means(key):
-    (row,) = [r for r in settings_reference().splitlines() if r.startswith(f"| `{key}` |")]
+    (row,) = [r for r in settings_page().splitlines() if r.startswith(f"| `{key}` |")]
     cells = [cell.strip() for cell in row.strip("|").split(" | ")]
     assert len(cells) == 4
     assert all(cells), row
@@ -72,7 +71,7 @@ def test_the_reference_says_what_a_setting_takes_and_means(key):
     ],
 )
 def test_the_reference_of_settings_has_a_row(row):
-    assert f"\n{row}" in settings_reference()
+    assert f"\n{row}" in settings_page()
 
 
 @pytest.mark.parametrize("words", ALL)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from recray.cli import cli
 from recray.cli.base import StoragePath, default_out
-from recray.cli.jobs import _checked
+from recray.cli.cluster import _checked
 from recray.errors import RecrayError
 from recray.runtime import jobs as api
 from recray.runtime.jobs import Job, Jobs

@@ -166,8 +166,8 @@ def archive(name: str, folder: str | None) -> str:
 
 def _folds(case: Case, settings: Settings, most: int) -> list[Fold]:
     if case.seeds:
-        return crossvalidation.seeds(settings, min(case.seeds, most))
-    return crossvalidation.given_folds(settings, [f"u{n}" for n in range(1, 6)][:most])
+        return crossvalidation.repetitions(settings, seeds=min(case.seeds, most))
+    return crossvalidation.repetitions(settings, names=[f"u{n}" for n in range(1, 6)][:most])
 
 
 def _measure(case: Case, source: str, sizes: Sizes, out: str, log: Log) -> dict[str, Any]:

@@ -1,21 +1,36 @@
-"""What all commands share: the group, its options, and how an error is shown."""
+"""What all commands share: the group, its options, how an error is shown, and the entry point.
+
+Modules that load torch or Ray are imported by the commands that need them, so that `recray --help`
+is immediate.
+"""
 
 import functools
 import json
 import os
 import platform
+import signal
+import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import CompletionItem, get_completion_class
 
 from recray import __version__
-from recray.config import known_keys, preset_names
+from recray.config import Settings, known_keys, load_settings, preset_names
 from recray.errors import RecrayError
 from recray.progress import Console
 from recray.runtime.session import in_job, own_address
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+COMPLETION_FILES = {
+    "bash": 'eval "$(recray completion bash)"  # into ~/.bashrc',
+    "zsh": 'eval "$(recray completion zsh)"  # into ~/.zshrc',
+    "fish": "recray completion fish > ~/.config/fish/completions/recray.fish",
+}
+"""Where each shell reads the script that completes commands."""
 
 
 class _Failure(click.ClickException):
@@ -105,76 +120,109 @@ def sources(
     return [*_starting(["sample", *RELEASES], begun), CompletionItem(begun, type="file")]
 
 
-def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options that several commands have: --json always, the others by name."""
-    options = {
-        "preset": click.option(
-            "--preset", help="Recipe to start from.  [default: ranking]", shell_complete=_presets
-        ),
-        "config": click.option(
-            "--config", type=PATH, metavar="FILE", help="YAML with settings by group."
-        ),
-        "set": click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Change one setting.",
-            shell_complete=_settings,
-        ),
-        "workers": click.option(
-            "--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes."
-        ),
-        "address": click.option(
-            "--address",
-            default=own_address,
-            show_default="local; in a job, its cluster",
-            help="Ray cluster: local, auto, HOST:PORT.",
-        ),
-        "columns": click.option(
-            "--columns",
-            callback=_columns,
-            metavar="ROLE=NAME,...",
-            help="Columns of your own file, such as user=customer,item=sku; by place, from 1, "
-            "where there is no header.",
-        ),
-        "mirror": click.option(
-            "--mirror", type=PATH, metavar="URL|FOLDER", help="Where NAME.zip lies instead."
-        ),
-        "host": click.option(
-            "--host", default="127.0.0.1", show_default=True, help="Interface to bind."
-        ),
-        "port": click.option(
-            "--port",
-            default=8000,
-            show_default=True,
-            type=click.IntRange(1, 65535),
-            help="HTTP port.",
-        ),
-        "k": click.option(
-            "-k",
-            default=10,
-            show_default=True,
-            type=click.IntRange(min=1),
-            help="Length of a list.",
-        ),
-    }
+def _number(*names: str, default: int, range: click.IntRange, help: str) -> Decorator:
+    return click.option(*names, default=default, show_default=True, type=range, help=help)
+
+
+_SHARED: dict[str, Decorator] = {
+    "preset": click.option(
+        "--preset", help="Recipe to start from.  [default: ranking]", shell_complete=_presets
+    ),
+    "config": click.option(
+        "--config", type=PATH, metavar="FILE", help="YAML with settings by group."
+    ),
+    "set": click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change one setting.",
+        shell_complete=_settings,
+    ),
+    "workers": _number("--workers", default=1, range=click.IntRange(min=1), help="Processes."),
+    "address": click.option(
+        "--address",
+        default=own_address,
+        show_default="local; in a job, its cluster",
+        help="Ray cluster: local, auto, HOST:PORT.",
+    ),
+    "columns": click.option(
+        "--columns",
+        callback=_columns,
+        metavar="ROLE=NAME,...",
+        help="Columns of your own file, such as user=customer,item=sku; by place, from 1, "
+        "where there is no header.",
+    ),
+    "mirror": click.option(
+        "--mirror", type=PATH, metavar="URL|FOLDER", help="Where NAME.zip lies instead."
+    ),
+    "host": click.option(
+        "--host", default="127.0.0.1", show_default=True, help="Interface to bind."
+    ),
+    "port": _number("--port", default=8000, range=click.IntRange(1, 65535), help="HTTP port."),
+    "k": _number("-k", default=10, range=click.IntRange(min=1), help="Length of a list."),
+}
+_RECIPE = ("preset", "config", "set")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the options --preset, --config, --set and --columns say of the settings."""
+
+    preset: str | None = None
+    config: str | None = None
+    overrides: tuple[str, ...] = ()
+
+    def settings(self) -> Settings:
+        """Resolve and check the settings.
+
+        Raises:
+            RecrayError: The preset or a key is unknown, or a value is not allowed.
+        """
+        return load_settings(self.preset, self.config, self.overrides)
+
+    def refuse_groups(self, groups: tuple[str, ...], command: str) -> None:
+        """Refuse settings that another command takes, which would be ignored here.
+
+        Raises:
+            RecrayError: One of them is given.
+        """
+        for text in self.overrides:
+            if text.split(".")[0].strip() in groups:
+                raise RecrayError(f"--set {text}: this is decided by `{command}`; give it there")
+
+
+def options(*decorators: Decorator) -> Decorator:
+    """Join options to one decorator; the help shows them in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.reduce(lambda inner, option: option(inner), decorators[::-1], command)
+
+    return decorate
+
+
+def shared(*names: str) -> Decorator:
+    """Options that several commands have: --json always, the others by name.
+
+    The command gets a Console first. `recipe` stands for --preset, --config and --set; the command
+    gets them, and --columns where it has that, as one Recipe.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def with_console(*args: Any, as_json: bool, **kwargs: Any) -> Any:
+            if "recipe" in names:
+                overrides = kwargs.pop("overrides") + kwargs.pop("columns", ())
+                kwargs["recipe"] = Recipe(kwargs.pop("preset"), kwargs.pop("config"), overrides)
             ui = Console(as_json, click.get_current_context().command_path)
             try:
                 return command(ui, *args, **kwargs)
             finally:
                 ui.close()
 
-        wrapped: Callable[..., Any] = with_console
-        for name in reversed(names):
-            wrapped = options[name](wrapped)
-        return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(
-            wrapped
-        )
+        single = [one for name in names for one in (_RECIPE if name == "recipe" else (name,))]
+        as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+        return options(as_json, *(_SHARED[name] for name in single))(with_console)
 
     return decorate
 
@@ -202,3 +250,50 @@ def cli() -> None:
     SOURCE is `sample` (generated, no network), a MovieLens release (ml-100k ... ml-32m), or the
     path or URI of a zip, folder or csv file.
     """
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(list(COMPLETION_FILES)))
+@shared()
+def completion(ui: Console, shell: str) -> None:
+    """Print what makes SHELL complete commands, options, presets, settings and releases.
+
+    \b
+    Example:
+        eval "$(recray completion bash)"     # one line in ~/.bashrc; zsh in ~/.zshrc likewise
+        recray completion fish > ~/.config/fish/completions/recray.fish
+    """
+    made = get_completion_class(shell)
+    if made is None:
+        raise ValueError(f"click knows no shell {shell}")
+    script = made(cli, {}, "recray", "_RECRAY_COMPLETE").source()
+    ui.result({"shell": shell, "script": script, "install": COMPLETION_FILES[shell]}, script)
+
+
+def wait_for_stop(ui: Console, url: str) -> None:
+    """Sleep until a signal ends the process."""
+    ui.log(f"serving on {url}; Ctrl-C stops it")
+    signal.pause()
+
+
+def main(command: str | None = None, **defaults: Any) -> None:
+    """Entry point; stopped by Ctrl-C it exits with 130.
+
+    Args:
+        command: What to run with the arguments of the process; None: the first of them says.
+        **defaults: Other defaults for the options of that command.
+    """
+    arguments = sys.argv[1:] if command is None else [command, *sys.argv[1:]]
+    known = {} if command is None else {command: defaults}
+    try:
+        status = cli.main(arguments, "recray", standalone_mode=False, default_map=known)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `recray ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,21 +1,23 @@
-"""What one does with a bundle: evaluate, recommend, explain."""
+"""What one does with a bundle: evaluate, recommend, explain, similar."""
 
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from recray.cli.base import PATH, SOURCE, cli, default_out, shared
-from recray.cli.filter_options import filter_options, parse_filters
-from recray.config import Settings, load_settings
+from recray.cli.base import PATH, SOURCE, Recipe, cli, default_out, options, shared
 from recray.data.ids import IdMap, RawId
 from recray.errors import RecrayError
 from recray.progress import Console
 from recray.reporting import terminal
 
 if TYPE_CHECKING:
-    from recray.pipelines.crossvalidation import FoldsReport
+    from recray.evaluation.protocol import Kind
+    from recray.inference.filters import Filters
+    from recray.inference.recommender import Recommender
 
 
 @cli.command()
@@ -60,28 +62,18 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=PATH, metavar="DIR", help="Of the folds.  [default: recray-out/folds-NAME]"
 )
-@shared("preset", "config", "set", "workers", "address")
+@shared("recipe", "workers", "address")
 def evaluate(
     ui: Console,
     bundle: str,
-    prepared: str | None,
-    k: tuple[int, ...],
-    relevant_from: float | None,
-    baselines: str | None,
-    slices: bool,
-    among: str,
-    protocol: Literal["full", "sampled"],
-    negatives: str | None,
     kfold: int | None,
     folds: str | None,
     seeds: int | None,
     refit: bool,
     out: str | None,
-    preset: str | None,
-    config: str | None,
-    overrides: tuple[str, ...],
-    workers: int,
+    recipe: Recipe,
     address: str,
+    **of_bundle: Any,
 ) -> None:
     """Measure a BUNDLE on its test split; the digits do not depend on --workers.
 
@@ -95,72 +87,63 @@ def evaluate(
         recray evaluate ml-100k --preset rating --folds u1,u2,u3,u4,u5 --set split.valid=0
     """
     ways = {"--kfold": kfold, "--folds": folds, "--seeds": seeds}
-    chosen_ways = [name for name, value in ways.items() if value is not None]
-    if len(chosen_ways) > 1:
-        raise RecrayError(f"{' and '.join(chosen_ways)} exclude each other: give one")
-    if chosen_ways:
-        _refuse_those_of_a_bundle(chosen_ways[0])
-        settings = load_settings(preset, config, overrides)
-        result = measure_folds(
-            ui, bundle, settings, kfold, _names(folds), seeds, refit, out, address
-        )
-        from recray.pipelines import summaries
+    chosen = [name for name, value in ways.items() if value is not None]
+    if len(chosen) > 1:
+        raise RecrayError(f"{' and '.join(chosen)} exclude each other: give one")
+    if not chosen:
+        if refit or out or recipe != Recipe():
+            raise RecrayError("--refit, --out, --preset, --config and --set go with folds or seeds")
+        return _evaluate_bundle(ui, bundle, address, **of_bundle)
+    _refuse_those_of_a_bundle(chosen[0], of_bundle)
+    settings = recipe.settings()
+    from recray.pipelines import crossvalidation, summaries
 
-        ui.result(result, summaries.folds(result))
-        return
-    if refit or out or preset or config or overrides:
-        raise RecrayError("--refit, --out, --preset, --config and --set go with folds or seeds")
-    from recray.evaluation.protocol import Kind, Protocol
+    repeated = crossvalidation.repetitions(settings, kfold, _names(folds), seeds)
+    base = bundle.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
+    folder = out or default_out(f"folds-{base}")
+    result = crossvalidation.run(bundle, repeated, folder, refit, address, ui.log)
+    return ui.result(result, summaries.folds(result))
+
+
+def _evaluate_bundle(
+    ui: Console,
+    bundle: str,
+    address: str,
+    prepared: str | None,
+    k: tuple[int, ...],
+    relevant_from: float | None,
+    baselines: str | None,
+    slices: bool,
+    among: str,
+    protocol: "Kind",
+    negatives: str | None,
+    workers: int,
+) -> None:
+    from recray.evaluation.protocol import Protocol
     from recray.pipelines import stages
     from recray.serving.registry import resolve_bundle
 
-    given = {"k": list(k) or None, "relevant_from": relevant_from}
-    changes = {name: value for name, value in given.items() if value is not None}
     if among == "rated" and protocol == "sampled":
         raise RecrayError("--among rated and --protocol sampled exclude each other: give one")
-    kind: Kind = "rated" if among == "rated" else protocol
-    chosen = Protocol(_names(baselines), kind, negatives)
+    given = {"k": list(k) or None, "relevant_from": relevant_from}
+    changes = {name: value for name, value in given.items() if value is not None}
+    kind = "rated" if among == "rated" else protocol
     path = resolve_bundle(bundle)
     with ui.during(f"measure {path} on its test split"):
-        report = stages.evaluate(path, changes, prepared, workers, address, chosen)
+        measured = Protocol(_names(baselines), kind, negatives)
+        report = stages.evaluate(path, changes, prepared, workers, address, measured)
     ui.result(report.plain(), terminal.evaluation(report, slices))
 
 
-def _refuse_those_of_a_bundle(way: str) -> None:
+def _refuse_those_of_a_bundle(way: str, of_bundle: Iterable[str]) -> None:
     """Folds are measured as training measures, and by one worker each."""
     source = click.get_current_context().get_parameter_source
-    own = ("k", "relevant_from", "baselines", "slices", "among", "protocol", "negatives")
-    given = [n for n in (*own, "prepared", "workers") if source(n) == ParameterSource.COMMANDLINE]
+    given = [name for name in of_bundle if source(name) == ParameterSource.COMMANDLINE]
     if given:
         words = " and ".join("-k" if n == "k" else f"--{n.replace('_', '-')}" for n in given)
         raise RecrayError(
             f"{words}: of a BUNDLE only; {way} takes settings, such as --set evaluate.k=20"
         )
-
-
-def measure_folds(
-    ui: Console,
-    source: str,
-    settings: Settings,
-    kfold: int | None,
-    names: tuple[str, ...] | None,
-    seeds: int | None,
-    refit: bool,
-    out: str | None,
-    address: str,
-) -> "FoldsReport":
-    """Train and measure the recipe on every fold or seed of a source."""
-    from recray.pipelines import crossvalidation
-
-    if kfold is not None:
-        folds = crossvalidation.kfold(settings, kfold)
-    elif names is not None:
-        folds = crossvalidation.given_folds(settings, list(names))
-    else:
-        folds = crossvalidation.seeds(settings, seeds or 1)
-    base = source.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
-    folder = out or default_out(f"folds-{base}")
-    return crossvalidation.run(source, folds, folder, refit, address, ui.log)
 
 
 def _names(written: str | None) -> tuple[str, ...] | None:
@@ -170,13 +153,56 @@ def _names(written: str | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in written.split(",") if name.strip())
 
 
+_YEAR = click.IntRange(1, 9999)
+_filter_options = options(
+    click.option("--genres", multiple=True, metavar="NAME", help="At least one; repeatable."),
+    click.option("--not-genres", multiple=True, metavar="NAME", help="None; repeatable."),
+    click.option("--year-from", type=_YEAR, metavar="YEAR", help="First year."),
+    click.option("--year-to", type=_YEAR, metavar="YEAR", help="Last year."),
+    click.option("--exclude", multiple=True, metavar="ITEM", help="Not this; repeatable."),
+    click.option(
+        "--min-popularity",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Fewest training ratings.",
+    ),
+    click.option(
+        "--diversity",
+        type=click.FloatRange(0, 1),
+        metavar="0..1",
+        help="0 by score alone, 1 as varied as can be.",
+    ),
+    click.option("--why", is_flag=True, help="Name the rated items behind each."),
+)
+
+
+def _filters(
+    recommender: "Recommender", exclude: Sequence[str] = (), why: bool = False, **filters: Any
+) -> "Filters":
+    """Make the recommender's filters of the values of the options.
+
+    Raises:
+        RecrayError: An id to exclude is a text, and the data set has numbers.
+    """
+    from recray.inference.filters import Filters
+
+    ids = []
+    for text in exclude:
+        try:
+            ids.append(recommender.items.parse(text))
+        except KeyError:
+            raise RecrayError(f"--exclude {text}: the items of this data are numbers") from None
+    used = {name: value for name, value in filters.items() if value}
+    return Filters(exclude=ids, explain=why, **used)
+
+
 @cli.command()
 @click.argument("bundle", type=PATH)
 @click.option("--user", help="A user of the data set.")
 @click.option("--rate", multiple=True, metavar="ITEM=STARS", help="Ratings of somebody new.")
 @click.option("--all", "everyone", is_flag=True, help="Every user, as parquet into --out.")
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for --all.")
-@filter_options
+@_filter_options
 @shared("k", "address")
 def recommend(
     ui: Console,
@@ -205,10 +231,7 @@ def recommend(
     if everyone and out is None:
         raise RecrayError("--all writes files: give --out DIR")
     ratings = [_parse_rating(text) for text in rate]
-    from recray.inference.recommender import Recommender
-    from recray.serving.registry import resolve_bundle
-
-    recommender = Recommender.open(resolve_bundle(bundle))
+    recommender = _recommender(bundle)
     if everyone:
         if any(filters.values()):
             raise RecrayError("--all writes plain lists: filters go with --user and --rate")
@@ -216,18 +239,32 @@ def recommend(
 
         with ui.during(f"lists of everybody into {out}"):
             lists = batch.recommend_all(recommender.bundle, str(out), k, address, ui.log)
-        ui.result(asdict(lists), terminal.lists(asdict(lists)))
-        return
-    chosen = parse_filters(recommender, **filters)
+        return ui.result(asdict(lists), terminal.lists(asdict(lists)))
+    chosen = _filters(recommender, **filters)
     if user is None:
         new = _raw_items(recommender.items, ratings)
         answer = recommender.recommend_from(new, k, filters=chosen)
     else:
-        try:
-            answer = recommender.recommend(recommender.users.parse(user), k, filters=chosen)
-        except KeyError:
-            raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
-    ui.result(answer.plain(), terminal.recommendations(answer.plain()))
+        with _known_user(recommender, user) as raw_user:
+            answer = recommender.recommend(raw_user, k, filters=chosen)
+    return ui.result(answer.plain(), terminal.recommendations(answer.plain()))
+
+
+def _recommender(bundle: str) -> "Recommender":
+    """Open a bundle, or the current version of a registry."""
+    from recray.inference.recommender import Recommender
+    from recray.serving.registry import resolve_bundle
+
+    return Recommender.open(resolve_bundle(bundle))
+
+
+@contextlib.contextmanager
+def _known_user(recommender: "Recommender", user: str) -> Iterator[RawId]:
+    """Give the raw id of a user; a KeyError of the block says that there is no such user."""
+    try:
+        yield recommender.users.parse(user)
+    except KeyError:
+        raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
 
 
 def _parse_rating(text: str) -> tuple[str, float]:
@@ -259,12 +296,31 @@ def explain(ui: Console, bundle: str, user: str, k: int) -> None:
         recray explain bundles/mse --user 4
     """
     from recray.inference.inspect_user import inspect_user
-    from recray.inference.recommender import Recommender
-    from recray.serving.registry import resolve_bundle
 
-    recommender = Recommender.open(resolve_bundle(bundle))
-    try:
-        result = asdict(inspect_user(recommender, recommender.users.parse(user), k))
-    except KeyError:
-        raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
+    recommender = _recommender(bundle)
+    with _known_user(recommender, user) as raw_user:
+        result = asdict(inspect_user(recommender, raw_user, k))
     ui.result(result, terminal.explanation(result, k))
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option("--item", required=True, metavar="ID|TITLE", help="An item of the data set.")
+@shared("k")
+def similar(ui: Console, bundle: str, item: str, k: int) -> None:
+    """Find what is most like an item in a BUNDLE, by the model's vectors.
+
+    \b
+    Example:
+        recray similar bundles/mse --item 50
+        recray similar bundles/mse --item "the shawshank" -k 5
+    """
+    recommender = _recommender(bundle)
+    raw = recommender.find_item(item)
+    try:
+        answer = recommender.similar(raw, k).plain()
+    except KeyError:
+        raise RecrayError(f"--item {item}: the model was not trained on it") from None
+    facts = recommender.item(raw)
+    text = f"like {facts.title} ({raw})\n{terminal.recommendations(answer)}"
+    ui.result({"item": asdict(facts), **answer}, text)

@@ -1,50 +1,21 @@
-"""The commands around the service: serve, key, verify; and similar items."""
+"""The service and what it serves: serve, key, verify, and the versions of a registry."""
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from recray.cli.base import cli, shared
-from recray.cli.up import wait_for_stop
-from recray.errors import CheckFailed, RecrayError
+from recray.cli.base import Commands, cli, options, shared, wait_for_stop
+from recray.errors import CheckFailed
 from recray.progress import Console
+from recray.reporting import terminal
 
 if TYPE_CHECKING:
     from recray.serving.deployment import Profile
     from recray.serving.guard import LogLevel, ServiceLimits
 
 
-@cli.command()
-@click.argument("bundle")
-@click.option("--item", required=True, metavar="ID|TITLE", help="An item of the data set.")
-@shared("k")
-def similar(ui: Console, bundle: str, item: str, k: int) -> None:
-    """Find what is most like an item in a BUNDLE, by the model's vectors.
-
-    \b
-    Example:
-        recray similar bundles/mse --item 50
-        recray similar bundles/mse --item "the shawshank" -k 5
-    """
-    from recray.inference.recommender import Recommender
-    from recray.reporting import terminal
-    from recray.serving.registry import resolve_bundle
-
-    recommender = Recommender.open(resolve_bundle(bundle))
-    raw = recommender.find_item(item)
-    try:
-        answer = recommender.similar(raw, k).plain()
-    except KeyError:
-        raise RecrayError(f"--item {item}: the model was not trained on it") from None
-    facts = recommender.item(raw)
-    text = f"like {facts.title} ({raw})\n{terminal.recommendations(answer)}"
-    ui.result({"item": asdict(facts), **answer}, text)
-
-
-_LIMIT_OPTIONS = (
+_limit_options = options(
     click.option("--api-keys", metavar="FILE", help="Keys made by `recray key`, one a line."),
     click.option(
         "--max-body",
@@ -87,13 +58,6 @@ _LIMIT_OPTIONS = (
         help="What each replica logs; users adds paths with user ids.",
     ),
 )
-
-
-def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of ServiceLimits."""
-    for option in reversed(_LIMIT_OPTIONS):
-        command = option(command)
-    return command
 
 
 def _limits(
@@ -173,8 +137,8 @@ def serve(
     from recray.serving.deployment import serving
     from recray.serving.options import ServiceOptions
 
-    options = ServiceOptions(ratings_log, second, share, shadow)
-    running = serving(bundle, host, port, replicas, address, service_limits, profile, options)
+    more = ServiceOptions(ratings_log, second, share, shadow)
+    running = serving(bundle, host, port, replicas, address, service_limits, profile, more)
     with running as url:
         _show_service(ui, bundle, url)
         wait_for_stop(ui, url)
@@ -235,3 +199,80 @@ def verify(ui: Console, url: str, bundle: str, users: int, k: int) -> None:
     ui.result(result.model_dump())
     if not result.verified:
         raise CheckFailed(f"{url} and {bundle} disagree: {result.differences[0]}")
+
+
+@cli.group(cls=Commands)
+def registry() -> None:
+    """Versions of a bundle: add, list, promote, rollback."""
+
+
+@registry.command("add")
+@click.argument("path", metavar="REGISTRY")
+@click.argument("bundle")
+@click.option("--promote", is_flag=True, help="Make it current at once, unless it is worse.")
+@shared()
+def registry_add(ui: Console, path: str, bundle: str, promote: bool) -> None:
+    """Copy a BUNDLE into a REGISTRY; nothing is served from it before it is promoted.
+
+    \b
+    Example:
+        recray registry add registry bundles/mse --promote
+    """
+    from recray.serving.registry import Registry
+
+    versions = Registry(path)
+    version = versions.add(bundle)
+    promotion = versions.promote(version).model_dump() if promote else {}
+    ui.result({"registry": path, "version": version, **promotion})
+
+
+@registry.command("list")
+@click.argument("path", metavar="REGISTRY")
+@shared()
+def registry_list(ui: Console, path: str) -> None:
+    """Show the versions of a REGISTRY.
+
+    \b
+    Example:
+        recray registry list registry
+    """
+    from recray.serving.registry import Registry
+
+    versions = [entry.model_dump() for entry in Registry(path).versions()]
+    columns = ["version", "dataset", "preset", "created", "current"]
+    rows = [
+        [("*" if v[c] else "") if c == "current" else str(v[c]) for c in columns] for v in versions
+    ]
+    ui.result({"versions": versions}, terminal.table("", columns, rows))
+
+
+@registry.command("promote")
+@click.argument("path", metavar="REGISTRY")
+@click.argument("version")
+@click.option("--force", is_flag=True, help="Even if it is worse, or was trained on the hold-out.")
+@shared()
+def registry_promote(ui: Console, path: str, version: str, force: bool) -> None:
+    """Make VERSION current, unless it is worse than the one that is.
+
+    \b
+    Example:
+        recray registry promote registry 0123456789ab
+    """
+    from recray.serving.registry import Registry
+
+    ui.result(Registry(path).promote(version, force).model_dump())
+
+
+@registry.command("rollback")
+@click.argument("path", metavar="REGISTRY")
+@shared()
+def registry_rollback(ui: Console, path: str) -> None:
+    """Go back to the version before the current one.
+
+    \b
+    Example:
+        recray registry rollback registry
+    """
+    from recray.serving.registry import Registry
+
+    ui.result(Registry(path).rollback().model_dump())

@@ -1,23 +1,77 @@
-"""The stages from ratings to a bundle: prepare, train, export."""
+"""The stages from raw data to a bundle and its report: data, prepare, train, export, report."""
 
 import click
 
-from recray.cli.base import PATH, SOURCE, cli, shared, sources
+from recray.cli.base import PATH, SOURCE, Commands, Recipe, cli, shared, sources
 from recray.config import load_settings, preset_names
-from recray.errors import CheckFailed, RecrayError
+from recray.errors import CheckFailed
 from recray.progress import Console
 from recray.reporting import terminal
 
 
-def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: str) -> None:
-    """Refuse settings that another command takes, which would be ignored here.
+@cli.group(cls=Commands)
+def data() -> None:
+    """Raw data: list the releases, fetch one, describe what came in."""
 
-    Raises:
-        RecrayError: One of them is given.
+
+@data.command("list")
+@shared()
+def data_list(ui: Console) -> None:
+    """Show the MovieLens releases that are known by name, and which are in the cache.
+
+    \b
+    Example:
+        recray data list
     """
-    for text in overrides:
-        if text.split(".")[0].strip() in groups:
-            raise RecrayError(f"--set {text}: this is decided by `{command}`; give it there")
+    from recray.data import movielens
+
+    rows = [vars(r) | {"cached": movielens.is_cached(r.name)} for r in movielens.RELEASES.values()]
+    ui.result(
+        {"releases": rows, "licence": movielens.LICENCE}, terminal.releases(rows, movielens.LICENCE)
+    )
+
+
+@data.command("fetch")
+@click.argument("name", shell_complete=sources)
+@shared("mirror")
+def data_fetch(ui: Console, name: str, mirror: str | None) -> None:
+    """Download the release NAME, compare its sha256, and keep it in the cache (RECRAY_CACHE).
+
+    \b
+    Example:
+        recray data fetch ml-1m
+    """
+    from recray.data import movielens
+
+    release = movielens.release(name)
+    size = f"{release.bytes / 1e6:,.1f} MB" if release.bytes else "size not known"
+    ui.log(f"{name}: {size}, {release.ratings:,} ratings; {movielens.LICENCE}")
+    path = movielens.fetch(name, mirror)
+    ui.result({"name": name, "path": str(path), "sha256": release.sha256}, str(path))
+
+
+@data.command("describe")
+@click.argument("source", shell_complete=sources)
+@shared("columns", "mirror")
+def data_describe(ui: Console, source: str, columns: tuple[str, ...], mirror: str | None) -> None:
+    """Count what is in SOURCE, or in the folder of a prepared data set.
+
+    \b
+    Example:
+        recray data describe ml-100k.zip
+    """
+    from recray.data import describe
+    from recray.data.dataset import Prepared
+    from recray.data.source import detect_source
+    from recray.storage import Folder
+
+    if Folder(source).published():
+        facts = describe.describe_prepared(Prepared.open(source))
+    else:
+        settings = load_settings(overrides=columns)
+        with ui.during(f"read {source}"):
+            facts = describe.describe_source(detect_source(source, settings, mirror))
+    ui.result(facts, terminal.description(facts))
 
 
 @cli.command()
@@ -26,16 +80,13 @@ def refuse_groups(overrides: tuple[str, ...], groups: tuple[str, ...], command: 
 @click.option(
     "--ratings-log", type=PATH, metavar="DIR", help="Ratings that a service kept; they train."
 )
-@shared("preset", "config", "set", "columns", "mirror", "address")
+@shared("recipe", "columns", "mirror", "address")
 def prepare(
     ui: Console,
     source: str,
     out: str,
     ratings_log: str | None,
-    preset: str | None,
-    config: str | None,
-    overrides: tuple[str, ...],
-    columns: tuple[str, ...],
+    recipe: Recipe,
     mirror: str | None,
     address: str,
 ) -> None:
@@ -49,8 +100,8 @@ def prepare(
         recray prepare ml-1m.zip --out prepared/ml-1m --set split.kind=leave-one-out
         recray prepare ml-1m.zip --out prepared/more --ratings-log registry/ratings
     """
-    refuse_groups(overrides, ("model", "objective", "train", "evaluate"), "recray train")
-    settings = load_settings(preset, config, (*overrides, *columns))
+    recipe.refuse_groups(("model", "objective", "train", "evaluate"), "recray train")
+    settings = recipe.settings()
     from recray.data import ingest
     from recray.data.source import detect_source
 
@@ -81,7 +132,7 @@ def prepare(
 @click.option(
     "--mlflow", "tracking", metavar="URI", help="Tell an MLflow server or store of each epoch."
 )
-@shared("preset", "config", "set", "workers", "address")
+@shared("recipe", "workers", "address")
 def train(
     ui: Console,
     prepared: str,
@@ -89,9 +140,7 @@ def train(
     resume: bool,
     max_failures: int,
     tracking: str | None,
-    preset: str | None,
-    config: str | None,
-    overrides: tuple[str, ...],
+    recipe: Recipe,
     workers: int,
     address: str,
 ) -> None:
@@ -101,8 +150,8 @@ def train(
     Example:
         recray train prepared/ml-1m --out runs/mse --preset dot-mse --workers 2
     """
-    refuse_groups(overrides, ("data", "split"), "recray prepare")
-    settings = load_settings(preset, config, overrides)
+    recipe.refuse_groups(("data", "split"), "recray prepare")
+    settings = recipe.settings()
     from recray.schema import TIMINGS
     from recray.training import callbacks, trainer
 
@@ -174,3 +223,31 @@ def presets(ui: Console) -> None:
     """
     names = preset_names()
     ui.result({"presets": names}, "\n".join(names))
+
+
+@cli.command()
+@click.argument("folder", metavar="RUN|SWEEP|BUNDLE")
+@click.option("--out", metavar="FILE", help="The page.  [default: FOLDER.html]")
+@click.option("--png", is_flag=True, help="Write every picture as PNG, too, beside the page.")
+@click.option("--open", "show", is_flag=True, help="Open the page in a browser.")
+@shared()
+def report(ui: Console, folder: str, out: str | None, png: bool, show: bool) -> None:
+    """Draw a RUN, a SWEEP or a BUNDLE: one HTML file that needs nothing else.
+
+    \b
+    Example:
+        recray report recray-out/sample/bundle --open
+        recray report sweeps/neumf --png
+    """
+    from recray.reporting import report as reports
+
+    with ui.during(f"draw {folder}"):
+        document = reports.make(folder)
+        files = reports.write(document, out or reports.default_out(folder), png)
+    shown = [
+        *files[:1],
+        *([f"{len(files) - 1} pictures in {files[1].rpartition('/')[0]}"] if png else []),
+    ]
+    ui.result({"report": files[0], "pictures": files[1:]}, "\n".join(shown))
+    if show:
+        click.launch(files[0])

@@ -3,14 +3,13 @@
 import contextlib
 import math
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from recray.cli.base import PATH, cli, shared
-from recray.cli.stages import refuse_groups
-from recray.config import load_settings
+from recray.cli.base import PATH, Recipe, cli, shared
 from recray.errors import RecrayError
 from recray.progress import Console
 from recray.reporting import terminal
@@ -90,7 +89,7 @@ def _concurrent(_context: click.Context, _option: click.Parameter, value: str) -
     type=float,
     help="GPUs that a trial reserves, such as 0.5.",
 )
-@shared("preset", "config", "set", "address")
+@shared("recipe", "address")
 def tune(
     ui: Console,
     prepared: str | None,
@@ -98,9 +97,7 @@ def tune(
     resume: str | None,
     metric: str | None,
     space: str | None,
-    preset: str | None,
-    config: str | None,
-    overrides: tuple[str, ...],
+    recipe: Recipe,
     **options: Any,
 ) -> None:
     """Search the settings of a preset on the validation split of PREPARED.
@@ -113,10 +110,11 @@ def tune(
         recray tune --resume sweeps/neumf
         recray train prepared/ml-1m --config sweeps/neumf/best.yaml --out runs/neumf
     """
-    refuse_groups(overrides, ("data", "split"), "recray prepare")
-    changes = (*overrides, f"train.metric={metric}") if metric else overrides
+    recipe.refuse_groups(("data", "split"), "recray prepare")
+    if metric:
+        recipe = replace(recipe, overrides=(*recipe.overrides, f"train.metric={metric}"))
     prepared, out = folders(prepared, out, resume)
-    search = _checked(prepared, out, resume, (preset, config, changes), space, options)
+    search = _checked(prepared, out, resume, recipe, space, options)
     from recray.pipelines.search import tune as run
     from recray.reporting.plots.search import draw
 
@@ -173,7 +171,7 @@ def _checked(
     prepared: str | None,
     out: str,
     resume: str | None,
-    changes: tuple[str | None, str | None, tuple[str, ...]],
+    recipe: Recipe,
     space: str | None,
     options: dict[str, Any],
 ) -> "ValidatedSearch":
@@ -188,10 +186,10 @@ def _checked(
         typed = {n: v for n, v in options.items() if source(n) != ParameterSource.DEFAULT}
         options = options | before.options() | typed
         options["prepared"] = prepared or options["prepared"]
-        settings = before.settings(*changes)
+        settings = before.settings(recipe.preset, recipe.config, recipe.overrides)
         searched = before.space(settings, space)
     else:
-        settings = load_settings(*changes)
+        settings = recipe.settings()
         options["prepared"] = prepared
         searched = load_space(settings, space)
     if settings.train.fit_on != "train":

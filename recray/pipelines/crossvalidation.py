@@ -1,11 +1,12 @@
 """Train the same recipe on several folds or seeds; report each, the mean and the deviation."""
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from recray.config import Settings
 from recray.data.dataset import Prepared
@@ -36,6 +37,8 @@ class Fold:
 
 Metrics = dict[str, float]
 """Metric to its mean over users."""
+Changes = dict[str, dict[str, JsonValue]]
+"""Settings of a fold that differ from the recipe's, by group."""
 
 
 class FoldReport(BaseModel):
@@ -57,37 +60,39 @@ class FoldsReport(BaseModel):
     baselines: dict[str, Metrics]
 
 
-def kfold(settings: Settings, folds: int) -> list[Fold]:
-    """Make folds in which each of `folds` equal parts is the test split once."""
-    return [
-        Fold(f"fold-{n}", settings.changed(split={"kind": "kfold", "folds": folds, "fold": n}))
-        for n in range(folds)
-    ]
+def repetitions(
+    settings: Settings,
+    kfold: int | None = None,
+    names: Iterable[str] | None = None,
+    seeds: int | None = None,
+) -> list[Fold]:
+    """Repeat a recipe on several folds or with several seeds.
 
-
-def given_folds(settings: Settings, names: list[str]) -> list[Fold]:
-    """Make a fold for each name: NAME.base trains and NAME.test tests, such as ml-100k's u1."""
-    return [
-        Fold(
-            name,
-            settings.changed(
-                split={
-                    "kind": "given",
-                    "train_file": f"{name}.base",
-                    "test_file": f"{name}.test",
-                },
-            ),
-        )
-        for name in names
-    ]
-
-
-def seeds(settings: Settings, count: int) -> list[Fold]:
-    """Repeat the settings' own split with the seeds 0..count-1, for the split and for training."""
-    return [
-        Fold(f"seed-{n}", settings.changed(split={"seed": n}, train={"seed": n}))
-        for n in range(count)
-    ]
+    Args:
+        settings: The recipe.
+        kfold: Each of so many equal parts is the test split once.
+        names: NAME.base trains and NAME.test tests, such as ml-100k's u1.
+        seeds: The recipe's own split with the seeds 0..seeds-1, for the split and for training.
+    """
+    if kfold is not None:
+        changes: dict[str, Changes] = {
+            f"fold-{n}": {"split": {"kind": "kfold", "folds": kfold, "fold": n}}
+            for n in range(kfold)
+        }
+    elif names is not None:
+        changes = {
+            name: {
+                "split": {
+                    "kind": "given", "train_file": f"{name}.base", "test_file": f"{name}.test",
+                }
+            }
+            for name in names
+        }  # fmt: skip
+    else:
+        changes = {
+            f"seed-{n}": {"split": {"seed": n}, "train": {"seed": n}} for n in range(seeds or 1)
+        }
+    return [Fold(name, settings.changed(**groups)) for name, groups in changes.items()]
 
 
 def run(

@@ -24,7 +24,7 @@ def quiet(_line):
 
 def test_folds_are_measured_apart_and_summed_up(tmp_path):
     settings = load_settings("ranking", None, QUICK)
-    folds = crossvalidation.kfold(settings, 2)
+    folds = crossvalidation.repetitions(settings, kfold=2)
     result = crossvalidation.run("sample", folds, str(tmp_path), log=quiet)
     values = [row.metrics["ndcg@10"] for row in result.folds]
     assert [row.fold for row in result.folds] == ["fold-0", "fold-1"]
@@ -44,14 +44,14 @@ def test_folds_that_share_test_rows_are_refused(tmp_path):
         (folder / f"{name}.base").write_text("".join(rest))
         (folder / f"{name}.test").write_text("".join(lines[test]))
     settings = load_settings("ranking", None, [*QUICK, "split.valid=0"])
-    folds = crossvalidation.given_folds(settings, ["a", "b"])
+    folds = crossvalidation.repetitions(settings, names=["a", "b"])
     with pytest.raises(RecrayError, match=r"10 test ratings of b are test ratings of a too"):
         crossvalidation.run(str(folder), folds, str(tmp_path / "out"), log=quiet)
 
 
 def test_a_refit_takes_the_chosen_epochs_on_all_rows_but_the_test(tmp_path):
     settings = load_settings("ranking", None, QUICK)
-    folds = crossvalidation.seeds(settings, 1)
+    folds = crossvalidation.repetitions(settings, seeds=1)
     crossvalidation.run("sample", folds, str(tmp_path), refit=True, log=quiet)
     first, second = (RunFolder(str(tmp_path / f"seed-0/{n}")) for n in ("run", "refit"))
     assert second.metadata().settings.train.fit_on == "train+valid"

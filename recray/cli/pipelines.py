@@ -1,20 +1,21 @@
-"""Everything: `recray up`, then serve; `recray pipeline`, then promote."""
+"""Several stages in a row: `recray up`, `recray pipeline` and `recray refresh`."""
 
-import signal
+from typing import Any
 
 import click
 
-from recray.cli.base import PATH, SOURCE, cli, default_out, shared, sources
-from recray.cli.refresh import train_again
-from recray.config import load_settings
+from recray.cli.base import (
+    PATH,
+    SOURCE,
+    Recipe,
+    cli,
+    default_out,
+    shared,
+    sources,
+    wait_for_stop,
+)
 from recray.errors import CheckFailed, RecrayError
 from recray.progress import Console
-
-
-def wait_for_stop(ui: Console, url: str) -> None:
-    """Sleep until a signal ends the process."""
-    ui.log(f"serving on {url}; Ctrl-C stops it")
-    signal.pause()
 
 
 @cli.command()
@@ -34,7 +35,7 @@ def wait_for_stop(ui: Console, url: str) -> None:
     is_flag=True,
     help="Start from the current version, with the ratings it was given: recray refresh.",
 )
-@shared("preset", "config", "set", "workers", "columns", "mirror", "address")
+@shared("recipe", "workers", "columns", "mirror", "address")
 def pipeline(
     ui: Console,
     source: str,
@@ -42,11 +43,8 @@ def pipeline(
     registry: str | None,
     force: bool,
     refresh: bool,
-    preset: str | None,
-    config: str | None,
-    overrides: tuple[str, ...],
+    recipe: Recipe,
     workers: int,
-    columns: tuple[str, ...],
     mirror: str | None,
     address: str,
 ) -> None:
@@ -61,13 +59,13 @@ def pipeline(
         recray serve registry
     """
     if refresh:
-        if registry is None or out is None or preset or config or overrides or columns:
+        if registry is None or out is None or recipe != Recipe():
             raise RecrayError(
                 "--refresh needs --registry and --out, and has the settings of the current "
                 "version: leave --preset, --config, --set and --columns out"
             )
         return train_again(ui, source, mirror, registry, out, None, True, force, workers, address)
-    settings = load_settings(preset, config, (*overrides, *columns))
+    settings = recipe.settings()
     from recray.data.source import detect_source
     from recray.pipelines import stages, summaries
 
@@ -89,19 +87,16 @@ def pipeline(
     "--out", type=PATH, metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]"
 )
 @click.option("--once", is_flag=True, help="Serve, check over HTTP, stop and exit.")
-@shared("preset", "config", "set", "workers", "host", "port", "columns", "mirror", "address")
+@shared("recipe", "workers", "host", "port", "columns", "mirror", "address")
 def up(
     ui: Console,
     source: str,
     out: str | None,
     once: bool,
-    preset: str | None,
-    config: str | None,
-    overrides: tuple[str, ...],
+    recipe: Recipe,
     workers: int,
     host: str,
     port: int,
-    columns: tuple[str, ...],
     mirror: str | None,
     address: str,
 ) -> None:
@@ -112,7 +107,7 @@ def up(
         recray up sample
         recray up ml-100k --preset dot-mse --once --json
     """
-    settings = load_settings(preset, config, (*overrides, *columns))
+    settings = recipe.settings()
     from recray.data.source import detect_source
     from recray.pipelines import stages, summaries
 
@@ -135,3 +130,63 @@ def up(
             raise CheckFailed("the service and the bundle disagree; see verification in --json")
         if not once:
             wait_for_stop(ui, result.url)
+
+
+@cli.command()
+@click.argument("registry", type=PATH, metavar="REGISTRY")
+@click.argument("source", type=SOURCE)
+@click.option(
+    "--out", required=True, type=PATH, metavar="DIR", help="Folder of data, runs and bundles."
+)
+@click.option(
+    "--ratings-log", type=PATH, metavar="DIR", help="The log.  [default: the registry's own]"
+)
+@click.option("--no-full", is_flag=True, help="Do not train from nothing to compare.")
+@click.option("--force", is_flag=True, help="Promote even what is worse.")
+@shared("workers", "mirror", "address")
+def refresh(
+    ui: Console,
+    registry: str,
+    source: str,
+    out: str,
+    ratings_log: str | None,
+    no_full: bool,
+    force: bool,
+    workers: int,
+    mirror: str | None,
+    address: str,
+) -> None:
+    """Train the live version of REGISTRY again on SOURCE and the ratings log.
+
+    It starts from the live version: known users and films keep what was learned, new users are
+    folded in first. Beside it a model is trained from nothing; the one that validates better is
+    compared with the live version on the live one's hold-out, and promoted unless it is worse
+    (exit 1: it is kept in the registry).
+
+    \b
+    Example:
+        recray refresh registry ml-1m.zip --out refreshed
+    """
+    train_again(
+        ui, source, mirror, registry, out, ratings_log, not no_full, force, workers, address
+    )
+
+
+def train_again(
+    ui: Console,
+    source: str,
+    mirror: str | None,
+    registry: str,
+    out: str,
+    *wanted: Any,
+) -> None:
+    """Refresh and tell of it; `wanted` holds the further fields of a RefreshRequest, in order."""
+    from recray.data.source import detect_source
+    from recray.pipelines import refresh as refreshing
+    from recray.pipelines import summaries
+
+    ratings = detect_source(source, refreshing.live_settings(registry), mirror)
+    result = refreshing.refresh(ratings, refreshing.RefreshRequest(registry, out, *wanted), ui.log)
+    ui.result(result, summaries.refreshed(result))
+    if not result.promoted:
+        raise CheckFailed(result.verdict)

@@ -1,4 +1,4 @@
-"""Work on another machine's cluster: submit a job, then list, logs, stop."""
+"""What a cluster is worth and what runs on it: doctor, benchmark, submit, and jobs."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recray.cli.base import Commands, SourcePath, StoragePath, cli, shared
+from recray.cli.base import PATH, Commands, SourcePath, StoragePath, cli, shared
 from recray.errors import RecrayError
 from recray.progress import Console
 from recray.reporting import terminal
@@ -219,3 +219,58 @@ def jobs_stop(ui: Console, name: str, address: str | None) -> None:
 
     job = Jobs(address).stop(name)
     ui.result(_plain(job), f"job {name} {job.status.lower()}")
+
+
+# ------------------------------------------------------------------ checks and figures
+
+
+@cli.command()
+@click.option("--storage", metavar="DIR", help="Folder or URI of outputs.  [default: this folder]")
+@click.option("--data", metavar="SOURCE", help="Data set that the memory is to hold.")
+@shared("workers", "port", "address")
+def doctor(
+    ui: Console, storage: str | None, data: str | None, workers: int, port: int, address: str
+) -> None:
+    """Check versions, storage, data, ports, token, dashboard, GPUs and memory of every node.
+
+    Exit 1 if there is a problem; each line says what to do.
+
+    \b
+    Example:
+        recray doctor
+        recray doctor --address 10.0.0.5:6379 --storage /mnt/shared --data ml-25m --workers 4
+    """
+    from recray.pipelines import doctor as checks
+    from recray.pipelines import summaries
+
+    found = checks.examine(checks.Plan(storage, data, workers, port), address)
+    rows = [vars(finding) for finding in found]
+    problems = sum(row["level"] == "problem" for row in rows)
+    ui.result({"problems": problems, "checks": rows}, summaries.findings(found))
+    click.get_current_context().exit(1 if problems else 0)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--quick", is_flag=True, help="Leave out what takes long; under 3 minutes.")
+@click.option(
+    "--data",
+    type=PATH,
+    metavar="FOLDER",
+    help="quality, search, tune: archives such as ml-100k.zip.",
+)
+@click.option("--only", metavar="FIGURE", help="quality: one row, such as rmse_1m.")
+@click.option("--device", metavar="DEVICE", help="train: cpu (the default) or cuda.")
+@shared()
+def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> None:
+    """Run the benchmark NAME: evaluate, ingest, quality, scale, search, serve, train or tune.
+
+    \b
+    Example:
+        recray benchmark ingest --quick
+        recray benchmark evaluate --quick
+    """
+    from recray import benchmarks
+
+    result = benchmarks.run(name, quick, ui.log, **options)
+    ui.result(result, terminal.benchmark(name, result))
