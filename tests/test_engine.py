@@ -14,8 +14,7 @@ from recray.config import TrainSettings, load_settings
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.models import build_model
-from recray.models.base import Model
-from recray.models.batch_embedding import Batch, UniqueIds, grouped_dot
+from recray.models.base import Batch, Model, UniqueIds, grouped_dot
 from recray.models.objectives import Mse, build_objective
 from recray.training.collectives import SparseAllReduce, Workers
 from recray.training.optimizers import (
@@ -61,7 +60,7 @@ def test_no_ids_touch_nothing():
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("pairs", [1, 4, 4096])
 def test_products_and_their_gradients_are_those_of_autograd(count, pairs, monkeypatch):
-    monkeypatch.setattr("recray.models.batch_embedding.PAIRS", pairs)
+    monkeypatch.setattr("recray.models.base.PAIRS", pairs)
     generator = torch.Generator().manual_seed(0)
     user = torch.randint(0, 4, (9,), generator=generator)
     item = torch.randint(0, 5, (9, count), generator=generator)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recray.models.factorization import Dot
-from recray.models.neumf import NeuMf
+from recray.models.neural import NeuMf, SoftmaxDnn
 from recray.models.objectives import (
     Bpr,
     ItemSoftmax,
@@ -15,7 +15,6 @@ from recray.models.objectives import (
     UnobservedClass,
 )
 from recray.models.objectives.fold_in import lbfgs_rows
-from recray.models.softmax import SoftmaxDnn
 
 BEGINS = torch.tensor([0, 2, 3, 3, 7])
 ITEM = torch.tensor([2, 7, 0, 1, 3, 5, 11])

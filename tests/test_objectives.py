@@ -5,8 +5,7 @@ import torch
 
 from recray.config import load_settings
 from recray.errors import RecrayError
-from recray.models.base import Statistics
-from recray.models.batch_embedding import Batch
+from recray.models.base import Batch, Statistics
 from recray.models.factorization import Dot, DotBias
 from recray.models.objectives import Bce, FoldInPrior, ImplicitALS, Mse, build_objective
 

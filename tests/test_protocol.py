@@ -15,9 +15,9 @@ from recray.evaluation.metrics import compute_metrics, rank_block
 from recray.evaluation.protocol import Candidates, Protocol
 from recray.inference.history import History
 from recray.inference.scorer import NONE, Scorer
-from recray.models import item_item
+from recray.models import baselines as item_item
+from recray.models.baselines import Cooccurrence, Ease, ItemKnn
 from recray.models.factorization import Dot
-from recray.models.item_item import Cooccurrence, Ease, ItemKnn
 
 from .conftest import raw
 

@@ -7,9 +7,9 @@ import torch
 
 from recray.data.negatives import Negatives
 from recray.errors import RecrayError
-from recray.models.batch_embedding import Batch
+from recray.models.base import Batch
 from recray.models.factorization import Dot
-from recray.models.neumf import NeuMf
+from recray.models.neural import NeuMf, SoftmaxDnn
 from recray.models.objectives import (
     Bpr,
     ItemSoftmax,
@@ -19,7 +19,6 @@ from recray.models.objectives import (
     UnobservedClass,
 )
 from recray.models.objectives.ranking import all_logits
-from recray.models.softmax import SoftmaxDnn
 
 USERS, ITEMS = 4, 6
 USER = torch.tensor([0, 0, 1, 3])

@@ -6,9 +6,8 @@ import torch
 from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.models.factorization import Dot, Hybrid
-from recray.models.neumf import Gmf, Mlp, NeuMf
+from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
 from recray.models.objectives import ImplicitALS
-from recray.models.softmax import SoftmaxDnn
 from recray.training.als import ALSEpochs
 from recray.training.checkpoint import Checkpoint, RunFolder, RunMetadata, TrainState
 from recray.training.collectives import Workers

@@ -13,7 +13,7 @@ from recray.evaluation.metrics import USER_BLOCK
 from recray.inference.history import History
 from recray.inference.scorer import Scorer
 from recray.models.factorization import Dot
-from recray.models.neumf import NeuMf
+from recray.models.neural import NeuMf
 from recray.progress import Log
 
 DIM = 64

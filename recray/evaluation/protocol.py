@@ -26,8 +26,7 @@ from recray.inference.bundle import Bundle
 from recray.inference.history import History
 from recray.inference.scorer import Scorer
 from recray.models.base import Model
-from recray.models.baselines import Popularity
-from recray.models.item_item import Ease, HistoryModel, ItemKnn
+from recray.models.baselines import Ease, HistoryModel, ItemKnn, Popularity
 from recray.models.objectives import FoldIn, Objective
 from recray.models.objectives.fold_in import fold_in_each
 from recray.storage import open_input

@@ -1,14 +1,28 @@
-"""Models without personal preferences, which every evaluation compares a model with."""
+"""Models that every evaluation compares a model with: popularity, biases, item-kNN and EASE.
 
-# Shape letters: B = pairs in the batch, U = users, I = items.
+The only training of item-kNN and EASE is to count which users have rated two items both. A new user
+needs no fold-in: the history is the user state. Ratings are not used, only which items were rated.
+"""
+
+# Shape letters: B = pairs in the batch, U = users, I = items, J = items of a block, N = neighbours,
+# H = history.
+
+import warnings
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from recray.models.base import LinearModel, ScoreType, Statistics
+from recray.models.base import LinearModel, Model, ScoreType, Statistics
 
 SHRINKAGE_RATINGS = 5.0
 """Ratings of residual 0 that are added to each user and item before its mean is taken."""
+COUNT_BLOCK = 512  # items whose co-occurrences are counted at once
+PAIR_BLOCK = 256  # pairs that are scored at once, each with a dense history
+NEIGHBOURS = 200  # of each item
+SHRINKAGE_USERS = 10.0
+L2_USERS = 300.0
 
 
 class Popularity(LinearModel):
@@ -89,3 +103,200 @@ class BiasOnly(LinearModel):
     def item_offset(self, item: Tensor | slice) -> Tensor:
         """(I,) mean + item bias."""
         return self.mean + self.item_bias[item]
+
+
+class HistoryModel(Model):
+    """Score of a pair: the sum of weights from the items of the user's history to the item.
+
+    A user state is the history itself, (U, items) of 0 and 1.
+
+    Args:
+        users: Number of users.
+        items: Number of items.
+    """
+
+    def __init__(self, users: int, items: int) -> None:
+        super().__init__(users, items, "logit")
+        self.indptr = torch.zeros(users + 1, dtype=torch.int64)
+        self.item = torch.zeros(0, dtype=torch.int64)
+
+    def fit(self, indptr: Tensor, item: Tensor) -> None:
+        """Keep the histories and compute the weights from them.
+
+        Args:
+            indptr: (users + 1,) int64; the items of user u are item[indptr[u]:indptr[u + 1]].
+            item: (H,) int64 ids; a user has each at most once.
+        """
+        self.indptr, self.item = indptr, item
+        self.fit_weights()
+
+    @abstractmethod
+    def fit_weights(self) -> None:
+        """Compute the weights from the histories."""
+
+    def user_state(self, user: Tensor) -> Tensor:
+        """(U,) ids to (U, items) of 0 and 1."""
+        count = self.indptr[user + 1] - self.indptr[user]
+        # The histories of these users are pieces of self.item. Numbering the rows of all pieces and
+        # subtracting where each piece starts gives the position inside its piece.
+        row = torch.repeat_interleave(torch.arange(len(user)), count)
+        first = torch.cat([count.new_zeros(1), count.cumsum(dim=0)])[row]
+        position = self.indptr[user][row] + torch.arange(len(row)) - first
+        state = torch.zeros(len(user), self.items)
+        state[row, self.item[position]] = 1.0
+        return state
+
+    def state_of(self, item: Tensor) -> Tensor:
+        """(1, items) state of a user with (N,) items."""
+        state = torch.zeros(1, self.items)
+        state[0, item] = 1.0
+        return state
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """Score B pairs: (B,) int64 ids and (B,) int64 ids to (B,) scores."""
+        scores = [
+            self.logits(self.user_state(u), i)
+            for u, i in zip(user.split(PAIR_BLOCK), item.split(PAIR_BLOCK), strict=True)
+        ]
+        return torch.cat(scores)
+
+
+class Cooccurrence:
+    """How many users have both of two items, computed by blocks of rows to bound memory.
+
+    Args:
+        indptr: (users + 1,) int64 as in HistoryModel.fit.
+        item: (H,) int64 ids.
+        items: Number of items.
+    """
+
+    def __init__(self, indptr: Tensor, item: Tensor, items: int) -> None:
+        users = len(indptr) - 1
+        self.user = torch.repeat_interleave(torch.arange(users), indptr.diff())
+        self.item, self.items, self.users = item, items, users
+        indices = torch.stack([self.user, item])
+        size = (users, items)
+        self._all = _sparse(indices, size)
+        self._by_item = torch.argsort(item, stable=True)
+        self.counts = torch.bincount(item, minlength=items)
+        self._ends = torch.cat([self.counts.new_zeros(1), self.counts.cumsum(dim=0)]).tolist()
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """(last - first, items) float32 counts; exact, since they are whole numbers."""
+        rated = self._by_item[self._ends[first] : self._ends[last]]
+        indices = torch.stack([self.item[rated] - first, self.user[rated]])
+        size = (last - first, self.users)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            counts: Tensor = torch.sparse.mm(_sparse(indices, size), self._all).to_dense()
+        return counts
+
+
+def _sparse(indices: Tensor, size: tuple[int, int]) -> Tensor:
+    """A sparse matrix of ones at (2, N) distinct indices."""
+    ones = torch.ones(indices.shape[1])
+    return torch.sparse_coo_tensor(indices, ones, size, check_invariants=True).coalesce()
+
+
+class ItemKnn(HistoryModel):
+    """Score of a pair: sum of the similarities of the item's neighbours in the history.
+
+    similarity of i and j = both / (sqrt(count i * count j) + shrink): the cosine of their columns,
+    but for the shrinkage. Without it two rare items with one common user would be very similar.
+
+    Args:
+        users: Number of users.
+        items: Number of items.
+        neighbours: How many each item keeps; ties go to the lowest ids.
+        shrink: Added to the divisor, in users.
+
+    Source: Sarwar et al. (2001), WWW; as in Dacrema, Cremonesi and Jannach (2019), RecSys.
+    """
+
+    def __init__(
+        self, users: int, items: int, neighbours: int = NEIGHBOURS, shrink: float = SHRINKAGE_USERS
+    ) -> None:
+        super().__init__(users, items)
+        self.shrink, count = shrink, min(neighbours, items)
+        self.register_buffer("neighbour", torch.zeros(items, count, dtype=torch.int64))
+        self.register_buffer("weight", torch.zeros(items, count))
+        self.neighbour: Tensor
+        self.weight: Tensor
+
+    def fit_weights(self) -> None:
+        """Find each item's neighbours, a block of items at a time."""
+        both = Cooccurrence(self.indptr, self.item, self.items)
+        root = both.counts.double().sqrt()
+        for first in range(0, self.items, COUNT_BLOCK):
+            last = min(first + COUNT_BLOCK, self.items)
+            near = both.rows(first, last) / (torch.outer(root[first:last], root) + self.shrink)
+            near[torch.arange(last - first), torch.arange(first, last)] = 0.0
+            near = near.float().nan_to_num()  # an item without users, and no shrinkage: 0 / 0
+            nearest = _nearest(near, self.weight.shape[1])
+            self.neighbour[first:last] = nearest
+            self.weight[first:last] = near.gather(1, nearest)
+
+    def logits_block(self, state: Tensor, first: int, last: int) -> Tensor:
+        """Scores of users for the items first..last-1: (U, items) to (U, last - first)."""
+        return functional.embedding_bag(
+            self.neighbour[first:last],
+            state.T.contiguous(),
+            per_sample_weights=self.weight[first:last],
+            mode="sum",
+        ).T
+
+    def logits(self, state: Tensor, item: Tensor) -> Tensor:
+        """Scores of B pairs: (B, items) states and (B,) ids to (B,)."""
+        return (state.gather(1, self.neighbour[item]) * self.weight[item]).sum(dim=-1)
+
+
+def _nearest(near: Tensor, count: int) -> Tensor:
+    """(J, N) ids of the largest of (J, I) similarities, ascending; ties go to the lowest ids."""
+    # torch.topk breaks ties in any order. The bits of float32 numbers that are not negative, read
+    # as int32, have the order of the numbers. So the bits in the upper half and the reversed id in
+    # the lower half of an int64 make a key without ties.
+    key = near.view(torch.int32).long() << 32 | torch.arange(near.shape[1]).flip(0)
+    return torch.topk(key, count, dim=1)[1].sort(dim=1)[0]
+
+
+class Ease(HistoryModel):
+    """Score of a pair: history times the item-item weights that best reproduce the histories.
+
+    B = argmin |X - X B|^2 + l2 |B|^2 with diagonal 0, in closed form: P = (X'X + l2 I)^-1,
+    B_ij = -P_ij / P_jj. Solving needs 20 to 30 bytes for each pair of items, the result 4.
+
+    Args:
+        users: Number of users.
+        items: Number of items.
+        l2: Weight of the squared weights, in users.
+
+    Source: Steck (2019), WWW, "Embarrassingly shallow autoencoders for sparse data".
+    """
+
+    def __init__(self, users: int, items: int, l2: float = L2_USERS) -> None:
+        super().__init__(users, items)
+        self.l2 = l2
+        self.register_buffer("weight", torch.zeros(items, items))
+        self.weight: Tensor
+
+    def fit_weights(self) -> None:
+        """Solve for the weights in float64."""
+        both = Cooccurrence(self.indptr, self.item, self.items)
+        gram = torch.empty(self.items, self.items, dtype=torch.float64)
+        for first in range(0, self.items, COUNT_BLOCK):
+            last = min(first + COUNT_BLOCK, self.items)
+            gram[first:last] = both.rows(first, last)
+        gram.diagonal().add_(self.l2)
+        torch.linalg.cholesky(gram, out=gram)  # in place: another matrix of this size may not fit
+        inverse = torch.cholesky_inverse(gram)
+        weight = inverse.div_(-inverse.diagonal().clone()[None, :])
+        weight.fill_diagonal_(0.0)
+        self.weight.copy_(weight)
+
+    def logits_block(self, state: Tensor, first: int, last: int) -> Tensor:
+        """Scores of users for the items first..last-1: (U, items) to (U, last - first)."""
+        return state @ self.weight[:, first:last]
+
+    def logits(self, state: Tensor, item: Tensor) -> Tensor:
+        """Scores of B pairs: (B, items) states and (B,) ids to (B,)."""
+        return (state * self.weight[:, item].T).sum(dim=-1)

@@ -8,8 +8,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from recray.models.base import LinearModel, ScoreType, Statistics, embedding_rows
+from recray.errors import RecrayError
+from recray.models.base import LinearModel, ScoreType, Statistics
 
 SIDE_POWER = 0.25
 """A user with n rated items adds n^-SIDE_POWER times the sum of their side rows."""
@@ -20,6 +22,13 @@ def embedding(rows: int, dim: int, std: float) -> nn.Embedding:
     table = nn.Embedding(rows, dim)
     nn.init.normal_(table.weight, std=std)
     return table
+
+
+def embedding_rows(table: nn.Embedding, ids: Tensor | slice) -> Tensor:
+    """Rows of a table; a slice gives a view, not a copy."""
+    if isinstance(ids, slice):
+        return table.weight[ids]
+    return functional.embedding(ids, table.weight)
 
 
 class Dot(LinearModel):
@@ -192,6 +201,10 @@ class Hybrid(LinearModel):
         score_type: ScoreType = "rating",
     ) -> None:
         super().__init__(users, items, score_type)
+        if not item_features:
+            raise RecrayError(
+                "model.kind=hybrid needs model.item_features, names of genres or decades"
+            )
         std = dim**-0.5 if score_type == "rating" else 0.1
         self.user_vectors = embedding(users, dim, std)
         self.item_vectors = embedding(items, dim, std)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recray.errors import WorkerLost
-from recray.models.batch_embedding import UniqueIds
+from recray.models.base import UniqueIds
 
 TIMEOUT_S = 60.0
 """How long a worker waits for the others in a step before it says that one is lost."""

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from recray.config import TrainSettings
 from recray.data.negatives import NegativeSampler
-from recray.models.base import Model
-from recray.models.batch_embedding import Batch
+from recray.models.base import Batch, Model
 from recray.models.objectives import PairLoss, SampledLoss
 from recray.models.objectives.ranking import all_logits
 from recray.training.collectives import Workers

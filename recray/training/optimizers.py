@@ -13,8 +13,7 @@ from torch import Tensor
 
 from recray.config import Settings, TrainSettings
 from recray.errors import RecrayError
-from recray.models.base import Model, is_user_table
-from recray.models.batch_embedding import Batch
+from recray.models.base import Batch, Model, is_user_table
 from recray.training.collectives import Workers
 
 DENSE_THRESHOLD = 0.39

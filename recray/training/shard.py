@@ -16,8 +16,7 @@ from torch import Tensor
 
 from recray.config import Settings
 from recray.errors import RecrayError
-from recray.models.base import Statistics
-from recray.models.batch_embedding import Batch
+from recray.models.base import Batch, Statistics
 from recray.models.objectives import Objective, PairLoss, SampledLoss
 from recray.training.collectives import Workers
 

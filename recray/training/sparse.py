@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from recray.config import TrainSettings
 from recray.data.negatives import Negatives
-from recray.models.base import Model
-from recray.models.batch_embedding import Batch, BatchIds, UniqueIds
+from recray.models.base import Batch, BatchIds, Model, UniqueIds
 from recray.training.collectives import PendingSum, SparseAllReduce, Workers
 from recray.training.optimizers import OptimizerStep
 

@@ -20,9 +20,8 @@ from recray.inference.history import History, UserRatings
 from recray.inference.scorer import Scorer
 from recray.models.base import Model, is_user_table
 from recray.models.factorization import Dot, Hybrid
-from recray.models.neumf import Gmf, Mlp, NeuMf
+from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
 from recray.models.objectives import ImplicitALS
-from recray.models.softmax import SoftmaxDnn
 from recray.storage import Folder
 from recray.training.als import ALSEpochs
 from recray.training.checkpoint import RunFolder

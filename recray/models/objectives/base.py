@@ -8,14 +8,15 @@ the objective for a user's ratings while the items stay as they are.
 # Shape letters: B = pairs in the batch, N = ratings of one user, K = negatives of a pair,
 # S = length of a user state.
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor
 
+from recray.config import Settings
 from recray.errors import RecrayError
-from recray.models.base import LinearModel, Model
-from recray.models.batch_embedding import Batch
+from recray.models.base import Batch, LinearModel, Model
 from recray.models.objectives.fold_in import FoldIn, RatingsCSR
 
 Contributions = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -81,6 +82,23 @@ class PairLoss(Objective):
         if not self.l2:
             return value
         return value + self.l2 * model.l2_penalty(batch.user, batch.item, batch.ids)
+
+
+def build_objective(settings: Settings, low: float, high: float) -> Objective:
+    """Build the objective of the settings.
+
+    Args:
+        settings: Its `objective` group and `train.l2` are used.
+        low: Lowest training rating.
+        high: Highest training rating.
+    """
+    from recray.models.objectives import OBJECTIVES  # not at the top: these import this module
+
+    group, objective = settings.objective, OBJECTIVES[settings.objective.kind]
+    values = {**group.model_dump(), "l2": settings.train.l2, "low": low, "high": high}
+    values["negatives"] = None if group.negatives == "all" else group.negatives
+    values["by_popularity"] = group.sampling == "popularity"
+    return objective(**{name: values[name] for name in inspect.signature(objective).parameters})
 
 
 def require_raw_output(model: Model, objective: str) -> None:

@@ -82,8 +82,6 @@ class ImplicitALS(Objective):
         out = fixed.new_empty(rows, dim)
         for first in range(0, rows, ROW_BLOCK):
             last = min(first + ROW_BLOCK, rows)
-            # Matrix, right side and count of a row lie side by side in one tensor, so that workers
-            # sum them in one call.
             system = self._normal_equations(fixed, indptr[first : last + 1], places)
             if all_reduce is not None:
                 system = all_reduce(system)
@@ -94,12 +92,15 @@ class ImplicitALS(Objective):
             # The pairs without a rating enter through the Gram matrix of the whole other side, so
             # the cost of a row grows with its own ratings only (Hu et al., section 4).
             matrix = matrix + gram + torch.diag_embed(ridge[:, None].expand(-1, dim))
-            factor = torch.linalg.cholesky(matrix)
-            out[first:last] = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
+            solved = torch.cholesky_solve(right[:, :, None], torch.linalg.cholesky(matrix))
+            out[first:last] = solved[:, :, 0]
         return out
 
     def _normal_equations(self, fixed: Tensor, indptr: Tensor, places: Tensor) -> Tensor:
-        """(R, D, D + 2): matrix, right side and count of each row, as sums over its ratings."""
+        """(R, D, D + 2): matrix, right side and count of each row, as sums over its ratings.
+
+        They lie side by side in one tensor, so that workers sum them in one call.
+        """
         dim = fixed.shape[1]
         system = fixed.new_zeros(len(indptr) - 1, dim, dim + 2)
         edges = indptr.tolist()

@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from recray.data.negatives import Negatives, sampling_probabilities
 from recray.errors import RecrayError
-from recray.models.base import ITEM_BLOCK, Model
-from recray.models.batch_embedding import Batch
+from recray.models.base import ITEM_BLOCK, Batch, Model
 from recray.models.objectives.base import PairLoss, require_raw_output
 from recray.models.objectives.fold_in import FoldIn, FoldInPrior, RatingsCSR, fold_in_by_lbfgs
 from recray.models.objectives.rating import as_classifier

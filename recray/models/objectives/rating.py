@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from recray.errors import RecrayError
-from recray.models.base import LinearModel, Model
-from recray.models.batch_embedding import Batch
+from recray.models.base import Batch, LinearModel, Model
 from recray.models.factorization import BPMFMean
+from recray.models.neural import SoftmaxDnn
 from recray.models.objectives.base import (
     Contributions,
     Objective,
@@ -26,7 +26,6 @@ from recray.models.objectives.fold_in import (
     fold_in_by_lbfgs,
     fold_in_each,
 )
-from recray.models.softmax import SoftmaxDnn
 
 NEWTON_STEPS = 20
 NEWTON_TOLERANCE = 1e-9  # largest change of a number in the state
