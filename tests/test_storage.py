@@ -79,7 +79,7 @@ def test_a_replacement_that_fails_leaves_the_old_folder(tmp_path):
 
     with pytest.raises(ValueError):  # noqa: PT011
         fail()
-    assert out.verify()["size"] == 7
+    assert out.verify().facts["size"] == 7
     assert out.read_bytes("sub/a") == b"old"
     assert left(tmp_path) == ["out"]
 
@@ -104,7 +104,7 @@ def test_an_empty_folder_may_be_filled(tmp_path):
 
 def test_the_manifest_lists_every_other_file(tmp_path):
     out = write(tmp_path / "out", b=b"hello", a=b"")
-    assert out.verify() == {
+    assert out.verify().model_dump() == {
         "kind": "thing",
         "size": 7,
         "files": [
@@ -134,7 +134,7 @@ def test_verify_finds_a_flipped_byte_and_a_missing_file(tmp_path):
 
 def test_a_folder_of_another_kind_or_unfinished_is_refused(tmp_path):
     out = write(tmp_path / "out")
-    assert check_kind(out, "thing", "recray make")["size"] == 7
+    assert check_kind(out, "thing", "recray make").facts["size"] == 7
     with pytest.raises(RecrayError, match="is a thing, not a bundle; make one with `recray pack`"):
         check_kind(out, "bundle", "recray pack")
     (tmp_path / "out" / MANIFEST).write_text("{")
@@ -225,7 +225,7 @@ def test_a_folder_in_a_store_counts_as_finished_by_its_manifest(tmp_path):
         folder.write_bytes("a", b"1")
         assert not Folder(uri).published()
         folder.write_manifest("thing", {})
-    assert Folder(uri).verify()["kind"] == "thing"
+    assert Folder(uri).verify().kind == "thing"
     assert Folder(uri).child("x").name == "x"
 
 
@@ -244,7 +244,7 @@ def store(monkeypatch):
             raise failures.pop(0)
 
     monkeypatch.setattr(Folder, "_put", put)
-    monkeypatch.setattr("recray.storage.folder.STORE_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("recray.storage.files.STORE_RETRY_SECONDS", 0.0)
     return Folder("s3://bucket/x"), failures, calls
 
 

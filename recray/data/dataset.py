@@ -84,7 +84,7 @@ class Prepared:
             RecrayError: It is missing, unfinished, of another kind, or changed since.
         """
         folder = Folder(path)
-        manifest = storage.check_kind(folder, KIND, "recray prepare")
+        manifest = storage.check_kind(folder, KIND, "recray prepare").model_dump()
         if verify:
             folder.verify()
         return cls(folder, manifest)

@@ -261,5 +261,5 @@ class LogWriter:
             parts = [self.log.read_part(name) for name in small]
             self._write(level + 1, [rating for part in parts for rating in part or ()])
             for name in small:
-                self.log.folder.delete_file(name)
+                self.log.folder.delete(name)
             level += 1

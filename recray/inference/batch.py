@@ -153,7 +153,7 @@ def recommend_all(
             results = map_tasks(_RecommendPart(bundle, folder, k, missing), len(missing))
     if not folder.published():
         folder.write_manifest(KIND, dict(content))
-        folder.delete_file(PLAN)
+        folder.delete(PLAN)
     seconds = time.perf_counter() - begin
     return BatchLists(
         folder.path,
@@ -175,7 +175,7 @@ def _reserve(folder: Folder, content: Content) -> set[str]:
         RecrayError: It holds something else.
     """
     if folder.published() or folder.exists(PLAN):
-        before = folder.manifest() if folder.published() else folder.read_json(PLAN)
+        before = folder.manifest().facts if folder.published() else folder.read_json(PLAN)
         if any(before.get(name) != value for name, value in content.items()):
             raise RecrayError(
                 f"{folder} holds lists of another model, length or data set; give another folder"

@@ -23,7 +23,7 @@ from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.objectives import Objective, build_objective
-from recray.storage import Folder, publish
+from recray.storage import Folder, Manifest, publish
 
 KIND = "bundle"
 TRAINING = "training.json"
@@ -67,7 +67,7 @@ class Bundle:
     """
 
     folder: Folder
-    manifest: dict[str, Any]
+    manifest: Manifest
     config: dict[str, Any]
     metrics: dict[str, Any]
     settings: Settings
@@ -83,12 +83,13 @@ class Bundle:
     @property
     def version(self) -> str:
         """12 hex digits that follow from weights, ids, history and settings."""
-        return str(self.manifest["version"])
+        return str(self.manifest.facts["version"])
 
     @property
     def created(self) -> str | None:
         """When it was written, as ISO 8601."""
-        return self.manifest.get("created")
+        created = self.manifest.facts.get("created")
+        return None if created is None else str(created)
 
     @property
     def rating_range(self) -> tuple[float, float]:
@@ -112,7 +113,7 @@ class Bundle:
         return cls.read(folder, check_bundle(folder))
 
     @classmethod
-    def read(cls, folder: Folder, manifest: dict[str, Any]) -> Self:
+    def read(cls, folder: Folder, manifest: Manifest) -> Self:
         """Read a folder whose files are known to be whole."""
         config = folder.read_json("config.json")
         lacking = [name for name in CONFIG if name not in config]
@@ -149,7 +150,7 @@ class Bundle:
         )
 
 
-def check_bundle(folder: Folder) -> dict[str, Any]:
+def check_bundle(folder: Folder) -> Manifest:
     """Compare every file with the manifest, and the version with the content.
 
     Raises:
@@ -158,10 +159,10 @@ def check_bundle(folder: Folder) -> dict[str, Any]:
     storage.check_kind(folder, KIND, "recray export")
     manifest = folder.verify()
     # The files are as the manifest says, so their digests need not be computed a second time.
-    version = _version(folder, {file["name"]: file["sha256"] for file in manifest["files"]})
-    if manifest.get("version") != version:
+    version = _version(folder, {file.name: file.sha256 for file in manifest.files})
+    if manifest.facts.get("version") != version:
         raise RecrayError(
-            f"{folder} says version {manifest.get('version')!r}, its content is {version}"
+            f"{folder} says version {manifest.facts.get('version')!r}, its content is {version}"
         )
     return manifest
 
@@ -201,7 +202,7 @@ def write_bundle(
         folder.write_json(TRAINING, trained.history)
         folder.write_json("metrics.json", {})
         version = _version(folder, {})
-        bundle = Bundle.read(folder, {"version": version})
+        bundle = Bundle.read(folder, Manifest.model_validate({"files": [], "version": version}))
         folder.write_json("metrics.json", measure(bundle))
         facts = {"version": version, "dataset": prepared.manifest["dataset"], "created": created}
         folder.write_manifest(KIND, facts | {"preset": settings.preset})

@@ -147,7 +147,7 @@ class _Look:
             raise RecrayError("it does not see what was written from here")
         own = f"{self.probe}-{uuid.uuid4().hex[:8]}"
         folder.write_bytes(own, b"")
-        folder.delete_file(own)
+        folder.delete(own)
 
     def _data(self) -> None:
         if self.plan.data and _is_path(self.plan.data) and not Folder(self.plan.data).exists():
@@ -273,7 +273,7 @@ def _probe(plan: Plan) -> Iterator[str]:
     try:
         yield name
     finally:
-        folder.delete_file(name)
+        folder.delete(name)
 
 
 def _storage(place: str, named: bool, answers: Answers, probe: str) -> Finding:
@@ -459,7 +459,7 @@ def _ratings(data: str | None) -> int | None:
         return movielens.RELEASES[data].ratings
     folder = Folder(data)
     if folder.published():
-        return int(folder.manifest().get("counts", {}).get("ratings", 0))
+        return int(folder.manifest().model_dump().get("counts", {}).get("ratings", 0))
     kind = file_type(data).name
     if kind == "NotFound":
         raise RecrayError(f"--data {data}: no such file or folder, and no release of that name")

@@ -34,7 +34,7 @@ def make(path: str) -> Document:
         return _of_run(folder)
     inner = folder.child("bundle")
     bundle = inner.path if inner.published() and not folder.published() else resolve_bundle(path)
-    if not Folder(bundle).published() or Folder(bundle).manifest().get("kind") != BUNDLE:
+    if not Folder(bundle).published() or Folder(bundle).manifest().kind != BUNDLE:
         raise RecrayError(f"{folder} is no run, no sweep and no bundle: there is nothing to report")
     return of_bundle(Bundle.open(bundle), "bundle")
 

@@ -186,7 +186,7 @@ def search_section(result: TuneResult) -> Section:
 
 def facts_section(bundle: Bundle, run: RunFolder | None) -> Section:
     """List versions, folders, files and settings."""
-    config, manifest = bundle.config, bundle.manifest
+    config = bundle.config
     rows = [
         ["recray", __version__],
         ["model version", bundle.version],
@@ -200,9 +200,7 @@ def facts_section(bundle: Bundle, run: RunFolder | None) -> Section:
     if run:
         metadata = run.metadata()
         rows += [["prepared data", metadata.prepared], ["workers", str(metadata.workers)]]
-    files = [
-        [entry["name"], f"{entry['bytes']:,}", entry["sha256"][:16]] for entry in manifest["files"]
-    ]
+    files = [[entry.name, f"{entry.bytes:,}", entry.sha256[:16]] for entry in bundle.manifest.files]
     settings = yaml.safe_dump(config["settings"], sort_keys=False, default_flow_style=None)
     blocks: list[Block] = [
         Table("What it is", ["", ""], rows, half=True),

@@ -67,14 +67,13 @@ class Registry:
         """
         source = Folder(bundle_path)
         manifest = check_bundle(source)
-        version: str = manifest["version"]
+        version = str(manifest.facts["version"])
         target = self.folder_of(version)
         if not target.published():
             with publish(target) as folder:
-                for entry in manifest["files"]:
-                    folder.write_bytes(entry["name"], source.read_bytes(entry["name"]))
-                facts = {k: v for k, v in manifest.items() if k not in ("kind", "files")}
-                folder.write_manifest(KIND, facts)
+                for entry in manifest.files:
+                    folder.write_bytes(entry.name, source.read_bytes(entry.name))
+                folder.write_manifest(KIND, manifest.facts)
         return version
 
     def folder_of(self, version: str) -> Folder:
@@ -93,8 +92,8 @@ class Registry:
         for version in self.folder.child(VERSIONS).folders():
             folder = self.folder_of(version)
             if folder.published():
-                manifest = folder.manifest() | {"current": version == current}
-                entries.append(RegistryEntry.model_validate(manifest))
+                facts = folder.manifest().facts | {"current": version == current}
+                entries.append(RegistryEntry.model_validate(facts))
         return sorted(entries, key=lambda entry: entry.created)
 
     def _read(self) -> Pointer:

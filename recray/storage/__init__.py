@@ -1,20 +1,23 @@
 """Folders on any filesystem or object store, and folders that appear whole or not at all."""
 
-from recray.storage.folder import MANIFEST, UNFINISHED, Folder
-from recray.storage.paths import (
+from recray.storage.files import (
+    UNFINISHED,
+    Manifest,
     file_type,
     is_uri,
     modified_ns,
     open_input,
     parquet_bytes,
+    remove_stale,
     storage_errors,
 )
-from recray.storage.publish import check_kind, publish, remove_stale
+from recray.storage.folder import MANIFEST, Folder, check_kind, publish
 
 __all__ = [
     "MANIFEST",
     "UNFINISHED",
     "Folder",
+    "Manifest",
     "check_kind",
     "file_type",
     "is_uri",

@@ -1,34 +1,39 @@
-"""Read and write the files of a folder, on a local disk or on any store that pyarrow.fs opens."""
+"""Folders on a local disk or on any store that pyarrow.fs opens, and how they appear at once.
 
-import hashlib
+A published folder ends with `manifest.json`: facts of its own, and name, bytes and sha256 of
+every other file. A folder without one is not finished, and nothing reads it.
+"""
+
 import json
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from recray.errors import DamagedFile, RecrayError
-from recray.storage.paths import is_uri, parquet_bytes, storage_errors, sync_folder
+from recray.errors import RecrayError
+from recray.storage.files import (
+    UNFINISHED,
+    Manifest,
+    damage,
+    is_uri,
+    manifest_entry,
+    parquet_bytes,
+    read_errors,
+    retry,
+    staged,
+    storage_errors,
+    sync_folder,
+    write_synced,
+)
 
-T = TypeVar("T")
 MANIFEST = "manifest.json"
-UNFINISHED = ".unfinished-"
-"""First characters of the names of files and folders that a writer has not finished."""
-STORE_ATTEMPTS = 6
-STORE_RETRY_SECONDS = 0.2
-"""Wait before the second attempt; doubled before each later one. The store's own client has
-already tried several times when an error reaches us."""
-_PERMANENT_ERRORS = (
-    "ACCESS_DENIED NO_SUCH_BUCKET allow_bucket_creation INVALID_ACCESS_KEY SIGNATURE_DOES_NOT_MATCH"
-).split()
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,9 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or the file of that name in it, exists."""
         filesystem, path = self._open(name)
-        try:
-            info = self._retry(lambda: filesystem.get_file_info(path))
-            return bool(info.type != pafs.FileType.NotFound)
-        except OSError as error:
-            raise RecrayError(f"cannot look for {path}: {error}") from error
+        with read_errors(f"look for {path}"):
+            info = retry(self.path, lambda: filesystem.get_file_info(path))
+        return bool(info.type != pafs.FileType.NotFound)
 
     def published(self) -> bool:
         """Whether the folder is finished, which means that its manifest exists."""
@@ -117,10 +120,8 @@ class Folder:
                 return bytes(stream.read())
 
         def read() -> bytes:
-            try:
-                return self._retry(attempt)
-            except OSError as error:
-                raise RecrayError(f"cannot read {self.path}/{name}: {error}") from error
+            with read_errors(f"read {self.path}/{name}"):
+                return retry(self.path, attempt)
 
         return read
 
@@ -130,10 +131,8 @@ class Folder:
         Raises:
             RecrayError: The file is missing or is not JSON.
         """
-        try:
+        with damage(f"{self.path}/{name}"):
             return json.loads(self.read_bytes(name))
-        except ValueError as error:
-            raise DamagedFile(f"{self.path}/{name} is damaged: {error}") from error
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """The parquet file as an Arrow table.
@@ -141,12 +140,10 @@ class Folder:
         Raises:
             RecrayError: The file is missing or is not parquet.
         """
-        content = self.read_bytes(name)
-        try:
+        content = pa.BufferReader(self.read_bytes(name))
+        with damage(f"{self.path}/{name}"):
             # One thread decodes: callers read several files at the same time.
-            return pq.read_table(pa.BufferReader(content), columns=columns, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise DamagedFile(f"{self.path}/{name} is damaged: {error}") from error
+            return pq.read_table(content, columns=columns, use_threads=False)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write the file, making its folder; the content is on the disk when this returns.
@@ -156,14 +153,9 @@ class Folder:
         """
         with storage_errors(self.path):
             if is_uri(self.path):
-                self._retry(lambda: self._put(name, content))
+                retry(self.path, lambda: self._put(name, content))
                 return
-            target = Path(self.path) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(target, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+            write_synced(Path(self.path) / name, content)
 
     @contextmanager
     def write_stream(self, name: str) -> Iterator[pa.NativeFile]:
@@ -217,38 +209,34 @@ class Folder:
             (folder / temporary).unlink(missing_ok=True)
 
     def delete(self, name: str = "") -> None:
-        """Remove the folder, or the folder of that name inside it, if it exists."""
-        filesystem, path = self._open(name)
-        if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-            with storage_errors(self.path):
-                self._retry(lambda: filesystem.delete_dir(path))
-
-    def delete_file(self, name: str) -> None:
-        """Remove one file if it exists."""
+        """Remove the folder, or the file or folder of that name inside it, if it exists."""
         filesystem, path = self._open(name)
 
         def remove() -> None:
-            # A store may have removed the file and lost its answer: then it is gone already.
-            if filesystem.get_file_info(path).type == pafs.FileType.File:
+            # A store may have removed it and lost its answer: then it is gone already.
+            kind = filesystem.get_file_info(path).type
+            if kind == pafs.FileType.Directory:
+                filesystem.delete_dir(path)
+            elif kind == pafs.FileType.File:
                 filesystem.delete_file(path)
 
         with storage_errors(self.path):
-            self._retry(remove)
+            retry(self.path, remove)
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """The manifest of a published folder.
 
         Raises:
-            RecrayError: The folder is missing or was never finished.
+            RecrayError: The folder is missing or was never finished, or the manifest lists no
+                files, or names one outside of the folder.
         """
         if not self.exists():
             raise RecrayError(f"no such folder: {self.path}")
         if not self.published():
             raise RecrayError(f"{self.path} has no {MANIFEST}: it is unfinished or not recray's")
-        manifest: dict[str, Any] = self.read_json(MANIFEST)
-        return manifest
+        return Manifest.parse(self.read_json(MANIFEST), f"{self.path}/{MANIFEST}")
 
-    def verify(self, sealed: str | None = None) -> dict[str, Any]:
+    def verify(self, sealed: str | None = None) -> Manifest:
         """Compare every file with the manifest and return the manifest.
 
         Args:
@@ -258,44 +246,24 @@ class Folder:
             RecrayError: A file is missing, or its bytes are not those of the manifest.
         """
         manifest = self.manifest()
-        for name, expected in self._digests(manifest).items():
-            if sealed is not None and name.startswith(f"{sealed}/"):
+        for entry in manifest.files:
+            if sealed is not None and entry.name.startswith(f"{sealed}/"):
                 continue
-            if not self.exists(name):
-                raise RecrayError(f"{self.path} lacks {name}, which its manifest lists")
-            digest = hashlib.sha256(self.read_bytes(name)).hexdigest()
-            if digest != expected:
+            if not self.exists(entry.name):
+                raise RecrayError(f"{self.path} lacks {entry.name}, which its manifest lists")
+            digest = manifest_entry(entry.name, self.read_bytes(entry.name)).sha256
+            if digest != entry.sha256:
                 raise RecrayError(
-                    f"{self.path}/{name} is damaged: sha256 {digest[:12]}..., "
-                    f"the manifest says {expected[:12]}..."
+                    f"{self.path}/{entry.name} is damaged: sha256 {digest[:12]}..., "
+                    f"the manifest says {entry.sha256[:12]}..."
                 )
         return manifest
 
-    def write_manifest(self, kind: str, facts: Mapping[str, Any]) -> None:
+    def write_manifest(self, kind: str, facts: Mapping[str, object]) -> None:
         """List every file of the folder with its bytes and sha256; this is written last."""
-        entries = []
-        for name in self.content():
-            content = self.read_bytes(name)
-            digest = hashlib.sha256(content).hexdigest()
-            entries.append({"name": name, "bytes": len(content), "sha256": digest})
-        self.write_json(MANIFEST, {"kind": kind, **facts, "files": entries})
-
-    def _digests(self, manifest: dict[str, Any]) -> dict[str, str]:
-        """The sha256 of each file that a manifest lists.
-
-        Raises:
-            RecrayError: The manifest lists no files, or names one outside of the folder.
-        """
-        path = f"{self.path}/{MANIFEST}"
-        try:
-            digests = {str(e["name"]): str(e["sha256"]) for e in manifest["files"]}
-        except (KeyError, TypeError) as error:
-            raise RecrayError(f"{path} is damaged: it lists no files") from error
-        for name in digests:
-            parts = name.split("/")
-            if not all(parts) or {".", ".."} & set(parts) or "\\" in name:
-                raise RecrayError(f"{path} names a file outside: {name!r}")
-        return digests
+        entries = (manifest_entry(name, self.read_bytes(name)) for name in self.content())
+        files = [entry.model_dump() for entry in entries]
+        self.write_json(MANIFEST, {"kind": kind, **facts, "files": files})
 
     def _open(self, name: str = "") -> tuple[pafs.FileSystem, str]:
         """The filesystem, and the path of the folder or of a file in it."""
@@ -323,22 +291,52 @@ class Folder:
         """The folder's own path on its filesystem, and the entries in it."""
         filesystem, root = self._open()
         selector = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
-        try:
-            return root, self._retry(lambda: filesystem.get_file_info(selector))
-        except OSError as error:
-            raise RecrayError(f"cannot list {self.path}: {error}") from error
+        with read_errors(f"list {self.path}"):
+            return root, retry(self.path, lambda: filesystem.get_file_info(selector))
 
-    def _retry(self, work: Callable[[], T]) -> T:
-        """Do the work; repeat it where a store failed in passing. A disk is not tried again."""
-        for attempt in range(STORE_ATTEMPTS if is_uri(self.path) else 1):
-            if attempt:
-                time.sleep(STORE_RETRY_SECONDS * 2 ** (attempt - 1))
-            try:
-                return work()
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                last_error = error
-                if any(word in str(error) for word in _PERMANENT_ERRORS):
-                    break
-        raise last_error
+
+# ---------------------------------------------------------------------- whole or not at all
+
+
+def check_kind(folder: Folder, kind: str, made_by: str) -> Manifest:
+    """Return the manifest of a folder of that kind.
+
+    Args:
+        folder: The folder.
+        kind: The kind that its manifest must name.
+        made_by: The command that makes such a folder, for the message.
+
+    Raises:
+        RecrayError: The folder is missing, unfinished or of another kind.
+    """
+    manifest = folder.manifest()
+    if manifest.kind != kind:
+        raise RecrayError(f"{folder} is a {manifest.kind}, not a {kind}; make one with `{made_by}`")
+    return manifest
+
+
+@contextmanager
+def publish(target: Folder, replace: bool = False) -> Iterator[Folder]:
+    """Yield a folder to write into; it becomes `target` when the block ends without an error.
+
+    On a disk a hidden sibling is renamed. On an object store the files lie under their final name,
+    but the manifest, which every reader asks for, is the last one. The block writes the manifest.
+
+    Raises:
+        RecrayError: The target exists and `replace` is not set.
+        StorageError: The disk is full or not writable.
+    """
+    if target.published() and not replace:
+        raise RecrayError(f"{target} exists already; give another folder or remove it")
+    if not is_uri(target.path) and os.path.isfile(target.path):
+        raise RecrayError(f"{target} is a file; give a folder")
+    if target.files() and not (target.published() or target.exists(UNFINISHED)):
+        raise RecrayError(f"{target} is not empty and not recray's; give another folder")
+    if is_uri(target.path):
+        target.delete()
+        target.write_bytes(UNFINISHED, b"")  # the files that a killed writer leaves are recray's
+        yield target
+        target.delete(UNFINISHED)
+        return
+    with staged(Path(target.path)) as staging:
+        yield Folder(str(staging))

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 from torch import Tensor
 
 from recray.config import Settings, build_settings, translated
@@ -217,7 +217,7 @@ class RunFolder:
             update = {"workers": metadata.workers, "changes": changes}
             self.folder.write_json(RUN, before.model_copy(update=update).to_json())
         if self.finished:  # its last checkpoints were damaged since
-            self.folder.delete_file(MANIFEST)
+            self.folder.delete(MANIFEST)
         self._write_history(state or TrainState())
         for name in self.checkpoints.folders():  # what a kill left half written
             if name.startswith(UNFINISHED):
@@ -360,7 +360,7 @@ class RunFolder:
 
     def _read(self, name: str) -> Checkpoint:
         folder = self.checkpoints.child(name)
-        _refuse_format(folder.verify(), str(folder))
+        _refuse_format(folder.verify().facts, str(folder))
         state = self._state(name)
         files = ["weights", "optimizer", *(["losses"] if state.step else [])]
         read = {
@@ -389,7 +389,7 @@ def _name(state: TrainState) -> str:
     return f"epoch-{state.epoch:05d}" + (f"-step-{state.step:09d}" if state.step else "")
 
 
-def _refuse_format(content: Mapping[str, object], path: str) -> None:
+def _refuse_format(content: Mapping[str, JsonValue], path: str) -> None:
     found = content.get("format", FORMAT)
     if found != FORMAT:
         raise RecrayError(

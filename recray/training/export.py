@@ -38,7 +38,7 @@ def export(run_path: str, out: str, replace: bool = False) -> Bundle:
 
 def same_bundle(folder: Folder, run_path: str, prepared: Prepared) -> bool:
     """Whether the folder holds the bundle of that run on that data set already."""
-    if not folder.published() or folder.manifest().get("kind") != KIND:
+    if not folder.published() or folder.manifest().kind != KIND:
         return False
     config = folder.read_json("config.json")
     bundle_settings = build_settings(translated(config["settings"]))

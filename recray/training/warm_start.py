@@ -192,7 +192,7 @@ def read_start_weights(paths: Sequence[str], prepared: Prepared) -> list[StartWe
     found = []
     for path in paths:
         folder = Folder(path)
-        if folder.published() and folder.manifest().get("kind") == KIND:
+        if folder.published() and folder.manifest().kind == KIND:
             bundle = Bundle.open(path)
             _refuse_other_split(path, bundle, prepared)
             found.append(StartWeights(path, bundle.settings.model.kind, grown(bundle, prepared)))

@@ -95,7 +95,7 @@ def open_without_test(path: str) -> NoTestDataset:
         RecrayError: It is missing, damaged, or has no validation ratings.
     """
     folder = Folder(path)
-    manifest = storage.check_kind(folder, KIND, "recray prepare")
+    manifest = storage.check_kind(folder, KIND, "recray prepare").model_dump()
     folder.verify(sealed=TEST)
     prepared = NoTestDataset(folder, manifest)
     if not manifest["splits"]["valid"]["rows"]:

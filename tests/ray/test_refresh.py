@@ -125,7 +125,7 @@ def test_prepare_reads_the_log_and_says_what_it_left_out(shop, tmp_path):
             ],
         )
     finally:
-        log.folder.delete_file(bad)
+        log.folder.delete(bad)
     assert done.exit_code == 0
     assert f"{ratings:,} ratings" in done.stderr
     assert "1 damaged parts left out" in done.stderr

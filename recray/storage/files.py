@@ -1,0 +1,248 @@
+"""Files by path or URI: where they lie, what errors mean, and the manifest that lists them."""
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self, TypeVar
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from pydantic import BaseModel, JsonValue, ValidationError
+
+from recray.errors import DamagedFile, RecrayError, StorageError
+
+T = TypeVar("T")
+UNFINISHED = ".unfinished-"
+"""First characters of the names of files and folders that a writer has not finished."""
+STORE_ATTEMPTS = 6
+STORE_RETRY_SECONDS = 0.2
+"""Wait before the second attempt; doubled before each later one. The store's own client has
+already tried several times when an error reaches us."""
+_PERMANENT_ERRORS = (
+    "ACCESS_DENIED NO_SUCH_BUCKET allow_bucket_creation INVALID_ACCESS_KEY SIGNATURE_DOES_NOT_MATCH"
+).split()
+_FULL = {errno.ENOSPC: "no space left", errno.EROFS: "read-only", errno.EDQUOT: "over quota"}
+
+
+def is_uri(path: str) -> bool:
+    """Whether the path names a store (`s3://bucket/x`) and not a local folder."""
+    return "://" in path
+
+
+def locate(path: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a local path or URI, and the path on it."""
+    return pafs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+
+
+@contextmanager
+def read_errors(action: str) -> Iterator[None]:
+    """Turn what pyarrow raises for a path into one line: `cannot ACTION: reason`.
+
+    Raises:
+        RecrayError: In place of the error.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:  # pa.ArrowInvalid is a ValueError
+        raise RecrayError(f"cannot {action}: {error}") from error
+
+
+@contextmanager
+def damage(path: str) -> Iterator[None]:
+    """Turn the error for content that cannot be parsed into one line.
+
+    Raises:
+        DamagedFile: In place of the error.
+    """
+    try:
+        yield
+    except (ValueError, pa.ArrowException, OSError) as error:
+        raise DamagedFile(f"{path} is damaged: {error}") from error
+
+
+def open_input(path: str) -> pa.NativeFile:
+    """Open a file by local path or URI for reading at any offset.
+
+    Raises:
+        RecrayError: The file is missing or not readable.
+    """
+    with read_errors(f"read {path}"):
+        filesystem, inner = locate(path)
+        return filesystem.open_input_file(inner)
+
+
+def file_type(path: str) -> pafs.FileType:
+    """Whether the path is a file, a folder, or not there.
+
+    Raises:
+        RecrayError: The store does not answer.
+    """
+    with read_errors(f"read {path}"):
+        filesystem, inner = locate(path)
+        return filesystem.get_file_info(inner).type
+
+
+def modified_ns(path: str) -> int:
+    """When a file was last written, in nanoseconds; 0 where the store does not say."""
+    filesystem, inner = locate(path)
+    return filesystem.get_file_info(inner).mtime_ns or 0
+
+
+def retry(path: str, work: Callable[[], T]) -> T:
+    """Do the work; repeat it where a store failed in passing. A disk is not tried again."""
+    for attempt in range(STORE_ATTEMPTS if is_uri(path) else 1):
+        if attempt:
+            time.sleep(STORE_RETRY_SECONDS * 2 ** (attempt - 1))
+        try:
+            return work()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            last_error = error
+            if any(word in str(error) for word in _PERMANENT_ERRORS):
+                break
+    raise last_error
+
+
+def parquet_bytes(table: pa.Table, dictionary: Sequence[str] | None = None) -> bytes:
+    """Encode the table as parquet; equal tables give equal bytes.
+
+    Args:
+        table: The rows.
+        dictionary: The columns with few distinct values, which are worth a dictionary. None tries
+            a dictionary on every column.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.combine_chunks(),
+        sink,
+        compression="zstd",
+        version="2.6",
+        use_dictionary=True if dictionary is None else list(dictionary),
+    )
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@contextmanager
+def storage_errors(path: str) -> Iterator[None]:
+    """Turn a full or read-only disk into an error of one line, with exit code 3.
+
+    Raises:
+        StorageError: In place of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = _FULL.get(error.errno or 0, error.strerror or str(error))
+        raise StorageError(f"cannot write {path}: {reason}") from error
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a local file, making its folder; the content is on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names in a local folder to the disk, as fsync forces a file's content."""
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `path`, which gets that name when the block has ended well.
+
+    Raises:
+        StorageError: The disk is full or not writable.
+    """
+    staging = path.with_name(f"{UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
+    with storage_errors(str(path)):
+        remove_stale(path)
+        staging.mkdir(parents=True)
+    try:
+        yield staging
+        with storage_errors(str(path)):
+            _swap(staging, path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _swap(staging: Path, path: Path) -> None:
+    """Rename the finished folder to its final name; an old one goes only after that."""
+    old = path.with_name(f"{UNFINISHED}{path.name}-old-{uuid.uuid4().hex[:8]}")
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(staging, path)
+    except OSError:
+        if old.exists():
+            os.rename(old, path)
+        raise
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_stale(path: Path, older_than_hours: float = 24.0) -> None:
+    """Remove what killed writers left beside `path`, once no living writer can own it."""
+    limit = time.time() - older_than_hours * 3600
+    for leftover in path.parent.glob(f"{UNFINISHED}{path.name}-*"):
+        if leftover.stat().st_mtime < limit:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+class ManifestEntry(BaseModel):
+    """A file that a manifest lists, by its path below the folder."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def manifest_entry(name: str, content: bytes) -> ManifestEntry:
+    """The entry of a file with that content."""
+    digest = hashlib.sha256(content).hexdigest()
+    return ManifestEntry(name=name, bytes=len(content), sha256=digest)
+
+
+class Manifest(BaseModel, extra="allow"):
+    """What `manifest.json` says: the kind of the folder, facts of that kind, and every file."""
+
+    kind: str | None = None
+    files: list[ManifestEntry]
+
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        """All but the kind and the files."""
+        return self.model_extra or {}
+
+    @classmethod
+    def parse(cls, content: JsonValue, path: str) -> Self:
+        """Read the content of a manifest.
+
+        Raises:
+            RecrayError: It lists no files, or names one outside of its folder.
+        """
+        try:
+            manifest = cls.model_validate(content)
+        except ValidationError as error:
+            raise DamagedFile(f"{path} is damaged: it lists no files") from error
+        for entry in manifest.files:
+            parts = entry.name.split("/")
+            if not all(parts) or {".", ".."} & set(parts) or "\\" in entry.name:
+                raise RecrayError(f"{path} names a file outside: {entry.name!r}")
+        return manifest
