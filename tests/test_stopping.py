@@ -17,10 +17,11 @@ import torch.multiprocessing as mp
 from recray.errors import RecrayError, StorageError, WorkerLost
 from recray.storage import Folder
 from recray.training import loop
-from recray.training.checkpoint import FORMAT, Checkpoint, RunFolder, TrainState, WorkerChange
+from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.collectives import LONG_TIMEOUT_S, Workers
 from recray.training.epochs import SGDEpochs
 from recray.training.loop import TrainingRun
+from recray.training.run_metadata import RUN_FORMAT, WorkerChange
 from recray.training.shard import Shard
 from tests.test_training import SIZE, metadata, saved, training_run, two_tastes
 
@@ -230,8 +231,8 @@ def test_another_version_s_run_is_refused(tmp_path, name):
     folder.reserve(metadata(workers=1))
     saved(folder, 1)
     path = tmp_path / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
-    with pytest.raises(RecrayError, match=f"another version of recray: format {FORMAT + 1}"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": RUN_FORMAT + 1}))
+    with pytest.raises(RecrayError, match=f"another version of recray: format {RUN_FORMAT + 1}"):
         folder.metadata(), folder.train_state()
 
 

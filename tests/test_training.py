@@ -13,10 +13,11 @@ from recray.config import load_settings, overridden
 from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.objectives import build_objective
-from recray.training.checkpoint import Checkpoint, RunFolder, RunMetadata, TrainState
+from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.collectives import Workers
 from recray.training.loop import TrainingRun, epoch_runner
 from recray.training.optimizers import DenseStep
+from recray.training.run_metadata import RunMetadata
 from recray.training.shard import BatchPlan, Shard, epoch_generator, shuffled_batches
 
 SIZE = 20

@@ -9,8 +9,9 @@ from recray.models.factorization import Dot, Hybrid
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
 from recray.models.objectives import ImplicitALS
 from recray.training.als import ALSEpochs
-from recray.training.checkpoint import Checkpoint, RunFolder, RunMetadata, TrainState
+from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.collectives import Workers
+from recray.training.run_metadata import RunMetadata
 from recray.training.shard import Shard
 from recray.training.warm_start import (
     SHARPNESS,

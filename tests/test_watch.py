@@ -11,7 +11,8 @@ from recray.progress import Console
 from recray.reporting.mlflow import MLflowLogger, mlflow_logger
 from recray.storage import Folder
 from recray.training.callbacks import Callbacks, TensorBoard, watch_history
-from recray.training.checkpoint import RunFolder, RunMetadata
+from recray.training.checkpoint import RunFolder
+from recray.training.run_metadata import RunMetadata
 
 METADATA = RunMetadata(
     dataset="tiny", prepared="p", fingerprint="f", workers=2, settings=load_settings("dot-mse")

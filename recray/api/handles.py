@@ -15,7 +15,8 @@ from recray.data.dataset import Prepared, Ratings
 from recray.progress import Console
 from recray.reporting import frames
 from recray.storage import Folder
-from recray.training.checkpoint import RunFolder, RunSummary
+from recray.training.checkpoint import RunFolder
+from recray.training.run_metadata import RunSummary
 from recray.tuning.results import Point, TuneResult
 from recray.tuning.store import SweepFolder
 
@@ -122,12 +123,12 @@ class Run:
         Raises:
             RecrayError: The folder is taken, or the data set has changed since.
         """
-        from recray.training import export
+        from recray.training import trainer
 
         prepared = Prepared.open(RunFolder(self.path).metadata().prepared)
-        if not export.same_bundle(Folder(out), self.path, prepared):
+        if not trainer.same_bundle(Folder(out), self.path, prepared):
             with telling(f"measure {self.path} on the test split"):
-                export.export(self.path, out)
+                trainer.export(self.path, out)
         return Loaded.open(out)
 
 

@@ -183,10 +183,10 @@ def export(ui: Console, run: str, out: str) -> None:
         recray export runs/mse --out bundles/mse
     """
     from recray.evaluation.report import parse_report
-    from recray.training import export as exporting
+    from recray.training import trainer
 
     with ui.during(f"measure {run} on the test split"):
-        bundle = exporting.export(run, out)
+        bundle = trainer.export(run, out)
     result = {"bundle": bundle.folder.path, "version": bundle.version, "evaluation": bundle.metrics}
     text = terminal.evaluation(parse_report(bundle.metrics))
     ui.result(result, f"{text}\nbundle: {bundle.folder} (version {bundle.version})")

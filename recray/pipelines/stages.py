@@ -30,7 +30,6 @@ from recray.storage import Folder
 from recray.training import trainer
 from recray.training.callbacks import Callbacks, OnEpoch, TensorBoard
 from recray.training.checkpoint import RunFolder
-from recray.training.export import export, same_bundle
 
 
 def evaluate(
@@ -149,11 +148,11 @@ class Stages:
         """Export the run and measure it, unless the folder holds just that."""
         with self.timed("evaluate"):
             folder = self.out.child("bundle")
-            if same_bundle(folder, run, prepared):
+            if trainer.same_bundle(folder, run, prepared):
                 self.log(f"evaluate: {folder} is there and matches")
                 return Bundle.open(folder.path)
             self.log("evaluate: on the test split")
-            return export(run, folder.path, replace=True)
+            return trainer.export(run, folder.path, replace=True)
 
 
 class Release(Measured):

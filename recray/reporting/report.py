@@ -12,7 +12,7 @@ from recray.reporting.html import Document
 from recray.serving.registry import resolve_bundle
 from recray.storage import Folder, is_uri, storage_errors
 from recray.training.checkpoint import RunFolder
-from recray.training.export import export
+from recray.training.trainer import export
 from recray.tuning.store import SweepFolder
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from recray.progress import Log
 from recray.schema import TIMINGS
 from recray.storage import Folder, is_uri
-from recray.training.checkpoint import EPOCHS, EpochEntry, RunFolder, RunMetadata
+from recray.training.checkpoint import EPOCHS, RunFolder
+from recray.training.run_metadata import EpochEntry, RunMetadata
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

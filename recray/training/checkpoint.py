@@ -16,24 +16,27 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import Tensor
 
-from recray.config import Settings, build_settings, translated
+from recray.config import build_settings, translated
 from recray.errors import DamagedFile, RecrayError
 from recray.inference.bundle import TrainedModel
 from recray.storage import MANIFEST, UNFINISHED, Folder, publish
+from recray.training.run_metadata import (
+    RUN_FORMAT,
+    EpochEntry,
+    RunMetadata,
+    RunSummary,
+    WorkerChange,
+)
 
 CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs.json"
 RUN = "run.json"
 STATE = "state.json"
 KIND = "run"
-FORMAT = 1
-"""Version of run folders and checkpoints; another number is refused, not guessed at."""
 logger = logging.getLogger("recray")
-EpochEntry = dict[str, int | float]
-"""An epoch's number, loss, validation metrics, and how long it took (schema.TIMINGS)."""
 
 
 @dataclass
@@ -62,66 +65,6 @@ class TrainState:
 
 
 _STATE = TypeAdapter(TrainState)
-
-
-class WorkerChange(BaseModel):
-    """A run that was continued with another number of workers.
-
-    Args:
-        epoch: Epochs done before.
-        workers: Workers from then on.
-    """
-
-    epoch: int
-    workers: int
-
-
-class RunMetadata(BaseModel):
-    """What a run is: the content of run.json.
-
-    Args:
-        format: Version of the folder.
-        dataset: Name of the data set.
-        prepared: Folder of the prepared data set.
-        fingerprint: Hash of the ratings that the run trains on and is validated with.
-        settings: Resolved settings.
-        workers: Number of workers now.
-        changes: Earlier changes of that number.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    format: int = FORMAT
-    dataset: str
-    prepared: str
-    fingerprint: str
-    settings: Settings
-    workers: int
-    changes: tuple[WorkerChange, ...] = ()
-
-    def to_json(self) -> dict[str, object]:
-        """The content of run.json; `changes` only where there were some."""
-        return self.model_dump(mode="json", exclude=None if self.changes else {"changes"})
-
-
-class RunSummary(BaseModel):
-    """The end of a run.
-
-    Args:
-        run: Folder of the run.
-        epochs: Epochs trained.
-        best_epoch: The epoch with the best validation metric.
-        best: Its entry in the history.
-        stopped_early: Whether patience ran out.
-        already_finished: Whether nothing was left to train when this command began.
-    """
-
-    run: str
-    epochs: int
-    best_epoch: int
-    best: EpochEntry
-    stopped_early: bool
-    already_finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,19 +124,11 @@ class RunFolder:
         Raises:
             RecrayError: The folder holds something else, or a run and `resume` is not set.
         """
-        if not self.folder.exists(RUN):
-            if self.folder.files():
-                raise RecrayError(
-                    f"{self.folder} is not empty and holds no run; give another folder"
-                )
+        holds_run = self.folder.exists(RUN)
+        refuse_taken(self.folder, holds_run, "run", resume)
+        if not holds_run:
             return
-        before = self.metadata()
-        if not resume:
-            raise RecrayError(
-                f"{self.folder} holds a run already; give --resume to continue it, "
-                "or another folder"
-            )
-        difference = _difference(before, metadata)
+        difference = self.metadata().difference(metadata)
         if difference:
             raise RecrayError(
                 f"{self.folder} is a run with other {difference}; give another folder"
@@ -207,7 +142,7 @@ class RunFolder:
             state: How far it has come; None at its start.
         """
         if not self.folder.exists(RUN):
-            self.folder.write_json(RUN, metadata.to_json())
+            self.folder.write_json(RUN, _run_json(metadata))
             return
         before = self.metadata()
         if before.workers != metadata.workers:
@@ -215,7 +150,7 @@ class RunFolder:
             change = WorkerChange(epoch=done, workers=metadata.workers)
             changes = (*before.changes, change) if done else before.changes
             update = {"workers": metadata.workers, "changes": changes}
-            self.folder.write_json(RUN, before.model_copy(update=update).to_json())
+            self.folder.write_json(RUN, _run_json(before.model_copy(update=update)))
         if self.finished:  # its last checkpoints were damaged since
             self.folder.delete(MANIFEST)
         self._write_history(state or TrainState())
@@ -257,7 +192,7 @@ class RunFolder:
                 losses = {"losses": checkpoint.losses}
                 folder.write_bytes("losses.safetensors", safetensors.torch.save(losses))
             folder.write_json(STATE, asdict(state))
-            folder.write_manifest("checkpoint", {"format": FORMAT, "epoch": state.epoch})
+            folder.write_manifest("checkpoint", {"format": RUN_FORMAT, "epoch": state.epoch})
         self._write_history(state)
         self._written[target.name] = state
         self._delete_outdated(state)
@@ -305,7 +240,7 @@ class RunFolder:
             RecrayError: There are checkpoints, and every one is damaged.
         """
         newest = self.latest()
-        return newest.train_state if newest is not None else TrainState()
+        return newest.train_state if newest else TrainState()
 
     def trained_model(self) -> TrainedModel:
         """Read the best weights so far, with every epoch of the run.
@@ -349,8 +284,7 @@ class RunFolder:
                     found.append(((known or {}).get(name) or self._state(name), name))
                 except RecrayError as error:
                     problems.append(error)
-        found.sort(key=lambda item: (item[0].epoch, item[0].step), reverse=True)
-        return found, problems
+        return sorted(found, key=lambda item: (item[0].epoch, item[0].step), reverse=True), problems
 
     def _state(self, name: str) -> TrainState:
         try:
@@ -376,7 +310,7 @@ class RunFolder:
 
     def finish(self, summary: RunSummary) -> None:
         """Mark the run as finished."""
-        facts = self.metadata().to_json() | {"summary": summary.model_dump()}
+        facts = _run_json(self.metadata()) | {"summary": summary.model_dump()}
         self.folder.write_manifest(KIND, facts)
 
 
@@ -389,12 +323,12 @@ def _name(state: TrainState) -> str:
     return f"epoch-{state.epoch:05d}" + (f"-step-{state.step:09d}" if state.step else "")
 
 
-def _refuse_format(content: Mapping[str, JsonValue], path: str) -> None:
-    found = content.get("format", FORMAT)
-    if found != FORMAT:
+def _refuse_format(facts: Mapping[str, JsonValue], path: str) -> None:
+    found = facts.get("format", RUN_FORMAT)
+    if found != RUN_FORMAT:
         raise RecrayError(
             f"{path} was written by another version of recray: format {found}, this one reads "
-            f"{FORMAT}; train again, or use that version"
+            f"{RUN_FORMAT}; train again, or use that version"
         )
 
 
@@ -402,21 +336,20 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "not there" if shape is None else " x ".join(map(str, shape)) or "a number"
 
 
-def _flat(settings: Settings) -> dict[str, object]:
-    """{"train.lr": 0.1, "preset": ...} of {"train": {"lr": 0.1}, "preset": ...}."""
-    plain = settings.plain()
-    groups = {group: values for group, values in plain.items() if isinstance(values, dict)}
-    flat = {f"{group}.{key}": v for group, values in groups.items() for key, v in values.items()}
-    return flat | {name: v for name, v in plain.items() if name not in groups}
+def _run_json(metadata: RunMetadata) -> dict[str, JsonValue]:
+    """The content of run.json; `changes` only where there were some."""
+    return metadata.model_dump(mode="json", exclude=None if metadata.changes else {"changes"})
 
 
-def _difference(before: RunMetadata, now: RunMetadata) -> str:
-    """Say in which data or settings two runs differ; an empty text where they agree."""
-    if before.dataset != now.dataset:
-        return f"data: {before.dataset} (now {now.dataset})"
-    if before.fingerprint != now.fingerprint:
-        return f"data: {before.dataset} has changed since it began"
-    old, new = _flat(before.settings), _flat(now.settings)
-    changed = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
-    texts = [f"{key}={old.get(key)!r} (now {new.get(key)!r})" for key in changed]
-    return "settings: " + ", ".join(texts) if texts else ""
+def refuse_taken(folder: Folder, holds: bool, kind: str, resume: bool) -> None:
+    """Refuse a folder of something else, or of a run or sweep (`kind`) that is not to be continued.
+
+    Raises:
+        RecrayError: It is taken.
+    """
+    if holds and not resume:
+        raise RecrayError(
+            f"{folder} holds a {kind} already; give --resume to continue it, or another folder"
+        )
+    if not holds and folder.files():
+        raise RecrayError(f"{folder} is not empty and holds no {kind}; give another folder")

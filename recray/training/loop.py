@@ -17,10 +17,11 @@ from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF, ImplicitALS, Objective, PairLoss, SampledLoss, as_linear
 from recray.schema import TIMINGS
 from recray.training.als import ALSEpochs
-from recray.training.checkpoint import Checkpoint, EpochEntry, RunFolder, TrainState
+from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.collectives import Workers
 from recray.training.epochs import AllItemsEpochs, EpochRunner, PairEpochs
 from recray.training.gibbs import GibbsSampler
+from recray.training.run_metadata import EpochEntry
 from recray.training.shard import Shard, StreamedShard, rating_statistics
 
 Validate = Callable[[Model], dict[str, tuple[float, float]]]

@@ -1,20 +1,26 @@
-"""`recray train`: what is refused before anything starts, the run, and its summary."""
+"""`recray train` and `recray export`: what is refused before a run, the run, and its bundle."""
 
-from recray.config import Settings, build_settings
+from datetime import UTC, datetime
+
+from recray.config import Settings, build_settings, translated
 from recray.data.dataset import Prepared, refuse_equal_ratings
 from recray.data.item_features import feature_names
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError, WorkerLost
+from recray.evaluation.evaluator import evaluate
 from recray.evaluation.metrics import check_metric
+from recray.inference.bundle import KIND, Bundle, write_bundle
 from recray.models import build_model
 from recray.models.objectives import Objective, SampledLoss, UnobservedClass, build_objective
 from recray.progress import Log
 from recray.runtime.nodes import available_workers, require_shared, wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
+from recray.storage import Folder
 from recray.training.callbacks import Callbacks, watch_history
-from recray.training.checkpoint import RunFolder, RunMetadata, RunSummary, TrainState
+from recray.training.checkpoint import RunFolder, TrainState
 from recray.training.optimizers import EXACT, describe, device_of, pairs_of
 from recray.training.ray_train import TrainJob, fit, train_worker
+from recray.training.run_metadata import RunMetadata, RunSummary
 from recray.training.shard import check_streaming
 from recray.training.warm_start import (
     StartWeights,
@@ -174,6 +180,43 @@ def _fit_again(
                 workers = room
                 folder.reserve(metadata.model_copy(update={"workers": workers}), state)
     return None
+
+
+# ------------------------------------------------------------------------ the bundle of a run
+
+
+def export(run_path: str, out: str, replace: bool = False) -> Bundle:
+    """Write the best checkpoint of a run as a bundle, measured on the test split.
+
+    Raises:
+        RecrayError: There is no run, the prepared data have changed since, or the folder is taken.
+    """
+    run = RunFolder(run_path)
+    metadata = run.metadata()
+    prepared = Prepared.open(metadata.prepared, verify=True)
+    if prepared.fingerprint != metadata.fingerprint:
+        raise RecrayError(
+            f"{prepared.folder} has changed since {run_path} was trained; train again"
+        )
+    return write_bundle(
+        out,
+        prepared,
+        run.trained_model(),
+        metadata.settings,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        lambda bundle: evaluate(bundle).plain() if len(bundle.holdout) else {},
+        replace,
+    )
+
+
+def same_bundle(folder: Folder, run_path: str, prepared: Prepared) -> bool:
+    """Whether the folder holds the bundle of that run on that data set already."""
+    if not folder.published() or folder.manifest().kind != KIND:
+        return False
+    config = folder.read_json("config.json")
+    settings = build_settings(translated(config["settings"]))
+    same = settings == RunFolder(run_path).metadata().settings
+    return same and config["fingerprints"] == prepared.manifest["fingerprints"]
 
 
 # ------------------------------------------------------------ what is settled before it starts

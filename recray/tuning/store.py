@@ -23,6 +23,8 @@ from pydantic import AfterValidator, BaseModel, JsonValue, ValidationError
 from recray.config import Settings, build_settings, current_name, effective, translated
 from recray.errors import RecrayError
 from recray.storage import Folder
+from recray.training.checkpoint import refuse_taken
+from recray.training.run_metadata import changed_values, flat_settings
 from recray.tuning.results import Metric, TrialResult, TuneResult, Values
 
 METADATA, SUMMARY = "sweep.json", "summary.json"
@@ -97,29 +99,14 @@ class SweepMetadata(BaseModel):
             elif name == "settings" and before["preset"] != after["preset"]:
                 words = f"preset {before['preset']} (now {after['preset']})"
             elif name == "settings":
-                words = f"another setting: {_changes(_flat(before), _flat(after))}"
+                changes = changed_values(flat_settings(before), flat_settings(after))
+                words = f"another setting: {changes}"
             elif name == "space":
-                words = f"another space: {_changes(before, after)}"
+                words = f"another space: {changed_values(before, after)}"
             else:
                 option = {"folds": "--kfold", "workers": "--workers-per-trial"}.get(name, name)
                 words = f"{option} {before} (now {after})"
             raise RecrayError(f"{folder} is a sweep with {words}; give another folder")
-
-
-def _changes(before: Values, after: Values) -> str:
-    """Every value that differs, such as `train.l2=0.0 (now 0.5)`."""
-    changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    return ", ".join(f"{name}={before.get(name)!r} (now {after.get(name)!r})" for name in changed)
-
-
-def _flat(settings: Values) -> Values:
-    """The settings of all groups by their full names, such as train.l2."""
-    return {
-        f"{group}.{name}": value
-        for group, values in settings.items()
-        if isinstance(values, dict)
-        for name, value in values.items()
-    }
 
 
 class SweepFolder:
@@ -140,18 +127,9 @@ class SweepFolder:
             RecrayError: It holds something else, or a sweep and `resume` is not set.
         """
         before = self.metadata()
-        if before is None:
-            if self.folder.files():
-                raise RecrayError(
-                    f"{self.folder} is not empty and holds no sweep; give another folder"
-                )
-            return
-        if not resume:
-            raise RecrayError(
-                f"{self.folder} holds a sweep already; give --resume to continue it, "
-                "or another folder"
-            )
-        before.check_same(metadata, str(self.folder))
+        refuse_taken(self.folder, before is not None, "sweep", resume)
+        if before is not None:
+            before.check_same(metadata, str(self.folder))
 
     def reserve(self, metadata: SweepMetadata) -> None:
         """Make the folder the home of this sweep; calling it again does no harm."""

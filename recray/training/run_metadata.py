@@ -1,0 +1,92 @@
+"""What a run is, in which way another one differs from it, and the summary of its end."""
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from recray.config import Settings
+
+RUN_FORMAT = 1
+"""Version of run folders and checkpoints; another number is refused, not guessed at."""
+EpochEntry = dict[str, int | float]
+"""An epoch's number, loss, validation metrics, and how long it took (schema.TIMINGS)."""
+
+
+class WorkerChange(BaseModel):
+    """A run that was continued with another number of workers.
+
+    Args:
+        epoch: Epochs done before.
+        workers: Workers from then on.
+    """
+
+    epoch: int
+    workers: int
+
+
+class RunMetadata(BaseModel):
+    """What a run is: the content of run.json.
+
+    Args:
+        format: Version of the folder.
+        dataset: Name of the data set.
+        prepared: Folder of the prepared data set.
+        fingerprint: Hash of the ratings that the run trains on and is validated with.
+        settings: Resolved settings.
+        workers: Number of workers now.
+        changes: Earlier changes of that number.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = RUN_FORMAT
+    dataset: str
+    prepared: str
+    fingerprint: str
+    settings: Settings
+    workers: int
+    changes: tuple[WorkerChange, ...] = ()
+
+    def difference(self, now: "RunMetadata") -> str:
+        """Say in which data or settings another run differs; an empty text where they agree."""
+        if self.dataset != now.dataset:
+            return f"data: {self.dataset} (now {now.dataset})"
+        if self.fingerprint != now.fingerprint:
+            return f"data: {self.dataset} has changed since it began"
+        changed = changed_values(*(flat_settings(run.settings.plain()) for run in (self, now)))
+        return f"settings: {changed}" if changed else ""
+
+
+class RunSummary(BaseModel):
+    """The end of a run.
+
+    Args:
+        run: Folder of the run.
+        epochs: Epochs trained.
+        best_epoch: The epoch with the best validation metric.
+        best: Its entry in the history.
+        stopped_early: Whether patience ran out.
+        already_finished: Whether nothing was left to train when this command began.
+    """
+
+    run: str
+    epochs: int
+    best_epoch: int
+    best: EpochEntry
+    stopped_early: bool
+    already_finished: bool = False
+
+
+def changed_values(before: dict[str, JsonValue], now: dict[str, JsonValue]) -> str:
+    """Name every value that differs, such as `train.l2=0.0 (now 0.5)`."""
+    changed = (name for name in sorted({*before, *now}) if before.get(name) != now.get(name))
+    return ", ".join(f"{n}={before.get(n)!r} (now {now.get(n)!r})" for n in changed)
+
+
+def flat_settings(plain: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """{"train.lr": 0.1, "preset": ...} of {"train": {"lr": 0.1}, "preset": ...}."""
+    flat: dict[str, JsonValue] = {}
+    for group, values in plain.items():
+        if isinstance(values, dict):
+            flat |= {f"{group}.{name}": value for name, value in values.items()}
+        else:
+            flat[group] = values
+    return flat
