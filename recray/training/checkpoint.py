@@ -84,11 +84,7 @@ class Checkpoint:
     losses: Tensor | None = None
 
     def check_compatible(self, expected: Mapping[str, Tensor], path: str) -> None:
-        """Refuse weights that are not those of the model.
-
-        Args:
-            expected: The model's weights by name.
-            path: Where the checkpoint lies.
+        """Refuse a checkpoint at `path` whose weights are not the model's, which are `expected`.
 
         Raises:
             RecrayError: A name or a shape differs.
@@ -116,10 +112,6 @@ class RunFolder:
 
     def validate(self, metadata: RunMetadata, resume: bool) -> None:
         """Make sure that the folder is free for a run, or holds this very run; writes nothing.
-
-        Args:
-            metadata: What the run is; compared on resuming.
-            resume: Whether to go on with a run that is there.
 
         Raises:
             RecrayError: The folder holds something else, or a run and `resume` is not set.
