@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 
 from recray.errors import RecrayError
-from recray.inference.filters import NO_FILTERS, Filters
+from recray.inference.catalog import NO_FILTERS, Filters
 from recray.inference.recommender import Recommender
 from recray.serving.ab_test import ABTest
 from recray.serving.app import build_app

@@ -13,8 +13,7 @@ from recray.evaluation.evaluator import Evaluator, add_segments, exposure_metric
 from recray.evaluation.metrics import PerUserMetrics, compute_metrics, evaluate_block, rank_block
 from recray.evaluation.protocol import Protocol
 from recray.evaluation.report import parse_report
-from recray.inference.history import History
-from recray.inference.scorer import Scorer
+from recray.inference.scorer import History, Scorer
 from recray.models.factorization import Dot
 from recray.reporting import terminal
 

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from recray.data.ids import IdMap
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
-from recray.inference.filters import Filters
-from recray.inference.history import History
+from recray.inference.catalog import Filters
 from recray.inference.lookup import GenreCount
+from recray.inference.recommendations import mmr_rerank
 from recray.inference.recommender import Recommendations, Recommender
-from recray.inference.scorer import Scorer
-from recray.inference.similarity import mmr_rerank
+from recray.inference.scorer import History, Scorer
 from recray.models.factorization import Dot, DotBias
 from recray.models.objectives import FoldInPrior, ImplicitALS, Mse
 

@@ -13,8 +13,8 @@ from recray.errors import RecrayError
 from recray.evaluation import evaluator, protocol
 from recray.evaluation.metrics import compute_metrics, rank_block
 from recray.evaluation.protocol import Candidates, Protocol
-from recray.inference.history import History
-from recray.inference.scorer import NONE, Scorer
+from recray.inference.scorer import History, Scorer
+from recray.inference.top_k import NONE
 from recray.models import baselines as item_item
 from recray.models.baselines import Cooccurrence, Ease, ItemKnn
 from recray.models.factorization import Dot

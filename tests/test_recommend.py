@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from recray.inference.filters import Filters
+from recray.inference.catalog import Filters
 from recray.inference.recommender import Recommender
 from recray.serving.app import build_app
 from recray.serving.schemas.requests import QueryOptions

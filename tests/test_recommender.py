@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError
-from recray.inference.history import History
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import NONE, Scorer, top_k
+from recray.inference.scorer import History, Scorer, best_of_one
+from recray.inference.top_k import NONE, top_k
 from recray.models.factorization import Dot
 from recray.models.objectives import ImplicitALS
 
@@ -67,6 +67,10 @@ def test_long_rows_are_cut_like_the_brute_force_ties_included(data):
     gone = {(int(u), int(i)) for u, i in np.argwhere(np.isneginf(scores))}
     assert [[i for i in row if i != NONE] for row in item.tolist()] == brute_force(scores, gone, k)
     assert np.array_equal(best, -np.sort(-scores, axis=1)[:, :k])
+    for row in range(3):
+        alone, score = best_of_one(scores[row : row + 1], k)
+        known = ~np.isneginf(score[0])
+        assert alone[0][known].tolist() == item[row][known].tolist()
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recray.inference.title_search import TitleIndex, fold, spoken
+from recray.inference.catalog import TitleIndex, fold, spoken
 
 TITLES = [
     "Shawshank Redemption, The (1994)",

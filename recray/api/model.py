@@ -9,7 +9,7 @@ import pandas as pd
 
 from recray.data.ids import RawId
 from recray.errors import RecrayError
-from recray.inference.filters import Filters
+from recray.inference.catalog import Filters
 from recray.inference.inspect_user import inspect_user
 from recray.inference.recommendations import ExplainedItem, Recommendations
 from recray.inference.recommender import Recommender
@@ -256,10 +256,8 @@ class Loaded:
     def _known(self, user: RawId) -> RawId:
         """The id as recray knows ids, not as an index of pandas gives it."""
         raw = user if isinstance(user, str) else int(user)
-        try:
-            self.recommender.dense_user(raw)
-        except KeyError:
-            raise RecrayError(self.recommender.no_user(raw)) from None
+        if self.recommender.users.encode_one(raw) < 0:
+            raise RecrayError(self.recommender.no_user(raw))
         return raw
 
     def _find(self, item: RawId) -> RawId:

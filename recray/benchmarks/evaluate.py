@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from recray.benchmarks.harness import PROC, interleaved, peak_memory
 from recray.evaluation.metrics import USER_BLOCK
-from recray.inference.history import History
-from recray.inference.scorer import Scorer
+from recray.inference.scorer import History, Scorer
 from recray.models.factorization import Dot
 from recray.models.neural import NeuMf
 from recray.progress import Log

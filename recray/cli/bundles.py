@@ -16,7 +16,7 @@ from recray.reporting import terminal
 
 if TYPE_CHECKING:
     from recray.evaluation.protocol import Kind
-    from recray.inference.filters import Filters
+    from recray.inference.catalog import Filters
     from recray.inference.recommender import Recommender
 
 
@@ -184,7 +184,7 @@ def _filters(
     Raises:
         RecrayError: An id to exclude is a text, and the data set has numbers.
     """
-    from recray.inference.filters import Filters
+    from recray.inference.catalog import Filters
 
     ids = []
     for text in exclude:

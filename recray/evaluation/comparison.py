@@ -17,8 +17,7 @@ from recray.errors import CheckFailed, RecrayError
 from recray.evaluation.metrics import RATING, PerUserMetrics, blocks_of, evaluate_block
 from recray.evaluation.report import Interval
 from recray.inference.bundle import Bundle
-from recray.inference.history import History
-from recray.inference.scorer import Scorer
+from recray.inference.scorer import History, Scorer
 
 DRAWS = 1000
 """Bootstrap draws for one interval."""

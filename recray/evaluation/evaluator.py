@@ -45,7 +45,8 @@ from recray.evaluation.report import (
 )
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import NONE, Scorer
+from recray.inference.scorer import Scorer
+from recray.inference.top_k import NONE
 from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
 from recray.runtime.tasks import map_tasks

@@ -22,7 +22,8 @@ from torch import Tensor
 from recray.config import EvaluateSettings
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError, unknown_name
-from recray.inference.scorer import NONE, Scorer, TopK
+from recray.inference.scorer import Scorer
+from recray.inference.top_k import NONE, TopK
 
 Hits = NDArray[np.bool_]
 Counts = NDArray[np.int64]

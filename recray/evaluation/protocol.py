@@ -23,8 +23,7 @@ from recray.errors import RecrayError, unknown_name
 from recray.evaluation.metrics import rows_of_users
 from recray.evaluation.report import ProtocolReport
 from recray.inference.bundle import Bundle
-from recray.inference.history import History
-from recray.inference.scorer import Scorer
+from recray.inference.scorer import History, Scorer
 from recray.models.base import Model
 from recray.models.baselines import Ease, HistoryModel, ItemKnn, Popularity
 from recray.models.objectives import FoldIn, Objective

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import NONE, SOURCES
+from recray.inference.scorer import SOURCES
+from recray.inference.top_k import NONE
 from recray.runtime.nodes import require_shared, this_node
 from recray.runtime.session import LOCAL, session
 from recray.runtime.tasks import map_tasks
@@ -135,9 +136,8 @@ def recommend_all(
     Raises:
         RecrayError: The folder holds something else, or k is larger than the catalogue.
     """
-    recommender = Recommender(bundle)
-    recommender.check_k(k)
-    users = len(recommender.users)
+    Recommender(bundle).check_k(k)
+    users = len(bundle.user_ids)
     parts = -(-users // users_per_part(users))
     content: Content = {"model_version": bundle.version, "k": k, "users": users, "parts": parts}
     folder = Folder(out)

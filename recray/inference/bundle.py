@@ -7,12 +7,13 @@ config.json  metrics.json  training.json (the epochs, for people)  manifest.json
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import safetensors.torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from recray import schema, storage
@@ -29,6 +30,24 @@ KIND = "bundle"
 TRAINING = "training.json"
 UNVERSIONED = ("metrics.json", TRAINING)
 CONFIG = ("dataset", "settings", "users", "items", "rating_range", "fold_in", "fingerprints")
+"""What config.json must have for its model to be built."""
+
+
+class BundleConfig(TypedDict):
+    """config.json: what the model was trained on and how."""
+
+    dataset: str
+    settings: dict[str, JsonValue]
+    users: int
+    items: int
+    rating_range: list[float]
+    fold_in: dict[str, float]
+    epoch: int
+    valid: dict[str, JsonValue]
+    split: dict[str, JsonValue]
+    splits: dict[str, dict[str, int]]
+    unseen: dict[str, int]
+    fingerprints: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,7 @@ class Bundle:
 
     folder: Folder
     manifest: Manifest
-    config: dict[str, Any]
+    config: BundleConfig
     metrics: dict[str, Any]
     settings: Settings
     model: Model
@@ -115,7 +134,7 @@ class Bundle:
     @classmethod
     def read(cls, folder: Folder, manifest: Manifest) -> Self:
         """Read a folder whose files are known to be whole."""
-        config = folder.read_json("config.json")
+        config: BundleConfig = folder.read_json("config.json")
         lacking = [name for name in CONFIG if name not in config]
         if lacking:
             raise RecrayError(f"{folder}/config.json lacks {', '.join(lacking)}")
@@ -173,7 +192,7 @@ def write_bundle(
     trained: TrainedModel,
     settings: Settings,
     created: str,
-    measure: Callable[[Bundle], Mapping[str, Any]],
+    measure: Callable[[Bundle], Mapping[str, JsonValue]],
     replace: bool = False,
 ) -> Bundle:
     """Write a bundle with its measured metrics; it appears whole or not at all.
@@ -209,7 +228,7 @@ def write_bundle(
     return Bundle.open(out)
 
 
-def _config(prepared: Prepared, trained: TrainedModel, settings: Settings) -> dict[str, Any]:
+def _config(prepared: Prepared, trained: TrainedModel, settings: Settings) -> BundleConfig:
     low, high = prepared.rating_range
     best = next(e for e in trained.history if e["epoch"] == trained.best_epoch)
     # Without a measured error: a quarter of the range, squared, is generous for any scale of stars.

@@ -10,7 +10,8 @@ from recray.data.ids import RawId
 from recray.inference.lookup import RatedItem
 from recray.inference.recommendations import ScoredItem
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import NONE, POPULAR
+from recray.inference.scorer import POPULAR
+from recray.inference.top_k import NONE
 from recray.schema import SCORE_NAMES
 
 

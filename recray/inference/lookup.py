@@ -14,9 +14,9 @@ from recray.data.dataset import Ratings
 from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
-from recray.inference.history import History
-from recray.inference.item_catalog import ItemCatalog, ItemFacts, ItemSummary
-from recray.inference.scorer import FOLD_IN, MODEL, NONE, POPULAR, SOURCES, Scorer
+from recray.inference.catalog import ItemCatalog, ItemFacts, ItemSummary
+from recray.inference.scorer import FOLD_IN, MODEL, POPULAR, SOURCES, History, Scorer
+from recray.inference.top_k import NONE
 from recray.schema import RATINGS
 
 HIGHEST_ITEMS = 10
@@ -93,7 +93,7 @@ class Lookup:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+        self.bundle, self.version = bundle, bundle.version
         self.users, self.items = bundle.user_ids, bundle.item_ids
         history = History.of(bundle.history, len(self.users), self.items.known)
         scorer = Scorer(bundle.model, bundle.objective, history, bundle.noise)
@@ -115,22 +115,6 @@ class Lookup:
         """Free the ratings by rows, which only offline work reads; the history has them too."""
         none = Ratings.of(RATINGS.empty_table())
         self.bundle = replace(self.bundle, history=none, holdout=none)
-
-    @property
-    def version(self) -> str:
-        """The bundle's version."""
-        return self.bundle.version
-
-    def dense_user(self, user: RawId) -> int:
-        """Dense id of a user.
-
-        Raises:
-            KeyError: No split has this user.
-        """
-        dense = self.users.encode_one(user)
-        if dense == NONE:
-            raise KeyError(user)
-        return dense
 
     def no_user(self, user: RawId) -> str:
         """The message for a user whom no split has."""
@@ -230,7 +214,7 @@ class Lookup:
         chosen = embedding[torch.from_numpy(place[warm])], torch.from_numpy(item[warm])
         score[warm] = model.activation(model.logits(*chosen)).numpy()
         if model.score_type == "rating" and not warm.all():
-            score[~warm] = self.scorer.bias_prediction(user[~warm], item[~warm])
+            score[~warm] = self.scorer.bias_only.predict(user[~warm], item[~warm])
         return [
             PairScore(
                 raw_user,

@@ -11,12 +11,18 @@ import torch
 from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
-from recray.inference.filters import NO_FILTERS, Filters
-from recray.inference.history import UserRatings
+from recray.inference.catalog import NO_FILTERS, Filters
 from recray.inference.lookup import Lookup, RatingsSince, RawRatings
-from recray.inference.recommendations import Explainer, Explanation, Recommendations
-from recray.inference.scorer import MODEL, NONE, POPULAR, SOURCES, Queries, TopK, top_k
-from recray.inference.similarity import ItemSimilarity, mmr_pool, mmr_rerank
+from recray.inference.recommendations import (
+    Explainer,
+    Explanation,
+    ItemSimilarity,
+    Recommendations,
+    mmr_pool,
+    mmr_rerank,
+)
+from recray.inference.scorer import MODEL, POPULAR, SOURCES, Queries, UserRatings
+from recray.inference.top_k import NONE, TopK, top_k
 from recray.models import LinearModel
 from recray.models.base import ITEM_BLOCK
 
@@ -89,8 +95,10 @@ class Recommender(Lookup):
         rated = self._with_new_ratings(user, since) if since else None
         if rated is not None:
             queries = self.scorer.queries_of_ratings([rated])
+        elif (dense := self.users.encode_one(user)) != NONE:
+            queries = self.scorer.queries(np.array([dense]))
         else:
-            queries = self.scorer.queries(np.array([self.dense_user(user)]))
+            raise KeyError(user)
         return self._lists(queries, k, exclude_seen, filters)[0]
 
     def recommend_from(
@@ -206,7 +214,7 @@ class Recommender(Lookup):
         self, queries: Queries, k: int, exclude_seen: bool, filters: Filters
     ) -> list[Recommendations]:
         """Score, mask, cut, re-rank, explain: every list for users is made here."""
-        mask = self.catalog.candidate_mask(filters)
+        mask = None if filters is NO_FILTERS else self.catalog.candidate_mask(filters)
         block = max(1, SCORES_AT_ONCE // min(self.items.known, ITEM_BLOCK))
         pool = mmr_pool(k, self.items.known, filters.diversity)
         lists: list[Recommendations] = []

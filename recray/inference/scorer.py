@@ -1,30 +1,104 @@
-"""Scores all items for users and keeps the best ones, for lists and for evaluation alike."""
+"""The ratings of users; and scores of all items for them, for lists and for evaluation alike."""
 
-# Shape letters: U = users, I = items, K = length of a list, S = embedding size, C = candidates.
+# Shape letters: U = users, I = items, K = length of a list, S = embedding size, C = candidates,
+# N = ratings of one user, R = ratings, B = pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recray.data.dataset import Ratings
 from recray.errors import RecrayError
-from recray.inference.history import History, UserRatings
-from recray.models.base import ITEM_BLOCK, LinearModel, Model
+from recray.inference.top_k import NONE, Ids, Scores, TopK, best_of
+from recray.models.base import ITEM_BLOCK, LinearModel, Model, Statistics
 from recray.models.baselines import BiasOnly
 from recray.models.objectives import FoldIn, Objective, RatingsCSR
 
-Ids = NDArray[np.int64]
-Scores = NDArray[np.float32]
 SOURCES = ("model", "fold_in", "popular")
 MODEL, FOLD_IN, POPULAR = range(len(SOURCES))
-NONE = -1
-"""Item id of an empty place in a list."""
-GROUP_ITEMS = 32
-LAST_ID = (1 << 31) - 1
+
+
+class UserRatings(NamedTuple):
+    """What one user has rated: (N,) int64 items, each once, and (N,) float32 ratings."""
+
+    item: Tensor
+    rating: Tensor
+
+
+@dataclass(frozen=True)
+class History:
+    """The ratings of each user, for items that training knows, as a sparse matrix (CSR).
+
+    Args:
+        indptr: (users + 1,) int64; user u has the ratings indptr[u]..indptr[u + 1] - 1.
+        item: (R,) ids, int32 as bundles have them.
+        rating: (R,) float32.
+    """
+
+    indptr: Ids
+    item: NDArray[np.int32]
+    rating: Scores
+
+    @classmethod
+    def of(cls, ratings: Ratings, users: int, items: int) -> Self:
+        """Keep the ratings of items below `items`; ratings are sorted by user."""
+        inside = ratings.item < items
+        known = ratings if inside.all() else ratings.where(inside)
+        indptr = np.searchsorted(known.user, np.arange(users + 1, dtype=known.user.dtype))
+        return cls(indptr, known.item, known.rating)
+
+    @classmethod
+    def join(cls, rated: Sequence[UserRatings]) -> Self:
+        """Put the ratings of several users, one at least, together in their order."""
+        indptr, item, rating = (part.numpy() for part in RatingsCSR.of(rated))
+        return cls(indptr, item.astype(np.int32), rating)
+
+    def of_user(self, user: int) -> UserRatings:
+        """Copy the ratings of one user."""
+        return UserRatings(*self.rows(user, user + 1).as_csr()[1:])
+
+    def of_users(self, users: Ids) -> "History":
+        """The ratings of (U,) users, in their order."""
+        if len(users) == 1:
+            return self.rows(int(users[0]), int(users[0]) + 1)
+        start = self.indptr[users]
+        counts = self.indptr[users + 1] - start
+        indptr = np.zeros(len(users) + 1, np.int64)
+        counts.cumsum(out=indptr[1:])
+        # Place of each rating: counted on from where its user's ratings start in the history.
+        rows = np.arange(indptr[-1]) + np.repeat(start - indptr[:-1], counts)
+        return History(indptr, self.item[rows], self.rating[rows])
+
+    def rows(self, first: int, last: int) -> "History":
+        """The ratings of the users first..last-1, without a copy."""
+        indptr = self.indptr[first : last + 1]
+        cells = slice(indptr[0], indptr[-1])
+        return History(indptr - indptr[0], self.item[cells], self.rating[cells])
+
+    def coo_indices(self) -> tuple[Ids, NDArray[np.int32]]:
+        """Row and item of each rating."""
+        users = len(self.indptr) - 1
+        return np.repeat(np.arange(users), np.diff(self.indptr)), self.item
+
+    def as_csr(self) -> RatingsCSR:
+        """Copy the ratings into tensors, as folding in takes them."""
+        item, rating = self.item.astype(np.int64), self.rating.copy()
+        return RatingsCSR(*map(torch.from_numpy, (self.indptr, item, rating)))
+
+    def statistics(self, users: int, items: int) -> Statistics:
+        """Sums and counts over the ratings of the first `users` users, or of all if fewer."""
+        known = self.rows(0, users)
+        item, weight = known.item, known.rating.astype(np.float64)
+        low, high = (float(weight.min()), float(weight.max())) if len(weight) else (0.0, 0.0)
+        total = torch.from_numpy(np.bincount(item, weight, items))
+        count = torch.from_numpy(np.bincount(item, minlength=items).astype(np.float64))
+        return Statistics(total, count, low, high)
 
 
 @dataclass(frozen=True)
@@ -47,21 +121,6 @@ class Queries:
     def __getitem__(self, rows: slice) -> "Queries":
         first, last, _ = rows.indices(len(self))
         return Queries(self.embedding[rows], self.source[rows], self.rated.rows(first, last))
-
-
-@dataclass(frozen=True)
-class TopK:
-    """Lists of several users.
-
-    Args:
-        item: (U, K) int64 dense ids, best first; NONE where too few items remain.
-        score: (U, K) float32; ratings or logits, as the model says.
-        source: (U,) int8 index into SOURCES.
-    """
-
-    item: Ids
-    score: Scores
-    source: NDArray[np.int8]
 
 
 class Scorer:
@@ -101,7 +160,11 @@ class Scorer:
     @cached_property
     def bias_only(self) -> BiasOnly:
         """The baseline that predicts a pair with a side that training does not know."""
-        return self.history.bias_only(self.model.users, self.model.items)
+        users, items = self.model.users, self.model.items
+        model, known = BiasOnly(users, items), self.history.rows(0, users)
+        model.init_from_statistics(self.history.statistics(users, items))
+        model.fit_users(torch.from_numpy(known.coo_indices()[0]), *known.as_csr()[1:])
+        return model
 
     @cached_property
     def _item_matrix(self) -> tuple[Tensor, Tensor] | None:
@@ -203,7 +266,8 @@ class Scorer:
             scores[row, item] = -np.inf
         if candidates is not None:
             np.copyto(scores, -np.inf, where=~candidates[..., first:last].numpy())
-        chosen, best = best_of(scores, min(k, last - first))
+        select = best_of_one if len(scores) == 1 else best_of
+        chosen, best = select(scores, min(k, last - first))
         return chosen + first, best
 
     def _score_block(self, queries: Queries, first: int, last: int) -> Tensor:
@@ -267,84 +331,16 @@ class Scorer:
         rating[cold] = self.model.activation(self.model.logits(*chosen)).numpy()
         rest = np.isnan(rating)
         if rest.any():
-            rating[rest] = self.bias_prediction(user[rest], item[rest])
+            rating[rest] = self.bias_only.predict(user[rest], item[rest])
         return rating
 
-    def bias_prediction(self, user: Ids, item: Ids) -> Scores:
-        """Mean and known biases of pairs: (B,) and (B,) dense ids to (B,) ratings."""
-        base = self.bias_only
-        user_bias = np.append(base.user_bias.numpy(), 0.0)[np.minimum(user, base.users)]
-        item_bias = np.append(base.item_bias.numpy(), 0.0)[np.minimum(item, base.items)]
-        return (float(base.mean) + user_bias + item_bias).astype(np.float32)
 
-
-def top_k(scores: Scores, k: int) -> tuple[Ids, Scores]:
-    """The k best items of each user, by score, then by ascending item id.
-
-    Args:
-        scores: (U, I); -inf marks items that must not appear.
-        k: Length of the lists, 1 <= k <= I.
-
-    Returns:
-        (U, K) items, NONE where too few remain, and (U, K) their scores.
-    """
-    item, best = best_of(scores, k)
-    item[best == -np.inf] = NONE
-    return item, best
-
-
-def best_of(scores: Scores, k: int, item: Ids | None = None) -> tuple[Ids, Scores]:
-    """top_k whose lists keep the ids of items at -inf, so that lists can be merged.
-
-    Args:
-        item: (U, I) ids of the columns, distinct in a row; 0..I-1 by default.
-    """
-    if item is None and len(scores) == 1:
-        return _best_of_one(scores[0], k)
-    many = torch.from_numpy(scores)
-    if item is not None:
-        chosen, best = _best_by_key(many, k, torch.from_numpy(item))
-    elif scores.shape[1] >= 4 * GROUP_ITEMS * k:
-        chosen, best = _best_of_groups(many, k)
-    else:
-        chosen, best = _best_by_key(many, k, torch.arange(scores.shape[1]))
-    return chosen.numpy(), best.numpy()
-
-
-def _best_of_one(score_I: Scores, k: int) -> tuple[Ids, Scores]:
-    """Cut one row at its k-th best score."""
+def best_of_one(scores: Scores, k: int) -> tuple[Ids, Scores]:
+    """best_of for one user, whose (1, I) scores are cut at the k-th best one, which is faster."""
+    score_I = scores[0]
     ordered = score_I.copy()
     ordered.partition(-k)
     item = (score_I >= ordered[-k]).nonzero()[0]  # ascending, with all that tie with the k-th
     place = (-score_I[item]).argsort(kind="stable")[:k]
     chosen = item[place][None, :]
     return chosen, score_I[chosen]
-
-
-def _best_by_key(scores: Tensor, k: int, item: Tensor) -> tuple[Tensor, Tensor]:
-    place = torch.topk(_sort_keys(scores, item), k, dim=1)[1]
-    return item.expand(scores.shape).gather(1, place), scores.gather(1, place)
-
-
-def _sort_keys(scores: Tensor, item: Tensor) -> Tensor:
-    """int64 numbers whose order is that of scores, and where they are equal of descending ids."""
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0, since -0.0 equals 0.0 but has other bits
-    ordered = bits ^ ((bits >> 31) & LAST_ID)  # floats below 0 have their bits the other way round
-    return (ordered.long() << 32) | (LAST_ID - item)
-
-
-def _best_of_groups(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Look only into the k groups of neighbouring items that have the highest maxima.
-
-    Each of them has an item that is no worse than all that is in other groups; where maxima are
-    equal the earlier groups are taken, whose ids are lower. So no other group can be needed.
-    """
-    users, items = scores.shape
-    groups = items // GROUP_ITEMS
-    whole = groups * GROUP_ITEMS
-    highest = scores[:, :whole].unflatten(1, (groups, GROUP_ITEMS)).amax(dim=2)
-    chosen = torch.topk(_sort_keys(highest, torch.arange(groups)), k, dim=1)[1]
-    inside = (chosen[:, :, None] * GROUP_ITEMS + torch.arange(GROUP_ITEMS)).flatten(1)
-    rest = torch.arange(whole, items).expand(users, -1)
-    item = torch.cat([inside, rest], dim=1)
-    return _best_by_key(scores.gather(1, item), k, item)

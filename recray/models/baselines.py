@@ -10,7 +10,9 @@ needs no fold-in: the history is the user state. Ratings are not used, only whic
 import warnings
 from abc import abstractmethod
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -103,6 +105,12 @@ class BiasOnly(LinearModel):
     def item_offset(self, item: Tensor | slice) -> Tensor:
         """(I,) mean + item bias."""
         return self.mean + self.item_bias[item]
+
+    def predict(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Mean and known biases of pairs: (B,) and (B,) ids, unknown ones too, to (B,) ratings."""
+        user_bias = np.append(self.user_bias.numpy(), 0.0)[np.minimum(user, self.users)]
+        item_bias = np.append(self.item_bias.numpy(), 0.0)[np.minimum(item, self.items)]
+        return (float(self.mean) + user_bias + item_bias).astype(np.float32)
 
 
 class HistoryModel(Model):

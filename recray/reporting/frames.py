@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from recray.data.dataset import Ratings
 from recray.data.ids import IdMap
-from recray.inference.item_catalog import ItemSummary
+from recray.inference.catalog import ItemSummary
 from recray.tuning.results import TuneResult
 
 FILM = ("item", "title", "year", "genres")

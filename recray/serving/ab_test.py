@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from recray.data.ids import RawId
 from recray.errors import RecrayError
-from recray.inference.filters import Filters
+from recray.inference.catalog import Filters
 from recray.inference.recommendations import Recommendations
 from recray.inference.recommender import RawRatings, Recommender
 from recray.serving.telemetry import ListComparison, ServiceMetrics, log

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from recray.errors import RecrayError
-from recray.inference.filters import Filters
+from recray.inference.catalog import Filters
 from recray.inference.recommender import RawRatings, Recommender
 from recray.serving.registry import Registry, is_registry
 from recray.serving.schemas.responses import Readiness, RefusedVersion

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from recray.errors import RecrayError
 from recray.evaluation import metrics
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import NONE
+from recray.inference.top_k import NONE
 from recray.serving.schemas.responses import RecommendationList
 
 SCORE_TOLERANCE = 1e-5

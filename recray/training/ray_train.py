@@ -28,8 +28,7 @@ from recray.evaluation.metrics import (
     metric_names,
     metric_sums,
 )
-from recray.inference.history import History
-from recray.inference.scorer import Scorer
+from recray.inference.scorer import History, Scorer
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.baselines import BiasOnly

@@ -16,8 +16,7 @@ from recray.config import Settings
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 from recray.inference.bundle import KIND, Bundle
-from recray.inference.history import History, UserRatings
-from recray.inference.scorer import Scorer
+from recray.inference.scorer import History, Scorer, UserRatings
 from recray.models.base import Model, is_user_table
 from recray.models.factorization import Dot, Hybrid
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn

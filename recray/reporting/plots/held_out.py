@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from recray.data.dataset import Ratings
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import NONE
+from recray.inference.top_k import NONE
 
 MOST_USERS = 2000
 BLOCK = 256

@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from recray.data.feedback_log import KEY_LENGTH
 from recray.data.ids import ID_LENGTH, ID_LIMIT, RawId
-from recray.inference.filters import NO_FILTERS, Filters
+from recray.inference.catalog import NO_FILTERS, Filters
 from recray.inference.recommender import RawRatings
 
 MAX_K = 500
