@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from recray import schema
 from recray.data import parse
-from recray.data.dialect import ML_1M, ML_100K, RatingsFormat, format_of_text
 from recray.data.parse import parse_ratings
+from recray.data.readers import ML_1M, ML_100K, RatingsFormat, format_of_text
 from recray.errors import RecrayError
 
 COLUMNS = ("raw_user", "raw_item", "rating", "timestamp")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recray.data import parse, sample, side_files
-from recray.data.dialect import format_of_text
+from recray.data.readers import format_of_text
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import csv
 
 from recray import storage
-from recray.data import movielens, readers, sample, source
+from recray.data import archives, movielens, parse, readers, sample, source
 from recray.data.readers import chunks
 from recray.data.source import detect_source
 from recray.errors import RecrayError
@@ -44,7 +44,7 @@ def read(found):
     """All accepted rows of a source, and the number of rejected ones."""
     rows, bad = [], 0
     for piece in found.ranges:
-        for _, parsed in readers.parsed(piece):
+        for _, parsed in parse.parsed(piece):
             rows += [tuple(row.values()) for row in parsed.table.to_pylist()]
             bad += len(parsed.rejected)
     return rows, bad
@@ -60,7 +60,7 @@ def test_every_file_that_is_opened_is_closed(tmp_path, monkeypatch, name):
         opened.append(storage.open_input(path))
         return opened[-1]
 
-    for module in (readers, source):
+    for module in (archives, readers, source):
         monkeypatch.setattr(module, "open_input", open_input)
     path = tmp_path / name
     if name.endswith("parquet"):

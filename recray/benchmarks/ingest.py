@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from recray.benchmarks.harness import interleaved, peak_memory, start_workers, timed
 from recray.config import Settings
-from recray.data import ingest, readers, source
+from recray.data import ingest, parse, source
 from recray.data.encode_tasks import DenseIds
 from recray.data.readers import FileRange
 from recray.data.spill import read_arrow, write_arrow
@@ -184,7 +184,7 @@ class _Read:
 
     def __call__(self, number: int) -> dict[str, Any]:
         names = []
-        for chunk, (_, parsed) in enumerate(readers.parsed(self.ranges[number])):
+        for chunk, (_, parsed) in enumerate(parse.parsed(self.ranges[number])):
             names.append(f"{number:05d}-{chunk:05d}.arrow")
             write_arrow(self.spill, names[-1], parsed.table)
             for column in ("raw_user", "raw_item"):

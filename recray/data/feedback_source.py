@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from recray.data import dialect
+from recray.data import readers
 from recray.data.feedback_log import MICRO, Contents, Given, RatingsLog
 from recray.data.readers import FileRange, RatingsFile
 from recray.data.source import Source
@@ -97,6 +97,6 @@ def _snapshot(source: Source, log: RatingsLog, ratings: list[Given]) -> tuple[Fi
     digest = hashlib.sha256(content).hexdigest()
     name, folder = f"{digest[:16]}.parquet", log.folder.child(SNAPSHOTS)
     folder.replace_bytes(name, content, durable=True)
-    format_ = replace(dialect.format_of_names(name, COLUMNS), text=text)
+    format_ = replace(readers.format_of_names(name, COLUMNS), text=text)
     file = RatingsFile(name, f"{folder.path}/{name}", "parquet", format_, part="logged")
     return FileRange(file), digest

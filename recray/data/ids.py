@@ -126,14 +126,14 @@ def id_hash(column: pa.Array) -> NDArray[np.int64]:
     Keys are below ID_LIMIT, and the same on every machine.
     """
     if not pa.types.is_string(column.type):
-        return column.to_numpy(zero_copy_only=False)
+        return np.asarray(column.to_numpy(zero_copy_only=False))
     import pandas as pd
 
     coded = column.dictionary_encode()  # each distinct text is hashed once
     texts = coded.dictionary.to_numpy(zero_copy_only=False).astype(object)
     hashed = pd.util.hash_array(texts, categorize=False) if len(texts) else np.zeros(0, np.uint64)
     key = (hashed % np.uint64(ID_LIMIT)).astype(np.int64)
-    return key[coded.indices.to_numpy()]
+    return np.asarray(key[coded.indices.to_numpy()])
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,106 @@
-"""File ranges of ratings files to parsed rows: plain, gzip and parquet files, and members of a zip.
+"""Ratings files: how their lines look, told from the head of a file, and reading them in chunks.
 
-Nothing is ever unpacked to the disk, and no more than one chunk is held.
+Workers read ranges of files, so that a large file is shared. A worker holds one chunk at a time.
 """
 
-import gzip
 import io
-import lzma
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from recray import schema
 from recray.data import sample
-from recray.data.dialect import IDS, RatingsFormat
-from recray.data.ids import ID_LENGTH, ID_LIMIT
-from recray.data.parse import ParsedRatings, as_raw, check_fields, parse_ratings
+from recray.data.archives import open_gzip, open_zip, reading
+from recray.data.ids import ID_LIMIT
 from recray.errors import RecrayError
+from recray.schema import RAW_RATINGS
 from recray.storage import open_input
 
+COLUMN_NAMES = {
+    "raw_user": "user userid user_id raw_user uid customer_id session_id".split(),
+    "raw_item": (
+        "item itemid item_id movieid movie_id movie raw_item iid product_id track_id".split()
+    ),
+    "rating": "rating score stars value".split(),
+    "timestamp": "timestamp time ts unix_timestamp unixtime".split(),
+}
+"""Role to the names that a header may have for it, in lower case."""
+IDS = ("raw_user", "raw_item")
+MOVIELENS_SCALE = (0.5, 5.0)
+"""Lowest and highest rating of MovieLens, in stars."""
+INTEGER = re.compile(r"^[+-]?[0-9]+(\.0+)?$")
 CHUNK_BYTES = 16 << 20
-CHUNK_ROWS = 1 << 20
-MAX_UNPACKED = 4 << 30
-MAX_RATIO = 100
 
+Delimiter = Literal["\t", "::", ",", ";"]
+DELIMITERS: tuple[Delimiter, ...] = ("\t", "::", ";", ",")
+"""In the order in which they are looked for; the comma, which titles hold as well, comes last."""
+Columns = Mapping[Any, str]
+"""Role (user, item, rating, timestamp) to a column's name or place."""
+IdKind = Literal["auto", "integer", "text"]
 FileKind = Literal["plain", "gzip", "zip", "parquet", "sample"]
+
+
+@dataclass(frozen=True)
+class RatingsFormat:
+    """How the lines of a ratings file look.
+
+    Args:
+        delimiter: What stands between two fields.
+        columns: The meaning of each field by position, a name of schema.RAW_RATINGS or "" for a
+            field that is not used.
+        header: Whether the first line names the columns.
+        scale: Lowest and highest allowed rating, in stars; None allows every finite number.
+        text: Which of raw_user and raw_item hold text; the others hold integers.
+        names: The columns' names in the file, as a parquet reader needs them.
+    """
+
+    delimiter: Delimiter
+    columns: tuple[str, ...]
+    header: bool = False
+    scale: tuple[float, float] | None = MOVIELENS_SCALE
+    text: frozenset[str] = frozenset()
+    names: tuple[str, ...] = ()
+
+    @property
+    def implicit(self) -> bool:
+        """Whether the file has no rating column; every row then counts as 1.0."""
+        return "rating" not in self.columns
+
+    @property
+    def raw_schema(self) -> pa.Schema:
+        """schema.RAW_RATINGS, with ids as string where they are text."""
+        return pa.schema(
+            [pa.field(f.name, pa.string()) if f.name in self.text else f for f in RAW_RATINGS]
+        )
+
+    def limits(self, role: str) -> tuple[float, float]:
+        """The lowest and the highest value that a number of this role may have."""
+        if role != "rating":
+            return 0, ID_LIMIT - 1
+        largest = float(np.finfo(np.float32).max)
+        return self.scale or (-largest, largest)
+
+    def as_raw(self, table: pa.Table) -> pa.Table:
+        """Columns of checked values as raw_schema: 1.0 for missing ratings, null for times."""
+        columns = []
+        for field in self.raw_schema:
+            if field.name in table.column_names:
+                columns.append(table[field.name].cast(field.type))
+            elif field.name == "rating":
+                columns.append(pa.chunked_array([np.ones(len(table), np.float32)]))
+            else:
+                columns.append(pa.chunked_array([pa.nulls(len(table), field.type)]))
+        return pa.table(columns, schema=self.raw_schema)
+
+
+ML_100K = RatingsFormat("\t", ("raw_user", "raw_item", "rating", "timestamp"))
+ML_1M = RatingsFormat("::", ("raw_user", "raw_item", "rating", "timestamp"))
+MOVIELENS = {"u.data": ML_100K, "ratings.dat": ML_1M}
+"""Name of a file without a header to how its lines look."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +113,8 @@ class RatingsFile:
         kind: How it is read.
         layout: How its lines look.
         member: Its name inside a zip archive.
-        part: The split that all of its rows belong to, where the source says so; logged: ratings
-            that came later, see logged.py.
+        part: The split that all of its rows belong to, where the source says so; logged: its
+            ratings came after the source, see feedback.py.
     """
 
     name: str
@@ -71,20 +140,122 @@ class FileRange:
     stop: int | None = None
 
 
-def parsed(file_range: FileRange) -> Iterator[tuple[int, ParsedRatings]]:
-    """Parse a file range in bounded chunks; yield each with the byte it begins at.
+# --------------------------------------------------------------------------------- columns
 
-    A header line is left out and not counted as a line.
+
+def format_of_text(file: str, head: bytes, columns: Columns | None = None) -> RatingsFormat:
+    """Recognise the lines of a text file.
+
+    Args:
+        file: Its name.
+        head: Its first lines.
+        columns: Role (user, item, rating, timestamp) to the column's name, or to its place
+            counted from 1 in a file without a header.
 
     Raises:
-        RecrayError: The file is damaged or encrypted, or unpacks to an absurd size.
+        RecrayError: No user column or no item column.
     """
-    if file_range.file.kind == "parquet":
-        for rows in _parquet(file_range):
-            yield 0, rows
-        return
-    for begin, content in chunks(file_range):
-        yield begin, parse_ratings(content, file_range.file.layout)
+    line = head.split(b"\n", 1)[0]
+    if columns is None:
+        known = MOVIELENS.get(file.rsplit("/", 1)[-1])
+        if known is not None:
+            return known
+        for layout in MOVIELENS.values():
+            if re.match(rb"\d+" + (layout.delimiter.encode() + rb"[\d.]+") * 3 + rb"\s*$", line):
+                return layout
+    text = line.decode("utf-8-sig", errors="replace").strip()
+    delimiter: Delimiter = next((d for d in DELIMITERS if d in text), ",")
+    names = [name.strip().strip('"') for name in text.split(delimiter)]
+    if columns is not None and all(place.isdigit() for place in columns.values()):
+        return _format_of_places(file, delimiter, len(names), columns)
+    return format_of_names(file, names, columns, delimiter)
+
+
+def _format_of_places(
+    file: str, delimiter: Delimiter, fields: int, columns: Columns
+) -> RatingsFormat:
+    roles = [""] * fields
+    for role, place in columns.items():
+        if not 1 <= int(place) <= fields:
+            raise RecrayError(f"--columns {role}={place}: {file} has {fields} columns, from 1")
+        roles[int(place) - 1] = _role(role)
+    _check_ids(file, roles, [str(n) for n in range(1, fields + 1)])
+    return RatingsFormat(delimiter, tuple(roles), header=False, scale=None)
+
+
+def _role(word: str) -> str:
+    return f"raw_{word}" if f"raw_{word}" in IDS else word
+
+
+def format_of_names(
+    file: str,
+    names: Sequence[str],
+    columns: Columns | None = None,
+    delimiter: Delimiter = ",",
+) -> RatingsFormat:
+    """Recognise columns by their names, in any case.
+
+    Raises:
+        RecrayError: No user column or no item column, or a name in `columns` is not there.
+    """
+    lower = [name.lower() for name in names]
+    chosen = {_role(role): name for role, name in (columns or {}).items()}
+    for role, name in chosen.items():
+        if name.lower() not in lower:
+            raise RecrayError(
+                f"--columns {role.removeprefix('raw_')}={name}: {file} has no such column; "
+                f"its columns are {', '.join(names)[:200]}"
+            )
+    places = {lower.index(name.lower()): role for role, name in chosen.items()}
+    taken = set(chosen)
+    for place, name in enumerate(lower):
+        role = next((r for r, known in COLUMN_NAMES.items() if name in known), "")
+        if role and role not in taken and place not in places:
+            places[place] = role
+            taken.add(role)
+    roles = [places.get(place, "") for place in range(len(names))]
+    _check_ids(file, roles, names)
+    scale = MOVIELENS_SCALE if "movieid" in lower else None
+    return RatingsFormat(delimiter, tuple(roles), header=True, scale=scale, names=tuple(names))
+
+
+def _check_ids(file: str, roles: Sequence[str], names: Sequence[str]) -> None:
+    for role in IDS:
+        if role not in roles:
+            word = role.removeprefix("raw_")
+            raise RecrayError(
+                f"{file} has no {word} column: its columns are {', '.join(names)[:200]}; a {word} "
+                f"column is named one of {', '.join(COLUMN_NAMES[role])}, or told by "
+                f"--columns {word}=NAME (in a file without a header by its place, from 1)"
+            )
+
+
+def text_roles(kind: IdKind, first: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """Which ids are text: by the setting, or where most of the first ones are no integers.
+
+    Args:
+        kind: data.ids.
+        first: raw_user and raw_item to the first ids of the source.
+    """
+    if kind != "auto":
+        return frozenset(IDS if kind == "text" else ())
+    text = set()
+    for role, values in first.items():
+        filled = [value for value in values if value]
+        if 2 * sum(bool(INTEGER.match(value)) for value in filled) < len(filled):
+            text.add(role)
+    return frozenset(text)
+
+
+def first_ids(layout: RatingsFormat, head: bytes) -> dict[str, list[str]]:
+    """The ids in a file's first lines, as they stand there."""
+    lines = head.decode("utf-8", errors="replace").split("\n")[int(layout.header) :]
+    rows = [line.rstrip("\r").split(layout.delimiter) for line in lines if line.strip()]
+    return {
+        role: [row[place].strip(' "\ufeff') for row in rows if place < len(row)]
+        for role in IDS
+        for place in [layout.columns.index(role)]
+    }
 
 
 # ----------------------------------------------------------------------------------- lines
@@ -109,10 +280,10 @@ def chunks(file_range: FileRange) -> Iterator[tuple[int, bytes]]:
             reading(file.path),
             archive.open(file.member) as stream,
         ):
-            yield from _from_begin(stream, file.layout)
+            yield from _lines_from_begin(stream, file.layout)
     elif file.kind == "gzip":
         with reading(file.path), closing(open_gzip(file.path)) as unpacked:
-            yield from _from_begin(unpacked, file.layout)
+            yield from _lines_from_begin(unpacked, file.layout)
     else:
         with io.BufferedReader(open_input(file.path)) as stream:
             begin = file_range.start
@@ -122,207 +293,17 @@ def chunks(file_range: FileRange) -> Iterator[tuple[int, bytes]]:
             yield from _whole_lines(stream, begin, file_range.stop)
 
 
-def _from_begin(stream: Any, layout: RatingsFormat) -> Iterator[tuple[int, bytes]]:
+def _lines_from_begin(stream: Any, layout: RatingsFormat) -> Iterator[tuple[int, bytes]]:
     yield from _whole_lines(stream, len(stream.readline()) if layout.header else 0, None)
 
 
 def _whole_lines(stream: Any, position: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
     while stop is None or position < stop:
-        wanted = CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - position)
-        content = stream.read(wanted)
+        size = CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - position)
+        content = stream.read(size)
         if not content:
             return
         if not content.endswith(b"\n"):
             content += stream.readline()
         yield position, content
         position += len(content)
-
-
-# -------------------------------------------------------------------------------- archives
-
-
-_DAMAGED = (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, zlib.error, lzma.LZMAError)
-
-
-class reading:
-    """Turn what zipfile and gzip raise for damaged or encrypted files into one line."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, _DAMAGED):
-            raise RecrayError(f"{self.path} is a damaged archive: {error}") from error
-        if isinstance(error, RuntimeError) and "encrypted" in str(error):
-            raise RecrayError(f"{self.path} is encrypted; give an open archive") from error
-
-
-@contextmanager
-def open_zip(path: str) -> Iterator[zipfile.ZipFile]:
-    """Open an archive for reading from inside it; nothing is ever unpacked to the disk.
-
-    Raises:
-        RecrayError: It is truncated, no zip at all, or would unpack to an absurd size.
-    """
-    with closing(open_input(path)) as opened:
-        stream: Any = opened
-        try:
-            archive = zipfile.ZipFile(stream)
-        except (zipfile.BadZipFile, NotImplementedError, pa.ArrowInvalid) as error:
-            raise RecrayError(f"{path} is a damaged zip archive: {error}") from error
-        with archive:
-            members = archive.infolist()
-            unpacked = sum(member.file_size for member in members)
-            _refuse_bomb(path, unpacked, sum(member.compress_size for member in members))
-            yield archive
-
-
-def _refuse_bomb(path: str, unpacked: int, packed: int) -> None:
-    if unpacked > MAX_UNPACKED or unpacked > MAX_RATIO * max(packed, 1 << 20):
-        raise RecrayError(
-            f"{path} would unpack to {unpacked:,} bytes; at most {MAX_UNPACKED:,} "
-            f"and {MAX_RATIO} times its size are read"
-        )
-
-
-class _Counted(gzip.GzipFile):
-    """A gzip file that refuses to grow without bound."""
-
-    def __init__(self, path: str, stream: Any) -> None:
-        super().__init__(fileobj=stream, mode="rb")
-        self._path, self._packed, self._stream = path, stream.size(), stream
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Bytes, as gzip gives them."""
-        content = super().read(size)
-        _refuse_bomb(self._path, self.tell(), self._packed)
-        return content
-
-    def close(self) -> None:
-        """Close the file below, too."""
-        super().close()
-        self._stream.close()
-
-
-def open_gzip(path: str) -> gzip.GzipFile:
-    """Open a gzip file for reading."""
-    return _Counted(path, open_input(path))
-
-
-# --------------------------------------------------------------------------------- parquet
-
-
-@contextmanager
-def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
-    """Open a parquet file.
-
-    Raises:
-        RecrayError: It is damaged, as its end or what is read inside the block shows.
-    """
-    with closing(open_input(path)) as stream:
-        try:
-            yield pq.ParquetFile(stream)
-        except (pa.ArrowException, OSError) as error:
-            raise RecrayError(f"{path} is a damaged parquet file: {error}") from error
-
-
-def _parquet(file_range: FileRange) -> Iterator[ParsedRatings]:
-    file = file_range.file
-    columns = {
-        role: name
-        for role, name in zip(file.layout.columns, file.layout.names, strict=True)
-        if role
-    }
-    with open_parquet(file.path) as opened:
-        stop = opened.num_row_groups if file_range.stop is None else file_range.stop
-        groups, names = list(range(file_range.start, stop)), list(columns.values())
-        for batch in opened.iter_batches(CHUNK_ROWS, groups, names, use_threads=False):
-            yield parse_table({r: batch[name] for r, name in columns.items()}, file.layout)
-
-
-def parse_table(columns: dict[str, pa.Array], layout: RatingsFormat) -> ParsedRatings:
-    """Check typed columns by the rules that hold for text.
-
-    Args:
-        columns: Role to (R,) values; times as seconds or as any of Arrow's times.
-        layout: The scale, and which ids are text.
-
-    Returns:
-        The good rows; a rejected row's line is its number in the columns, its text the values.
-    """
-    columns = {role: _plain(role, column) for role, column in columns.items()}
-    rows = len(next(iter(columns.values())))
-    if all(_is_clean(role, column, layout) for role, column in columns.items()):
-        table = as_raw(pa.table(columns), layout)
-        return ParsedRatings(table, schema.REJECTED.remove(0).empty_table(), rows)
-    texts = {
-        role: pc.utf8_trim(pc.fill_null(column.cast(pa.string()), ""), ' "\ufeff')
-        for role, column in columns.items()
-    }
-    table, reason = check_fields(texts, layout)
-    bad = np.flatnonzero(reason != "")
-    shown = pc.binary_join_element_wise(*(t.take(pa.array(bad)) for t in texts.values()), ",")
-    rejected = {
-        "line": bad,
-        "byte": np.zeros(len(bad), np.int64),
-        "text": pc.utf8_slice_codeunits(shown, 0, 200),
-        "reason": pa.array(reason[bad].tolist(), pa.string()),
-    }
-    return ParsedRatings(table, pa.table(rejected), rows)
-
-
-def _plain(role: str, column: pa.Array) -> pa.Array:
-    """Numbers or strings: categories decoded, times in seconds."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.dictionary_decode()
-    if pa.types.is_temporal(kind):
-        return column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return column.cast(pa.string())
-    if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
-        return column.cast(pa.float64())
-    return column
-
-
-def _is_clean(role: str, column: pa.Array, layout: RatingsFormat) -> bool:
-    """Whether every value is in order as it is; whatever else goes the way of text."""
-    if column.null_count or role in layout.text:
-        return role in layout.text and not column.null_count and _usable_texts(column)
-    if role == "rating":
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            return False
-        values = column.to_numpy(zero_copy_only=False)
-        low, high = layout.scale or (-np.finfo(np.float32).max, np.finfo(np.float32).max)
-        return not len(values) or bool(((values >= low) & (values <= high)).all())
-    if not pa.types.is_integer(column.type):
-        return False
-    limits = pc.min_max(column)
-    return not len(column) or 0 <= limits["min"].as_py() <= limits["max"].as_py() < ID_LIMIT
-
-
-def _usable_texts(column: pa.Array) -> bool:
-    if not pa.types.is_string(column.type):
-        return False
-    trimmed = pc.utf8_trim(column, ' "\ufeff')
-    length = pc.min_max(pc.utf8_length(column))
-    return not len(column) or (
-        pc.all(pc.equal(trimmed, column)).as_py()
-        and 0 < length["min"].as_py() <= length["max"].as_py() <= ID_LENGTH
-    )
-
-
-def ids_of_table(table: pa.Table, layout: RatingsFormat) -> dict[str, list[str]]:
-    """The ids in a table's first rows, as text."""
-    names = dict(zip(layout.columns, layout.names, strict=True))
-    return {
-        role: [
-            str(v)
-            for v in _plain(role, table[names[role]].combine_chunks()).to_pylist()
-            if v is not None
-        ]
-        for role in IDS
-    }

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from recray import schema
 from recray.config import DataSettings
-from recray.data import readers, split
+from recray.data import parse, split
 from recray.data.ids import id_hash
 from recray.data.readers import FileRange
 from recray.data.source import Source
@@ -69,7 +69,7 @@ def scan(number: int, *, ranges: tuple[FileRange, ...], spill: SpillFolder) -> d
     lines = rows = 0
     timed = False
     file = ranges[number].file
-    for chunk, (begin, parsed) in enumerate(readers.parsed(ranges[number])):
+    for chunk, (begin, parsed) in enumerate(parse.parsed(ranges[number])):
         reasons.update(parsed.rejected["reason"].to_pylist())
         for row in parsed.rejected.slice(0, schema.REJECTED_KEPT - len(rejected)).to_pylist():
             row |= {"line": row["line"] + lines, "byte": row["byte"] + begin}

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 
 from recray import schema
-from recray.data.dialect import COLUMN_NAMES
-from recray.data.readers import RatingsFile
+from recray.data.readers import COLUMN_NAMES, RatingsFile
 from recray.errors import RecrayError
 
 Item = tuple[int | str, str, int, list[str]]

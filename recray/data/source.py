@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from recray.config import DataSettings, Settings
-from recray.data import dialect, movielens, readers, sample, side_files
-from recray.data.dialect import RatingsFormat
-from recray.data.readers import FileRange, RatingsFile
+from recray.data import archives, movielens, parse, readers, sample, side_files
+from recray.data.readers import FileRange, RatingsFile, RatingsFormat
 from recray.data.side_files import Read
 from recray.errors import RecrayError, unknown_name
 from recray.storage import Folder, file_type, is_uri, modified_ns, open_input
@@ -127,12 +126,12 @@ def _sample(settings: Settings) -> Source:
 
 
 def _archive(path: str, name: str, settings: Settings) -> Source:
-    with readers.open_zip(path) as archive:
+    with archives.open_zip(path) as archive:
         members = sorted(m.filename for m in archive.infolist() if not m.is_dir())
         chosen = _choose(members, path, settings, "archive")
 
         def read(member: str) -> bytes | None:
-            with readers.reading(path):
+            with archives.reading(path):
                 return archive.read(member) if member in members else None
 
         facts = "\n".join(f"{m.filename} {m.file_size} {m.CRC}" for m in archive.infolist())
@@ -230,16 +229,16 @@ def _files(
     if len({one.implicit for one in layouts}) > 1:
         bare = next(f.name for f, one in zip(found, layouts, strict=True) if one.implicit)
         raise RecrayError(f"{bare} has no rating column, and other files of {name} have one")
-    first: dict[str, list[str]] = {role: [] for role in dialect.IDS}
+    first: dict[str, list[str]] = {role: [] for role in readers.IDS}
     for one, head in zip(layouts, heads, strict=True):
         ids = (
-            readers.ids_of_table(head, one)
+            parse.ids_of_table(head, one)
             if isinstance(head, pa.Table)
-            else dialect.first_ids(one, head)
+            else readers.first_ids(one, head)
         )
-        for role in dialect.IDS:
+        for role in readers.IDS:
             first[role] += ids[role]
-    text = dialect.text_roles(settings.data.ids, first)
+    text = readers.text_roles(settings.data.ids, first)
     files = [
         RatingsFile(f.name, f.path, f.kind, replace(one, text=text), f.name, f.part)
         for f, one in zip(found, layouts, strict=True)
@@ -255,17 +254,17 @@ def _files(
 def _head(file: _Found, archive: zipfile.ZipFile | None) -> bytes | pa.Table:
     """The first whole lines of a file, or the first rows of a parquet file."""
     if file.kind == "parquet":
-        with readers.open_parquet(file.path) as opened:
+        with archives.open_parquet(file.path) as opened:
             batches = opened.iter_batches(1000, use_threads=False)
             return pa.Table.from_batches(itertools.islice(batches, 1), opened.schema_arrow)
     if file.kind == "sample":
         return sample.files()[file.name]
-    with readers.reading(file.path):
+    with archives.reading(file.path):
         if archive is not None:
             with archive.open(file.name) as member:
                 head = member.read(HEAD_BYTES)
         else:
-            opened_file = readers.open_gzip if file.kind == "gzip" else open_input
+            opened_file = archives.open_gzip if file.kind == "gzip" else open_input
             with closing(opened_file(file.path)) as stream:
                 head = bytes(stream.read(HEAD_BYTES))
     return head if len(head) < HEAD_BYTES else head[: head.rfind(b"\n") + 1] or head
@@ -273,17 +272,17 @@ def _head(file: _Found, archive: zipfile.ZipFile | None) -> bytes | pa.Table:
 
 def _layout(file: _Found, head: bytes | pa.Table, settings: DataSettings) -> RatingsFormat:
     if isinstance(head, pa.Table):
-        return dialect.format_of_names(file.name, head.column_names, settings.columns)
+        return readers.format_of_names(file.name, head.column_names, settings.columns)
     if not head.strip():
         raise RecrayError(f"{file.name} is empty: it has no ratings")
     if head.startswith((b"PAR1", b"\x1f\x8b")):
         raise RecrayError(f"{file.name} is packed twice; unpack {file.path} first")
-    return dialect.format_of_text(file.name, head, settings.columns)
+    return readers.format_of_text(file.name, head, settings.columns)
 
 
 def _ranges(file: RatingsFile) -> list[FileRange]:
     if file.kind == "parquet":
-        with readers.open_parquet(file.path) as opened:
+        with archives.open_parquet(file.path) as opened:
             return [FileRange(file, n, n + 1) for n in range(opened.num_row_groups)]
     if file.kind != "plain":
         return [FileRange(file)]
