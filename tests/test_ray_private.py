@@ -8,7 +8,8 @@ import pytest
 
 from recray.errors import RecrayError
 from recray.runtime import ray_private
-from recray.runtime.ray_private import NAMES, find, switched
+from recray.runtime.ray_private import NAMES, find
+from recray.runtime.session import set_token_mode, switched
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +54,9 @@ def test_a_ray_that_cannot_be_told_to_ask_for_tokens_is_refused(monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     for _ in range(2):
         with pytest.raises(RecrayError, match=r"no ray\._raylet\.Config.*set the variable before"):
-            ray_private.set_token_mode()
+            set_token_mode()
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    ray_private.set_token_mode()
+    set_token_mode()
 
 
 def test_a_serve_client_of_another_shape_is_taken_for_none(monkeypatch, caplog):

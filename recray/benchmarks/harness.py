@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from recray.runtime.nodes import map_tasks
 from recray.runtime.session import local_cpus
-from recray.runtime.tasks import map_tasks
 
 PROC = Path("/proc")
 SAMPLE_SECONDS = 0.1

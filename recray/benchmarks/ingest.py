@@ -21,8 +21,8 @@ from recray.data.encode_tasks import DenseIds
 from recray.data.readers import FileRange
 from recray.data.spill import read_arrow, write_arrow
 from recray.progress import Log
+from recray.runtime.nodes import map_tasks
 from recray.runtime.session import session
-from recray.runtime.tasks import map_tasks
 from recray.storage import Folder
 
 CHUNK = 1_000_000

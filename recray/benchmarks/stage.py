@@ -15,7 +15,8 @@ import ray.train.torch
 import torch
 
 from recray.benchmarks.steps import Case, Pass, pass_of, rate
-from recray.runtime.ray_private import POLL_VARIABLE, switched
+from recray.runtime.ray_private import POLL_VARIABLE
+from recray.runtime.session import switched
 from recray.training.collectives import Workers
 
 POLL_S = 0.02

@@ -31,9 +31,8 @@ from recray.data.shuffle_tasks import Counts
 from recray.data.source import Source
 from recray.data.spill import SpillFile, SpillFolder
 from recray.errors import RecrayError
-from recray.runtime.nodes import require_shared
+from recray.runtime.nodes import map_tasks, require_shared
 from recray.runtime.session import LOCAL, session
-from recray.runtime.tasks import map_tasks
 from recray.storage import Folder, publish
 
 SPILL = ".spill"

@@ -47,9 +47,8 @@ from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.inference.scorer import Scorer
 from recray.inference.top_k import NONE
-from recray.runtime.nodes import wait_for_capacity
+from recray.runtime.nodes import map_tasks, wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
-from recray.runtime.tasks import map_tasks
 
 USER_SLICES = {"0": 0, "1-19": 1, "20-49": 20, "50-99": 50, "100+": 100}
 """Name to the least number of ratings known of a user."""

@@ -15,9 +15,8 @@ from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.inference.scorer import SOURCES
 from recray.inference.top_k import NONE
-from recray.runtime.nodes import require_shared, this_node
+from recray.runtime.nodes import map_tasks, require_shared
 from recray.runtime.session import LOCAL, session
-from recray.runtime.tasks import map_tasks
 from recray.storage import UNFINISHED, Folder, parquet_bytes
 
 KIND = "recommendations"
@@ -82,6 +81,8 @@ class _RecommendPart:
 
     def __call__(self, number: int) -> dict[str, int | str]:
         """Rank the users of the n-th part that is missing."""
+        import ray
+
         recommender = _recommender(self.path, self.version)
         total = len(recommender.users)
         size, part = users_per_part(total), self.parts[number]
@@ -91,7 +92,7 @@ class _RecommendPart:
             for block in np.split(users, range(USER_BLOCK, len(users), USER_BLOCK))
         ]
         self.out.replace_bytes(part_name(part), parquet_bytes(pa.concat_tables(tables)))
-        return {"users": len(users), "node": this_node()}
+        return {"users": len(users), "node": ray.get_runtime_context().get_node_id()}
 
 
 def part_name(part: int) -> str:

@@ -23,8 +23,8 @@ from pydantic import AliasPath, BaseModel, Field
 
 from recray.errors import RecrayError
 from recray.runtime.nodes import capacity_of
-from recray.runtime.ray_private import JOB_SWITCHES, quieten, set_token_mode
-from recray.runtime.session import auth_token
+from recray.runtime.ray_private import JOB_SWITCHES
+from recray.runtime.session import auth_token, quieten, set_token_mode
 from recray.runtime.working_folder import packed
 
 if TYPE_CHECKING:
@@ -120,10 +120,6 @@ class Jobs:
             )
         set_token_mode()
         self._headers = _headers()
-        self._refuse_another_ray()
-        self._client = self._connect()
-
-    def _refuse_another_ray(self) -> None:
         import ray
 
         theirs = self._get("/api/version", _Version).ray_version
@@ -132,6 +128,7 @@ class Jobs:
                 f"the cluster at {self.address} runs Ray {theirs}, this is Ray {ray.__version__}; "
                 f"install ray=={theirs} here, or the same version on every node"
             )
+        self._client = self._connect()
 
     def _get(self, path: str, reply: type[Reply]) -> Reply:
         """Ask the dashboard, and wait no longer than 5 s.
@@ -220,12 +217,12 @@ class Jobs:
             raise RecrayError(
                 f"--name {name!r}: letters, digits, dots, dashes and underscores, 64 at most"
             )
-        known = [job for job in self.list() if job.name == name]
-        if known:
-            raise RecrayError(
-                f"--name {name} is taken by a job that is {known[0].status}; give another name "
-                "(with the same --out it goes on with the same run)"
-            )
+        for job in self.list():
+            if job.name == name:
+                raise RecrayError(
+                    f"--name {name} is taken by a job that is {job.status}; give another name "
+                    "(with the same --out it goes on with the same run)"
+                )
 
     def list(self) -> list[Job]:
         """The submitted jobs of the cluster, oldest first."""
@@ -239,10 +236,11 @@ class Jobs:
         Raises:
             RecrayError: The cluster has no job of that name.
         """
-        for job in self.list():
+        jobs = self.list()
+        for job in jobs:
             if job.name == name:
                 return job
-        known = ", ".join(job.name for job in self.list()[-5:]) or "none"
+        known = ", ".join(job.name for job in jobs[-5:]) or "none"
         raise RecrayError(f"no job {name!r} at {self.address}; the last ones are {known}")
 
     def log(self, name: str) -> str:
@@ -253,11 +251,13 @@ class Jobs:
 
     def stop(self, name: str, timeout_s: float = 40.0) -> Job:
         """Tell a job to stop, and wait for its end, but no longer than the timeout."""
-        job = self.get(name)
-        if not job.ended:
+        if not self.get(name).ended:
             with _errors_in_one_line(self.address):
                 self._client.stop_job(name)
-        return self._wait(name, timeout_s)
+        end = time.monotonic() + timeout_s
+        while not (job := self.get(name)).ended and time.monotonic() <= end:
+            time.sleep(POLL_S)
+        return job
 
     def follow(self, name: str, emit: Callable[[str], None]) -> Job:
         """Pass on what a job prints until it ends.
@@ -289,8 +289,7 @@ class Jobs:
                 asyncio.run(tail())
             job = self._get_patiently(name)
             if job.ended:
-                rest = self.log(name)[emitted:]
-                if rest:
+                if rest := self.log(name)[emitted:]:
                     emit(rest)
                 return job
             time.sleep(POLL_S)
@@ -306,21 +305,9 @@ class Jobs:
                     raise
             time.sleep(POLL_S)
 
-    def _wait(self, name: str, timeout_s: float) -> Job:
-        end = time.monotonic() + timeout_s
-        while True:
-            job = self.get(name)
-            if job.ended or time.monotonic() > end:
-                return job
-            time.sleep(POLL_S)
-
 
 def _headers() -> dict[str, str]:
-    """The token as a header; empty where there is no token.
-
-    Raises:
-        RecrayError: RAY_AUTH_TOKEN_PATH names a file that is missing or empty.
-    """
+    """The token as a header; empty where there is no token."""
     token = auth_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
 

@@ -1,19 +1,16 @@
-"""Private names of Ray, and switches that Ray does not document: all that recray uses of them.
+"""Private names of Ray, switches that it does not document, and the errors that it wraps ours in.
 
 Each use of a private name saves time or makes a message clearer. Where a version of Ray lacks the
 name, the function takes the public, slower way, and the log says so in one line.
 """
 
-import contextlib
 import importlib
 import logging
-import os
-import sys
-from collections.abc import Iterator, Mapping
 from functools import cache, reduce
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from recray.errors import RecrayError
+from recray.errors import RecrayError, WorkerLost
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -74,32 +71,6 @@ QUIET_LOGGERS = {
 """Loggers of Ray whose lines below a level say nothing to a user of recray."""
 
 
-@contextlib.contextmanager
-def switched(switches: Mapping[str, str], overrule: bool = False) -> Iterator[None]:
-    """Set environment variables inside the block; what the user has set already is kept.
-
-    Args:
-        switches: Names and values.
-        overrule: Whether the user's own values give way.
-    """
-    before = {name: os.environ.get(name) for name in switches}
-    os.environ.update({k: v for k, v in switches.items() if overrule or before[k] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def quieten() -> None:
-    """Raise the level of QUIET_LOGGERS; Ray sets some of them when its modules are imported."""
-    for name, level in QUIET_LOGGERS.items():
-        logging.getLogger(name).setLevel(level)
-
-
 # ------------------------------------------------------------------------------ private names
 
 TOKEN_MODE = "ray._raylet:Config.initialize"
@@ -107,6 +78,7 @@ DASHBOARD_URL = "ray._private.worker:get_dashboard_url"
 TRAIN_CALLBACKS = "ray.train.torch:TorchTrainer._create_default_callbacks"
 SERVE_CLIENT = "ray.serve.context:_get_global_client"
 SET_SERVE_CLIENT = "ray.serve.context:_set_global_client"
+WITHOUT_SETTER = "Serve is shut down with each local Ray, which takes longer"
 NAMES = (TOKEN_MODE, DASHBOARD_URL, TRAIN_CALLBACKS, SERVE_CLIENT, SET_SERVE_CLIENT)
 
 
@@ -135,29 +107,12 @@ def _say_missing(name: str, instead: str) -> None:
     _log.warning("Ray %s has no %s: %s", ray.__version__, name.replace(":", "."), instead)
 
 
-def set_token_mode() -> None:
-    """Make Ray ask for tokens, unless the user has chosen a mode.
-
-    Ray reads the mode once, when it is imported. So it is told to read it again where it was
-    imported before, and the mode stays in the environment for good.
-
-    Raises:
-        RecrayError: This Ray cannot be told.
-    """
-    chosen = os.environ.get("RAY_AUTH_MODE")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if "ray" not in sys.modules:
-        return
+def reread_token_mode() -> bool:
+    """Make a Ray that was imported already read RAY_AUTH_MODE again; False where it cannot be."""
     read_again = find(TOKEN_MODE, "RAY_AUTH_MODE counts only if it is set before ray is imported")
     if read_again is not None:
         read_again("")
-    elif chosen is None:
-        del os.environ["RAY_AUTH_MODE"]
-        raise RecrayError(
-            "ray was imported before recray, without RAY_AUTH_MODE=token in the environment, and "
-            f"this version has no {TOKEN_MODE.replace(':', '.')}: set the variable before Python "
-            "starts, or import ray after the first call of recray"
-        )
+    return read_again is not None
 
 
 def dashboard_url() -> str | None:
@@ -213,38 +168,28 @@ def forget_serve() -> None:
     same job id, which it has where both run on this machine alone: the next service would ask a
     controller that is dead.
     """
-    if "ray.serve.context" in sys.modules:
-        setter = find(
-            SET_SERVE_CLIENT, "Serve is shut down with each local Ray, which takes longer"
-        )
-        if setter is not None:
-            setter(None)
+    setter = find(SET_SERVE_CLIENT, WITHOUT_SETTER)
+    if setter is not None:
+        setter(None)
 
 
 def leave_no_serve() -> None:
     """Before a local Ray ends: shut Serve down in the public way where it cannot just forget."""
-    if "ray.serve.context" in sys.modules and not find(
-        SET_SERVE_CLIENT, "Serve is shut down with each local Ray, which takes longer"
-    ):
+    if find(SET_SERVE_CLIENT, WITHOUT_SETTER) is None:
         from ray import serve
 
         serve.shutdown()
 
 
-class _EndedTrial:
-    """A trial that has ended, with as much of one as Ray's schedulers look at."""
-
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = trial_id
-
-
-def replay_trial(scheduler: "TrialScheduler", trial_id: str, results: list[dict[str, Any]]) -> None:
+def replay_trial(
+    scheduler: "TrialScheduler", trial_id: str, results: list[dict[str, float]]
+) -> None:
     """Tell a scheduler of a trial that ended in an earlier process.
 
     Schedulers declare a controller and a Trial of Tune. Those that recray takes look at the trial's
     id alone; another Ray may look at more, and then begins without that trial.
     """
-    trial: Any = _EndedTrial(trial_id)
+    trial: Any = SimpleNamespace(trial_id=trial_id)
     nobody: Any = None
     try:
         scheduler.on_trial_add(nobody, trial)
@@ -254,3 +199,78 @@ def replay_trial(scheduler: "TrialScheduler", trial_id: str, results: list[dict[
     except (AttributeError, TypeError) as error:
         name = f"{type(scheduler).__module__}:{type(scheduler).__name__}"
         _say_missing(name, f"trials of before do not count for pruning ({error})")
+
+
+# ---------------------------------------------------------- what Ray raises for a failed worker
+
+
+def user_error(error: BaseException) -> RecrayError | None:
+    """Find the RecrayError inside what Ray raised for a failed task or worker.
+
+    WorkerLost does not count: it says only that a worker missed another one.
+    """
+    found = (e for e in _chain(error) if isinstance(e, RecrayError))
+    return next((e for e in found if not isinstance(e, WorkerLost)), None)
+
+
+def lost_worker(error: BaseException) -> WorkerLost | None:
+    """Say which workers died, if that is all that happened.
+
+    A worker may also have been stopped, or have waited in vain for another one. Where a worker
+    raised an error of its own, the answer is None.
+    """
+    import ray.exceptions
+
+    dead = []
+    for rank, failure in sorted(worker_failures(error).items()):
+        chain = _chain(failure)
+        if any(isinstance(e, ray.exceptions.RayActorError) for e in chain):
+            dead.append(rank)
+        elif not any(isinstance(e, WorkerLost | TimeoutError) for e in chain):
+            return None
+    if dead:
+        return WorkerLost(f"worker {', '.join(map(str, dead))} (counted from 0) died")
+    return next((e for e in _chain(error) if isinstance(e, WorkerLost)), None)
+
+
+def worker_failures(error: BaseException) -> dict[int, Exception]:
+    """Map the rank of each worker that failed to what it raised; empty where Ray names none."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    return failures
+
+
+def process_failed(failure: Exception) -> bool:
+    """Whether a worker's failure says only that a process died, hung, or missed another one."""
+    import ray.exceptions
+
+    if isinstance(failure, ray.exceptions.RayError) or "gloo" in str(failure):
+        return True
+    # The classes WorkerHealthCheckFailedError and -TimeoutError of Ray Train are private.
+    return type(failure).__name__.startswith("WorkerHealthCheck")
+
+
+def unplaced(error: BaseException, workers: int) -> RecrayError | None:
+    """The error for a run whose workers found no free CPUs until Ray gave up; else None."""
+    failure = getattr(error, "controller_failure", None)
+    if type(failure).__name__ != "WorkerGroupStartupTimeoutError":
+        return None
+    return RecrayError(
+        f"--workers {workers}: the cluster had no room for them, others use its CPUs; "
+        "give fewer workers, or try again later"
+    )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An exception and all exceptions that it wraps, each once."""
+    chain: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop()
+        if current is None or any(current is one for one in chain):
+            continue
+        chain.append(current)
+        # `cause` is of RayTaskError, `health_check_failure` of a worker that Ray Train watches.
+        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        queue.append(getattr(current, "health_check_failure", None))
+        queue += worker_failures(current).values()
+    return chain

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import secrets
 import signal
@@ -9,26 +10,27 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 from recray.errors import RecrayError
 from recray.runtime.ray_private import (
     JOB_VARIABLE,
     JOIN_SWITCHES,
+    QUIET_LOGGERS,
     RAY_SWITCHES,
+    TOKEN_MODE,
     forget_serve,
     leave_no_serve,
-    set_token_mode,
-    switched,
+    reread_token_mode,
 )
 
 LOCAL = "local"
 TERMINATED = 143
 """Exit status after SIGTERM."""
+SERVE = "ray.serve"
 OBJECT_STORE_BYTES = 500 << 20
 PACKAGE_FOLDER = Path(__file__).parents[1]
 """The source of recray, which a cluster that is joined gets along."""
@@ -68,6 +70,52 @@ def ray_runs() -> bool:
 
 
 @contextmanager
+def switched(switches: Mapping[str, str], overrule: bool = False) -> Iterator[None]:
+    """Set environment variables inside the block; what the user has set already is kept.
+
+    Args:
+        switches: Names and values.
+        overrule: Whether the user's own values give way.
+    """
+    before = {name: os.environ.get(name) for name in switches}
+    os.environ.update({k: v for k, v in switches.items() if overrule or before[k] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def quieten() -> None:
+    """Raise the level of QUIET_LOGGERS; Ray sets some of them when its modules are imported."""
+    for name, level in QUIET_LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def set_token_mode() -> None:
+    """Make Ray ask for tokens, unless the user has chosen a mode.
+
+    Ray reads the mode once, when it is imported. So it is told to read it again where it was
+    imported before, and the mode stays in the environment for good.
+
+    Raises:
+        RecrayError: This Ray cannot be told.
+    """
+    chosen = os.environ.get("RAY_AUTH_MODE")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "ray" in sys.modules and not reread_token_mode() and chosen is None:
+        del os.environ["RAY_AUTH_MODE"]
+        raise RecrayError(
+            "ray was imported before recray, without RAY_AUTH_MODE=token in the environment, and "
+            f"this version has no {TOKEN_MODE.replace(':', '.')}: set the variable before Python "
+            "starts, or import ray after the first call of recray"
+        )
+
+
+@contextmanager
 def session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
     """Have Ray running inside the block; a Ray that was running before is used and left alone.
 
@@ -86,21 +134,26 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         set_token_mode()
         import ray
 
-        forget_serve()
+        _forget_serve()
         address = address or own_address()
         try:
             _start(address, cpus or local_cpus())
             end_on_sigterm()
             yield
         finally:
-            if address == LOCAL and ray.is_initialized():
+            if address == LOCAL and ray.is_initialized() and SERVE in sys.modules:
                 leave_no_serve()
             ray.shutdown()
-            forget_serve()
+            _forget_serve()
+
+
+def _forget_serve() -> None:
+    if SERVE in sys.modules:
+        forget_serve()
 
 
 @contextmanager
-def _signal_handlers() -> Iterator[Callable[[], None]]:
+def _signal_handlers() -> Iterator[Callable[[], object]]:
     """Keep this process's own handlers; gives what makes SIGTERM an orderly end meanwhile.
 
     Python lets the main thread alone set handlers: in any other one nothing happens.
@@ -109,12 +162,9 @@ def _signal_handlers() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
 
-    def end_on_sigterm() -> None:
-        signal.signal(signal.SIGTERM, _terminate)
-
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield end_on_sigterm
+        yield lambda: signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -136,10 +186,6 @@ def _refuse_unreachable(address: str) -> None:
             f"no Ray cluster answers at {address}: {error}; "
             "give --address local, auto, or HOST:PORT of a running head"
         ) from error
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(TERMINATED)
 
 
 def _start(address: str, cpus: int) -> None:

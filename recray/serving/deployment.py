@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
-from recray.runtime.ray_private import PRODUCTION_SWITCHES, serve_address, switched
-from recray.runtime.session import LOCAL, ray_runs, session
+from recray.runtime.ray_private import PRODUCTION_SWITCHES, serve_address
+from recray.runtime.session import LOCAL, ray_runs, session, switched
 from recray.serving.auth import load_keys, require_keys
 from recray.serving.guard import ServiceLimits
 from recray.serving.options import DEPLOYMENT, AppArgs, ServiceOptions

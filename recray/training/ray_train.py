@@ -34,8 +34,7 @@ from recray.models.base import Model
 from recray.models.baselines import BiasOnly
 from recray.models.factorization import Hybrid
 from recray.models.objectives import Objective, build_objective
-from recray.runtime.failures import lost_worker, unplaced, user_error
-from recray.runtime.ray_private import lean_trainer
+from recray.runtime.ray_private import lean_trainer, lost_worker, unplaced, user_error
 from recray.runtime.session import TERMINATED
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder

@@ -15,7 +15,7 @@ import torch
 
 from recray.config import build_settings
 from recray.errors import WorkerLost
-from recray.runtime.failures import process_failed, worker_failures
+from recray.runtime.ray_private import process_failed, worker_failures
 from recray.training.collectives import Workers
 from recray.training.ray_train import build_run, fit
 from recray.tuning.request import TuneRequest
