@@ -129,6 +129,7 @@ def _follow(ui: Console, jobs: "Jobs", name: str) -> None:
     def tell(lines: str) -> None:
         print(lines, end="", file=out, flush=True)
 
+    ui.close()  # the log of the job is the sign of life
     try:
         job = jobs.follow(name, tell)
     except KeyboardInterrupt:

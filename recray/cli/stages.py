@@ -187,9 +187,11 @@ def export(ui: Console, run: str, out: str) -> None:
 
     with ui.during(f"measure {run} on the test split"):
         bundle = trainer.export(run, out)
-    result = {"bundle": bundle.folder.path, "version": bundle.version, "evaluation": bundle.metrics}
     text = terminal.evaluation(parse_report(bundle.metrics))
-    ui.result(result, f"{text}\nbundle: {bundle.folder} (version {bundle.version})")
+    ui.result(
+        {"bundle": bundle.folder.path, "version": bundle.version, "evaluation": bundle.metrics},
+        f"{text}\nbundle: {bundle.folder} (version {bundle.version})",
+    )
 
 
 @cli.command()

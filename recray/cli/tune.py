@@ -243,7 +243,7 @@ class TrialMonitor:
         from rich.live import Live
 
         if self._live is None:
-            self.ui.patience.told(held=True)
+            self.ui.close()
             self._live = Live(console=Terminal(stderr=True), refresh_per_second=4)
             self._live.start()
         self._live.update(live_table(list(self.updates.values()), update, self.metric))
