@@ -17,9 +17,9 @@ from recray.inference.recommender import Recommender
 from recray.serving.ab_test import ABTest
 from recray.serving.app import build_app
 from recray.serving.auth import new_key, parse_key
-from recray.serving.guard import ServiceLimits
+from recray.serving.guard import ServiceMetrics
+from recray.serving.options import ServiceLimits
 from recray.serving.schemas import requests, responses
-from recray.serving.telemetry import ServiceMetrics
 from recray.serving.verify import verify
 
 from .conftest import ITEMS, USERS, raw

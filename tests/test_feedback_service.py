@@ -22,8 +22,8 @@ from recray.inference.recommender import Recommender
 from recray.serving.ab_test import ABTest, compare_lists, hash_fraction
 from recray.serving.app import build_app
 from recray.serving.feedback_service import FeedbackService
+from recray.serving.guard import ServiceMetrics
 from recray.serving.options import ServiceOptions
-from recray.serving.telemetry import ServiceMetrics
 from recray.storage import Folder
 
 from .conftest import ITEMS, USERS, raw

@@ -22,10 +22,10 @@ from recray.serving.auth import (
     parse_key,
     require_keys,
 )
-from recray.serving.guard import RateLimiter, SecurityMiddleware, ServiceLimits, error_body
+from recray.serving.guard import RateLimiter, SecurityMiddleware, ServiceMetrics, error_body
 from recray.serving.hot_swap import ModelHolder
+from recray.serving.options import ServiceLimits
 from recray.serving.service import THREADS, Service
-from recray.serving.telemetry import ServiceMetrics
 from recray.serving.verify import verify
 
 from .conftest import raw

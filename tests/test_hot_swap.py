@@ -69,22 +69,22 @@ def test_a_promoted_version_answers_and_a_rollback_brings_back_the_one_before(
     one, two = (bundle.version for bundle in bundles)
     watcher = RegistryWatcher(holder)
     watcher.poll()
-    assert (holder.get().version, holder.swaps) == (one, 0)
+    assert (holder.model.version, holder.swaps) == (one, 0)
     registry.promote(two, force=True)
     watcher.poll()
-    assert (holder.get().version, holder.swaps, holder.status().stale) == (two, 1, False)
+    assert (holder.model.version, holder.swaps, holder.status().stale) == (two, 1, False)
     registry.rollback()
     watcher.poll()
-    assert (holder.get().version, holder.swaps) == (one, 2)
+    assert (holder.model.version, holder.swaps) == (one, 2)
 
 
 def test_a_damaged_version_is_refused_and_the_old_one_answers(registry, bundles, holder, capsys):
     one, two = (bundle.version for bundle in bundles)
     damage(registry, two)
     registry.promote(two, force=True)
-    client, before = TestClient(build_app(holder)), holder.get()
+    client, before = TestClient(build_app(holder)), holder.model
     RegistryWatcher(holder).poll()
-    assert holder.get() is before
+    assert holder.model is before
     ready = client.get("/readyz")
     assert ready.status_code == 200
     said = ready.json()
@@ -130,20 +130,20 @@ def test_a_replica_that_starts_takes_the_last_version_that_can_be_used(registry,
     damage(registry, two)
     registry.promote(two, force=True)
     holder = open_holder(registry.folder.path)
-    assert (holder.get().version, holder.target, holder.refused.version) == (one, two, two)
+    assert (holder.model.version, holder.target, holder.refused.version) == (one, two, two)
     damage(registry, one)
     with pytest.raises(RecrayError, match="damaged"):
         open_holder(registry.folder.path)
 
 
 def test_an_unreadable_registry_is_told_and_changes_nothing(registry, holder):
-    before, watcher = holder.get(), RegistryWatcher(holder)
+    before, watcher = holder.model, RegistryWatcher(holder)
     good = registry.folder.read_bytes(CURRENT)
     for content in (b"{", b"[]", b'{"version": "../../etc", "before": []}'):
         registry.folder.replace_bytes(CURRENT, content)
         watcher.poll()
         assert holder.status().registry not in (None, "followed")
-        assert holder.get() is before
+        assert holder.model is before
     registry.folder.replace_bytes(CURRENT, good)
     watcher.poll()
     assert holder.status().registry == "followed"
@@ -205,7 +205,7 @@ def test_no_request_waits_while_a_version_is_opened(registry, bundles, holder):
     path = f"/v1/users/{raw(0)}/recommendations"
     assert client.get(path).json()["model_version"] == bundles[0].version
     go.set()
-    while holder.get().version != bundles[1].version:
+    while holder.model.version != bundles[1].version:
         pass
     watcher.stop()
     assert client.get(path).json()["model_version"] == bundles[1].version
@@ -257,7 +257,7 @@ def test_a_version_of_another_data_set_is_refused(registry, bundles, holder, mon
         return found
 
     RegistryWatcher(holder, other).poll()
-    assert holder.get().version == bundles[0].version
+    assert holder.model.version == bundles[0].version
     assert "is of elsewhere, what answers is of tiny" in holder.status().refused.reason
 
 

@@ -27,8 +27,8 @@ from recray.inference.recommender import RawRatings, Recommender
 from recray.progress import Log
 from recray.serving.auth import new_key, parse_key
 from recray.serving.deployment import Profile, deploy, serving
-from recray.serving.guard import ServiceLimits
 from recray.serving.hot_swap import load_and_warm_up
+from recray.serving.options import ServiceLimits
 from recray.serving.registry import Registry
 
 SMALL, LARGE = (6040, 3706, 50), (2000, 60_000, 50)

@@ -12,7 +12,7 @@ from recray.reporting import terminal
 
 if TYPE_CHECKING:
     from recray.serving.deployment import Profile
-    from recray.serving.guard import LogLevel, ServiceLimits
+    from recray.serving.options import LogLevel, ServiceLimits
 
 
 _limit_options = options(
@@ -70,7 +70,7 @@ def _limits(
     log: "LogLevel",
 ) -> "ServiceLimits":
     from recray.serving.auth import load_keys
-    from recray.serving.guard import ServiceLimits
+    from recray.serving.options import ServiceLimits
 
     return ServiceLimits(
         load_keys(api_keys), max_body << 20, timeout, queue, rate, cors=cors, log=log

@@ -22,8 +22,7 @@ from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
 from recray.serving import deployment, verify
 from recray.serving.auth import load_keys, new_key, parse_key, require_keys
-from recray.serving.guard import ServiceLimits
-from recray.serving.options import ServiceOptions
+from recray.serving.options import ServiceLimits, ServiceOptions
 from recray.serving.registry import Registry
 from recray.serving.verify import Verification
 from recray.storage import Folder

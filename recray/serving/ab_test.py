@@ -14,7 +14,7 @@ from recray.errors import RecrayError
 from recray.inference.catalog import Filters
 from recray.inference.recommendations import Recommendations
 from recray.inference.recommender import RawRatings, Recommender
-from recray.serving.telemetry import ListComparison, ServiceMetrics, log
+from recray.serving.guard import ListComparison, ServiceMetrics, log
 
 SALT = b"recray-arm-"
 """Another salt would give every user of a running test to another model."""

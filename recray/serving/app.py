@@ -3,8 +3,9 @@
 It knows FastAPI and a Recommender, and nothing of Ray. Ids are those of the data set, in requests
 and in replies. Every error is {"error": {"code", "message"}}.
 
-More routes: write an APIRouter in a file of routes/, take the service by `service_of(request)` and
-the model by `service.model()` once a request, and add the router to ROUTERS below.
+More routes: write a function in routes.py, or an APIRouter in a file of its own that is added to
+ROUTERS below; take the service by `service_of(request)`, and the model by `service.model()` once a
+request.
 """
 
 from fastapi import FastAPI, Request
@@ -16,15 +17,15 @@ from starlette.exceptions import HTTPException
 from recray import __version__
 from recray.errors import RecrayError
 from recray.inference.recommender import Recommender
+from recray.serving import routes, service
 from recray.serving.ab_test import ABTest
 from recray.serving.feedback_service import FeedbackService
-from recray.serving.guard import SecurityMiddleware, ServiceLimits
+from recray.serving.guard import SecurityMiddleware, ServiceMetrics
 from recray.serving.hot_swap import ModelHolder
-from recray.serving.routes import about, feedback, items, recommend
+from recray.serving.options import ServiceLimits
 from recray.serving.service import UNANSWERABLE, Service, error_response
-from recray.serving.telemetry import ServiceMetrics
 
-ROUTERS = (recommend.router, items.router, feedback.router, about.router)
+ROUTERS = (service.router, routes.router)
 """Of two routes that fit an address the first one answers. Ids may hold slashes, so a route that
 ends in {user:path} comes after the longer ones that begin with it.
 """
@@ -54,7 +55,7 @@ def build_app(
         title="recray",
         version=__version__,
         description="Recommendations from a model trained on Ray. Ids are those of the data set.",
-        docs_url=None,  # routes/about.py has a page of its own
+        docs_url=None,  # routes.py has a page of its own
         redoc_url=None,
         # Not include_router, which adds a second matching of routes to every request.
         routes=[route for router in ROUTERS for route in router.routes],

@@ -14,10 +14,9 @@ from recray.inference.bundle import Bundle
 from recray.runtime.ray_private import PRODUCTION_SWITCHES, serve_address
 from recray.runtime.session import LOCAL, ray_runs, session, switched
 from recray.serving.auth import load_keys, require_keys
-from recray.serving.guard import ServiceLimits
-from recray.serving.options import DEPLOYMENT, AppArgs, ServiceOptions
+from recray.serving.guard import ServiceMetrics, log
+from recray.serving.options import DEPLOYMENT, AppArgs, ServiceLimits, ServiceOptions
 from recray.serving.registry import resolve_bundle
-from recray.serving.telemetry import ServiceMetrics, log
 from recray.storage import Folder
 
 if TYPE_CHECKING:
@@ -53,11 +52,11 @@ def _builder(
         holder, metrics = open_holder(path), ServiceMetrics()
         if holder.registry is not None:
             RegistryWatcher(holder).start()
-        feedback = options.open_feedback(path, holder.get())
+        feedback = options.open_feedback(path, holder.model)
         if feedback is not None:
             feedback.start()
         MetricsExporter(holder, metrics).start()
-        ab_test = options.open_ab_test(holder.get(), metrics)
+        ab_test = options.open_ab_test(holder.model, metrics)
         return build_app(holder, limits(), metrics, ab_test, feedback)
 
     return build
@@ -129,7 +128,7 @@ class MetricsExporter:
         self._export_model()
 
     def _export_model(self) -> None:
-        version = self.holder.get().version
+        version = self.holder.model.version
         if self._version not in ("", version):
             self.model.set(0, {"model_version": self._version})
         self._version = version

@@ -13,8 +13,8 @@ from recray.data.feedback_log import Given, LogWriter, RatingsLog
 from recray.data.ids import RawId
 from recray.errors import DamagedFile, RecrayError
 from recray.inference.recommender import RawRatings, Recommender
+from recray.serving.guard import log
 from recray.serving.schemas.responses import RatingsLogStatus
-from recray.serving.telemetry import log
 from recray.storage import is_uri
 
 LOCAL_POLL_SECONDS, STORE_POLL_SECONDS = 0.3, 0.6

@@ -1,63 +1,112 @@
-"""ASGI middleware in front of the app: keys, limits of size, time, queue and rate, and the log.
+"""ASGI middleware in front of the app: keys, limits of size, time, queue and rate; counts and log.
 
-It knows ASGI and nothing of Ray or of models.
+It knows ASGI and nothing of Ray or of models; deployment.py exports the counts to Ray's metrics.
 """
 
 import asyncio
 import json
+import sys
+import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recray.errors import RecrayError
-from recray.serving.auth import ApiKey, find_key
-from recray.serving.telemetry import ServiceMetrics, log
+from recray.serving.auth import find_key
+from recray.serving.options import ServiceLimits
 
 PAGE_PATHS = ("/", "/page/page.css", "/page/page.js")
 OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json", *PAGE_PATHS)
 """Paths that need no key and count for no limit."""
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
+MAX_SAMPLES = 100_000
+"""Durations and comparisons that are kept between two exports; the rest is counted alone."""
 
-LogLevel = Literal["errors", "requests", "users"]
+
+def log(**facts: Any) -> None:
+    """Write one line of JSON to stderr, with the time first."""
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts}
+    print(json.dumps(line), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
-class ServiceLimits:
-    """What the service lets through; each limit is one replica's.
+class ListComparison:
+    """The difference between two models' lists for one user.
 
     Args:
-        keys: Keys that open the service; without any it is open to everybody.
-        max_body: Largest body, in bytes.
-        timeout: Seconds after which a request is given up.
-        queue: Requests that are answered at the same time; the next one gets a 503.
-        rate: Requests a second of one key; 0 sets no limit.
-        burst: Requests of one key that may come at once before the rate counts.
-        cors: Origins whose pages may read replies, such as https://shop.example.
-        log: errors, requests, or users, which adds paths, and with them user ids.
+        overlap: Share of the first list that is in the second, 0..1.
+        score_diff: Mean absolute difference of the scores of the items in both lists; nan if
+            no item is in both.
     """
 
-    keys: tuple[ApiKey, ...] = ()
-    max_body: int = 4 << 20
-    timeout: float = 10.0
-    queue: int = 64
-    rate: float = 0.0
-    burst: int = 20
-    cors: tuple[str, ...] = ()
-    log: LogLevel = "errors"
+    overlap: float
+    score_diff: float
 
-    def __post_init__(self) -> None:
-        for origin in self.cors:
-            parts = urlsplit(origin)
-            whole = f"{parts.scheme}://{parts.netloc}" == origin
-            if parts.scheme not in ("http", "https") or not whole:
-                raise RecrayError(
-                    f"--cors {origin!r}: write an origin such as https://shop.example"
-                )
+
+@dataclass
+class Counts:
+    """What happened since the last export.
+
+    Args:
+        requests: Number of requests by route, method and status.
+        lists: Number of lists by their source and the version that made them.
+        request_seconds: Route and duration of each request.
+        list_seconds: Version and duration of each user's list, while two models are compared.
+        comparisons: How lists of the challenger differ from those that were shown.
+        skipped_comparisons: Lists that were not compared because the challenger was busy.
+    """
+
+    requests: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    lists: Counter[tuple[str, str]] = field(default_factory=Counter)
+    request_seconds: list[tuple[str, float]] = field(default_factory=list)
+    list_seconds: list[tuple[str, float]] = field(default_factory=list)
+    comparisons: list[ListComparison] = field(default_factory=list)
+    skipped_comparisons: int = 0
+
+
+class ServiceMetrics:
+    """Counters that any thread may increment or flush."""
+
+    def __init__(self) -> None:
+        self._counts, self._lock = Counts(), threading.Lock()
+
+    def record_request(self, route: str | None, method: str, status: int, seconds: float) -> None:
+        """Count a request; its route is None if no route has its address."""
+        route = route or "other"
+        with self._lock:
+            self._counts.requests[route, method, status] += 1
+            if len(self._counts.request_seconds) < MAX_SAMPLES:
+                self._counts.request_seconds.append((route, seconds))
+
+    def record_lists(self, source: str, version: str, count: int = 1) -> None:
+        """Count lists that one version of the model made."""
+        with self._lock:
+            self._counts.lists[source, version] += count
+
+    def record_list_seconds(self, version: str, seconds: float) -> None:
+        """Keep how long one of two compared models took for a list."""
+        with self._lock:
+            if len(self._counts.list_seconds) < MAX_SAMPLES:
+                self._counts.list_seconds.append((version, seconds))
+
+    def record_comparison(self, comparison: ListComparison | None) -> None:
+        """Keep a comparison; None counts one that was skipped."""
+        with self._lock:
+            if comparison is None:
+                self._counts.skipped_comparisons += 1
+            elif len(self._counts.comparisons) < MAX_SAMPLES:
+                self._counts.comparisons.append(comparison)
+
+    def flush(self) -> Counts:
+        """Return the counts since the last flush, and begin anew."""
+        with self._lock:
+            counts, self._counts = self._counts, Counts()
+        return counts
 
 
 class HTTPError(Exception):

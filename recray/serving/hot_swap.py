@@ -17,9 +17,9 @@ import torch
 from recray.errors import RecrayError
 from recray.inference.catalog import Filters
 from recray.inference.recommender import RawRatings, Recommender
+from recray.serving.guard import log
 from recray.serving.registry import Registry, is_registry
 from recray.serving.schemas.responses import Readiness, RefusedVersion
-from recray.serving.telemetry import log
 from recray.storage import is_uri
 
 LOCAL_POLL_SECONDS, STORE_POLL_SECONDS = 0.25, 0.8
@@ -39,8 +39,8 @@ _CREDENTIALS = re.compile(r"://[^/@\s]*@")
 class ModelHolder:
     """Holds the model that answers, and what is known of the version that should answer.
 
-    `get` and `replace` read and write one attribute, so they need no lock. A handler calls `get`
-    once and keeps that model to the end of its request, so no reply mixes two versions.
+    One attribute, `model`, is read and replaced, so there is no lock. A handler reads it once and
+    keeps that model to the end of its request, so no reply mixes two versions.
 
     Args:
         recommender: The first model.
@@ -48,7 +48,7 @@ class ModelHolder:
     """
 
     def __init__(self, recommender: Recommender, registry: str | None = None) -> None:
-        self._model = recommender
+        self.model = recommender
         self.registry = registry
         self.registry_error: str | None = None
         self.target = recommender.version
@@ -57,22 +57,18 @@ class ModelHolder:
         self.swaps = 0
         self.refusals = 0
 
-    def get(self) -> Recommender:
-        """Return the model that answers now; call it once for each request."""
-        return self._model
-
     def begin_loading(self, version: str) -> None:
         """Note that a version should answer and is being opened."""
         self.target = self.loading = version
 
     def clear_error(self) -> None:
         """Note that the model that answers is the one that should."""
-        self.target = self._model.version
+        self.target = self.model.version
         self.loading = self.refused = None
 
     def replace(self, recommender: Recommender) -> None:
         """Answer with this model from the next request on."""
-        self._model = recommender
+        self.model = recommender
         self.clear_error()
         self.swaps += 1
 
@@ -86,7 +82,7 @@ class ModelHolder:
 
     def status(self) -> Readiness:
         """Describe which version answers, which should, and which is loading or was refused."""
-        version = self._model.version
+        version = self.model.version
         followed = "followed" if self.registry else None
         return Readiness(
             status="ready",
@@ -241,7 +237,7 @@ class RegistryWatcher:
             self.holder.registry_error = str(error)
             return
         self.holder.registry_error = None
-        if current == self.holder.get().version:
+        if current == self.holder.model.version:
             if self.holder.refused is not None:
                 self.holder.clear_error()
             self._failed = None
@@ -249,13 +245,13 @@ class RegistryWatcher:
             self._load(current)
 
     def _load(self, version: str) -> None:
-        before, begin = self.holder.get().version, time.perf_counter()
+        before, begin = self.holder.model.version, time.perf_counter()
         self.holder.begin_loading(version)
         try:
             recommender = self._open(self._registry.folder_of(version).path)
             if recommender.version != version:
                 raise RecrayError(f"the folder of {version} holds version {recommender.version}")
-            _check_same_ids(recommender, self.holder.get())
+            _check_same_ids(recommender, self.holder.model)
         except Exception as error:  # the model that answers goes on
             self._postpone(version)
             self.holder.reject(version, str(error))

@@ -4,25 +4,62 @@ Needs neither Ray nor torch, so a Serve config is checked quickly.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from recray.errors import RecrayError
-from recray.serving.auth import load_keys
-from recray.serving.guard import LogLevel, ServiceLimits
+from recray.serving.auth import ApiKey, load_keys
 from recray.storage import Folder
 
 if TYPE_CHECKING:  # these import torch
     from recray.inference.recommender import Recommender
     from recray.serving.ab_test import ABTest
     from recray.serving.feedback_service import FeedbackService
-    from recray.serving.telemetry import ServiceMetrics
+    from recray.serving.guard import ServiceMetrics
 
 APP_BUILDER = "recray.serving.deployment:app_builder"
 DEPLOYMENT = "recray"
 LOG_FOLDER = "ratings"
 """Name of the ratings log's folder in a registry."""
+
+
+LogLevel = Literal["errors", "requests", "users"]
+
+
+@dataclass(frozen=True)
+class ServiceLimits:
+    """What the service lets through; each limit is one replica's.
+
+    Args:
+        keys: Keys that open the service; without any it is open to everybody.
+        max_body: Largest body, in bytes.
+        timeout: Seconds after which a request is given up.
+        queue: Requests that are answered at the same time; the next one gets a 503.
+        rate: Requests a second of one key; 0 sets no limit.
+        burst: Requests of one key that may come at once before the rate counts.
+        cors: Origins whose pages may read replies, such as https://shop.example.
+        log: errors, requests, or users, which adds paths, and with them user ids.
+    """
+
+    keys: tuple[ApiKey, ...] = ()
+    max_body: int = 4 << 20
+    timeout: float = 10.0
+    queue: int = 64
+    rate: float = 0.0
+    burst: int = 20
+    cors: tuple[str, ...] = ()
+    log: LogLevel = "errors"
+
+    def __post_init__(self) -> None:
+        for origin in self.cors:
+            parts = urlsplit(origin)
+            whole = f"{parts.scheme}://{parts.netloc}" == origin
+            if parts.scheme not in ("http", "https") or not whole:
+                raise RecrayError(
+                    f"--cors {origin!r}: write an origin such as https://shop.example"
+                )
 
 
 @dataclass(frozen=True)

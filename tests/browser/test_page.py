@@ -10,13 +10,13 @@ from playwright.sync_api import expect
 
 from recray.data.feedback_log import RatingsLog
 from recray.inference.recommender import Recommender
+from recray.serving import routes as about
 from recray.serving.ab_test import ABTest
 from recray.serving.app import build_app
 from recray.serving.auth import new_key, parse_key
 from recray.serving.feedback_service import FeedbackService
-from recray.serving.guard import OPEN_PATHS, PAGE_PATHS, ServiceLimits
-from recray.serving.routes import about
-from recray.serving.telemetry import ServiceMetrics
+from recray.serving.guard import OPEN_PATHS, PAGE_PATHS, ServiceMetrics
+from recray.serving.options import ServiceLimits
 
 from ..conftest import ITEMS, raw
 from .conftest import of_films

@@ -188,7 +188,7 @@ def test_the_service_answers_and_refuses(sample_up, port):
 def test_a_guarded_service_lets_its_keys_in_and_counts_bodies(sample_up, port):
     from recray.serving.auth import new_key, parse_key
     from recray.serving.deployment import serving
-    from recray.serving.guard import ServiceLimits
+    from recray.serving.options import ServiceLimits
 
     out, _ = sample_up
     secret, line = new_key("shop")

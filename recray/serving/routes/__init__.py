@@ -1,1 +1,0 @@
-"""The routes of the HTTP service, one file for each kind."""
