@@ -101,7 +101,7 @@ def test_many_small_parts_become_one_and_say_the_same(log, monkeypatch):
 
 def test_a_kill_between_putting_together_and_removing_counts_nothing_twice(log, monkeypatch):
     monkeypatch.setattr(feedback_log, "TOGETHER", 2)
-    monkeypatch.setattr(type(log.folder), "delete_file", lambda *_: 1 / 0)
+    monkeypatch.setattr(type(log.folder), "delete", lambda *_: 1 / 0)
     writer = LogWriter(log)
     writer.append([given(key="a")])
     writer.append([given(key="b")])
