@@ -17,7 +17,7 @@ ORDER = (
 ).split()
 # Packages that may import Ray, and the modules elsewhere that do something for all users at once.
 RAY_HOMES = ("runtime", "data.ingest", "training", "tuning", "serving", "benchmarks")
-RAY_HOMES += ("inference.batch", "pipelines.doctor")
+RAY_HOMES += ("inference.batch", "pipelines.node_facts")
 
 
 def modules() -> dict[str, Path]:

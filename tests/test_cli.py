@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from recray.cli import cli
 from recray.cli.reference import command_page, settings_page
 from recray.config import known_keys
-from recray.pipelines import summaries
-from recray.pipelines.crossvalidation import FoldReport, FoldsReport
+from recray.pipelines.repetition import FoldReport, FoldsReport
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -162,7 +161,7 @@ def test_folds_are_a_table_with_their_mean():
     ]
     baselines = {"popularity": {}, "bias-only": {"rmse": 0.94}}
     result = FoldsReport(folds=rows, mean={"rmse": 0.85}, sd={"rmse": 0.0707}, baselines=baselines)
-    text = summaries.folds(result)
+    text = result.text()
     assert [line.split() for line in text.splitlines()[2:]] == [
         ["u1", "0.9000"],
         ["u2", "0.8000"],

@@ -10,7 +10,6 @@ from click.testing import CliRunner
 
 from recray import progress
 from recray.cli import cli
-from recray.pipelines import summaries
 from recray.pipelines.stages import Running
 from recray.progress import Console
 from recray.reporting import terminal as console
@@ -104,7 +103,7 @@ def test_up_ends_with_what_to_do_next(tmp_path, monkeypatch):
         bundle=f"{tmp_path}/out/bundle",
         example_user=4,
     )
-    text = summaries.up(result)
+    text = result.text()
     for line in ("recray explain out/bundle --user 4", "recray report out/bundle --open",
                  "recray tune out/prepared --out sweeps/first"):  # fmt: skip
         assert f"{line}\n" in text

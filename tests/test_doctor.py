@@ -1,11 +1,13 @@
 """Each check of the doctor on nodes that are made up: it says problem where there is one."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
 from recray.pipelines import doctor
 from recray.pipelines.doctor import Plan
+from recray.pipelines.node_facts import NodeFacts, Token
 from recray.runtime.nodes import Node
 
 
@@ -15,19 +17,20 @@ def answers(*changes, resources=None):
 
     import ray
 
-    sound = {
-        "ray": ray.__version__,
-        "python": platform.python_version(),
-        "storage": "",
-        "data": "",
-        "port_free": True,
-        "token": {"from": "/t", "mode": 0o600},
-        "torch_gpus": "0",
-        "memory": 8 << 30,
-    }
+    sound = NodeFacts(
+        ray=ray.__version__,
+        python=platform.python_version(),
+        storage="",
+        data="",
+        port_free=True,
+        token=Token("/t", 0o600),
+        torch_gpus="0",
+        memory=8 << 30,
+    )
     has = {"CPU": 2.0, "object_store_memory": 200 << 20} | (resources or {})
     return [
-        (Node(str(n), f"node{n}", has), sound | change) for n, change in enumerate(changes or ({},))
+        (Node(str(n), f"node{n}", has), replace(sound, **change))
+        for n, change in enumerate(changes or ({},))
     ]
 
 
@@ -62,7 +65,7 @@ def test_data_a_port_and_a_silent_node():
     assert level(doctor._data("/x.csv", answers({"data": "it is not there"}))) == "problem"
     assert level(doctor._data("sample", answers())) == "ok"
     assert level(doctor._port(Plan(), answers({"port_free": False}))) == "problem"
-    assert level(doctor._answering([1, 2], ["node1: no answer"])) == "problem"
+    assert level(doctor._answering(2, ["node1: no answer"])) == "problem"
 
 
 @pytest.mark.parametrize(("mode", "expected"), [(0o600, "ok"), (0o400, "ok"), (0o644, "problem")])
@@ -89,7 +92,7 @@ def test_a_token_that_others_can_read_is_a_problem(tmp_path, monkeypatch, mode, 
     ],
 )
 def test_an_open_dashboard_is_seen(monkeypatch, address, guarded, expected):
-    monkeypatch.setattr(doctor, "_asks_for_token", lambda _url: guarded)
+    monkeypatch.setattr(doctor, "asks_for_token", lambda _url: guarded)
     assert level(doctor._dashboard(address)) == expected
 
 

@@ -12,7 +12,7 @@ from recray.data import ingest
 from recray.errors import RecrayError
 from recray.evaluation import evaluator
 from recray.inference import batch
-from recray.pipelines import crossvalidation, search, stages
+from recray.pipelines import repetition, search, stages
 from recray.reporting import report
 from recray.training import trainer
 from recray.training.collectives import Workers
@@ -57,7 +57,7 @@ STAND_INS = {
 def without_ray():
     """The stages in this process: loops where Ray would share the work."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (batch, crossvalidation, evaluator, ingest, search, stages, trainer, tuner):
+        for module in (batch, repetition, evaluator, ingest, search, stages, trainer, tuner):
             for name, stand_in in STAND_INS.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, stand_in)

@@ -11,8 +11,8 @@ from recray.errors import RecrayError, unknown_name
 from recray.evaluation.evaluator import evaluate
 from recray.evaluation.protocol import Protocol
 from recray.inference.bundle import Bundle
-from recray.pipelines import crossvalidation
-from recray.pipelines.crossvalidation import Fold
+from recray.pipelines import repetition
+from recray.pipelines.repetition import Fold
 from recray.progress import Log
 from recray.runtime.session import session
 
@@ -166,8 +166,8 @@ def archive(name: str, folder: str | None) -> str:
 
 def _folds(case: Case, settings: Settings, most: int) -> list[Fold]:
     if case.seeds:
-        return crossvalidation.repetitions(settings, seeds=min(case.seeds, most))
-    return crossvalidation.repetitions(settings, names=[f"u{n}" for n in range(1, 6)][:most])
+        return repetition.repetitions(settings, seeds=min(case.seeds, most))
+    return repetition.repetitions(settings, names=[f"u{n}" for n in range(1, 6)][:most])
 
 
 def _measure(case: Case, source: str, sizes: Sizes, out: str, log: Log) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _measure(case: Case, source: str, sizes: Sizes, out: str, log: Log) -> dict[
     folds = _folds(case, settings, sizes.repetitions)
     refit = settings.split.valid > 0 and settings.split.kind != "held-out-users"
     begin = time.perf_counter()
-    result = crossvalidation.run(source, folds, out, refit, log=lambda _line: None)
+    result = repetition.run(source, folds, out, refit, log=lambda _line: None)
     value, popularity = result.mean[case.metric], result.baselines["popularity"]
     log(f"{case.data} {case.preset}: {case.metric} {value:.4f}")
     return {

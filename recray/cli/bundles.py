@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from pydantic import JsonValue
 
 from recray.cli.base import PATH, SOURCE, Recipe, cli, default_out, options, shared
 from recray.data.ids import IdMap, RawId
@@ -96,13 +97,13 @@ def evaluate(
         return _evaluate_bundle(ui, bundle, address, **of_bundle)
     _refuse_those_of_a_bundle(chosen[0], of_bundle)
     settings = recipe.settings()
-    from recray.pipelines import crossvalidation, summaries
+    from recray.pipelines import repetition
 
-    repeated = crossvalidation.repetitions(settings, kfold, _names(folds), seeds)
+    repeated = repetition.repetitions(settings, kfold, _names(folds), seeds)
     base = bundle.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
     folder = out or default_out(f"folds-{base}")
-    result = crossvalidation.run(bundle, repeated, folder, refit, address, ui.log)
-    return ui.result(result, summaries.folds(result))
+    result = repetition.run(bundle, repeated, folder, refit, address, ui.log)
+    return ui.result(result, result.text())
 
 
 def _evaluate_bundle(
@@ -125,8 +126,9 @@ def _evaluate_bundle(
 
     if among == "rated" and protocol == "sampled":
         raise RecrayError("--among rated and --protocol sampled exclude each other: give one")
-    given = {"k": list(k) or None, "relevant_from": relevant_from}
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes: dict[str, JsonValue] = {"k": [*k]} if k else {}
+    if relevant_from is not None:
+        changes["relevant_from"] = relevant_from
     kind = "rated" if among == "rated" else protocol
     path = resolve_bundle(bundle)
     with ui.during(f"measure {path} on its test split"):

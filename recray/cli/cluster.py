@@ -242,13 +242,10 @@ def doctor(
         recray doctor --address 10.0.0.5:6379 --storage /mnt/shared --data ml-25m --workers 4
     """
     from recray.pipelines import doctor as checks
-    from recray.pipelines import summaries
 
-    found = checks.examine(checks.Plan(storage, data, workers, port), address)
-    rows = [vars(finding) for finding in found]
-    problems = sum(row["level"] == "problem" for row in rows)
-    ui.result({"problems": problems, "checks": rows}, summaries.findings(found))
-    click.get_current_context().exit(1 if problems else 0)
+    result = checks.examine(checks.Plan(storage, data, workers, port), address)
+    ui.result(result, result.text())
+    click.get_current_context().exit(1 if result.problems else 0)
 
 
 @cli.command()

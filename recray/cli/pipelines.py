@@ -1,6 +1,6 @@
 """Several stages in a row: `recray up`, `recray pipeline` and `recray refresh`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,8 +14,33 @@ from recray.cli.base import (
     sources,
     wait_for_stop,
 )
+from recray.config import Settings
 from recray.errors import CheckFailed, RecrayError
 from recray.progress import Console
+
+if TYPE_CHECKING:
+    from recray.data.source import Source
+    from recray.pipelines.stages import Stages
+
+
+def _open(
+    ui: Console,
+    source: str,
+    mirror: str | None,
+    settings: Settings,
+    out: str | None,
+    workers: int,
+    address: str,
+) -> "tuple[Source, Stages]":
+    """Look at the source, and set up the stages that are shown on the console."""
+    from recray.data.source import detect_source
+    from recray.pipelines.stages import Stages
+    from recray.storage import Folder
+
+    ui.expect(settings.train.epochs, settings.metric)
+    ratings = detect_source(source, settings, mirror)
+    folder = Folder(out or default_out(ratings.name))
+    return ratings, Stages(folder, settings, workers, address, ui.log, ui.epoch)
 
 
 @cli.command()
@@ -65,17 +90,11 @@ def pipeline(
                 "version: leave --preset, --config, --set and --columns out"
             )
         return train_again(ui, source, mirror, registry, out, None, True, force, workers, address)
-    settings = recipe.settings()
-    from recray.data.source import detect_source
-    from recray.pipelines import stages, summaries
+    ratings, stages = _open(ui, source, mirror, recipe.settings(), out, workers, address)
+    from recray.pipelines.stages import release
 
-    ui.expect(settings.train.epochs, settings.metric)
-    given = detect_source(source, settings, mirror)
-    folder = out or default_out(given.name)
-    result = stages.release(
-        given, folder, settings, registry, force, workers, address, ui.log, ui.epoch
-    )
-    ui.result(result, summaries.release(result))
+    result = release(ratings, stages, registry, force)
+    ui.result(result, result.text())
     if not result.promoted:
         raise CheckFailed(result.verdict)
     return None
@@ -107,25 +126,11 @@ def up(
         recray up sample
         recray up ml-100k --preset dot-mse --once --json
     """
-    settings = recipe.settings()
-    from recray.data.source import detect_source
-    from recray.pipelines import stages, summaries
+    ratings, stages = _open(ui, source, mirror, recipe.settings(), out, workers, address)
+    from recray.pipelines.stages import up as run_all
 
-    ui.expect(settings.train.epochs, settings.metric)
-    ratings = detect_source(source, settings, mirror)
-    running = stages.up(
-        ratings,
-        out or default_out(ratings.name),
-        settings,
-        workers,
-        host,
-        port,
-        address,
-        ui.log,
-        ui.epoch,
-    )
-    with running as result:
-        ui.result(result, summaries.up(result))
+    with run_all(ratings, stages, host, port) as result:
+        ui.result(result, result.text())
         if not result.verified:
             raise CheckFailed("the service and the bundle disagree; see verification in --json")
         if not once:
@@ -183,10 +188,9 @@ def train_again(
     """Refresh and tell of it; `wanted` holds the further fields of a RefreshRequest, in order."""
     from recray.data.source import detect_source
     from recray.pipelines import refresh as refreshing
-    from recray.pipelines import summaries
 
     ratings = detect_source(source, refreshing.live_settings(registry), mirror)
     result = refreshing.refresh(ratings, refreshing.RefreshRequest(registry, out, *wanted), ui.log)
-    ui.result(result, summaries.refreshed(result))
+    ui.result(result, result.text())
     if not result.promoted:
         raise CheckFailed(result.verdict)

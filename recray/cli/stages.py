@@ -204,10 +204,10 @@ def reproduce(ui: Console, run: str, address: str) -> None:
     Example:
         recray reproduce runs/mse
     """
-    from recray.pipelines import reproduce as again
+    from recray.pipelines.repetition import reproduce as train_again
 
     with ui.during(f"train {run} again"):
-        result = again.reproduce(run, address)
+        result = train_again(run, address)
     words = "the digits agree" if result.agrees else "the digits differ"
     ui.result(result, "\n".join([f"{run}: {result.epochs} epochs; {words}", *result.differences]))
     if not result.agrees:

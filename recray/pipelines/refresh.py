@@ -1,16 +1,16 @@
 """Train again with the ratings that came in since, starting from the live version."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
-from recray.config import Settings, build_settings
+from recray.config import Settings
 from recray.data.dataset import Prepared, Ratings
 from recray.data.feedback_log import RatingsLog
 from recray.data.feedback_source import LogSummary, with_log
 from recray.data.source import Source
-from recray.errors import CheckFailed, RecrayError
+from recray.errors import RecrayError
 from recray.evaluation.comparison import (
     Comparison,
     NotComparable,
@@ -18,18 +18,17 @@ from recray.evaluation.comparison import (
     compare_on_holdout,
 )
 from recray.inference.bundle import Bundle
-from recray.pipelines import stages as pipeline
+from recray.pipelines.stages import Stages, promote
 from recray.progress import Log
+from recray.reporting.terminal import table
 from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, session
 from recray.serving.registry import Registry
 from recray.storage import Folder
-from recray.training.checkpoint import RunFolder
+from recray.training.checkpoint import EpochEntry, RunFolder
 from recray.training.loop import LOWER_IS_BETTER
 
 WARM, FULL = "the warm start", "training from nothing"
-Epochs = list[dict[str, Any]]
-"""The history of a run: an entry an epoch."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,11 @@ class Difference(BaseModel):
             verdict=comparison.words(other),
         )
 
+    def cells(self) -> list[str]:
+        """The difference, its interval and the verdict as cells of a table."""
+        words = self.verdict.split(": ", 1)[1].split(" (", 1)[0]
+        return [f"{self.value:+.4f}", f"{self.low:+.4f} to {self.high:+.4f}", words]
+
 
 class WarmStart(BaseModel):
     """Epochs and seconds until each training was as good as the full training's best epoch.
@@ -87,6 +91,14 @@ class WarmStart(BaseModel):
     full_epochs: int
     warm_seconds: float | None
     full_seconds: float
+
+    def text(self) -> str:
+        """What the warm start saved, in one line."""
+        cold = f"{self.full_epochs} epochs ({self.full_seconds:.1f} s)"
+        if self.warm_epochs is None or self.warm_seconds is None:
+            return f"warm start: never as good on validation as from nothing after {cold}"
+        warm = f"{self.warm_epochs} epochs ({self.warm_seconds:.1f} s)"
+        return f"warm start: as good on validation after {warm} as from nothing after {cold}"
 
 
 class Refreshed(BaseModel):
@@ -112,6 +124,23 @@ class Refreshed(BaseModel):
     promoted: bool
     verdict: str
 
+    def text(self) -> str:
+        """What a refresh gained, and what its warm start saved."""
+        lines = []
+        if self.gain is not None:
+            rows = [[self.taken, "the live version", *self.gain.cells()]]
+            if self.against_full is not None:
+                against = self.against_full.cells()
+                rows.append(["the warm start", "training from nothing", *against])
+            title = f"{self.version} on the hold-out of {self.before}, {self.gain.metric}"
+            columns = ["of", "against", "difference", "95 % interval", "verdict"]
+            lines.append(table(title, columns, rows))
+        if self.saved is not None:
+            lines.append(self.saved.text())
+        done = "promoted" if self.promoted else "NOT promoted"
+        lines.append(f"{done} in {self.registry}: {self.version}")
+        return "\n".join(lines)
+
 
 def live_settings(registry: str) -> Settings:
     """The settings of the version that answers now: a refresh uses the same ones.
@@ -136,37 +165,23 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
     """
     registry = Registry(request.registry)
     live = Bundle.open(registry.current().path)
-    if live.config["dataset"] != source.name:
-        raise RecrayError(
-            f"{request.registry} answers for {live.config['dataset']}, the source is {source.name}"
-        )
-    ratings_log = RatingsLog.open(
-        request.ratings_log or Folder(request.registry).child("ratings").path
-    )
-    source, added = with_log(source, ratings_log)
-    log(f"{ratings_log.folder}: {added.ratings:,} ratings of {added.users:,} users")
-    for name in added.damaged_parts:
-        log(f"{ratings_log.folder}/{name} is damaged and left out")
+    metric = live.settings.metric
+    source, added = _with_log(source, request, live, log)
     with session(request.address):
         wait_for_capacity(request.workers)
         prepared = _stages(request, live.settings, log).prepare(source)
         comparable = _comparable(prepared, live, request, log)
-        warm = _train(request, _from_live(live), prepared, "warm", log)
-        full = _train(request, _cold(live), prepared, "full", log) if request.full else None
-    chosen, name = _better(warm, full, live.settings.metric)
+        warm = _train(request, live, prepared, "warm", log)
+        full = _train(request, live, prepared, "full", log) if request.full else None
+    chosen, name = _better(warm, full, metric)
     log(f"refresh: {name} is taken, by its best value on the validation split")
     gain = against_full = None
     if comparable:
-        gain = Difference.of(
-            compare_on_holdout(chosen.bundle, live, live), f"the live version {live.version}"
-        )
+        compared = compare_on_holdout(chosen.bundle, live, live)
+        gain = Difference.of(compared, f"the live version {live.version}")
         if full is not None:
             against_full = Difference.of(compare_on_holdout(warm.bundle, full.bundle, live), FULL)
-    version = registry.add(chosen.bundle.folder.path)
-    try:
-        verdict, promoted = registry.promote(version, request.force).verdict, True
-    except CheckFailed as error:
-        verdict, promoted = str(error), False
+    promotion = promote(registry, chosen.bundle, request.force)
     return Refreshed(
         registry=request.registry,
         before=live.version,
@@ -174,11 +189,28 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
         taken=name,
         gain=gain,
         against_full=against_full,
-        saved=full and saved(warm.epochs, full.epochs, live.settings.metric),
-        version=version,
-        promoted=promoted,
-        verdict=verdict,
+        saved=full and saved(warm.epochs, full.epochs, metric),
+        version=promotion.version,
+        promoted=promotion.promoted,
+        verdict=promotion.verdict,
     )
+
+
+def _with_log(
+    source: Source, request: RefreshRequest, live: Bundle, log: Log
+) -> tuple[Source, LogSummary]:
+    """Add the ratings log to the source of the live version's data set."""
+    if live.config["dataset"] != source.name:
+        raise RecrayError(
+            f"{request.registry} answers for {live.config['dataset']}, the source is {source.name}"
+        )
+    folder = request.ratings_log or Folder(request.registry).child("ratings").path
+    ratings_log = RatingsLog.open(folder)
+    source, added = with_log(source, ratings_log)
+    log(f"{ratings_log.folder}: {added.ratings:,} ratings of {added.users:,} users")
+    for name in added.damaged_parts:
+        log(f"{ratings_log.folder}/{name} is damaged and left out")
+    return source, added
 
 
 def _comparable(prepared: Prepared, live: Bundle, request: RefreshRequest, log: Log) -> bool:
@@ -204,37 +236,23 @@ class Trained:
     """A measured bundle, and the epochs that led to it."""
 
     bundle: Bundle
-    epochs: Epochs
+    epochs: list[EpochEntry]
 
 
-def _stages(
-    request: RefreshRequest, settings: Settings, log: Log, name: str = ""
-) -> pipeline.Stages:
+def _stages(request: RefreshRequest, settings: Settings, log: Log, name: str = "") -> Stages:
     folder = Folder(request.out)
     where = folder.child(name) if name else folder
-    return pipeline.Stages(where, settings, request.workers, request.address, log)
+    return Stages(where, settings, request.workers, request.address, log)
 
 
 def _train(
-    request: RefreshRequest, settings: Settings, prepared: Prepared, name: str, log: Log
+    request: RefreshRequest, live: Bundle, prepared: Prepared, name: str, log: Log
 ) -> Trained:
-    stages = _stages(request, settings, log, name)
+    """Train with the live version's settings: "warm" from its weights, "full" from random ones."""
+    start: list[JsonValue] = [live.folder.path] if name == "warm" else []
+    stages = _stages(request, live.settings.changed(train={"init_from": start}), log, name)
     run = stages.train(prepared)
     return Trained(stages.export(run, prepared), RunFolder(run).history())
-
-
-def _cold(live: Bundle) -> Settings:
-    """The live version's settings, starting from random weights."""
-    values = live.settings.plain()
-    values["train"]["init_from"] = []
-    return build_settings(values)
-
-
-def _from_live(live: Bundle) -> Settings:
-    """The live version's settings, starting from its weights."""
-    values = live.settings.plain()
-    values["train"]["init_from"] = [live.folder.path]
-    return build_settings(values)
 
 
 def _better(warm: Trained, full: Trained | None, metric: str) -> tuple[Trained, str]:
@@ -248,16 +266,16 @@ def _better(warm: Trained, full: Trained | None, metric: str) -> tuple[Trained, 
     return (warm, WARM) if best >= other else (full, FULL)
 
 
-def _validated(warm: Epochs, full: Epochs, metric: str) -> bool:
+def _validated(warm: list[EpochEntry], full: list[EpochEntry], metric: str) -> bool:
     return all(metric in epoch for epoch in (*warm, *full))
 
 
-def _worth(epoch: dict[str, Any], metric: str) -> float:
+def _worth(epoch: EpochEntry, metric: str) -> float:
     """The validation metric of an epoch, larger where it is better."""
     return float(epoch[metric]) * (-1 if metric in LOWER_IS_BETTER else 1)
 
 
-def saved(warm: Epochs, full: Epochs, metric: str) -> WarmStart | None:
+def saved(warm: list[EpochEntry], full: list[EpochEntry], metric: str) -> WarmStart | None:
     """Compare how soon both trainings were as good as the full one's best; None without validation.
 
     Args:
@@ -278,5 +296,5 @@ def saved(warm: Epochs, full: Epochs, metric: str) -> WarmStart | None:
     )
 
 
-def _until(epochs: Epochs, last: int) -> float:
+def _until(epochs: list[EpochEntry], last: float) -> float:
     return round(sum(e["seconds"] for e in epochs if e["epoch"] <= last), 3)

@@ -1,10 +1,12 @@
 """The stages in a row, each skipped when its output is there and matches: what `recray up` runs."""
 
 import contextlib
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from pydantic import JsonValue
 
 from recray.config import Settings
 from recray.data import ingest
@@ -18,6 +20,7 @@ from recray.evaluation.report import EvaluationReport, Measured, parse_report
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.progress import Log
+from recray.reporting.terminal import evaluation
 from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
 from recray.serving import deployment, verify
@@ -33,7 +36,7 @@ from recray.training.checkpoint import RunFolder
 
 def evaluate(
     bundle_path: str,
-    changes: dict[str, Any] | None = None,
+    changes: Mapping[str, JsonValue] | None = None,
     prepared_path: str | None = None,
     workers: int = 1,
     address: str = LOCAL,
@@ -78,6 +81,7 @@ class Stages:
         workers: Training processes.
         address: Ray cluster.
         log: Receives what happens, one line at a time.
+        on_epoch: Receives each epoch's metrics.
     """
 
     out: Folder
@@ -168,6 +172,21 @@ class Release(Measured):
     verdict: str
     seconds: dict[str, float]
 
+    def text(self) -> str:
+        """The end of `recray pipeline`: the metrics, whether it was promoted, and the seconds."""
+        done = "promoted" if self.promoted else "NOT promoted"
+        return "\n".join(
+            [
+                "",
+                evaluation(self.evaluation),
+                "",
+                f"version {self.version} {done}: {self.verdict}",
+                _seconds(self.seconds),
+                f"bundle: {self.bundle}",
+                f"registry: {self.registry}  (recray serve {self.registry})",
+            ]
+        )
+
 
 class Running(Measured):
     """A bundle that answers at a URL, and the comparison of its answers with offline ones."""
@@ -180,113 +199,144 @@ class Running(Measured):
     seconds: dict[str, float]
     example_user: RawId
 
+    def text(self) -> str:
+        """The end of `recray up`: the metrics, the seconds of each stage, and what to try next."""
+        check = self.verification
+        verified = (
+            f"HTTP answers equal offline ones for {check.users} users"
+            if self.verified
+            else f"HTTP ANSWERS DIFFER: {'; '.join(check.differences[:3])}"
+        )
+        url, bundle, user = self.url, _short(self.bundle), self.example_user
+        steps = {
+            "look at one user": f"recray explain {bundle} --user {user}",
+            "see it all": f"recray report {bundle} --open",
+            "search settings": f"recray tune {_short(self.prepared)} --out sweeps/first",
+            "serve it again": f"recray serve {bundle}",
+        }
+        width = max(map(len, steps))
+        return "\n".join(
+            [
+                "",
+                evaluation(self.evaluation),
+                "",
+                f"{verified}; {_seconds(self.seconds)}",
+                f"bundle: {self.bundle}",
+                f"page: {url}  (documentation: {url}/docs)",
+                f"try: curl '{url}/v1/users/{user}/recommendations?k=5'",
+                "",
+                "next, in another terminal or after Ctrl-C:",
+                *(f"  {words.ljust(width)}  {line}" for words, line in steps.items()),
+            ]
+        )
+
+
+def _seconds(stages: dict[str, float]) -> str:
+    return ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.items())
+
+
+def _short(path: str) -> str:
+    """A path as one would type it in the current folder."""
+    if "://" in path:
+        return path
+    near = os.path.relpath(path)
+    return path if near.startswith("..") else near
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A version that was added to a registry: whether it answers now, and why.
+
+    `before` is the version that was live; None where nothing was promoted, or nothing was live.
+    """
+
+    version: str
+    promoted: bool
+    verdict: str
+    before: str | None = None
+
+
+def promote(registry: Registry, bundle: Bundle, force: bool) -> Outcome:
+    """Add a bundle to a registry, and make it current unless it is worse than the one that is."""
+    version = registry.add(bundle.folder.path)
+    try:
+        promotion = registry.promote(version, force)
+    except CheckFailed as error:
+        return Outcome(version, False, str(error))
+    return Outcome(version, True, promotion.verdict, promotion.before)
+
 
 def release(
-    source: Source,
-    out: str,
-    settings: Settings,
-    registry: str | None = None,
-    force: bool = False,
-    workers: int = 1,
-    address: str = LOCAL,
-    log: Log = print,
-    on_epoch: OnEpoch | None = None,
+    source: Source, stages: Stages, registry: str | None = None, force: bool = False
 ) -> Release:
     """Prepare, train, evaluate, and make the bundle current in a registry if it is not worse.
 
     Args:
         source: The ratings, with or without those of a ratings log.
-        out: Folder of all outputs; a job that is run again goes on with what it finds there.
-        settings: The resolved settings.
-        registry: Folder of the versions; by default the one in `out`.
+        stages: The settings, and the folder of all outputs; a job that is run again goes on with
+            what it finds there.
+        registry: Folder of the versions; by default the one in the folder of outputs.
         force: Promote it even if it is worse.
-        workers: Training processes.
-        address: Ray cluster.
-        log: Receives what happens, one line at a time.
-        on_epoch: Receives each epoch's metrics.
 
     Raises:
         RecrayError: What the user can fix, of any stage.
     """
-    if address == LOCAL:
-        require_local(workers)
-    stages = Stages(Folder(out), settings, workers, address, log, on_epoch)
-    with session(address):
-        wait_for_capacity(workers)
+    if stages.address == LOCAL:
+        require_local(stages.workers)
+    with session(stages.address):
+        wait_for_capacity(stages.workers)
         prepared = stages.prepare(source)
         bundle = stages.export(stages.train(prepared), prepared)
     versions = Registry(registry or stages.out.child("registry").path)
     with stages.timed("promote"):
-        version = versions.add(bundle.folder.path)
-        before: str | None = None
-        try:
-            promotion = versions.promote(version, force)
-            before, verdict, promoted = promotion.before, promotion.verdict, True
-        except CheckFailed as error:
-            verdict, promoted = str(error), False
-        log(f"promote: {verdict}")
+        outcome = promote(versions, bundle, force)
+        stages.log(f"promote: {outcome.verdict}")
     return Release(
         bundle=bundle.folder.path,
         registry=versions.folder.path,
-        version=version,
-        promoted=promoted,
-        verdict=verdict,
         evaluation=parse_report(bundle.metrics),
         seconds=stages.seconds,
-        before=before,
+        **vars(outcome),
     )
 
 
 @contextlib.contextmanager
-def up(
-    source: Source,
-    out: str,
-    settings: Settings,
-    workers: int = 1,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    address: str = LOCAL,
-    log: Log = print,
-    on_epoch: OnEpoch | None = None,
-) -> Iterator[Running]:
+def up(source: Source, stages: Stages, host: str, port: int) -> Iterator[Running]:
     """Run every stage, serve, check the service against the bundle, and serve while the block runs.
+
+    Args:
+        source: The ratings.
+        stages: The settings, and the folder of all outputs.
+        host: Interface to bind.
+        port: HTTP port.
 
     Raises:
         RecrayError: What the user can fix, of any stage.
     """
-    if address == LOCAL:
-        require_local(workers)
+    if stages.address == LOCAL:
+        require_local(stages.workers)
         deployment.refuse_taken_port(host, port)
     # Keys are checked before the long work; a key of our own opens the service to the check.
     keys = load_keys(None)
     require_keys(host, keys)
     own, line = new_key("recray-up")
-    if keys:
-        keys = (*keys, parse_key(line, "recray up"))
-    stages = Stages(Folder(out), settings, workers, address, log, on_epoch)
-    with session(address):
-        wait_for_capacity(workers)
+    limits = ServiceLimits(keys=(*keys, parse_key(line, "recray up")) if keys else keys)
+    with session(stages.address):
+        wait_for_capacity(stages.workers)
         prepared = stages.prepare(source)
-        run = stages.train(prepared)
-        bundle = stages.export(run, prepared)
+        bundle = stages.export(stages.train(prepared), prepared)
         begin = time.perf_counter()
-        log(f"serve: http://{host}:{port}")
+        stages.log(f"serve: http://{host}:{port}")
         # The log is named by the data set, since the folder may be used for another one later.
-        ratings = stages.out.child("ratings").child(bundle.config["dataset"])
-        guarded = deployment.serving(
-            bundle.folder.path,
-            host,
-            port,
-            address=address,
-            limits=ServiceLimits(keys=keys),
-            options=ServiceOptions(ratings_log=ratings.path),
-        )
-        with guarded as url:
+        log = ServiceOptions(stages.out.child("ratings").child(bundle.config["dataset"]).path)
+        path, address = bundle.folder.path, stages.address
+        running = deployment.serving(path, host, port, 1, address, limits, options=log)
+        with running as url:
             checked = verify.verify(url, Recommender(bundle), key=own)
             stages.seconds["serve"] = round(time.perf_counter() - begin, 3)
             yield Running(
                 prepared=prepared.folder.path,
-                bundle=bundle.folder.path,
+                bundle=path,
                 url=url,
                 verified=checked.verified,
                 verification=checked,

@@ -7,9 +7,9 @@ from recray.data import sample
 from recray.data.dataset import Prepared
 from recray.data.source import detect_source
 from recray.errors import RecrayError
-from recray.pipelines import crossvalidation
+from recray.pipelines import repetition
 from recray.pipelines import stages as pipeline
-from recray.pipelines.reproduce import reproduce
+from recray.pipelines.repetition import reproduce
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
 
@@ -24,8 +24,8 @@ def quiet(_line):
 
 def test_folds_are_measured_apart_and_summed_up(tmp_path):
     settings = load_settings("ranking", None, QUICK)
-    folds = crossvalidation.repetitions(settings, kfold=2)
-    result = crossvalidation.run("sample", folds, str(tmp_path), log=quiet)
+    folds = repetition.repetitions(settings, kfold=2)
+    result = repetition.run("sample", folds, str(tmp_path), log=quiet)
     values = [row.metrics["ndcg@10"] for row in result.folds]
     assert [row.fold for row in result.folds] == ["fold-0", "fold-1"]
     assert values[0] != values[1]
@@ -44,15 +44,15 @@ def test_folds_that_share_test_rows_are_refused(tmp_path):
         (folder / f"{name}.base").write_text("".join(rest))
         (folder / f"{name}.test").write_text("".join(lines[test]))
     settings = load_settings("ranking", None, [*QUICK, "split.valid=0"])
-    folds = crossvalidation.repetitions(settings, names=["a", "b"])
+    folds = repetition.repetitions(settings, names=["a", "b"])
     with pytest.raises(RecrayError, match=r"10 test ratings of b are test ratings of a too"):
-        crossvalidation.run(str(folder), folds, str(tmp_path / "out"), log=quiet)
+        repetition.run(str(folder), folds, str(tmp_path / "out"), log=quiet)
 
 
 def test_a_refit_takes_the_chosen_epochs_on_all_rows_but_the_test(tmp_path):
     settings = load_settings("ranking", None, QUICK)
-    folds = crossvalidation.repetitions(settings, seeds=1)
-    crossvalidation.run("sample", folds, str(tmp_path), refit=True, log=quiet)
+    folds = repetition.repetitions(settings, seeds=1)
+    repetition.run("sample", folds, str(tmp_path), refit=True, log=quiet)
     first, second = (RunFolder(str(tmp_path / f"seed-0/{n}")) for n in ("run", "refit"))
     assert second.metadata().settings.train.fit_on == "train+valid"
     assert second.best().train_state.epoch == first.best().train_state.best_epoch
