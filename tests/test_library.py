@@ -6,7 +6,7 @@ import doctest
 import pytest
 
 import recray
-from recray.api import functions
+from recray.api import functions, handles
 from recray.api import model as loaded
 from recray.data import ingest
 from recray.errors import RecrayError
@@ -79,7 +79,7 @@ def names(without_ray, tmp_path_factory):
 
 def examples():
     finder = doctest.DocTestFinder()
-    found = [test for module in (functions, loaded) for test in finder.find(module)]
+    found = [test for module in (functions, handles, loaded) for test in finder.find(module)]
     return {test.name: test for test in found if test.examples}
 
 
@@ -91,6 +91,12 @@ def test_the_example_of(name, names, monkeypatch):
     report = []
     doctest.DocTestRunner(optionflags=options).run(test, out=report.append)
     assert not report, "".join(report)
+
+
+def test_a_cut_off_beyond_the_catalogue_is_refused(names):
+    message = r"evaluate\.k=2000 is larger than the catalogue of 1500 items"
+    with pytest.raises(RecrayError, match=message):
+        recray.evaluate(names["bundle"], k=2000)
 
 
 def test_what_is_there_and_matches_is_taken_and_anything_else_refused(names):

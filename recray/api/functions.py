@@ -12,9 +12,10 @@ is taken as it is, so that a notebook can be run again; what does not match is r
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
+from pydantic import JsonValue
 
 from recray.api.handles import Data, Run, Service, Sweep, telling
 from recray.api.model import Loaded
@@ -25,7 +26,11 @@ from recray.reporting import frames
 from recray.serving.registry import resolve_bundle
 from recray.storage import Folder
 
-Changes = Mapping[str, Any]
+if TYPE_CHECKING:
+    from recray.data.source import Source
+    from recray.tuning.request import TuneRequest
+
+Changes = Mapping[str, JsonValue]
 """Settings by name, such as {"train.epochs": 5}."""
 LOCAL = "local"
 
@@ -52,30 +57,24 @@ def prepare(
         address: Ray cluster; `local` starts one.
 
     Raises:
-        RecrayError: Nothing there looks like ratings, too many rows cannot be read, nothing is
-            left after the filters, or the folder holds something else.
+        RecrayError: There are no ratings, too many rows cannot be read, or the folder is taken.
 
     Example:
         >>> data = recray.prepare("sample", folder + "/prepared")
         >>> data
         <recray data sample: 600 users, 1,500 items; train 47,796, valid 6,004, test 6,004>
-        >>> data.ratings.columns.tolist()
-        ['user', 'item', 'title', 'rating', 'time', 'split']
     """
     from recray.data import ingest
     from recray.data.source import detect_source
 
-    extra = {"data.columns": dict(columns)} if columns else {}
     _refuse(settings, ("model", "objective", "train", "evaluate"), "recray.train")
+    extra: Changes = {"data.columns": {**columns}} if columns else {}
     chosen = _settings(preset, None, {**(settings or {}), **extra})
-    given = detect_source(source, chosen, mirror)
+    ratings = detect_source(source, chosen, mirror)
     if Folder(out).published():
-        there = Prepared.open(out)
-        if not ingest.same_settings(there, given, chosen):
-            raise RecrayError(f"{out} holds other data or settings; give another folder")
-        return Data(there)
-    with telling(f"prepare {given.name} into {out}"):
-        return Data(ingest.prepare(given, out, chosen, address))
+        return Data(_matching(out, ratings, chosen))
+    with telling(f"prepare {ratings.name} into {out}"):
+        return Data(ingest.prepare(ratings, out, chosen, address))
 
 
 def train(
@@ -100,8 +99,7 @@ def train(
         address: Ray cluster; `local` starts one.
 
     Raises:
-        RecrayError: Settings that do not fit each other or the data, too many workers, or a folder
-            that holds another run.
+        RecrayError: Settings that do not fit, too many workers, or a folder with another run.
 
     Example:
         >>> run = recray.train(folder + "/prepared", folder + "/run", settings={"train.epochs": 3})
@@ -118,8 +116,7 @@ def train(
     with telling(f"train {chosen.preset} into {out}") as ui:
         ui.expect(chosen.train.epochs, chosen.metric)
         callbacks = Callbacks(ui.log, ui.epoch, (TensorBoard,))
-        summary = trainer.run(chosen, _path(data), out, workers, True, address, callbacks)
-    return Run(out, summary)
+        return Run(out, trainer.run(chosen, _path(data), out, workers, True, address, callbacks))
 
 
 def evaluate(
@@ -145,38 +142,41 @@ def evaluate(
 
     Returns:
         By metric: model, low, high (the 95 % bootstrap interval over users), then the baselines.
-        `attrs["verdict"]` is the comparison with the best of them, in words.
+        `attrs["verdict"]` compares with the best of them in words.
 
     Raises:
         RecrayError: There is nobody to evaluate, or a name or a cut-off is out of range.
-
-    Source: Recall, NDCG and the others as in recray.metrics; Efron and Tibshirani (1993) for the
-        bootstrap.
 
     Example:
         >>> table = recray.evaluate(bundle, k=[5, 10], baselines=["popularity"])
         >>> bool(table.loc["recall@10", "model"] > table.loc["recall@10", "popularity"])
         True
-        >>> recray.evaluate(bundle, k=2000)
-        Traceback (most recent call last):
-        recray.errors.RecrayError: evaluate.k=2000 is larger than the catalogue of 1500 items
     """
+    if among not in ("all", "rated"):
+        raise RecrayError(f"among={among!r}: give 'all' or 'rated'")
+    changes: Changes = {} if relevant_from is None else {"relevant_from": relevant_from}
+    if k is not None:
+        changes = {**changes, "k": [k] if isinstance(k, int) else [*k]}
+    return _measure(model, changes, baselines, among == "rated", workers, address)
+
+
+def _measure(
+    model: Loaded | str,
+    changes: Changes,
+    baselines: Sequence[str] | None,
+    rated: bool,
+    workers: int,
+    address: str,
+) -> pd.DataFrame:
     from recray.evaluation.protocol import Protocol
     from recray.pipelines import stages
 
-    if among not in ("all", "rated"):
-        raise RecrayError(f"among={among!r}: give 'all' or 'rated'")
-    protocol = Protocol(
-        None if baselines is None else tuple(baselines), "rated" if among == "rated" else "full"
-    )
-    changes: dict[str, Any] = {} if k is None else {"k": k}
-    if relevant_from is not None:
-        changes["relevant_from"] = relevant_from
+    names = None if baselines is None else tuple(baselines)
+    protocol = Protocol(names, "rated" if rated else "full")
     path = model.path if isinstance(model, Loaded) else resolve_bundle(model)
     with telling(f"measure {path}"):
-        return frames.metrics(
-            stages.evaluate(path, changes, None, workers, address, protocol).plain()
-        )
+        report = stages.evaluate(path, changes, None, workers, address, protocol)
+        return frames.metrics(report.plain())
 
 
 def tune(
@@ -212,28 +212,24 @@ def tune(
         RecrayError: What cannot be searched; no trial came to a value.
 
     Source: Li et al. (2020), MLSys, for asha; Bergstra et al. (2011), NeurIPS, for tpe.
-
-    Example:
-        >>> sweep = recray.tune(
-        ...     folder + "/prepared", folder + "/sweep", trials=2, seeds=0,
-        ...     settings={"train.epochs": 1},
-        ... )
-        >>> sweep.trials["status"].tolist()
-        ['finished', 'finished']
     """
+    from recray.tuning.request import TuneRequest
+
+    request = TuneRequest(
+        _path(data), out, trials, concurrent, searcher, scheduler, True, address, seeds
+    )
+    return _search(request, _settings(preset, None, settings), space)
+
+
+def _search(request: "TuneRequest", settings: Settings, space: str | None) -> Sweep:
     from recray.pipelines import search
     from recray.reporting.plots.search import draw
-    from recray.tuning import request
+    from recray.tuning.request import check
     from recray.tuning.space import load_space
 
-    chosen = _settings(preset, None, settings)
-    path = _path(data)
-    asked = request.TuneRequest(
-        path, out, trials, concurrent, searcher, scheduler, True, address, seeds
-    )
-    checked = request.check(asked, chosen, load_space(chosen, space))
-    with telling(f"{trials} trials into {out}") as ui:
-        return Sweep(out, search.tune(checked, ui.log, draw=draw))
+    checked = check(request, settings, load_space(settings, space))
+    with telling(f"{request.trials} trials into {request.out}") as ui:
+        return Sweep(request.out, search.tune(checked, ui.log, draw=draw))
 
 
 def serve(
@@ -304,6 +300,16 @@ def _settings(preset: str | None, config: str | None, changes: Changes | None) -
     """Preset, file and changes as checked settings."""
     overrides = [f"{name}={json.dumps(value)}" for name, value in (changes or {}).items()]
     return load_settings(preset, config, overrides)
+
+
+def _matching(out: str, ratings: "Source", settings: Settings) -> Prepared:
+    """The data set that lies in a folder, if it is of these ratings and settings."""
+    from recray.data.ingest import same_settings
+
+    prepared = Prepared.open(out)
+    if not same_settings(prepared, ratings, settings):
+        raise RecrayError(f"{out} holds other data or settings; give another folder")
+    return prepared
 
 
 def _refuse(changes: Changes | None, groups: tuple[str, ...], function: str) -> None:

@@ -1,4 +1,4 @@
-"""What the functions of recray.library return: a data set, a run, a sweep, a service."""
+"""What the functions of recray return: a data set, a run, a sweep, a service."""
 
 import contextlib
 import json
@@ -40,6 +40,11 @@ class Data:
 
     Args:
         prepared: The opened folder.
+
+    Example:
+        >>> data = recray.prepare("sample", folder + "/prepared")
+        >>> data.ratings.columns.tolist()
+        ['user', 'item', 'title', 'rating', 'time', 'split']
     """
 
     def __init__(self, prepared: Prepared) -> None:
@@ -138,6 +143,14 @@ class Sweep:
     Args:
         path: Its folder.
         result: Its trials, its winner and the final test.
+
+    Example:
+        >>> sweep = recray.tune(
+        ...     folder + "/prepared", folder + "/sweep", trials=2, seeds=0,
+        ...     settings={"train.epochs": 1},
+        ... )
+        >>> sweep.trials["status"].tolist()
+        ['finished', 'finished']
     """
 
     def __init__(self, path: str, result: TuneResult) -> None:

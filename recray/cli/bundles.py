@@ -237,11 +237,7 @@ def recommend(
     if everyone:
         if any(filters.values()):
             raise RecrayError("--all writes plain lists: filters go with --user and --rate")
-        from recray.inference import batch
-
-        with ui.during(f"lists of everybody into {out}"):
-            lists = batch.recommend_all(recommender.bundle, str(out), k, address, ui.log)
-        return ui.result(asdict(lists), terminal.lists(asdict(lists)))
+        return _recommend_all(ui, recommender, str(out), k, address)
     chosen = _filters(recommender, **filters)
     if user is None:
         new = _raw_items(recommender.items, ratings)
@@ -250,6 +246,14 @@ def recommend(
         with _known_user(recommender, user) as raw_user:
             answer = recommender.recommend(raw_user, k, filters=chosen)
     return ui.result(answer.plain(), terminal.recommendations(answer.plain()))
+
+
+def _recommend_all(ui: Console, recommender: "Recommender", out: str, k: int, address: str) -> None:
+    from recray.inference import batch
+
+    with ui.during(f"lists of everybody into {out}"):
+        lists = batch.recommend_all(recommender.bundle, out, k, address, ui.log)
+    ui.result(asdict(lists), terminal.lists(asdict(lists)))
 
 
 def _recommender(bundle: str) -> "Recommender":

@@ -1,7 +1,6 @@
 """Train again with the ratings that came in since, starting from the live version."""
 
 from dataclasses import dataclass
-from typing import Self
 
 from pydantic import BaseModel, JsonValue
 
@@ -12,7 +11,6 @@ from recray.data.feedback_source import LogSummary, with_log
 from recray.data.source import Source
 from recray.errors import RecrayError
 from recray.evaluation.comparison import (
-    Comparison,
     NotComparable,
     check_holdout_unseen,
     compare_on_holdout,
@@ -62,17 +60,6 @@ class Difference(BaseModel):
     low: float
     high: float
     verdict: str
-
-    @classmethod
-    def of(cls, comparison: Comparison, other: str) -> Self:
-        """Name the other model in the verdict."""
-        return cls(
-            metric=comparison.metric,
-            value=comparison.difference,
-            low=comparison.low,
-            high=comparison.high,
-            verdict=comparison.words(other),
-        )
 
     def cells(self) -> list[str]:
         """The difference, its interval and the verdict as cells of a table."""
@@ -165,7 +152,6 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
     """
     registry = Registry(request.registry)
     live = Bundle.open(registry.current().path)
-    metric = live.settings.metric
     source, added = _with_log(source, request, live, log)
     with session(request.address):
         wait_for_capacity(request.workers)
@@ -173,14 +159,12 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
         comparable = _comparable(prepared, live, request, log)
         warm = _train(request, live, prepared, "warm", log)
         full = _train(request, live, prepared, "full", log) if request.full else None
-    chosen, name = _better(warm, full, metric)
+    chosen, name = _better(warm, full, live.settings.metric)
     log(f"refresh: {name} is taken, by its best value on the validation split")
     gain = against_full = None
     if comparable:
-        compared = compare_on_holdout(chosen.bundle, live, live)
-        gain = Difference.of(compared, f"the live version {live.version}")
-        if full is not None:
-            against_full = Difference.of(compare_on_holdout(warm.bundle, full.bundle, live), FULL)
+        gain = _compared(chosen.bundle, live, live, f"the live version {live.version}")
+        against_full = full and _compared(warm.bundle, full.bundle, live, FULL)
     promotion = promote(registry, chosen.bundle, request.force)
     return Refreshed(
         registry=request.registry,
@@ -189,7 +173,7 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
         taken=name,
         gain=gain,
         against_full=against_full,
-        saved=full and saved(warm.epochs, full.epochs, metric),
+        saved=full and saved(warm.epochs, full.epochs, live.settings.metric),
         version=promotion.version,
         promoted=promotion.promoted,
         verdict=promotion.verdict,
@@ -211,6 +195,18 @@ def _with_log(
     for name in added.damaged_parts:
         log(f"{ratings_log.folder}/{name} is damaged and left out")
     return source, added
+
+
+def _compared(model: Bundle, other: Bundle, live: Bundle, name: str) -> Difference:
+    """Compare a model with another, which the verdict names, on the live version's hold-out."""
+    comparison = compare_on_holdout(model, other, live)
+    return Difference(
+        metric=comparison.metric,
+        value=comparison.difference,
+        low=comparison.low,
+        high=comparison.high,
+        verdict=comparison.words(name),
+    )
 
 
 def _comparable(prepared: Prepared, live: Bundle, request: RefreshRequest, log: Log) -> bool:

@@ -316,11 +316,7 @@ def up(source: Source, stages: Stages, host: str, port: int) -> Iterator[Running
     if stages.address == LOCAL:
         require_local(stages.workers)
         deployment.refuse_taken_port(host, port)
-    # Keys are checked before the long work; a key of our own opens the service to the check.
-    keys = load_keys(None)
-    require_keys(host, keys)
-    own, line = new_key("recray-up")
-    limits = ServiceLimits(keys=(*keys, parse_key(line, "recray up")) if keys else keys)
+    own, limits = _own_key(host)  # keys are checked before the long work
     with session(stages.address):
         wait_for_capacity(stages.workers)
         prepared = stages.prepare(source)
@@ -344,3 +340,11 @@ def up(source: Source, stages: Stages, host: str, port: int) -> Iterator[Running
                 seconds=stages.seconds,
                 example_user=bundle.user_ids.raw[:1].tolist()[0],
             )
+
+
+def _own_key(host: str) -> tuple[str, ServiceLimits]:
+    """A key of our own, which opens the service to the check, beside those of the user."""
+    keys = load_keys(None)
+    require_keys(host, keys)
+    own, line = new_key("recray-up")
+    return own, ServiceLimits(keys=(*keys, parse_key(line, "recray up")) if keys else keys)
