@@ -317,7 +317,7 @@ def _ratings(data: str | None) -> int | None:
         return movielens.RELEASES[data].ratings
     folder = Folder(data)
     if folder.published():
-        return int(folder.manifest().get("counts", {}).get("ratings", 0))
+        return int(folder.manifest().model_dump().get("counts", {}).get("ratings", 0))
     kind = file_type(data).name
     if kind == "NotFound":
         raise RecrayError(f"--data {data}: no such file or folder, and no release of that name")

@@ -106,7 +106,7 @@ class Look:
             raise RecrayError("it does not see what was written from here")
         own = f"{self.probe}-{uuid.uuid4().hex[:8]}"
         folder.write_bytes(own, b"")
-        folder.delete_file(own)
+        folder.delete(own)
 
     def _find_data(self) -> None:
         if self.data and not Folder(self.data).exists():
@@ -180,7 +180,7 @@ def written_probe(storage: str) -> Iterator[str]:
     try:
         yield name
     finally:
-        folder.delete_file(name)
+        folder.delete(name)
 
 
 def asks_for_token(url: str) -> bool | None:
