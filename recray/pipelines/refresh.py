@@ -23,8 +23,9 @@ from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, session
 from recray.serving.registry import Registry
 from recray.storage import Folder
-from recray.training.checkpoint import EpochEntry, RunFolder
+from recray.training.checkpoint import RunFolder
 from recray.training.loop import LOWER_IS_BETTER
+from recray.training.run_metadata import EpochEntry
 
 WARM, FULL = "the warm start", "training from nothing"
 
