@@ -8,7 +8,8 @@ model trained on source and log can be compared with one trained on the source a
 import numpy as np
 from numpy.typing import NDArray
 
-from recray.data.spill import Rows, order_by
+from recray.data.spill import Rows
+from recray.data.split import order_by
 
 
 def _codes(rows: Rows, logged: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -11,32 +11,68 @@ Between the maps only counts and distinct ids meet on the driver. Memory is boun
 a file or one partition of users, never by the data, and no row passes through the object store.
 """
 
+import dataclasses
 import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from pydantic import JsonValue
 
 from recray import schema
 from recray.config import Settings
-from recray.data import encode_tasks, scan, shuffle_tasks, split
+from recray.data import split, tasks
 from recray.data.dataset import KIND, Prepared
-from recray.data.encode_tasks import CountedIds
-from recray.data.ids import IdMap, TextIds
-from recray.data.scan import Scanned
-from recray.data.shuffle_tasks import Counts
+from recray.data.ids import IdMap, TextIds, train_ids_first
 from recray.data.source import Source
-from recray.data.spill import SpillFile, SpillFolder
+from recray.data.spill import Scanned, SpillFile, SpillFolder, item_rules, join_scans, scan
+from recray.data.tasks import DenseIds, EncodedCounts, PartitionCounts
 from recray.errors import RecrayError
 from recray.runtime.nodes import map_tasks, require_shared
 from recray.runtime.session import LOCAL, session
 from recray.storage import Folder, publish
 
+Facts = dict[str, JsonValue]
+"""A part of the manifest."""
+
 SPILL = ".spill"
 """Folder of the spill files inside the data set that is being written; deleted at the end."""
+
+
+@dataclass(frozen=True)
+class CountedIds:
+    """All users, or all items.
+
+    Args:
+        ids: Their raw and dense ids.
+        counts: (4, N) ratings of each dense id in each of schema.PARTS.
+        dense: Dense ids by key.
+    """
+
+    ids: IdMap
+    counts: NDArray[np.int64]
+    dense: DenseIds
+
+    @classmethod
+    def join(cls, tables: list[pa.Table], texts: TextIds | None) -> "CountedIds":
+        """Join the ids that the partitions counted, and number them."""
+        table = pa.concat_tables(tables)
+        key, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
+        counts = np.zeros((len(schema.PARTS), len(key)), np.int64)
+        for row, name in enumerate(schema.PARTS):
+            np.add.at(counts[row], place, table[name].to_numpy())
+        raw = key if texts is None else texts.of(key)
+        in_training = counts[split.TRAIN] > 0
+        order = train_ids_first(raw, in_training)
+        dense = np.empty(len(key), np.int32)
+        dense[order] = np.arange(len(key), dtype=np.int32)
+        num_train = int(in_training.sum())
+        return cls(IdMap(raw[order], num_train), counts[:, order], DenseIds(key, dense, num_train))
 
 
 def prepare(
@@ -66,15 +102,13 @@ def prepare(
 def _write(source: Source, folder: Folder, settings: Settings) -> None:
     spill = SpillFolder(folder.child(SPILL))
     ranges = source.ranges
-    results = map_tasks(partial(scan.scan, ranges=ranges, spill=spill), len(ranges))
-    scanned = scan.join(source, results, settings.data)
+    scans = map_tasks(partial(scan, ranges=ranges, spill=spill), len(ranges))
+    scanned = join_scans(source, scans, settings.data)
     partitions = split.partitions_for(scanned.rows)
-    gathered, rounds = _gather(source, spill, scanned, partitions, settings)
+    gathered, core_rounds = _gather(source, spill, scanned, partitions, settings)
     _split(spill, partitions, scanned.timed, gathered, settings)
     users, items = (
-        CountedIds.join(
-            [spill.read(kind, n) for n in range(partitions)], _text_ids(spill, source, role)
-        )
+        CountedIds.join(spill.read_all(kind, partitions), _text_ids(spill, source, role))
         for kind, role in ((SpillFile.USERS, "raw_user"), (SpillFile.ITEMS, "raw_item"))
     )
     if not users.ids.known:
@@ -82,23 +116,23 @@ def _write(source: Source, folder: Folder, settings: Settings) -> None:
             f"{source.name}: no rating is left to train on after the filters "
             f"{settings.data.model_dump(exclude_defaults=True)}"
         )
-    encode = partial(
-        encode_tasks.encode,
-        spill=spill,
-        folder=folder,
-        users=users.dense,
-        items=items.dense,
-        timed=scanned.timed,
-        splits=_splits(settings),
-    )
-    encoded = map_tasks(encode, partitions)
+    codes = [split.TRAIN, split.VALID, split.TEST]
+    if settings.split.kind == "held-out-users":
+        codes.append(split.FOLD_IN)
+    encode = partial(tasks.encode, spill=spill, folder=folder, splits=codes, timed=scanned.timed)
+    encoded = map_tasks(partial(encode, users=users.dense, items=items.dense), partitions)
     _write_items(folder, source, items)
     _write_users(folder, source, users)
     folder.write_table("rejected.parquet", scanned.rejected)
     spill.folder.delete()
-    facts = _facts(source, settings, scanned) | {"buckets": partitions, "core_rounds": rounds}
-    facts |= _counts(encoded, gathered, users, items, _splits(settings))
-    folder.write_manifest(KIND, facts | _fingerprints(folder, users.ids, items.ids))
+    facts = {
+        **_facts(source, settings, scanned),
+        "buckets": partitions,
+        "core_rounds": core_rounds,
+        **_counts(encoded, users, items, sum(part.duplicates for part in gathered)),
+        "fingerprints": _fingerprints(folder, users.ids, items.ids),
+    }
+    folder.write_manifest(KIND, facts)
 
 
 def _check_split(settings: Settings) -> None:
@@ -112,11 +146,6 @@ def _check_split(settings: Settings) -> None:
         raise RecrayError("split.kind=held-out-users with split.test=0 holds nobody out")
 
 
-def _splits(settings: Settings) -> tuple[int, ...]:
-    codes = (split.TRAIN, split.VALID, split.TEST)
-    return (*codes, split.FOLD_IN) if settings.split.kind == "held-out-users" else codes
-
-
 def _text_ids(spill: SpillFolder, source: Source, role: str) -> TextIds | None:
     """The texts of one kind of id; None where ids are integers."""
     if role not in source.text:
@@ -127,18 +156,12 @@ def _text_ids(spill: SpillFolder, source: Source, role: str) -> TextIds | None:
 
 def _gather(
     source: Source, spill: SpillFolder, scanned: Scanned, partitions: int, settings: Settings
-) -> tuple[list[Counts], int]:
+) -> tuple[list[PartitionCounts], int]:
     """Fill the partitions; return the counts of each, and how many rounds `core` took."""
-    gather = partial(
-        shuffle_tasks.gather,
-        spill=spill,
-        scanned=scanned.files,
-        partitions=partitions,
-        rules=shuffle_tasks.item_rules(source, settings.data),
-        settings=settings.data,
-    )
-    counts = map_tasks(gather, partitions)
-    overlap = sum(result["overlap"] for result in counts)
+    gather = partial(tasks.gather, spill=spill, scanned=scanned.files, partitions=partitions)
+    rules = item_rules(source, settings.data)
+    counts = map_tasks(partial(gather, rules=rules, settings=settings.data), partitions)
+    overlap = sum(part.overlap for part in counts)
     if overlap:
         raise RecrayError(
             f"{overlap:,} pairs of user and item are both in {settings.split.train_file} and in "
@@ -146,163 +169,161 @@ def _gather(
         )
     rounds, core = 0, settings.data.core
     while core is not None:
-        map_tasks(partial(shuffle_tasks.count_items, spill=spill), partitions)
-        tables = [spill.read(SpillFile.ITEM_COUNTS, n) for n in range(partitions)]
-        table = pa.concat_tables(tables)
+        map_tasks(partial(tasks.count_items, spill=spill), partitions)
+        table = pa.concat_tables(spill.read_all(SpillFile.ITEM_COUNTS, partitions))
         raw, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
         count = np.bincount(place, table["count"].to_numpy(), len(raw))
-        frequent = raw[count >= core]
-        drop = partial(shuffle_tasks.drop_rare, spill=spill, items=frequent, core=core)
-        dropped = map_tasks(drop, partitions)
-        counts = [before | after for before, after in zip(counts, dropped, strict=True)]
+        drop = partial(tasks.drop_rare, spill=spill, items=raw[count >= core], core=core)
+        left = map_tasks(drop, partitions)
+        counts = [
+            dataclasses.replace(after, duplicates=before.duplicates)
+            for before, after in zip(counts, left, strict=True)
+        ]
         rounds += 1
-        if not sum(result["dropped"] for result in dropped):
+        if not any(part.dropped for part in left):
             break
     return counts, rounds
 
 
 def _split(
-    spill: SpillFolder, partitions: int, timed: bool, gathered: list[Counts], settings: Settings
+    spill: SpillFolder,
+    partitions: int,
+    timed: bool,
+    gathered: list[PartitionCounts],
+    settings: Settings,
 ) -> None:
     """Decide the split of every row."""
-    wanted = settings.split
+    chosen = settings.split
     cuts = item_offsets = None
-    if wanted.kind == "temporal" and timed:
-        cuts = _cuts(spill, partitions, gathered, settings)
-    if wanted.kind == "per-item-random":
-        write = partial(
-            shuffle_tasks.write_item_keys, spill=spill, groups=partitions, seed=wanted.seed
-        )
-        offsets = [result["offsets"] for result in map_tasks(write, partitions)]
-        by_item = partial(shuffle_tasks.split_items, spill=spill, offsets=offsets, settings=wanted)
-        item_offsets = [result["offsets"] for result in map_tasks(by_item, partitions)]
-    decide = partial(
-        shuffle_tasks.split_partition,
-        spill=spill,
-        settings=wanted,
-        timed=timed,
-        cuts=cuts,
-        item_offsets=item_offsets,
-    )
-    map_tasks(decide, partitions)
+    if chosen.kind == "temporal" and timed:
+        cuts = _cuts(spill, gathered, settings)
+    if chosen.kind == "per-item-random":
+        write = partial(tasks.write_item_keys, spill=spill, groups=partitions, seed=chosen.seed)
+        offsets = map_tasks(write, partitions)
+        by_item = partial(tasks.split_items, spill=spill, offsets=offsets, settings=chosen)
+        item_offsets = map_tasks(by_item, partitions)
+    decide = partial(tasks.split_partition, spill=spill, settings=chosen, timed=timed)
+    map_tasks(partial(decide, cuts=cuts, item_offsets=item_offsets), partitions)
 
 
 def _cuts(
-    spill: SpillFolder, partitions: int, gathered: list[Counts], settings: Settings
+    spill: SpillFolder, gathered: list[PartitionCounts], settings: Settings
 ) -> tuple[int, int]:
     """Where valid and test begin, in seconds: at most their share of the rows is at or after it."""
-    filled = [result for result in gathered if result["rows"]]
-    if not filled:
+    first = [part.first for part in gathered if part.first is not None]
+    last = [part.last for part in gathered if part.last is not None]
+    if not first:
         return 0, 0  # data without a row are refused where users are counted
-    first, last = min(r["first"] for r in filled), max(r["last"] for r in filled)
-    rows = sum(r["rows"] for r in filled)
 
     def count(begin: int, end: int, width: int) -> NDArray[np.int64]:
-        task = partial(shuffle_tasks.count_times, spill=spill, begin=begin, end=end, width=width)
-        return np.sum([result["counts"] for result in map_tasks(task, partitions)], axis=0)
+        task = partial(tasks.count_times, spill=spill, begin=begin, end=end, width=width)
+        return np.asarray(np.sum(map_tasks(task, len(gathered)), axis=0))
 
+    rows = sum(part.rows for part in gathered)
     shares = settings.split.test, settings.split.test + settings.split.valid
-    test, valid = (split.cut_at(count, first, last, share * rows) for share in shares)
+    test, valid = (split.cut_at(count, min(first), max(last), share * rows) for share in shares)
     return valid, test
 
 
 def _write_items(folder: Folder, source: Source, counted: CountedIds) -> None:
     items, movies = counted.ids, source.movies
     rows = pc.index_in(items.column(), movies["raw_item"].combine_chunks())
-    title = pc.coalesce(movies["title"].take(rows), items.column().cast(pa.string()))
-    genres = pc.coalesce(movies["genres"].take(rows), pa.scalar([], pa.list_(pa.string())))
-    columns = {
+    known = {name: movies[name].take(rows) for name in movies.column_names[1:]}
+    columns = known | {
         "item": np.arange(len(items), dtype=np.int32),
         "raw_item": items.column(),
-        "title": title,
-        "year": pc.fill_null(movies["year"].take(rows), 0),
-        "genres": genres,
-        "imdb": movies["imdb"].take(rows),
-        "tmdb": movies["tmdb"].take(rows),
+        "title": pc.coalesce(known["title"], items.column().cast(pa.string())),
+        "year": pc.fill_null(known["year"], 0),
+        "genres": pc.coalesce(known["genres"], pa.scalar([], pa.list_(pa.string()))),
         "ratings": counted.counts[split.TRAIN],
     }
-    fields = _with_ids(schema.ITEMS, "raw_item", items)
-    folder.write_table("items.parquet", pa.table(columns, schema=fields))
+    _write_ids(folder, "items.parquet", items, schema.ITEMS, columns)
 
 
 def _write_users(folder: Folder, source: Source, counted: CountedIds) -> None:
     users = counted.ids
-    columns: dict[str, Any] = {"user": np.arange(len(users), dtype=np.int32)}
-    columns |= {"raw_user": users.column()}
-    columns |= dict(zip(schema.PARTS, counted.counts, strict=True))
     # Lists of users have integer ids, so they say nothing about users whose ids are text.
-    known = schema.PEOPLE.empty_table() if users.text else source.people
+    listed = schema.PEOPLE.empty_table() if users.text else source.people
     raw = pa.nulls(len(users), pa.int64()) if users.text else users.column()
-    rows = pc.index_in(raw, known["raw_user"].combine_chunks())
-    columns |= {name: known[name].take(rows) for name in known.column_names[1:]}
-    fields = _with_ids(schema.USERS, "raw_user", users)
-    folder.write_table("users.parquet", pa.table(columns, schema=fields))
+    rows = pc.index_in(raw, listed["raw_user"].combine_chunks())
+    columns = {name: listed[name].take(rows) for name in listed.column_names[1:]} | {
+        "user": np.arange(len(users), dtype=np.int32),
+        "raw_user": users.column(),
+        **dict(zip(schema.PARTS, counted.counts, strict=True)),
+    }
+    _write_ids(folder, "users.parquet", users, schema.USERS, columns)
 
 
-def _with_ids(fields: pa.Schema, name: str, ids: IdMap) -> pa.Schema:
-    """The schema with the type that the raw ids have."""
-    return fields.set(fields.get_field_index(name), pa.field(name, ids.column().type))
+def _write_ids(
+    folder: Folder, file: str, ids: IdMap, fields: pa.Schema, columns: Mapping[str, ArrayLike]
+) -> None:
+    """Write a table of ids, whose second column has the type of the raw ids."""
+    fields = fields.set(1, fields.field(1).with_type(ids.column().type))
+    ordered = {name: columns[name] for name in fields.names}
+    folder.write_table(file, pa.table(ordered, schema=fields))
 
 
 # ------------------------------------------------------------------------------- manifest
 
 
-def _facts(source: Source, settings: Settings, scanned: Scanned) -> dict[str, Any]:
+def _facts(source: Source, settings: Settings, scanned: Scanned) -> Facts:
+    rejected: JsonValue = dict(sorted(scanned.reasons.items()))
     return {
         "dataset": source.name,
         "source": source.identity,
-        "settings": {g: getattr(settings, g).model_dump(mode="json") for g in ("data", "split")},
+        "settings": _settings_of(settings),
         "timestamps": scanned.timed,
         "implicit": source.implicit,
-        "rejected": {"rows": sum(scanned.reasons.values()), "reasons": scanned.reasons},
+        "rejected": {"rows": sum(scanned.reasons.values()), "reasons": rejected},
         "rows_read": scanned.rows,
     }
 
 
+def _settings_of(settings: Settings) -> Facts:
+    """The settings that a prepared data set depends on."""
+    return {g: getattr(settings, g).model_dump(mode="json") for g in ("data", "split")}
+
+
 def _counts(
-    encoded: list[Counts],
-    gathered: list[Counts],
-    users: CountedIds,
-    items: CountedIds,
-    written: tuple[int, ...],
-) -> dict[str, Any]:
-    splits = {}
-    for row in written:
-        name = schema.PARTS[row]
-        rows = sum(e[name]["rows"] for e in encoded)
-        unseen = sum(e[name]["unseen"] for e in encoded)
-        share = round(100 * unseen / rows, 3) if rows else 0.0
-        splits[name] = {
-            "rows": rows,
-            "users": int((users.counts[row] > 0).sum()),
-            "items": int((items.counts[row] > 0).sum()),
-            "unseen": unseen,
-            "unseen_percent": share,
-        }
-    levels = encode_tasks.count_levels(encoded)
+    encoded: list[EncodedCounts], users: CountedIds, items: CountedIds, duplicates: int
+) -> Facts:
+    rows = sum((part.rows for part in encoded), Counter[str]())
+    levels = sum((part.levels for part in encoded), Counter[float]())
+    splits: Facts = {}
+    for place, name in enumerate(schema.PARTS):
+        if name in encoded[0].rows:
+            unseen = sum(part.unseen[name] for part in encoded)
+            splits[name] = {
+                "rows": rows[name],
+                "users": int((users.counts[place] > 0).sum()),
+                "items": int((items.counts[place] > 0).sum()),
+                "unseen": unseen,
+                "unseen_percent": round(100 * unseen / rows[name], 3) if rows[name] else 0.0,
+            }
+    pairs: list[JsonValue] = [[value, levels[value]] for value in sorted(levels)]
     return {
         "counts": {
             "users": users.ids.known,
             "items": items.ids.known,
             "unseen_users": len(users.ids) - users.ids.known,
             "unseen_items": len(items.ids) - items.ids.known,
-            "duplicates": sum(g["duplicates"] for g in gathered),
-            "ratings": sum(s["rows"] for s in splits.values()),
+            "duplicates": duplicates,
+            "ratings": sum(rows.values()),
         },
         "splits": splits,
         "ratings": {
             "range": [min(levels), max(levels)],
-            "levels": [[v, levels[v]] for v in sorted(levels)] if len(levels) <= 100 else [],
+            "levels": pairs if len(levels) <= 100 else [],
         },
     }
 
 
-def _fingerprints(folder: Folder, users: IdMap, items: IdMap) -> dict[str, Any]:
+def _fingerprints(folder: Folder, users: IdMap, items: IdMap) -> Facts:
     """Hash each split, the ids of the training split, and the list of items.
 
     They prove later that what training saw does not depend on the test split.
     """
-    prints = {
+    prints: Facts = {
         "ids": hashlib.sha256(users.content() + items.content()).hexdigest(),
         "items": hashlib.sha256(folder.read_bytes("items.parquet")).hexdigest(),
     }
@@ -312,11 +333,10 @@ def _fingerprints(folder: Folder, users: IdMap, items: IdMap) -> dict[str, Any]:
             if file.startswith(f"{name}/"):
                 digest.update(file.encode() + hashlib.sha256(folder.read_bytes(file)).digest())
         prints[name] = digest.hexdigest()
-    return {"fingerprints": prints}
+    return prints
 
 
 def same_settings(prepared: Prepared, source: Source, settings: Settings) -> bool:
     """Whether preparing this source again would give the data set on disk."""
-    wanted = {g: getattr(settings, g).model_dump(mode="json") for g in ("data", "split")}
     facts = prepared.manifest
-    return facts["source"] == source.identity and facts["settings"] == wanted
+    return bool(facts["source"] == source.identity and facts["settings"] == _settings_of(settings))

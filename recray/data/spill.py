@@ -1,10 +1,12 @@
-"""The files between the tasks of ingest, the ratings in them, and how these are sorted and cleaned.
+"""The files between the tasks of ingest, the ratings in them, and the first task, which scans.
 
-A spill file is an uncompressed Arrow file, which a reader on the same machine maps into memory.
+A spill file is an uncompressed Arrow file, which a reader on the same machine maps into memory. The
+first task parses a range of a ratings file and spills its rows; the later tasks are in tasks.py.
 """
 
 # Shape letters: R = rows.
 
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
@@ -12,21 +14,26 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recray import schema
+from recray.config import DataSettings
+from recray.data import parse
+from recray.data.ids import id_hash
+from recray.data.readers import FileRange
+from recray.data.source import Source
+from recray.data.split import SLOTS, order_by, run_starts, slot_of
+from recray.errors import RecrayError
 from recray.storage import Folder, is_uri
 
-KEY_BITS = 64
-"""Bits of the key that several columns are packed into for sorting."""
-Integers = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.uint64]
 Index = NDArray[np.bool_] | NDArray[np.int64]
 
 
 class SpillFile(Enum):
     """The kinds of spill files; each kind has one writer.
 
-    The comment says who writes it, what its number counts, and who reads it.
+    The comment says which task writes it, what its number counts, and who reads it.
     """
 
     ROWS = "rows"  # scan, by file range and chunk: parsed ratings by slot; read by gather
@@ -57,6 +64,10 @@ class SpillFolder:
         """Rows begin..end-1 of a file of that kind and number."""
         return read_arrow(self.folder, _file_name(kind, number), begin, end)
 
+    def read_all(self, kind: SpillFile, count: int) -> list[pa.Table]:
+        """The files of that kind with the numbers 0..count-1."""
+        return [self.read(kind, number) for number in range(count)]
+
     def exists(self, kind: SpillFile, *number: int | str) -> bool:
         """Whether a file of that kind and number was written."""
         return self.folder.exists(_file_name(kind, number))
@@ -75,11 +86,11 @@ def write_arrow(folder: Folder, name: str, table: pa.Table) -> None:
 def read_arrow(folder: Folder, name: str, begin: int = 0, end: int | None = None) -> pa.Table:
     """Rows begin..end-1 of an Arrow file; on a local disk only their pages are read."""
     if is_uri(folder.path):
-        table = pa.ipc.open_file(pa.BufferReader(folder.read_bytes(name))).read_all()
+        opened = pa.BufferReader(folder.read_bytes(name))
     else:
-        # The table keeps the mapped memory alive after the file is closed.
-        with closing(pa.memory_map(f"{folder.path}/{name}")) as stream:
-            table = pa.ipc.open_file(stream).read_all()
+        opened = pa.memory_map(f"{folder.path}/{name}")
+    with closing(opened) as stream:  # the table keeps the memory alive after this
+        table = pa.ipc.open_file(stream).read_all()
     return table.slice(begin, None if end is None else end - begin)
 
 
@@ -154,72 +165,184 @@ def _by_time_in_runs(rows: Rows, begins: NDArray[np.int64], by_rating: bool) -> 
     return order
 
 
-def count_overlap(ratings: Rows) -> int:
-    """How many (user, item) pairs the source puts into more than one split."""
-    if ratings.part is None or not len(ratings.user):
-        return 0
-    rows = ratings.at(order_by(ratings.user, ratings.item))
-    begins = run_starts(rows.user, rows.item)
-    part = np.asarray(rows.part)
-    differs = np.maximum.reduceat(part, begins) != np.minimum.reduceat(part, begins)
-    return int(differs.sum())
-
-
-def order_by(*columns: Integers) -> NDArray[np.int64]:
-    """The stable order of rows by several columns, the first one first.
-
-    The columns' ranges are packed into 64 bits, the last one's low bits left out if they do not
-    fit; where that leaves rows undecided, np.lexsort decides.
+@dataclass(frozen=True)
+class ItemRules:
+    """Which items stay, and into which item others are merged; None where nothing changes.
 
     Args:
-        columns: (R,) integers each.
+        kept: Keys of the items that stay.
+        merged: Keys of all items, ascending, and the key that each one gets.
+    """
+
+    kept: NDArray[np.int64] | None
+    merged: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+
+    def apply(self, rows: Rows) -> Rows:
+        """Drop the ratings of other items, and rename merged items."""
+        if self.kept is not None:
+            rows = rows.at(np.isin(rows.item, self.kept))
+        if self.merged is not None:
+            raw, target = self.merged
+            place = np.minimum(np.searchsorted(raw, rows.item), len(raw) - 1)
+            rows = rows._replace(item=np.where(raw[place] == rows.item, target[place], rows.item))
+        return rows
+
+
+def item_rules(source: Source, settings: DataSettings) -> ItemRules:
+    """Make the rules that the settings ask for.
+
+    Raises:
+        RecrayError: They need titles and years, and the source has none.
+    """
+    items = source.movies
+    if (settings.min_year is not None or settings.merge_titles) and not len(items):
+        raise RecrayError(
+            f"{source.name} has no films' titles, so min_year and merge_titles cannot work"
+        )
+    kept = merged = None
+    key = id_hash(items["raw_item"].combine_chunks())
+    if settings.min_year is not None:
+        kept = key[items["year"].to_numpy() >= settings.min_year]
+    if settings.merge_titles:
+        coded = pc.dictionary_encode(items["title"].combine_chunks()).indices.to_numpy()
+        # Items are sorted by raw id, so the first one of a title has the lowest id.
+        _, first = np.unique(coded, return_index=True)
+        order = np.argsort(key)
+        merged = (key[order], key[first[coded]][order])
+    return ItemRules(kept, merged)
+
+
+# -------------------------------------------------------------------------------- first task
+
+
+@dataclass(frozen=True)
+class ScannedRows:
+    """A spill file of scanned ratings, sorted by hash slot of the user.
+
+    Args:
+        number: Its file range and chunk.
+        offsets: Where the rows of each of the split.SLOTS slots begin, and the number of rows.
+        feedback: Whether its ratings came after the source, from the ratings log.
+    """
+
+    number: tuple[int, int]
+    offsets: list[int]
+    feedback: bool
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """The scan of one file range, or of all of them together.
+
+    Args:
+        rows: Accepted rows.
+        lines: Lines, without a header.
+        files: The spill files, in the order of the rows in the source.
+        rejected: The first rejected rows, as schema.REJECTED.
+        reasons: How many rows each reason rejected.
+        timed: Whether any row has a time.
+    """
+
+    rows: int
+    lines: int
+    files: list[ScannedRows]
+    rejected: pa.Table
+    reasons: Counter[str]
+    timed: bool
+
+
+def scan(number: int, *, ranges: tuple[FileRange, ...], spill: SpillFolder) -> Scanned:
+    """Parse one file range, chunk by chunk, and spill its rows.
+
+    Args:
+        number: Its place in `ranges`.
+        ranges: All file ranges.
+        spill: Where spill files go.
 
     Returns:
-        (R,) places, as np.lexsort(columns[::-1]) gives them.
+        Its counts; the lines of rejected rows count from 0 in the range.
     """
-    if len(columns[0]) < 2:
-        return np.arange(len(columns[0]))
-    key, lost = _packed(columns)
-    if key is None:
-        return np.lexsort(columns[::-1])
-    order = np.argsort(key)
-    ordered = key[order]
-    if not (ordered[1:] == ordered[:-1]).any():
-        return order
-    return np.lexsort(columns[::-1]) if lost else np.argsort(key, kind="stable")
+    file = ranges[number].file
+    files, reasons = [], Counter[str]()
+    rejected = [schema.REJECTED.empty_table()]
+    texts: dict[str, list[pa.Table]] = {}
+    lines, rows, timed = 0, 0, False
+    for chunk, (begin, parsed) in enumerate(parse.parsed(ranges[number])):
+        reasons.update(parsed.rejected["reason"].to_pylist())
+        kept = parsed.rejected.slice(0, schema.REJECTED_KEPT - sum(map(len, rejected)))
+        kept = kept.add_column(0, "file", pa.array([file.name] * len(kept), pa.string()))
+        rejected.append(_counted_from(kept, lines, begin))
+        lines += parsed.lines
+        rows += len(parsed.table)
+        timed = timed or bool(pc.any(pc.greater(parsed.table["timestamp"], 0)).as_py())
+        hashed = _with_id_hashes(parsed.table, file.layout.text, texts)
+        offsets = _write_by_slot(spill, hashed, (number, chunk), file.part)
+        files.append(ScannedRows((number, chunk), offsets, file.part == "logged"))
+    for role, tables in texts.items():
+        distinct = pa.concat_tables(tables).group_by(["key", "text"]).aggregate([])
+        spill.write(SpillFile.TEXTS, distinct, role, number)
+    return Scanned(rows, lines, files, pa.concat_tables(rejected), reasons, timed)
 
 
-def _packed(
-    columns: tuple[Integers, ...],
-) -> tuple[NDArray[np.uint64] | None, bool]:
-    """One key for each row, None if only a part of the first columns would fit; and whether the
-    last column lost bits.
+def _counted_from(rejected: pa.Table, line: int, byte: int) -> pa.Table:
+    """Rejected rows with their lines and bytes counted from an earlier place."""
+    columns = {name: rejected[name] for name in rejected.column_names}
+    columns |= {"line": pc.add(rejected["line"], line), "byte": pc.add(rejected["byte"], byte)}
+    return pa.table(columns, schema=schema.REJECTED)
+
+
+def _write_by_slot(
+    spill: SpillFolder, table: pa.Table, number: tuple[int, int], part: str
+) -> list[int]:
+    """Write rows sorted by their user's slot; return where each slot begins."""
+    slot = slot_of(table["raw_user"].to_numpy())
+    # The sort is stable, so that the rows of a user stay in file order.
+    table = table.take(pa.array(np.argsort(slot, kind="stable")))
+    if part in schema.PARTS:
+        code = np.full(len(table), schema.PARTS.index(part), np.int8)
+        table = table.append_column("part", pa.array(code))
+    spill.write(SpillFile.ROWS, table, *number)
+    return [0, *np.cumsum(np.bincount(slot, minlength=SLOTS)).tolist()]
+
+
+def _with_id_hashes(
+    table: pa.Table, text: frozenset[str], texts: dict[str, list[pa.Table]]
+) -> pa.Table:
+    """Replace text ids by their hashes, and collect the texts."""
+    for role in sorted(text):
+        column = table[role].combine_chunks()
+        key = pa.array(id_hash(column))
+        place = table.schema.get_field_index(role)
+        table = table.set_column(place, pa.field(role, pa.int64()), key)
+        pairs = pa.table({"key": key, "text": column}).group_by(["key", "text"]).aggregate([])
+        texts.setdefault(role, []).append(pairs)
+    return table
+
+
+def join_scans(source: Source, scans: list[Scanned], settings: DataSettings) -> Scanned:
+    """Join the scans of all file ranges, in order; lines then count from 1 in the file.
+
+    Raises:
+        RecrayError: Too many rows cannot be read, or there are none.
     """
-    key, free = np.zeros(len(columns[0]), np.uint64), KEY_BITS
-    for place, column in enumerate(columns):
-        offsets = _offsets(column)
-        bits = int(offsets.max()).bit_length()
-        if bits > free:
-            if place < len(columns) - 1:
-                return None, True
-            kept = offsets >> np.uint64(bits - free) if free else np.zeros_like(offsets)
-            return ((key << np.uint64(free)) | kept if free < KEY_BITS else kept), True
-        key = (key << np.uint64(bits)) | offsets if bits < KEY_BITS else offsets
-        free -= bits
-    return key, False
-
-
-def _offsets(column: Integers) -> NDArray[np.uint64]:
-    """The column from 0 on, in the same order; the ranks of one that is sorted already."""
-    steps = column[1:] != column[:-1]
-    if (column[1:] >= column[:-1]).all():
-        return np.concatenate([[0], np.cumsum(steps)]).astype(np.uint64)
-    return column.astype(np.uint64) - np.asarray(column.min()).astype(np.uint64)
-
-
-def run_starts(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each run of equal rows begins; columns are sorted, and not empty."""
-    differs = np.zeros(len(columns[0]) - 1, bool)
-    for column in columns:
-        differs |= column[1:] != column[:-1]
-    return np.concatenate([[0], np.flatnonzero(differs) + 1])
+    reasons: Counter[str] = sum((scan.reasons for scan in scans), Counter())
+    tables, first_line = [], dict[str, int]()
+    for file_range, scan in zip(source.ranges, scans, strict=True):
+        file = file_range.file
+        begin = first_line.setdefault(file.name, 1 + file.layout.header)
+        tables.append(_counted_from(scan.rejected, begin, 0))
+        first_line[file.name] += scan.lines
+    rejected = pa.concat_tables(tables).slice(0, schema.REJECTED_KEPT).combine_chunks()
+    rows, bad = sum(scan.rows for scan in scans), sum(reasons.values())
+    if bad > settings.max_rejected * (rows + bad):
+        rows_shown = rejected.slice(0, 3).to_pylist()
+        first = "; ".join(f"line {r['line']} {r['reason']}: {r['text']!r}" for r in rows_shown)
+        raise RecrayError(
+            f"{source.name}: {bad:,} of {rows + bad:,} rows cannot be read, more than "
+            f"data.max_rejected={settings.max_rejected:g} allows; {first}"
+        )
+    if not rows:
+        raise RecrayError(f"{source.name} is empty: it has no ratings")
+    files = [file for scan in scans for file in scan.files]
+    lines, timed = sum(scan.lines for scan in scans), any(scan.timed for scan in scans)
+    return Scanned(rows, lines, files, rejected, reasons, timed)

@@ -1,4 +1,4 @@
-"""Splits and partitions as pure functions of raw ids and a seed.
+"""Splits, partitions and the order of rows, as pure functions of raw ids and a seed.
 
 They are decided from a stable hash, never from the order or the place of rows, so that any number
 of workers, blocks and files gives the same split. All functions expect every row of a user.
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recray.config import SplitSettings
-from recray.data.spill import order_by, run_starts
 from recray.errors import RecrayError
 
 TRAIN, VALID, TEST, FOLD_IN = 0, 1, 2, 3
@@ -20,7 +19,12 @@ SLOTS = 256
 BINS = 4096
 """Bins of time that are counted at once on the way to a cut."""
 
+KEY_BITS = 64
+"""Bits of the key that several columns are packed into for sorting."""
+Integers = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.uint64]
 Ids = NDArray[np.int64]
+Splits = NDArray[np.int8]
+"""(R,) code of the split that each row belongs to."""
 _U64 = np.uint64
 
 
@@ -58,7 +62,7 @@ def assign(
     timestamp: Ids | None,
     settings: SplitSettings,
     cuts: tuple[int, int] | None = None,
-) -> NDArray[np.int8]:
+) -> Splits:
     """Which split each rating belongs to: TRAIN, VALID, TEST or FOLD_IN.
 
     Args:
@@ -75,10 +79,9 @@ def assign(
     key = hash_ids(settings.seed, user, item)
     match settings.kind:
         case "random":
-            return _by_threshold(key, settings)
+            return _lowest(_share(key), settings.test, settings.valid)
         case "kfold":
-            again = hash_ids(settings.seed + 1, user, item)
-            return _by_fold(key, again, settings)
+            return _by_fold(key, hash_ids(settings.seed + 1, user, item), settings)
         case "per-user-random":
             return assign_by_share(user, key, settings)
         case "held-out-users":
@@ -87,24 +90,10 @@ def assign(
             raise ValueError("per-item-random is decided item by item, by assign_by_share")
         case "given":
             raise ValueError("given is decided by the source, see within_given")
-    if timestamp is None:
-        raise RecrayError(
-            f"split.kind={settings.kind} needs timestamps, and this data has none; "
-            "use random, per-user-random, per-item-random or kfold"
-        )
-    if settings.kind == "temporal":
-        if cuts is None:
-            raise ValueError("temporal needs the cuts of the whole data")
-        return _by_time(timestamp, cuts, settings)
-    rank, count = _rank_in_group(user, key, -timestamp)
-    if settings.kind == "per-user-ratio":
-        return _by_share(rank, count, settings)
-    return _latest(rank, count, settings)
+    return _by_time(user, key, timestamp, settings, cuts)
 
 
-def assign_by_share(
-    group: Ids, key: NDArray[np.uint64], settings: SplitSettings
-) -> NDArray[np.int8]:
+def assign_by_share(group: Ids, key: NDArray[np.uint64], settings: SplitSettings) -> Splits:
     """Split each user (or item) by itself: the fractions of its rows, those with the lowest keys.
 
     Args:
@@ -148,26 +137,26 @@ def _share(key: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (key >> _U64(11)).astype(np.float64) * 2.0**-53
 
 
-def _by_threshold(key: NDArray[np.uint64], settings: SplitSettings) -> NDArray[np.int8]:
-    share = _share(key)
-    split = np.full(len(key), TRAIN, np.int8)
-    split[share < settings.test + settings.valid] = VALID
-    split[share < settings.test] = TEST
+def _lowest(
+    value: NDArray[np.float64] | Ids,
+    test: float | NDArray[np.float64],
+    valid: float | NDArray[np.float64],
+) -> Splits:
+    """Rows with a value below `test` to test, those less than `valid` above it to valid."""
+    split = np.full(len(value), TRAIN, np.int8)
+    split[value < test + valid] = VALID
+    split[value < test] = TEST
     return split
 
 
-def _by_fold(
-    key: NDArray[np.uint64], again: NDArray[np.uint64], settings: SplitSettings
-) -> NDArray[np.int8]:
+def _by_fold(key: NDArray[np.uint64], again: NDArray[np.uint64], settings: SplitSettings) -> Splits:
     split = np.full(len(key), TRAIN, np.int8)
     split[_share(again) < settings.valid] = VALID
     split[(_share(key) * settings.folds).astype(np.int64) == settings.fold] = TEST
     return split
 
 
-def within_given(
-    user: Ids, item: Ids, part: NDArray[np.int8], settings: SplitSettings
-) -> NDArray[np.int8]:
+def within_given(user: Ids, item: Ids, part: Splits, settings: SplitSettings) -> Splits:
     """Which split each rating belongs to where the source says TRAIN or TEST.
 
     Args:
@@ -180,7 +169,7 @@ def within_given(
     return np.where((part == TRAIN) & (share < settings.valid), VALID, part).astype(np.int8)
 
 
-def _by_user(user: Ids, key: NDArray[np.uint64], settings: SplitSettings) -> NDArray[np.int8]:
+def _by_user(user: Ids, key: NDArray[np.uint64], settings: SplitSettings) -> Splits:
     """Whole users to test and valid; of each, the known rows to FOLD_IN.
 
     A user with too few rows to know some and to ask for others trains.
@@ -191,21 +180,35 @@ def _by_user(user: Ids, key: NDArray[np.uint64], settings: SplitSettings) -> NDA
         known = np.full(len(user), settings.fold_in)
     else:
         known = np.clip(np.floor(count * settings.fold_in + 0.5), 1, np.maximum(count - 1, 1))
-    split = np.full(len(user), TRAIN, np.int8)
-    split[share < settings.test + settings.valid] = VALID
-    split[share < settings.test] = TEST
+    split = _lowest(share, settings.test, settings.valid)
     split[(split != TRAIN) & (rank < known)] = FOLD_IN
     split[known >= count] = TRAIN
     return split
 
 
-def _by_time(timestamp: Ids, cuts: tuple[int, int], settings: SplitSettings) -> NDArray[np.int8]:
-    valid, test = cuts
+def _by_time(
+    user: Ids,
+    key: NDArray[np.uint64],
+    timestamp: Ids | None,
+    settings: SplitSettings,
+    cuts: tuple[int, int] | None,
+) -> Splits:
+    """The kinds that need time; the keys decide between rows of one user at one time."""
+    if timestamp is None:
+        raise RecrayError(
+            f"split.kind={settings.kind} needs timestamps, and this data has none; "
+            "use random, per-user-random, per-item-random or kfold"
+        )
+    if settings.kind != "temporal":
+        rank, count = _rank_in_group(user, key, -timestamp)
+        by_rank = _by_share if settings.kind == "per-user-ratio" else _latest
+        return by_rank(rank, count, settings)
+    if cuts is None:
+        raise ValueError("temporal needs the cuts of the whole data")
     split = np.full(len(timestamp), TRAIN, np.int8)
-    if settings.valid > 0:
-        split[timestamp >= valid] = VALID
-    if settings.test > 0:
-        split[timestamp >= test] = TEST
+    for begin, share, code in ((cuts[0], settings.valid, VALID), (cuts[1], settings.test, TEST)):
+        if share > 0:
+            split[timestamp >= begin] = code
     return split
 
 
@@ -224,24 +227,80 @@ def _rank_in_group(
     return rank, counts
 
 
-def _by_share(
-    rank: NDArray[np.int64], count: NDArray[np.int64], settings: SplitSettings
-) -> NDArray[np.int8]:
+def _by_share(rank: NDArray[np.int64], count: NDArray[np.int64], settings: SplitSettings) -> Splits:
     """The fraction of each group's rows, rounded; at least one row of each group trains."""
     test = np.minimum(np.floor(count * settings.test + 0.5), count - 1)
     valid = np.minimum(np.floor(count * settings.valid + 0.5), count - 1 - test)
-    split = np.full(len(rank), TRAIN, np.int8)
-    split[rank < test + valid] = VALID
-    split[rank < test] = TEST
-    return split
+    return _lowest(rank, test, valid)
 
 
-def _latest(
-    rank: NDArray[np.int64], count: NDArray[np.int64], settings: SplitSettings
-) -> NDArray[np.int8]:
+def _latest(rank: NDArray[np.int64], count: NDArray[np.int64], settings: SplitSettings) -> Splits:
     """Each user's latest row to test, the one before to valid; one row always trains."""
     split = np.full(len(rank), TRAIN, np.int8)
     split[(rank == 0) & (count >= 2)] = TEST
     if settings.valid > 0:
         split[(rank == 1) & (count >= 3)] = VALID
     return split
+
+
+# -------------------------------------------------------------------------------- order of rows
+
+
+def order_by(*columns: Integers) -> NDArray[np.int64]:
+    """The stable order of rows by several columns, the first one first.
+
+    The columns' ranges are packed into 64 bits, the last one's low bits left out if they do not
+    fit; where that leaves rows undecided, np.lexsort decides.
+
+    Args:
+        columns: (R,) integers each.
+
+    Returns:
+        (R,) places, as np.lexsort(columns[::-1]) gives them.
+    """
+    if len(columns[0]) < 2:
+        return np.arange(len(columns[0]))
+    key, lost = _packed(columns)
+    if key is None:
+        return np.lexsort(columns[::-1])
+    order = np.argsort(key)
+    ordered = key[order]
+    if not (ordered[1:] == ordered[:-1]).any():
+        return order
+    return np.lexsort(columns[::-1]) if lost else np.argsort(key, kind="stable")
+
+
+def _packed(
+    columns: tuple[Integers, ...],
+) -> tuple[NDArray[np.uint64] | None, bool]:
+    """One key for each row, None if only a part of the first columns would fit; and whether the
+    last column lost bits.
+    """
+    key, free = np.zeros(len(columns[0]), np.uint64), KEY_BITS
+    for place, column in enumerate(columns):
+        offsets = _offsets(column)
+        bits = int(offsets.max()).bit_length()
+        if bits > free:
+            if place < len(columns) - 1:
+                return None, True
+            kept = offsets >> np.uint64(bits - free) if free else np.zeros_like(offsets)
+            return ((key << np.uint64(free)) | kept if free < KEY_BITS else kept), True
+        key = (key << np.uint64(bits)) | offsets if bits < KEY_BITS else offsets
+        free -= bits
+    return key, False
+
+
+def _offsets(column: Integers) -> NDArray[np.uint64]:
+    """The column from 0 on, in the same order; the ranks of one that is sorted already."""
+    steps = column[1:] != column[:-1]
+    if (column[1:] >= column[:-1]).all():
+        return np.concatenate([[0], np.cumsum(steps)]).astype(np.uint64)
+    return column.astype(np.uint64) - np.asarray(column.min()).astype(np.uint64)
+
+
+def run_starts(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each run of equal rows begins; columns are sorted, and not empty."""
+    differs = np.zeros(len(columns[0]) - 1, bool)
+    for column in columns:
+        differs |= column[1:] != column[:-1]
+    return np.concatenate([[0], np.flatnonzero(differs) + 1])

@@ -1,27 +1,77 @@
-"""The tasks of ingest that gather, filter and split: each works on one partition of users.
+"""The tasks of ingest on one partition of users: gather, filter, split, and write the part files.
 
-The ratings of a partition are schema.RAW_RATINGS sorted by user, then item.
+The ratings of a partition are schema.RAW_RATINGS sorted by user, then item. Ray sends these
+functions to its workers, and their results, which are small, to the driver.
 """
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import DataSettings, SplitSettings
 from recray.data import feedback_merge, split
-from recray.data.ids import id_hash
-from recray.data.scan import ScannedRows
-from recray.data.source import Source
-from recray.data.spill import Rows, SpillFile, SpillFolder, count_overlap, drop_duplicates
-from recray.errors import RecrayError
+from recray.data.dataset import part_name
+from recray.data.spill import (
+    ItemRules,
+    Rows,
+    ScannedRows,
+    SpillFile,
+    SpillFolder,
+    drop_duplicates,
+)
+from recray.data.split import order_by, run_starts
+from recray.storage import Folder
 
-Counts = dict[str, Any]
-"""The result of a task: JSON-ready counts."""
+TABLE_LIMIT = 1 << 24
+"""Keys up to here are looked up in a table, larger ones are searched."""
+
+
+@dataclass(frozen=True)
+class PartitionCounts:
+    """What is in a partition, and what a task took out of it.
+
+    Args:
+        rows: Its ratings.
+        first: Time of its earliest rating, in seconds; None without ratings.
+        last: Time of its latest rating.
+        duplicates: Ratings that were dropped because the pair was rated again.
+        overlap: Pairs that the source puts into more than one split.
+        dropped: Ratings that a round of `core` dropped.
+    """
+
+    rows: int
+    first: int | None
+    last: int | None
+    duplicates: int = 0
+    overlap: int = 0
+    dropped: int = 0
+
+    @classmethod
+    def of(cls, rows: Rows, duplicates: int = 0, overlap: int = 0, dropped: int = 0) -> Self:
+        """Count the ratings of a partition."""
+        times = rows.timestamp
+        first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
+        return cls(len(times), first, last, duplicates, overlap, dropped)
+
+
+@dataclass(frozen=True)
+class EncodedCounts:
+    """What the part files of a partition hold.
+
+    Args:
+        rows: Split to its ratings.
+        unseen: Split to its ratings whose user or item training does not know.
+        levels: Rating to how often it occurs in training.
+    """
+
+    rows: Counter[str]
+    unseen: Counter[str]
+    levels: Counter[float]
 
 
 def read_partition(spill: SpillFolder, partition: int) -> Rows:
@@ -34,49 +84,6 @@ def write_partition(spill: SpillFolder, partition: int, rows: Rows) -> None:
     spill.write(SpillFile.PARTITION, rows.table(), partition)
 
 
-@dataclass(frozen=True)
-class ItemRules:
-    """Which items stay, and into which item others are merged; None where nothing changes."""
-
-    kept: NDArray[np.int64] | None
-    merged: tuple[NDArray[np.int64], NDArray[np.int64]] | None
-
-    def apply(self, rows: Rows) -> Rows:
-        """Drop the ratings of other items, and rename merged items."""
-        if self.kept is not None:
-            rows = rows.at(np.isin(rows.item, self.kept))
-        if self.merged is not None:
-            raw, target = self.merged
-            place = np.minimum(np.searchsorted(raw, rows.item), len(raw) - 1)
-            item = np.where(raw[place] == rows.item, target[place], rows.item)
-            rows = rows._replace(item=item)
-        return rows
-
-
-def item_rules(source: Source, settings: DataSettings) -> ItemRules:
-    """Make the rules that the settings ask for.
-
-    Raises:
-        RecrayError: They need titles and years, and the source has none.
-    """
-    items = source.movies
-    if (settings.min_year is not None or settings.merge_titles) and not len(items):
-        raise RecrayError(
-            f"{source.name} has no films' titles, so min_year and merge_titles cannot work"
-        )
-    kept = merged = None
-    key = id_hash(items["raw_item"].combine_chunks())
-    if settings.min_year is not None:
-        kept = key[items["year"].to_numpy() >= settings.min_year]
-    if settings.merge_titles:
-        coded = pc.dictionary_encode(items["title"].combine_chunks()).indices.to_numpy()
-        # Items are sorted by raw id, so the first one of a title has the lowest id.
-        _, first = np.unique(coded, return_index=True)
-        order = np.argsort(key)
-        merged = (key[order], key[first[coded]][order])
-    return ItemRules(kept, merged)
-
-
 def gather(
     partition: int,
     *,
@@ -85,7 +92,7 @@ def gather(
     partitions: int,
     rules: ItemRules,
     settings: DataSettings,
-) -> Counts:
+) -> PartitionCounts:
     """Collect the rows of a partition from all scanned files and clean them: the one shuffle.
 
     Args:
@@ -95,51 +102,52 @@ def gather(
         partitions: Number of partitions.
         rules: Which items stay.
         settings: Duplicates and the lowest rating.
-
-    Returns:
-        Its counts, and its first and last time.
     """
     width = split.SLOTS // partitions
-    first, last = partition * width, (partition + 1) * width
 
     def collect(feedback: bool) -> Rows:
-        tables = [
-            spill.read(SpillFile.ROWS, *s.number, begin=s.offsets[first], end=s.offsets[last])
-            for s in scanned
-            if s.feedback == feedback
-        ]
+        tables = []
+        for file in scanned:
+            if file.feedback == feedback:
+                begin = file.offsets[partition * width]
+                end = file.offsets[(partition + 1) * width]
+                tables.append(spill.read(SpillFile.ROWS, *file.number, begin=begin, end=end))
         return rules.apply(Rows.of(pa.concat_tables(tables)))
 
     collected = collect(feedback=False)
     rows = drop_duplicates(collected, settings.duplicates == "mean" or settings.merge_titles)
     duplicates = len(collected.user) - len(rows.user)
     rows = _above_minimum(rows, settings)
-    if any(s.feedback for s in scanned):
+    if any(file.feedback for file in scanned):
         rated_later = drop_duplicates(collect(feedback=True), mean=False)
         rows, late = feedback_merge.rerate(rows, _above_minimum(rated_later, settings))
         spill.write(SpillFile.LATE, late.table(), partition)
     write_partition(spill, partition, rows)
-    return {"duplicates": duplicates, "overlap": count_overlap(collected), **_extent(rows)}
+    return PartitionCounts.of(rows, duplicates, overlap=_count_overlap(collected))
 
 
 def _above_minimum(rows: Rows, settings: DataSettings) -> Rows:
     return rows if settings.min_rating is None else rows.at(rows.rating >= settings.min_rating)
 
 
-def _extent(rows: Rows) -> Counts:
-    times = rows.timestamp
-    first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
-    return {"rows": len(times), "first": first, "last": last}
+def _count_overlap(ratings: Rows) -> int:
+    """How many (user, item) pairs the source puts into more than one split."""
+    if ratings.part is None or not len(ratings.user):
+        return 0
+    order = order_by(ratings.user, ratings.item)
+    begins, part = run_starts(ratings.user[order], ratings.item[order]), ratings.part[order]
+    return int((np.maximum.reduceat(part, begins) != np.minimum.reduceat(part, begins)).sum())
 
 
-def count_items(partition: int, *, spill: SpillFolder) -> Counts:
+def count_items(partition: int, *, spill: SpillFolder) -> None:
     """Count the ratings of each item in a partition."""
     item, count = np.unique(read_partition(spill, partition).item, return_counts=True)
     spill.write(SpillFile.ITEM_COUNTS, pa.table({"raw": item, "count": count}), partition)
-    return {}
 
 
-def drop_rare(partition: int, *, spill: SpillFolder, items: NDArray[np.int64], core: int) -> Counts:
+def drop_rare(
+    partition: int, *, spill: SpillFolder, items: NDArray[np.int64], core: int
+) -> PartitionCounts:
     """Drop the ratings of rare items, then users with too few ratings left.
 
     Args:
@@ -147,19 +155,18 @@ def drop_rare(partition: int, *, spill: SpillFolder, items: NDArray[np.int64], c
         spill: Where it is.
         items: (N,) raw ids that stay, ascending.
         core: Ratings that a user must have.
-
-    Returns:
-        Its extent, and how many rows were dropped.
     """
     before = read_partition(spill, partition)
     rows = before.at(np.isin(before.item, items))
     _, place, count = np.unique(rows.user, return_inverse=True, return_counts=True)
     rows = rows.at(count[place] >= core)
     write_partition(spill, partition, rows)
-    return {"dropped": len(before.user) - len(rows.user), **_extent(rows)}
+    return PartitionCounts.of(rows, dropped=len(before.user) - len(rows.user))
 
 
-def count_times(partition: int, *, spill: SpillFolder, begin: int, end: int, width: int) -> Counts:
+def count_times(
+    partition: int, *, spill: SpillFolder, begin: int, end: int, width: int
+) -> NDArray[np.int64]:
     """Count the rows of a partition in equal bins of time.
 
     Args:
@@ -171,10 +178,10 @@ def count_times(partition: int, *, spill: SpillFolder, begin: int, end: int, wid
     """
     times = read_partition(spill, partition).timestamp
     times = times[(times >= begin) & (times < end)]
-    return {"counts": np.bincount((times - begin) // width, minlength=split.BINS).tolist()}
+    return np.bincount((times - begin) // width, minlength=split.BINS)
 
 
-def write_item_keys(partition: int, *, spill: SpillFolder, groups: int, seed: int) -> Counts:
+def write_item_keys(partition: int, *, spill: SpillFolder, groups: int, seed: int) -> list[int]:
     """Write the hashes of a partition's rows by group of items, for a split of whole items.
 
     Args:
@@ -192,12 +199,12 @@ def write_item_keys(partition: int, *, spill: SpillFolder, groups: int, seed: in
     key = split.hash_ids(seed, rows.user, rows.item)
     columns = {"item": rows.item[order], "key": key[order], "row": order}
     spill.write(SpillFile.ITEM_KEYS, pa.table(columns), partition)
-    return {"offsets": [0, *np.cumsum(np.bincount(group, minlength=groups)).tolist()]}
+    return [0, *np.cumsum(np.bincount(group, minlength=groups)).tolist()]
 
 
 def split_items(
     group: int, *, spill: SpillFolder, offsets: list[list[int]], settings: SplitSettings
-) -> Counts:
+) -> list[int]:
     """Split whole items, from the keys that all partitions wrote.
 
     Args:
@@ -216,7 +223,7 @@ def split_items(
     keys = pa.concat_tables(tables)
     which = split.assign_by_share(keys["item"].to_numpy(), keys["key"].to_numpy(), settings)
     spill.write(SpillFile.ITEM_SPLITS, pa.table({"row": keys["row"], "split": which}), group)
-    return {"offsets": [0, *np.cumsum([len(table) for table in tables]).tolist()]}
+    return [0, *np.cumsum([len(table) for table in tables]).tolist()]
 
 
 def split_partition(
@@ -227,7 +234,7 @@ def split_partition(
     timed: bool,
     cuts: tuple[int, int] | None = None,
     item_offsets: list[list[int]] | None = None,
-) -> Counts:
+) -> None:
     """Decide the split of each row of a partition, and count its ids by split.
 
     Args:
@@ -253,7 +260,6 @@ def split_partition(
     spill.write(SpillFile.SPLIT, pa.table({"split": which}), partition)
     spill.write(SpillFile.USERS, _counts_by_split(rows.user, which), partition)
     spill.write(SpillFile.ITEMS, _counts_by_split(rows.item, which), partition)
-    return {}
 
 
 def _from_items(
@@ -273,3 +279,70 @@ def _counts_by_split(ids: NDArray[np.int64], which: NDArray[np.int8]) -> pa.Tabl
     cell = which.astype(np.int64) * len(raw) + place
     counts = np.bincount(cell, minlength=cells).reshape(len(schema.PARTS), len(raw))
     return pa.table({"raw": raw} | dict(zip(schema.PARTS, counts, strict=True)))
+
+
+# -------------------------------------------------------------------------------- dense ids
+
+
+@dataclass(frozen=True)
+class DenseIds:
+    """Dense ids by key.
+
+    Args:
+        key: (N,) ascending.
+        dense: (N,) int32 dense id of each.
+        num_train: How many of them training knows.
+    """
+
+    key: NDArray[np.int64]
+    dense: NDArray[np.int32]
+    num_train: int
+
+    def of(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
+        """(K,) dense ids of keys, all of which must be known."""
+        last = int(self.key[-1]) if len(self.key) else 0
+        if last > TABLE_LIMIT:
+            return self.dense[np.searchsorted(self.key, keys)]
+        table = np.empty(last + 1, np.int32)  # a look-up is a hundred times faster than a search
+        table[self.key] = self.dense
+        return table[keys]
+
+
+def encode(
+    partition: int,
+    *,
+    spill: SpillFolder,
+    folder: Folder,
+    users: DenseIds,
+    items: DenseIds,
+    timed: bool,
+    splits: list[int],
+) -> EncodedCounts:
+    """Write the part files of a partition, with the ids of the training split.
+
+    Args:
+        partition: Its number.
+        spill: Where its rows and their splits are.
+        folder: The data set's folder.
+        users: Dense ids of all users.
+        items: Dense ids of all items.
+        timed: Whether times are known.
+        splits: The splits that are written, as codes of schema.PARTS.
+    """
+    rows = read_partition(spill, partition)
+    user, item = users.of(rows.user), items.of(rows.item)
+    which = spill.read(SpillFile.SPLIT, partition)["split"].to_numpy()
+    order = order_by(user, rows.timestamp, item)
+    counts = EncodedCounts(Counter(), Counter(), Counter())
+    for code in splits:
+        name, chosen = schema.PARTS[code], order[which[order] == code]
+        times = pa.array(rows.timestamp[chosen]) if timed else pa.nulls(len(chosen), pa.int64())
+        columns = [user[chosen], item[chosen], rows.rating[chosen], times]
+        table = pa.table(columns, schema=schema.RATINGS)
+        folder.write_table(part_name(name, partition), table, dictionary=["rating"])
+        cold = (user[chosen] >= users.num_train) | (item[chosen] >= items.num_train)
+        counts.rows[name], counts.unseen[name] = len(chosen), int(cold.sum())
+        if code == split.TRAIN:
+            levels, times_each = np.unique(rows.rating[chosen], return_counts=True)
+            counts.levels.update(dict(zip(levels.tolist(), times_each.tolist(), strict=True)))
+    return counts
