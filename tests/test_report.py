@@ -16,7 +16,7 @@ from recray.evaluation import evaluator
 from recray.inference.recommender import Recommender
 from recray.reporting import report
 from recray.reporting.html import Document, Section, Table
-from recray.reporting.plots import data, held_out, predictions, style, training
+from recray.reporting.plots import predictions, run, style
 
 from .conftest import USERS
 
@@ -113,7 +113,7 @@ def test_titles_of_films_are_text_and_no_markup():
 
 
 def test_places_are_those_of_the_planted_lists(make_bundle):
-    held = held_out.measure(Recommender(make_bundle()))
+    held = predictions.measure(Recommender(make_bundle()))
     assert held.predicted is None
     assert held.rank.tolist()[0] == 1, "user 0: film 8 is the only even one left"
     assert len(held.rank) == 14, "13 users' films, and one that training lacks, which has no place"
@@ -121,23 +121,23 @@ def test_places_are_those_of_the_planted_lists(make_bundle):
 
 def test_the_users_shown_are_those_at_the_quarters(make_bundle):
     recommender = Recommender(make_bundle())
-    chosen = held_out.typical_users(recommender)
+    chosen = predictions.typical_users(recommender)
     counts = np.bincount(recommender.bundle.history.user, minlength=USERS + 2)
     assert counts[chosen].tolist() == [4, 4, 4]
     assert chosen == [1, 5, 8]
 
 
 def test_what_the_data_lack_is_left_out():
-    assert data.over_time(np.zeros(3, np.int64)) is None
-    assert data.genres({}) is None
+    assert run.over_time(np.zeros(3, np.int64)) is None
+    assert run.genres({}) is None
     assert predictions.place_by_level(np.array([1, 2]), np.ones(2, np.float32)) is None
-    assert training.metric([{"epoch": 1, "loss": 1.0, "seconds": 0.1}], "rmse", 1) is None
+    assert run.metric([{"epoch": 1, "loss": 1.0, "seconds": 0.1}], "rmse", 1) is None
 
 
 def test_bars_are_the_counts():
-    figure = data.levels([[1.0, 3], [2.5, 1]])
+    figure = run.levels([[1.0, 3], [2.5, 1]])
     assert [bar.get_height() for bar in figure.axes[0].patches] == [3, 1]
-    rates = training.speed([{"epoch": 1, "loss": 1.0, "seconds": 0.5}], 100)
+    rates = run.speed([{"epoch": 1, "loss": 1.0, "seconds": 0.5}], 100)
     assert [bar.get_height() for bar in rates.axes[0].patches] == [200]
 
 
@@ -154,24 +154,26 @@ def test_a_rating_of_nobody_is_no_picture_but_an_empty_section(make_bundle):
     assert sections(report.of_bundle(bundle, "bundle")) == ["data", "training", "facts"]
 
 
-def run(*arguments: object):
+def run_report(*arguments: object):
     return CliRunner().invoke(cli, ["report", *map(str, arguments)])
 
 
 def test_the_command_writes_page_and_pictures(make_bundle, tmp_path):
     bundle = make_bundle().folder.path
-    told = json.loads(run(bundle, "--out", tmp_path / "x" / "r.html", "--png", "--json").stdout)
+    told = json.loads(
+        run_report(bundle, "--out", tmp_path / "x" / "r.html", "--png", "--json").stdout
+    )
     assert told["report"] == str(tmp_path / "x" / "r.html")
     heads = {(tmp_path / "x" / "r-pictures" / p).read_bytes()[:4] for p in told["pictures"]}
     assert heads == {b"\x89PNG"}
-    shown = run(bundle).stdout
+    shown = run_report(bundle).stdout
     assert shown == f"{bundle}.html\n"
     assert Path(f"{bundle}.html").read_text().startswith("<!doctype html>")
 
 
 def test_what_cannot_be_drawn_is_one_line(prepared, tmp_path):
     for path, words in (("/nowhere", "no such folder"), (prepared.folder.path, "no run, no sweep")):
-        done = run(path)
+        done = run_report(path)
         error = [line for line in done.stderr.splitlines() if line.startswith("Error")]
         assert (done.exit_code, len(error)) == (2, 1)
         assert words in error[0]

@@ -175,8 +175,7 @@ def _measure(
     protocol = Protocol(names, "rated" if rated else "full")
     path = model.path if isinstance(model, Loaded) else resolve_bundle(model)
     with telling(f"measure {path}"):
-        report = stages.evaluate(path, changes, None, workers, address, protocol)
-        return frames.metrics(report.plain())
+        return frames.metrics(stages.evaluate(path, changes, None, workers, address, protocol))
 
 
 def tune(

@@ -92,11 +92,11 @@ class Data:
     @cached_property
     def plots(self) -> "dict[str, Figure]":
         """Pictures of the data by name, as in the report."""
-        from recray.reporting import sections
+        from recray.reporting import report
 
         loaded = [self.prepared.load(name) for name in self.prepared.manifest["splits"]]
         every = Ratings.concatenate(loaded)
-        return sections.data_plots(every, self.prepared.item_table)
+        return report.data_plots(every, self.prepared.item_table)
 
 
 class Run:

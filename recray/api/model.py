@@ -9,6 +9,7 @@ import pandas as pd
 
 from recray.data.ids import RawId
 from recray.errors import RecrayError
+from recray.evaluation.report import parse_report
 from recray.inference.catalog import Filters
 from recray.inference.inspect_user import inspect_user
 from recray.inference.recommendations import ExplainedItem, Recommendations
@@ -224,9 +225,10 @@ class Loaded:
         Raises:
             RecrayError: It had no test split to be measured on.
         """
-        if not self.bundle.metrics:
+        report = parse_report(self.bundle.metrics)
+        if report is None:
             raise RecrayError(f"{self.path} has no test split to be measured on")
-        return frames.metrics(self.bundle.metrics)
+        return frames.metrics(report)
 
     @cached_property
     def plots(self) -> "dict[str, Figure]":

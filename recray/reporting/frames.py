@@ -1,7 +1,6 @@
 """Arrays of recray as pandas frames, with titles."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,7 +8,9 @@ import pyarrow as pa
 
 from recray.data.dataset import Ratings
 from recray.data.ids import IdMap
+from recray.evaluation.report import EvaluationReport
 from recray.inference.catalog import ItemSummary
+from recray.training.run_metadata import EpochEntry
 from recray.tuning.results import TuneResult
 
 FILM = ("item", "title", "year", "genres")
@@ -58,34 +59,32 @@ def item_list(rows: Sequence[ItemSummary], *columns: str) -> pd.DataFrame:
     return frame
 
 
-def history(entries: list[dict[str, Any]]) -> pd.DataFrame:
+def history(entries: Sequence[EpochEntry]) -> pd.DataFrame:
     """A row an epoch, by epoch: loss, validation metrics, seconds."""
     return pd.DataFrame(entries).set_index("epoch") if entries else pd.DataFrame()
 
 
-def metrics(report: Mapping[str, Any]) -> pd.DataFrame:
+def metrics(report: EvaluationReport) -> pd.DataFrame:
     """An evaluation: a row a metric, with its 95 % interval and a column for each baseline.
 
     Args:
-        report: See evaluation.Evaluator.report.
+        report: What the model and its baselines were measured at.
 
     Returns:
         By metric: model, low, high, then the baselines; missing where one cannot be measured.
         `attrs` holds the verdict, the number of users and the protocol.
     """
-    beside = report["baselines"]
-    rows = {
-        name: {"model": value["value"], "low": value["low"], "high": value["high"]}
-        | {other: own[name]["value"] for other, own in beside.items() if name in own}
-        for name, value in report["metrics"].items()
-    }
-    for name, value in report.get("catalogue", {}).items():
-        rows[name] = {"model": value}
-        rows[name] |= {other: own["catalogue"][name] for other, own in beside.items()}
-    columns = ["model", "low", "high", *beside]
+    baselines = report.baselines.values()
+    rows: dict[str, list[float | None]] = {}
+    for name, mean in report.metrics.items():
+        others = [b.metrics[name].value if name in b.metrics else None for b in baselines]
+        rows[name] = [mean.value, mean.low, mean.high, *others]
+    for name, value in (report.catalogue or {}).items():
+        rows[name] = [value, None, None, *((b.catalogue or {}).get(name) for b in baselines)]
+    columns = ["model", "low", "high", *report.baselines]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=float)
     frame.index.name = "metric"
-    frame.attrs = {name: report[name] for name in ("verdict", "users")}
+    frame.attrs = {"verdict": report.verdict, "users": report.users}
     return frame
 
 

@@ -1,5 +1,6 @@
 """A page of plots and tables as one HTML file that loads nothing from elsewhere."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
@@ -79,6 +80,16 @@ class Details:
 
 
 Block = Plot | Table | Details
+
+
+def plots_of(figures: Mapping[str, Figure | None]) -> list[Block]:
+    """Lay out the plots that there are: two a row, and three in the last row of an odd number."""
+    drawn = [(name, figure) for name, figure in figures.items() if figure is not None]
+    thirds = len(drawn) - 3 if len(drawn) % 2 and len(drawn) > 1 else len(drawn)
+    return [
+        Plot(name, figure, "third" if place >= thirds else "half")
+        for place, (name, figure) in enumerate(drawn)
+    ]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 INK, SOFT, GRID, PAPER = "#1c2128", "#626a73", "#dfe3e8", "#fefefe"
 SERIES = ("#2f6fde", "#d9730d", "#0e8a66", "#9a4fd0", "#8a6d3b")
@@ -107,10 +107,21 @@ def grouped(
     axes.set_xticks(range(len(names)), names)
 
 
-def epochs(axes: Axes, last: int) -> None:
+def epochs(axes: Axes, last: float) -> None:
     """The horizontal axis counts epochs from 1: ticks at whole numbers only."""
     axes.set_xlim(0.4, last + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+
+
+def intervals(axes: Axes, x: Any, y: Any, color: str = FIRST, **bars: Any) -> None:
+    """Points with a bar for the interval of each, given as `xerr` or `yerr`."""
+    look: dict[str, Any] = {"fmt": "o", "capsize": 2, "markersize": 5} | bars
+    axes.errorbar(x, y, color=color, ecolor=color, **look)
+
+
+def percent() -> PercentFormatter:
+    """Shares of 1 as whole percents."""
+    return PercentFormatter(1, decimals=0, symbol=" %")
 
 
 def legend(axes: Axes, **where: Any) -> None:
