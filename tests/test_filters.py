@@ -19,6 +19,7 @@ from recray.inference.recommender import Recommendations, Recommender
 from recray.inference.scorer import History, Scorer
 from recray.models.factorization import Dot, DotBias
 from recray.models.objectives import FoldInPrior, ImplicitALS, Mse
+from recray.storage import Manifest
 
 from .conftest import ITEMS, USERS, raw
 from .test_recommender import ratings
@@ -68,7 +69,8 @@ def planted(genres, years, seed) -> Recommender:
     ids = (IdMap(np.arange(3), 3), IdMap(np.arange(MANY), MANY))
     return Recommender(
         Bundle(
-            None, {"version": "v"}, {"fold_in": {"noise": 1.0}}, {}, None, model, None, *ids,
+            None, Manifest.model_validate({"files": [], "version": "v"}),
+            {"fold_in": {"noise": 1.0}}, {}, None, model, None, *ids,
             pa.table(table), ratings(pairs), None, [],
         )
     )  # fmt: skip

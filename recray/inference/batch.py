@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -72,14 +73,32 @@ def users_per_part(users: int) -> int:
     return min(max(-(-share // USER_BLOCK) * USER_BLOCK, 2 * USER_BLOCK), LARGEST_PART)
 
 
-class _RecommendPart:
-    """The lists of consecutive users, written as one parquet file."""
+class WrittenPart(NamedTuple):
+    """How many users a part holds, and the node that wrote it."""
 
-    def __init__(self, bundle: Bundle, out: Folder, k: int, parts: list[int]) -> None:
-        self.path, self.version, self.out, self.k = bundle.folder.path, bundle.version, out, k
-        self.parts = parts
+    users: int
+    node: str
 
-    def __call__(self, number: int) -> dict[str, int | str]:
+
+@dataclass(frozen=True)
+class RecommendPart:
+    """Writes the lists of consecutive users as one parquet file.
+
+    Args:
+        path: The bundle.
+        version: Its version.
+        out: Folder of the lists.
+        k: Length of a list.
+        parts: The parts that are missing.
+    """
+
+    path: str
+    version: str
+    out: Folder
+    k: int
+    parts: list[int]
+
+    def __call__(self, number: int) -> WrittenPart:
         """Rank the users of the n-th part that is missing."""
         import ray
 
@@ -92,7 +111,7 @@ class _RecommendPart:
             for block in np.split(users, range(USER_BLOCK, len(users), USER_BLOCK))
         ]
         self.out.replace_bytes(part_name(part), parquet_bytes(pa.concat_tables(tables)))
-        return {"users": len(users), "node": ray.get_runtime_context().get_node_id()}
+        return WrittenPart(len(users), ray.get_runtime_context().get_node_id())
 
 
 def part_name(part: int) -> str:
@@ -116,11 +135,7 @@ def _table(recommender: Recommender, users: NDArray[np.int64], k: int) -> pa.Tab
 
 
 def recommend_all(
-    bundle: Bundle,
-    out: str,
-    k: int,
-    address: str = LOCAL,
-    log: Callable[[str], None] = print,
+    bundle: Bundle, out: str, k: int, address: str = LOCAL, log: Callable[[str], None] = print
 ) -> BatchLists:
     """Write the k best unseen items of every user: user, rank, item, score, source, in raw ids.
 
@@ -138,35 +153,33 @@ def recommend_all(
         RecrayError: The folder holds something else, or k is larger than the catalogue.
     """
     Recommender(bundle).check_k(k)
-    users = len(bundle.user_ids)
+    users, version = len(bundle.user_ids), bundle.version
     parts = -(-users // users_per_part(users))
-    content: Content = {"model_version": bundle.version, "k": k, "users": users, "parts": parts}
+    content: Content = {"model_version": version, "k": k, "users": users, "parts": parts}
     folder = Folder(out)
     present = _reserve(folder, content)
     missing = [part for part in range(parts) if part_name(part) not in present]
     begin = time.perf_counter()
-    results: list[dict[str, int | str]] = []
     if present:
         log(f"recommend: {len(present)} of {parts} parts are there")
-    if missing:
-        with session(address):
-            require_shared(folder)
-            results = map_tasks(_RecommendPart(bundle, folder, k, missing), len(missing))
+    written = _write_parts(bundle, folder, k, missing, address) if missing else []
     if not folder.published():
         folder.write_manifest(KIND, dict(content))
         folder.delete(PLAN)
     seconds = time.perf_counter() - begin
-    return BatchLists(
-        folder.path,
-        bundle.version,
-        k,
-        users,
-        parts,
-        len(present),
-        len({result["node"] for result in results}),
-        round(seconds, 3),
-        round(sum(int(result["users"]) for result in results) / seconds, 1),
-    )
+    speed = round(sum(part.users for part in written) / seconds, 1)
+    nodes, seconds = len({part.node for part in written}), round(seconds, 3)
+    before = len(present)
+    return BatchLists(folder.path, version, k, users, parts, before, nodes, seconds, speed)
+
+
+def _write_parts(
+    bundle: Bundle, folder: Folder, k: int, parts: list[int], address: str
+) -> list[WrittenPart]:
+    with session(address):
+        require_shared(folder)
+        part = RecommendPart(bundle.folder.path, bundle.version, folder, k, parts)
+        return map_tasks(part, len(parts))
 
 
 def _reserve(folder: Folder, content: Content) -> set[str]:

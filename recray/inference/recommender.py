@@ -148,23 +148,12 @@ class Recommender(Lookup):
             RecrayError: k is out of range, or there is no such genre.
         """
         self.check_k(k)
+        dense = iter(self.users.encode_all([u for u in users if not isinstance(u, list)]).tolist())
+        found = dict(enumerate(self._dense_or_ratings(user, dense, since) for user in users))
         answers: dict[int, Recommendations | RecrayError] = {}
-        known: dict[int, int] = {}
-        rated: dict[int, UserRatings] = {}
-        raw = {row: user for row, user in enumerate(users) if not isinstance(user, list)}
-        dense = dict(zip(raw, self.users.encode_all(list(raw.values())).tolist(), strict=True))
-        for row, user in enumerate(users):
-            try:
-                ratings = self._ratings_of(user, since)
-            except RecrayError as error:
-                answers[row] = error
-                continue
-            if ratings is not None:
-                rated[row] = ratings
-            elif dense[row] == NONE:
-                answers[row] = UnknownUser(self.no_user(raw[row]))
-            else:
-                known[row] = dense[row]
+        answers |= {row: error for row, error in found.items() if isinstance(error, RecrayError)}
+        known = {row: user for row, user in found.items() if isinstance(user, int)}
+        rated = {row: ratings for row, ratings in found.items() if isinstance(ratings, UserRatings)}
         queries = self.scorer.queries(np.array(list(known.values()), np.int64))
         lists = self._lists(queries, k, exclude_seen, filters)
         if rated:
@@ -252,14 +241,23 @@ class Recommender(Lookup):
 
     # --------------------------------------------------------------------------- raw ratings
 
-    def _ratings_of(
-        self, user: RawId | RawRatings, since: RatingsSince | None
-    ) -> UserRatings | None:
-        """Ratings to fold in: those passed, or a user's with new ones; None without new ones."""
-        if isinstance(user, list):
-            return self._dense_ratings(user)
-        new = since(user) if since is not None else None
-        return self._with_new_ratings(user, new) if new else None
+    def _dense_or_ratings(
+        self, user: RawId | RawRatings, dense: Iterator[int], since: RatingsSince | None
+    ) -> int | UserRatings | RecrayError:
+        """A dense id, or ratings to fold in: those passed, or a user's with new ones; or an error.
+
+        The next of the dense ids is that of the user, unless there are ratings in place of one.
+        """
+        try:
+            if isinstance(user, list):
+                return self._dense_ratings(user)
+            place, new = next(dense), since(user) if since is not None else None
+            ratings = self._with_new_ratings(user, new) if new else None
+        except RecrayError as error:
+            return error
+        if ratings is not None:
+            return ratings
+        return UnknownUser(self.no_user(user)) if place == NONE else place
 
     def _with_new_ratings(self, user: RawId, since: RawRatings) -> UserRatings | None:
         """A user's history with the ratings since; None if nothing of them is new."""
