@@ -247,9 +247,11 @@ class WorkerRows:
         # What stands in for the unknown comes from the ratings of all workers, so that the summed
         # metrics do not depend on how many there are.
         whole = rating_statistics(self.shard, prepared.items, self.workers.with_long_timeout())
-        biases = self._biases(lambda model: model.init_from_statistics(whole))
+        # A model that ranks predicts no rating, so nothing will ask for the biases.
+        rates = not settings.ranks
+        biases = self._biases(lambda b: b.init_from_statistics(whole)) if rates else None
         popularity = whole.item_count.float()
-        names = metric_names(settings.evaluate, rates=not settings.ranks)
+        names = metric_names(settings.evaluate, rates=rates)
         groups = self._seen if self.streamed else list(self._seen()).__iter__
 
         def validate(trained: Model) -> dict[str, tuple[float, float]]:
