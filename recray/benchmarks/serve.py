@@ -21,7 +21,7 @@ import torch
 from recray.benchmarks.client import CONNECTIONS, HOST, Client, peak, steady
 from recray.benchmarks.harness import machine, own_memory
 from recray.benchmarks.synthetic import make_bundle
-from recray.data.ids import RawId
+from recray.data.dataset import RawId
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import RawRatings, Recommender
 from recray.progress import Log

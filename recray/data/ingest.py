@@ -27,8 +27,7 @@ from pydantic import JsonValue
 from recray import schema
 from recray.config import Settings
 from recray.data import split, tasks
-from recray.data.dataset import KIND, Prepared
-from recray.data.ids import IdMap, TextIds, train_ids_first
+from recray.data.dataset import KIND, IdMap, Prepared, TextIds, train_ids_first
 from recray.data.source import Source
 from recray.data.spill import Scanned, SpillFile, SpillFolder, item_rules, join_scans, scan
 from recray.data.tasks import DenseIds, EncodedCounts, PartitionCounts

@@ -10,8 +10,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from recray.data.dataset import Ratings
-from recray.data.ids import RawId
+from recray.data.dataset import Ratings, RawId
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import ItemCatalog, ItemFacts, ItemSummary

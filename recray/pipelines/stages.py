@@ -10,8 +10,7 @@ from pydantic import JsonValue
 
 from recray.config import Settings
 from recray.data import ingest
-from recray.data.dataset import Prepared
-from recray.data.ids import RawId
+from recray.data.dataset import Prepared, RawId
 from recray.data.source import Source
 from recray.errors import CheckFailed, RecrayError
 from recray.evaluation import evaluator

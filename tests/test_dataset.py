@@ -6,14 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recray.data.ids import ID_LIMIT, IdMap, TextIds, id_hash
+from recray.data.dataset import ID_LIMIT, IdMap, TextIds, id_hash, train_ids_first
 from recray.errors import RecrayError
 
 flagged = st.dictionaries(st.integers(0, 2**62), st.booleans(), max_size=30)
 
 
-def build(ids: dict[int, bool]) -> IdMap:
-    return IdMap.build(np.array(list(ids), np.int64), np.array(list(ids.values()), bool))
+def build(ids: dict[int, bool] | dict[str, bool], kind: type = np.int64) -> IdMap:
+    raw, in_training = np.array(list(ids), kind), np.array(list(ids.values()), bool)
+    return IdMap(raw[train_ids_first(raw, in_training)], int(in_training.sum()))
 
 
 def test_training_ids_come_first_and_ascending():
@@ -57,7 +58,7 @@ texts = st.dictionaries(st.text(min_size=1, max_size=6), st.booleans(), max_size
 
 
 def build_text(ids: dict[str, bool]) -> IdMap:
-    return IdMap.build(np.array(list(ids), object), np.array(list(ids.values()), bool))
+    return build(ids, object)
 
 
 @given(texts)
