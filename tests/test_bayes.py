@@ -14,7 +14,6 @@ from recray.models import build_model
 from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF, build_objective
 from recray.training.checkpoint import RunFolder
-from recray.training.collectives import Workers
 from recray.training.gibbs import GibbsSampler
 from recray.training.gibbs_math import (
     RowPrior,
@@ -27,7 +26,7 @@ from recray.training.gibbs_math import (
     truncated_svd,
 )
 from recray.training.loop import TrainingRun
-from recray.training.shard import Shard
+from recray.training.shard import Shard, Workers
 
 USERS, ITEMS = 90, 60
 SMALL = [

@@ -16,8 +16,8 @@ from recray.errors import RecrayError, StorageError
 from recray.schema import TIMINGS
 from recray.storage import UNFINISHED
 from recray.training import trainer
-from recray.training.collectives import Workers
-from recray.training.ray_train import build_run
+from recray.training.loop import build_run
+from recray.training.shard import Workers
 from recray.tuning import request
 from recray.tuning.driver import SearchDriver
 from recray.tuning.request import (

@@ -15,8 +15,8 @@ from recray.inference import batch
 from recray.pipelines import repetition, search, stages
 from recray.reporting import report
 from recray.training import trainer
-from recray.training.collectives import Workers
-from recray.training.ray_train import build_run
+from recray.training.loop import build_run
+from recray.training.shard import Workers
 from recray.tuning import tuner
 from recray.tuning.driver import SearchDriver
 from recray.tuning.trial import TrialRun, load

@@ -8,7 +8,7 @@ from torch import Tensor
 from recray.benchmarks import formulas, processes
 from recray.benchmarks.formulas import Size
 from recray.config import load_settings
-from recray.training.ray_train import build_run
+from recray.training.loop import build_run
 
 
 def size(**changes) -> Size:

@@ -18,11 +18,10 @@ from recray.errors import RecrayError, StorageError, WorkerLost
 from recray.storage import Folder
 from recray.training import loop
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
-from recray.training.collectives import LONG_TIMEOUT_S, Workers
 from recray.training.epochs import SGDEpochs
 from recray.training.loop import TrainingRun
 from recray.training.run_metadata import RUN_FORMAT, WorkerChange
-from recray.training.shard import Shard
+from recray.training.shard import LONG_TIMEOUT_S, Shard, Workers
 from tests.test_training import SIZE, metadata, saved, training_run, two_tastes
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]

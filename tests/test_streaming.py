@@ -13,14 +13,14 @@ from recray import schema
 from recray.config import load_settings
 from recray.data.dataset import KIND, Prepared, part_name
 from recray.errors import RecrayError
+from recray.models.base import Statistics
 from recray.schema import TIMINGS
 from recray.storage import Folder, publish
 from recray.training import trainer
 from recray.training.checkpoint import RunFolder
-from recray.training.collectives import Workers
-from recray.training.loop import TrainingRun
-from recray.training.ray_train import WorkerRows, build_run
-from recray.training.shard import BatchPlan, Shard, StreamedShard, epoch_generator
+from recray.training.loop import TrainingRun, build_run
+from recray.training.shard import BatchPlan, Shard, WorkerRows, Workers, epoch_generator
+from recray.training.streaming import StreamedShard
 from tests.test_training import SIZE, training_run, two_tastes
 
 PARTS = 7
@@ -188,7 +188,8 @@ def test_validation_of_a_streamed_worker_is_that_of_one_that_holds_everything(in
         with torch.no_grad():
             found[limit] = run.validate(run.model.eval())
         assert rows.shard.owned.all()
-        biases.append(rows._biases(lambda model: model.mean.fill_(3.0)).user_bias)
+        ones = torch.ones(in_parts.items)
+        biases.append(rows._biases(Statistics(3.0 * ones, ones, 1.0, 5.0)).user_bias)
     assert torch.equal(*biases)
     assert biases[0].count_nonzero() == in_parts.users
     assert found["18"].keys() == found["null"].keys()

@@ -14,11 +14,10 @@ from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.objectives import build_objective
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
-from recray.training.collectives import Workers
 from recray.training.loop import TrainingRun, epoch_runner
 from recray.training.optimizers import DenseStep
 from recray.training.run_metadata import RunMetadata
-from recray.training.shard import BatchPlan, Shard, epoch_generator, shuffled_batches
+from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator, shuffled_batches
 
 SIZE = 20
 

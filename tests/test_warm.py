@@ -8,11 +8,10 @@ from recray.errors import RecrayError
 from recray.models.factorization import Dot, Hybrid
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
 from recray.models.objectives import ImplicitALS
-from recray.training.als import ALSEpochs
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
-from recray.training.collectives import Workers
+from recray.training.epochs import ALSEpochs
 from recray.training.run_metadata import RunMetadata
-from recray.training.shard import Shard
+from recray.training.shard import Shard, Workers
 from recray.training.warm_start import (
     SHARPNESS,
     SPREAD,

@@ -109,7 +109,7 @@ def train(
         ['model', 'low', 'high', 'popularity', 'bias-only', 'item-knn']
     """
     from recray.training import trainer
-    from recray.training.callbacks import Callbacks, TensorBoard
+    from recray.training.ray_train import Callbacks, TensorBoard
 
     _refuse(settings, ("data", "split"), "recray.prepare")
     chosen = _settings(preset, config, settings)

@@ -14,8 +14,8 @@ from torch import Tensor
 from recray.benchmarks.harness import own_memory
 from recray.config import Settings, build_settings
 from recray.data.dataset import Prepared
-from recray.training.collectives import Workers
-from recray.training.ray_train import build_run
+from recray.training.loop import build_run
+from recray.training.shard import Workers
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from recray.benchmarks.steps import Case, Pass, pass_of, rate
 from recray.runtime.ray_private import POLL_VARIABLE
 from recray.runtime.session import switched
-from recray.training.collectives import Workers
+from recray.training.shard import Workers
 
 POLL_S = 0.02
 

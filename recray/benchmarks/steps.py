@@ -18,10 +18,10 @@ from recray.data.negatives import NegativeSampler
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.objectives import PairLoss, build_objective
-from recray.training.collectives import Workers
 from recray.training.epochs import PairEpochs
-from recray.training.optimizers import device_of, pairs_of
-from recray.training.shard import Shard
+from recray.training.loop import device_of
+from recray.training.optimizers import pairs_of
+from recray.training.shard import Shard, Workers
 
 NEGATIVES = 4
 LOOP_BATCH = 512

@@ -30,9 +30,8 @@ from recray.progress import Log
 from recray.runtime.session import session
 from recray.training import trainer
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
-from recray.training.collectives import Workers
-from recray.training.optimizers import device_of
-from recray.training.ray_train import build_run
+from recray.training.loop import build_run, device_of
+from recray.training.shard import Workers
 
 Rows = list[dict[str, Any]]
 BATCH = 8192

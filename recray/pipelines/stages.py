@@ -29,8 +29,8 @@ from recray.serving.registry import Registry
 from recray.serving.verify import Verification
 from recray.storage import Folder
 from recray.training import trainer
-from recray.training.callbacks import Callbacks, OnEpoch, TensorBoard
 from recray.training.checkpoint import RunFolder
+from recray.training.ray_train import Callbacks, OnEpoch, TensorBoard
 
 
 def evaluate(

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF, ROW_BLOCK
-from recray.training.collectives import Workers
 from recray.training.epochs import EpochRunner
 from recray.training.gibbs_math import (
     RowPrior,
@@ -19,7 +18,7 @@ from recray.training.gibbs_math import (
     normal_equations,
     truncated_svd,
 )
-from recray.training.shard import Shard
+from recray.training.shard import Shard, Workers
 
 PRIOR_STEPS = 2
 """Steps of expectation maximisation for the spread of users around their prior."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from recray.models.factorization import SIDE_POWER
-from recray.training.collectives import Workers
+from recray.training.shard import Workers
 
 SVD_ITERATIONS = 8
 """Passes of orthogonal iteration over the matrix of rated pairs."""

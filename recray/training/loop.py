@@ -2,30 +2,39 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
-from recray.config import Settings
+from recray.config import Settings, TrainSettings
+from recray.data.dataset import Prepared
+from recray.data.item_features import feature_matrix
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.evaluation.metrics import RATING
+from recray.models import build_model
 from recray.models.base import Model
-from recray.models.factorization import BPMFMean
-from recray.models.objectives import BPMF, ImplicitALS, Objective, PairLoss, SampledLoss, as_linear
+from recray.models.factorization import BPMFMean, Hybrid
+from recray.models.objectives import (
+    BPMF,
+    ImplicitALS,
+    Objective,
+    PairLoss,
+    SampledLoss,
+    as_linear,
+    build_objective,
+)
 from recray.schema import TIMINGS
-from recray.training.als import ALSEpochs
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
-from recray.training.collectives import Workers
-from recray.training.epochs import AllItemsEpochs, EpochRunner, PairEpochs
+from recray.training.epochs import AllItemsEpochs, ALSEpochs, EpochRunner, PairEpochs
 from recray.training.gibbs import GibbsSampler
 from recray.training.run_metadata import EpochEntry
-from recray.training.shard import Shard, StreamedShard, rating_statistics
+from recray.training.shard import Shard, Validate, WorkerRows, Workers, rating_statistics
+from recray.training.streaming import StreamedShard, check_streaming
+from recray.training.warm_start import StartWeights, pretrain, read_start_weights, start_from
 
-Validate = Callable[[Model], dict[str, tuple[float, float]]]
-"""From the model to (sum, count) of each metric over this worker's users."""
 Report = Callable[[EpochEntry], None]
 
 ASK_EVERY_S = 5.0
@@ -253,3 +262,76 @@ class TrainingRun:
             state.best_epoch, state.best_value = state.epoch, value
         waited = state.epoch - state.best_epoch
         state.stopped = train.patience is not None and waited >= train.patience
+
+
+# --------------------------------------------------------------------- from files to a run
+
+
+def build_run(
+    settings: Settings,
+    prepared: Prepared,
+    run_folder: str,
+    workers: Workers,
+    report: Callable[[dict[str, float]], None],
+    start_weights: Sequence[StartWeights] | None = None,
+) -> TrainingRun:
+    """Read the ratings of a worker's own parts, and build the model and the objective.
+
+    Args:
+        settings: Resolved settings.
+        prepared: The data set.
+        run_folder: Folder of the run.
+        workers: The group.
+        report: Receives the metrics of each epoch.
+        start_weights: What train.init_from names; None reads it here.
+    """
+    rows = WorkerRows(settings, prepared, workers)
+    objective = build_objective(settings, *prepared.rating_range)
+    if rows.streamed:  # also where validation rows, or fewer workers than there were, make it so
+        check_streaming(settings, objective, max(rows.rows_of.values()), workers.size)
+    torch.manual_seed(settings.train.seed)  # the same start on every worker
+    model = build_model(settings, prepared.users, prepared.items)
+    if isinstance(model, Hybrid):
+        table = prepared.item_table[: prepared.items]
+        names = settings.model.item_features or ()
+        model.describe_items(torch.from_numpy(feature_matrix(table, names)))
+    model.to(device_of(settings.train))
+    return TrainingRun(
+        settings,
+        model,
+        objective,
+        rows.shard,
+        RunFolder(run_folder),
+        workers,
+        rows.validation(objective),
+        report,
+        _initializer(settings, prepared, rows, start_weights),
+    )
+
+
+def _initializer(
+    settings: Settings,
+    prepared: Prepared,
+    rows: WorkerRows,
+    start_weights: Sequence[StartWeights] | None,
+) -> Callable[[Model], None] | None:
+    """Choose how a model gets its first weights; None leaves the random ones."""
+    train, shard = settings.train, rows.shard
+    if train.init_from:
+        runs = start_weights or read_start_weights(train.init_from, prepared)
+        return partial(start_from, runs=runs, alpha=train.neumf_alpha)
+    if train.als_pretrain_epochs and isinstance(shard, Shard):  # check_streaming refuses the other
+        workers = rows.workers.with_long_timeout()
+        return partial(pretrain, shard=shard, settings=settings, workers=workers)
+    return None
+
+
+def device_of(train: TrainSettings) -> torch.device:
+    """Find the device to train on.
+
+    Raises:
+        RecrayError: A GPU is asked for where there is none.
+    """
+    if train.device == "cuda" and not torch.cuda.is_available():
+        raise RecrayError("train.device=cuda: there is no GPU that torch can use; give cpu")
+    return torch.device(train.device)

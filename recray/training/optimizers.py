@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from recray.config import Settings, TrainSettings
-from recray.errors import RecrayError
 from recray.models.base import Batch, Model, is_user_table
-from recray.training.collectives import Workers
+from recray.training.shard import Workers
 
 DENSE_THRESHOLD = 0.39
 """Pairs of a batch, as a share of users and items, from which on a step on every row moves fewer
@@ -105,17 +104,6 @@ def describe(settings: Settings, users: int, items: int, rows: int, workers: int
     phrases += [train.device] * (train.device != "cpu")
     phrases += [train.precision] * (train.precision != "float32")
     return "; ".join(phrases)
-
-
-def device_of(train: TrainSettings) -> torch.device:
-    """Find the device to train on.
-
-    Raises:
-        RecrayError: A GPU is asked for where there is none.
-    """
-    if train.device == "cuda" and not torch.cuda.is_available():
-        raise RecrayError("train.device=cuda: there is no GPU that torch can use; give cpu")
-    return torch.device(train.device)
 
 
 def keep_freed_memory() -> None:

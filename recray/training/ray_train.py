@@ -1,53 +1,50 @@
-"""RAY TRAIN: start the workers; what each of them reads, and what it trains.
+"""RAY TRAIN: start the workers, and hand on what they write after each epoch.
 
-A worker reads the parts of the data set that it owns, and runs the loop of loop.py on them.
+The workers run the loop of loop.py. What follows a run, such as a progress bar or the event files
+of TensorBoard, reads its history, so it needs no connection to them.
 """
 
 import contextlib
-import copy
+import json
 import logging
+import math
+import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from recray.config import Settings
-from recray.data.dataset import Prepared, Ratings
-from recray.data.item_features import feature_matrix
+from recray.data.dataset import Prepared
 from recray.errors import RecrayError
-from recray.evaluation.metrics import (
-    PerUserMetrics,
-    blocks_of,
-    evaluate_block,
-    metric_names,
-    metric_sums,
-)
-from recray.inference.scorer import History, Scorer
-from recray.models import build_model
-from recray.models.base import Model
-from recray.models.baselines import BiasOnly
-from recray.models.factorization import Hybrid
-from recray.models.objectives import Objective, build_objective
+from recray.progress import Log
 from recray.runtime.ray_private import lean_trainer, lost_worker, unplaced, user_error
 from recray.runtime.session import TERMINATED
-from recray.storage import Folder
-from recray.training.checkpoint import RunFolder
-from recray.training.collectives import LONG_TIMEOUT_S, Workers
-from recray.training.loop import TrainingRun, Validate
-from recray.training.optimizers import device_of
-from recray.training.shard import Columns, Shard, StreamedShard, check_streaming, rating_statistics
-from recray.training.warm_start import StartWeights, initializer, read_start_weights
+from recray.schema import TIMINGS
+from recray.storage import Folder, is_uri
+from recray.training.checkpoint import EPOCHS, RunFolder
+from recray.training.loop import build_run
+from recray.training.run_metadata import EpochEntry, RunMetadata
+from recray.training.shard import LONG_TIMEOUT_S, Workers
+from recray.training.warm_start import StartWeights
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
+    from torch.utils.tensorboard import SummaryWriter
 
 Config = TypeVar("Config")
+OnEpoch = Callable[[EpochEntry], None]
+POLL_S = 0.25
+"""Seconds between two looks at the history of a run that trains in other processes."""
+EVENTS = "tensorboard"
+TENSORBOARD_DELAY_S = 2.0
+"""TensorBoard takes half a second to load; a run that is shorter than this waits for it once."""
 
 
 @dataclass(frozen=True)
@@ -162,165 +159,190 @@ def train_worker(config: dict[str, TrainJob]) -> None:
     replace(run, preempting=lambda: ray.train.get_preemption_info() is not None).fit()
 
 
-def build_run(
-    settings: Settings,
-    prepared: Prepared,
-    run_folder: str,
-    workers: Workers,
-    report: Callable[[dict[str, float]], None],
-    start_weights: Sequence[StartWeights] | None = None,
-) -> TrainingRun:
-    """Read the ratings of a worker's own parts, and build the model and the objective.
+# ------------------------------------------------------------------------ what follows the epochs
+
+
+class ExperimentLogger(Protocol):
+    """Keeps the epochs of a run in the form of another tool."""
+
+    name: str
+
+    def epoch(self, entry: EpochEntry) -> None:
+        """Take the next epoch's metrics."""
+
+    def close(self, finished: bool) -> None:
+        """Write what is left; the run is finished, or was stopped."""
+
+
+LoggerFactory = Callable[[Folder, RunMetadata, list[EpochEntry]], ExperimentLogger]
+"""From the run's folder, what the run is, and the epochs it has had."""
+
+
+def _ignore(_line: str) -> None:
+    """Drop the line."""
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What is called while a run trains.
 
     Args:
-        settings: Resolved settings.
-        prepared: The data set.
-        run_folder: Folder of the run.
-        workers: The group.
-        report: Receives the metrics of each epoch.
-        start_weights: What train.init_from names; None reads it here.
+        log: Receives what happens, one line at a time.
+        on_epoch: Receives each epoch's metrics as they come.
+        loggers: Open what else keeps the metrics.
     """
-    rows = WorkerRows(settings, prepared, workers)
-    objective = build_objective(settings, *prepared.rating_range)
-    if rows.streamed:  # also where validation rows, or fewer workers than there were, make it so
-        check_streaming(settings, objective, max(rows.rows_of.values()), workers.size)
-    torch.manual_seed(settings.train.seed)  # the same start on every worker
-    model = build_model(settings, prepared.users, prepared.items)
-    if isinstance(model, Hybrid):
-        table = prepared.item_table[: prepared.items]
-        names = settings.model.item_features or ()
-        model.describe_items(torch.from_numpy(feature_matrix(table, names)))
-    model.to(device_of(settings.train))
-    if start_weights is None:
-        start_weights = read_start_weights(settings.train.init_from, prepared)
-    return TrainingRun(
-        settings,
-        model,
-        objective,
-        rows.shard,
-        RunFolder(run_folder),
-        workers,
-        rows.validation(objective),
-        report,
-        initializer(settings, rows.shard, workers.with_long_timeout(), start_weights),
-    )
+
+    log: Log = _ignore
+    on_epoch: OnEpoch | None = None
+    loggers: tuple[LoggerFactory, ...] = ()
 
 
-class WorkerRows:
-    """Reads the parts of one worker: all into memory, or a part at a time where they are too many.
+class HistoryTail:
+    """Hands on the entries of epochs.json, each once.
+
+    A logger that fails is left out from then on: no run ends because its log cannot be written.
 
     Args:
-        settings: train.fit_on and train.max_rows_in_memory decide what is read, and how.
-        prepared: The data set.
-        workers: The group.
+        run: The run.
+        callbacks: What receives the entries.
+        loggers: The open loggers.
+        already_seen: Entries that were handed on before.
     """
 
-    def __init__(self, settings: Settings, prepared: Prepared, workers: Workers) -> None:
-        self.settings, self.prepared, self.workers = settings, prepared, workers
-        self.parts = list(range(workers.rank, prepared.buckets, workers.size))
-        self.limit = settings.train.max_rows_in_memory
-        self.rows_of: dict[int, int] = {}
-        if self.limit is not None:
-            counts = prepared.rows_of_parts("train")
-            self.rows_of = {part: counts[part] for part in self.parts}
-            if settings.train.fit_on != "train":
-                self.rows_of = {part: len(self._read([part])[0]) for part in self.parts}
-        self.streamed = self.limit is not None and sum(self.rows_of.values()) > self.limit
+    def __init__(
+        self,
+        run: RunFolder,
+        callbacks: Callbacks,
+        loggers: list[ExperimentLogger],
+        already_seen: int,
+    ) -> None:
+        self.run, self.callbacks, self.loggers = run, callbacks, loggers
+        self.already_seen = already_seen
 
-    @cached_property
-    def shard(self) -> Shard | StreamedShard:
-        """The ratings to train on."""
-        owned = torch.zeros(self.prepared.users, dtype=torch.bool)
-        for train, _ in self._groups():
-            owned[torch.from_numpy(np.unique(train.user).astype(np.int64))] = True
-        if self.streamed and self.limit is not None:
-            return StreamedShard(self._columns, self.rows_of, self.limit, owned)
-        return Shard(*_tensors(self._all[0]), owned)
-
-    def validation(self, objective: Objective) -> Validate | None:
-        """Build the function that ranks, for this worker's validation users, all items that they
-        have not trained on; None without validation rows.
-        """
-        prepared, settings = self.prepared, self.settings
-        if settings.train.fit_on != "train" or not prepared.manifest["splits"]["valid"]["rows"]:
-            return None
-        # What stands in for the unknown comes from the ratings of all workers, so that the summed
-        # metrics do not depend on how many there are.
-        whole = rating_statistics(self.shard, prepared.items, self.workers.with_long_timeout())
-        # A model that ranks predicts no rating, so nothing will ask for the biases.
-        rates = not settings.ranks
-        biases = self._biases(lambda b: b.init_from_statistics(whole)) if rates else None
-        popularity = whole.item_count.float()
-        names = metric_names(settings.evaluate, rates=rates)
-        groups = self._seen if self.streamed else list(self._seen()).__iter__
-
-        def validate(trained: Model) -> dict[str, tuple[float, float]]:
-            on_cpu = settings.train.device == "cpu"
-            model, tables = trained if on_cpu else copy.deepcopy(trained).cpu(), []
-            for valid, history in groups():
-                scorer = Scorer(model, objective, history, 1.0, biases, popularity)
-                blocks = blocks_of(valid)
-                tables += [
-                    evaluate_block(scorer, valid, block, settings.evaluate) for block in blocks
-                ]
-            return metric_sums(PerUserMetrics.join(tables) if tables else None, names)
-
-        return validate
-
-    def _biases(self, observe: Callable[[BiasOnly], None]) -> BiasOnly:
-        """Fit the bias-only model of this worker's users; each has all ratings in one group."""
-        biases = BiasOnly(self.prepared.users, self.prepared.items)
-        observe(biases)
-        total = torch.zeros_like(biases.user_bias)
-        for train, _ in self._groups():
-            biases.fit_users(*_tensors(train))
-            total += biases.user_bias
-        biases.user_bias.copy_(total)
-        return biases
-
-    def _seen(self) -> Iterator[tuple[Ratings, History]]:
-        """Yield validation rows, and what their users have rated, one group of parts at a time."""
-        users, items = self.prepared.users, self.prepared.items
-        for (train, valid), parts in zip(self._groups(), self._numbers, strict=True):
-            known = Ratings.concatenate([train, self.prepared.load("fold_in", parts)])
-            last = max(int(valid.user.max(initial=-1)), int(known.user.max(initial=-1)))
-            yield valid, History.of(known, max(last + 1, users), items)
-
-    @property
-    def _numbers(self) -> list[list[int]]:
-        return [[part] for part in self.parts] if self.streamed else [self.parts]
-
-    def _groups(self) -> Iterator[tuple[Ratings, Ratings]]:
-        """Yield rows to train on and to validate with, as many at once as memory allows."""
-        if not self.streamed:
-            yield self._all
+    def emit(self) -> None:
+        """Hand on the new entries."""
+        if not self.run.folder.exists(EPOCHS):
             return
-        for part in self.parts:
-            yield self._read([part])
+        history = self.run.history()
+        for entry in history[self.already_seen :]:
+            if self.callbacks.on_epoch is not None:
+                self.callbacks.on_epoch(entry)
+            for logger in list(self.loggers):
+                self._guard(logger, partial(logger.epoch, entry))
+        self.already_seen = max(self.already_seen, len(history))
 
-    @cached_property
-    def _all(self) -> tuple[Ratings, Ratings]:
-        return self._read(self.parts)
+    def close(self, finished: bool) -> None:
+        """Close the loggers."""
+        for logger in list(self.loggers):
+            self._guard(logger, partial(logger.close, finished))
 
-    def _read(self, parts: list[int]) -> tuple[Ratings, Ratings]:
-        """Read the rows to train on and to validate with, of users and items of the training."""
-        prepared = self.prepared
-        train, valid = prepared.load("train", parts), prepared.load("valid", parts)
-        if self.settings.train.fit_on == "train":
-            return train, valid
-        known = valid.where((valid.user < prepared.users) & (valid.item < prepared.items))
-        return Ratings.concatenate([train, known]), valid
-
-    def _columns(self, part: int) -> Columns:
-        """Read the training rows of a part."""
-        if self.settings.train.fit_on == "train":
-            return _tensors(self.prepared.load("train", [part]))
-        return _tensors(self._read([part])[0])
+    def _guard(self, logger: ExperimentLogger, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # a server that went away, a full disk
+            self.loggers.remove(logger)
+            message = next(iter(str(error).splitlines()), type(error).__name__)
+            self.callbacks.log(f"{logger.name} is left out from here on: {message}")
 
 
-def _tensors(rows: Ratings) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.from_numpy(rows.user.astype(np.int64)),
-        torch.from_numpy(rows.item.astype(np.int64)),
-        torch.from_numpy(rows.rating.copy()),
-    )
+@contextlib.contextmanager
+def watch_history(
+    run: RunFolder, callbacks: Callbacks, metadata: RunMetadata, history: list[EpochEntry]
+) -> Iterator[None]:
+    """Hand on each new entry of epochs.json while the block runs.
+
+    The file is polled, so it does not matter in which process or on which node the run trains.
+
+    Args:
+        run: The run.
+        callbacks: What receives the entries.
+        metadata: What the run is.
+        history: Epochs done before.
+
+    Raises:
+        RecrayError: A logger cannot be opened.
+    """
+    if callbacks.on_epoch is None and not callbacks.loggers:
+        yield
+        return
+    loggers = [factory(run.folder, metadata, history) for factory in callbacks.loggers]
+    tail = HistoryTail(run, callbacks, loggers, len(history))
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(POLL_S):
+            tail.emit()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        stop.set()
+        thread.join()
+        tail.emit()
+        tail.close(finished)
+
+
+def tagged(entry: EpochEntry) -> dict[str, float]:
+    """The numbers of an entry as train/loss, valid/rmse, speed/seconds."""
+    groups = {"loss": "train"} | dict.fromkeys(TIMINGS, "speed")
+    numbers = {k: v for k, v in entry.items() if k != "epoch" and math.isfinite(v)}
+    return {f"{groups.get(name, 'valid')}/{name}": value for name, value in numbers.items()}
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard, by torch's writer.
+
+    They are written anew when a run is continued, so that no epoch is there twice or lacking.
+
+    Args:
+        folder: The run's folder; in an object store the files come when the run ends.
+        metadata: What the run is.
+        history: Epochs done before.
+    """
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Folder, metadata: RunMetadata, history: list[EpochEntry]) -> None:
+        self.folder, self.metadata = folder.child(EVENTS), metadata
+        self.pending = list(history)
+        self.begin = time.monotonic()
+        self.writer: SummaryWriter | None = None
+        self.local = self.folder.path
+        if is_uri(folder.path):
+            self.scratch = tempfile.TemporaryDirectory(prefix="recray-events-")
+            self.local = self.scratch.name
+
+    def epoch(self, entry: EpochEntry) -> None:
+        """Take the next epoch's metrics."""
+        self.pending.append(entry)
+        if time.monotonic() - self.begin > TENSORBOARD_DELAY_S:
+            self._write()
+
+    def close(self, finished: bool) -> None:
+        """Write what is left."""
+        if self.pending:
+            self._write()
+        if self.writer is not None:
+            self.writer.close()
+        if is_uri(self.folder.path):
+            for path in Path(self.local).iterdir():
+                self.folder.write_bytes(path.name, path.read_bytes())
+            self.scratch.cleanup()
+
+    def _write(self) -> None:
+        if self.writer is None:
+            self.folder.delete()
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(self.local)
+            settings = json.dumps(self.metadata.settings.plain(), indent=1)
+            self.writer.add_text("settings", f"```\n{settings}\n```")
+        for entry in self.pending:
+            for name, value in tagged(entry).items():
+                self.writer.add_scalar(name, value, int(entry["epoch"]))
+        self.writer.flush()
+        self.pending.clear()

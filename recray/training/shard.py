@@ -1,4 +1,4 @@
-"""The training ratings of one worker, and how an epoch cuts them into batches.
+"""One worker of a training: its place in the group, its ratings, and the batches of an epoch.
 
 The number of steps is fixed before the loop, from row counts, and is the same on every worker. A
 worker with fewer ratings pads its batches with rows of weight 0. So no worker waits for a batch
@@ -7,24 +7,109 @@ that another one does not have, and the gradient of many workers is that of one 
 
 # Shape letters: R = ratings of this worker, B = ratings of its batch.
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Self
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from recray.config import Settings
-from recray.errors import RecrayError
-from recray.models.base import Batch, Statistics
-from recray.models.objectives import Objective, PairLoss, SampledLoss
-from recray.training.collectives import Workers
+from recray.data.dataset import Prepared, Ratings
+from recray.errors import WorkerLost
+from recray.evaluation.metrics import (
+    PerUserMetrics,
+    blocks_of,
+    evaluate_block,
+    metric_names,
+    metric_sums,
+)
+from recray.inference.scorer import History, Scorer
+from recray.models.base import Batch, Model, Statistics
+from recray.models.baselines import BiasOnly
+from recray.models.objectives import Objective
+
+if TYPE_CHECKING:
+    from recray.training.streaming import StreamedShard
 
 Columns = tuple[Tensor, Tensor, Tensor]
 """(R,) int64 users, (R,) int64 items and (R,) float32 ratings."""
-ReadPart = Callable[[int], Columns]
+Validate = Callable[[Model], dict[str, tuple[float, float]]]
+"""From the model to (sum, count) of each metric over this worker's users."""
+TIMEOUT_S = 60.0
+"""How long a worker waits for the others in a step before it says that one is lost."""
+LONG_TIMEOUT_S = 1800.0
+"""The same after work that may take one worker longer than another: reading, validation, saving."""
 LOWEST = -1e30
 """Stands for minus infinity in a sum over workers, where infinity times 0 would be no number."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """One worker's view of the group; a group of one needs no process group.
+
+    Args:
+        rank: This worker's number, 0..size-1.
+        size: Number of workers.
+        timeout: Seconds to wait for the others; the process group's own timeout is no shorter.
+    """
+
+    rank: int = 0
+    size: int = 1
+    timeout: float = TIMEOUT_S
+
+    def with_long_timeout(self) -> Self:
+        """The same group, waiting longer: for what follows work of unequal length."""
+        return replace(self, timeout=max(self.timeout, LONG_TIMEOUT_S))
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum the tensor over all workers, in place; the result is the same on each.
+
+        Raises:
+            WorkerLost: Another worker has gone, or has not answered in time.
+        """
+        if self.size > 1:
+            self._wait(lambda: dist.all_reduce(value, async_op=True))
+        return value
+
+    def begin_sum(self, value: Tensor) -> Callable[[], object]:
+        """Start to sum the tensor over all workers, in place; what is returned waits for it."""
+        work = dist.all_reduce(value, async_op=True)
+        return lambda: self._wait(lambda: work)
+
+    def begin_gather(self, value: Tensor) -> tuple[Callable[[], object], Tensor]:
+        """Start to collect a tensor of every worker, all of one shape; the function that is
+        returned waits for them, and the tensor beside it then has one row for each worker.
+        """
+        gathered = value.new_empty(self.size, *value.shape)
+        work = dist.all_gather(list(gathered.unbind(dim=0)), value, async_op=True)
+        return (lambda: self._wait(lambda: work)), gathered
+
+    def sum_floats(self, *values: float) -> list[float]:
+        """Sum a few numbers over all workers, in float64."""
+        total: list[float] = self.sum(torch.tensor(values, dtype=torch.float64)).tolist()
+        return total
+
+    def barrier(self) -> None:
+        """Wait until every worker is here; raises WorkerLost as `sum` does."""
+        if self.size > 1:
+            self._wait(lambda: dist.barrier(async_op=True))
+
+    def _wait(self, begin: Callable[[], "dist.Work | None"]) -> None:
+        try:
+            work = begin()
+            if work is not None:
+                work.wait(timedelta(seconds=self.timeout))
+        except RuntimeError as error:  # whatever the backend says: gone, refused, timed out
+            raise WorkerLost(
+                f"worker {self.rank} of {self.size} (from 0) waited for another that died or has "
+                f"not answered for {self.timeout:g} s ({str(error).strip().splitlines()[-1]})"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -136,86 +221,7 @@ class Shard:
         return shuffled_batches((self.user, self.item, self.rating), plan, generator)
 
 
-@dataclass(frozen=True)
-class StreamedShard:
-    """The training ratings of one worker, in parts of which only a few are in memory at a time.
-
-    Each epoch puts the parts into a new random order and reads as many at a time as stay within
-    `max_rows`: a window. The ratings of a window are shuffled together with those that the window
-    before had left over after its last full batch. Users are spread over parts by a hash, so every
-    window is a fair sample of them. The order is a function of (seed, epoch, rank), as it is with
-    ratings in memory, and the plan of the steps is the same.
-
-    Args:
-        read: Reads a part by its number; every rating of a user is in one part.
-        rows_of: Ratings of each part.
-        max_rows: Most ratings in memory at once; no part is larger.
-        owned: (users,) bool; the users whose rows this worker updates and saves.
-    """
-
-    read: ReadPart
-    rows_of: Mapping[int, int]
-    max_rows: int
-    owned: Tensor
-
-    @property
-    def rows(self) -> int:
-        """Number of ratings in all parts."""
-        return sum(self.rows_of.values())
-
-    def to(self, device: torch.device) -> Self:
-        """Stay as it is: check_streaming refuses every device but the CPU."""
-        return self
-
-    def chunks(self) -> Iterator[Columns]:
-        """Yield every part once, in order."""
-        for part in self.rows_of:
-            yield self.read(part)
-
-    def windows(self, generator: torch.Generator) -> list[list[int]]:
-        """Put the parts in a random order, as many together as max_rows allows; one at least."""
-        parts = list(self.rows_of)
-        windows: list[list[int]] = [[]]
-        held = 0
-        for place in torch.randperm(len(parts), generator=generator).tolist():
-            rows = self.rows_of[parts[place]]
-            if held + rows > self.max_rows:
-                windows.append([])
-                held = 0
-            windows[-1].append(parts[place])
-            held += rows
-        return windows
-
-    def batches(self, plan: BatchPlan, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield plan.steps batches of plan.batch rows; every rating occurs once."""
-        left: Columns = (torch.zeros(0, dtype=torch.int64),) * 2 + (torch.zeros(0),)
-        windows, done = self.windows(generator), 0
-        for number, window in enumerate(windows):
-            columns = _join(left, [self.read(part) for part in window])
-            steps = len(columns[0]) // plan.batch
-            rows = steps * plan.batch
-            if number == len(windows) - 1:  # the last window also pads up to the plan
-                steps, rows = plan.steps - done, len(columns[0])
-            of_window = BatchPlan((rows,), plan.batch, steps)
-            yield from shuffled_batches(_rows(columns, slice(rows)), of_window, generator)
-            user, item, rating = _rows(columns, slice(rows, None))
-            # Clones: a slice would keep the whole window in memory while the next one is read.
-            left = user.clone(), item.clone(), rating.clone()
-            del columns, user, item, rating
-            done += steps
-
-
-def _join(left: Columns, parts: list[Columns]) -> Columns:
-    user, item, rating = (torch.cat(column) for column in zip(left, *parts, strict=True))
-    return user, item, rating
-
-
-def _rows(columns: Columns, rows: slice) -> Columns:
-    user, item, rating = columns
-    return user[rows], item[rows], rating[rows]
-
-
-def rating_statistics(shard: Shard | StreamedShard, items: int, workers: Workers) -> Statistics:
+def rating_statistics(shard: "Shard | StreamedShard", items: int, workers: Workers) -> Statistics:
     """Sum and count each item's ratings over all workers; find the lowest and highest rating."""
     sums = torch.zeros(2, items, dtype=torch.float64)
     own = torch.full((2,), LOWEST, dtype=torch.float64)  # of -lowest and highest
@@ -233,39 +239,113 @@ def rating_statistics(shard: Shard | StreamedShard, items: int, workers: Workers
     return Statistics(sums[0], sums[1], -float(table[:, 0].max()), float(table[:, 1].max()))
 
 
-def check_streaming(settings: Settings, objective: Objective, largest: int, workers: int) -> None:
-    """Refuse to stream what needs all ratings of a worker at once.
+class WorkerRows:
+    """Reads the parts of one worker: all into memory, or a part at a time where they are too many.
 
     Args:
-        settings: With train.max_rows_in_memory.
-        objective: What is minimised.
-        largest: Ratings of the largest part.
-        workers: Number of workers.
-
-    Raises:
-        RecrayError: The recipe needs them, or the limit is too low for it.
+        settings: train.fit_on and train.max_rows_in_memory decide what is read, and how.
+        prepared: The data set.
+        workers: The group.
     """
-    train, limit = settings.train, settings.train.max_rows_in_memory
-    setting = f"train.max_rows_in_memory={limit}"
-    whole = None
-    if not isinstance(objective, PairLoss):
-        whole = f"objective.kind={settings.objective.kind}"
-    elif isinstance(objective, SampledLoss) and objective.negatives is None:
-        whole = "objective.negatives=all"
-    elif settings.ranks and settings.objective.reject_seen:
-        whole = "objective.reject_seen=true"
-    elif train.als_pretrain_epochs:
-        whole = f"train.als_pretrain_epochs={train.als_pretrain_epochs}"
-    elif train.batch_size == "all":
-        whole = "train.batch_size=all"
-    elif train.device != "cpu":
-        whole = f"train.device={train.device}"
-    if whole is not None:
-        raise RecrayError(
-            f"{setting}: {whole} needs all ratings of a worker in memory; leave one of the two out"
-        )
-    needed = max(largest, -(-int(train.batch_size) // workers))
-    if limit is not None and limit < needed:
-        raise RecrayError(
-            f"{setting} is too few: the largest part, or a worker's batch, has {needed:,} ratings"
-        )
+
+    def __init__(self, settings: Settings, prepared: Prepared, workers: Workers) -> None:
+        self.settings, self.prepared, self.workers = settings, prepared, workers
+        self.parts = list(range(workers.rank, prepared.buckets, workers.size))
+        self.limit = settings.train.max_rows_in_memory
+        self.rows_of: dict[int, int] = {}
+        if self.limit is not None:
+            counts = prepared.rows_of_parts("train")
+            self.rows_of = {part: counts[part] for part in self.parts}
+            if settings.train.fit_on != "train":
+                self.rows_of = {part: len(self._read([part])[0]) for part in self.parts}
+        self.streamed = self.limit is not None and sum(self.rows_of.values()) > self.limit
+
+    @cached_property
+    def shard(self) -> "Shard | StreamedShard":
+        """The ratings to train on."""
+        owned = torch.zeros(self.prepared.users, dtype=torch.bool)
+        for _, train, _ in self._groups():
+            owned[torch.from_numpy(np.unique(train.user).astype(np.int64))] = True
+        if self.streamed and self.limit is not None:
+            from recray.training.streaming import StreamedShard
+
+            return StreamedShard(self._columns, self.rows_of, self.limit, owned)
+        return Shard(*_tensors(self._all[0]), owned)
+
+    def validation(self, objective: Objective) -> Validate | None:
+        """Build the function that ranks, for this worker's validation users, all items that they
+        have not trained on; None without validation rows.
+        """
+        prepared, settings = self.prepared, self.settings
+        if settings.train.fit_on != "train" or not prepared.manifest["splits"]["valid"]["rows"]:
+            return None
+        # What stands in for the unknown comes from the ratings of all workers, so that the summed
+        # metrics do not depend on how many there are.
+        whole = rating_statistics(self.shard, prepared.items, self.workers.with_long_timeout())
+        # A model that ranks predicts no rating, so nothing will ask for the biases.
+        rates, popularity = not settings.ranks, whole.item_count.float()
+        biases = self._biases(whole) if rates else None
+        names = metric_names(settings.evaluate, rates=rates)
+        groups = self._seen if self.streamed else list(self._seen()).__iter__
+
+        def validate(trained: Model) -> dict[str, tuple[float, float]]:
+            on_cpu = settings.train.device == "cpu"
+            model, tables = trained if on_cpu else copy.deepcopy(trained).cpu(), []
+            for valid, history in groups():
+                scorer = Scorer(model, objective, history, 1.0, biases, popularity)
+                tables += [
+                    evaluate_block(scorer, valid, b, settings.evaluate) for b in blocks_of(valid)
+                ]
+            return metric_sums(PerUserMetrics.join(tables) if tables else None, names)
+
+        return validate
+
+    def _biases(self, whole: Statistics) -> BiasOnly:
+        """Fit the bias-only model of this worker's users; each has all ratings in one group."""
+        biases = BiasOnly(self.prepared.users, self.prepared.items)
+        biases.init_from_statistics(whole)
+        total = torch.zeros_like(biases.user_bias)
+        for _, train, _ in self._groups():
+            biases.fit_users(*_tensors(train))
+            total += biases.user_bias
+        biases.user_bias.copy_(total)
+        return biases
+
+    def _seen(self) -> Iterator[tuple[Ratings, History]]:
+        """Yield validation rows, and what their users have rated, one group of parts at a time."""
+        users, items = self.prepared.users, self.prepared.items
+        for parts, train, valid in self._groups():
+            known = Ratings.concatenate([train, self.prepared.load("fold_in", parts)])
+            last = max(int(valid.user.max(initial=-1)), int(known.user.max(initial=-1)))
+            yield valid, History.of(known, max(last + 1, users), items)
+
+    def _groups(self) -> Iterator[tuple[list[int], Ratings, Ratings]]:
+        """Yield parts with their rows to train on and to validate with, as memory allows."""
+        if not self.streamed:
+            yield self.parts, *self._all
+            return
+        for part in self.parts:
+            yield [part], *self._read([part])
+
+    @cached_property
+    def _all(self) -> tuple[Ratings, Ratings]:
+        return self._read(self.parts)
+
+    def _read(self, parts: list[int]) -> tuple[Ratings, Ratings]:
+        """Read the rows to train on and to validate with, of users and items of the training."""
+        prepared = self.prepared
+        train, valid = prepared.load("train", parts), prepared.load("valid", parts)
+        if self.settings.train.fit_on == "train":
+            return train, valid
+        known = valid.where((valid.user < prepared.users) & (valid.item < prepared.items))
+        return Ratings.concatenate([train, known]), valid
+
+    def _columns(self, part: int) -> Columns:
+        """Read the training rows of a part."""
+        whole = self.settings.train.fit_on == "train"
+        return _tensors(self.prepared.load("train", [part]) if whole else self._read([part])[0])
+
+
+def _tensors(rows: Ratings) -> Columns:
+    user, item = (torch.from_numpy(ids.astype(np.int64)) for ids in (rows.user, rows.item))
+    return user, item, torch.from_numpy(rows.rating.copy())

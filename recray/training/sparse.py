@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from recray.config import TrainSettings
 from recray.data.negatives import Negatives
 from recray.models.base import Batch, BatchIds, Model, UniqueIds
-from recray.training.collectives import PendingSum, SparseAllReduce, Workers
+from recray.training.collectives import PendingSum, SparseAllReduce
 from recray.training.optimizers import OptimizerStep
+from recray.training.shard import Workers
 
 OptimizerState = dict[str, Tensor]
 BETAS = (0.9, 0.999)
@@ -149,7 +150,9 @@ class SparseStep(OptimizerStep):
         self.user_tables = {name: table.data for name, table in self.user_tables.items()}
         self.item_tables = {name: table.data for name, table in self.item_tables.items()}
         columns = sum(table.shape[1] for table in self.item_tables.values())
-        self.all_reduce = SparseAllReduce(model.items, columns, max_pairs, workers)
+        self.all_reduce = (
+            SparseAllReduce(model.items, columns, max_pairs, workers) if workers.size > 1 else None
+        )
         self.steps = 0
         self._pending: PendingSum | None = None
         modules = zip(_models_in(self.batch_model), _models_in(model), strict=True)
@@ -159,8 +162,8 @@ class SparseStep(OptimizerStep):
     def bytes_per_step(self) -> float:
         """What a worker receives from the others in a step, on average."""
         table = next(iter(self.item_tables.values()))
-        rows = 0.0 if self.is_local else self.all_reduce.received * table.element_size()
-        return super().bytes_per_step + rows
+        rows = 0 if self.is_local or self.all_reduce is None else self.all_reduce.received
+        return super().bytes_per_step + rows * table.element_size()
 
     def prepare(self, batch: Batch) -> Batch:
         """Put the rows of a batch into the small model; ids become row numbers of its tables."""
@@ -194,7 +197,7 @@ class SparseStep(OptimizerStep):
         self.steps += 1
         users, items = self.ids
         gradient = self._gradient(self.item_tables)
-        if self.workers.size > 1 and not self.is_local:
+        if self.all_reduce is not None and not self.is_local:
             self._pending = self.all_reduce.begin(items.ids, gradient)
         else:
             self._update(self.item_tables, items.ids, gradient)

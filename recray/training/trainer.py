@@ -16,12 +16,12 @@ from recray.progress import Log
 from recray.runtime.nodes import available_workers, require_shared, wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
 from recray.storage import Folder
-from recray.training.callbacks import Callbacks, watch_history
 from recray.training.checkpoint import RunFolder, TrainState
-from recray.training.optimizers import EXACT, describe, device_of, pairs_of
-from recray.training.ray_train import TrainJob, fit, train_worker
+from recray.training.loop import device_of
+from recray.training.optimizers import EXACT, describe, pairs_of
+from recray.training.ray_train import Callbacks, TrainJob, fit, train_worker, watch_history
 from recray.training.run_metadata import RunMetadata, RunSummary
-from recray.training.shard import check_streaming
+from recray.training.streaming import check_streaming, is_streamed
 from recray.training.warm_start import (
     StartWeights,
     check_pretraining,
@@ -309,15 +309,6 @@ def _check_negatives(settings: Settings, prepared: Prepared, objective: Objectiv
     negatives = settings.objective.negatives
     if isinstance(objective, SampledLoss | UnobservedClass) and negatives != "all":
         NegativeSampler(prepared.items, negatives)  # refuses more than the catalogue can give
-
-
-def is_streamed(settings: Settings, prepared: Prepared, workers: int) -> bool:
-    """Whether some worker has more ratings than it may hold in memory."""
-    limit = settings.train.max_rows_in_memory
-    if limit is None:
-        return False
-    rows = prepared.rows_of_parts("train")
-    return max(sum(rows[rank::workers]) for rank in range(workers)) > limit
 
 
 def _refuse_large_batch(settings: Settings, prepared: Prepared) -> None:

@@ -4,9 +4,8 @@ A bundle of earlier data gives the rows of the users and items that it knows; th
 folded in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -22,10 +21,9 @@ from recray.models.factorization import Dot, Hybrid
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
 from recray.models.objectives import ImplicitALS
 from recray.storage import Folder
-from recray.training.als import ALSEpochs
 from recray.training.checkpoint import RunFolder
-from recray.training.collectives import Workers
-from recray.training.shard import Shard, StreamedShard
+from recray.training.epochs import ALSEpochs
+from recray.training.shard import Shard, Workers
 
 Weights = dict[str, Tensor]
 SPREAD = 0.3
@@ -49,22 +47,6 @@ class StartWeights:
     path: str
     kind: str
     weights: Weights
-
-
-def initializer(
-    settings: Settings,
-    shard: Shard | StreamedShard,
-    workers: Workers,
-    start_weights: Sequence[StartWeights],
-) -> Callable[[Model], None] | None:
-    """Choose how a model gets its first weights; None leaves the random ones."""
-    if start_weights:
-        return partial(start_from, runs=start_weights, alpha=settings.train.neumf_alpha)
-    if settings.train.als_pretrain_epochs and isinstance(
-        shard, Shard
-    ):  # check_streaming refuses the other
-        return partial(pretrain, shard=shard, settings=settings, workers=workers)
-    return None
 
 
 def read_runs(paths: Sequence[str], fingerprint: str) -> list[StartWeights]:

@@ -16,8 +16,9 @@ import torch
 from recray.config import build_settings
 from recray.errors import WorkerLost
 from recray.runtime.ray_private import process_failed, worker_failures
-from recray.training.collectives import Workers
-from recray.training.ray_train import build_run, fit
+from recray.training.loop import build_run
+from recray.training.ray_train import fit
+from recray.training.shard import Workers
 from recray.tuning.request import TuneRequest
 from recray.tuning.results import Entry, Metric, TrialSpec
 from recray.tuning.store import SweepFolder

@@ -21,8 +21,8 @@ from recray.data.split import hash_ids
 from recray.errors import RecrayError
 from recray.storage import Folder
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
-from recray.training.collectives import Workers
-from recray.training.ray_train import build_run
+from recray.training.loop import build_run
+from recray.training.shard import Workers
 from recray.tuning.results import Entry, Metric, TrialSpec
 from recray.tuning.store import SweepFolder
 
