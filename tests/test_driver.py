@@ -27,9 +27,8 @@ from recray.tuning.request import (
     ValidatedSearch,
     concurrency,
 )
-from recray.tuning.results import Metric, TrialResult
 from recray.tuning.space import parse_space
-from recray.tuning.store import SweepFolder
+from recray.tuning.store import Metric, SweepFolder, TrialResult
 from recray.tuning.trial import TrialRun, load, open_without_test
 
 SPACE = {"train.lr": {"loguniform": [0.001, 0.5]}, "model.dim": {"int": [2, 6]}}

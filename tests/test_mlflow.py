@@ -7,8 +7,7 @@ import pytest
 from recray.errors import RecrayError
 from recray.reporting.mlflow import export_sweep as export
 from recray.reporting.mlflow import mlflow_name
-from recray.tuning.results import Metric, TrialResult
-from recray.tuning.store import SweepFolder, SweepMetadata
+from recray.tuning.store import Metric, SweepFolder, SweepMetadata, TrialResult
 
 
 @pytest.fixture

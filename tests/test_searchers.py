@@ -5,13 +5,7 @@ import sys
 import pytest
 
 from recray.errors import RecrayError
-from recray.tuning.searchers import (
-    GridSearch,
-    RandomSearch,
-    TPESearch,
-    import_optuna,
-    make_searcher,
-)
+from recray.tuning.driver import GridSearch, RandomSearch, TPESearch, import_optuna, make_searcher
 from recray.tuning.space import Parameter
 
 SPACE = (

@@ -16,8 +16,8 @@ from recray.progress import Log
 from recray.runtime.session import session
 from recray.tuning import request, tuner
 from recray.tuning.request import TuneRequest
-from recray.tuning.results import TrialResult
 from recray.tuning.space import parse_space
+from recray.tuning.store import TrialResult
 
 POOR = ("model.dim=8", "objective.unobserved_weight=1.0", "train.l2=0.5")
 """Where the search starts: short vectors that shrink to nothing."""

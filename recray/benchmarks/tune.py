@@ -17,9 +17,8 @@ from recray.runtime.session import session
 from recray.tuning import request, tuner
 from recray.tuning.driver import SearchDriver
 from recray.tuning.request import TuneRequest, ValidatedSearch
-from recray.tuning.results import Metric, TrialSpec
 from recray.tuning.space import parse_space
-from recray.tuning.store import SweepFolder
+from recray.tuning.store import Metric, SweepFolder, TrialSpec
 from recray.tuning.trial import TrialDataset, TrialRun, load, open_without_test
 
 

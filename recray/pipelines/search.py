@@ -24,14 +24,8 @@ from recray.training.checkpoint import RunFolder
 from recray.tuning import tuner
 from recray.tuning.driver import OnUpdate
 from recray.tuning.request import ValidatedSearch
-from recray.tuning.results import (
-    FinalTest,
-    SeedScore,
-    TestScore,
-    TrialResult,
-    TrialSummary,
-    TuneResult,
-)
+from recray.tuning.results import FinalTest, SeedScore, TestScore, TrialSummary, TuneResult
+from recray.tuning.store import TrialResult
 
 PRESET_VALUES = "the preset's own values"
 

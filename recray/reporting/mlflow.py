@@ -24,8 +24,7 @@ from recray.storage import Folder, is_uri
 from recray.training.ray_train import LoggerFactory, tagged
 from recray.training.run_metadata import EpochEntry, RunMetadata
 from recray.tuning.request import FIXED_OPTIONS
-from recray.tuning.results import TrialResult
-from recray.tuning.store import SweepFolder, SweepMetadata
+from recray.tuning.store import SweepFolder, SweepMetadata, TrialResult
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -20,8 +20,8 @@ from recray.training.loop import build_run
 from recray.training.ray_train import fit
 from recray.training.shard import Workers
 from recray.tuning.request import TuneRequest
-from recray.tuning.results import Entry, Metric, TrialSpec
-from recray.tuning.store import SweepFolder
+from recray.tuning.results import Entry
+from recray.tuning.store import Metric, SweepFolder, TrialSpec
 from recray.tuning.trial import NoCheckpoints, NoTestDataset, TrialReport, error_summary
 
 

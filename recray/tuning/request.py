@@ -12,10 +12,10 @@ from recray.errors import RecrayError, unknown_name
 from recray.runtime.session import LOCAL, local_cpus
 from recray.training.loop import LOWER_IS_BETTER
 from recray.training.trainer import adapt_to_dataset, check_trainable
-from recray.tuning.results import Metric, Point
-from recray.tuning.searchers import SEARCHERS, GridSearch, Searcher, make_searcher
+from recray.tuning.driver import SEARCHERS, GridSearch, Searcher, make_searcher
+from recray.tuning.results import Point
 from recray.tuning.space import SearchSpace, default_point, load_space, parse_space
-from recray.tuning.store import SweepFolder, SweepMetadata, SweepOptions
+from recray.tuning.store import Metric, SweepFolder, SweepMetadata, SweepOptions
 from recray.tuning.trial import check_folds, open_without_test
 
 SCHEDULERS = ("none", "asha", "median")

@@ -1,8 +1,6 @@
-"""The trials of a search and its result, as types; the dump of each is the JSON that is stored."""
+"""The result of a search as types; the dump of each is the JSON that is stored."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import BaseModel, JsonValue, SerializerFunctionWrapHandler, model_serializer
@@ -15,100 +13,9 @@ Point = dict[str, JsonValue]
 """One value of each searched setting, such as `train.lr`, by its name."""
 Entry = dict[str, float]
 """One epoch of a trial: `epoch`, the loss, the validation metrics and the seconds."""
-
 Status = Literal["finished", "stopped", "failed", "lost"]
 """`stopped` trials were stopped by the scheduler and `failed` ones raised an error. The process of
 a `lost` trial died: no file is written for it, so a resumed sweep tries it again."""
-
-
-@dataclass(frozen=True)
-class TrialSpec:
-    """A trial that is about to run.
-
-    Args:
-        number: 0 for the values that the search starts from, then 1, 2, ...
-        key: 12 hex digits of its settings.
-        point: The values of the searched settings.
-        settings: All of its settings, as JSON values.
-    """
-
-    number: int
-    key: str
-    point: Point
-    settings: Values
-
-    def ended(
-        self, status: Status, history: Iterable[Entry] = (), error: str = ""
-    ) -> "TrialResult":
-        """The result of this trial."""
-        return TrialResult(**vars(self), status=status, history=list(history), error=error)
-
-
-@dataclass(frozen=True)
-class TrialResult(TrialSpec):
-    """A trial that has ended; its fields are the keys of its file.
-
-    Args:
-        status: How it ended.
-        history: One entry per epoch, as a run has.
-        error: Why it failed, in one line.
-    """
-
-    status: Status
-    history: list[Entry] = field(default_factory=list)
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The validation metric that trials are compared by.
-
-    Args:
-        name: Its name, such as ndcg@10.
-        lower_is_better: Whether lower values are better.
-    """
-
-    name: str
-    lower_is_better: bool
-
-    def better(self, value: float, than: float | None) -> bool:
-        """Whether a value beats another one; a nan or infinite value beats nothing."""
-        if not math.isfinite(value):
-            return False
-        return than is None or (value < than if self.lower_is_better else value > than)
-
-    def best(self, history: Iterable[Entry]) -> tuple[int, float] | None:
-        """(epoch, value) of the first best epoch, None where nothing was measured."""
-        found: tuple[int, float] | None = None
-        for entry in history:
-            value = float(entry.get(self.name, math.nan))
-            if self.better(value, found[1] if found else None):
-                found = (int(entry["epoch"]), value)
-        return found
-
-    def best_so_far(self, history: list[Entry]) -> list[float]:
-        """The best value up to each epoch; nan before the first measured one."""
-        best = [self.best(history[:count]) for count in range(1, len(history) + 1)]
-        return [found[1] if found else math.nan for found in best]
-
-    def winner(self, results: Iterable[TrialResult]) -> TrialResult | None:
-        """The best trial that ran to its end, or the best stopped trial where none did.
-
-        The trial with the lower number wins among equals.
-        """
-        ordered = sorted(results, key=lambda result: result.number)
-        for status in ("finished", "stopped"):
-            winner, value = None, None
-            for result in ordered:
-                best = self.best(result.history) if result.status == status else None
-                if best is not None and self.better(best[1], value):
-                    winner, value = result, best[1]
-            if winner is not None:
-                return winner
-        return None
-
-
-# ------------------------------------------------------------------------- the result of a search
 
 
 class TrialSummary(BaseModel):

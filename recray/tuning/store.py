@@ -1,4 +1,4 @@
-"""A sweep on disk: the trials that have ended, the table of reports, the best settings.
+"""Trials and the sweep on disk: the trials that have ended, the table of reports, the best one.
 
     SWEEP/sweep.json              what this sweep is: data, settings, space, searcher; written first
     SWEEP/trials/KEY.json         one finished, stopped or failed trial, named by its settings
@@ -12,8 +12,9 @@ trial that had ended, whatever Ray had or had not saved.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from recray.errors import RecrayError
 from recray.storage import Folder
 from recray.training.checkpoint import refuse_taken
 from recray.training.run_metadata import changed_values, flat_settings
-from recray.tuning.results import Metric, TrialResult, TuneResult, Values
+from recray.tuning.results import Entry, Point, Status, TuneResult, Values
 
 METADATA, SUMMARY = "sweep.json", "summary.json"
 SETTINGS_GROUPS = ("model", "objective", "train", "evaluate")
@@ -41,6 +42,96 @@ def settings_key(settings: Settings) -> str:
 def hash_key(values: Values) -> str:
     """12 hex digits of JSON values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """A trial that is about to run.
+
+    Args:
+        number: 0 for the values that the search starts from, then 1, 2, ...
+        key: 12 hex digits of its settings.
+        point: The values of the searched settings.
+        settings: All of its settings, as JSON values.
+    """
+
+    number: int
+    key: str
+    point: Point
+    settings: Values
+
+    def ended(
+        self, status: Status, history: Iterable[Entry] = (), error: str = ""
+    ) -> "TrialResult":
+        """The result of this trial."""
+        return TrialResult(**vars(self), status=status, history=list(history), error=error)
+
+
+@dataclass(frozen=True)
+class TrialResult(TrialSpec):
+    """A trial that has ended; its fields are the keys of its file.
+
+    Args:
+        status: How it ended.
+        history: One entry per epoch, as a run has.
+        error: Why it failed, in one line.
+    """
+
+    status: Status
+    history: list[Entry] = field(default_factory=list)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The validation metric that trials are compared by.
+
+    Args:
+        name: Its name, such as ndcg@10.
+        lower_is_better: Whether lower values are better.
+    """
+
+    name: str
+    lower_is_better: bool
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether a value beats another one; a nan or infinite value beats nothing."""
+        if not math.isfinite(value):
+            return False
+        return than is None or (value < than if self.lower_is_better else value > than)
+
+    def best(self, history: Iterable[Entry]) -> tuple[int, float] | None:
+        """(epoch, value) of the first best epoch, None where nothing was measured."""
+        found: tuple[int, float] | None = None
+        for entry in history:
+            value = float(entry.get(self.name, math.nan))
+            if self.better(value, found[1] if found else None):
+                found = (int(entry["epoch"]), value)
+        return found
+
+    def best_so_far(self, history: list[Entry]) -> list[float]:
+        """The best value up to each epoch; nan before the first measured one."""
+        best = [self.best(history[:count]) for count in range(1, len(history) + 1)]
+        return [found[1] if found else math.nan for found in best]
+
+    def winner(self, results: Iterable[TrialResult]) -> TrialResult | None:
+        """The best trial that ran to its end, or the best stopped trial where none did.
+
+        The trial with the lower number wins among equals.
+        """
+        ordered = sorted(results, key=lambda result: result.number)
+        for status in ("finished", "stopped"):
+            winner, value = None, None
+            for result in ordered:
+                best = self.best(result.history) if result.status == status else None
+                if best is not None and self.better(best[1], value):
+                    winner, value = result, best[1]
+            if winner is not None:
+                return winner
+        return None
+
+
+# ---------------------------------------------------------------------------- the sweep on disk
 
 
 class SweepOptions(BaseModel):

@@ -23,8 +23,8 @@ from recray.storage import Folder
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.loop import build_run
 from recray.training.shard import Workers
-from recray.tuning.results import Entry, Metric, TrialSpec
-from recray.tuning.store import SweepFolder
+from recray.tuning.results import Entry
+from recray.tuning.store import Metric, SweepFolder, TrialSpec
 
 SPLITS = ("train", "valid", "fold_in")
 """The splits that a search may read."""

@@ -29,8 +29,8 @@ from recray.tuning.request import (
     concurrency,
     trial_resources,
 )
-from recray.tuning.results import Metric, TrialResult, TrialSpec, Values
-from recray.tuning.store import SweepFolder
+from recray.tuning.results import Values
+from recray.tuning.store import Metric, SweepFolder, TrialResult, TrialSpec
 from recray.tuning.trial import TrialDataset, TrialReport, TrialRun, load
 
 REDUCTION_FACTOR = 4
