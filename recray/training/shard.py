@@ -240,7 +240,7 @@ def rating_statistics(shard: "Shard | StreamedShard", items: int, workers: Worke
 
 
 class WorkerRows:
-    """Reads the parts of one worker: all into memory, or a part at a time where they are too many.
+    """Reads a worker's parts: all into memory, or a part at a time where they are too many.
 
     Args:
         settings: train.fit_on and train.max_rows_in_memory decide what is read, and how.
@@ -273,8 +273,8 @@ class WorkerRows:
         return Shard(*_tensors(self._all[0]), owned)
 
     def validation(self, objective: Objective) -> Validate | None:
-        """Build the function that ranks, for this worker's validation users, all items that they
-        have not trained on; None without validation rows.
+        """Build what ranks, for this worker's validation users, all items that they have not
+        trained on; None without validation rows.
         """
         prepared, settings = self.prepared, self.settings
         if settings.train.fit_on != "train" or not prepared.manifest["splits"]["valid"]["rows"]:
@@ -283,9 +283,9 @@ class WorkerRows:
         # metrics do not depend on how many there are.
         whole = rating_statistics(self.shard, prepared.items, self.workers.with_long_timeout())
         # A model that ranks predicts no rating, so nothing will ask for the biases.
-        rates, popularity = not settings.ranks, whole.item_count.float()
-        biases = self._biases(whole) if rates else None
-        names = metric_names(settings.evaluate, rates=rates)
+        biases = None if settings.ranks else self._biases(whole)
+        popularity = whole.item_count.float()
+        names = metric_names(settings.evaluate, rates=not settings.ranks)
         groups = self._seen if self.streamed else list(self._seen()).__iter__
 
         def validate(trained: Model) -> dict[str, tuple[float, float]]:
@@ -323,8 +323,7 @@ class WorkerRows:
         """Yield parts with their rows to train on and to validate with, as memory allows."""
         if not self.streamed:
             yield self.parts, *self._all
-            return
-        for part in self.parts:
+        for part in self.parts if self.streamed else ():
             yield [part], *self._read([part])
 
     @cached_property
