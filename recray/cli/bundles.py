@@ -245,7 +245,7 @@ def recommend(
     else:
         with _known_user(recommender, user) as raw_user:
             answer = recommender.recommend(raw_user, k, filters=chosen)
-    return ui.result(answer.plain(), terminal.recommendations(answer.plain()))
+    return ui.result(answer.plain(), terminal.recommendations(answer))
 
 
 def _recommend_all(ui: Console, recommender: "Recommender", out: str, k: int, address: str) -> None:
@@ -253,7 +253,7 @@ def _recommend_all(ui: Console, recommender: "Recommender", out: str, k: int, ad
 
     with ui.during(f"lists of everybody into {out}"):
         lists = batch.recommend_all(recommender.bundle, out, k, address, ui.log)
-    ui.result(asdict(lists), terminal.lists(asdict(lists)))
+    ui.result(asdict(lists), terminal.lists(lists))
 
 
 def _recommender(bundle: str) -> "Recommender":
@@ -305,8 +305,8 @@ def explain(ui: Console, bundle: str, user: str, k: int) -> None:
 
     recommender = _recommender(bundle)
     with _known_user(recommender, user) as raw_user:
-        result = asdict(inspect_user(recommender, raw_user, k))
-    ui.result(result, terminal.explanation(result, k))
+        result = inspect_user(recommender, raw_user, k)
+    ui.result(asdict(result), terminal.explanation(result, k))
 
 
 @cli.command()
@@ -324,9 +324,9 @@ def similar(ui: Console, bundle: str, item: str, k: int) -> None:
     recommender = _recommender(bundle)
     raw = recommender.find_item(item)
     try:
-        answer = recommender.similar(raw, k).plain()
+        answer = recommender.similar(raw, k)
     except KeyError:
         raise RecrayError(f"--item {item}: the model was not trained on it") from None
     facts = recommender.item(raw)
     text = f"like {facts.title} ({raw})\n{terminal.recommendations(answer)}"
-    ui.result({"item": asdict(facts), **answer}, text)
+    ui.result({"item": asdict(facts), **answer.plain()}, text)

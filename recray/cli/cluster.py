@@ -179,8 +179,8 @@ def jobs_list(ui: Console, address: str | None) -> None:
     """
     from recray.runtime.jobs import Jobs
 
-    rows = [vars(job) for job in Jobs(address).list()]
-    ui.result({"jobs": rows}, terminal.jobs(rows))
+    found = Jobs(address).list()
+    ui.result({"jobs": [vars(job) for job in found]}, terminal.jobs(found))
 
 
 @jobs.command("logs")

@@ -25,10 +25,10 @@ def data_list(ui: Console) -> None:
     """
     from recray.data import movielens
 
-    rows = [vars(r) | {"cached": movielens.is_cached(r.name)} for r in movielens.RELEASES.values()]
-    ui.result(
-        {"releases": rows, "licence": movielens.LICENCE}, terminal.releases(rows, movielens.LICENCE)
-    )
+    rows = [(release, movielens.is_cached(name)) for name, release in movielens.RELEASES.items()]
+    facts = [vars(release) | {"cached": cached} for release, cached in rows]
+    text = terminal.releases(rows, movielens.LICENCE)
+    ui.result({"releases": facts, "licence": movielens.LICENCE}, text)
 
 
 @data.command("fetch")

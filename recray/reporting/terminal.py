@@ -5,14 +5,23 @@ import os
 import shutil
 import sys
 import textwrap
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 
 from recray.data.feedback_source import LogSummary
-from recray.evaluation.report import EvaluationReport, Segments
+from recray.evaluation.report import EvaluationReport, Segments, Values
+
+if TYPE_CHECKING:
+    from recray.data.movielens import Release
+    from recray.inference.batch import BatchLists
+    from recray.inference.catalog import ItemSummary
+    from recray.inference.inspect_user import UserInspection
+    from recray.inference.recommendations import Recommendations
+    from recray.runtime.jobs import Job
 
 UNLIMITED = 10_000
 """Columns of a table that is written to a file or a pipe: as many as its content takes."""
@@ -76,43 +85,41 @@ def evaluation(report: EvaluationReport | None, slices: bool = False) -> str:
 
 def _slices(slices: Segments, systems: list[str]) -> list[str]:
     """NDCG by the known ratings of users, and recall by those of items."""
-    rows = [
-        [
-            name,
-            f"{group.users:,}",
-            metric,
-            *(_number(group.systems[s].get(metric)) for s in systems),
-        ]
+
+    def rows(name: str, size: int | None, means: Mapping[str, Values]) -> Iterable[list[str]]:
+        for metric in means["model"]:
+            yield [name, f"{size:,}", metric, *(_number(means[s].get(metric)) for s in systems)]
+
+    users = [
+        row
         for name, group in slices.users.items()
-        for metric in group.systems["model"]
-        if metric.startswith(("ndcg", "rmse"))
+        for row in rows(name, group.users, group.systems)
+        if row[2].startswith(("ndcg", "rmse"))
     ]
-    lines = ["", table("users by known ratings", ["", "users", "metric", *systems], rows)]
-    rows = [
-        [name, f"{group.ratings:,}", metric, *(_number(group.systems[s][metric]) for s in systems)]
-        for name, group in slices.items.items()
-        for metric in group.systems["model"]
+    items = [row for name, g in slices.items.items() for row in rows(name, g.ratings, g.systems)]
+    columns = ["metric", *systems]
+    return [
+        "",
+        table("users by known ratings", ["", "users", *columns], users),
+        "",
+        table("held-out items by known ratings", ["", "ratings", *columns], items),
     ]
-    columns = ["", "ratings", "metric", *systems]
-    return [*lines, "", table("held-out items by known ratings", columns, rows)]
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def releases(rows: list[dict[str, Any]], licence: str) -> str:
-    """The MovieLens releases."""
+def releases(rows: Iterable[tuple["Release", bool]], licence: str) -> str:
+    """The MovieLens releases, and whether each is in the cache."""
     body = [
         [
-            row["name"],
-            f"{row['ratings']:,}",
-            f"{row['users']:,}",
-            f"{row['items']:,}",
-            f"{row['bytes'] / 1e6:,.1f} MB" if row["bytes"] else "?",
-            "cached" if row["cached"] else "",
+            release.name,
+            *(f"{count:,}" for count in (release.ratings, release.users, release.items)),
+            f"{release.bytes / 1e6:,.1f} MB" if release.bytes else "?",
+            "cached" if cached else "",
         ]
-        for row in rows
+        for release, cached in rows
     ]
     columns = ["release", "ratings", "users", "films", "archive", ""]
     return "\n".join([table("", columns, body), *textwrap.wrap(licence, 90)])
@@ -131,9 +138,8 @@ def description(facts: dict[str, Any]) -> str:
         lines += ["", "ratings by year", *_histogram(facts["years"])]
     if "splits" in facts:
         lines += ["", _splits(facts["splits"])]
-    rejected = facts["rejected"]
-    reasons = ", ".join(f"{count:,} {why}" for why, count in rejected["reasons"].items())
-    lines += ["", f"rejected rows: {rejected['rows']:,}" + (f" ({reasons})" if reasons else "")]
+    rows, reasons = facts["rejected"]["rows"], _reasons(facts["rejected"])
+    lines += ["", f"rejected rows: {rows:,}" + (f" ({reasons})" if reasons else "")]
     return "\n".join(lines)
 
 
@@ -149,7 +155,7 @@ def _histogram(pairs: list[list[Any]], width: int = 50) -> list[str]:
     ]
 
 
-def _splits(splits: dict[str, Any], title: str = "") -> str:
+def _splits(splits: Mapping[str, Mapping[str, float]], title: str = "") -> str:
     rows = [
         [
             name,
@@ -168,92 +174,88 @@ def prepared(manifest: dict[str, Any]) -> str:
     title = f"{manifest['dataset']}: {counts['users']:,} users, {counts['items']:,} items"
     lines = [_splits(manifest["splits"], title)]
     if manifest["rejected"]["rows"]:
-        reasons = ", ".join(f"{n:,} {why}" for why, n in manifest["rejected"]["reasons"].items())
-        lines.append(f"rejected: {reasons} (see rejected.parquet)")
+        lines.append(f"rejected: {_reasons(manifest['rejected'])} (see rejected.parquet)")
     if counts["duplicates"]:
         lines.append(f"repeated ratings merged: {counts['duplicates']:,}")
     return "\n".join(lines)
 
 
-def recommendations(answer: dict[str, Any]) -> str:
+def _reasons(rejected: Mapping[str, Any]) -> str:
+    return ", ".join(f"{count:,} {why}" for why, count in rejected["reasons"].items())
+
+
+def recommendations(answer: "Recommendations") -> str:
     """A recommended list."""
     rows = [
-        [f"{place}. {i['title']}", ", ".join(i["genres"]), str(i["item"]), f"{i['score']:.4f}"]
-        for place, i in enumerate(answer["items"], 1)
+        [f"{place}. {i.title}", ", ".join(i.genres), str(i.item), f"{i.score:.4f}"]
+        for place, i in enumerate(answer.items, 1)
     ]
-    reasons = [
-        f"{place}. because of {_reasons(i['why'])}"
-        for place, i in enumerate(answer["items"], 1)
-        if i.get("why", {}).get("items")
+    lines = [
+        table(
+            f"source {answer.source}, model {answer.model_version}",
+            ["title", "genres", "item", "score"],
+            rows,
+        )
     ]
-    title = f"source {answer['source']}, model {answer['model_version']}"
-    return "\n".join([table(title, ["title", "genres", "item", "score"], rows), *reasons])
+    for place, why in enumerate(answer.why or (), 1):
+        if why.items:
+            rated = ", ".join(f"{r.title} ({r.share:+.3f})" for r in why.items)
+            approximately = "" if why.kind == "exact" else ", approximately"
+            lines.append(f"{place}. because of {rated}{approximately}")
+    return "\n".join(lines)
 
 
-def _reasons(why: dict[str, Any]) -> str:
-    rated = ", ".join(f"{r['title']} ({r['share']:+.3f})" for r in why["items"])
-    return rated if why["kind"] == "exact" else f"{rated}, approximately"
-
-
-def lists(result: dict[str, Any]) -> str:
+def lists(result: "BatchLists") -> str:
     """Where the lists of all users are, and how fast they came."""
-    before = f", {result['parts_before']} of them before" if result["parts_before"] else ""
-    made = (
-        f"{result['users']:,} users, {result['k']} items each, in {result['parts']} parts{before}"
-    )
-    if result["parts_before"] == result["parts"]:
-        return f"{made}; nothing was left to do\n{result['out']}"
-    nodes = f"{result['nodes']} node{'s' if result['nodes'] > 1 else ''}"
-    speed = f"{result['seconds']:.1f} s on {nodes}, {result['users_per_second']:,.0f} users/s"
-    return f"{made}\n{speed}\n{result['out']}"
+    before = f", {result.parts_before} of them before" if result.parts_before else ""
+    made = f"{result.users:,} users, {result.k} items each, in {result.parts} parts{before}"
+    if result.parts_before == result.parts:
+        return f"{made}; nothing was left to do\n{result.out}"
+    nodes = f"{result.nodes} node{'s' if result.nodes > 1 else ''}"
+    speed = f"{result.seconds:.1f} s on {nodes}, {result.users_per_second:,.0f} users/s"
+    return f"{made}\n{speed}\n{result.out}"
 
 
-def explanation(look: dict[str, Any], k: int) -> str:
+def explanation(look: "UserInspection", k: int) -> str:
     """One user: items rated best, recommended (hits marked) and held out, at most k of each."""
-    stars = look["scores"] == "stars"
-    words = {"score": "predicted"} if stars and look["source"] != "popular" else {}
+    stars = look.scores == "stars" and look.source != "popular"
 
-    def listed_items(title: str, rows: list[dict[str, Any]], *names: str) -> str:
-        body = [
-            [
-                ("* " if item.get("hit") else "  ") + item["title"],
-                ", ".join(item["genres"]),
-                *("?" if item[name] is None else f"{item[name]:g}" for name in names),
-            ]
-            for item in rows[:k]
-        ]
-        columns = ["  title", "genres", *(words.get(name, name) for name in names)]
+    def listed_items(title: str, rows: "Sequence[ItemSummary]", *names: str) -> str:
+        body = []
+        for item in rows[:k]:
+            values = [getattr(item, name) for name in names]
+            mark = "* " if getattr(item, "hit", False) else "  "
+            numbers = ["?" if value is None else f"{value:g}" for value in values]
+            body.append([mark + item.title, ", ".join(item.genres), *numbers])
+        shown = ("predicted" if name == "score" and stars else name for name in names)
         more = f"\n  and {len(rows) - k:,} more" if len(rows) > k else ""
-        return table(title, columns, body) + more
+        return table(title, ["  title", "genres", *shown], body) + more
 
-    held, hits = look["held_out"], look["hits"]
-    rated = f"user {look['user']}: the best of {look['ratings']:,} ratings"
-    listed = f"recommended (source {look['source']}, model {look['model_version']})"
-    out = f"held out: {len(held):,} films, {hits} of them recommended (*)"
+    rated = f"user {look.user}: the best of {look.ratings:,} ratings"
+    listed = f"recommended (source {look.source}, model {look.model_version})"
+    held_out = f"held out: {len(look.held_out):,} films, {look.hits} of them recommended (*)"
     return "\n\n".join(
         [
-            listed_items(rated, look["rated"], "rating"),
-            listed_items(listed, look["recommended"], "score"),
-            listed_items(out, held, "rating", "score", "rank"),
+            listed_items(rated, look.rated, "rating"),
+            listed_items(listed, look.recommended, "score"),
+            listed_items(held_out, look.held_out, "rating", "score", "rank"),
         ]
     )
 
 
-def jobs(rows: list[dict[str, Any]]) -> str:
+def jobs(rows: "Iterable[Job]") -> str:
     """The jobs of a cluster."""
-    if not rows:
-        return "no jobs yet"
     body = [
         [
-            row["name"],
-            row["status"].lower(),
-            "" if row["exit_code"] is None else str(row["exit_code"]),
-            "" if row["started"] is None else row["started"].replace("+00:00", "Z"),
-            "" if row["seconds"] is None else f"{row['seconds']:,.0f} s",
+            job.name,
+            job.status.lower(),
+            "" if job.exit_code is None else str(job.exit_code),
+            (job.started or "").replace("+00:00", "Z"),
+            "" if job.seconds is None else f"{job.seconds:,.0f} s",
         ]
-        for row in rows
+        for job in rows
     ]
-    return table("", ["job", "status", "exit", "started", "ran"], body)
+    return table("", ["job", "status", "exit", "started", "ran"], body) if body else "no jobs yet"
 
 
 def benchmark(name: str, result: dict[str, Any]) -> str:
