@@ -290,12 +290,7 @@ def build_run(
     if rows.streamed:  # also where validation rows, or fewer workers than there were, make it so
         check_streaming(settings, objective, max(rows.rows_of.values()), workers.size)
     torch.manual_seed(settings.train.seed)  # the same start on every worker
-    model = build_model(settings, prepared.users, prepared.items)
-    if isinstance(model, Hybrid):
-        table = prepared.item_table[: prepared.items]
-        names = settings.model.item_features or ()
-        model.describe_items(torch.from_numpy(feature_matrix(table, names)))
-    model.to(device_of(settings.train))
+    model = _build_model(settings, prepared).to(device_of(settings.train))
     return TrainingRun(
         settings,
         model,
@@ -307,6 +302,15 @@ def build_run(
         report,
         _initializer(settings, prepared, rows, start_weights),
     )
+
+
+def _build_model(settings: Settings, prepared: Prepared) -> Model:
+    model = build_model(settings, prepared.users, prepared.items)
+    if isinstance(model, Hybrid):
+        table = prepared.item_table[: prepared.items]
+        names = settings.model.item_features or ()
+        model.describe_items(torch.from_numpy(feature_matrix(table, names)))
+    return model
 
 
 def _initializer(

@@ -1,5 +1,6 @@
 """`recray train` and `recray export`: what is refused before a run, the run, and its bundle."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from recray.config import Settings, build_settings, translated
@@ -12,7 +13,6 @@ from recray.evaluation.metrics import check_metric
 from recray.inference.bundle import KIND, Bundle, write_bundle
 from recray.models import build_model
 from recray.models.objectives import Objective, SampledLoss, UnobservedClass, build_objective
-from recray.progress import Log
 from recray.runtime.nodes import available_workers, require_shared, wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
 from recray.storage import Folder
@@ -65,59 +65,128 @@ def run(
     settings = adapt_to_dataset(settings, prepared)
     start_weights = check_trainable(settings, prepared, workers, address)
     folder, callbacks = RunFolder(out), callbacks or Callbacks()
-    metadata = RunMetadata(
+    metadata = _metadata(settings, prepared, workers)
+    folder.validate(metadata, resume)
+    before = folder.train_state()
+    if before.is_done(settings.train.epochs):
+        return _finish(folder, before, already=True)
+    job = TrainJob(settings, prepared.folder.path, folder.folder.path, start_weights)
+    training = _Training(job, prepared, folder, metadata, before, callbacks)
+    training.run(address, max_failures)
+    return _finish(folder, folder.train_state())
+
+
+def _metadata(settings: Settings, prepared: Prepared, workers: int) -> RunMetadata:
+    return RunMetadata(
         dataset=prepared.manifest["dataset"],
         prepared=prepared.folder.path,
         fingerprint=prepared.fingerprint,
         settings=settings,
         workers=workers,
     )
-    folder.validate(metadata, resume)
-    before = folder.train_state()
-    if before.is_done(settings.train.epochs):
-        return _finish(folder, before, already=True)
-    if before.epoch or before.step:
-        callbacks.log(_continued(folder, before, metadata))
-    job = TrainJob(settings, prepared.folder.path, folder.folder.path, start_weights)
-    with session(address):
-        busy = wait_for_capacity(workers)
-        require_shared(folder.folder)
-        for line in _plan(settings, prepared, workers):
-            callbacks.log(line)
-        if busy is not None:
-            callbacks.log(f"train: {busy}")
-        folder.reserve(metadata, before)
-        with watch_history(folder, callbacks, metadata, before.history):
-            processes = 0 if workers == 1 and address == LOCAL else workers
-            _fit_again(job, folder, metadata, processes, max_failures, callbacks.log)
-    return _finish(folder, folder.train_state())
 
 
-def _plan(settings: Settings, prepared: Prepared, workers: int) -> list[str]:
-    """Describe how the run will train, before it begins."""
-    rows = prepared.manifest["splits"]["train"]["rows"]
-    lines = [describe(settings, prepared.users, prepared.items, rows, workers)]
-    if is_streamed(settings, prepared, workers):
-        lines.append(
-            f"train: streams {rows:,} ratings; a worker holds at most "
-            f"{settings.train.max_rows_in_memory:,} of them at once"
+@dataclass(frozen=True)
+class _Training:
+    """A run that was checked and is not finished.
+
+    Args:
+        job: What every worker is handed.
+        prepared: The data set.
+        folder: The run.
+        metadata: What the run is.
+        before: How far it has come.
+        callbacks: What is called while it trains.
+    """
+
+    job: TrainJob
+    prepared: Prepared
+    folder: RunFolder
+    metadata: RunMetadata
+    before: TrainState
+    callbacks: Callbacks
+
+    def run(self, address: str, max_failures: int) -> None:
+        """Train to the end, on a cluster or in this process."""
+        workers, log = self.metadata.workers, self.callbacks.log
+        if self.before.epoch or self.before.step:
+            log(self._continued())
+        with session(address):
+            busy = wait_for_capacity(workers)
+            require_shared(self.folder.folder)
+            for line in self._plan():
+                log(line)
+            if busy is not None:
+                log(f"train: {busy}")
+            self.folder.reserve(self.metadata, self.before)
+            with watch_history(self.folder, self.callbacks, self.metadata, self.before.history):
+                processes = 0 if workers == 1 and address == LOCAL else workers
+                self._fit_again(processes, max_failures)
+
+    def _plan(self) -> list[str]:
+        """Describe how the run will train, before it begins."""
+        settings, prepared, workers = self.job.settings, self.prepared, self.metadata.workers
+        rows = prepared.manifest["splits"]["train"]["rows"]
+        lines = [describe(settings, prepared.users, prepared.items, rows, workers)]
+        if is_streamed(settings, prepared, workers):
+            lines.append(
+                f"train: streams {rows:,} ratings; a worker holds at most "
+                f"{settings.train.max_rows_in_memory:,} of them at once"
+            )
+        return lines
+
+    def _continued(self) -> str:
+        """Say that a run is continued, and what differs from its beginning."""
+        epochs, before, now = self.job.settings.train.epochs, self.before, self.metadata.workers
+        message = f"train: {self.folder.folder} goes on after epoch {before.epoch} of {epochs}"
+        if before.step:
+            message += f" and {before.step:,} steps"
+        then = self.folder.metadata().workers
+        if then != now:
+            message += (
+                f" with {_workers(now)} instead of {then}: the same tables; the "
+                "order of the ratings, and so the digits, are not those of an unbroken run"
+            )
+        return message
+
+    def _fit_again(self, workers: int, max_failures: int) -> None:
+        """Train; when a worker is lost, begin again with a new group from the newest checkpoint.
+
+        An error that a worker raises is not tried again: training is exact, so it would come again.
+
+        Raises:
+            WorkerLost: More than max_failures times.
+            RecrayError: What the user can fix.
+        """
+        gpus = float(workers > 0 and self.job.settings.train.device == "cuda")
+        for failures in range(max_failures + 1):
+            try:
+                return fit(train_worker, {"job": self.job}, self.folder.folder, workers, gpus)
+            except WorkerLost as error:
+                if failures == max_failures:
+                    times = "once" if not failures else f"{failures + 1} times"
+                    raise WorkerLost(
+                        f"a worker was lost {times}, --max-failures is {max_failures}: {error}; "
+                        "continue with --resume"
+                    ) from error
+                state = self.folder.train_state()
+                again = f"again after epoch {state.epoch}, {failures + 1} of {max_failures}"
+                self.callbacks.log(f"train: {error}; {again}")
+                workers = self._remaining(workers, state)
+        return None
+
+    def _remaining(self, workers: int, state: TrainState) -> int:
+        """Count the workers to go on with: fewer where the nodes that are left have less room."""
+        room = available_workers(workers)
+        if not 0 < room < workers:
+            return workers
+        self.callbacks.log(
+            f"train: the nodes that are left have {room} CPUs: goes on with "
+            f"{_workers(room)} instead of {workers}; the "
+            "digits are not those of an unbroken run"
         )
-    return lines
-
-
-def _continued(folder: RunFolder, before: TrainState, now: RunMetadata) -> str:
-    """Say that a run is continued, and what differs from its beginning."""
-    epochs = now.settings.train.epochs
-    message = f"train: {folder.folder} goes on after epoch {before.epoch} of {epochs}"
-    if before.step:
-        message += f" and {before.step:,} steps"
-    then = folder.metadata().workers
-    if then != now.workers:
-        message += (
-            f" with {_workers(now.workers)} instead of {then}: the same tables; the "
-            "order of the ratings, and so the digits, are not those of an unbroken run"
-        )
-    return message
+        self.folder.reserve(self.metadata.model_copy(update={"workers": room}), state)
+        return room
 
 
 def _workers(count: int) -> str:
@@ -136,50 +205,6 @@ def _finish(folder: RunFolder, state: TrainState, already: bool = False) -> RunS
     if not folder.finished:
         folder.finish(summary)
     return summary.model_copy(update={"already_finished": already})
-
-
-def _fit_again(
-    job: TrainJob,
-    folder: RunFolder,
-    metadata: RunMetadata,
-    workers: int,
-    max_failures: int,
-    log: Log,
-) -> None:
-    """Train; when a worker is lost, begin again with a new group from the newest good checkpoint.
-
-    Where its node was lost too, and the other nodes have room for fewer workers, it goes on with
-    fewer. An error that a worker raises is not tried again: training is exact, so it would come
-    again.
-
-    Raises:
-        WorkerLost: More than max_failures times.
-        RecrayError: What the user can fix.
-    """
-    gpus = float(workers > 0 and job.settings.train.device == "cuda")
-    for failures in range(max_failures + 1):
-        try:
-            return fit(train_worker, {"job": job}, folder.folder, workers, gpus)
-        except WorkerLost as error:
-            if failures == max_failures:
-                times = "once" if not failures else f"{failures + 1} times"
-                raise WorkerLost(
-                    f"a worker was lost {times}, --max-failures is {max_failures}: {error}; "
-                    "continue with --resume"
-                ) from error
-            state = folder.train_state()
-            again = f"again after epoch {state.epoch}, {failures + 1} of {max_failures}"
-            log(f"train: {error}; {again}")
-            room = available_workers(workers)
-            if 0 < room < workers:
-                log(
-                    f"train: the nodes that are left have {room} CPUs: goes on with "
-                    f"{_workers(room)} instead of {workers}; the "
-                    "digits are not those of an unbroken run"
-                )
-                workers = room
-                folder.reserve(metadata.model_copy(update={"workers": workers}), state)
-    return None
 
 
 # ------------------------------------------------------------------------ the bundle of a run
