@@ -126,7 +126,7 @@ class ItemSimilarity:
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors
-        length = torch.linalg.vector_norm(vectors, dim=-1)
+        length: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
         self._length = length.clamp(min=SHORTEST_VECTOR)
 
     @classmethod

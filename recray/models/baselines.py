@@ -110,7 +110,8 @@ class BiasOnly(LinearModel):
         """Mean and known biases of pairs: (B,) and (B,) ids, unknown ones too, to (B,) ratings."""
         user_bias = np.append(self.user_bias.numpy(), 0.0)[np.minimum(user, self.users)]
         item_bias = np.append(self.item_bias.numpy(), 0.0)[np.minimum(item, self.items)]
-        return (float(self.mean) + user_bias + item_bias).astype(np.float32)
+        ratings: NDArray[np.float32] = (float(self.mean) + user_bias + item_bias).astype(np.float32)
+        return ratings
 
 
 class HistoryModel(Model):

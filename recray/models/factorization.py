@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recray.errors import RecrayError
-from recray.models.base import LinearModel, ScoreType, Statistics
+from recray.models.base import LinearModel, Model, ScoreType, Statistics
 
 SIDE_POWER = 0.25
 """A user with n rated items adds n^-SIDE_POWER times the sum of their side rows."""
@@ -31,7 +31,32 @@ def embedding_rows(table: nn.Embedding, ids: Tensor | slice) -> Tensor:
     return functional.embedding(ids, table.weight)
 
 
-class Dot(LinearModel):
+class VectorModel(Model):
+    """A model with a vector for each user and for each item.
+
+    Args:
+        users: Number of users.
+        items: Number of items.
+        dim: Vector length D.
+        std: Standard deviation of the numbers that the vectors start with.
+        score_type: Whether a score is a predicted rating or a logit.
+    """
+
+    def __init__(self, users: int, items: int, dim: int, std: float, score_type: ScoreType) -> None:
+        super().__init__(users, items, score_type)
+        self.user_vectors = embedding(users, dim, std)
+        self.item_vectors = embedding(items, dim, std)
+
+    def user_state(self, user: Tensor | slice) -> Tensor:
+        """(U,) ids to (U, D) vectors."""
+        return embedding_rows(self.user_vectors, user)
+
+    def item_vectors_for_similarity(self) -> Tensor:
+        """(items, D) vectors."""
+        return self.item_vectors.weight
+
+
+class Dot(VectorModel, LinearModel):
     """Score of a pair: <user vector, item vector>.
 
     Args:
@@ -44,16 +69,10 @@ class Dot(LinearModel):
     """
 
     def __init__(self, users: int, items: int, dim: int, score_type: ScoreType = "rating") -> None:
-        super().__init__(users, items, score_type)
-        self.user_vectors = embedding(users, dim, 0.1 * dim**-0.5)
-        self.item_vectors = embedding(items, dim, 0.1 * dim**-0.5)
+        super().__init__(users, items, dim, 0.1 * dim**-0.5, score_type)
         if score_type == "rating":  # the product itself is a rating, so it starts larger
             nn.init.normal_(self.user_vectors.weight, std=dim**-0.5)
             nn.init.normal_(self.item_vectors.weight, std=dim**-0.5)
-
-    def user_state(self, user: Tensor | slice) -> Tensor:
-        """(U,) ids to (U, D) vectors."""
-        return embedding_rows(self.user_vectors, user)
 
     def item_rows(self, item: Tensor | slice) -> Tensor:
         """(I, D) item vectors."""
@@ -68,12 +87,8 @@ class Dot(LinearModel):
             return weight.new_zeros(len(range(len(weight))[item]))
         return weight.new_zeros(item.shape)
 
-    def item_vectors_for_similarity(self) -> Tensor:
-        """(items, D) vectors."""
-        return self.item_vectors.weight
 
-
-class DotBias(LinearModel):
+class DotBias(VectorModel, LinearModel):
     """Rating of a pair: activation(mean + user bias + item bias + <user vector, item vector>).
 
     Args:
@@ -95,10 +110,8 @@ class DotBias(LinearModel):
         output: Literal["raw", "sigmoid"] = "raw",
         score_type: ScoreType = "rating",
     ) -> None:
-        super().__init__(users, items, score_type)
+        super().__init__(users, items, dim, 0.1 * dim**-0.5, score_type)
         self.output = output
-        self.user_vectors = embedding(users, dim, 0.1 * dim**-0.5)
-        self.item_vectors = embedding(items, dim, 0.1 * dim**-0.5)
         self.user_bias = nn.Embedding(users, 1)
         self.item_bias = nn.Embedding(items, 1)
         nn.init.zeros_(self.user_bias.weight)
@@ -137,10 +150,6 @@ class DotBias(LinearModel):
             return logits
         return self.range[0] + (self.range[1] - self.range[0]) * torch.sigmoid(logits)
 
-    def item_vectors_for_similarity(self) -> Tensor:
-        """(items, D) vectors."""
-        return self.item_vectors.weight
-
 
 class MfNormalised(DotBias):
     """Rating of a pair: the item's mean + user bias + item bias + <user vector, item vector>.
@@ -175,7 +184,7 @@ class MfNormalised(DotBias):
         return self.item_mean[item] + self.item_bias.weight[item, 0]
 
 
-class Hybrid(LinearModel):
+class Hybrid(VectorModel, LinearModel):
     """Score of a pair: <user vector, item vector + sum of its features' vectors> + the same sum of
     biases. The genres and the decade of an item with few ratings decide where its vector lies.
 
@@ -200,14 +209,12 @@ class Hybrid(LinearModel):
         item_features: Sequence[str],
         score_type: ScoreType = "rating",
     ) -> None:
-        super().__init__(users, items, score_type)
         if not item_features:
             raise RecrayError(
                 "model.kind=hybrid needs model.item_features, names of genres or decades"
             )
         std = dim**-0.5 if score_type == "rating" else 0.1
-        self.user_vectors = embedding(users, dim, std)
-        self.item_vectors = embedding(items, dim, std)
+        super().__init__(users, items, dim, std, score_type)
         self.item_bias = nn.Embedding(items, 1)
         nn.init.zeros_(self.item_bias.weight)
         # A Parameter, not an Embedding: its rows belong to no user and to no item, and embeddings()
@@ -227,10 +234,6 @@ class Hybrid(LinearModel):
     def describe_items(self, features: Tensor) -> None:
         """Set the (items, F) weights of the features of each item."""
         self.features.copy_(features)
-
-    def user_state(self, user: Tensor | slice) -> Tensor:
-        """(U,) ids to (U, D) vectors."""
-        return embedding_rows(self.user_vectors, user)
 
     def item_rows(self, item: Tensor | slice) -> Tensor:
         """(I, D) item vectors plus the vectors of their features."""

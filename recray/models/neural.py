@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from recray.errors import RecrayError
 from recray.models.base import BatchIds, LinearModel, Model, ScoreType, Statistics
-from recray.models.factorization import embedding, embedding_rows
+from recray.models.factorization import VectorModel, embedding_rows
 
 PAIRS_RANKED, PAIRS_TRAINED = 1 << 12, 1 << 14
 """Pairs whose layers a block holds at once. They stay in the cache of one core; training takes more
@@ -21,7 +21,7 @@ because each block adds nodes to the autograd graph.
 """
 
 
-class Gmf(LinearModel):
+class Gmf(VectorModel, LinearModel):
     """Score of a pair: w . (user vector * item vector) + b, the product element by element.
 
     Args:
@@ -34,10 +34,8 @@ class Gmf(LinearModel):
     """
 
     def __init__(self, users: int, items: int, dim: int, score_type: ScoreType = "rating") -> None:
-        super().__init__(users, items, score_type)
         std = dim**-0.5 if score_type == "rating" else 0.1
-        self.user_vectors = embedding(users, dim, std)
-        self.item_vectors = embedding(items, dim, std)
+        super().__init__(users, items, dim, std, score_type)
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(()))
 
@@ -45,10 +43,6 @@ class Gmf(LinearModel):
         """Start at the mean rating if the model predicts ratings."""
         if self.score_type == "rating":
             self.bias.data.fill_(statistics.mean)
-
-    def user_state(self, user: Tensor | slice) -> Tensor:
-        """(U,) ids to (U, D) vectors."""
-        return embedding_rows(self.user_vectors, user)
 
     def item_rows(self, item: Tensor | slice) -> Tensor:
         """(I, D) item vectors times w."""
@@ -124,7 +118,7 @@ class Tower(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-class Mlp(Model):
+class Mlp(VectorModel):
     """Score of a pair: ReLU layers over user vector and item vector, then a linear layer.
 
     Args:
@@ -147,19 +141,13 @@ class Mlp(Model):
         dropout: float = 0.0,
         score_type: ScoreType = "rating",
     ) -> None:
-        super().__init__(users, items, score_type)
-        self.user_vectors = embedding(users, mlp_dim, 0.1)
-        self.item_vectors = embedding(items, mlp_dim, 0.1)
+        super().__init__(users, items, mlp_dim, 0.1, score_type)
         self.tower = Tower(mlp_dim, layers, 1, dropout)
 
     def init_from_statistics(self, statistics: Statistics) -> None:
         """Start at the mean rating if the model predicts ratings."""
         if self.score_type == "rating":
             self.tower.last.bias.data.fill_(statistics.mean)
-
-    def user_state(self, user: Tensor) -> Tensor:
-        """(U,) ids to (U, M) vectors."""
-        return embedding_rows(self.user_vectors, user)
 
     def logits(self, state: Tensor, item: Tensor) -> Tensor:
         """(B, M) states and (B,) ids to (B,) scores."""
@@ -173,10 +161,6 @@ class Mlp(Model):
     def logits_block(self, state: Tensor, first: int, last: int) -> Tensor:
         """(U, M) states to (U, last - first) scores."""
         return self.tower.block(state, self.item_vectors.weight[first:last]).squeeze(-1)
-
-    def item_vectors_for_similarity(self) -> Tensor:
-        """(items, M) vectors."""
-        return self.item_vectors.weight
 
 
 class NeuMf(Model):
@@ -256,7 +240,7 @@ class NeuMf(Model):
         self.mlp.tower.last.bias.mul_(1 - alpha)
 
 
-class SoftmaxDnn(Model):
+class SoftmaxDnn(VectorModel):
     """Class of a pair: softmax over rating levels of ReLU layers over user and item vector.
 
     With score_type=rating the score is the expected rating. With score_type=logit the last class
@@ -285,13 +269,11 @@ class SoftmaxDnn(Model):
         score_type: ScoreType = "rating",
         product: bool = False,
     ) -> None:
-        super().__init__(users, items, score_type)
         if not levels:
             raise RecrayError(
                 "model.kind=softmax-dnn needs model.levels, the ratings that are classes"
             )
-        self.user_vectors = embedding(users, dim, 0.1)
-        self.item_vectors = embedding(items, dim, 0.1)
+        super().__init__(users, items, dim, 0.1, score_type)
         self.tower = Tower(dim, layers, len(levels) + (score_type == "logit"), dropout, product)
         self.register_buffer("levels", torch.tensor(list(levels), dtype=torch.float32))
         self.levels: Tensor
@@ -304,10 +286,6 @@ class SoftmaxDnn(Model):
     def class_of(self, rating: Tensor) -> Tensor:
         """(B,) ratings to (B,) int64 classes: the nearest level."""
         return (rating[:, None] - self.levels).abs().argmin(dim=-1)
-
-    def user_state(self, user: Tensor) -> Tensor:
-        """(U,) ids to (U, D) vectors."""
-        return embedding_rows(self.user_vectors, user)
 
     def class_logits(self, state: Tensor, item: Tensor) -> Tensor:
         """(B, D) states and (B,) ids to (B, C) logits."""
@@ -326,7 +304,3 @@ class SoftmaxDnn(Model):
             return torch.softmax(classes, dim=-1) @ self.levels
         rated, unobserved = classes[..., : self.unobserved], classes[..., self.unobserved]
         return torch.logsumexp(rated, dim=-1) - unobserved
-
-    def item_vectors_for_similarity(self) -> Tensor:
-        """(items, D) vectors."""
-        return self.item_vectors.weight

@@ -25,7 +25,7 @@ from recray.serving.hot_swap import ModelHolder
 from recray.serving.options import ServiceLimits
 from recray.serving.service import UNANSWERABLE, Service, error_response
 
-ROUTERS = (service.router, routes.router)
+ROUTERS = (service.router, routes.items_router, routes.router)
 """Of two routes that fit an address the first one answers. Ids may hold slashes, so a route that
 ends in {user:path} comes after the longer ones that begin with it.
 """

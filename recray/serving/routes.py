@@ -40,12 +40,11 @@ PAGE_FILES = {
     "/page/page.js": ("page.js", "text/javascript"),
 }
 
+items_router = APIRouter(tags=["items"])
 router = APIRouter()
 
 
-@router.get(
-    "/v1/items", response_model=responses.SearchResults, responses=error_responses(), tags=["items"]
-)
+@items_router.get("/v1/items", response_model=responses.SearchResults, responses=error_responses())
 async def search(request: Request, query: Annotated[requests.SearchQuery, Query()]) -> Response:
     """Items by title, those that begin so first."""
     service = service_of(request)
@@ -54,11 +53,8 @@ async def search(request: Request, query: Annotated[requests.SearchQuery, Query(
     return json_response({"items": found, "model_version": recommender.version})
 
 
-@router.post(
-    "/v1/items:batch",
-    response_model=responses.ItemsResponse,
-    responses=error_responses(400, 413),
-    tags=["items"],
+@items_router.post(
+    "/v1/items:batch", response_model=responses.ItemsResponse, responses=error_responses(400, 413)
 )
 async def items(request: Request, body: requests.ItemsRequest, _query: NoQuery) -> Response:
     """All that is known of up to 1,000 items; those that no split has are left out."""
@@ -68,18 +64,17 @@ async def items(request: Request, body: requests.ItemsRequest, _query: NoQuery) 
     return json_response({"items": known, "model_version": recommender.version})
 
 
-@router.get(
+@items_router.get(
     "/v1/items/{item:path}/similar",
     response_model=responses.SimilarItems,
     responses=error_responses(404),
-    tags=["items"],
 )
 async def similar(
     request: Request, item: ItemPath, options: Annotated[requests.SimilarOptions, Query()]
 ) -> Response:
     """The items most like one item, by the model's vectors."""
     recommender = service_of(request).model()
-    filters, k = options.item_filters(), recommender.at_most(options.k)
+    filters, k = options.as_filters(), recommender.at_most(options.k)
     try:
         raw = recommender.items.parse(item)
         answer = recommender.similar(raw, k, filters)
@@ -89,11 +84,8 @@ async def similar(
     return json_response({"item": summary, **answer.plain()})
 
 
-@router.get(
-    "/v1/items/{item:path}",
-    response_model=responses.ItemResponse,
-    responses=error_responses(404),
-    tags=["items"],
+@items_router.get(
+    "/v1/items/{item:path}", response_model=responses.ItemResponse, responses=error_responses(404)
 )
 async def item(request: Request, item: ItemPath, _query: NoQuery) -> Response:
     """All that is known of an item."""

@@ -198,7 +198,7 @@ async def for_user(
     """The best items for a user of the data set."""
     service = service_of(request)
     # All models of a service have ids of one kind, so the filters hold for each of them.
-    checked = options, options.as_filters(service.model().items.parse)
+    checked = options, options.parsed_filters(service.model().items.parse)
     service.cache_query(request.scope["query_string"], checked)
     return await _list_of_user(request, user, *checked)
 

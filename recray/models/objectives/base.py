@@ -37,16 +37,14 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def fold_in_solver(
-        self, model: Model, noise: float, popularity: Tensor | None = None
-    ) -> FoldIn:
+    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
         """Prepare fold-in: compute everything that does not depend on the new users' ratings.
 
         Args:
             model: A trained model.
             noise: Variance of a rating around its prediction, from the bundle.
-            popularity: (items,) ratings of each item; only objectives that draw negatives by
-                popularity need it.
+            popularity: (items,) ratings of each item; None will do where the objective does not
+                draw negatives by popularity.
 
         Returns:
             A function from the ratings of U users to their (U, S) best states, items fixed. The
@@ -59,7 +57,7 @@ class Objective(ABC):
 
     def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
         """(1, S) state of one new user; for several users fold_in_solver is faster."""
-        return self.fold_in_solver(model, noise)(RatingsCSR.one(item, rating))
+        return self.fold_in_solver(model, noise, None)(RatingsCSR.one(item, rating))
 
 
 class PairLoss(Objective):

@@ -112,9 +112,7 @@ class ImplicitALS(Objective):
                 system[row, :, dim + 1] = end - begin
         return system
 
-    def fold_in_solver(
-        self, model: Model, noise: float, popularity: Tensor | None = None
-    ) -> FoldIn:
+    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
         """Solve as in training; values of ratings and the noise are not used."""
         vectors = as_linear(model).item_rows(slice(None)).detach()
         gram = self.gram(vectors)

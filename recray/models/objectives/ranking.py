@@ -83,9 +83,7 @@ class SampledLoss(SamplingObjective):
         scores = model.logits_grouped(batch.user, items, batch.ids)
         return self.sampled_loss(scores[:, 0], scores[:, 1:], batch.item, drawn)
 
-    def fold_in_solver(
-        self, model: Model, noise: float, popularity: Tensor | None = None
-    ) -> FoldIn:
+    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
         """L-BFGS on the loss against all items, the expectation of the sampled loss."""
         prior = FoldInPrior.of(model, noise)
         share = self.share(model.items, popularity)
@@ -207,9 +205,7 @@ class UnobservedClass(SamplingObjective):
         unobserved = -torch.log_softmax(others, dim=-1)[:, network.unobserved].view(-1, count)
         return own + (unobserved * drawn.weight).sum(dim=-1)
 
-    def fold_in_solver(
-        self, model: Model, noise: float, popularity: Tensor | None = None
-    ) -> FoldIn:
+    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
         """L-BFGS on the cross-entropies, with the expectation over all items for the negatives."""
         network, prior = as_classifier(model), FoldInPrior.of(model, noise)
         share = self.share(model.items, popularity)

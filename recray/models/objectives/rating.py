@@ -43,9 +43,7 @@ class Mse(PairLoss):
         """Refuse a sigmoid output, for which fold-in is no ridge regression."""
         require_raw_output(model, "mse")
 
-    def fold_in_solver(
-        self, model: Model, noise: float, popularity: Tensor | None = None
-    ) -> FoldIn:
+    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
         """Ridge regression towards the trained users' mean state; L-BFGS if not linear."""
         prior = FoldInPrior.of(model, noise)
         if not isinstance(model, LinearModel):
@@ -80,12 +78,17 @@ def _error_of(model: Model, prior: FoldInPrior) -> Callable[[Tensor, RatingsCSR]
     return loss
 
 
+def _items_in_double(model: LinearModel, item: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, S) rows and (N,) offsets of items in float64, without gradients."""
+    return model.item_rows(item).detach().double(), model.item_offset(item).detach().double()
+
+
 def _ridge(
     model: LinearModel, prior: FoldInPrior, item: Tensor, rating: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One user's regression: (S, S) matrix, (S,) right side of the prior, (N, S) of each rating."""
-    rows = model.item_rows(item).detach().double()
-    residual = rating.double() - model.item_offset(item).detach().double()
+    rows, offset = _items_in_double(model, item)
+    residual = rating.double() - offset
     matrix = rows.T @ rows / prior.noise + torch.diag(prior.precision)
     return matrix, prior.precision * prior.mean, rows * residual[:, None] / prior.noise
 
@@ -121,15 +124,12 @@ class Bce(PairLoss):
             logit, self._target(batch.rating), reduction="none"
         )
 
-    def fold_in_solver(
-        self, model: Model, noise: float, popularity: Tensor | None = None
-    ) -> FoldIn:
+    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
         """Logistic regression with the trained users' states as prior, by Newton's method."""
         linear, prior = as_linear(model), FoldInPrior.of(model, noise)
 
         def fold_in(item: Tensor, rating: Tensor) -> Tensor:
-            rows = linear.item_rows(item).detach().double()
-            offset = linear.item_offset(item).detach().double()
+            rows, offset = _items_in_double(linear, item)
             target, state = self._target(rating.double()), prior.mean.clone()
             for _ in range(NEWTON_STEPS):
                 chance = torch.sigmoid(rows @ state + offset)
@@ -171,9 +171,7 @@ class RatingClassification(PairLoss):
         classes = network.class_logits(network.user_state(batch.user), batch.item)
         return functional.cross_entropy(classes, network.class_of(batch.rating), reduction="none")
 
-    def fold_in_solver(
-        self, model: Model, noise: float, popularity: Tensor | None = None
-    ) -> FoldIn:
+    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
         """L-BFGS on the cross-entropy with the trained users' states as prior."""
         network, prior = as_classifier(model), FoldInPrior.of(model, noise)
 
@@ -214,9 +212,7 @@ class BPMF(Objective):
                 f"model.dim={dim} cannot hold a sample: use objective.factors={dim} or less"
             )
 
-    def fold_in_solver(
-        self, model: Model, noise: float, popularity: Tensor | None = None
-    ) -> FoldIn:
+    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
         """Ridge regression towards the prior that the rated items give; prior and noise are the
         model's.
         """
@@ -225,8 +221,8 @@ class BPMF(Objective):
         precision, error = model.prior_precision.double(), float(model.noise)
 
         def fold_in(item: Tensor, rating: Tensor) -> Tensor:
-            rows = model.item_rows(item).detach().double()
-            residual = rating.double() - model.item_offset(item).detach().double()
+            rows, offset = _items_in_double(model, item)
+            residual = rating.double() - offset
             matrix = rows.T @ rows / error + precision
             right = rows.T @ residual / error + precision @ model.prior_state(item).double()
             state: Tensor = torch.linalg.solve(matrix, right)

@@ -1,9 +1,10 @@
 """Parameters and bodies of requests: they are checked, and described in the OpenAPI document."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from recray.data.dataset import ID_LENGTH, ID_LIMIT, RawId
 from recray.data.feedback_log import KEY_LENGTH
@@ -44,12 +45,27 @@ Length = Annotated[
     INTEGER,
 ]
 Stars = Annotated[float, Field(allow_inf_nan=False, description="Stars, on the data's scale.")]
+EXCLUDE = Field(max_length=MAX_IDS, description="Raw ids that must not appear.")
+CANDIDATES = Field(
+    max_length=MAX_IDS, description="Only these raw ids may appear; unknown ones cannot."
+)
+
+
+def example(**content: JsonValue) -> ConfigDict:
+    """The configuration of a model with an example of its content for the OpenAPI document."""
+    return ConfigDict(json_schema_extra={"example": content})
 
 
 class StrictModel(BaseModel):
     """Refuses fields that it does not know."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class StrictBody(StrictModel):
+    """Takes no text for a number either; addresses are all text, but JSON has types."""
+
+    model_config = ConfigDict(strict=True)
 
 
 class NoParameters(StrictModel):
@@ -71,9 +87,10 @@ class ItemFilters(StrictModel):
         int, Field(ge=0, lt=ID_LIMIT, description="Fewest ratings in training."), INTEGER
     ] = 0
 
-    def item_filters(self, **more: Any) -> Filters:
-        """Make the filters of the recommender, with values for those that are not fields here."""
-        return Filters(**{name: getattr(self, name) for name in ItemFilters.model_fields}, **more)
+    def as_filters(self) -> Filters:
+        """Make the filters of the recommender from the fields that are called alike."""
+        names = Filters.__dataclass_fields__.keys() & type(self).model_fields.keys()
+        return Filters(**{name: getattr(self, name) for name in names})
 
 
 class ListOptions(ItemFilters):
@@ -92,42 +109,26 @@ class ListOptions(ItemFilters):
         None
     )
 
-    def _list_filters(
-        self, exclude: Sequence[RawId], candidates: Sequence[RawId] | None
-    ) -> Filters:
-        return self.item_filters(
-            exclude=exclude,
-            candidates=candidates,
-            diversity=self.diversity,
-            explain=self.explain,
-        )
-
 
 class QueryOptions(ListOptions):
     """The options in an address; a list is a parameter given several times."""
 
     since: Annotated[bool, Field(description="Count ratings since training.")] = True
-    exclude: Annotated[
-        list[IdText], Field(max_length=MAX_IDS, description="Raw ids that must not appear.")
-    ] = Field(default_factory=list)
-    candidates: Annotated[
-        list[IdText] | None,
-        Field(
-            max_length=MAX_IDS, description="Only these raw ids may appear; unknown ones cannot."
-        ),
-    ] = None
+    exclude: Annotated[list[IdText], EXCLUDE] = Field(default_factory=list)
+    candidates: Annotated[list[IdText] | None, CANDIDATES] = None
 
-    def as_filters(self, parse: Callable[[str], RawId]) -> Filters:
-        """Make the filters of the recommender.
+    def parsed_filters(self, parse: Callable[[str], RawId]) -> Filters:
+        """Make the filters of the recommender, which knows raw ids.
 
         Args:
             parse: Makes a raw id of its text; a KeyError says that no item can have it.
         """
         if self.model_fields_set <= {"k", "exclude_seen", "model", "since"}:
             return NO_FILTERS
-        allowed = self.candidates
-        return self._list_filters(
-            _parse_ids(self.exclude, parse), None if allowed is None else _parse_ids(allowed, parse)
+        return replace(
+            self.as_filters(),
+            exclude=_parse_ids(self.exclude, parse),
+            candidates=None if self.candidates is None else _parse_ids(self.candidates, parse),
         )
 
 
@@ -144,21 +145,10 @@ def _parse_ids(texts: list[str], parse: Callable[[str], RawId]) -> list[RawId]:
 class BodyOptions(ListOptions):
     """The options in a body."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
-    exclude: Annotated[
-        list[ItemId], Field(max_length=MAX_IDS, description="Raw ids that must not appear.")
-    ] = Field(default_factory=list)
-    candidates: Annotated[
-        list[ItemId] | None,
-        Field(
-            max_length=MAX_IDS, description="Only these raw ids may appear; unknown ones cannot."
-        ),
-    ] = None
-
-    def as_filters(self) -> Filters:
-        """Make the filters of the recommender."""
-        return self._list_filters(self.exclude, self.candidates)
+    exclude: Annotated[list[ItemId], EXCLUDE] = Field(default_factory=list)
+    candidates: Annotated[list[ItemId] | None, CANDIDATES] = None
 
 
 class SimilarOptions(ItemFilters):
@@ -182,12 +172,10 @@ class SearchQuery(StrictModel):
     k: Length = 10
 
 
-class Rating(StrictModel):
+class Rating(StrictBody):
     """One rating of an item."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"example": {"item": 1, "rating": 5}}
-    )
+    model_config = example(item=1, rating=5)
     item: ItemId
     rating: Stars
 
@@ -200,17 +188,11 @@ def as_pairs(ratings: list[Rating] | None) -> RawRatings:
 class ColdUserRequest(BodyOptions):
     """A list for somebody new, by their ratings."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={
-            "example": {
-                "ratings": [{"item": 1, "rating": 5}, {"item": 50, "rating": 3.5}],
-                "k": 5,
-                "genres": ["Drama"],
-                "explain": True,
-            }
-        },
+    model_config = example(
+        ratings=[{"item": 1, "rating": 5}, {"item": 50, "rating": 3.5}],
+        k=5,
+        genres=["Drama"],
+        explain=True,
     )
     ratings: Annotated[
         list[Rating],
@@ -221,12 +203,10 @@ class ColdUserRequest(BodyOptions):
     ] = Field(default_factory=list)
 
 
-class BatchQuery(StrictModel):
+class BatchQuery(StrictBody):
     """A user of the data set, or somebody new by their ratings; with neither, popular items."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
         json_schema_extra={
             "not": {
                 "required": ["user", "ratings"],
@@ -247,16 +227,7 @@ class BatchQuery(StrictModel):
 class BatchRequest(BodyOptions):
     """Lists for several, with the same options."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={
-            "example": {
-                "askers": [{"user": 1}, {"ratings": [{"item": 1, "rating": 5}]}],
-                "k": 5,
-            }
-        },
-    )
+    model_config = example(askers=[{"user": 1}, {"ratings": [{"item": 1, "rating": 5}]}], k=5)
     askers: Annotated[list[BatchQuery], Field(min_length=1, max_length=MAX_BATCH)]
 
 
@@ -267,31 +238,24 @@ class Pair(StrictModel):
     item: ItemId
 
 
-class ScoreRequest(StrictModel):
+class ScoreRequest(StrictBody):
     """Pairs to score."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={"example": {"pairs": [{"user": 1, "item": 50}]}},
-    )
+    model_config = example(pairs=[{"user": 1, "item": 50}])
     pairs: Annotated[list[Pair], Field(min_length=1, max_length=MAX_BATCH)]
 
 
 class ItemsRequest(StrictModel):
     """Items to describe."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"items": [1, 50]}})
+    model_config = example(items=[1, 50])
     items: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_IDS)]
 
 
 class NewRating(StrictModel):
     """A rating to keep for the next training."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"example": {"user": 1, "item": 50, "rating": 4, "key": "8f14e45f-1"}},
-    )
+    model_config = example(user=1, item=50, rating=4, key="8f14e45f-1")
     user: Annotated[Id, Field(description="Raw user id; may be new.", examples=[1])]
     item: ItemId
     rating: Stars

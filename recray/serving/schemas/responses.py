@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
-from recray.serving.schemas.requests import ItemId, UserId
+from recray.serving.schemas.requests import ItemId, UserId, example
 
 
 class ItemSummary(BaseModel):
@@ -54,14 +54,8 @@ EXAMPLE_ITEM: dict[str, JsonValue] = {
 class RecommendationList(BaseModel):
     """A recommended list, best first."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "items": [{**EXAMPLE_ITEM, "score": 0.913407}],
-                "source": "model",
-                "model_version": "0f3a5c7e9b1d",
-            }
-        }
+    model_config = example(
+        items=[{**EXAMPLE_ITEM, "score": 0.913407}], source="model", model_version="0f3a5c7e9b1d"
     )
     items: list[RecommendedItem]
     source: Source
@@ -78,11 +72,7 @@ class ErrorDetail(BaseModel):
 class ErrorResponse(BaseModel):
     """The body of every error."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {"error": {"code": "invalid", "message": "query.k: must be at least 1"}}
-        }
-    )
+    model_config = example(error={"code": "invalid", "message": "query.k: must be at least 1"})
     error: ErrorDetail
 
 
@@ -259,19 +249,15 @@ class RefusedVersion(BaseModel):
 class Readiness(Status):
     """The state of the service, the version that answers, and the one that should."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "status": "ready",
-                "model_version": "0f3a5c7e9b1d",
-                "wanted_version": "0f3a5c7e9b1d",
-                "stale": False,
-                "loading": None,
-                "refused": None,
-                "registry": "followed",
-                "swaps": 2,
-            }
-        }
+    model_config = example(
+        status="ready",
+        model_version="0f3a5c7e9b1d",
+        wanted_version="0f3a5c7e9b1d",
+        stale=False,
+        loading=None,
+        refused=None,
+        registry="followed",
+        swaps=2,
     )
     model_version: str
     wanted_version: Annotated[str, Field(description="The registry's current version.")]
