@@ -40,6 +40,12 @@ MOVIES = pa.schema(
     ]
 )
 
+
+def movies(text: bool) -> pa.Schema:
+    """MOVIES of a source whose item ids are text, or integers."""
+    return MOVIES.set(0, pa.field("raw_item", pa.string())) if text else MOVIES
+
+
 ITEMS = pa.schema([("item", pa.int32()), *MOVIES, ("ratings", pa.int64())])
 
 # What a release says of its users; null where it says nothing.

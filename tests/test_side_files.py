@@ -1,11 +1,15 @@
 """Films: titles, years and genres of every layout."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from recray import schema
 from recray.data import side_files
+from recray.data.side_files import feature_matrix, feature_names
 from recray.errors import RecrayError
+from recray.models.factorization import Hybrid
 
 
 def movies(table: pa.Table) -> list[tuple]:
@@ -130,3 +134,48 @@ def test_people_of_both_releases_are_told_alike():
 def test_a_damaged_list_of_people_is_refused():
     with pytest.raises(RecrayError, match=r"users.dat line 2 has 2 fields"):
         side_files.parse_users_1m(b"1::F::1::10::48067\n2::M\n")
+
+
+# Features of items, and a model that places rare items by them.
+
+TABLE = pa.table({"genres": [["War", "Drama"], [], ["Drama"]], "year": [1994, 2001, 0]})
+NAMES = ["decade:1990", "decade:2000", "genre:Drama", "genre:War"]
+
+
+def test_features_are_genres_and_decades_in_order():
+    assert feature_names(TABLE) == NAMES
+
+
+def test_rows_of_features_have_length_1():
+    third = 3**-0.5
+    expected = [[third, 0, third, third], [0, 1, 0, 0], [0, 0, 1, 0]]
+    assert np.allclose(feature_matrix(TABLE, NAMES), expected)
+
+
+def test_features_that_training_did_not_have_are_left_out():
+    assert feature_matrix(TABLE, ["genre:War"]).tolist() == [[1.0], [0.0], [0.0]]
+
+
+def test_an_item_without_a_vector_of_its_own_scores_by_its_features():
+    model = Hybrid(2, 3, 2, NAMES, "logit")
+    model.describe_items(torch.from_numpy(feature_matrix(TABLE, NAMES)))
+    with torch.no_grad():
+        model.item_vectors.weight.zero_()
+        model.feature_vectors.copy_(torch.tensor([[0.0, 0], [0, 0], [1, 2], [0, 0]]))
+        model.feature_bias.copy_(torch.tensor([0.0, 0.5, 0, 0]))
+        model.user_vectors.weight.copy_(torch.tensor([[1.0, 0], [0, 1]]))
+    user, item = torch.tensor([0, 1, 0, 0]), torch.tensor([2, 2, 1, 0])
+    assert torch.allclose(model(user, item), torch.tensor([1.0, 2.0, 0.5, 3**-0.5]))
+
+
+def test_features_explain_what_items_of_weight_share_and_nothing_of_a_row_is_lost():
+    model = Hybrid(2, 3, 2, NAMES, "logit")
+    model.describe_items(torch.from_numpy(feature_matrix(TABLE, NAMES)))
+    rows, weight = torch.tensor([[1.0, 0], [0, 2], [3, 3]]), torch.tensor([1.0, 2, 6])
+    with torch.no_grad():
+        model.set_item_rows(rows, weight)
+    assert torch.allclose(model.item_rows(slice(None)), rows)
+    vectors = model.feature_vectors.detach().clone().requires_grad_()
+    left = weight[:, None] * (rows - model.features @ vectors).square()
+    (slope,) = torch.autograd.grad(left.sum() + 3 * vectors.square().sum(), vectors)
+    assert slope.abs().max() < 1e-5, "3 is the mean weight"

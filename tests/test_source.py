@@ -150,7 +150,7 @@ LINES = [
 def test_pieces_hold_every_line_once_at_the_byte_it_begins(
     tmp_path, monkeypatch, range_bytes, chunk_bytes, packed
 ):
-    monkeypatch.setattr(source, "RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(readers, "RANGE_BYTES", range_bytes)
     monkeypatch.setattr(readers, "CHUNK_BYTES", chunk_bytes)
     header, body = b"userId,movieId,rating,timestamp\r\n", b"".join(LINES)
     file = tmp_path / "ratings.csv"
@@ -173,7 +173,7 @@ def test_pieces_hold_every_line_once_at_the_byte_it_begins(
 
 
 def test_a_file_without_a_header_loses_no_first_line_to_its_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "RANGE_BYTES", 5)
+    monkeypatch.setattr(readers, "RANGE_BYTES", 5)
     (tmp_path / "u.data").write_bytes(RELEASES["100k"]["u.data"])
     found = detect_source(str(tmp_path / "u.data"))
     assert len(found.ranges) > 1

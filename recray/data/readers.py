@@ -4,6 +4,7 @@ Workers read ranges of files, so that a large file is shared. A worker holds one
 """
 
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from recray.data import sample
-from recray.data.archives import open_gzip, open_zip, reading
+from recray.data.archives import open_gzip, open_parquet, open_zip, reading
 from recray.data.dataset import ID_LIMIT
 from recray.errors import RecrayError
 from recray.schema import RAW_RATINGS
@@ -34,6 +35,10 @@ MOVIELENS_SCALE = (0.5, 5.0)
 """Lowest and highest rating of MovieLens, in stars."""
 INTEGER = re.compile(r"^[+-]?[0-9]+(\.0+)?$")
 CHUNK_BYTES = 16 << 20
+"""Bytes of a file that are held at once."""
+RANGE_BYTES = 64 << 20
+HEAD_BYTES = 64 << 10
+"""Bytes from which the columns are recognised."""
 
 Delimiter = Literal["\t", "::", ",", ";"]
 DELIMITERS: tuple[Delimiter, ...] = ("\t", "::", ";", ",")
@@ -259,6 +264,23 @@ def first_ids(layout: RatingsFormat, head: bytes) -> dict[str, list[str]]:
 
 
 # ----------------------------------------------------------------------------------- lines
+
+
+def file_ranges(file: RatingsFile) -> list[FileRange]:
+    """Cut a file into ranges; only plain and parquet files can be read from the middle on."""
+    if file.kind == "parquet":
+        with open_parquet(file.path) as opened:
+            return [FileRange(file, n, n + 1) for n in range(opened.num_row_groups)]
+    if file.kind != "plain":
+        return [FileRange(file)]
+    with closing(open_input(file.path)) as stream:
+        size = stream.size()
+        begin = 0
+        if file.layout.header:
+            head = stream.read(min(size, HEAD_BYTES))
+            begin = head.index(b"\n") + 1 if b"\n" in head else size
+    edges = [*range(begin, size, RANGE_BYTES), size]
+    return [FileRange(file, a, b) for a, b in itertools.pairwise(edges)]
 
 
 def chunks(file_range: FileRange) -> Iterator[tuple[int, bytes]]:

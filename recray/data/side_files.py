@@ -1,80 +1,53 @@
-"""The lists beside the ratings of a source: items, links and users. Each may be missing."""
+"""The lists beside the ratings of a source, items, links and users, and features made of them."""
+
+# Shape letters: I = items, F = features.
 
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from recray import schema
-from recray.data.readers import COLUMN_NAMES, RatingsFile
+from recray.data.readers import COLUMN_NAMES
 from recray.errors import RecrayError
 
 Item = tuple[int | str, str, int, list[str]]
 """Raw id, title, year (0 where unknown) and genres."""
+User = tuple[int, int, str, str]
+"""Raw id, age, gender and occupation."""
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
 ML_100K_GENRES = (
     "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|"
     "Film-Noir|Horror|Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
 ).split("|")
-# The README of ml-1m names them by number.
 ML_1M_OCCUPATIONS = (
     "other|academic/educator|artist|clerical/admin|college/grad student|customer service|"
     "doctor/health care|executive/managerial|farmer|homemaker|K-12 student|lawyer|programmer|"
     "retired|sales/marketing|scientist|self-employed|technician/engineer|tradesman/craftsman|"
     "unemployed|writer"
 ).split("|")
-
-Read = Callable[[str], bytes | None]
-"""Reads a file by its name inside the source; None if there is no such file."""
+"""By their numbers in users.dat, as the README of ml-1m lists them."""
 
 
-def items_beside(file: RatingsFile, read: Read, text: bool) -> pa.Table:
-    """Read the list of items beside a ratings file, as schema.MOVIES.
-
-    Args:
-        file: The ratings.
-        read: Reads the files of the source.
-        text: Whether item ids are text.
-
-    Raises:
-        RecrayError: A list of items cannot be read.
-    """
-    stem = _stem(file)
-    for name, parser in ITEM_PARSERS.items():
-        content = read(stem + name)
-        if content is None:
-            continue
-        movies = _parse(name, file, lambda: parser(content, text))  # noqa: B023 - called here
-        links = read(f"{stem}links.csv") if name == "movies.csv" and not text else None
-        if links is None:
-            return movies
-        return _parse("links.csv", file, lambda: add_links(movies, links))  # noqa: B023
-    return no_items(text)
+def _lines(text: str, delimiter: str, size: int, file: str) -> Iterator[list[str]]:
+    """The fields of each line that is not blank."""
+    # Not splitlines: titles may hold characters that it takes for ends of lines.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            fields = line.rstrip("\r").split(delimiter)
+            if len(fields) != size:
+                raise RecrayError(
+                    f"{file} line {number} has {len(fields)} fields; {size} are expected"
+                )
+            yield fields
 
 
-def users_beside(file: RatingsFile, read: Read) -> pa.Table:
-    """Read the list of users beside a ratings file, with age, gender and occupation.
-
-    Raises:
-        RecrayError: The list of users cannot be read.
-    """
-    for name, parser in USER_PARSERS.items():
-        if (content := read(_stem(file) + name)) is not None:
-            return _parse(name, file, lambda: parser(content))  # noqa: B023 - called here
-    return no_users()
-
-
-def _stem(file: RatingsFile) -> str:
-    return file.name[: file.name.rfind("/") + 1]
-
-
-def _parse(name: str, file: RatingsFile, parse: Callable[[], pa.Table]) -> pa.Table:
-    try:
-        return parse()
-    except (RecrayError, ValueError, IndexError, TypeError, OverflowError, csv.Error) as error:
-        raise RecrayError(f"{name} beside {file.path} cannot be read: {error}") from error
+def _csv(content: bytes) -> "csv.DictReader[str]":
+    return csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
 
 
 # ------------------------------------------------------------------------------------- items
@@ -86,30 +59,24 @@ def year_of(title: str) -> int:
     return int(found.group(1)) if found else 0
 
 
-def _schema(text: bool) -> pa.Schema:
-    return schema.MOVIES.set(0, pa.field("raw_item", pa.string() if text else pa.int64()))
-
-
-def no_items(text: bool = False) -> pa.Table:
-    """An empty list of items whose ids are text or integers."""
-    return _schema(text).empty_table()
+def _genres(text: str) -> list[str]:
+    return [g for g in text.strip().split("|") if g and g != "(no genres listed)"]
 
 
 def _item_table(rows: Sequence[Item], file: str, text: bool) -> pa.Table:
+    """Items by ascending id, as schema.movies; their links are not known yet."""
     if not rows:
         raise RecrayError(f"{file} lists no films")
     in_order = sorted(rows, key=lambda row: row[0])
     columns = [pa.array(column) for column in zip(*in_order, strict=True)]
-    unknown = [pa.nulls(len(rows), kind) for kind in (pa.string(), pa.int64())]
-    fields = _schema(text)
-    return pa.table(
-        [c.cast(f.type) for c, f in zip([*columns, *unknown], fields, strict=True)], schema=fields
-    )
+    columns += [pa.nulls(len(rows))] * 2
+    fields = schema.movies(text)
+    return pa.table([c.cast(f.type) for c, f in zip(columns, fields, strict=True)], schema=fields)
 
 
 def add_links(items: pa.Table, content: bytes) -> pa.Table:
     """Add the ids of links.csv (movieId, imdbId, tmdbId): tt0114709 and 862."""
-    reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+    reader = _csv(content)
     needed = {"movieId", "imdbId", "tmdbId"}
     if not needed <= set(reader.fieldnames or ()):
         raise RecrayError(f"links.csv has columns {reader.fieldnames}; {sorted(needed)} are needed")
@@ -126,13 +93,8 @@ def add_links(items: pa.Table, content: bytes) -> pa.Table:
 
 def parse_items_100k(content: bytes, text: bool = False) -> pa.Table:
     """ml-100k's u.item: 24 fields between bars, latin-1, the last 19 are genre flags."""
-    rows = []
-    for number, line in enumerate(content.decode("latin-1").split("\n"), 1):
-        fields = line.rstrip("\r").split("|")
-        if not line.strip():
-            continue
-        if len(fields) != 24:
-            raise RecrayError(f"u.item line {number} has {len(fields)} fields; 24 are expected")
+    rows: list[Item] = []
+    for fields in _lines(content.decode("latin-1"), "|", 24, "u.item"):
         flags = [g for g, flag in zip(ML_100K_GENRES, fields[5:], strict=True) if flag == "1"]
         year = year_of(fields[1]) or int(fields[2][-4:] or 0)
         rows.append((int(fields[0]), fields[1].strip(), year, [g for g in flags if g != "unknown"]))
@@ -142,17 +104,13 @@ def parse_items_100k(content: bytes, text: bool = False) -> pa.Table:
 def parse_items_1m(content: bytes, text: bool = False) -> pa.Table:
     """ml-1m's movies.dat: id::title::genre|genre, latin-1 (ml-10m: UTF-8)."""
     try:
-        written = content.decode("utf-8")
+        decoded = content.decode("utf-8")
     except UnicodeDecodeError:
-        written = content.decode("latin-1")
-    rows = []
-    for number, line in enumerate(written.split("\n"), 1):
-        if not line.strip():
-            continue
-        fields = line.rstrip("\r").split("::")
-        if len(fields) != 3:
-            raise RecrayError(f"movies.dat line {number} has {len(fields)} fields; 3 are expected")
-        rows.append((int(fields[0]), fields[1].strip(), year_of(fields[1]), _genres(fields[2])))
+        decoded = content.decode("latin-1")
+    rows: list[Item] = [
+        (int(item), title.strip(), year_of(title), _genres(genres))
+        for item, title, genres in _lines(decoded, "::", 3, "movies.dat")
+    ]
     return _item_table(rows, "movies.dat", text)
 
 
@@ -161,7 +119,7 @@ def parse_items_csv(content: bytes, text: bool = False) -> pa.Table:
 
     UTF-8, quoted titles. A column `year` goes before the year in the title.
     """
-    reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+    reader = _csv(content)
     named = {name.strip().lower(): name for name in reader.fieldnames or ()}
     item = next((named[n] for n in COLUMN_NAMES["raw_item"] if n in named), None)
     if item is None or "title" not in named:
@@ -169,7 +127,7 @@ def parse_items_csv(content: bytes, text: bool = False) -> pa.Table:
             f"the list of films has columns {reader.fieldnames}; an item column and a title are "
             "needed"
         )
-    rows = []
+    rows: list[Item] = []
     for row in reader:
         low = {key: (row[name] or "").strip() for key, name in named.items()}
         year = int(low["year"]) if low.get("year") else year_of(low["title"])
@@ -178,37 +136,28 @@ def parse_items_csv(content: bytes, text: bool = False) -> pa.Table:
     return _item_table(rows, "the list of films", text)
 
 
-def _genres(text: str) -> list[str]:
-    return [g for g in text.strip().split("|") if g and g != "(no genres listed)"]
-
-
 ITEM_PARSERS: dict[str, Callable[[bytes, bool], pa.Table]] = {
     "u.item": parse_items_100k,
     "movies.dat": parse_items_1m,
     "movies.csv": parse_items_csv,
     "items.csv": parse_items_csv,
 }
+"""File name to the function that reads it, given whether ids are text."""
 
 
 # ------------------------------------------------------------------------------------- users
 
-User = tuple[int, int, str, str]
-
-
-def no_users() -> pa.Table:
-    """An empty list of users."""
-    return schema.PEOPLE.empty_table()
-
 
 def _user_table(rows: list[User]) -> pa.Table:
-    rows.sort()
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
+    columns = [list(column) for column in zip(*sorted(rows), strict=True)] or [[], [], [], []]
     return pa.table(columns, schema=schema.PEOPLE)
 
 
 def parse_users_100k(content: bytes) -> pa.Table:
     """ml-100k's u.user: id|age|gender|occupation|zip."""
-    return _user_table([_user(fields, fields[3]) for fields in _lines(content, "|", "u.user")])
+    lines = _lines(content.decode("latin-1"), "|", 5, "u.user")
+    rows = [(int(user), int(age), gender, job) for user, age, gender, job, _ in lines]
+    return _user_table(rows)
 
 
 def parse_users_1m(content: bytes) -> pa.Table:
@@ -216,9 +165,11 @@ def parse_users_1m(content: bytes) -> pa.Table:
 
     Age is the youngest of a bracket (1: under 18), the occupation a number.
     """
-    rows = []
-    for user, gender, age, occupation, _ in _lines(content, "::", "users.dat"):
-        rows.append(_user([user, age, gender], ML_1M_OCCUPATIONS[int(occupation)]))
+    lines = _lines(content.decode("latin-1"), "::", 5, "users.dat")
+    rows = [
+        (int(user), int(age), gender, ML_1M_OCCUPATIONS[int(job)])
+        for user, gender, age, job, _ in lines
+    ]
     return _user_table(rows)
 
 
@@ -228,16 +179,36 @@ USER_PARSERS: dict[str, Callable[[bytes], pa.Table]] = {
 }
 
 
-def _lines(content: bytes, delimiter: str, file: str) -> list[list[str]]:
-    rows = []
-    for number, line in enumerate(content.decode("latin-1").split("\n"), 1):
-        if line.strip():
-            fields = line.rstrip("\r").split(delimiter)
-            if len(fields) != 5:
-                raise RecrayError(f"{file} line {number} has {len(fields)} fields; 5 are expected")
-            rows.append(fields)
-    return rows
+# ---------------------------------------------------------------------------------- features
 
 
-def _user(fields: list[str], occupation: str) -> User:
-    return int(fields[0]), int(fields[1]), fields[2], occupation
+def _features_of(table: pa.Table) -> list[list[str]]:
+    """The names of each item's features."""
+    return [
+        [f"genre:{genre}" for genre in genres] + ([f"decade:{year // 10 * 10}"] if year else [])
+        for genres, year in zip(table["genres"].to_pylist(), table["year"].to_pylist(), strict=True)
+    ]
+
+
+def feature_names(table: pa.Table) -> list[str]:
+    """The features that occur, sorted: genre:Drama, decade:1990.
+
+    Args:
+        table: schema.ITEMS.
+    """
+    return sorted({name for names in _features_of(table) for name in names})
+
+
+def feature_matrix(table: pa.Table, names: Sequence[str]) -> NDArray[np.float32]:
+    """(I, F) weights: 1 / sqrt(n) for each of an item's n features, so that rows have length 1.
+
+    Args:
+        table: schema.ITEMS.
+        names: The features; others are left out.
+    """
+    place = {name: number for number, name in enumerate(names)}
+    matrix = np.zeros((len(table), len(names)), np.float32)
+    for row, own in enumerate(_features_of(table)):
+        known = [place[name] for name in own if name in place]
+        matrix[row, known] = len(known) ** -0.5 if known else 0.0
+    return matrix

@@ -1,31 +1,38 @@
-"""What the user gave as SOURCE, recognised by its content, in file ranges that workers read."""
+"""Recognise what the user gave as SOURCE: its ratings, in file ranges, and the lists beside them.
 
+A source is `sample`, the name of a MovieLens release, or a file, an archive or a folder. Files are
+recognised by what is in them.
+"""
+
+import csv
 import hashlib
 import itertools
 import os
 import zipfile
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from recray import schema
 from recray.config import DataSettings, Settings
 from recray.data import archives, movielens, parse, readers, sample, side_files
 from recray.data.readers import FileRange, RatingsFile, RatingsFormat
-from recray.data.side_files import Read
 from recray.errors import RecrayError, unknown_name
 from recray.storage import Folder, file_type, is_uri, modified_ns, open_input
 
-RANGE_BYTES = 64 << 20
-HEAD_BYTES = 64 << 10
 SAMPLE = "sample"
 MOVIELENS = ("u.data", "ratings.dat", "ratings.csv")
 ENDINGS = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
 NOT_RATINGS = ("movies.csv", "items.csv", "links.csv", "tags.csv", "users.csv")
 """Files of a folder that are not ratings."""
+Part = Literal["", "train", "test"]
+"""The split that all rows of a file belong to, where the settings name files for splits."""
+Read = Callable[[str], bytes | None]
+"""Reads a file by its name inside the source; None if there is no such file."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ def detect_source(
     """
     settings = settings or Settings()
     if given == SAMPLE:
-        return _sample(settings)
+        files = [_Found("ratings.csv", SAMPLE, "sample")]
+        return _files(files, SAMPLE, settings, sample.files().get)
     if given in movielens.RELEASES:
         return _archive(str(movielens.fetch(given, mirror)), given, settings)
     name = given.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
@@ -113,16 +121,10 @@ class _Found:
     name: str
     path: str
     kind: readers.FileKind
-    part: Literal["", "train", "test"] = ""
+    part: Part = ""
 
 
 # ------------------------------------------------------------------------------ kinds of source
-
-
-def _sample(settings: Settings) -> Source:
-    made = sample.files()
-    files = [_Found("ratings.csv", SAMPLE, "sample")]
-    return _files(files, SAMPLE, settings, made.get)
 
 
 def _archive(path: str, name: str, settings: Settings) -> Source:
@@ -164,50 +166,53 @@ def _reader(path: str) -> Read:
 
 
 def _choose(
-    names: Sequence[str], path: str, settings: Settings, what: str
-) -> list[tuple[str, Literal["", "train", "test"]]]:
-    """The ratings among the files of an archive or folder, with the split each one is."""
+    names: Sequence[str], path: str, settings: Settings, container: str
+) -> list[tuple[str, Part]]:
+    """The ratings among the files of an archive or folder, with the split that each one is."""
     if settings.split.kind == "given":
-        return [(_named(file, names, path), part) for part, file in _given_files(settings)]
-    usual = [n for n in names if _base(n) in MOVIELENS and n.count("/") <= 1 + (what == "archive")]
+        return _named_files(names, path, settings)
+    depth = 2 if container == "archive" else 1  # the files of an archive often lie in one folder
+    usual = [n for n in names if _base(n) in MOVIELENS and n.count("/") <= depth]
     if usual:
-        # Of several the one nearest to the top, by name.
+        # Of several files the one nearest to the top is taken, then the first by name.
         return [(min(usual, key=lambda n: (n.count("/"), MOVIELENS.index(_base(n)), n)), "")]
-    own = [
+    ratings = [
         n
         for n in names
         if n.lower().endswith(ENDINGS) and _base(n) not in NOT_RATINGS and _base(n)[0] not in "._"
     ]
-    if not own:
+    if not ratings:
         raise RecrayError(
             f"{path} holds no ratings: expected {', '.join(MOVIELENS)}, or files that end with "
-            f"{', '.join(ENDINGS)}, in the {what}"
+            f"{', '.join(ENDINGS)}, in the {container}"
         )
-    return [(n, "") for n in own]
+    return [(n, "") for n in ratings]
 
 
 def _base(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
-def _given_files(settings: Settings) -> list[tuple[Literal["train", "test"], str]]:
+def _named_files(names: Sequence[str], path: str, settings: Settings) -> list[tuple[str, Part]]:
+    """The two files that the settings name, by their names or their paths inside the source."""
     train, test = settings.split.train_file, settings.split.test_file
     if train is None or test is None:
         raise RecrayError(
             "split.kind=given needs split.train_file and split.test_file, such as u1.base, u1.test"
         )
-    return [("train", train), ("test", test)]
-
-
-def _named(file: str, names: Sequence[str], path: str) -> str:
-    """The one file of that name, or of that path inside the source."""
-    found = [n for n in names if n == file] or [n for n in names if n.endswith(f"/{file}")]
-    if not found:
-        near = sorted(n for n in names if not n.endswith("/"))
-        raise RecrayError(f"{path} has no file {file!r}; it has {', '.join(near)[:300]}")
-    if len(found) > 1:
-        raise RecrayError(f"{path} has several files {file!r}: {', '.join(found)}; give the path")
-    return found[0]
+    chosen: list[tuple[str, Part]] = []
+    parts: tuple[tuple[str, Part], ...] = ((train, "train"), (test, "test"))
+    for file, part in parts:
+        found = [n for n in names if n == file] or [n for n in names if n.endswith(f"/{file}")]
+        if not found:
+            near = sorted(n for n in names if not n.endswith("/"))
+            raise RecrayError(f"{path} has no file {file!r}; it has {', '.join(near)[:300]}")
+        if len(found) > 1:
+            raise RecrayError(
+                f"{path} has several files {file!r}: {', '.join(found)}; give the path"
+            )
+        chosen.append((found[0], part))
+    return chosen
 
 
 # ------------------------------------------------------------------------------------- columns
@@ -229,25 +234,23 @@ def _files(
     if len({one.implicit for one in layouts}) > 1:
         bare = next(f.name for f, one in zip(found, layouts, strict=True) if one.implicit)
         raise RecrayError(f"{bare} has no rating column, and other files of {name} have one")
-    first: dict[str, list[str]] = {role: [] for role in readers.IDS}
-    for one, head in zip(layouts, heads, strict=True):
-        ids = (
-            parse.ids_of_table(head, one)
-            if isinstance(head, pa.Table)
-            else readers.first_ids(one, head)
-        )
-        for role in readers.IDS:
-            first[role] += ids[role]
+    ids = [
+        parse.ids_of_table(head, one)
+        if isinstance(head, pa.Table)
+        else readers.first_ids(one, head)
+        for one, head in zip(layouts, heads, strict=True)
+    ]
+    first = {role: [value for of_file in ids for value in of_file[role]] for role in readers.IDS}
     text = readers.text_roles(settings.data.ids, first)
     files = [
         RatingsFile(f.name, f.path, f.kind, replace(one, text=text), f.name, f.part)
         for f, one in zip(found, layouts, strict=True)
     ]
-    ranges = tuple(part for file in files for part in _ranges(file))
+    ranges = tuple(part for file in files for part in readers.file_ranges(file))
     if not ranges:
         raise RecrayError(f"{found[0].path} is empty: it has no ratings")
-    movies = side_files.items_beside(files[0], read, "raw_item" in text)
-    people = side_files.users_beside(files[0], read)
+    movies = _items_beside(files[0], read, "raw_item" in text)
+    people = _users_beside(files[0], read)
     return Source(name, ranges, movies, people, _identity(files, facts, movies, people))
 
 
@@ -262,12 +265,12 @@ def _head(file: _Found, archive: zipfile.ZipFile | None) -> bytes | pa.Table:
     with archives.reading(file.path):
         if archive is not None:
             with archive.open(file.name) as member:
-                head = member.read(HEAD_BYTES)
+                head = member.read(readers.HEAD_BYTES)
         else:
             opened_file = archives.open_gzip if file.kind == "gzip" else open_input
             with closing(opened_file(file.path)) as stream:
-                head = bytes(stream.read(HEAD_BYTES))
-    return head if len(head) < HEAD_BYTES else head[: head.rfind(b"\n") + 1] or head
+                head = bytes(stream.read(readers.HEAD_BYTES))
+    return head if len(head) < readers.HEAD_BYTES else head[: head.rfind(b"\n") + 1] or head
 
 
 def _layout(file: _Found, head: bytes | pa.Table, settings: DataSettings) -> RatingsFormat:
@@ -280,20 +283,47 @@ def _layout(file: _Found, head: bytes | pa.Table, settings: DataSettings) -> Rat
     return readers.format_of_text(file.name, head, settings.columns)
 
 
-def _ranges(file: RatingsFile) -> list[FileRange]:
-    if file.kind == "parquet":
-        with archives.open_parquet(file.path) as opened:
-            return [FileRange(file, n, n + 1) for n in range(opened.num_row_groups)]
-    if file.kind != "plain":
-        return [FileRange(file)]
-    with closing(open_input(file.path)) as stream:
-        size = stream.size()
-        begin = 0
-        if file.layout.header:
-            head = stream.read(min(size, HEAD_BYTES))
-            begin = head.index(b"\n") + 1 if b"\n" in head else size
-    edges = [*range(begin, size, RANGE_BYTES), size]
-    return [FileRange(file, a, b) for a, b in itertools.pairwise(edges)]
+def _items_beside(file: RatingsFile, read: Read, text: bool) -> pa.Table:
+    """Read the list of items beside a ratings file, as schema.movies.
+
+    Raises:
+        RecrayError: A list of items cannot be read.
+    """
+    folder = file.name[: file.name.rfind("/") + 1]
+    for name, parser in side_files.ITEM_PARSERS.items():
+        content = read(folder + name)
+        if content is None:
+            continue
+        with _reading_list(name, file):
+            movies = parser(content, text)
+        links = read(f"{folder}links.csv") if name == "movies.csv" and not text else None
+        if links is not None:
+            with _reading_list("links.csv", file):
+                movies = side_files.add_links(movies, links)
+        return movies
+    return schema.movies(text).empty_table()
+
+
+def _users_beside(file: RatingsFile, read: Read) -> pa.Table:
+    """Read the list of users beside a ratings file, with age, gender and occupation.
+
+    Raises:
+        RecrayError: The list of users cannot be read.
+    """
+    folder = file.name[: file.name.rfind("/") + 1]
+    for name, parser in side_files.USER_PARSERS.items():
+        if (content := read(folder + name)) is not None:
+            with _reading_list(name, file):
+                return parser(content)
+    return schema.PEOPLE.empty_table()
+
+
+@contextmanager
+def _reading_list(name: str, file: RatingsFile) -> Iterator[None]:
+    try:
+        yield
+    except (RecrayError, ValueError, IndexError, TypeError, OverflowError, csv.Error) as error:
+        raise RecrayError(f"{name} beside {file.path} cannot be read: {error}") from error
 
 
 def _identity(files: list[RatingsFile], facts: str, *tables: pa.Table) -> str:
@@ -307,8 +337,8 @@ def _identity(files: list[RatingsFile], facts: str, *tables: pa.Table) -> str:
                 digest.update(f"{file.path} {stream.size()} {modified_ns(file.path)}".encode())
         digest.update(repr((file.name, file.layout, file.part)).encode())
     for table in tables:
-        told = pa.BufferOutputStream()
-        with pa.ipc.new_stream(told, table.schema) as writer:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
-        digest.update(told.getvalue().to_pybytes())
+        digest.update(sink.getvalue().to_pybytes())
     return digest.hexdigest()

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 from recray.config import Settings, build_settings, translated
 from recray.data.dataset import Prepared, refuse_equal_ratings
-from recray.data.item_features import feature_names
 from recray.data.negatives import NegativeSampler
+from recray.data.side_files import feature_names
 from recray.errors import RecrayError, WorkerLost
 from recray.evaluation.evaluator import evaluate
 from recray.evaluation.metrics import check_metric
