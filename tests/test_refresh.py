@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from recray.data import feedback_merge
+from recray.data import feedback
+from recray.data.feedback import with_log
 from recray.data.feedback_log import Given, LogWriter, RatingsLog
-from recray.data.feedback_source import with_log
 from recray.data.readers import FileRange
 from recray.data.source import detect_source
 from recray.data.spill import Rows
@@ -38,7 +38,7 @@ def rows(*given, part=None):
 def test_what_is_rated_again_keeps_its_place_and_what_is_new_is_left_over():
     source = rows((1, 10, 3, 100), (1, 20, 4, 101), (2, 10, 5, 102))
     later = rows((1, 20, 1, 900), (1, 30, 2, 901), (3, 10, 4, 902))
-    again, rest = feedback_merge.rerate(source, later)
+    again, rest = feedback.rerate(source, later)
     assert again.rating.tolist() == [3, 1, 5]
     assert again.timestamp.tolist() == [100, 101, 102]
     assert list(zip(rest.user.tolist(), rest.item.tolist(), strict=True)) == [(1, 30), (3, 10)]
@@ -47,7 +47,7 @@ def test_what_is_rated_again_keeps_its_place_and_what_is_new_is_left_over():
 def test_the_rest_trains_and_everything_is_in_order():
     source = rows((1, 10, 3, 100), (2, 10, 5, 102))
     later = rows((1, 5, 2, 901), (3, 10, 4, 902))
-    both, which = feedback_merge.append(source, np.array([2, 1], np.int8), later, split=0)
+    both, which = feedback.append(source, np.array([2, 1], np.int8), later, split=0)
     assert both.user.tolist() == [1, 1, 2, 3]
     assert both.item.tolist() == [5, 10, 10, 10]
     assert which.tolist() == [0, 2, 1, 0]
@@ -55,8 +55,8 @@ def test_the_rest_trains_and_everything_is_in_order():
 
 def test_an_empty_log_or_source_changes_nothing():
     some, none = rows((1, 10, 3, 100)), rows((1, 10, 3, 100)).at(np.zeros(1, bool))
-    assert feedback_merge.rerate(some, none)[0] is some
-    assert len(feedback_merge.rerate(none, some)[1].user) == 1
+    assert feedback.rerate(some, none)[0] is some
+    assert len(feedback.rerate(none, some)[1].user) == 1
 
 
 @pytest.fixture

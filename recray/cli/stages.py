@@ -107,8 +107,8 @@ def prepare(
 
     given = detect_source(source, settings, mirror)
     if ratings_log is not None:
+        from recray.data.feedback import with_log
         from recray.data.feedback_log import RatingsLog
-        from recray.data.feedback_source import with_log
 
         given, added = with_log(given, RatingsLog.open(ratings_log))
         ui.log(terminal.ratings_log(ratings_log, added))

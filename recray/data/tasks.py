@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import DataSettings, SplitSettings
-from recray.data import feedback_merge, split
+from recray.data import feedback, split
 from recray.data.dataset import part_name
 from recray.data.spill import (
     ItemRules,
@@ -120,7 +120,7 @@ def gather(
     rows = _above_minimum(rows, settings)
     if any(file.feedback for file in scanned):
         rated_later = drop_duplicates(collect(feedback=True), mean=False)
-        rows, late = feedback_merge.rerate(rows, _above_minimum(rated_later, settings))
+        rows, late = feedback.rerate(rows, _above_minimum(rated_later, settings))
         spill.write(SpillFile.LATE, late.table(), partition)
     write_partition(spill, partition, rows)
     return PartitionCounts.of(rows, duplicates, overlap=_count_overlap(collected))
@@ -255,7 +255,7 @@ def split_partition(
         which = split.assign(rows.user, rows.item, times, settings, cuts)
     if spill.exists(SpillFile.LATE, partition):
         late = Rows.of(spill.read(SpillFile.LATE, partition))
-        rows, which = feedback_merge.append(rows, which, late, split.TRAIN)
+        rows, which = feedback.append(rows, which, late, split.TRAIN)
         write_partition(spill, partition, rows)
     spill.write(SpillFile.SPLIT, pa.table({"split": which}), partition)
     spill.write(SpillFile.USERS, _counts_by_split(rows.user, which), partition)

@@ -6,8 +6,8 @@ from pydantic import BaseModel, JsonValue
 
 from recray.config import Settings
 from recray.data.dataset import Prepared, Ratings
+from recray.data.feedback import LogSummary, with_log
 from recray.data.feedback_log import RatingsLog
-from recray.data.feedback_source import LogSummary, with_log
 from recray.data.source import Source
 from recray.errors import RecrayError
 from recray.evaluation.comparison import (

@@ -12,7 +12,7 @@ from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 
-from recray.data.feedback_source import LogSummary
+from recray.data.feedback import LogSummary
 from recray.evaluation.report import EvaluationReport, Segments, Values
 
 if TYPE_CHECKING:

@@ -1,0 +1,152 @@
+"""Ratings that came after a source: the source together with the log of what was rated since.
+
+They train, and never change how the source is split. A pair of user and item that the source has
+keeps its place in the splits and gets the new rating; a new pair belongs to the training split. So
+a hold-out stays the same however much is rated, and a model trained on source and log can be
+compared with one trained on the source alone.
+"""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from recray.data.feedback_log import MICRO, Given, RatingsLog
+from recray.data.readers import FileRange, RatingsFile, format_of_names
+from recray.data.source import Source
+from recray.data.spill import Rows
+from recray.data.split import order_by
+from recray.errors import RecrayError
+
+SNAPSHOTS = "snapshots"
+COLUMNS = ("user", "item", "rating", "timestamp")
+
+
+class LogSummary(BaseModel):
+    """What a ratings log added to a source.
+
+    Args:
+        ratings: Ratings that were added.
+        users: Users who gave them.
+        repeated: Events that were stored twice.
+        damaged_parts: Files of the log that cannot be read and are left out.
+        unknown_items: Ratings of items that the source does not have, which are left out.
+    """
+
+    ratings: int
+    users: int
+    repeated: int
+    damaged_parts: list[str]
+    unknown_items: int
+
+
+def with_log(source: Source, log: RatingsLog) -> tuple[Source, LogSummary]:
+    """Add the ratings of a log to a source.
+
+    The ratings as they are now are written beside the log, where every worker can read them.
+
+    Raises:
+        RecrayError: The log is of another data set, or none of its items is in the source.
+    """
+    log.expect(source.name, ("raw_user" in source.text, "raw_item" in source.text))
+    contents = log.read()
+    latest = list({(g.user, g.item): g for g in contents.ratings}.values())
+    known = _known(source, latest)
+    if latest and not known:
+        raise RecrayError(
+            f"{log.folder} holds {len(latest):,} ratings, none of an item of {source.name}: "
+            "it is the log of other data"
+        )
+    summary = LogSummary(
+        ratings=len(known),
+        users=len({g.user for g in known}),
+        repeated=contents.repeated,
+        damaged_parts=contents.damaged,
+        unknown_items=len(latest) - len(known),
+    )
+    if not known:
+        return source, summary
+    file_range, digest = _snapshot(source, log, known)
+    identity = hashlib.sha256(f"{source.identity} {digest}".encode()).hexdigest()
+    return replace(source, ranges=(*source.ranges, file_range), identity=identity), summary
+
+
+def _known(source: Source, ratings: list[Given]) -> list[Given]:
+    """The ratings of the source's own items; all of them where it lists none."""
+    if not len(source.movies):
+        return ratings
+    items = source.movies["raw_item"].combine_chunks()
+    is_known = pc.is_in(pa.array([g.item for g in ratings], items.type), items).to_pylist()
+    return [g for g, known in zip(ratings, is_known, strict=True) if known]
+
+
+def _snapshot(source: Source, log: RatingsLog, ratings: list[Given]) -> tuple[FileRange, str]:
+    """Write the ratings as one parquet file named by its content."""
+    text = source.text
+    kinds = [pa.string() if role in text else pa.int64() for role in ("raw_user", "raw_item")]
+    columns = [
+        pa.array([g.user for g in ratings], kinds[0]),
+        pa.array([g.item for g in ratings], kinds[1]),
+        pa.array([g.rating for g in ratings], pa.float32()),
+        pa.array(np.array([g.received for g in ratings], np.int64) // MICRO),
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, names=list(COLUMNS)), sink)
+    content = sink.getvalue().to_pybytes()
+    digest = hashlib.sha256(content).hexdigest()
+    name, folder = f"{digest[:16]}.parquet", log.folder.child(SNAPSHOTS)
+    folder.replace_bytes(name, content, durable=True)
+    format_ = replace(format_of_names(name, COLUMNS), text=text)
+    file = RatingsFile(name, f"{folder.path}/{name}", "parquet", format_, part="logged")
+    return FileRange(file), digest
+
+
+# --------------------------------------------------------------------- within a partition
+
+
+def _codes(rows: Rows, logged: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """One number for each pair of user and item."""
+    _, user = np.unique(np.concatenate([rows.user, logged.user]), return_inverse=True)
+    items, item = np.unique(np.concatenate([rows.item, logged.item]), return_inverse=True)
+    code = user.astype(np.int64) * len(items) + item
+    return code[: len(rows.user)], code[len(rows.user) :]
+
+
+def rerate(rows: Rows, logged: Rows) -> tuple[Rows, Rows]:
+    """Replace the ratings of pairs that were rated again; return all rows, and the new pairs.
+
+    Args:
+        rows: The source's, each pair once.
+        logged: The log's, each pair once.
+    """
+    if not len(logged.user) or not len(rows.user):
+        return rows, logged
+    code, new = _codes(rows, logged)
+    order = np.argsort(code)
+    place = np.minimum(np.searchsorted(code, new, sorter=order), len(code) - 1)
+    target = order[place]
+    again = code[target] == new
+    rating = rows.rating.copy()
+    rating[target[again]] = logged.rating[again]
+    return rows._replace(rating=rating), logged.at(~again)
+
+
+def append(
+    rows: Rows, which: NDArray[np.int8], logged: Rows, split: int
+) -> tuple[Rows, NDArray[np.int8]]:
+    """Rows with those of the log behind them, sorted by user, then item, and the split of each."""
+    splits = np.concatenate([which, np.full(len(logged.user), split, np.int8)])
+    both = Rows(
+        np.concatenate([rows.user, logged.user]),
+        np.concatenate([rows.item, logged.item]),
+        np.concatenate([rows.rating, logged.rating]),
+        np.concatenate([rows.timestamp, logged.timestamp]),
+        None if rows.part is None else splits,
+    )
+    order = order_by(both.user, both.item)
+    return both.at(order), splits[order]
