@@ -1,6 +1,5 @@
 """The nodes of the cluster: their CPUs, tasks on any of them, a call on each, a disk for all."""
 
-import contextlib
 import pickle
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from recray.errors import RecrayError, StorageError
+from recray.errors import RecrayError
 from recray.runtime.session import quieten
 from recray.storage import UNFINISHED, Folder, is_uri, storage_errors
 
@@ -163,14 +162,6 @@ def available_workers(workers: int, notice_s: float = 25.0, replace_s: float = 3
 # ------------------------------------------------------------------------------------- tasks
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An error for the user; the exception itself would end the whole map with Ray's own words."""
-
-    message: str
-    storage: bool
-
-
 def map_tasks(function: Callable[[int], T], count: int) -> list[T]:
     """Call function(i) for i in 0..count-1 as Ray Data tasks, one task for each i.
 
@@ -191,9 +182,9 @@ def map_tasks(function: Callable[[int], T], count: int) -> list[T]:
         results = []
         for number in batch["id"].to_pylist():
             try:
-                value: T | _Failure = function(number)
-            except RecrayError as error:
-                value = _Failure(str(error), isinstance(error, StorageError))
+                value: T | RecrayError = function(number)
+            except RecrayError as error:  # raised here, it would end the map with Ray's own words
+                value = error
             results.append(pickle.dumps(value))
         # Arrow has a schema for bytes, whatever it is that a function returns.
         return batch.append_column("result", pa.array(results, pa.binary()))
@@ -205,8 +196,8 @@ def map_tasks(function: Callable[[int], T], count: int) -> list[T]:
     rows = tasks.map_batches(call, batch_size=None, batch_format="pyarrow").take_all()
     results = [pickle.loads(row["result"]) for row in sorted(rows, key=lambda row: row["id"])]
     for result in results:
-        if isinstance(result, _Failure):
-            raise (StorageError if result.storage else RecrayError)(result.message)
+        if isinstance(result, RecrayError):
+            raise result
     return results
 
 
@@ -263,27 +254,6 @@ def run_on_all_nodes(
     return answers
 
 
-def nodes_without_access(folder: str) -> list[str]:
-    """Name the nodes that do not see a file that this process writes into a local folder.
-
-    Raises:
-        StorageError: This process cannot write there.
-    """
-    probe = f"{UNFINISHED}probe-{uuid.uuid4().hex[:8]}"
-
-    def sees() -> bool:
-        return (Path(folder) / probe).is_file()
-
-    with storage_errors(folder):
-        (Path(folder) / probe).touch()
-    try:
-        answers = run_on_all_nodes(sees)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            (Path(folder) / probe).unlink()
-    return [f"{node.name}{f': {why}' if why else ''}" for node, seen, why in answers if not seen]
-
-
 def require_shared(folder: Folder) -> None:
     """Refuse a folder for outputs if each node of the cluster would write to a disk of its own.
 
@@ -293,9 +263,15 @@ def require_shared(folder: Folder) -> None:
     if is_uri(folder.path) or len(alive_nodes()) == 1:
         return
     parent = Path(folder.path).parent
+    probe = parent / f"{UNFINISHED}probe-{uuid.uuid4().hex[:8]}"
     with storage_errors(folder.path):
         parent.mkdir(parents=True, exist_ok=True)
-    blind = nodes_without_access(str(parent))
+        probe.touch()
+    try:
+        answers = run_on_all_nodes(probe.is_file)
+    finally:
+        probe.unlink(missing_ok=True)
+    blind = [f"{node.name}{f': {why}' if why else ''}" for node, sees, why in answers if not sees]
     if blind:
         raise RecrayError(
             f"{folder} is not shared: {', '.join(blind)} cannot see {parent}; "

@@ -109,10 +109,9 @@ def distributions(predicted: Stars, actual: Stars) -> Figure:
     levels = _levels(actual)
     step = float(np.diff(levels).min()) if len(levels) > 1 else 1.0
     edges = np.arange(levels[0] - step / 2, levels[-1] + step, step)
-    shares = {name: _shares(v, edges) for name, v in (("actual", actual), ("predicted", predicted))}
-    series = {name: list(values) for name, values in shares.items()}
+    series = {"actual": _shares(actual, edges), "predicted": _shares(predicted, edges)}
     names = [f"{low + step / 2:g}" for low in edges[:-1]]
-    style.grouped(axes, names, dict(series), [style.SERIES[1], style.FIRST])
+    style.grouped(axes, names, series, [style.SERIES[1], style.FIRST])
     axes.yaxis.set_major_formatter(style.percent())
     style.legend(axes)
     return figure
@@ -184,7 +183,7 @@ def error_by_level(predicted: Stars, actual: Stars) -> Figure:
         "bias (predicted less actual)": [float(own.mean()) for own in groups],
     }
     names = [f"{level:g}" for level in levels]
-    style.grouped(axes, names, dict(series), [style.FIRST, style.SERIES[1]])
+    style.grouped(axes, names, series, [style.FIRST, style.SERIES[1]])
     axes.axhline(0, color=style.SOFT, linewidth=0.8)
     style.legend(axes)
     return figure
@@ -207,8 +206,8 @@ def places(rank: NDArray[np.int64], items: int) -> Figure:
     found = np.histogram(rank, edges)[0] / len(rank)
     chance = np.diff(edges) / items
     names = [f"{a:,}" if b - a == 1 else f"{a:,}-{b - 1:,}" for a, b in zip(edges, edges[1:])]  # noqa: B905, RUF007
-    series = {"model": list(found), "by chance": list(chance)}
-    style.grouped(axes, names, dict(series), [style.FIRST, style.SOFT])
+    series = {"model": found, "by chance": chance}
+    style.grouped(axes, names, series, [style.FIRST, style.SOFT])
     axes.tick_params(axis="x", rotation=30)
     axes.yaxis.set_major_formatter(style.percent())
     style.legend(axes)

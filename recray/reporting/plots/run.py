@@ -49,9 +49,10 @@ def levels(pairs: Sequence[Sequence[float]]) -> Figure:
         stars, counts = np.asarray(pairs).T
         axes.hist(stars, MOST_LEVELS, weights=counts.tolist(), color=style.FIRST, rwidth=0.9)
     else:
-        drawn = style.bars(axes, [f"{s:g}" for s, _ in pairs], [count for _, count in pairs])
-        total = sum(count for _, count in pairs)
-        shares = [_percent(count / total) for _, count in pairs]
+        counted = [count for _, count in pairs]
+        drawn = axes.bar(range(len(pairs)), counted, color=style.FIRST, width=0.75)
+        axes.set_xticks(range(len(pairs)), [f"{stars:g}" for stars, _ in pairs])
+        shares = [_percent(count / sum(counted)) for count in counted]
         axes.bar_label(drawn, shares, color=style.SOFT, fontsize=9, padding=2)
     axes.yaxis.set_major_formatter(THOUSANDS)
     return figure
@@ -292,7 +293,7 @@ def _groups(
     figure, axes = style.picture(title, x, y)
     systems = list(next(iter(groups.values())).systems)
     series = {s: [group.systems[s].get(metric) for group in groups.values()] for s in systems}
-    style.grouped(axes, names, dict(series), [style.color_of(s) for s in systems])
+    style.grouped(axes, names, series, [style.color_of(s) for s in systems])
     style.legend_above(axes, len(systems))
     return figure
 

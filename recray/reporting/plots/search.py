@@ -3,7 +3,7 @@ where good values lie.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -31,12 +31,12 @@ Ticks = list[tuple[float, str]]
 def figures(result: TuneResult) -> dict[str, Figure]:
     """All plots that the trials of a search allow, by name."""
     measured = len(_measured(result))
-    plots: dict[str, Callable[[TuneResult], Figure]] = {"history": history}
+    plots = {"history": history(result)}
     if measured >= 2:
-        plots["parallel"] = parallel
+        plots["parallel"] = parallel(result)
     if measured >= MIN_TRIALS:
-        plots["importance"] = importance
-    return {name: plot(result) for name, plot in plots.items()}
+        plots["importance"] = importance(result)
+    return plots
 
 
 def render(result: TuneResult) -> dict[str, bytes]:
@@ -98,14 +98,10 @@ def history(result: TuneResult) -> Figure:
         axes.plot(failed, [0.02] * len(failed), "x", color=WINNER, transform=foot,
                   label=f"no value ({len(failed)})")  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend_below(axes, columns=3)
+    style.legend(axes, loc="upper left", bbox_to_anchor=(-0.02, -0.12), ncols=3)
     better = "lower" if result.lower_is_better else "higher"
     _subtitle(axes, result, f"Best epoch of each trial; {better} is better.")
     return figure
-
-
-def _legend_below(axes: Axes, columns: int) -> None:
-    style.legend(axes, loc="upper left", bbox_to_anchor=(-0.02, -0.12), ncols=columns)
 
 
 # ---------------------------------------------------------------------------- what mattered
@@ -163,22 +159,14 @@ def _ranks(values: list[float]) -> NDArray[np.float64]:
 
 def _groups(values: list[JsonValue]) -> NDArray[np.int64]:
     """Values of a choice as they are; numbers in up to four groups of about the same size."""
-    numbers = _numbers(values)
-    if numbers is None:
-        names = sorted({str(v) for v in values})
-        return np.array([names.index(str(v)) for v in values])
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
+        return np.unique([str(v) for v in values], return_inverse=True)[1]
+    numbers = np.array(values, float)
     count = 4 if len(values) >= 2 * MIN_TRIALS else 3
     if len(np.unique(numbers)) > count:
         edges = np.quantile(numbers, np.arange(1, count) / count)
         numbers = np.searchsorted(edges, numbers, side="right").astype(float)
     return np.unique(numbers, return_inverse=True)[1]
-
-
-def _numbers(values: list[JsonValue]) -> NDArray[np.float64] | None:
-    """The values as numbers; None if some are not numbers."""
-    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        return np.array(values, float)
-    return None
 
 
 def importance(result: TuneResult) -> Figure:

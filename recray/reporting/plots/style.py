@@ -7,13 +7,12 @@ on light and on dark paper.
 import io
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -50,59 +49,44 @@ def picture(
         y: The same of the vertical one.
         size: Width and height in inches.
     """
-    figure = _figure(title, size)
-    axes = figure.add_subplot()
-    dress(axes, x, y)
+    figure, (axes,) = row_of(title, [x], size)
+    axes.set_ylabel(y, color=SOFT, fontsize=10)
     return figure, axes
 
 
-def row_of(
-    title: str, x: Sequence[str], size: tuple[float, float] = (WIDE, HIGH)
-) -> tuple[Figure, list[Axes]]:
-    """An empty figure with several axes side by side that share the vertical one."""
-    figure = _figure(title, size)
-    axes = figure.subplots(1, len(x), sharey=True, squeeze=False)[0]
-    for own, words in zip(axes, x, strict=True):
-        dress(own, words, "")
-    return figure, list(axes)
+def row_of(title: str, x: Sequence[str], size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """An empty figure with several axes side by side that share the vertical one.
 
-
-def _figure(title: str, size: tuple[float, float]) -> Figure:
+    Axes have a quiet grid and no box.
+    """
     figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)
     words = textwrap.fill(title, round(TITLE_LETTERS * size[0] / WIDE))
     figure.suptitle(words, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
-    return figure
-
-
-def dress(axes: Axes, x: str, y: str) -> None:
-    """Give axes their words, a quiet grid and no box."""
-    axes.set_xlabel(x, color=SOFT, fontsize=10)
-    axes.set_ylabel(y, color=SOFT, fontsize=10)
-    axes.set_facecolor("none")
-    axes.tick_params(colors=SOFT, labelsize=9.5, length=3)
-    axes.grid(True, axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(GRID)
-
-
-def bars(axes: Axes, names: Sequence[str], heights: Sequence[float], **style: Any) -> BarContainer:
-    """A bar for each name."""
-    drawn = axes.bar(range(len(names)), heights, color=FIRST, width=0.75, **style)
-    axes.set_xticks(range(len(names)), names)
-    return drawn
+    row = list(figure.subplots(1, len(x), sharey=True, squeeze=False)[0])
+    for axes, label in zip(row, x, strict=True):
+        axes.set_xlabel(label, color=SOFT, fontsize=10)
+        axes.set_facecolor("none")
+        axes.tick_params(colors=SOFT, labelsize=9.5, length=3)
+        axes.grid(True, axis="y", color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(GRID)
+    return figure, row
 
 
 def grouped(
-    axes: Axes, names: Sequence[str], series: dict[str, Sequence[float | None]], colors: list[str]
+    axes: Axes,
+    names: Sequence[str],
+    series: Mapping[str, Iterable[float | None]],
+    colors: Sequence[str],
 ) -> None:
     """For each name a group of bars, one of each series; nothing where there is no value."""
     width = 0.8 / max(len(series), 1)
     for place, (label, values) in enumerate(series.items()):
         left = [n - 0.4 + width * (place + 0.5) for n in range(len(names))]
-        heights = [0.0 if value is None else value for value in values]
+        heights = [value or 0.0 for value in values]
         axes.bar(left, heights, width * 0.92, color=colors[place], label=label)
     axes.set_xticks(range(len(names)), names)
 
