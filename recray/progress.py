@@ -1,4 +1,4 @@
-"""What a command tells while it works: results on stdout, progress on stderr."""
+"""What a command prints: its result on stdout, and its progress on stderr."""
 
 import contextlib
 import json
@@ -47,18 +47,18 @@ class Console:
             display.start()
 
     def log(self, line: str) -> None:
-        """Tell of progress, on stderr, with the seconds since the start."""
+        """Print a line of progress on stderr, with the seconds since the start."""
         if self._counts_epochs:
             self._show(_spinner(self._words))
         print(f"[{time.monotonic() - self._begin:6.1f} s] {line}", file=sys.stderr, flush=True)
 
     def expect(self, epochs: int, metric: str) -> None:
-        """Be ready to tell of so many epochs, with that validation metric."""
+        """Announce how many epochs follow, and which validation metric to show."""
         self._epochs, self._metric = epochs, metric
         self._seconds = []
 
     def epoch(self, entry: Mapping[str, float]) -> None:
-        """Tell of one finished epoch: a bar on a terminal, a line elsewhere."""
+        """Show a finished epoch: in a bar on a terminal, as a line elsewhere."""
         self._seconds.append(entry["seconds"])
         shown = {name: entry[name] for name in ("loss", self._metric) if name in entry}
         numbers = [f"{name} {value:.4f}" for name, value in shown.items()]
@@ -87,7 +87,7 @@ class Console:
 
     @contextlib.contextmanager
     def during(self, words: str) -> Iterator[None]:
-        """Tell what is done while the block runs: in a spinner on a terminal, a line elsewhere."""
+        """Say what is done while the block runs: beside the spinner, or in a line elsewhere."""
         self._words = words
         if self._display is None:
             self.log(words)
@@ -96,7 +96,7 @@ class Console:
         yield
 
     def close(self) -> None:
-        """Let nothing move on the terminal any more: the work is done, or shown otherwise."""
+        """Stop the spinner or the bar: the work is done, or it is shown in another way."""
         self._show(None)
 
     def result(self, value: "BaseModel | Mapping[str, Json]", text: str = "") -> None:

@@ -15,11 +15,11 @@ from recray.tuning.results import TuneResult
 FILM = ("item", "title", "year", "genres")
 
 
-def ratings(given: Ratings, users: IdMap, items: IdMap, titles: list[str]) -> pd.DataFrame:
+def ratings(rows: Ratings, users: IdMap, items: IdMap, titles: list[str]) -> pd.DataFrame:
     """Ratings in raw ids.
 
     Args:
-        given: R ratings.
+        rows: R ratings.
         users: Raw and dense user ids.
         items: Raw and dense item ids.
         titles: Title of each dense item id.
@@ -27,13 +27,13 @@ def ratings(given: Ratings, users: IdMap, items: IdMap, titles: list[str]) -> pd
     Returns:
         R rows: user, item, title, rating (stars), time (UTC; missing where unknown).
     """
-    seconds = pd.Series(given.timestamp).where(given.timestamp != 0)
+    seconds = pd.Series(rows.timestamp).where(rows.timestamp != 0)
     return pd.DataFrame(
         {
-            "user": users.raw[given.user],
-            "item": items.raw[given.item],
-            "title": np.array(titles, object)[given.item],
-            "rating": given.rating,
+            "user": users.raw[rows.user],
+            "item": items.raw[rows.item],
+            "title": np.array(titles, object)[rows.item],
+            "rating": rows.rating,
             "time": pd.to_datetime(seconds, unit="s", utc=True),
         }
     )
@@ -43,8 +43,9 @@ def items(table: pa.Table) -> pd.DataFrame:
     """Items by raw id: title, year (missing where unknown), genres (a list), training ratings."""
     frame = table.select(["raw_item", "title", "year", "genres", "ratings"]).to_pandas()
     frame["year"] = frame["year"].astype("Int64").where(frame["year"] != 0)
-    frame["genres"] = [list(own) for own in frame["genres"]]
-    return frame.set_index("raw_item").rename_axis("item")
+    frame["genres"] = [list(names) for names in frame["genres"]]
+    by_item: pd.DataFrame = frame.set_index("raw_item").rename_axis("item")
+    return by_item
 
 
 def item_list(rows: Sequence[ItemSummary], *columns: str) -> pd.DataFrame:

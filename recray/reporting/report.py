@@ -172,16 +172,16 @@ def data_plots(every: Ratings, item_table: pa.Table) -> dict[str, Figure]:
     stars, count = np.unique(every.rating.astype(np.float64), return_counts=True)
     per_item = np.bincount(every.item, minlength=len(item_table))
     genres = Counter[str]()
-    for own, ratings in zip(item_table["genres"].to_pylist(), per_item, strict=True):
-        genres.update({genre: int(ratings) for genre in own})
-    made = {
+    for names, ratings in zip(item_table["genres"].to_pylist(), per_item, strict=True):
+        genres.update({genre: int(ratings) for genre in names})
+    drawn = {
         "data-ratings": run_plots.levels(list(zip(stars.tolist(), count.tolist(), strict=True))),
         "data-time": run_plots.over_time(every.timestamp),
         "data-users": run_plots.activity(np.bincount(every.user), "user"),
         "data-films": run_plots.activity(per_item, "film"),
         "data-genres": run_plots.genres(genres),
     }
-    return {name: figure for name, figure in made.items() if figure is not None}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def _data(bundle: Bundle) -> Section:
@@ -201,14 +201,14 @@ def _training(bundle: Bundle) -> Section | None:
         return None
     best, settings = bundle.config["epoch"], bundle.settings
     rows = bundle.config["splits"]["train"]["rows"]
-    made = {
+    drawn = {
         "training-loss": run_plots.loss(entries, settings.objective.kind),
         "training-metric": run_plots.metric(entries, settings.metric, best),
         "training-speed": run_plots.speed(entries, rows),
     }
     seconds = sum(entry["seconds"] for entry in entries)
     words = f"{len(entries)} epochs in {seconds:.1f} s; the model is that of epoch {best}."
-    return Section("training", "Training", words, plots_of(made))
+    return Section("training", "Training", words, plots_of(drawn))
 
 
 def _predictions(recommender: Recommender) -> Section | None:
@@ -245,7 +245,7 @@ def _predictions(recommender: Recommender) -> Section | None:
 
 def _ranking(report: EvaluationReport) -> Section:
     """Show every metric beside the baselines."""
-    made = {
+    drawn = {
         "ranking-metrics": run_plots.beside(report, errors=False),
         "ranking-errors": run_plots.beside(report, errors=True),
         "ranking-catalogue": run_plots.catalogue(report),
@@ -253,7 +253,7 @@ def _ranking(report: EvaluationReport) -> Section:
         "ranking-films": run_plots.by_popularity(report),
     }
     words = f"{report.users:,} users of the test split, the whole catalogue ranked."
-    blocks = [*plots_of(made), _table("All metrics", frames.metrics(report), ".4f")]
+    blocks = [*plots_of(drawn), _table("All metrics", frames.metrics(report), ".4f")]
     return Section("ranking", "Ranking", words, blocks)
 
 

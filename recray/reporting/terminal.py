@@ -55,7 +55,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
 
 
 def evaluation(report: EvaluationReport | None, slices: bool = False) -> str:
-    """An evaluation: data set, split, metrics beside the baselines, verdict; slices if wanted."""
+    """An evaluation: data set, split, metrics beside the baselines, verdict, and maybe slices."""
     if report is None:
         return "no test split to measure on"
     rows, baselines = report.split.rows, report.baselines
@@ -208,12 +208,12 @@ def recommendations(answer: "Recommendations") -> str:
 def lists(result: "BatchLists") -> str:
     """Where the lists of all users are, and how fast they came."""
     before = f", {result.parts_before} of them before" if result.parts_before else ""
-    made = f"{result.users:,} users, {result.k} items each, in {result.parts} parts{before}"
+    counts = f"{result.users:,} users, {result.k} items each, in {result.parts} parts{before}"
     if result.parts_before == result.parts:
-        return f"{made}; nothing was left to do\n{result.out}"
+        return f"{counts}; nothing was left to do\n{result.out}"
     nodes = f"{result.nodes} node{'s' if result.nodes > 1 else ''}"
     speed = f"{result.seconds:.1f} s on {nodes}, {result.users_per_second:,.0f} users/s"
-    return f"{made}\n{speed}\n{result.out}"
+    return f"{counts}\n{speed}\n{result.out}"
 
 
 def explanation(look: "UserInspection", k: int) -> str:

@@ -142,10 +142,10 @@ def lean_trainer() -> type["TorchTrainer"]:
     class LeanTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             # mypy takes it for the class before V2.
-            made = super()._create_default_callbacks()  # type: ignore[misc]
-            for name in useless - {type(callback).__name__ for callback in made}:
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+            for name in useless - {type(callback).__name__ for callback in callbacks}:
                 _say_missing(f"{TRAIN_CALLBACKS}.{name}", slower)
-            return [callback for callback in made if type(callback).__name__ not in useless]
+            return [callback for callback in callbacks if type(callback).__name__ not in useless]
 
     return LeanTrainer
 
@@ -174,7 +174,7 @@ def forget_serve() -> None:
 
 
 def leave_no_serve() -> None:
-    """Before a local Ray ends: shut Serve down in the public way where it cannot just forget."""
+    """Shut Serve down in the public way before a local Ray ends, if it cannot just forget."""
     if find(SET_SERVE_CLIENT, WITHOUT_SETTER) is None:
         from ray import serve
 

@@ -98,11 +98,11 @@ def quieten() -> None:
 def set_token_mode() -> None:
     """Make Ray ask for tokens, unless the user has chosen a mode.
 
-    Ray reads the mode once, when it is imported. So it is told to read it again where it was
-    imported before, and the mode stays in the environment for good.
+    Ray reads the mode once, when it is imported. Where it was imported before, it
+    has to read it again. The mode stays in the environment for good.
 
     Raises:
-        RecrayError: This Ray cannot be told.
+        RecrayError: This Ray cannot read the mode again.
     """
     chosen = os.environ.get("RAY_AUTH_MODE")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -154,7 +154,9 @@ def _forget_serve() -> None:
 
 @contextmanager
 def _signal_handlers() -> Iterator[Callable[[], object]]:
-    """Keep this process's own handlers; gives what makes SIGTERM an orderly end meanwhile.
+    """Restore the handlers of this process at the end of the block.
+
+    It yields a function that makes SIGTERM end the process in order.
 
     Python lets the main thread alone set handlers: in any other one nothing happens.
     """
@@ -210,12 +212,12 @@ def _start(address: str, cpus: int) -> None:
         options |= {"address": address}
         if not in_job():  # a job brings its own working folder
             options["runtime_env"] = {"py_modules": [str(PACKAGE_FOLDER)]}
-    with contextlib.nullcontext(io.BytesIO()) if address == LOCAL else _joining() as said:
+    with contextlib.nullcontext(io.BytesIO()) if address == LOCAL else _joining() as output:
         try:
             ray.init(**options)
         except Exception as error:  # Ray raises a bare one where a slow machine times out
-            said.seek(0)
-            if b"InvalidAuthToken" in said.read():
+            output.seek(0)
+            if b"InvalidAuthToken" in output.read():
                 reason = "it refuses the token: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
                 reason += "~/.ray/auth_token, the first that is set, is not the cluster's"
             else:
@@ -228,20 +230,20 @@ def _start(address: str, cpus: int) -> None:
 
 @contextmanager
 def _joining() -> Iterator[IO[bytes]]:
-    """Shorten Ray's tries to join; gives what its C++ part says meanwhile, in place of stderr.
+    """Make Ray give up joining sooner, and yield a file with what it prints on stderr meanwhile.
 
-    It warns there every second while it tries, before any level of logging applies to it.
+    Its C++ part warns there every second while it tries, before any level of logging applies.
     """
-    with switched(JOIN_SWITCHES), tempfile.TemporaryFile() as said:
+    with switched(JOIN_SWITCHES), tempfile.TemporaryFile() as output:
         sys.stderr.flush()
-        kept = os.dup(2)
-        os.dup2(said.fileno(), 2)
+        stderr = os.dup(2)
+        os.dup2(output.fileno(), 2)
         try:
-            yield said
+            yield output
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def token_path() -> Path:

@@ -38,7 +38,8 @@ def is_uri(path: str) -> bool:
 
 def locate(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a local path or URI, and the path on it."""
-    return pafs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+    filesystem, inner = pafs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+    return filesystem, inner
 
 
 @contextmanager

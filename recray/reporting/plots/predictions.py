@@ -48,17 +48,17 @@ def measure(recommender: Recommender) -> HeldOut:
     held = recommender.bundle.holdout
     everybody = np.unique(held.user).astype(np.int64)
     chosen = everybody[:: max(1, -(-len(everybody) // MOST_USERS))]
-    own = held.where(np.isin(held.user, chosen))
-    user, item = own.user.astype(np.int64), own.item.astype(np.int64)
+    sample = held.where(np.isin(held.user, chosen))
+    user, item = sample.user.astype(np.int64), sample.item.astype(np.int64)
     stars = recommender.bundle.model.score_type == "rating"
     predicted = recommender.scorer.predict(user, item) if stars else None
     rank = np.concatenate([
-        _places(recommender, chosen[first : first + BLOCK], own)
+        _places(recommender, chosen[first : first + BLOCK], sample)
         for first in range(0, len(chosen), BLOCK)
     ])  # fmt: skip
-    there = rank != NONE
+    placed = rank != NONE
     return HeldOut(
-        len(chosen), len(everybody), own.rating, predicted, rank[there], own.rating[there]
+        len(chosen), len(everybody), sample.rating, predicted, rank[placed], sample.rating[placed]
     )
 
 
@@ -94,7 +94,8 @@ def _levels(actual: Stars) -> NDArray[np.float64]:
 
 
 def _nearest(actual: Stars, levels: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.abs(actual[:, None] - levels[None, :]).argmin(axis=1)
+    nearest: NDArray[np.int64] = np.abs(actual[:, None] - levels[None, :]).argmin(axis=1)
+    return nearest
 
 
 # -------------------------------------------------------------------------------- stars
@@ -133,15 +134,16 @@ def against(predicted: Stars, actual: Stars) -> Figure:
     place = _nearest(actual, levels)
     edges = np.linspace(levels[0], levels[-1], 19)
     for column in range(len(levels)):
-        own = predicted[place == column]
-        if not len(own):
+        column_predictions = predicted[place == column]
+        if not len(column_predictions):
             continue
-        share = np.histogram(np.clip(own, edges[0], edges[-1]), edges)[0] / len(own)
+        share = np.histogram(np.clip(column_predictions, edges[0], edges[-1]), edges)[0]
+        share = share / len(column_predictions)
         for low, high, part in zip(edges[:-1], edges[1:], share.tolist(), strict=True):
             box = Rectangle((column - 0.46, low), 0.92, high - low, linewidth=0)
             box.set(facecolor=style.FIRST, alpha=min(part * 3, 1.0))
             axes.add_patch(box)
-        mean = float(own.mean())
+        mean = float(column_predictions.mean())
         axes.plot([column - 0.46, column + 0.46], [mean, mean], color=style.SERIES[1], linewidth=2)
     axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
     axes.set_xlim(-0.6, len(levels) - 0.4)
@@ -157,9 +159,9 @@ def calibration(predicted: Stars, actual: Stars) -> Figure:
         "mean actual rating (stars)",
     )
     groups = np.array_split(np.argsort(predicted, kind="stable"), min(10, len(predicted)))
-    x = np.array([predicted[own].mean() for own in groups])
-    y = np.array([actual[own].mean() for own in groups])
-    error = np.array([1.96 * actual[own].std() / max(len(own), 1) ** 0.5 for own in groups])
+    x = np.array([predicted[rows].mean() for rows in groups])
+    y = np.array([actual[rows].mean() for rows in groups])
+    error = np.array([1.96 * actual[rows].std() / max(len(rows), 1) ** 0.5 for rows in groups])
     ends = [min(x.min(), (y - error).min()) - 0.1, max(x.max(), (y + error).max()) + 0.1]
     axes.plot(ends, ends, color=style.SOFT, linestyle="--", label="perfect")
     style.intervals(axes, x, y, yerr=error, fmt="o-", label="model, 95 % interval")
@@ -179,8 +181,8 @@ def error_by_level(predicted: Stars, actual: Stars) -> Figure:
     off = predicted.astype(np.float64) - actual
     groups = [off[place == n] for n in range(len(levels))]
     series = {
-        "mean absolute error": [float(np.abs(own).mean()) for own in groups],
-        "bias (predicted less actual)": [float(own.mean()) for own in groups],
+        "mean absolute error": [float(np.abs(rows).mean()) for rows in groups],
+        "bias (predicted less actual)": [float(rows.mean()) for rows in groups],
     }
     names = [f"{level:g}" for level in levels]
     style.grouped(axes, names, series, [style.FIRST, style.SERIES[1]])

@@ -65,17 +65,17 @@ def activity(counts: NDArray[np.int64], who: str) -> Figure:
         counts: (U,) or (I,) ratings of each.
         who: user or film.
     """
-    there = counts[counts > 0]
-    title = f"How many ratings a {who} has: half have {int(np.median(there)):,} or fewer"
+    rated = counts[counts > 0]
+    title = f"How many ratings a {who} has: half have {int(np.median(rated)):,} or fewer"
     figure, axes = style.picture(title, f"ratings of the {who} (log scale)", f"{who}s")
-    top = max(int(there.max()), int(there.min()) + 1) + 1
-    edges = np.unique(np.geomspace(there.min(), top, 25).astype(int)).tolist()
-    axes.hist(there, edges, color=style.FIRST, rwidth=0.92)
+    top = max(int(rated.max()), int(rated.min()) + 1) + 1
+    edges = np.unique(np.geomspace(rated.min(), top, 25).astype(int)).tolist()
+    axes.hist(rated, edges, color=style.FIRST, rwidth=0.92)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.axvline(float(np.median(there)), color=style.SERIES[1], linewidth=1.5)
+    axes.axvline(float(np.median(rated)), color=style.SERIES[1], linewidth=1.5)
     axes.yaxis.set_major_formatter(THOUSANDS)
     return figure
 
@@ -107,7 +107,7 @@ def over_time(seconds: NDArray[np.int64]) -> Figure | None:
 
 
 def genres(ratings: Mapping[str, int]) -> Figure | None:
-    """Ratings of the items of each genre; a item has several.
+    """Ratings of the items of each genre; an item may have several.
 
     Args:
         ratings: Genre to ratings.
@@ -169,15 +169,15 @@ def metric(entries: Entries, name: str, best_epoch: int) -> Figure | None:
     Returns:
         None where nothing was validated.
     """
-    there = [entry for entry in entries if entry.get(name) is not None]
-    if not there:
+    measured = [entry for entry in entries if entry.get(name) is not None]
+    if not measured:
         return None
     unit = " (stars)" if name in ("rmse", "mae") else " (0 to 1)"
     title = f"{name.upper()} on the validation split: epoch {best_epoch} was chosen"
     figure, axes = style.picture(title, "epoch", f"{name.upper()}{unit}")
-    epochs = [entry["epoch"] for entry in there]
-    _line(axes, epochs, [entry[name] for entry in there], style.FIRST, name)
-    chosen = [entry[name] for entry in there if entry["epoch"] == best_epoch]
+    epochs = [entry["epoch"] for entry in measured]
+    _line(axes, epochs, [entry[name] for entry in measured], style.FIRST, name)
+    chosen = [entry[name] for entry in measured if entry["epoch"] == best_epoch]
     axes.plot([best_epoch] * len(chosen), chosen, "o", color=style.SERIES[1], markersize=8)
     style.epochs(axes, entries[-1]["epoch"])
     return figure
@@ -304,17 +304,17 @@ def catalogue(report: EvaluationReport) -> Figure | None:
     Returns:
         None where the protocol chooses what can be shown.
     """
-    own = report.catalogue
-    if not own:
+    model = report.catalogue
+    if not model:
         return None
     kinds = {
         "coverage": "share of all films\nin some list",
         "novelty": "novelty (bits)",
         "gini": "Gini: 0 even,\n1 one film only",
     }
-    chosen = {kind: next(n for n in own if n.startswith(kind)) for kind in kinds}
+    chosen = {kind: next(n for n in model if n.startswith(kind)) for kind in kinds}
     k = chosen["gini"].partition("@")[2]
-    systems = {"model": own} | {n: b.catalogue or {} for n, b in report.baselines.items()}
+    systems = {"model": model} | {n: b.catalogue or {} for n, b in report.baselines.items()}
     title = f"What all lists of {k} show: how much of the catalogue, how little known, how unevenly"
     size = (style.WIDE, 1.9 + 0.28 * len(systems))
     figure, row = style.row_of(title, list(kinds.values()), size)

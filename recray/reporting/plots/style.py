@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 INK, SOFT, GRID, PAPER = "#1c2128", "#626a73", "#dfe3e8", "#fefefe"
 SERIES = ("#2f6fde", "#d9730d", "#0e8a66", "#9a4fd0", "#8a6d3b")
-"""Told apart by people who see few colours, too."""
+"""Colours that people who see few colours can tell apart, too."""
 FIRST = SERIES[0]
 DARK = {
     INK: "#e6e9ee",
@@ -145,7 +145,7 @@ def svg(figure: Figure, name: str, label: str) -> str:
         label: What is read aloud in place of the picture.
     """
     out = io.StringIO()
-    # Words stay words: small, searchable, and in the page's own letters.
+    # Text stays text, which is small, can be searched, and has the font of the page.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
