@@ -32,6 +32,7 @@ validate: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m recray.cli.reference commands > docs/commands.md
 	$(BIN)/python -m recray.cli.reference settings > docs/settings.md
+	$(BIN)/python -m recray.cli.reference results > docs/results.md
 
 dist: $(INSTALLED)
 	$(BIN)/python -m build

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from recray.cli import cli
-from recray.cli.reference import command_page, settings_page
+from recray.cli.reference import command_page, result_page, result_types, settings_page
 from recray.config import known_keys
 from recray.pipelines.repetition import FoldReport, FoldsReport
 
@@ -48,6 +48,30 @@ def test_the_reference_of_commands_is_current():
 def test_the_reference_of_settings_is_current():
     written = (ROOT / "docs" / "settings.md").read_text()
     assert written == f"{settings_page()}\n", "run `make docs`"
+
+
+def test_the_reference_of_results_is_current():
+    written = (ROOT / "docs" / "results.md").read_text()
+    assert written == f"{result_page()}\n", "run `make docs`"
+
+
+def test_the_reference_of_results_has_a_type_for_every_command():
+    assert {f"recray {command}" for command in result_types()} == set(ALL)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `recray evaluate` | [EvaluationReport](#evaluationreport) or [FoldsReport](",
+        "| `metrics` | mapping of text to [Interval](#interval) | The model's metrics, such as",
+        "| `best` | mapping of text to (whole number, or number) | Its entry in the history.",
+        "| `test` | [FinalTest](#finaltest), or `null` | None where the test split was not opened.",
+        "| `level` | `ok`, `warning`, `problem` |",
+        "| `levels` | list of [number, whole number] | Each rating, and how often",
+    ],
+)
+def test_the_reference_of_results_has_a_row(row):
+    assert f"\n{row}" in result_page()
 
 
 @pytest.mark.parametrize("key", known_keys())

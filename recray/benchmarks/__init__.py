@@ -2,16 +2,15 @@
 
 import inspect
 from importlib import import_module
-from typing import Any
 
-from recray.benchmarks.harness import machine
+from recray.benchmarks.harness import BenchmarkResult, Machine, Measurement, load_now
 from recray.errors import RecrayError, unknown_name
 from recray.progress import Log
 
 NAMES = ("evaluate", "ingest", "quality", "scale", "search", "serve", "train", "tune")
 
 
-def run(name: str, quick: bool, log: Log, **options: object) -> dict[str, Any]:
+def run(name: str, quick: bool, log: Log, **options: object) -> BenchmarkResult:
     """Run one benchmark.
 
     Args:
@@ -20,9 +19,6 @@ def run(name: str, quick: bool, log: Log, **options: object) -> dict[str, Any]:
         log: Receives what happens, one line at a time.
         options: What only some benchmarks know, such as data, a folder of real archives; None is
             as good as not given.
-
-    Returns:
-        {"figures": {name: number}, "rows": [...], "machine": {...}}
 
     Raises:
         RecrayError: There is no such benchmark, or it has no such option.
@@ -34,6 +30,6 @@ def run(name: str, quick: bool, log: Log, **options: object) -> dict[str, Any]:
     for option in given:
         if option not in inspect.signature(module.run).parameters:
             raise RecrayError(f"the benchmark {name} has no option --{option}")
-    before = machine()
-    result = module.run(module.QUICK if quick else module.FULL, log, **given)
-    return {**result, "machine": before | {"load_after": machine()["load"]}}
+    before = load_now()
+    found: Measurement = module.run(module.QUICK if quick else module.FULL, log, **given)
+    return BenchmarkResult(**vars(found), machine=Machine.after(before))

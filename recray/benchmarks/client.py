@@ -1,8 +1,10 @@
-"""An HTTP client that costs little: the load of `recray benchmark serve`."""
+"""The load of `recray benchmark serve`, by an HTTP client that costs little, and its rows."""
 
 import asyncio
 import time
 from typing import Self
+
+from recray.benchmarks.harness import Row
 
 HOST = "127.0.0.1"
 CONNECTIONS = 16
@@ -79,3 +81,61 @@ async def steady(port: int, paths: list[str], rate: float, seconds: float) -> li
 
     async with Client(port) as client:
         return await asyncio.gather(*map(one, range(int(rate * seconds))))
+
+
+class Rate(Row):
+    """Requests, or users of batches, a second: the median of several turns."""
+
+    what: str
+    per_second: float
+    low: float
+    high: float
+
+
+class Latency(Row):
+    """Milliseconds until an answer."""
+
+    what: str
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+class SteadyLoad(Row):
+    """An open loop: milliseconds at a constant rate."""
+
+    what: str
+    per_second: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+class Swaps(Row):
+    """Requests while models are swapped: those that failed, and lists of another version."""
+
+    what: str
+    asked: int
+    failed: int
+    mixed: int
+    versions: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+class Production(Row):
+    """Requests a second of the production profile, and of an empty deployment in it."""
+
+    what: str
+    per_second: float
+    empty: float
+
+
+class ReplicaMemory(Row):
+    """What a replica's process grows by for a bundle, and that over the bytes of its tables."""
+
+    what: str
+    mb: float
+    tables_mb: float
+    over_tables: float

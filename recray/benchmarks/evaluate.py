@@ -2,13 +2,12 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recray.benchmarks.harness import PROC, interleaved, peak_memory
+from recray.benchmarks.harness import PROC, Measurement, Row, interleaved, peak_memory
 from recray.evaluation.metrics import USER_BLOCK
 from recray.inference.scorer import History, Scorer
 from recray.models.factorization import Dot
@@ -41,7 +40,35 @@ class Sizes:
 FULL, QUICK = Sizes(32_768), Sizes(8_192)
 
 
-def run(sizes: Sizes, log: Log) -> dict[str, Any]:
+class Speed(Row):
+    """Users a second of the ranker, beside the loop."""
+
+    items: int
+    users: int
+    users_per_s: int
+    slowest_per_s: int
+    fastest_per_s: int
+    argsort_per_s: int
+    over_argsort: float
+
+
+class Memory(Row):
+    """Peak memory of ranking, above that of the tables."""
+
+    items: int
+    users: int
+    peak_mb: float | None
+
+
+class Network(Row):
+    """Pairs a second through a network."""
+
+    items: int
+    users: int
+    pairs_per_s: int
+
+
+def run(sizes: Sizes, log: Log) -> Measurement:
     """Rank at the sizes of ml-1m and ml-25m."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -51,22 +78,18 @@ def run(sizes: Sizes, log: Log) -> dict[str, Any]:
         memory = _memory(large, sizes.memory_users, log)
         times = sizes.repetitions
         small = _speed(_scorer(*ML_1M), ML_1M[0], times, log)
-        rows = [small, _speed(large, 1_024, times, log), memory, _network(times, log)]
+        loaded, network = _speed(large, 1_024, times, log), _network(times, log)
     finally:
         torch.set_num_threads(threads)
-    return {"figures": _figures(rows), "rows": rows}
-
-
-def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    small, large, memory, network = rows
-    return {
-        "users_per_s_3706": small["users_per_s"],
-        "users_per_s_59047": large["users_per_s"],
-        "over_argsort": small["over_argsort"],
-        "over_argsort_59047": large["over_argsort"],
-        "peak_mb_59047": memory["peak_mb"],
-        "neumf_pairs_per_s": network["pairs_per_s"],
+    figures = {
+        "users_per_s_3706": small.users_per_s,
+        "users_per_s_59047": loaded.users_per_s,
+        "over_argsort": small.over_argsort,
+        "over_argsort_59047": loaded.over_argsort,
+        "peak_mb_59047": memory.peak_mb,
+        "neumf_pairs_per_s": network.pairs_per_s,
     }
+    return Measurement(figures, [small, loaded, memory, network])
 
 
 def _scorer(users: int, items: int) -> Scorer:
@@ -96,7 +119,7 @@ def argsort_loop(scorer: Scorer, users: int) -> NDArray[np.int64]:
     return np.stack(lists)
 
 
-def _speed(scorer: Scorer, measured: int, repetitions: int, log: Log) -> dict[str, Any]:
+def _speed(scorer: Scorer, measured: int, repetitions: int, log: Log) -> Speed:
     items = scorer.model.items
     found = interleaved(
         {
@@ -105,33 +128,33 @@ def _speed(scorer: Scorer, measured: int, repetitions: int, log: Log) -> dict[st
         },
         repetitions,
     )
-    rate = measured / found["ranker"]["seconds"]
-    loop = LOOPED / found["argsort"]["seconds"]
+    ranker, rate = found["ranker"], measured / found["ranker"].seconds
+    loop = LOOPED / found["argsort"].seconds
     log(f"{items:,} items: {rate:,.0f} users/s, argsort loop {loop:,.0f}")
-    return {
-        "items": items,
-        "users": measured,
-        "users_per_s": round(rate),
-        "slowest_per_s": round(measured / found["ranker"]["high"]),
-        "fastest_per_s": round(measured / found["ranker"]["low"]),
-        "argsort_per_s": round(loop),
-        "over_argsort": rate / loop,
-    }
+    return Speed(
+        items=items,
+        users=measured,
+        users_per_s=round(rate),
+        slowest_per_s=round(measured / ranker.high),
+        fastest_per_s=round(measured / ranker.low),
+        argsort_per_s=round(loop),
+        over_argsort=rate / loop,
+    )
 
 
-def _network(repetitions: int, log: Log) -> dict[str, Any]:
+def _network(repetitions: int, log: Log) -> Network:
     """Every pair of a block of users through a NeuMF of 64 and layers of 128, 64 and 32."""
     users, items = ML_1M
     model = NeuMf(users, items, DIM, DIM, (128, 64, 32), 0.0, "logit").eval()
     state = model.user_state(torch.arange(USER_BLOCK))
     with torch.no_grad():
         found = interleaved({"neumf": lambda: model.score(state)}, repetitions)["neumf"]
-    pairs = USER_BLOCK * items
-    log(f"neumf, {items:,} items: {pairs / found['seconds']:,.0f} pairs/s")
-    return {"items": items, "users": USER_BLOCK, "pairs_per_s": round(pairs / found["seconds"])}
+    rate = USER_BLOCK * items / found.seconds
+    log(f"neumf, {items:,} items: {rate:,.0f} pairs/s")
+    return Network(items=items, users=USER_BLOCK, pairs_per_s=round(rate))
 
 
-def _memory(scorer: Scorer, users: int, log: Log) -> dict[str, Any]:
+def _memory(scorer: Scorer, users: int, log: Log) -> Memory:
     """Peak memory of ranking less what the vectors and the history take."""
     with peak_memory() as before:
         time.sleep(0.5 if PROC.is_dir() else 0.0)
@@ -141,4 +164,4 @@ def _memory(scorer: Scorer, users: int, log: Log) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     peak = None if during.mb is None or before.mb is None else round(during.mb - before.mb, 1)
     log(f"{users:,} of {ML_25M[0]:,} users: {seconds:.1f} s, {peak} MB above the tables")
-    return {"items": scorer.model.items, "users": users, "peak_mb": peak}
+    return Memory(items=scorer.model.items, users=users, peak_mb=peak)

@@ -5,28 +5,84 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, Self
+
+from pydantic import BaseModel, SerializeAsAny
 
 from recray.runtime.nodes import map_tasks
 from recray.runtime.session import local_cpus
 
 PROC = Path("/proc")
 SAMPLE_SECONDS = 0.1
+Figures = dict[str, int | float | None]
+"""Numbers by name; None where one cannot be measured here."""
 
 
-def machine() -> dict[str, Any]:
-    """CPUs, load average over one minute, and versions."""
-    return {
-        "cpus": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("ray", "torch", "pyarrow", "numpy", "pandas")},
-    }
+class Row(BaseModel):
+    """A line of a benchmark's table; a field that is not set is left out."""
+
+
+class Machine(BaseModel):
+    """The machine that a benchmark ran on: CPUs, versions, and load averages over one minute."""
+
+    cpus: int | None
+    load: float
+    platform: str
+    python: str
+    ray: str
+    torch: str
+    pyarrow: str
+    numpy: str
+    pandas: str
+    load_after: float
+
+    @classmethod
+    def after(cls, load: float) -> Self:
+        """This machine now; `load` is that before the benchmark."""
+        names = ("ray", "torch", "pyarrow", "numpy", "pandas")
+        return cls(
+            cpus=os.cpu_count(),
+            load=load,
+            platform=platform.platform(),
+            python=platform.python_version(),
+            load_after=load_now(),
+            **{name: version(name) for name in names},
+        )
+
+
+class BenchmarkResult(BaseModel):
+    """What a benchmark measured.
+
+    Args:
+        figures: The numbers that are compared with earlier ones, by name.
+        rows: The table; the columns are the benchmark's own.
+        gpu: Name of the GPU, where one was measured.
+        machine: What it ran on.
+    """
+
+    figures: Figures
+    rows: list[SerializeAsAny[Row]]
+    gpu: str | None = None
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures and rows, as a benchmark's module returns them."""
+
+    figures: Figures
+    rows: Sequence[Row]
+    gpu: str | None = None
+
+
+def load_now() -> float:
+    """The load average over one minute."""
+    return round(os.getloadavg()[0], 2)
 
 
 def start_workers() -> None:
@@ -35,7 +91,7 @@ def start_workers() -> None:
 
 
 class _Nothing:
-    def __call__(self, _number: int) -> dict[str, Any]:
+    def __call__(self, _number: int) -> dict[str, int]:
         return {}
 
 
@@ -46,22 +102,21 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def interleaved(
-    ways: dict[str, Callable[[], object]], repetitions: int
-) -> dict[str, dict[str, float]]:
-    """Run every way in turn, several times, so that a change of load hits all alike.
+class Spread(NamedTuple):
+    """Seconds of a call that was repeated: the median, the least and the most."""
 
-    Returns:
-        Way to {"seconds": median, "low", "high"}.
-    """
+    seconds: float
+    low: float
+    high: float
+
+
+def interleaved(ways: dict[str, Callable[[], object]], repetitions: int) -> dict[str, Spread]:
+    """Run every way in turn, several times, so that a change of load hits all alike."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repetitions):
         for way, function in ways.items():
             seconds[way].append(timed(function))
-    return {
-        way: {"seconds": statistics.median(s), "low": min(s), "high": max(s)}
-        for way, s in seconds.items()
-    }
+    return {way: Spread(statistics.median(s), min(s), max(s)) for way, s in seconds.items()}
 
 
 def own_memory(entry: str) -> int:

@@ -14,7 +14,15 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from recray.benchmarks.harness import interleaved, peak_memory, start_workers, timed
+from recray.benchmarks.harness import (
+    Figures,
+    Measurement,
+    Row,
+    interleaved,
+    peak_memory,
+    start_workers,
+    timed,
+)
 from recray.config import Settings
 from recray.data import ingest, parse, source
 from recray.data.readers import FileRange
@@ -49,26 +57,51 @@ FULL = Sizes((1_000_000, 5_000_000), ("csv", "parquet"), 3, (5_000_000, 25_000_0
 QUICK = Sizes((5_000_000,), ("csv",), 2, (1_000_000, 5_000_000))
 
 
-def run(sizes: Sizes, log: Log) -> dict[str, Any]:
+class Timing(Row):
+    """Seconds of one way on one file."""
+
+    way: str
+    file: str
+    rows: int
+    rows_per_s: int
+    seconds: float
+    low: float
+    high: float
+
+
+class Memory(Row):
+    """Peak memory of a whole prepare."""
+
+    way: str = "prepare, memory"
+    file: str = "csv"
+    rows: int
+    seconds: float
+    rows_per_s: int
+    peak_mb: int | None
+
+
+def run(sizes: Sizes, log: Log) -> Measurement:
     """Compare the ways at each size and format, then measure the memory of whole prepares."""
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder:
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         for size in sizes.compared:
             for kind in sizes.kinds:
                 path = generate(Path(folder), size, kind)
-                rows += _compare(path, size, kind, Path(folder), sizes.repetitions, log)
-        figures = _figures(rows, sizes.compared[-1])
+                timings = _compare(path, size, kind, Path(folder), sizes.repetitions, log)
+                rows += timings
+                if kind == "csv":
+                    figures = _figures(timings)
         peaks = {}
         for size in sizes.watched:
             peaks[size], row = _peak(generate(Path(folder), size, "csv"), size, Path(folder), log)
             rows.append(row)
     small, large = peaks.get(5_000_000), peaks.get(25_000_000)
     figures["peak_mb_25m_over_5m"] = large / small if small and large else None
-    return {"figures": figures, "rows": rows}
+    return Measurement(figures, rows)
 
 
-def _figures(rows: list[dict[str, Any]], size: int) -> dict[str, float | None]:
-    seconds = {r["way"]: r["seconds"] for r in rows if r["rows"] == size and r["file"] == "csv"}
+def _figures(rows: "list[Timing]") -> Figures:
+    seconds = {row.way: row.seconds for row in rows}
     return {
         "read_encode_over_textbook": seconds["textbook"] / seconds["read+encode"],
         "prepare_over_textbook": seconds["textbook"] / seconds["prepare"],
@@ -110,7 +143,7 @@ def generate(folder: Path, rows: int, kind: str, each: int = 154) -> Path:
 
 def _compare(
     path: Path, size: int, kind: str, folder: Path, repetitions: int, log: Log
-) -> list[dict[str, Any]]:
+) -> list[Timing]:
     """All ways on one file, in one Ray."""
     from recray.benchmarks import textbook
 
@@ -126,22 +159,21 @@ def _compare(
         found = interleaved(ways, repetitions)
     rows = []
     for way, seconds in found.items():
-        rows.append(
-            {"way": way, "file": kind, "rows": size, "rows_per_s": round(size / seconds["seconds"])}
-            | {name: round(value, 3) for name, value in seconds.items()}
-        )
-        log(f"{size:,} rows {kind}: {way} {seconds['seconds']:.2f} s")
+        speed = round(size / seconds.seconds)
+        rounded = {name: round(value, 3) for name, value in seconds._asdict().items()}
+        rows.append(Timing(way=way, file=kind, rows=size, rows_per_s=speed, **rounded))
+        log(f"{size:,} rows {kind}: {way} {seconds.seconds:.2f} s")
     return rows
 
 
-def _peak(path: Path, size: int, folder: Path, log: Log) -> tuple[float | None, dict[str, Any]]:
+def _peak(path: Path, size: int, folder: Path, log: Log) -> tuple[float | None, Memory]:
     """Peak memory of a whole prepare, with a Ray of its own, whose processes are counted."""
     with peak_memory() as peak, session():
         seconds = timed(lambda: _prepare(str(path), folder / "out"))
     mb = None if peak.mb is None else round(peak.mb)
     log(f"{size:,} rows csv: whole prepare {seconds:.1f} s, peak {mb} MB")
-    row = {"way": "prepare, memory", "file": "csv", "rows": size, "seconds": round(seconds, 3)}
-    return peak.mb, row | {"rows_per_s": round(size / seconds), "peak_mb": mb}
+    speed = round(size / seconds)
+    return peak.mb, Memory(rows=size, seconds=round(seconds, 3), rows_per_s=speed, peak_mb=mb)
 
 
 def _prepare(path: str, out: Path) -> None:
@@ -182,7 +214,7 @@ class _Read:
     ranges: tuple[FileRange, ...]
     spill: Folder
 
-    def __call__(self, number: int) -> dict[str, Any]:
+    def __call__(self, number: int) -> dict[str, list[str]]:
         names = []
         for chunk, (_, parsed) in enumerate(parse.parsed(self.ranges[number])):
             names.append(f"{number:05d}-{chunk:05d}.arrow")
@@ -202,7 +234,7 @@ class _Encode:
     users: DenseIds
     items: DenseIds
 
-    def __call__(self, number: int) -> dict[str, Any]:
+    def __call__(self, number: int) -> dict[str, int]:
         table = read_arrow(self.spill, self.names[number])
         columns = {
             "user": self.users.of(table["raw_user"].to_numpy()),

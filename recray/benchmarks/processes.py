@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import JsonValue
 from torch import Tensor
 
 from recray.benchmarks.harness import own_memory
@@ -57,7 +58,7 @@ def train(settings: Settings, prepared: str, folder: Path, workers: int) -> dict
 
 
 def _worker(
-    rank: int, settings: dict[str, Any], prepared: str, run: str, workers: int, answers: Any
+    rank: int, settings: dict[str, JsonValue], prepared: str, run: str, workers: int, answers: Any
 ) -> None:
     torch.set_num_threads(1)
     if workers > 1:

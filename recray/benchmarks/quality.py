@@ -4,8 +4,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from recray.benchmarks.harness import Figures, Measurement, Row
 from recray.config import Settings, load_settings
 from recray.errors import RecrayError, unknown_name
 from recray.evaluation.evaluator import evaluate
@@ -111,6 +111,24 @@ def _is_quick(case: Case) -> bool:
     return case.data == "ml-100k" and not slow
 
 
+class Quality(Row):
+    """What a preset reaches under a protocol, beside popularity, the bar and what was published."""
+
+    figure: str
+    data: str
+    preset: str
+    split: str
+    metric: str
+    value: float
+    sd: float
+    runs: int
+    seconds: float
+    popularity: float
+    must: float | None
+    against_popularity: str
+    published: str
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How much is measured.
@@ -128,7 +146,7 @@ FULL = Sizes(tuple(case.figure for case in CASES), 5)
 QUICK = Sizes(tuple(case.figure for case in CASES if _is_quick(case)), 1)
 
 
-def run(sizes: Sizes, log: Log, data: str | None = None, only: str | None = None) -> dict[str, Any]:
+def run(sizes: Sizes, log: Log, data: str | None = None, only: str | None = None) -> Measurement:
     """Measure every protocol.
 
     Args:
@@ -150,7 +168,7 @@ def run(sizes: Sizes, log: Log, data: str | None = None, only: str | None = None
         for case in wanted:
             source = archive(case.data, data)
             rows.append(_measure(case, source, sizes, f"{out}/{case.figure}", log))
-    return {"figures": _figures(rows), "rows": rows}
+    return Measurement(_figures(rows), rows)
 
 
 def archive(name: str, folder: str | None) -> str:
@@ -170,7 +188,7 @@ def _folds(case: Case, settings: Settings, most: int) -> list[Fold]:
     return repetition.repetitions(settings, names=[f"u{n}" for n in range(1, 6)][:most])
 
 
-def _measure(case: Case, source: str, sizes: Sizes, out: str, log: Log) -> dict[str, Any]:
+def _measure(case: Case, source: str, sizes: Sizes, out: str, log: Log) -> Quality:
     """One protocol: validation picks the epoch, a refit takes all rows but the test. The rating
     preset has nothing to pick, and trains on them at once.
     """
@@ -181,21 +199,21 @@ def _measure(case: Case, source: str, sizes: Sizes, out: str, log: Log) -> dict[
     result = repetition.run(source, folds, out, refit, log=lambda _line: None)
     value, popularity = result.mean[case.metric], result.baselines["popularity"]
     log(f"{case.data} {case.preset}: {case.metric} {value:.4f}")
-    return {
-        "figure": case.figure,
-        "data": case.data,
-        "preset": case.preset,
-        "split": settings.split.kind if case.seeds else "u1..u5",
-        "metric": case.metric,
-        "value": round(value, 4),
-        "sd": round(result.sd[case.metric], 4),
-        "runs": len(result.folds),
-        "seconds": round(time.perf_counter() - begin, 1),
-        "popularity": round(popularity.get(case.metric, float("nan")), 4),
-        "must": case.must,
-        "against_popularity": _against_popularity(f"{out}/{folds[0].name}/bundle"),
-        "published": case.peer,
-    }
+    return Quality(
+        figure=case.figure,
+        data=case.data,
+        preset=case.preset,
+        split=settings.split.kind if case.seeds else "u1..u5",
+        metric=case.metric,
+        value=round(value, 4),
+        sd=round(result.sd[case.metric], 4),
+        runs=len(result.folds),
+        seconds=round(time.perf_counter() - begin, 1),
+        popularity=round(popularity.get(case.metric, float("nan")), 4),
+        must=case.must,
+        against_popularity=_against_popularity(f"{out}/{folds[0].name}/bundle"),
+        published=case.peer,
+    )
 
 
 def _against_popularity(bundle: str) -> str:
@@ -204,9 +222,9 @@ def _against_popularity(bundle: str) -> str:
     return evaluate(Bundle.open(bundle), protocol=beside).verdict
 
 
-def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    values = {row["figure"]: row["value"] for row in rows}
-    figures = {row["figure"]: row["value"] for row in rows if row["must"] is not None}
+def _figures(rows: list[Quality]) -> Figures:
+    values = {row.figure: row.value for row in rows}
+    figures: Figures = {row.figure: row.value for row in rows if row.must is not None}
     for size, dot in (("1m", "ndcg10_1m_core10"), ("100k", "ndcg10_100k_per_item")):
         for name in ("neumf", "softmax"):
             if f"{name}_{size}" in values and dot in values:

@@ -10,11 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+
+from pydantic import ConfigDict, Field
 
 from recray.benchmarks import formulas, processes
 from recray.benchmarks.formulas import Size, Terms
-from recray.benchmarks.harness import peak_memory, ray_cpu_seconds, start_workers, timed
+from recray.benchmarks.harness import (
+    Figures,
+    Measurement,
+    Row,
+    peak_memory,
+    ray_cpu_seconds,
+    start_workers,
+    timed,
+)
 from recray.benchmarks.ingest import generate
 from recray.config import Settings, load_settings
 from recray.data import ingest, source
@@ -75,13 +84,47 @@ class Measured:
     figures: dict[str, float]
 
 
+class _Compared(Row):
+    """What a stage took, beside the formula."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+    stage: str
+    use: str
+    ratings: int
+    users: int
+    items: int
+    dim: int
+    workers: int
+    wall_s: float
+    cpu_s: float
+    cpu_s_formula: float = Field(serialization_alias="cpu_s formula")
+    cpu_s_off: float = Field(serialization_alias="cpu_s off")
+    memory_mb: float
+    memory_formula: float = Field(serialization_alias="memory formula")
+    memory_off: float = Field(serialization_alias="memory off")
+
+    def off(self, figure: str) -> float:
+        """How far the formula is off in a figure, as a part of what it says."""
+        return abs(self.cpu_s_off if figure == "cpu_s" else self.memory_off)
+
+
+class Preparation(_Compared):
+    """A prepared set."""
+
+
+class Training(_Compared):
+    """A training."""
+
+    sent_mb: float
+
+
 FIGURES: dict[str, dict[str, Callable[[Size], Terms]]] = {
     "prepare": {"cpu_s": formulas.prepare_seconds, "memory_mb": formulas.prepare_bytes},
     "train": {"cpu_s": formulas.train_seconds, "memory_mb": formulas.train_bytes},
 }
 
 
-def run(sizes: Sizes, log: Log) -> dict[str, Any]:
+def run(sizes: Sizes, log: Log) -> Measurement:
     """Fit the constants on the small sets, then predict the large ones."""
     small, middle = Data(sizes.small), Data(sizes.middle)
     many = Data(small.rows, 20)  # the same ratings by more users
@@ -97,7 +140,7 @@ def run(sizes: Sizes, log: Log) -> dict[str, Any]:
         tried += [stage.train(Trial(data, DIM, w)) for data, w in product(large, WORKERS)]
     rows = [_row(one, constants, "fit") for one in fitted]
     rows += [_row(one, constants, "compared") for one in tried]
-    return {"figures": _figures(rows, constants), "rows": rows}
+    return Measurement(_figures(rows, constants), rows)
 
 
 def _trials(small: Data, middle: Data, many: Data) -> list[Trial]:
@@ -183,29 +226,29 @@ def _fit(runs: list[Measured]) -> dict[tuple[str, str], Terms]:
     return constants
 
 
-def _row(one: Measured, constants: dict[tuple[str, str], Terms], use: str) -> dict[str, Any]:
+def _row(one: Measured, constants: dict[tuple[str, str], Terms], use: str) -> _Compared:
     size = one.size
-    row: dict[str, Any] = {"stage": one.stage, "use": use, "ratings": size.ratings}
-    row |= {"users": size.users, "items": size.items, "dim": size.dim, "workers": size.workers}
-    row["wall_s"] = round(one.wall, 2)
+    took: dict[str, float] = {}
     for name, terms in FIGURES[one.stage].items():
         expected = formulas.predict(constants[one.stage, name], terms(size))
-        row[name] = round(one.figures[name], 2)
-        row[f"{name[:6]} formula"] = round(expected, 2)
-        row[f"{name[:6]} off"] = round(one.figures[name] / expected - 1, 3)
+        took[name] = round(one.figures[name], 2)
+        short = name.removesuffix("_mb")
+        took[f"{short}_formula"] = round(expected, 2)
+        took[f"{short}_off"] = round(one.figures[name] / expected - 1, 3)
     if one.stage == "train":
-        row["sent_mb"] = round(formulas.sent_bytes(size) / 1e6, 1)
-    return row
+        took["sent_mb"] = round(formulas.sent_bytes(size) / 1e6, 1)
+    kind = Training if one.stage == "train" else Preparation
+    sizes = {name: getattr(size, name) for name in ("ratings", "users", "items", "dim", "workers")}
+    facts = {"stage": one.stage, "use": use, "wall_s": round(one.wall, 2)}
+    return kind.model_validate({**facts, **sizes, **took})
 
 
-def _figures(
-    rows: list[dict[str, Any]], constants: dict[tuple[str, str], Terms]
-) -> dict[str, float]:
+def _figures(rows: list[_Compared], constants: dict[tuple[str, str], Terms]) -> Figures:
     """The largest errors of what was compared, and the constants."""
-    compared = [row for row in rows if row["use"] == "compared"]
-    figures = {}
-    for (stage, name), _ in constants.items():
-        off = [abs(row[f"{name[:6]} off"]) for row in compared if row["stage"] == stage]
+    compared = [row for row in rows if row.use == "compared"]
+    figures: Figures = {}
+    for stage, name in constants:
+        off = [row.off(name) for row in compared if row.stage == stage]
         figures[f"{stage}_{name}_largest_error"] = max(off)
     for (stage, name), found in constants.items():
         figures |= {f"{stage} {name} per {term}": value for term, value in found.items() if value}

@@ -5,9 +5,8 @@ in full, and with ASHA, which stops most of them.
 import math
 import tempfile
 from dataclasses import dataclass
-from typing import Any
 
-from recray.benchmarks.harness import timed
+from recray.benchmarks.harness import Figures, Measurement, Row, timed
 from recray.benchmarks.quality import PER_ITEM, SMALL, archive
 from recray.config import Settings, load_settings
 from recray.data import ingest
@@ -45,7 +44,19 @@ class Sizes:
 FULL, QUICK = Sizes(40, "ml-100k"), Sizes(12, "sample")
 
 
-def run(sizes: Sizes, log: Log, data: str | None = None) -> dict[str, Any]:
+class Found(Row):
+    """One search: its first value, its best, and that beside the preset that people tuned."""
+
+    search: str
+    trials: int
+    epochs: int
+    first: float
+    best: float
+    seconds: float
+    of_tuned: float = math.nan
+
+
+def run(sizes: Sizes, log: Log, data: str | None = None) -> Measurement:
     """Search the default preset from poor values, 75/25 per item.
 
     Args:
@@ -61,13 +72,11 @@ def run(sizes: Sizes, log: Log, data: str | None = None) -> dict[str, Any]:
         aim = _search(tuned, folder, "none", 1, log)
         rows = [aim, *(_search(poor, folder, way, sizes.trials, log) for way in ("none", "asha"))]
     for row in rows:
-        row["of_tuned"] = row["best"] / aim["best"]
-    return {"figures": _figures(*rows), "rows": rows}
+        row.of_tuned = row.best / aim.best
+    return Measurement(_figures(*rows), rows)
 
 
-def _search(
-    settings: Settings, folder: str, scheduler: str, trials: int, log: Log
-) -> dict[str, Any]:
+def _search(settings: Settings, folder: str, scheduler: str, trials: int, log: Log) -> Found:
     """The trials of one search, and the best of them on the validation split."""
     name = "tuned preset" if trials == 1 else f"from poor values, scheduler {scheduler}"
     out = f"{folder}/{scheduler}-{trials}"
@@ -78,23 +87,23 @@ def _search(
     metric = search.metric
     values = {r.number: best[1] for r in results if (best := metric.best(r.history))}
     winner = metric.winner(results)
-    row: dict[str, Any] = {
-        "search": name,
-        "trials": len(results),
-        "epochs": sum(len(result.history) for result in results),
-        "first": values.get(0, math.nan),
-        "best": values[winner.number] if winner else math.nan,
-        "seconds": round(seconds, 1),
-    }
-    values_seen = f"{metric.name} from {row['first']:.4f} to {row['best']:.4f}"
-    log(f"{name}: {row['trials']} trials, {row['epochs']} epochs, {values_seen}")
+    row = Found(
+        search=name,
+        trials=len(results),
+        epochs=sum(len(result.history) for result in results),
+        first=values.get(0, math.nan),
+        best=values[winner.number] if winner else math.nan,
+        seconds=round(seconds, 1),
+    )
+    values_seen = f"{metric.name} from {row.first:.4f} to {row.best:.4f}"
+    log(f"{name}: {row.trials} trials, {row.epochs} epochs, {values_seen}")
     return row
 
 
-def _figures(tuned: dict[str, Any], full: dict[str, Any], asha: dict[str, Any]) -> dict[str, float]:
+def _figures(tuned: Found, full: Found, asha: Found) -> Figures:
     return {
-        "start_of_tuned": asha["first"] / tuned["best"],
-        "full_of_tuned": full["best"] / tuned["best"],
-        "asha_of_tuned": asha["best"] / tuned["best"],
-        "asha_epochs_of_full": asha["epochs"] / full["epochs"],
+        "start_of_tuned": asha.first / tuned.best,
+        "full_of_tuned": full.best / tuned.best,
+        "asha_of_tuned": asha.best / tuned.best,
+        "asha_epochs_of_full": asha.epochs / full.epochs,
     }

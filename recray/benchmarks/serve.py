@@ -18,8 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from recray.benchmarks.client import CONNECTIONS, HOST, Client, peak, steady
-from recray.benchmarks.harness import machine, own_memory
+from recray.benchmarks.client import (
+    CONNECTIONS,
+    HOST,
+    Client,
+    Latency,
+    Production,
+    Rate,
+    ReplicaMemory,
+    SteadyLoad,
+    Swaps,
+    peak,
+    steady,
+)
+from recray.benchmarks.harness import Figures, Measurement, load_now, own_memory
 from recray.benchmarks.synthetic import make_bundle
 from recray.data.dataset import RawId
 from recray.inference.bundle import Bundle
@@ -59,7 +71,7 @@ FULL = Sizes(5, 4.0, 30.0, (162_541, 59_047, 154))  # big is ml-25m
 QUICK = Sizes(2, 2.0, 12.0, (162_541, 59_047, 20))
 
 
-def run(sizes: Sizes, log: Log) -> dict[str, Any]:
+def run(sizes: Sizes, log: Log) -> Measurement:
     """Peaks by a closed loop, taking turns with the empty one; all else by an open one."""
     turns, seconds = sizes.turns, sizes.seconds
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as name:
@@ -67,33 +79,33 @@ def run(sizes: Sizes, log: Log) -> dict[str, Any]:
         log(f"bundles of {SMALL[1]:,} and {LARGE[1]:,} items")
         small = make_bundle(folder / "small", *SMALL)
         large = make_bundle(folder / "large", *LARGE)
-        rows = _default(small, large, turns, seconds, log)
-        rows.append(swaps(small, folder, sizes.swap_seconds, log))
+        empty, recommend, load, batch = _small(small, turns, seconds, log)
+        empty_large, recommend_large = _large(large, turns, seconds)
+        swapped = swaps(small, folder, sizes.swap_seconds, log)
         log("the production profile, in a Ray of its own")
-        rows.append(_apart("production", small.folder.path, str(turns * seconds)))
-        rows.append(_fold_in(small))
+        fast = Production.model_validate_json(
+            _apart("production", small.folder.path, str(turns * seconds))
+        )
+        new = _fold_in(small)
         log("memory of a replica")
         big = make_bundle(folder / "big", *sizes.big)
-        rows.append(_apart("memory", small.folder.path, big.folder.path))
-    log(f"load {machine()['load']}")
-    return {"figures": _figures(rows), "rows": rows}
-
-
-def _figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    by = {row["what"]: row for row in rows}
-    steady, swaps = by["open loop"], by["swaps"]
-    return {
-        "over_empty_3706": by["recommend 3706"]["per_second"] / by["empty 3706"]["per_second"],
-        "over_empty_60000": by["recommend 60000"]["per_second"] / by["empty 60000"]["per_second"],
-        "production_over_default": by["production"]["per_second"]
-        / by["recommend 3706"]["per_second"],
-        "batch_users_per_s": by["batch"]["per_second"],
-        "p99_over_p50": steady["p99_ms"] / steady["p50_ms"],
-        "swap_failed": swaps["failed"],
-        "swap_mixed": swaps["mixed"],
-        "fold_in_ms_p95": by["fold in"]["p95_ms"],
-        "replica_over_tables": by["memory"]["over_tables"],
+        held = ReplicaMemory.model_validate_json(
+            _apart("memory", small.folder.path, big.folder.path)
+        )
+    log(f"load {load_now()}")
+    figures: Figures = {
+        "over_empty_3706": recommend.per_second / empty.per_second,
+        "over_empty_60000": recommend_large.per_second / empty_large.per_second,
+        "production_over_default": fast.per_second / recommend.per_second,
+        "batch_users_per_s": batch.per_second,
+        "p99_over_p50": load.p99_ms / load.p50_ms,
+        "swap_failed": swapped.failed,
+        "swap_mixed": swapped.mixed,
+        "fold_in_ms_p95": new.p95_ms,
+        "replica_over_tables": held.over_tables,
     }
+    rows = [empty, recommend, load, batch, empty_large, recommend_large, swapped, fast, new, held]
+    return Measurement(figures, rows)
 
 
 def _free_port() -> int:
@@ -126,28 +138,33 @@ def _paths(bundle: Bundle) -> list[str]:
     return [f"/v1/users/{user}/recommendations?k=10" for user in bundle.user_ids.raw.tolist()]
 
 
-def _default(
-    small: Bundle, large: Bundle, turns: int, seconds: float, log: Log
-) -> list[dict[str, Any]]:
+def _small(
+    bundle: Bundle, turns: int, seconds: float, log: Log
+) -> tuple[Rate, Rate, SteadyLoad, Rate]:
     """Laptop mode: peaks beside the empty deployment, an open loop, batches."""
-    rows, port = list[dict[str, Any]](), _free_port()
-    with serving(small.folder.path, HOST, port):
+    port = _free_port()
+    with serving(bundle.folder.path, HOST, port):
         _serve_empty()
         log(f"peaks of {CONNECTIONS} connections, in {turns} turns of {seconds:g} s")
-        rows += asyncio.run(_peaks(small, port, turns, seconds))
-        rate = rows[1]["per_second"] / 2
+        empty, recommend = asyncio.run(_peaks(bundle, port, turns, seconds))
+        rate = recommend.per_second / 2
         log(f"an open loop of {rate:.0f} requests a second, then batches of {BATCH:,}")
-        taken = asyncio.run(steady(port, _paths(small), rate, turns * seconds))
-        rows.append({"what": "open loop", "per_second": rate, **_percentiles(taken)})
-        rows.append(asyncio.run(_batches(port, small.user_ids.raw.tolist(), 2 * turns)))
+        taken = asyncio.run(steady(port, _paths(bundle), rate, turns * seconds))
+        load = SteadyLoad(what="open loop", per_second=rate, **_percentiles(taken))
+        batch = asyncio.run(_batches(port, bundle.user_ids.raw.tolist(), 2 * turns))
+    return empty, recommend, load, batch
+
+
+def _large(bundle: Bundle, turns: int, seconds: float) -> list[Rate]:
+    """Peaks alone."""
     port = _free_port()
-    with serving(large.folder.path, HOST, port):
+    with serving(bundle.folder.path, HOST, port):
         _serve_empty()
-        rows += asyncio.run(_peaks(large, port, turns, seconds))
-    return rows
+        return asyncio.run(_peaks(bundle, port, turns, seconds))
 
 
-async def _peaks(bundle: Bundle, port: int, turns: int, seconds: float) -> list[dict[str, Any]]:
+async def _peaks(bundle: Bundle, port: int, turns: int, seconds: float) -> list[Rate]:
+    """Of the empty deployment, then of recray."""
     items = bundle.item_ids.known
     paths = {f"empty {items}": ["/empty/"], f"recommend {items}": _paths(bundle)}
     found: dict[str, list[float]] = {what: [] for what in paths}
@@ -156,16 +173,17 @@ async def _peaks(bundle: Bundle, port: int, turns: int, seconds: float) -> list[
     for _ in range(turns):
         for what, own in paths.items():
             found[what].append(await peak(port, own, seconds))
-    return [
-        {"what": what, "per_second": float(np.median(v)), "low": min(v), "high": max(v)}
-        for what, v in found.items()
-    ]
+    return [_rate(what, values) for what, values in found.items()]
+
+
+def _rate(what: str, values: list[float]) -> Rate:
+    return Rate(what=what, per_second=float(np.median(values)), low=min(values), high=max(values))
 
 
 # ----------------------------------------------------------------------------------- swaps
 
 
-def swaps(small: Bundle, folder: Path, seconds: float, log: Log) -> dict[str, Any]:
+def swaps(small: Bundle, folder: Path, seconds: float, log: Log) -> Swaps:
     """Constant load while models are swapped and the replicas are replaced."""
     registry = Registry(str(folder / "registry"))
     other = make_bundle(folder / "small", *SMALL, seed=1)
@@ -199,7 +217,7 @@ async def _watch(
     right: dict[str, list[list[RawId]]],
     seconds: float,
     change: Coroutine[Any, Any, None],
-) -> dict[str, Any]:
+) -> Swaps:
     """Ask at a constant rate; count what failed, and lists that are not of their version."""
     found = {"asked": 0, "failed": 0, "mixed": 0}
     seen: set[str] = set()
@@ -224,23 +242,22 @@ async def _watch(
     asking = [one(number) for number in range(int(SWAP_RATE * seconds))]
     async with Client(port) as client:
         await asyncio.gather(change, *asking)
-    return {"what": "swaps", **found, "versions": len(seen), **_percentiles(taken)}
+    return Swaps(what="swaps", **found, versions=len(seen), **_percentiles(taken))
 
 
 # -------------------------------------------------------------- in a process of their own
 
 
-def _apart(what: str, *arguments: str) -> dict[str, Any]:
-    """A measurement in a fresh process, whose memory or Ray is its own."""
+def _apart(what: str, *arguments: str) -> str:
+    """A measurement in a fresh process, whose memory or Ray is its own: a row as JSON."""
     command = [sys.executable, "-m", "recray.benchmarks.serve", what, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{what}: {done.stderr[-2000:]}")
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {"what": what, **row}
+    return done.stdout.splitlines()[-1]
 
 
-def production(bundle: str, seconds: str) -> dict[str, Any]:
+def production(bundle: str, seconds: str) -> Production:
     """Requests a second with HAProxy and throughput settings."""
     secret, line = new_key("benchmark")
     guarded, port = ServiceLimits(keys=(parse_key(line, "here"),)), _free_port()
@@ -252,10 +269,10 @@ def production(bundle: str, seconds: str) -> dict[str, Any]:
         for what, own in (("empty", ["/empty/"]), ("recommend", paths)):
             asyncio.run(peak(port, own, 1.0, headers))  # warm
             figures[what] = asyncio.run(peak(port, own, float(seconds), headers))
-    return {"per_second": figures["recommend"], "empty": figures["empty"]}
+    return Production(what="production", per_second=figures["recommend"], empty=figures["empty"])
 
 
-def memory(small: str, big: str) -> dict[str, Any]:
+def memory(small: str, big: str) -> ReplicaMemory:
     """What a replica's process grows by for a bundle, over the bytes of its tables.
 
     The tables are the weights, item and stars of each rating, and the raw ids.
@@ -270,7 +287,9 @@ def memory(small: str, big: str) -> dict[str, Any]:
     tables = sum(array.nbytes for array in arrays)
     tables += sum(t.numel() * t.element_size() for t in model.state_dict().values())
     tables += recommender.users.raw.nbytes + recommender.items.raw.nbytes
-    return {"mb": grown / 1e6, "tables_mb": tables / 1e6, "over_tables": grown / tables}
+    return ReplicaMemory(
+        what="memory", mb=grown / 1e6, tables_mb=tables / 1e6, over_tables=grown / tables
+    )
 
 
 def _trimmed_memory() -> int:
@@ -282,7 +301,7 @@ def _trimmed_memory() -> int:
 # ----------------------------------------------------------------- batches and new users
 
 
-async def _batches(port: int, users: list[int], times: int) -> dict[str, Any]:
+async def _batches(port: int, users: list[int], times: int) -> Rate:
     speeds = []
     async with Client(port) as client:
         for number in range(times + 1):
@@ -294,16 +313,10 @@ async def _batches(port: int, users: list[int], times: int) -> dict[str, Any]:
             speeds.append(BATCH / (time.perf_counter() - begin))
             if reply.count(b'"score"') != 10 * BATCH:
                 raise RuntimeError("a batch did not answer everybody")
-    speeds = speeds[1:]
-    return {
-        "what": "batch",
-        "per_second": float(np.median(speeds)),
-        "low": min(speeds),
-        "high": max(speeds),
-    }
+    return _rate("batch", speeds[1:])
 
 
-def _fold_in(bundle: Bundle) -> dict[str, Any]:
+def _fold_in(bundle: Bundle) -> Latency:
     """The computation for somebody new, without HTTP."""
     torch.set_num_threads(1)  # as on a replica
     recommender, rng = Recommender(bundle), np.random.default_rng(0)
@@ -313,7 +326,7 @@ def _fold_in(bundle: Bundle) -> dict[str, Any]:
         begin = time.perf_counter()
         recommender.recommend_from(ratings, 10)
         taken.append(time.perf_counter() - begin)
-    return {"what": "fold in", **_percentiles(taken[20:])}
+    return Latency(what="fold in", **_percentiles(taken[20:]))
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:
@@ -323,4 +336,4 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 
 if __name__ == "__main__":
     measure = {"production": production, "memory": memory}[sys.argv[1]]
-    print(json.dumps(measure(*sys.argv[2:])))
+    print(measure(*sys.argv[2:]).model_dump_json())

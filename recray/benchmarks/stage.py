@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+from pydantic import TypeAdapter
 
 from recray.benchmarks.steps import Case, Pass, pass_of, rate
 from recray.runtime.ray_private import POLL_VARIABLE
@@ -20,6 +21,22 @@ from recray.runtime.session import switched
 from recray.training.shard import Workers
 
 POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Question:
+    """A pass that a group is to run; without a case it forgets what it has built."""
+
+    way: str
+    case: Case | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Pairs a second of a pass, and the bytes that a worker receives in a step of it."""
+
+    rate: float = 0.0
+    bytes: float = 0.0
 
 
 class Group:
@@ -37,30 +54,29 @@ class Group:
         self.thread = threading.Thread(target=_fit, args=(_serve, config, workers), daemon=True)
         self.thread.start()
 
-    def ask(self, way: str, case: Case | None) -> dict[str, Any]:
+    def ask(self, way: str, case: Case | None) -> Answer:
         """Let the group run one pass; no case lets it forget what it has built.
 
         Raises:
             RuntimeError: The group has ended.
         """
-        question = {"way": way, "case": None if case is None else asdict(case)}
-        self._leave(question)
+        self._leave(Question(way, case))
         answer = self.folder / f"answer-{self.asked}.json"
         while not answer.exists():
             if not self.thread.is_alive():
                 raise RuntimeError("the workers of the benchmark have ended")
             time.sleep(POLL_S)
         self.asked += 1
-        found: dict[str, Any] = json.loads(answer.read_text())
-        return found
+        return Answer(**json.loads(answer.read_text()))
 
     def end(self) -> None:
         """Let the workers go."""
         self._leave(None)
         self.thread.join()
 
-    def _leave(self, question: dict[str, Any] | None) -> None:
-        _write(self.folder / f"question-{self.asked}.json", question)
+    def _leave(self, question: Question | None) -> None:
+        value = None if question is None else asdict(question)
+        _write(self.folder / f"question-{self.asked}.json", value)
 
 
 @contextlib.contextmanager
@@ -84,36 +100,33 @@ def _serve(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
-    built: dict[str, tuple[Pass, float]] = {}
+    built: dict[Question, tuple[Pass, float]] = {}
     folder, number = Path(config["folder"]), 0
     while True:
         path = folder / f"question-{number}.json"
         while not path.exists():
             time.sleep(POLL_S)
-        question = json.loads(path.read_text())
+        question = TypeAdapter(Question | None).validate_json(path.read_text())
         if question is None:
             return
         answer = _answer(question, built, workers)
         if workers.rank == 0:
-            _write(folder / f"answer-{number}.json", answer)
+            _write(folder / f"answer-{number}.json", asdict(answer))
         number += 1
 
 
 def _answer(
-    question: dict[str, Any], built: dict[str, tuple[Pass, float]], workers: Workers
-) -> dict[str, Any]:
-    if question["case"] is None:
+    question: Question, built: dict[Question, tuple[Pass, float]], workers: Workers
+) -> Answer:
+    if question.case is None:
         built.clear()
-        return {}
-    key = json.dumps(question)
-    if key not in built:
-        values = question["case"]
-        case = Case(**{**values, "changes": tuple(values["changes"])})
-        built[key] = pass_of(question["way"], case, workers)
-        built[key][0]()  # the first pass sets up what later ones use
-    run, moved = built[key]
+        return Answer()
+    if question not in built:
+        built[question] = pass_of(question.way, question.case, workers)
+        built[question][0]()  # the first pass sets up what later ones use
+    run, moved = built[question]
     workers.barrier()
-    return {"rate": rate(run), "bytes": moved}
+    return Answer(rate(run), moved)
 
 
 def _fit(work: Callable[[dict[str, Any]], None], config: dict[str, Any], workers: int) -> None:

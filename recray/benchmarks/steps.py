@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -211,8 +210,3 @@ def rate(run: Pass) -> float:
     begin = time.perf_counter()
     pairs = run()
     return pairs / (time.perf_counter() - begin)
-
-
-def facts(case: Case) -> dict[str, Any]:
-    """What a row of the table says of its case."""
-    return {"model": case.model, "tables": case.size, "batch": case.batch}

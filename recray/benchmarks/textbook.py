@@ -15,7 +15,7 @@ def read_encode(path: str) -> int:
     return encoder.fit_transform(read(path)).materialize().count()
 
 
-def tune_defaults(trial: Callable[[dict[str, Any]], float], configs: list[dict[str, Any]]) -> None:
+def tune_defaults(trial: Callable[[int], float], trials: int) -> None:
     """Run the trials by a Tuner as it comes: a grid over a function that reports once.
 
     Raises:
@@ -23,20 +23,20 @@ def tune_defaults(trial: Callable[[dict[str, Any]], float], configs: list[dict[s
     """
     from ray import tune
 
-    def train(config: dict[str, Any]) -> None:
+    def train(config: dict[str, int]) -> None:
         tune.report({"value": trial(config["trial"])})
 
     with tempfile.TemporaryDirectory(prefix="recray-tuner-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(train, {"CPU": 1}),
-            param_space={"trial": tune.grid_search(configs)},
+            param_space={"trial": tune.grid_search(list(range(trials)))},
             tune_config=tune.TuneConfig(metric="value", mode="max", max_concurrent_trials=1),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         )
         _refuse_errors(tuner.fit())
 
 
-def tune_train(trial: Callable[[dict[str, Any]], float], configs: list[dict[str, Any]]) -> None:
+def tune_train(trial: Callable[[int], float], trials: int) -> None:
     """Run the trials by a Tuner, each of them a TorchTrainer with one worker.
 
     Raises:
@@ -47,25 +47,26 @@ def tune_train(trial: Callable[[dict[str, Any]], float], configs: list[dict[str,
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    def work(config: dict[str, Any]) -> None:
-        ray.train.report({"value": trial(config)})
-
-    def drive(config: dict[str, Any]) -> None:
-        ray.train.torch.TorchTrainer(
-            work,
-            train_loop_config=config["trial"],
-            scaling_config=ray.train.ScalingConfig(num_workers=1),
-            run_config=ray.train.RunConfig(
-                name=f"trial-{tune.get_context().get_trial_id()}",
-                storage_path=config["folder"],
-                callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # typed as V1's
-            ),
-        ).fit()
+    def work(config: dict[str, int]) -> None:
+        ray.train.report({"value": trial(config["trial"])})
 
     with tempfile.TemporaryDirectory(prefix="recray-tuner-") as folder:
+
+        def drive(config: dict[str, int]) -> None:
+            ray.train.torch.TorchTrainer(
+                work,
+                train_loop_config=config,
+                scaling_config=ray.train.ScalingConfig(num_workers=1),
+                run_config=ray.train.RunConfig(
+                    name=f"trial-{tune.get_context().get_trial_id()}",
+                    storage_path=folder,
+                    callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # typed as V1's
+                ),
+            ).fit()
+
         tuner = tune.Tuner(
             tune.with_resources(drive, {"CPU": 0.01}),
-            param_space={"trial": tune.grid_search(configs), "folder": folder},
+            param_space={"trial": tune.grid_search(list(range(trials)))},
             tune_config=tune.TuneConfig(metric="value", mode="max", max_concurrent_trials=1),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         )

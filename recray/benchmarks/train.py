@@ -7,22 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from recray.benchmarks import stage
-from recray.benchmarks.harness import timed
+from recray.benchmarks.harness import Figures, Measurement, Row, timed
 from recray.benchmarks.steps import (
     LOOP_BATCH,
     Case,
-    facts,
     loop_pass,
     pass_of,
     rate,
     recray_pass,
 )
-from recray.config import load_settings
+from recray.config import Settings, load_settings
 from recray.data import ingest
 from recray.data.dataset import Prepared
 from recray.data.source import detect_source
@@ -33,7 +31,6 @@ from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.loop import build_run, device_of
 from recray.training.shard import Workers
 
-Rows = list[dict[str, Any]]
 BATCH = 8192
 """The one that figures are taken at."""
 AVERAGED = ("train.local_sgd_steps=8",)
@@ -67,7 +64,26 @@ FULL = Sizes((1024, BATCH, 32768), 1 << 20, 5, 3, 3, naive=True)
 QUICK = Sizes((BATCH,), 1 << 20, 3, 3, 1, naive=False)
 
 
-def run(sizes: Sizes, log: Log, device: str = "cpu") -> dict[str, Any]:
+class Speed(Row):
+    """Samples a second of one way of training: the median, the least and the most."""
+
+    way: str
+    model: str
+    tables: str
+    batch: int
+    samples_per_s: int
+    low: int
+    high: int
+    mb_per_step: float
+    load: float
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What was trained."""
+        return self.model, self.tables, self.batch
+
+
+def run(sizes: Sizes, log: Log, device: str = "cpu") -> Measurement:
     """Time every way in turn.
 
     Args:
@@ -92,7 +108,7 @@ def run(sizes: Sizes, log: Log, device: str = "cpu") -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
     log(f"threads of each process: 1; checkpoint of 50 MB: {price['checkpoint_share']:.2%}")
-    return {"figures": _figures(rows, sizes.large) | price, "rows": rows}
+    return Measurement({**_figures(rows, sizes.large), **price}, rows)
 
 
 # ------------------------------------------------------------------------------- samples/s
@@ -109,7 +125,7 @@ def _cases(sizes: Sizes) -> list[Case]:
     return [*cases, Case("dot", "ml-25m", sizes.large, 12)]
 
 
-def _speed(folder: Path, sizes: Sizes, log: Log) -> Rows:
+def _speed(folder: Path, sizes: Sizes, log: Log) -> list[Speed]:
     with stage.group(folder / "one", 1) as one, stage.group(folder / "two", 2) as two:
         rows = _loops(sizes.repetitions, log)
         for case in _cases(sizes):
@@ -119,7 +135,7 @@ def _speed(folder: Path, sizes: Sizes, log: Log) -> Rows:
     return rows
 
 
-def _loops(repetitions: int, log: Log) -> Rows:
+def _loops(repetitions: int, log: Log) -> list[Speed]:
     """The usual loop at its own batch; few steps, for it is slow."""
     rows = []
     for model in ("dot", "neumf"):
@@ -131,7 +147,9 @@ def _loops(repetitions: int, log: Log) -> Rows:
     return rows
 
 
-def _one_case(case: Case, one: stage.Group, two: stage.Group, sizes: Sizes, log: Log) -> Rows:
+def _one_case(
+    case: Case, one: stage.Group, two: stage.Group, sizes: Sizes, log: Log
+) -> list[Speed]:
     """Every way of a case, in turn."""
     # Dense Adam on large tables takes a tenth of a second a step: a few tell enough.
     steps = min(case.steps, 16) if case.size == "ml-1m" else 3
@@ -141,7 +159,7 @@ def _one_case(case: Case, one: stage.Group, two: stage.Group, sizes: Sizes, log:
         "b plain": pass_of("plain", few, Workers())[0],
         "c core": recray_pass(case, Workers())[0],
     }
-    ways: dict[str, Callable[[], dict[str, Any]]] = {
+    ways: dict[str, Callable[[], stage.Answer]] = {
         **{way: partial(_alone, run) for way, run in alone.items()},
         "d ray, 1 worker": partial(one.ask, "core", case),
         "e ray, 2 workers": partial(two.ask, "core", case),
@@ -152,42 +170,44 @@ def _one_case(case: Case, one: stage.Group, two: stage.Group, sizes: Sizes, log:
         ways["g each alone, 2 workers"] = partial(two.ask, "alone", case)
     for run in alone.values():
         run()
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    found: dict[str, list[stage.Answer]] = {way: [] for way in ways}
     for _ in range(sizes.repetitions):
         for way, measure in ways.items():
             found[way].append(measure())
     return [
-        _row(way, case, [f["rate"] for f in several], several[0]["bytes"], log)
+        _row(way, case, [one.rate for one in several], several[0].bytes, log)
         for way, several in found.items()
     ]
 
 
-def _alone(run: Callable[[], int]) -> dict[str, Any]:
-    return {"rate": rate(run), "bytes": 0.0}
+def _alone(run: Callable[[], int]) -> stage.Answer:
+    return stage.Answer(rate(run))
 
 
-def _row(way: str, case: Case, rates: list[float], moved: float, log: Log) -> dict[str, Any]:
+def _row(way: str, case: Case, rates: list[float], moved: float, log: Log) -> Speed:
     speed = statistics.median(rates)
     log(f"{case.model}, {case.size}, batch {case.batch:,}, {way}: {speed:,.0f} samples/s")
-    return {
-        "way": way,
-        **facts(case),
-        "samples_per_s": round(speed),
-        "low": round(min(rates)),
-        "high": round(max(rates)),
-        "mb_per_step": round(moved / 1e6, 2),
-        "load": round(os.getloadavg()[0], 1),
-    }
+    return Speed(
+        way=way,
+        model=case.model,
+        tables=case.size,
+        batch=case.batch,
+        samples_per_s=round(speed),
+        low=round(min(rates)),
+        high=round(max(rates)),
+        mb_per_step=round(moved / 1e6, 2),
+        load=round(os.getloadavg()[0], 1),
+    )
 
 
-def _figures(rows: Rows, large_batch: int) -> dict[str, float | None]:
-    speed = {(r["way"][0], *_key(r)): r["samples_per_s"] for r in reversed(rows)}
-    named = {(r["way"], r["batch"]): r["samples_per_s"] for r in rows if r["tables"] == "ml-25m"}
+def _figures(rows: list[Speed], large_batch: int) -> Figures:
+    speed = {(row.way[0], *row.key): row.samples_per_s for row in reversed(rows)}
+    named = {(row.way, row.batch): row.samples_per_s for row in rows if row.tables == "ml-25m"}
     large, small = ("dot", "ml-25m", BATCH), ("dot", "ml-1m", BATCH)
-    both = [r for r in rows if r["way"] == "c core"]
-    over = [speed["d", *key] / speed["c", *key] for key in map(_key, both)]
+    both = [row for row in rows if row.way == "c core"]
+    over = [speed["d", *row.key] / speed["c", *row.key] for row in both]
     fastest = {
-        model: max(r["samples_per_s"] for r in both if _key(r)[:2] == (model, "ml-1m"))
+        model: max(row.samples_per_s for row in both if row.key[:2] == (model, "ml-1m"))
         for model in ("dot", "neumf")
     }
     one = speed["d", "dot", "ml-25m", large_batch]
@@ -204,10 +224,6 @@ def _figures(rows: Rows, large_batch: int) -> dict[str, float | None]:
         # What two processes reach here that exchange nothing: the most that the machine gives.
         "two_alone_over_one_25m": speed["g", "dot", "ml-25m", large_batch] / one,
     }
-
-
-def _key(row: dict[str, Any]) -> tuple[str, str, int]:
-    return row["model"], row["tables"], row["batch"]
 
 
 # ------------------------------------------------------------------------ the price of Ray
@@ -251,7 +267,7 @@ def _price_of_ray(folder: str, sizes: Sizes, log: Log) -> dict[str, float]:
     return found
 
 
-def _tiny(folder: str, log: Log) -> tuple[str, Any]:
+def _tiny(folder: str, log: Log) -> tuple[str, Settings]:
     """A small data set, and settings with which an epoch of it takes about 0.1 s."""
     changes = ["split.valid=0", f"train.epochs={TINY_EPOCHS}", "train.patience=null"]
     settings = load_settings("dot-mse", None, [*changes, "train.batch_size=512"])
@@ -293,11 +309,11 @@ ON_GPU = (
 )
 
 
-def _on_gpu(repetitions: int, log: Log) -> dict[str, Any]:
+def _on_gpu(repetitions: int, log: Log) -> Measurement:
     """NeuMF on the tables of ml-20m, with the ratings in the GPU's memory; batches of 2^20 pairs,
     and small ones with and without CUDA graphs.
     """
-    rows: Rows = []
+    rows: list[Speed] = []
     for precision, batch, compiled in ON_GPU:
         how = (f"train.precision={precision}", f"train.compile={str(compiled).lower()}")
         changes = (*WIDE, "train.optimizer=adam", "train.device=cuda", *how)
@@ -307,8 +323,8 @@ def _on_gpu(repetitions: int, log: Log) -> dict[str, Any]:
         way = f"{precision}{', compiled' if compiled else ''}"
         rows.append(_row(way, case, [rate(run) for _ in range(repetitions)], 0.0, log))
     names = ("float32", "tf32", "bf16", "tf32_8192", "tf32_8192_compiled")
-    figures = {
-        f"gpu_{name}_samples_per_s": row["samples_per_s"]
+    figures: Figures = {
+        f"gpu_{name}_samples_per_s": row.samples_per_s
         for name, row in zip(names, rows, strict=True)
     }
-    return {"figures": figures, "rows": rows, "gpu": torch.cuda.get_device_name()}
+    return Measurement(figures, rows, torch.cuda.get_device_name())

@@ -4,10 +4,9 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from recray.benchmarks.harness import start_workers, timed
+from recray.benchmarks.harness import Figures, Measurement, Row, start_workers, timed
 from recray.benchmarks.quality import archive
 from recray.config import Settings, load_settings
 from recray.data import ingest
@@ -38,7 +37,16 @@ class Sizes:
 FULL, QUICK = Sizes(20, 2), Sizes(20, 0)
 
 
-def run(sizes: Sizes, log: Log, data: str | None = None) -> dict[str, Any]:
+class Cost(Row):
+    """Seconds of a trial, and how many of them are not its training."""
+
+    way: str
+    trials: int
+    s_per_trial: float
+    overhead_s: float
+
+
+def run(sizes: Sizes, log: Log, data: str | None = None) -> Measurement:
     """Run trials of one epoch, one at a time, each way on the same data.
 
     Args:
@@ -54,7 +62,7 @@ def run(sizes: Sizes, log: Log, data: str | None = None) -> dict[str, Any]:
         start_workers()
         search = _search(settings, prepared, f"{folder}/sweep", sizes.trials)
         rows = _measure(search, sizes.inside_train, log)
-    return {"figures": _figures(rows), "rows": rows}
+    return Measurement(_figures(rows), rows)
 
 
 def _search(settings: Settings, prepared: str, out: str, trials: int) -> ValidatedSearch:
@@ -64,26 +72,24 @@ def _search(settings: Settings, prepared: str, out: str, trials: int) -> Validat
     return request.check(asked, settings, space)
 
 
-def _measure(search: ValidatedSearch, inside_train: int, log: Log) -> list[dict[str, Any]]:
+def _measure(search: ValidatedSearch, inside_train: int, log: Log) -> list[Cost]:
     """Every way: seconds a trial, and what of it is not the training."""
     specs = list(_specs(search))
-    bare = _Bare(search.request.prepared, f"{search.request.out}-bare", search.metric)
+    bare = _Bare(search.request.prepared, f"{search.request.out}-bare", search.metric, specs)
     data = load(search.data)
-    bare(asdict(specs[0]))  # what is loaded at the first use is no trial's
+    bare(0)  # what is loaded at the first use is no trial's
     alone = timed(lambda: [bare.train(data, spec) for spec in specs]) / len(specs)
     rows = [_row("alone, in this process", len(specs), alone, alone, log)]
     seconds = timed(lambda: tuner.run(search)) / len(specs)
     rows.append(_row("recray", len(specs), seconds, alone, log))
     from recray.benchmarks import textbook
 
-    configs = [asdict(spec) for spec in specs]
     with _quiet():
-        seconds = timed(lambda: textbook.tune_defaults(bare, configs)) / len(configs)
-        rows.append(_row("default", len(configs), seconds, alone, log))
+        seconds = timed(lambda: textbook.tune_defaults(bare, len(specs))) / len(specs)
+        rows.append(_row("default", len(specs), seconds, alone, log))
         if inside_train:
-            few = configs[:inside_train]
-            seconds = timed(lambda: textbook.tune_train(bare, few)) / len(few)
-            rows.append(_row("train inside", len(few), seconds, alone, log))
+            seconds = timed(lambda: textbook.tune_train(bare, inside_train)) / inside_train
+            rows.append(_row("train inside", inside_train, seconds, alone, log))
     return rows
 
 
@@ -100,13 +106,14 @@ class _Bare:
         prepared: Folder of the data set.
         out: Where trials leave their files.
         metric: What trials are compared by.
+        specs: The trials.
     """
 
-    def __init__(self, prepared: str, out: str, metric: Metric) -> None:
-        self.prepared, self.out, self.metric = prepared, out, metric
+    def __init__(self, prepared: str, out: str, metric: Metric, specs: list[TrialSpec]) -> None:
+        self.prepared, self.out, self.metric, self.specs = prepared, out, metric, specs
 
-    def __call__(self, spec: dict[str, Any]) -> float:
-        return self.train(load(open_without_test(self.prepared)), TrialSpec(**spec))
+    def __call__(self, number: int) -> float:
+        return self.train(load(open_without_test(self.prepared)), self.specs[number])
 
     def train(self, data: TrialDataset, spec: TrialSpec) -> float:
         """Train one trial on data that have been read."""
@@ -128,19 +135,15 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _row(way: str, trials: int, seconds: float, alone: float, log: Log) -> dict[str, Any]:
+def _row(way: str, trials: int, seconds: float, alone: float, log: Log) -> Cost:
     overhead = seconds - alone
     log(f"{way}: {trials} trials, {seconds:.3f} s each, {overhead:.3f} s of it overhead")
-    return {
-        "way": way,
-        "trials": trials,
-        "s_per_trial": round(seconds, 4),
-        "overhead_s": round(overhead, 4),
-    }
+    per_trial, over = round(seconds, 4), round(overhead, 4)
+    return Cost(way=way, trials=trials, s_per_trial=per_trial, overhead_s=over)
 
 
-def _figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    overhead = {row["way"]: row["overhead_s"] for row in rows}
+def _figures(rows: list[Cost]) -> Figures:
+    overhead = {row.way: row.overhead_s for row in rows}
     own, inside = overhead["recray"], overhead.get("train inside")
     return {
         "overhead_s_per_trial": own,

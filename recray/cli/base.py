@@ -19,6 +19,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from recray import __version__
+from recray.cli.results import ShellCompletion
 from recray.config import Settings, known_keys, load_settings, preset_names
 from recray.errors import RecrayError
 from recray.progress import Console
@@ -267,7 +268,8 @@ def completion(ui: Console, shell: str) -> None:
     if made is None:
         raise ValueError(f"click knows no shell {shell}")
     script = made(cli, {}, "recray", "_RECRAY_COMPLETE").source()
-    ui.result({"shell": shell, "script": script, "install": COMPLETION_FILES[shell]}, script)
+    result = ShellCompletion(shell=shell, script=script, install=COMPLETION_FILES[shell])
+    ui.result(result, script)
 
 
 def wait_for_stop(ui: Console, url: str) -> None:

@@ -321,6 +321,8 @@ def similar(ui: Console, bundle: str, item: str, k: int) -> None:
         recray similar bundles/mse --item 50
         recray similar bundles/mse --item "the shawshank" -k 5
     """
+    from recray.inference.inspect_user import SimilarItems
+
     recommender = _recommender(bundle)
     raw = recommender.find_item(item)
     try:
@@ -329,4 +331,5 @@ def similar(ui: Console, bundle: str, item: str, k: int) -> None:
         raise RecrayError(f"--item {item}: the model was not trained on it") from None
     facts = recommender.item(raw)
     text = f"like {facts.title} ({raw})\n{terminal.recommendations(answer)}"
-    ui.result({"item": asdict(facts), **answer.plain()}, text)
+    result = SimilarItems(facts, answer.items, answer.source, answer.model_version)
+    ui.result(asdict(result), text)

@@ -2,10 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from recray.cli import results
 from recray.cli.base import PATH, Commands, SourcePath, StoragePath, cli, shared
 from recray.errors import RecrayError
 from recray.progress import Console
@@ -63,8 +64,7 @@ def submit(
 
     folder = Path(working_dir).resolve()
     script = _script(folder, job)
-    files = {str(file) for file in working_files(folder)}
-    words, workers = _checked(job, arguments, files)
+    words, workers = _checked(job, arguments, set(map(str, working_files(folder))))
     jobs = Jobs(address)
     if workers > 1 and workers > jobs.cpus():
         raise RecrayError(
@@ -78,7 +78,8 @@ def submit(
         _follow(ui, jobs, made)
     else:
         text = f"{made}\nrecray jobs logs {made} --follow\nrecray jobs stop {made}"
-        ui.result({"job": made, "address": jobs.address, "status": jobs.get(made).status}, text)
+        state = jobs.get(made)
+        ui.result(results.Submitted(job=made, address=jobs.address, status=state.status), text)
 
 
 def _script(folder: Path, job: str) -> str:
@@ -135,7 +136,7 @@ def _follow(ui: Console, jobs: "Jobs", name: str) -> None:
     except KeyboardInterrupt:
         job = _interrupted(ui, jobs, name)
     seconds = f" after {job.seconds:,.1f} s" if job.seconds is not None else ""
-    ui.result(_plain(job), f"job {name} {job.status.lower()}{seconds}{_why(job)}")
+    ui.result(_state(job), f"job {name} {job.status.lower()}{seconds}{_why(job)}")
     click.get_current_context().exit(job.status_code)
 
 
@@ -158,8 +159,8 @@ def _why(job: "Job") -> str:
     return f": {job.message.strip().splitlines()[-1][:300]}"
 
 
-def _plain(job: "Job") -> dict[str, Any]:
-    return {"job": job.name, **{k: v for k, v in vars(job).items() if k != "name"}}
+def _state(job: "Job") -> results.JobState:
+    return results.JobState.model_validate({"job": job.name, **vars(job)})
 
 
 @cli.group(cls=Commands)
@@ -180,7 +181,7 @@ def jobs_list(ui: Console, address: str | None) -> None:
     from recray.runtime.jobs import Jobs
 
     found = Jobs(address).list()
-    ui.result({"jobs": [vars(job) for job in found]}, terminal.jobs(found))
+    ui.result(results.JobList(jobs=found), terminal.jobs(found))
 
 
 @jobs.command("logs")
@@ -202,7 +203,8 @@ def jobs_logs(ui: Console, name: str, follow: bool, address: str | None) -> None
         _follow(ui, client, name)
         return
     log = client.log(name)
-    ui.result({"job": name, "log": log}, log.rstrip("\n") or f"{name} has printed nothing yet")
+    text = log.rstrip("\n") or f"{name} has printed nothing yet"
+    ui.result(results.JobLog(job=name, log=log), text)
 
 
 @jobs.command("stop")
@@ -219,7 +221,7 @@ def jobs_stop(ui: Console, name: str, address: str | None) -> None:
     from recray.runtime.jobs import Jobs
 
     job = Jobs(address).stop(name)
-    ui.result(_plain(job), f"job {name} {job.status.lower()}")
+    ui.result(_state(job), f"job {name} {job.status.lower()}")
 
 
 # ------------------------------------------------------------------ checks and figures
@@ -271,4 +273,6 @@ def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> Non
     from recray import benchmarks
 
     result = benchmarks.run(name, quick, ui.log, **options)
-    ui.result(result, terminal.benchmark(name, result))
+    # A benchmark on the CPU says nothing of a GPU.
+    dumped = result.model_dump(exclude=set() if result.gpu else {"gpu"})
+    ui.result(dumped, terminal.benchmark(name, dumped))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from recray.cli import results
 from recray.cli.base import Commands, cli, options, shared, wait_for_stop
 from recray.errors import CheckFailed
 from recray.progress import Console
@@ -150,7 +151,7 @@ def _show_service(ui: Console, bundle: str, url: str) -> None:
     follows = is_registry(bundle)
     text = f"service: {url}  (a page to try it; documentation: {url}/docs)"
     text += f"\nfollows: {bundle}, which `recray registry promote` changes" if follows else ""
-    ui.result({"url": url, "bundle": bundle, "follows": follows}, text)
+    ui.result(results.StartedService(url=url, bundle=bundle, follows=follows), text)
 
 
 @cli.command()
@@ -170,7 +171,7 @@ def key(ui: Console, name: str, add_to: str | None) -> None:
     secret, line = new_key(name)
     if add_to is not None:
         add_line(add_to, line)
-    ui.result({"key": secret, "line": line}, f"key:  {secret}\nline: {line}")
+    ui.result(results.NewKey(key=secret, line=line), f"key:  {secret}\nline: {line}")
 
 
 @cli.command()
@@ -196,7 +197,7 @@ def verify(ui: Console, url: str, bundle: str, users: int, k: int) -> None:
     recommender = Recommender.open(resolve_bundle(bundle))
     key = os.environ.get(verification.KEY_VARIABLE)
     result = verification.verify(url, recommender, users, k, key)
-    ui.result(result.model_dump())
+    ui.result(result)
     if not result.verified:
         raise CheckFailed(f"{url} and {bundle} disagree: {result.differences[0]}")
 
@@ -223,7 +224,8 @@ def registry_add(ui: Console, path: str, bundle: str, promote: bool) -> None:
     versions = Registry(path)
     version = versions.add(bundle)
     promotion = versions.promote(version).model_dump() if promote else {}
-    ui.result({"registry": path, "version": version, **promotion})
+    added = results.AddedVersion.model_validate({"registry": path, "version": version, **promotion})
+    ui.result(added.model_dump(exclude_unset=True))
 
 
 @registry.command("list")
@@ -236,14 +238,12 @@ def registry_list(ui: Console, path: str) -> None:
     Example:
         recray registry list registry
     """
-    from recray.serving.registry import Registry
+    from recray.serving.registry import Registry, VersionList
 
-    versions = [entry.model_dump() for entry in Registry(path).versions()]
+    found = Registry(path).versions()
+    rows = [[v.version, v.dataset, v.preset, v.created, "*" if v.current else ""] for v in found]
     columns = ["version", "dataset", "preset", "created", "current"]
-    rows = [
-        [("*" if v[c] else "") if c == "current" else str(v[c]) for c in columns] for v in versions
-    ]
-    ui.result({"versions": versions}, terminal.table("", columns, rows))
+    ui.result(VersionList(versions=found), terminal.table("", columns, rows))
 
 
 @registry.command("promote")
@@ -260,7 +260,7 @@ def registry_promote(ui: Console, path: str, version: str, force: bool) -> None:
     """
     from recray.serving.registry import Registry
 
-    ui.result(Registry(path).promote(version, force).model_dump())
+    ui.result(Registry(path).promote(version, force))
 
 
 @registry.command("rollback")
@@ -275,4 +275,4 @@ def registry_rollback(ui: Console, path: str) -> None:
     """
     from recray.serving.registry import Registry
 
-    ui.result(Registry(path).rollback().model_dump())
+    ui.result(Registry(path).rollback())

@@ -2,6 +2,7 @@
 
 import click
 
+from recray.cli import results
 from recray.cli.base import PATH, SOURCE, Commands, Recipe, cli, shared, sources
 from recray.config import load_settings, preset_names
 from recray.errors import CheckFailed
@@ -26,9 +27,9 @@ def data_list(ui: Console) -> None:
     from recray.data import movielens
 
     rows = [(release, movielens.is_cached(name)) for name, release in movielens.RELEASES.items()]
-    facts = [vars(release) | {"cached": cached} for release, cached in rows]
-    text = terminal.releases(rows, movielens.LICENCE)
-    ui.result({"releases": facts, "licence": movielens.LICENCE}, text)
+    known = [vars(release) | {"cached": cached} for release, cached in rows]
+    result = results.ReleaseList.model_validate({"releases": known, "licence": movielens.LICENCE})
+    ui.result(result, terminal.releases(rows, movielens.LICENCE))
 
 
 @data.command("fetch")
@@ -47,7 +48,8 @@ def data_fetch(ui: Console, name: str, mirror: str | None) -> None:
     size = f"{release.bytes / 1e6:,.1f} MB" if release.bytes else "size not known"
     ui.log(f"{name}: {size}, {release.ratings:,} ratings; {movielens.LICENCE}")
     path = movielens.fetch(name, mirror)
-    ui.result({"name": name, "path": str(path), "sha256": release.sha256}, str(path))
+    fetched = results.FetchedRelease(name=name, path=str(path), sha256=release.sha256)
+    ui.result(fetched, str(path))
 
 
 @data.command("describe")
@@ -71,7 +73,8 @@ def data_describe(ui: Console, source: str, columns: tuple[str, ...], mirror: st
         settings = load_settings(overrides=columns)
         with ui.during(f"read {source}"):
             facts = describe.describe_source(detect_source(source, settings, mirror))
-    ui.result(facts, terminal.description(facts))
+    described = results.Description.model_validate(facts)
+    ui.result(described.model_dump(exclude_unset=True), terminal.description(facts))
 
 
 @cli.command()
@@ -115,7 +118,8 @@ def prepare(
     with ui.during(f"prepare {source} into {out}"):
         made = ingest.prepare(given, out, settings, address)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
-    ui.result({"prepared": made.folder.path, **facts}, terminal.prepared(made.manifest))
+    result = results.PreparedFacts.model_validate({"prepared": made.folder.path, **facts})
+    ui.result(result, terminal.prepared(made.manifest))
 
 
 @cli.command()
@@ -188,10 +192,10 @@ def export(ui: Console, run: str, out: str) -> None:
     with ui.during(f"measure {run} on the test split"):
         bundle = trainer.export(run, out)
     text = terminal.evaluation(parse_report(bundle.metrics))
-    ui.result(
-        {"bundle": bundle.folder.path, "version": bundle.version, "evaluation": bundle.metrics},
-        f"{text}\nbundle: {bundle.folder} (version {bundle.version})",
+    result = results.ExportedBundle(
+        bundle=bundle.folder.path, version=bundle.version, evaluation=bundle.metrics
     )
+    ui.result(result, f"{text}\nbundle: {bundle.folder} (version {bundle.version})")
 
 
 @cli.command()
@@ -224,7 +228,7 @@ def presets(ui: Console) -> None:
         recray presets
     """
     names = preset_names()
-    ui.result({"presets": names}, "\n".join(names))
+    ui.result(results.PresetList(presets=names), "\n".join(names))
 
 
 @cli.command()
@@ -250,6 +254,6 @@ def report(ui: Console, folder: str, out: str | None, png: bool, show: bool) -> 
         *files[:1],
         *([f"{len(files) - 1} pictures in {files[1].rpartition('/')[0]}"] if png else []),
     ]
-    ui.result({"report": files[0], "pictures": files[1:]}, "\n".join(shown))
+    ui.result(results.WrittenReport(report=files[0], pictures=files[1:]), "\n".join(shown))
     if show:
         click.launch(files[0])

@@ -120,7 +120,7 @@ def tune(
 
     with contextlib.closing(TrialMonitor(ui, search.metric.name)) as monitor:
         result = run(search, monitor.log, monitor.show, draw)
-    ui.result(result.model_dump(), summary(result))
+    ui.result(result, summary(result))
 
 
 @cli.command("tune export")

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recray.data.dataset import Ratings, RawId
+from recray.inference.catalog import ItemFacts
 from recray.inference.lookup import RatedItem
 from recray.inference.recommendations import ScoredItem
 from recray.inference.recommender import Recommender
@@ -15,7 +16,7 @@ from recray.schema import SCORE_NAMES
 
 
 @dataclass(frozen=True)
-class RecommendedItem(ScoredItem):
+class InspectedItem(ScoredItem):
     """A recommended item; a hit was also held out, and relevant."""
 
     hit: bool
@@ -58,9 +59,19 @@ class UserInspection:
     model_version: str
     ratings: int
     rated: list[RatedItem]
-    recommended: list[RecommendedItem]
+    recommended: list[InspectedItem]
     held_out: list[HeldOutItem]
     hits: int
+
+
+@dataclass(frozen=True)
+class SimilarItems:
+    """An item and those most like it, by the cosine of the model's vectors, most alike first."""
+
+    item: ItemFacts
+    items: list[ScoredItem]
+    source: str
+    model_version: str
 
 
 def inspect_user(recommender: Recommender, user: RawId, k: int = 10) -> UserInspection:
@@ -83,7 +94,7 @@ def inspect_user(recommender: Recommender, user: RawId, k: int = 10) -> UserInsp
     held_out = _held_out(recommender, dense, test, {item.item for item in answer.items})
     hits = {item.item for item in held_out if item.hit}
     recommended = [
-        RecommendedItem(
+        InspectedItem(
             *recommender.catalog.fields(item), score, recommender.catalog.raw[item] in hits
         )
         for item, score in zip(answer.item, answer.score, strict=True)

@@ -55,7 +55,12 @@ class Finding:
 
 
 class Diagnosis(BaseModel):
-    """All findings, and how many of them are problems."""
+    """Whether a cluster is fit for the work.
+
+    Args:
+        problems: Number of findings that are problems.
+        checks: All findings.
+    """
 
     problems: int
     checks: list[Finding]

@@ -93,8 +93,12 @@ class Refreshed(BaseModel):
     """What a refresh did.
 
     Args:
+        registry: Folder of the versions.
         before: The version that was live.
+        log: What the ratings log added.
         version: The new version; it stays in the registry where it is not promoted.
+        promoted: Whether it is the live version now.
+        verdict: Why, in words.
         taken: Which training gave the new version.
         gain: The new version against the live one; None where they cannot be compared.
         against_full: The warm start against training from nothing, where both were done.

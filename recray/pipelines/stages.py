@@ -160,7 +160,14 @@ class Stages:
 class Release(Measured):
     """A bundle that was trained, measured, and promoted unless it was worse than the live one.
 
-    `before` is the version that was live; None where nothing was promoted, or nothing was live.
+    Args:
+        bundle: Its folder.
+        registry: Folder of the versions.
+        version: Its version.
+        before: The version that was live; None where nothing was promoted, or nothing was live.
+        promoted: Whether it is the live version now.
+        verdict: Why, in words.
+        seconds: By stage.
     """
 
     bundle: str
@@ -188,7 +195,17 @@ class Release(Measured):
 
 
 class Running(Measured):
-    """A bundle that answers at a URL, and the comparison of its answers with offline ones."""
+    """A bundle that answers at a URL, and the comparison of its answers with offline ones.
+
+    Args:
+        prepared: Folder of the data set.
+        bundle: Folder of the bundle.
+        url: Address of the service.
+        verified: Whether no answer differs.
+        verification: The comparison.
+        seconds: By stage.
+        example_user: A user of the data set.
+    """
 
     prepared: str
     bundle: str

@@ -36,6 +36,12 @@ class RegistryEntry(BaseModel):
     current: bool
 
 
+class VersionList(BaseModel):
+    """The versions of a registry."""
+
+    versions: list[RegistryEntry]
+
+
 class Rollback(BaseModel):
     """A version that has become current, and the one that was."""
 
