@@ -16,7 +16,7 @@ from recray.evaluation.comparison import (
     compare_on_holdout,
 )
 from recray.inference.bundle import Bundle
-from recray.pipelines.stages import Stages, promote
+from recray.pipelines.stages import Stages
 from recray.progress import Log
 from recray.reporting.terminal import table
 from recray.runtime.nodes import wait_for_capacity
@@ -170,7 +170,7 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
     if comparable:
         gain = _compared(chosen.bundle, live, live, f"the live version {live.version}")
         against_full = full and _compared(warm.bundle, full.bundle, live, FULL)
-    promotion = promote(registry, chosen.bundle, request.force)
+    promotion = registry.add_and_promote(chosen.bundle.folder.path, request.force)
     return Refreshed(
         registry=request.registry,
         before=live.version,

@@ -12,7 +12,7 @@ from recray.config import Settings
 from recray.data import ingest
 from recray.data.dataset import Prepared, RawId
 from recray.data.source import Source
-from recray.errors import CheckFailed, RecrayError
+from recray.errors import RecrayError
 from recray.evaluation import evaluator
 from recray.evaluation.protocol import FULL_RANKING, Protocol
 from recray.evaluation.report import EvaluationReport, Measured, parse_report
@@ -259,29 +259,6 @@ def _short(path: str) -> str:
     return path if near.startswith("..") else near
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A version that was added to a registry: whether it answers now, and why.
-
-    `before` is the version that was live; None where nothing was promoted, or nothing was live.
-    """
-
-    version: str
-    promoted: bool
-    verdict: str
-    before: str | None = None
-
-
-def promote(registry: Registry, bundle: Bundle, force: bool) -> Outcome:
-    """Add a bundle to a registry, and make it current unless it is worse than the one that is."""
-    version = registry.add(bundle.folder.path)
-    try:
-        promotion = registry.promote(version, force)
-    except CheckFailed as error:
-        return Outcome(version, False, str(error))
-    return Outcome(version, True, promotion.verdict, promotion.before)
-
-
 def release(
     source: Source, stages: Stages, registry: str | None = None, force: bool = False
 ) -> Release:
@@ -305,7 +282,7 @@ def release(
         bundle = stages.export(stages.train(prepared), prepared)
     versions = Registry(registry or stages.out.child("registry").path)
     with stages.timed("promote"):
-        outcome = promote(versions, bundle, force)
+        outcome = versions.add_and_promote(bundle.folder.path, force)
         stages.log(f"promote: {outcome.verdict}")
     return Release(
         bundle=bundle.folder.path,

@@ -7,10 +7,11 @@ REGISTRY/current.json           {"version", "before": [...]}, replaced in a sing
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pydantic import BaseModel, Field, ValidationError
 
-from recray.errors import DamagedFile, RecrayError, unknown_name
+from recray.errors import CheckFailed, DamagedFile, RecrayError, unknown_name
 from recray.evaluation.comparison import check_not_worse
 from recray.inference.bundle import KIND, Bundle, check_bundle
 from recray.storage import Folder, publish
@@ -53,6 +54,19 @@ class Promotion(Rollback):
     """A promoted version, with its comparison to the version before in words."""
 
     verdict: str
+
+
+@dataclass(frozen=True)
+class AddedVersion:
+    """A version that was added: whether it is current now, and why.
+
+    `before` is the version that was current; None where nothing was promoted, or nothing was.
+    """
+
+    version: str
+    promoted: bool
+    verdict: str
+    before: str | None = None
 
 
 class Registry:
@@ -146,6 +160,19 @@ class Registry:
             RecrayError: No version has been promoted.
         """
         return self.folder_of(self.pointer()[0])
+
+    def add_and_promote(self, bundle_path: str, force: bool = False) -> AddedVersion:
+        """Add a bundle, and make it current unless it is worse than the version that is.
+
+        Raises:
+            RecrayError: The bundle is damaged, or has seen the current one's hold-out in training.
+        """
+        version = self.add(bundle_path)
+        try:
+            promotion = self.promote(version, force)
+        except CheckFailed as error:
+            return AddedVersion(version, False, str(error))
+        return AddedVersion(version, True, promotion.verdict, promotion.before)
 
     def promote(self, version: str, force: bool = False) -> Promotion:
         """Make a version current, unless it is worse than the one that is current now.
