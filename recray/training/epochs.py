@@ -26,10 +26,11 @@ from recray.training.streaming import StreamedShard
 
 
 class EpochRunner:
-    """How one pass over the data changes the model.
+    """How one pass over the data changes the model; exact solves have no steps and no losses."""
 
-    What a method does here suits epochs without steps, such as exact solves.
-    """
+    _losses = torch.zeros(0, dtype=torch.float64)
+    _callback: Callable[[int], None] | None = None
+    _resumed: Tensor | None = None
 
     def run(self, epoch: int) -> tuple[float, float]:
         """Train one epoch; return this worker's sum of losses and the ratings that it covers."""
@@ -37,17 +38,20 @@ class EpochRunner:
 
     def bad_step(self) -> int | None:
         """Find the first step of the last epoch whose loss was not finite, from 1."""
-        return None
+        bad = torch.nonzero(~torch.isfinite(self._losses))
+        return int(bad[0]) + 1 if len(bad) else None
 
     def on_step(self, callback: Callable[[int], None]) -> None:
         """Call `callback` with the number of steps taken, after each step of an epoch."""
+        self._callback = callback
 
     def continue_at(self, step: int, losses: Tensor) -> None:
         """Begin the next epoch after so many steps, with this worker's losses of them."""
+        self._resumed = losses[:step]
 
     def losses_so_far(self) -> Tensor:
         """(steps,) float64 losses of this worker in the epoch that is going on."""
-        return torch.zeros(0, dtype=torch.float64)
+        return self._losses
 
     def sync_user_rows(self) -> None:
         """Give every worker the rows of all users, between two steps."""
@@ -102,26 +106,6 @@ class SGDEpochs(EpochRunner, ABC):
             if choice.sparse
             else DenseStep(*given)
         )
-        self._losses = torch.zeros(0, dtype=torch.float64)
-        self._callback: Callable[[int], None] | None = None
-        self._resumed: Tensor | None = None
-
-    def bad_step(self) -> int | None:
-        """Find the first step of the last epoch whose loss was not finite, from 1."""
-        bad = torch.nonzero(~torch.isfinite(self._losses))
-        return int(bad[0]) + 1 if len(bad) else None
-
-    def on_step(self, callback: Callable[[int], None]) -> None:
-        """Call `callback` with the number of steps taken, after each step."""
-        self._callback = callback
-
-    def continue_at(self, step: int, losses: Tensor) -> None:
-        """Begin the next epoch after so many steps, with this worker's losses of them."""
-        self._resumed = losses[:step]
-
-    def losses_so_far(self) -> Tensor:
-        """(steps,) float64 losses of this worker in the epoch that is going on."""
-        return self._losses
 
     def sync_user_rows(self) -> None:
         """Give every worker the rows of all users, between two steps."""

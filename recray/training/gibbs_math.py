@@ -107,10 +107,6 @@ class RowPrior:
             shape = 1 + (count - 1) * dim / 2
             self.shrink = torch.tensor(rng.gamma(shape) / (1 + size / 2), dtype=torch.float64)
 
-    def mean(self) -> Tensor:
-        """Compute the (R, D) float64 prior means of the rows."""
-        return self.features @ self.weights
-
 
 def draw_wishart(inverse_scale: Tensor, freedom: float, rng: np.random.Generator) -> Tensor:
     """Draw a (D, D) float64 Wishart matrix whose mean is freedom * inverse_scale^-1.

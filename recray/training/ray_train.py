@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -197,6 +197,7 @@ class Callbacks:
     loggers: tuple[LoggerFactory, ...] = ()
 
 
+@dataclass
 class HistoryTail:
     """Hands on the entries of epochs.json, each once.
 
@@ -209,15 +210,10 @@ class HistoryTail:
         already_seen: Entries that were handed on before.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        callbacks: Callbacks,
-        loggers: list[ExperimentLogger],
-        already_seen: int,
-    ) -> None:
-        self.run, self.callbacks, self.loggers = run, callbacks, loggers
-        self.already_seen = already_seen
+    run: RunFolder
+    callbacks: Callbacks
+    loggers: list[ExperimentLogger]
+    already_seen: int
 
     def emit(self) -> None:
         """Hand on the new entries."""
@@ -227,22 +223,18 @@ class HistoryTail:
         for entry in history[self.already_seen :]:
             if self.callbacks.on_epoch is not None:
                 self.callbacks.on_epoch(entry)
-            for logger in list(self.loggers):
-                self._guard(logger, partial(logger.epoch, entry))
+            self.call_loggers(methodcaller("epoch", entry))
         self.already_seen = max(self.already_seen, len(history))
 
-    def close(self, finished: bool) -> None:
-        """Close the loggers."""
+    def call_loggers(self, call: Callable[[ExperimentLogger], None]) -> None:
+        """Call each logger; one that fails is left out."""
         for logger in list(self.loggers):
-            self._guard(logger, partial(logger.close, finished))
-
-    def _guard(self, logger: ExperimentLogger, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception as error:  # a server that went away, a full disk
-            self.loggers.remove(logger)
-            message = next(iter(str(error).splitlines()), type(error).__name__)
-            self.callbacks.log(f"{logger.name} is left out from here on: {message}")
+            try:
+                call(logger)
+            except Exception as error:  # a server that went away, a full disk
+                self.loggers.remove(logger)
+                message = next(iter(str(error).splitlines()), type(error).__name__)
+                self.callbacks.log(f"{logger.name} is left out from here on: {message}")
 
 
 @contextlib.contextmanager
@@ -283,7 +275,7 @@ def watch_history(
         stop.set()
         thread.join()
         tail.emit()
-        tail.close(finished)
+        tail.call_loggers(methodcaller("close", finished))
 
 
 def tagged(entry: EpochEntry) -> dict[str, float]:

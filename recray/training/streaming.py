@@ -2,6 +2,7 @@
 
 # Shape letters: R = ratings of this worker.
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -139,7 +140,5 @@ def check_streaming(settings: Settings, objective: Objective, largest: int, work
 def is_streamed(settings: Settings, prepared: Prepared, workers: int) -> bool:
     """Whether some worker has more ratings than it may hold in memory."""
     limit = settings.train.max_rows_in_memory
-    if limit is None:
-        return False
     rows = prepared.rows_of_parts("train")
-    return max(sum(rows[rank::workers]) for rank in range(workers)) > limit
+    return max(sum(rows[rank::workers]) for rank in range(workers)) > (limit or math.inf)

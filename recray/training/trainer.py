@@ -128,10 +128,10 @@ class _Training:
         settings, prepared, workers = self.job.settings, self.prepared, self.metadata.workers
         rows = prepared.manifest["splits"]["train"]["rows"]
         lines = [describe(settings, prepared.users, prepared.items, rows, workers)]
-        if is_streamed(settings, prepared, workers):
+        limit = settings.train.max_rows_in_memory
+        if limit is not None and is_streamed(settings, prepared, workers):
             lines.append(
-                f"train: streams {rows:,} ratings; a worker holds at most "
-                f"{settings.train.max_rows_in_memory:,} of them at once"
+                f"train: streams {rows:,} ratings; a worker holds at most {limit:,} of them at once"
             )
         return lines
 
@@ -294,7 +294,8 @@ def check_trainable(
         _refuse_large_batch(settings, prepared)
     objective = build_objective(settings, *prepared.rating_range)
     objective.check(build_model(settings, 1, 1))
-    if is_streamed(settings, prepared, workers):
+    limit = settings.train.max_rows_in_memory
+    if limit is not None and is_streamed(settings, prepared, workers):
         check_streaming(settings, objective, max(prepared.rows_of_parts("train")), workers)
     start_weights = _check_start(settings, prepared)
     _check_negatives(settings, prepared, objective)

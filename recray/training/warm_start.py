@@ -208,16 +208,14 @@ def grown(bundle: Bundle, prepared: Prepared) -> Weights:
     objectives it begins as the mean row, which the first epoch changes.
     """
     model = bundle.model
-    place_of_user = _places(bundle.user_ids.encode(_raw(prepared, "user")), model.users)
-    place_of_item = _places(bundle.item_ids.encode(_raw(prepared, "item")), model.items)
+    users, items = prepared.user_ids, prepared.item_ids
+    place_of_user = _places(bundle.user_ids.encode(users.raw[: users.known]), model.users)
+    place_of_item = _places(bundle.item_ids.encode(items.raw[: items.known]), model.items)
     weights: Weights = {}
-    tables = model.embeddings()
     for name, value in model.state_dict().items():
-        rows = tables.get(name.removesuffix(".weight"))
-        if rows is not None:
-            weights[name] = _taken(
-                value, place_of_user if is_user_table(name[:-7]) else place_of_item
-            )
+        table = name.removesuffix(".weight")
+        if table in model.embeddings():
+            weights[name] = _taken(value, place_of_user if is_user_table(table) else place_of_item)
         elif name in model.item_buffers:
             weights[name] = _taken(value, place_of_item)
         else:
@@ -227,11 +225,6 @@ def grown(bundle: Bundle, prepared: Prepared) -> Weights:
     if new.any() and isinstance(model, Dot) and isinstance(bundle.objective, ImplicitALS):
         _solve_items(bundle.objective, prepared, new, weights)
     return weights
-
-
-def _raw(prepared: Prepared, kind: str) -> np.ndarray:
-    ids = prepared.user_ids if kind == "user" else prepared.item_ids
-    return ids.raw[: ids.known]
 
 
 def _places(dense: np.ndarray, known: int) -> np.ndarray:
@@ -281,10 +274,8 @@ def _solve_items(
     objective: ImplicitALS, prepared: Prepared, new: np.ndarray, weights: Weights
 ) -> None:
     """Write the vectors of new items that are best for those who rated them."""
-    rated = []
-    for part in range(prepared.buckets):
-        rows = prepared.load("train", [part])
-        rated.append(rows.where(new[rows.item]))
+    parts = (prepared.load("train", [part]) for part in range(prepared.buckets))
+    rated = [rows.where(new[rows.item]) for rows in parts]
     user, item = (np.concatenate([getattr(r, name) for r in rated]) for name in ("user", "item"))
     if not len(item):
         return

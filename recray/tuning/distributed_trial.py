@@ -22,7 +22,7 @@ from recray.training.shard import Workers
 from recray.tuning.request import TuneRequest
 from recray.tuning.results import Entry
 from recray.tuning.store import Metric, SweepFolder, TrialSpec
-from recray.tuning.trial import NoCheckpoints, NoTestDataset, TrialReport, error_summary
+from recray.tuning.trial import NoCheckpoints, NoTestDataset, Trial, TrialReport, error_summary
 
 
 class EpochBarrier:
@@ -51,8 +51,8 @@ class EpochBarrier:
         return self._entries.get()
 
 
-class DistributedTrial:
-    """A trial on several workers, with the interface of TrialRun.
+class DistributedTrial(Trial):
+    """A trial on several workers.
 
     Args:
         prepared: Folder of the data set; every worker reads the parts of its own users.
@@ -70,8 +70,7 @@ class DistributedTrial:
         metric: Metric,
         request: TuneRequest,
     ) -> None:
-        self.sweep, self.spec, self.metric = sweep, spec, metric
-        self.history: list[Entry] = []
+        super().__init__(sweep, spec, metric)
         self._failure: Exception | None = None
         # Two calls may wait in the actor at once, `report` and `next`, while `answer` comes in.
         self._barrier: Any = (
@@ -89,7 +88,7 @@ class DistributedTrial:
             self._failure = error
 
     def step(self) -> TrialReport:
-        """Let the workers train one epoch, and write the trial's file if it was the last one.
+        """Let the workers train one epoch.
 
         Raises:
             Exception: A process of the workers died, which is not the trial's fault.
@@ -105,8 +104,7 @@ class DistributedTrial:
         self.history.append(entry)
         if done:
             self._training.join()
-            self.sweep.save(self.spec.ended("finished", self.history))
-        return TrialReport.of(self.history, self.metric, done)
+        return self.report("finished" if done else None)
 
     def _wait(self) -> tuple[Entry, bool] | None:
         """The next epoch; None if the workers have gone."""
@@ -123,8 +121,7 @@ class DistributedTrial:
 
     def _ended_early(self) -> TrialReport:
         failure = cause_of(self._failure or RuntimeError("its workers left before it ended"))
-        self.sweep.save(self.spec.ended("failed", self.history, error_summary(failure)))
-        return TrialReport.of(self.history, self.metric, done=True)
+        return self.report("failed", error_summary(failure))
 
     def close(self) -> None:
         """Make the workers leave, and wait until they have."""

@@ -250,15 +250,18 @@ class SweepFolder:
     def find(self, key: str) -> TrialResult | None:
         """The trial with these settings, if it has ended."""
         name = f"{key}.json"
-        if not self.trials_folder.exists(name):
-            return None
-        return _translate(TrialResult(**self.trials_folder.read_json(name)))
+        return self._read(name) if self.trials_folder.exists(name) else None
 
     def trials(self) -> list[TrialResult]:
         """All trials that have ended, by number."""
-        folder = self.trials_folder
-        found = [_translate(TrialResult(**folder.read_json(name))) for name in folder.content()]
+        found = [self._read(name) for name in self.trials_folder.content()]
         return sorted(found, key=lambda result: result.number)
+
+    def _read(self, name: str) -> TrialResult:
+        """Read a trial, with today's names of its settings."""
+        stored = TrialResult(**self.trials_folder.read_json(name))
+        point = dict(current_name(name, value) for name, value in stored.point.items())
+        return replace(stored, point=point, settings=translated(stored.settings))
 
     def write_results(self, results: list[TrialResult], metric: Metric, searcher: str) -> None:
         """Write results.parquet: one row per report, and one for a trial without any report."""
@@ -293,12 +296,6 @@ class SweepFolder:
         if not self.folder.exists(SUMMARY):
             return None
         return TuneResult.model_validate(self.folder.read_json(SUMMARY))
-
-
-def _translate(stored: TrialResult) -> TrialResult:
-    """A stored trial, with today's names of its settings."""
-    point = dict(current_name(name, value) for name, value in stored.point.items())
-    return replace(stored, point=point, settings=translated(stored.settings))
 
 
 def _rows(result: TrialResult, metric: Metric, searcher: str) -> Iterator[Values]:

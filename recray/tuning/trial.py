@@ -8,6 +8,7 @@ the means over them.
 import json
 import math
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,7 @@ from recray.storage import Folder
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.loop import build_run
 from recray.training.shard import Workers
-from recray.tuning.results import Entry
+from recray.tuning.results import Entry, Status
 from recray.tuning.store import Metric, SweepFolder, TrialSpec
 
 SPLITS = ("train", "valid", "fold_in")
@@ -156,16 +157,39 @@ class TrialReport:
     entry: str
     done: bool
 
-    @classmethod
-    def of(cls, history: list[Entry], metric: Metric, done: bool) -> "TrialReport":
-        """The report of the last epoch of a history."""
-        best = metric.best(history)
-        entry = json.dumps(history[-1] if history else {})
-        return cls(len(history), best[1] if best else math.nan, entry, done)
 
-
-class TrialRun:
+class Trial(ABC):
     """A trial that is trained step by step; it writes its own file the moment it ends.
+
+    Args:
+        sweep: The folder for its file.
+        spec: The trial.
+        metric: What trials are compared by.
+    """
+
+    def __init__(self, sweep: SweepFolder, spec: TrialSpec, metric: Metric) -> None:
+        self.sweep, self.spec, self.metric = sweep, spec, metric
+        self.history: list[Entry] = []
+
+    @abstractmethod
+    def step(self) -> TrialReport:
+        """Train one epoch."""
+
+    def close(self) -> None:  # noqa: B027
+        """Leave; some trials have processes that run between epochs."""
+
+    def report(self, status: Status | None = None, error: str = "") -> TrialReport:
+        """Report the last epoch; with a status the trial has ended, and its file is written."""
+        if status is not None:
+            self.sweep.save(self.spec.ended(status, self.history, error))
+        best = self.metric.best(self.history)
+        entry = json.dumps(self.history[-1] if self.history else {})
+        value = best[1] if best else math.nan
+        return TrialReport(len(self.history), value, entry, done=status is not None)
+
+
+class TrialRun(Trial):
+    """A trial in this process.
 
     Args:
         data: The ratings to train and validate on.
@@ -183,14 +207,13 @@ class TrialRun:
         metric: Metric,
         folds: int = 0,
     ) -> None:
-        self.data, self.sweep, self.spec, self.metric = data, sweep, spec, metric
-        self.folds = folds
-        self.history: list[Entry] = []
+        super().__init__(sweep, spec, metric)
+        self.data, self.folds = data, folds
         self._entries: list[Entry] = []  # of the current epoch, one per run
         self._runs: list[Iterator[TrainState]] = []
 
     def step(self) -> TrialReport:
-        """Train one epoch, and write the trial's file if it was the last one.
+        """Train one epoch.
 
         Raises:
             StorageError: Its file cannot be written, which is not the trial's fault.
@@ -199,11 +222,8 @@ class TrialRun:
         try:
             done = self._train_epoch()
         except Exception as error:  # any error ends this trial and no other
-            self.sweep.save(self.spec.ended("failed", self.history, error_summary(error)))
-            return TrialReport.of(self.history, self.metric, done=True)
-        if done:
-            self.sweep.save(self.spec.ended("finished", self.history))
-        return TrialReport.of(self.history, self.metric, done)
+            return self.report("failed", error_summary(error))
+        return self.report("finished" if done else None)
 
     def _train_epoch(self) -> bool:
         """Train one epoch of every run; returns whether the trial is over."""
@@ -238,9 +258,6 @@ class TrialRun:
         best = self.metric.best(self.history)
         epochs_since_best = len(self.history) - best[0] if best else 0
         return patience is not None and epochs_since_best >= patience
-
-    def close(self) -> None:
-        """Do nothing: no process of this trial runs between epochs."""
 
 
 def mean_over_folds(entries: list[Entry], metric: str) -> Entry:

@@ -14,7 +14,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
@@ -31,7 +31,7 @@ from recray.tuning.request import (
 )
 from recray.tuning.results import Values
 from recray.tuning.store import Metric, SweepFolder, TrialResult, TrialSpec
-from recray.tuning.trial import TrialDataset, TrialReport, TrialRun, load
+from recray.tuning.trial import Trial, TrialDataset, TrialRun, load
 
 REDUCTION_FACTOR = 4
 """ASHA keeps the best quarter of the trials at each rung."""
@@ -190,14 +190,6 @@ def _replay(scheduler: Any, result: TrialResult, metric: Metric) -> None:
     replay_trial(scheduler, result.key, reports)
 
 
-class _Trial(Protocol):
-    """What Tune needs of a TrialRun or DistributedTrial."""
-
-    def step(self) -> TrialReport: ...
-
-    def close(self) -> None: ...
-
-
 def _trainable() -> Any:
     """The class of Tune's actors: a step is an epoch, and an actor serves trial after trial."""
     from ray import tune
@@ -223,7 +215,7 @@ def _trainable() -> Any:
 
 def _open_trial(
     spec: TrialSpec, request: TuneRequest, data: Prepared, sweep: str, metric: Metric
-) -> _Trial:
+) -> Trial:
     """The trial in this process, or on workers of its own."""
     if isinstance(data, TrialDataset):
         return TrialRun(data, SweepFolder(sweep), spec, metric, request.folds)
