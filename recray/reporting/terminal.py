@@ -138,7 +138,7 @@ def description(facts: dict[str, Any]) -> str:
         lines += ["", "ratings by year", *_histogram(facts["years"])]
     if "splits" in facts:
         lines += ["", _splits(facts["splits"])]
-    rows, reasons = facts["rejected"]["rows"], _reasons(facts["rejected"])
+    rows, reasons = facts["rejected"]["rows"], _reasons(facts["rejected"]["reasons"])
     lines += ["", f"rejected rows: {rows:,}" + (f" ({reasons})" if reasons else "")]
     return "\n".join(lines)
 
@@ -174,14 +174,16 @@ def prepared(manifest: dict[str, Any]) -> str:
     title = f"{manifest['dataset']}: {counts['users']:,} users, {counts['items']:,} items"
     lines = [_splits(manifest["splits"], title)]
     if manifest["rejected"]["rows"]:
-        lines.append(f"rejected: {_reasons(manifest['rejected'])} (see rejected.parquet)")
+        lines.append(
+            f"rejected: {_reasons(manifest['rejected']['reasons'])} (see rejected.parquet)"
+        )
     if counts["duplicates"]:
         lines.append(f"repeated ratings merged: {counts['duplicates']:,}")
     return "\n".join(lines)
 
 
-def _reasons(rejected: Mapping[str, Any]) -> str:
-    return ", ".join(f"{count:,} {why}" for why, count in rejected["reasons"].items())
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {why}" for why, count in counts.items())
 
 
 def recommendations(answer: "Recommendations") -> str:

@@ -115,14 +115,14 @@ class Nodes:
     def _start(self, options: list[str], before=()) -> subprocess.Popen:
         common = ["--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
         common += ["--dashboard-agent-listen-port=0", "--object-store-memory=150000000"]
-        log = (self.folder / f"node-{len(self.running)}.log").open("w")
-        node = subprocess.Popen(
-            [*before, RAY, "start", *options, *common],
-            env=self.environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with (self.folder / f"node-{len(self.running)}.log").open("w") as log:
+            node = subprocess.Popen(
+                [*before, RAY, "start", *options, *common],
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.running.append(node)
         return node
 

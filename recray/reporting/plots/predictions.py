@@ -260,7 +260,7 @@ def place_by_level(rank: NDArray[np.int64], actual: Stars) -> Figure | None:
     groups = [rank[place == n] for n in range(len(levels))]
     low, middle, high = (np.array([np.quantile(g, q) for g in groups]) for q in (0.25, 0.5, 0.75))
     spread = np.stack([middle - low, high - middle])
-    style.intervals(axes, range(len(levels)), middle, yerr=spread, capsize=3, markersize=7)
+    style.intervals(axes, range(len(levels)), middle, yerr=spread, fmt="o", capsize=3, size=7)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

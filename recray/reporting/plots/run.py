@@ -249,7 +249,7 @@ def _means(
     low, high = ([getattr(m, end) for _, m in measured] for end in ("low", "high"))
     spread = [np.subtract(x, low), np.subtract(high, x)]
     y = [row + offset for row, _ in measured]
-    style.intervals(axes, x, y, style.color_of(system), xerr=spread, label=system)
+    style.intervals(axes, x, y, style.color_of(system), fmt="o", xerr=spread, label=system)
 
 
 def by_history(report: EvaluationReport) -> Figure | None:

@@ -97,10 +97,11 @@ def epochs(axes: Axes, last: float) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def intervals(axes: Axes, x: Any, y: Any, color: str = FIRST, **bars: Any) -> None:
+def intervals(
+    axes: Axes, x: Any, y: Any, color: str = FIRST, capsize: int = 2, size: int = 5, **bars: Any
+) -> None:
     """Points with a bar for the interval of each, given as `xerr` or `yerr`."""
-    look: dict[str, Any] = {"fmt": "o", "capsize": 2, "markersize": 5} | bars
-    axes.errorbar(x, y, color=color, ecolor=color, **look)
+    axes.errorbar(x, y, color=color, ecolor=color, capsize=capsize, markersize=size, **bars)
 
 
 def percent() -> PercentFormatter:
