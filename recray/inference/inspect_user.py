@@ -105,19 +105,11 @@ def inspect_user(recommender: Recommender, user: RawId, k: int = 10) -> UserInsp
         SCORE_NAMES[bundle.model.score_type],
         answer.model_version,
         len(known),
-        _best_rated(recommender, known, k),
+        recommender.best_rated(known.item, known.rating, k),
         recommended,
         held_out,
         len(hits),
     )
-
-
-def _best_rated(recommender: Recommender, known: Ratings, k: int) -> list[RatedItem]:
-    order = np.lexsort((known.item, -known.rating))[:k]
-    return [
-        RatedItem(*recommender.catalog.fields(int(known.item[row])), float(known.rating[row]))
-        for row in order
-    ]
 
 
 def _held_out(

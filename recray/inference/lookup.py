@@ -9,6 +9,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from recray.data.dataset import Ratings, RawId
 from recray.errors import RecrayError
@@ -169,11 +170,17 @@ class Lookup:
             len(item),
             round(float(rating.mean()), 6) if len(item) else None,
             [GenreCount(genre, count) for genre, count in genres.most_common()],
-            [
-                RatedItem(*self.catalog.fields(int(item[n])), float(rating[n]))
-                for n in np.lexsort((item, -rating))[:HIGHEST_ITEMS].tolist()
-            ],
+            self.best_rated(item, rating, HIGHEST_ITEMS),
         )
+
+    def best_rated(
+        self, item: NDArray[np.integer], rating: NDArray[np.float32], k: int
+    ) -> list[RatedItem]:
+        """The k of (N,) dense items with the highest of (N,) ratings, best first."""
+        return [
+            RatedItem(*self.catalog.fields(int(item[n])), float(rating[n]))
+            for n in np.lexsort((item, -rating))[:k]
+        ]
 
     def _ratings(self, user: RawId, since: RawRatings) -> tuple[dict[int, float], dict[int, float]]:
         """Ratings by dense id of the items that training knows: with those since, and without."""

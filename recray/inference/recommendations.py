@@ -246,15 +246,9 @@ class Explainer:
 
     def _largest(self, share_N: Tensor, rated: UserRatings) -> list[Reason]:
         share, place = torch.sort(share_N, descending=True, stable=True)
-        pairs = zip(
-            place[:REASONS_PER_ITEM].tolist(), share[:REASONS_PER_ITEM].tolist(), strict=True
-        )
+        item, rating = rated.item[place].tolist(), rated.rating[place].tolist()
         return [
-            Reason(
-                *self.catalog.fields(int(rated.item[n]))[:2],
-                float(rated.rating[n]),
-                round(value, 6),
-            )
-            for n, value in pairs
+            Reason(*self.catalog.fields(item[n])[:2], rating[n], round(value, 6))
+            for n, value in enumerate(share[:REASONS_PER_ITEM].tolist())
             if value > 0
         ]
