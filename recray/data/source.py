@@ -262,14 +262,15 @@ def _head(file: _Found, archive: zipfile.ZipFile | None) -> bytes | pa.Table:
             return pa.Table.from_batches(itertools.islice(batches, 1), opened.schema_arrow)
     if file.kind == "sample":
         return sample.files()[file.name]
-    with archives.reading(file.path):
-        if archive is not None:
-            with archive.open(file.name) as member:
-                head = member.read(readers.HEAD_BYTES)
-        else:
-            opened_file = archives.open_gzip if file.kind == "gzip" else open_input
-            with closing(opened_file(file.path)) as stream:
-                head = bytes(stream.read(readers.HEAD_BYTES))
+    if archive is not None:
+        with archives.reading(file.path), archive.open(file.name) as member:
+            head = member.read(readers.HEAD_BYTES)
+    elif file.kind == "gzip":
+        with archives.reading(file.path), closing(archives.open_gzip(file.path)) as unpacked:
+            head = unpacked.read(readers.HEAD_BYTES)
+    else:
+        with closing(open_input(file.path)) as stream:
+            head = bytes(stream.read(readers.HEAD_BYTES))
     return head if len(head) < readers.HEAD_BYTES else head[: head.rfind(b"\n") + 1] or head
 
 
