@@ -142,9 +142,17 @@ def test_tab_offers(words, offered, monkeypatch):
         (["trian"], "Did you mean 'train'"),
         (["data", "fech"], "Did you mean 'fetch'"),
         (["up", "sample", "--wrokers", "2"], "Did you mean '--workers'"),
+        (["up", "sample", "--preset", "rankign"], "did you mean 'ranking'"),
+        (["up", "sample", "--set", "train.epoch=5"], "did you mean train.epochs?"),
+        (["train", "x", "--out", "y", "--set", "train.rows=train"], "called train.fit_on now"),
+        (
+            ["train", "x", "--out", "y", "--set", "objective.kind=whole-data"],
+            "objective.kind=whole-data is called objective.kind=ials now",
+        ),
     ],
 )
-def test_what_is_misspelt_is_suggested(arguments, words):
+def test_what_is_misspelt_or_renamed_is_one_line_with_the_name_that_is_meant(arguments, words):
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 2
-    assert words in done.output
+    (line,) = [line for line in done.output.splitlines() if line.startswith("Error:")]
+    assert words in line

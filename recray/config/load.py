@@ -1,7 +1,6 @@
 """Reading settings: preset < YAML file < `--set key=value`, and names of before."""
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 
@@ -64,14 +63,9 @@ def load_settings(
     if preset not in preset_names():
         raise unknown_name("preset", preset, preset_names())
     text = (resources.files("recray.config") / "presets" / f"{preset}.yaml").read_text()
-    recipe: Values = {"preset": preset, **yaml.safe_load(text)}
+    recipe = build_settings({"preset": preset, **yaml.safe_load(text)})
     _merge(chosen, parse_overrides(overrides))
-    refuse_renamed(chosen)
-    values = deepcopy(recipe)
-    _merge(values, chosen)
-    settings = build_settings(values)
-    _refuse_without_effect(settings, build_settings(recipe), chosen)
-    return settings
+    return _changed(recipe, chosen)
 
 
 def overridden(settings: Settings, overrides: Iterable[str]) -> Settings:
@@ -80,12 +74,18 @@ def overridden(settings: Settings, overrides: Iterable[str]) -> Settings:
     Raises:
         RecrayError: A key is unknown, or a value is not allowed or changes nothing.
     """
-    chosen, values = parse_overrides(overrides), settings.plain()
-    refuse_renamed(chosen)
+    return _changed(settings, parse_overrides(overrides))
+
+
+def _changed(recipe: Settings, chosen: Values) -> Settings:
+    """The recipe with what a user has chosen, by group."""
+    for setting, value in _flat(chosen).items():
+        refuse_renamed_setting(setting, value)
+    values = recipe.plain()
     _merge(values, chosen)
-    result = build_settings(values)
-    _refuse_without_effect(result, settings, chosen)
-    return result
+    settings = build_settings(values)
+    _refuse_without_effect(settings, recipe, chosen)
+    return settings
 
 
 def parse_overrides(overrides: Iterable[str]) -> Values:
@@ -163,16 +163,6 @@ def _refuse_without_effect(settings: Settings, recipe: Settings, chosen: Values)
 
 
 # ------------------------------------------------------------------------- names of before
-
-
-def refuse_renamed(chosen: Mapping[str, JsonValue]) -> None:
-    """Refuse names of earlier versions in what a user gives, by group.
-
-    Raises:
-        RecrayError: A setting or its value is called by its old name; the message has the new one.
-    """
-    for setting, value in _flat(chosen).items():
-        refuse_renamed_setting(setting, value)
 
 
 def refuse_renamed_setting(setting: str, value: JsonValue = None) -> None:
