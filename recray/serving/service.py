@@ -43,6 +43,7 @@ T = TypeVar("T")
 UserPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw user id.", examples=["1"])]
 ItemPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw item id.", examples=["1"])]
 NoQuery = Annotated[requests.NoParameters, Query()]
+ErrorResponses = dict[int | str, dict[str, type[responses.ErrorResponse] | str]]
 CheckedQuery = tuple[requests.QueryOptions, Filters]
 """What FastAPI has made of a query string, and the filters that follow from it."""
 
@@ -134,7 +135,7 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def error_responses(*more: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*more: int) -> ErrorResponses:
     """The errors of an operation for the OpenAPI document: those of all, and some more."""
     statuses = sorted({401, 403, 422, 429, 500, 503, 504, *more})
     return {s: {"model": responses.ErrorResponse, "description": _MEANING[s]} for s in statuses}

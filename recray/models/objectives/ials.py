@@ -85,13 +85,12 @@ class ImplicitALS(Objective):
             system = self._normal_equations(fixed, indptr[first : last + 1], places)
             if all_reduce is not None:
                 system = all_reduce(system)
-            matrix, right = system[:, :, :dim], system[:, :, dim]
-            ridge = self.ridge(system[:, 0, dim + 1], others)
+            right, ridge = system[:, :, dim], self.ridge(system[:, 0, dim + 1], others)
             if prior_mean is not None:
                 right = right + ridge[:, None] * prior_mean[first:last]
             # The pairs without a rating enter through the Gram matrix of the whole other side, so
             # the cost of a row grows with its own ratings only (Hu et al., section 4).
-            matrix = matrix + gram + torch.diag_embed(ridge[:, None].expand(-1, dim))
+            matrix = system[:, :, :dim] + gram + torch.diag_embed(ridge[:, None].expand(-1, dim))
             solved = torch.cholesky_solve(right[:, :, None], torch.linalg.cholesky(matrix))
             out[first:last] = solved[:, :, 0]
         return out
