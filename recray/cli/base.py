@@ -121,8 +121,17 @@ def sources(
     return [*_starting(["sample", *RELEASES], begun), CompletionItem(begun, type="file")]
 
 
-def _number(*names: str, default: int, range: click.IntRange, help: str) -> Decorator:
-    return click.option(*names, default=default, show_default=True, type=range, help=help)
+def number(
+    *names: str,
+    default: float,
+    range: click.IntRange | click.FloatRange,
+    help: str,
+    metavar: str | None = None,
+) -> Decorator:
+    """An option that takes a number in a range, and shows its default."""
+    return click.option(
+        *names, default=default, show_default=True, type=range, metavar=metavar, help=help
+    )
 
 
 _SHARED: dict[str, Decorator] = {
@@ -140,7 +149,7 @@ _SHARED: dict[str, Decorator] = {
         help="Change one setting.",
         shell_complete=_settings,
     ),
-    "workers": _number("--workers", default=1, range=click.IntRange(min=1), help="Processes."),
+    "workers": number("--workers", default=1, range=click.IntRange(min=1), help="Processes."),
     "address": click.option(
         "--address",
         default=own_address,
@@ -160,8 +169,8 @@ _SHARED: dict[str, Decorator] = {
     "host": click.option(
         "--host", default="127.0.0.1", show_default=True, help="Interface to bind."
     ),
-    "port": _number("--port", default=8000, range=click.IntRange(1, 65535), help="HTTP port."),
-    "k": _number("-k", default=10, range=click.IntRange(min=1), help="Length of a list."),
+    "port": number("--port", default=8000, range=click.IntRange(1, 65535), help="HTTP port."),
+    "k": number("-k", default=10, range=click.IntRange(min=1), help="Length of a list."),
 }
 _RECIPE = ("preset", "config", "set")
 

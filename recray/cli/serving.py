@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from recray.cli import results
-from recray.cli.base import Commands, cli, options, shared, wait_for_stop
+from recray.cli.base import Commands, cli, number, options, shared, wait_for_stop
 from recray.errors import CheckFailed
 from recray.progress import Console
 from recray.reporting import terminal
@@ -18,27 +18,20 @@ if TYPE_CHECKING:
 
 _limit_options = options(
     click.option("--api-keys", metavar="FILE", help="Keys made by `recray key`, one a line."),
-    click.option(
-        "--max-body",
-        default=4,
-        show_default=True,
-        type=click.IntRange(1, 1024),
-        metavar="MIB",
-        help="Largest body.",
+    number(
+        "--max-body", default=4, range=click.IntRange(1, 1024), metavar="MIB", help="Largest body."
     ),
-    click.option(
+    number(
         "--timeout",
         default=10.0,
-        show_default=True,
-        type=click.FloatRange(min=0, min_open=True),
+        range=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
         help="Until a request is given up.",
     ),
-    click.option(
+    number(
         "--queue",
         default=64,
-        show_default=True,
-        type=click.IntRange(min=1),
+        range=click.IntRange(min=1),
         metavar="N",
         help="Requests at once in each replica.",
     ),
@@ -80,9 +73,7 @@ def _limits(
 
 @cli.command()
 @click.argument("bundle")
-@click.option(
-    "--replicas", default=1, show_default=True, type=click.IntRange(min=1), help="Processes."
-)
+@number("--replicas", default=1, range=click.IntRange(min=1), help="Processes.")
 @click.option(
     "--profile",
     default="laptop",
@@ -177,9 +168,7 @@ def key(ui: Console, name: str, add_to: str | None) -> None:
 @cli.command()
 @click.argument("url")
 @click.argument("bundle")
-@click.option(
-    "--users", default=500, show_default=True, type=click.IntRange(min=1), help="At most."
-)
+@number("--users", default=500, range=click.IntRange(min=1), help="At most.")
 @shared("k")
 def verify(ui: Console, url: str, bundle: str, users: int, k: int) -> None:
     """Replay a BUNDLE's test users at URL and compare; exit 1 if anything differs.

@@ -3,7 +3,7 @@
 import click
 
 from recray.cli import results
-from recray.cli.base import PATH, SOURCE, Commands, Recipe, cli, shared, sources
+from recray.cli.base import PATH, SOURCE, Commands, Recipe, cli, number, shared, sources
 from recray.config import load_settings, preset_names
 from recray.errors import CheckFailed
 from recray.progress import Console
@@ -126,11 +126,10 @@ def prepare(
 @click.argument("prepared", type=PATH)
 @click.option("--out", required=True, type=PATH, metavar="RUN", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
-@click.option(
+@number(
     "--max-failures",
     default=3,
-    show_default=True,
-    type=click.IntRange(min=0),
+    range=click.IntRange(min=0),
     help="Begin again from the last checkpoint when a worker dies, so often.",
 )
 @click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from recray.cli.base import PATH, Recipe, cli, shared
+from recray.cli.base import PATH, Recipe, cli, number, shared
 from recray.errors import RecrayError
 from recray.progress import Console
 from recray.reporting import terminal
@@ -58,11 +58,10 @@ def _concurrent(_context: click.Context, _option: click.Parameter, value: str) -
 @click.option("--scheduler", default="asha", show_default=True, help="none, asha or median.")
 @click.option("--metric", help="Validation metric to search by.  [default: the preset's]")
 @click.option("--space", type=PATH, metavar="FILE", help="YAML with a `search:` section.")
-@click.option(
+@number(
     "--seeds",
     default=3,
-    show_default=True,
-    type=click.IntRange(min=0),
+    range=click.IntRange(min=0),
     help="Trainings of the winner, and of trial 0, that are measured on test; 0: none.",
 )
 @click.option(
@@ -73,12 +72,11 @@ def _concurrent(_context: click.Context, _option: click.Parameter, value: str) -
     type=click.IntRange(min=0),
     help="Small data: K folds of the training and validation ratings validate each trial in turn.",
 )
-@click.option(
+@number(
     "--workers-per-trial",
     "workers",
     default=1,
-    show_default=True,
-    type=click.IntRange(min=1),
+    range=click.IntRange(min=1),
     help="Processes of a trial; several are run by Ray Train.",
 )
 @click.option(
@@ -114,7 +112,7 @@ def tune(
     if metric:
         recipe = replace(recipe, overrides=(*recipe.overrides, f"train.metric={metric}"))
     prepared, out = folders(prepared, out, resume)
-    search = _checked(prepared, out, resume, recipe, space, options)
+    search = _checked(prepared, out, resume, recipe, space, **options)
     from recray.pipelines.search import tune as run
     from recray.reporting.plots.search import draw
 
@@ -173,7 +171,7 @@ def _checked(
     resume: str | None,
     recipe: Recipe,
     space: str | None,
-    options: dict[str, Any],
+    **options: Any,
 ) -> "ValidatedSearch":
     """Check the request, completed by what a resumed sweep knows already."""
     from recray.tuning import request
