@@ -43,29 +43,16 @@ def locate(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 @contextmanager
-def read_errors(action: str) -> Iterator[None]:
-    """Turn what pyarrow raises for a path into one line: `cannot ACTION: reason`.
+def one_line(message: str, kind: type[RecrayError] = RecrayError) -> Iterator[None]:
+    """Turn what pyarrow or a parser raises into one line, `MESSAGE: reason`.
 
     Raises:
-        RecrayError: In place of the error.
+        RecrayError: In place of the error, of that kind.
     """
     try:
         yield
-    except (OSError, ValueError) as error:  # pa.ArrowInvalid is a ValueError
-        raise RecrayError(f"cannot {action}: {error}") from error
-
-
-@contextmanager
-def damage(path: str) -> Iterator[None]:
-    """Turn the error for content that cannot be parsed into one line.
-
-    Raises:
-        DamagedFile: In place of the error.
-    """
-    try:
-        yield
-    except (ValueError, pa.ArrowException, OSError) as error:
-        raise DamagedFile(f"{path} is damaged: {error}") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise kind(f"{message}: {error}") from error
 
 
 def open_input(path: str) -> pa.NativeFile:
@@ -74,7 +61,7 @@ def open_input(path: str) -> pa.NativeFile:
     Raises:
         RecrayError: The file is missing or not readable.
     """
-    with read_errors(f"read {path}"):
+    with one_line(f"cannot read {path}"):
         filesystem, inner = locate(path)
         return filesystem.open_input_file(inner)
 
@@ -85,7 +72,7 @@ def file_type(path: str) -> pafs.FileType:
     Raises:
         RecrayError: The store does not answer.
     """
-    with read_errors(f"read {path}"):
+    with one_line(f"cannot read {path}"):
         filesystem, inner = locate(path)
         return filesystem.get_file_info(inner).type
 

@@ -17,15 +17,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from recray.errors import RecrayError
+from recray.errors import DamagedFile, RecrayError
 from recray.storage.files import (
     UNFINISHED,
     Manifest,
-    damage,
     is_uri,
     manifest_entry,
+    one_line,
     parquet_bytes,
-    read_errors,
     retry,
     staged,
     storage_errors,
@@ -73,7 +72,7 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or the file of that name in it, exists."""
         filesystem, path = self._open(name)
-        with read_errors(f"look for {path}"):
+        with one_line(f"cannot look for {path}"):
             info = retry(self.path, lambda: filesystem.get_file_info(path))
         return bool(info.type != pafs.FileType.NotFound)
 
@@ -120,7 +119,7 @@ class Folder:
                 return bytes(stream.read())
 
         def read() -> bytes:
-            with read_errors(f"read {self.path}/{name}"):
+            with one_line(f"cannot read {self.path}/{name}"):
                 return retry(self.path, attempt)
 
         return read
@@ -131,7 +130,7 @@ class Folder:
         Raises:
             RecrayError: The file is missing or is not JSON.
         """
-        with damage(f"{self.path}/{name}"):
+        with one_line(f"{self.path}/{name} is damaged", DamagedFile):
             return json.loads(self.read_bytes(name))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -141,7 +140,7 @@ class Folder:
             RecrayError: The file is missing or is not parquet.
         """
         content = pa.BufferReader(self.read_bytes(name))
-        with damage(f"{self.path}/{name}"):
+        with one_line(f"{self.path}/{name} is damaged", DamagedFile):
             # One thread decodes: callers read several files at the same time.
             return pq.read_table(content, columns=columns, use_threads=False)
 
@@ -291,7 +290,7 @@ class Folder:
         """The folder's own path on its filesystem, and the entries in it."""
         filesystem, root = self._open()
         selector = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
-        with read_errors(f"list {self.path}"):
+        with one_line(f"cannot list {self.path}"):
             return root, retry(self.path, lambda: filesystem.get_file_info(selector))
 
 
