@@ -10,7 +10,11 @@ from recray.runtime.jobs import Job
 SettingsByGroup = dict[str, dict[str, JsonValue]]
 
 
-class Rejected(BaseModel):
+class Result(BaseModel, defer_build=True):
+    """A result, whose checks are built when it is first made: `recray --help` makes none."""
+
+
+class Rejected(Result):
     """Rows that could not be read.
 
     Args:
@@ -22,7 +26,7 @@ class Rejected(BaseModel):
     reasons: dict[str, int]
 
 
-class SplitCounts(BaseModel):
+class SplitCounts(Result):
     """What is in a split.
 
     Args:
@@ -40,7 +44,7 @@ class SplitCounts(BaseModel):
     unseen_percent: float
 
 
-class RatingScale(BaseModel):
+class RatingScale(Result):
     """The ratings that occur.
 
     Args:
@@ -52,7 +56,7 @@ class RatingScale(BaseModel):
     levels: list[tuple[float, int]]
 
 
-class PreparedFacts(BaseModel):
+class PreparedFacts(Result):
     """A prepared data set.
 
     Args:
@@ -90,7 +94,7 @@ class PreparedFacts(BaseModel):
     fingerprints: dict[str, str]
 
 
-class Description(BaseModel):
+class Description(Result):
     """What is in a source or a prepared data set.
 
     Args:
@@ -129,14 +133,14 @@ class KnownRelease(Release):
     cached: bool
 
 
-class ReleaseList(BaseModel):
+class ReleaseList(Result):
     """The releases that are known by name, and the licence of their use."""
 
     releases: list[KnownRelease]
     licence: str
 
 
-class FetchedRelease(BaseModel):
+class FetchedRelease(Result):
     """A release in the cache; sha256 is None where the official one is not known."""
 
     name: str
@@ -144,7 +148,7 @@ class FetchedRelease(BaseModel):
     sha256: str | None
 
 
-class ExportedBundle(BaseModel):
+class ExportedBundle(Result):
     """A bundle.
 
     Args:
@@ -158,20 +162,20 @@ class ExportedBundle(BaseModel):
     evaluation: dict[str, JsonValue]
 
 
-class PresetList(BaseModel):
+class PresetList(Result):
     """The names of the recipes."""
 
     presets: list[str]
 
 
-class WrittenReport(BaseModel):
+class WrittenReport(Result):
     """The HTML file, and the pictures beside it."""
 
     report: str
     pictures: list[str]
 
 
-class ShellCompletion(BaseModel):
+class ShellCompletion(Result):
     """The script that completes commands in a shell, and how it is installed."""
 
     shell: str
@@ -179,7 +183,7 @@ class ShellCompletion(BaseModel):
     install: str
 
 
-class Submitted(BaseModel):
+class Submitted(Result):
     """A job that was sent to the cluster at an address."""
 
     job: str
@@ -187,20 +191,20 @@ class Submitted(BaseModel):
     status: str
 
 
-class JobLog(BaseModel):
+class JobLog(Result):
     """What a job has printed."""
 
     job: str
     log: str
 
 
-class JobList(BaseModel):
+class JobList(Result):
     """The jobs of a cluster."""
 
     jobs: list[Job]
 
 
-class JobState(BaseModel):
+class JobState(Result):
     """A job, as the cluster reports it.
 
     Args:
@@ -222,7 +226,7 @@ class JobState(BaseModel):
     exit_code: int | None
 
 
-class StartedService(BaseModel):
+class StartedService(Result):
     """A service; it follows a registry whose current version may change."""
 
     url: str
@@ -230,14 +234,14 @@ class StartedService(BaseModel):
     follows: bool
 
 
-class NewKey(BaseModel):
+class NewKey(Result):
     """An API key, and the line of a file of keys that lets it in."""
 
     key: str
     line: str
 
 
-class AddedVersion(BaseModel):
+class AddedVersion(Result):
     """A version that was added to a registry; before and verdict are there with --promote."""
 
     registry: str
