@@ -245,4 +245,5 @@ def _with_one(rows: Tensor) -> Tensor:
 
 def _inverse(spread: Tensor) -> Tensor:
     """Invert a covariance, also where some directions have no spread."""
-    return torch.linalg.inv(spread + 1e-6 * torch.eye(len(spread), dtype=spread.dtype))
+    inverse: Tensor = torch.linalg.inv(spread + 1e-6 * torch.eye(len(spread), dtype=spread.dtype))
+    return inverse

@@ -63,7 +63,8 @@ def draw_rows(system: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) ->
     factor = torch.linalg.cholesky(system[:, :, :dim] + precision)
     right = (system[:, :, dim] + mean @ precision)[:, :, None]
     middle = torch.linalg.solve_triangular(factor, right, upper=False) + noise[:, :, None]
-    return torch.linalg.solve_triangular(factor.mT, middle, upper=True)[:, :, 0]
+    rows: Tensor = torch.linalg.solve_triangular(factor.mT, middle, upper=True)[:, :, 0]
+    return rows
 
 
 class RowPrior:
@@ -118,7 +119,8 @@ def draw_wishart(inverse_scale: Tensor, freedom: float, rng: np.random.Generator
     squares = rng.chisquare(freedom - np.arange(dim))
     triangle += torch.diag(torch.from_numpy(squares).sqrt())
     spread = torch.linalg.cholesky(torch.linalg.inv(inverse_scale)) @ triangle
-    return spread @ spread.T
+    drawn: Tensor = spread @ spread.T
+    return drawn
 
 
 def draw_noise(

@@ -123,7 +123,11 @@ def _tuner(driver: SearchDriver, concurrent: int) -> Any:
     search, request = driver.search, driver.search.request
     scheduler = _scheduler(search)
     for result in driver.results.values():
-        _replay(scheduler, result, search.metric)
+        # The scheduler learns the reports of trials that ended in an earlier attempt.
+        values = search.metric.best_so_far(result.history)
+        if values:
+            reports = [{"epoch": n, "value": value} for n, value in enumerate(values, 1)]
+            replay_trial(scheduler, result.key, reports)
     trainable = tune.with_parameters(
         _trainable(),
         request=request,
@@ -179,15 +183,6 @@ def _scheduler(search: ValidatedSearch) -> Any:
                 "epoch", "value", mode, grace_period, min_time_slice=sys.maxsize
             )
     return schedulers.FIFOScheduler()
-
-
-def _replay(scheduler: Any, result: TrialResult, metric: Metric) -> None:
-    """Tell the scheduler the reports of a trial that ended in an earlier attempt."""
-    values = metric.best_so_far(result.history)
-    if not values:
-        return
-    reports = [{"epoch": n, "value": value} for n, value in enumerate(values, 1)]
-    replay_trial(scheduler, result.key, reports)
 
 
 def _trainable() -> Any:
