@@ -6,8 +6,8 @@ name, the function takes the public, slower way, and the log says so in one line
 
 import importlib
 import logging
+from dataclasses import dataclass
 from functools import cache, reduce
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from recray.errors import RecrayError, WorkerLost
@@ -181,6 +181,13 @@ def leave_no_serve() -> None:
         serve.shutdown()
 
 
+@dataclass(frozen=True)
+class _EndedTrial:
+    """As much of an ended trial as the schedulers look at; they also keep it as a key."""
+
+    trial_id: str
+
+
 def replay_trial(
     scheduler: "TrialScheduler", trial_id: str, results: list[dict[str, float]]
 ) -> None:
@@ -189,7 +196,7 @@ def replay_trial(
     Schedulers declare a controller and a Trial of Tune. Those that recray takes look at the trial's
     id alone; another Ray may look at more, and then begins without that trial.
     """
-    trial: Any = SimpleNamespace(trial_id=trial_id)
+    trial: Any = _EndedTrial(trial_id)
     nobody: Any = None
     try:
         scheduler.on_trial_add(nobody, trial)
