@@ -60,7 +60,7 @@ def training_run(folder: Path, shard: Shard, changes=(), **given) -> TrainingRun
         "model": build_model(settings, USERS, ITEMS),
         "objective": build_objective(settings, 1.0, 5.0),
         "shard": shard,
-        "folder": RunFolder(str(folder)),
+        "checkpoints": RunFolder(str(folder)),
         "workers": Workers(),
         "validate": None,
         "report": lambda _metrics: None,

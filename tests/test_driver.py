@@ -16,6 +16,7 @@ from recray.errors import RecrayError, StorageError
 from recray.schema import TIMINGS
 from recray.storage import UNFINISHED
 from recray.training import trainer
+from recray.training.checkpoint import RunFolder
 from recray.training.loop import build_run
 from recray.training.shard import Workers
 from recray.tuning import request
@@ -404,7 +405,7 @@ def test_the_winner_ran_to_its_end():
 
 def validation(settings, prepared: Prepared, folder: str) -> list[dict]:
     reports: list[dict] = []
-    build_run(settings, prepared, folder, Workers(), reports.append).fit()
+    build_run(settings, prepared, RunFolder(folder), Workers(), reports.append).fit()
     return [{k: v for k, v in entry.items() if k not in TIMINGS} for entry in reports]
 
 

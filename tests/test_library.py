@@ -15,6 +15,7 @@ from recray.inference import batch
 from recray.pipelines import repetition, search, stages
 from recray.reporting import report
 from recray.training import trainer
+from recray.training.checkpoint import RunFolder
 from recray.training.loop import build_run
 from recray.training.shard import Workers
 from recray.tuning import tuner
@@ -28,12 +29,11 @@ def plain_maps(function, count, *arguments):
     return [function(number, *arguments) for number in range(count)]
 
 
-def plain_fit(job, *_others):
+def plain_fit(_worker, config, *_others):
+    job = config["job"]
     prepared = trainer.Prepared.open(job.prepared)
-    run = build_run(
-        job.settings, prepared, job.run, Workers(), lambda _entry: None, job.start_weights
-    )
-    run.fit()
+    run, report = RunFolder(job.run), lambda _entry: None
+    build_run(job.settings, prepared, run, Workers(), report, job.start_weights).fit()
 
 
 def plain_trials(driver: SearchDriver, _concurrent):
@@ -61,7 +61,7 @@ def without_ray():
             for name, stand_in in STAND_INS.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, stand_in)
-        patch.setattr(trainer, "_fit_again", plain_fit)
+        patch.setattr(trainer, "fit", plain_fit)
         patch.setattr(tuner, "_fit", plain_trials)
         patch.setattr(tuner, "_fitting_trials", lambda _search: 1)
         yield

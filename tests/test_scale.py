@@ -8,6 +8,7 @@ from torch import Tensor
 from recray.benchmarks import formulas, processes
 from recray.benchmarks.formulas import Size
 from recray.config import load_settings
+from recray.training.checkpoint import RunFolder
 from recray.training.loop import build_run
 
 
@@ -33,7 +34,7 @@ def test_the_bytes_that_workers_sum_are_those_of_the_formula(prepared, tmp_path,
     wanted = (f"train.epochs={epochs}", "model.dim=8", "train.fit_on=train+valid", "evaluate.k=[5]")
     settings = load_settings("ranking", overrides=wanted)
     workers = Alone(rank=0, size=2)
-    build_run(settings, prepared, str(tmp_path / "run"), workers, lambda _: None).fit()
+    build_run(settings, prepared, RunFolder(str(tmp_path / "run")), workers, lambda _: None).fit()
     expected = size(users=12, items=10, workers=2, epochs=epochs)
     assert sum(workers.summed) == formulas.summed_bytes(expected)
 

@@ -297,7 +297,7 @@ def warned(run: TrainingRun, folder: Path) -> TrainingRun:
     given = {
         "report": lambda entry: epochs.append(entry["epoch"]),
         "preempting": preempting,
-        "folder": Ending(str(folder)),
+        "checkpoints": Ending(str(folder)),
     }
     return TrainingRun(**(vars(run) | given))
 
@@ -337,7 +337,7 @@ def test_a_notice_leads_to_a_checkpoint_between_steps_that_goes_on_exactly(
     progress = again.fit()
     for name, table in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], table), name
-    losses = [e["loss"] for e in whole.folder.latest().train_state.history]
+    losses = [e["loss"] for e in whole.checkpoints.latest().train_state.history]
     assert [e["loss"] for e in progress.history] == losses
     assert not [n for n in os.listdir(tmp_path / "taken" / "checkpoints") if "step" in n]
 

@@ -21,6 +21,7 @@ from recray.training.checkpoint import RunFolder
 from recray.training.loop import TrainingRun, build_run
 from recray.training.shard import BatchPlan, Shard, WorkerRows, Workers, epoch_generator
 from recray.training.streaming import StreamedShard
+from recray.tuning.trial import NoCheckpoints
 from tests.test_training import SIZE, training_run, two_tastes
 
 PARTS = 7
@@ -184,7 +185,7 @@ def test_validation_of_a_streamed_worker_is_that_of_one_that_holds_everything(in
         settings = settings_of(f"train.max_rows_in_memory={limit}", "evaluate.k=2")
         rows = WorkerRows(settings, in_parts, Workers())
         assert rows.streamed == (limit == "18")
-        run = build_run(settings, in_parts, "unused", Workers(), lambda _: None)
+        run = build_run(settings, in_parts, NoCheckpoints(), Workers(), lambda _: None)
         with torch.no_grad():
             found[limit] = run.validate(run.model.eval())
         assert rows.shard.owned.all()
@@ -201,7 +202,7 @@ def test_a_streamed_run_on_a_prepared_data_set_trains_and_validates(in_parts, tm
     settings = settings_of("train.max_rows_in_memory=18")
     entries: list[dict] = []
     folder = str(tmp_path / "run")
-    build_run(settings, in_parts, folder, Workers(), entries.append).fit()
+    build_run(settings, in_parts, RunFolder(folder), Workers(), entries.append).fit()
     assert [set(entry) >= {"loss", "rmse", *TIMINGS} for entry in entries] == [True, True]
 
 

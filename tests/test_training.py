@@ -50,7 +50,7 @@ def training_run(folder: Path, preset: str, shard: Shard, changes=(), **given) -
         "model": model,
         "objective": build_objective(settings, 1.0, 5.0),
         "shard": shard,
-        "folder": RunFolder(str(folder)),
+        "checkpoints": RunFolder(str(folder)),
         "workers": Workers(),
         "validate": None,
         "report": lambda _metrics: None,
@@ -156,7 +156,7 @@ def test_the_best_epoch_is_kept_and_patience_stops(tmp_path):
     )
     progress = run.fit()
     assert (progress.epoch, progress.best_epoch, progress.stopped) == (4, 2, True)
-    assert run.folder.best().train_state.epoch == 2
+    assert run.checkpoints.best().train_state.epoch == 2
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
@@ -389,4 +389,4 @@ def test_a_loss_that_explodes_tells_the_step_and_keeps_the_checkpoint_before(tmp
     run = training_run(tmp_path, "dot-mse", shard, changes)
     with pytest.raises(RecrayError, match=r"in step \d of epoch 1 with train.lr=1e\+12; use a sma"):
         run.fit()
-    assert run.folder.latest() is None
+    assert run.checkpoints.latest() is None

@@ -15,6 +15,7 @@ from torch import Tensor
 from recray.benchmarks.harness import own_memory
 from recray.config import Settings, build_settings
 from recray.data.dataset import Prepared
+from recray.training.checkpoint import RunFolder
 from recray.training.loop import build_run
 from recray.training.shard import Workers
 
@@ -68,7 +69,11 @@ def _worker(
     Workers.barrier(counting)  # nobody's clock starts before all are there
     held, cpu, wall = own_memory("VmRSS"), time.process_time(), time.perf_counter()
     job = build_run(
-        build_settings(settings), Prepared.open(prepared), f"{run}/run", counting, lambda _: None
+        build_settings(settings),
+        Prepared.open(prepared),
+        RunFolder(f"{run}/run"),
+        counting,
+        lambda _: None,
     )
     job.fit()
     answers.put(

@@ -238,7 +238,7 @@ def _price_of_ray(folder: str, sizes: Sizes, log: Log) -> dict[str, float]:
         data = Prepared.open(prepared, verify=True)
         fixed = trainer.adapt_to_dataset(settings, data)
         path = f"{folder}/bare-{next(number)}"
-        build_run(fixed, data, path, Workers(), lambda _metrics: None).fit()
+        build_run(fixed, data, RunFolder(path), Workers(), lambda _metrics: None).fit()
 
     def through_ray(workers: int) -> None:
         trainer.run(settings, prepared, f"{folder}/run-{next(number)}", workers)
@@ -275,7 +275,7 @@ def _tiny(folder: str, log: Log) -> tuple[str, Settings]:
     ingest.prepare(detect_source("sample", settings), prepared, settings)
     data = Prepared.open(prepared)
     fixed = trainer.adapt_to_dataset(settings, data)
-    run = build_run(fixed, data, f"{folder}/calibrate", Workers(), lambda _metrics: None)
+    run = build_run(fixed, data, RunFolder(f"{folder}/calibrate"), Workers(), lambda _metrics: None)
     seconds = statistics.median(entry["seconds"] for entry in run.fit().history)
     batch = max(16, int(512 * seconds / TINY_SECONDS))
     log(f"an epoch of the sample takes {seconds:.3f} s in steps of 512; taken: {batch}")

@@ -274,7 +274,7 @@ class Scorer:
         if len(queries) == 1 and self._item_matrix:
             rows, offset = self._item_matrix
             logits = torch.addmv(offset, rows, queries.embedding[0])
-            scores = self.model.activation(logits)[None, :]
+            scores = (logits if self.model.output == "raw" else self.model.activation(logits))[None]
         else:
             scores = self.model.score_items(queries.embedding, first, last)
         popular = queries.source == POPULAR

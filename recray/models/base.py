@@ -28,6 +28,7 @@ PAIRS = 4096
 """Pairs whose vectors are held at once; their rows stay in the cache of one core."""
 BASELINES = ("popularity", "bias-only")
 ScoreType = Literal["rating", "logit"]
+Output = Literal["raw", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,7 @@ def grouped_dot(states: Tensor, rows: Tensor, users: UniqueIds, items: UniqueIds
 
 
 class Model(nn.Module, ABC):
-    """Score pairs of a user and an item.
-
-    A model does not know its loss, files or Ray.
+    """Score pairs of a user and an item; a model does not know its loss, files or Ray.
 
     Args:
         users: Number of users; ids run from 0 to users - 1.
@@ -209,6 +208,7 @@ class Model(nn.Module, ABC):
 
     item_buffers: tuple[str, ...] = ()
     """Names of the buffers that have a row for each item."""
+    output: Output = "raw"  # with raw the scores are the logits themselves
 
     def __init__(self, users: int, items: int, score_type: ScoreType) -> None:
         super().__init__()

@@ -4,14 +4,13 @@
 # N = ratings of one user, S = length of a user state.
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from recray.errors import RecrayError
-from recray.models.base import LinearModel, Model, ScoreType, Statistics
+from recray.models.base import LinearModel, Model, Output, ScoreType, Statistics
 
 SIDE_POWER = 0.25
 """A user with n rated items adds n^-SIDE_POWER times the sum of their side rows."""
@@ -107,11 +106,11 @@ class DotBias(VectorModel, LinearModel):
         users: int,
         items: int,
         dim: int,
-        output: Literal["raw", "sigmoid"] = "raw",
+        output: Output = "raw",
         score_type: ScoreType = "rating",
     ) -> None:
         super().__init__(users, items, dim, 0.1 * dim**-0.5, score_type)
-        self.output = output
+        self.output: Output = output
         self.user_bias = nn.Embedding(users, 1)
         self.item_bias = nn.Embedding(items, 1)
         nn.init.zeros_(self.user_bias.weight)

@@ -11,7 +11,7 @@ from recray.storage.files import (
     remove_stale,
     storage_errors,
 )
-from recray.storage.folder import MANIFEST, Folder, check_kind, publish
+from recray.storage.folder import MANIFEST, Folder, check_kind, publish, refuse_taken
 
 __all__ = [
     "MANIFEST",
@@ -25,6 +25,7 @@ __all__ = [
     "open_input",
     "parquet_bytes",
     "publish",
+    "refuse_taken",
     "remove_stale",
     "storage_errors",
 ]

@@ -43,7 +43,7 @@ def locate(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 @contextmanager
-def one_line(message: str, kind: type[RecrayError] = RecrayError) -> Iterator[None]:
+def as_recray_error(message: str, kind: type[RecrayError] = RecrayError) -> Iterator[None]:
     """Turn what pyarrow or a parser raises into one line, `MESSAGE: reason`.
 
     Raises:
@@ -61,7 +61,7 @@ def open_input(path: str) -> pa.NativeFile:
     Raises:
         RecrayError: The file is missing or not readable.
     """
-    with one_line(f"cannot read {path}"):
+    with as_recray_error(f"cannot read {path}"):
         filesystem, inner = locate(path)
         return filesystem.open_input_file(inner)
 
@@ -72,7 +72,7 @@ def file_type(path: str) -> pafs.FileType:
     Raises:
         RecrayError: The store does not answer.
     """
-    with one_line(f"cannot read {path}"):
+    with as_recray_error(f"cannot read {path}"):
         filesystem, inner = locate(path)
         return filesystem.get_file_info(inner).type
 

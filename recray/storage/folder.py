@@ -21,9 +21,9 @@ from recray.errors import DamagedFile, RecrayError
 from recray.storage.files import (
     UNFINISHED,
     Manifest,
+    as_recray_error,
     is_uri,
     manifest_entry,
-    one_line,
     parquet_bytes,
     retry,
     staged,
@@ -72,7 +72,7 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or the file of that name in it, exists."""
         filesystem, path = self._open(name)
-        with one_line(f"cannot look for {path}"):
+        with as_recray_error(f"cannot look for {path}"):
             info = retry(self.path, lambda: filesystem.get_file_info(path))
         return bool(info.type != pafs.FileType.NotFound)
 
@@ -119,7 +119,7 @@ class Folder:
                 return bytes(stream.read())
 
         def read() -> bytes:
-            with one_line(f"cannot read {self.path}/{name}"):
+            with as_recray_error(f"cannot read {self.path}/{name}"):
                 return retry(self.path, attempt)
 
         return read
@@ -130,7 +130,7 @@ class Folder:
         Raises:
             RecrayError: The file is missing or is not JSON.
         """
-        with one_line(f"{self.path}/{name} is damaged", DamagedFile):
+        with as_recray_error(f"{self.path}/{name} is damaged", DamagedFile):
             return json.loads(self.read_bytes(name))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -140,7 +140,7 @@ class Folder:
             RecrayError: The file is missing or is not parquet.
         """
         content = pa.BufferReader(self.read_bytes(name))
-        with one_line(f"{self.path}/{name} is damaged", DamagedFile):
+        with as_recray_error(f"{self.path}/{name} is damaged", DamagedFile):
             # One thread decodes: callers read several files at the same time.
             return pq.read_table(content, columns=columns, use_threads=False)
 
@@ -290,7 +290,7 @@ class Folder:
         """The folder's own path on its filesystem, and the entries in it."""
         filesystem, root = self._open()
         selector = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
-        with one_line(f"cannot list {self.path}"):
+        with as_recray_error(f"cannot list {self.path}"):
             return root, retry(self.path, lambda: filesystem.get_file_info(selector))
 
 
@@ -298,12 +298,7 @@ class Folder:
 
 
 def check_kind(folder: Folder, kind: str, made_by: str) -> Manifest:
-    """Return the manifest of a folder of that kind.
-
-    Args:
-        folder: The folder.
-        kind: The kind that its manifest must name.
-        made_by: The command that makes such a folder, for the message.
+    """Return the manifest of a folder of that kind, which the command `made_by` makes.
 
     Raises:
         RecrayError: The folder is missing, unfinished or of another kind.
@@ -312,6 +307,20 @@ def check_kind(folder: Folder, kind: str, made_by: str) -> Manifest:
     if manifest.kind != kind:
         raise RecrayError(f"{folder} is a {manifest.kind}, not a {kind}; make one with `{made_by}`")
     return manifest
+
+
+def refuse_taken(folder: Folder, holds: bool, kind: str, resume: bool) -> None:
+    """Refuse a folder of something else, or of a run or sweep (`kind`) that is not to be continued.
+
+    Raises:
+        RecrayError: It is taken.
+    """
+    if holds and not resume:
+        raise RecrayError(
+            f"{folder} holds a {kind} already; give --resume to continue it, or another folder"
+        )
+    if not holds and folder.files():
+        raise RecrayError(f"{folder} is not empty and holds no {kind}; give another folder")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Protocol
 
 import safetensors.torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -22,7 +23,7 @@ from torch import Tensor
 from recray.config import build_settings, translated
 from recray.errors import DamagedFile, RecrayError
 from recray.inference.bundle import TrainedModel
-from recray.storage import MANIFEST, UNFINISHED, Folder, publish
+from recray.storage import MANIFEST, UNFINISHED, Folder, publish, refuse_taken
 from recray.training.run_metadata import (
     RUN_FORMAT,
     EpochEntry,
@@ -59,10 +60,6 @@ class TrainState:
     stopped: bool = False
     step: int = 0
 
-    def is_done(self, epochs: int) -> bool:
-        """Whether nothing is left to train of so many epochs."""
-        return self.stopped or self.epoch >= epochs
-
 
 _STATE = TypeAdapter(TrainState)
 
@@ -98,6 +95,16 @@ class Checkpoint:
                 )
 
 
+class CheckpointStore(Protocol):
+    """Where a run keeps its checkpoints; see RunFolder."""
+
+    def latest(self, warn: bool = True) -> Checkpoint | None:
+        """The newest one that can be read."""
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep one."""
+
+
 class RunFolder:
     """A run on disk.
 
@@ -109,6 +116,9 @@ class RunFolder:
         self.folder = Folder(path)
         self.checkpoints = self.folder.child(CHECKPOINTS)
         self._written: dict[str, TrainState] = {}  # no need to read these back at each save
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
     def validate(self, metadata: RunMetadata, resume: bool) -> None:
         """Make sure that the folder is free for a run, or holds this very run; writes nothing.
@@ -331,17 +341,3 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def _run_json(metadata: RunMetadata) -> dict[str, JsonValue]:
     """The content of run.json; `changes` only where there were some."""
     return metadata.model_dump(mode="json", exclude=None if metadata.changes else {"changes"})
-
-
-def refuse_taken(folder: Folder, holds: bool, kind: str, resume: bool) -> None:
-    """Refuse a folder of something else, or of a run or sweep (`kind`) that is not to be continued.
-
-    Raises:
-        RecrayError: It is taken.
-    """
-    if holds and not resume:
-        raise RecrayError(
-            f"{folder} holds a {kind} already; give --resume to continue it, or another folder"
-        )
-    if not holds and folder.files():
-        raise RecrayError(f"{folder} is not empty and holds no {kind}; give another folder")

@@ -27,7 +27,7 @@ from recray.models.objectives import (
     build_objective,
 )
 from recray.schema import TIMINGS
-from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
+from recray.training.checkpoint import Checkpoint, CheckpointStore, TrainState
 from recray.training.epochs import AllItemsEpochs, ALSEpochs, EpochRunner, PairEpochs
 from recray.training.gibbs import GibbsSampler
 from recray.training.run_metadata import EpochEntry
@@ -41,6 +41,11 @@ ASK_EVERY_S = 5.0
 """Seconds between two questions whether the machines are about to be taken away."""
 LOWER_IS_BETTER = RATING
 """Metrics of which the lowest value is the best."""
+
+
+def is_done(state: TrainState, epochs: int) -> bool:
+    """Whether nothing is left to train of so many epochs."""
+    return state.stopped or state.epoch >= epochs
 
 
 def epoch_runner(
@@ -126,7 +131,7 @@ class TrainingRun:
         model: Equal on every worker at the start.
         objective: What is minimised.
         shard: This worker's rows.
-        folder: Where checkpoints go; the same for all workers.
+        checkpoints: The same for all workers.
         workers: The group.
         validate: Sums and counts of validation metrics over this worker's users; None if there
             is no validation split.
@@ -140,7 +145,7 @@ class TrainingRun:
     model: Model
     objective: Objective
     shard: Shard | StreamedShard
-    folder: RunFolder
+    checkpoints: CheckpointStore
     workers: Workers
     validate: Validate | None
     report: Report
@@ -169,19 +174,19 @@ class TrainingRun:
             save = partial(self._save, runner, state)
             runner.on_step(PreemptionCheckpoint(self.preempting, save, self.workers))
         yield state
-        while not state.is_done(self.settings.train.epochs):
+        while not is_done(state, self.settings.train.epochs):
             self._epoch(runner, state)
             yield state
 
     def _restore(self, runner: EpochRunner) -> TrainState:
-        checkpoint = self.folder.latest(warn=False)  # the driver has warned already
+        checkpoint = self.checkpoints.latest(warn=False)  # the driver has warned already
         if checkpoint is None:
             group = self.workers.with_long_timeout()
             self.model.init_from_statistics(rating_statistics(self.shard, self.model.items, group))
             if self.initialize is not None:
                 self.initialize(self.model)
             return TrainState()
-        checkpoint.check_compatible(self.model.state_dict(), str(self.folder.folder))
+        checkpoint.check_compatible(self.model.state_dict(), str(self.checkpoints))
         self.model.load_state_dict(checkpoint.weights)
         runner.load_state(checkpoint.optimizer)
         state, losses = checkpoint.train_state, checkpoint.losses
@@ -228,7 +233,7 @@ class TrainingRun:
         if self.workers.rank == 0:
             weights = {k: v.detach().contiguous() for k, v in self.model.state_dict().items()}
             at = replace(state, step=step)
-            self.folder.save(Checkpoint(weights, runner.state(), at, losses))
+            self.checkpoints.save(Checkpoint(weights, runner.state(), at, losses))
         self.workers.with_long_timeout().barrier()
 
     def _validation(self) -> dict[str, float]:
@@ -270,7 +275,7 @@ class TrainingRun:
 def build_run(
     settings: Settings,
     prepared: Prepared,
-    run_folder: str,
+    checkpoints: CheckpointStore,
     workers: Workers,
     report: Callable[[dict[str, float]], None],
     start_weights: Sequence[StartWeights] | None = None,
@@ -280,7 +285,7 @@ def build_run(
     Args:
         settings: Resolved settings.
         prepared: The data set.
-        run_folder: Folder of the run.
+        checkpoints: Those of the run.
         workers: The group.
         report: Receives the metrics of each epoch.
         start_weights: What train.init_from names; None reads it here.
@@ -296,7 +301,7 @@ def build_run(
         model,
         objective,
         rows.shard,
-        RunFolder(run_folder),
+        checkpoints,
         workers,
         rows.validation(objective),
         report,

@@ -155,7 +155,7 @@ def train_worker(config: dict[str, TrainJob]) -> None:
             ray.train.report(metrics)
 
     prepared = Prepared.open(job.prepared)
-    run = build_run(job.settings, prepared, job.run, workers, report, job.start_weights)
+    run = build_run(job.settings, prepared, RunFolder(job.run), workers, report, job.start_weights)
     replace(run, preempting=lambda: ray.train.get_preemption_info() is not None).fit()
 
 

@@ -17,7 +17,7 @@ from recray.runtime.nodes import available_workers, require_shared, wait_for_cap
 from recray.runtime.session import LOCAL, require_local, session
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder, TrainState
-from recray.training.loop import device_of
+from recray.training.loop import device_of, is_done
 from recray.training.optimizers import EXACT, describe, pairs_of
 from recray.training.ray_train import Callbacks, TrainJob, fit, train_worker, watch_history
 from recray.training.run_metadata import RunMetadata, RunSummary
@@ -68,7 +68,7 @@ def run(
     metadata = _metadata(settings, prepared, workers)
     folder.validate(metadata, resume)
     before = folder.train_state()
-    if before.is_done(settings.train.epochs):
+    if is_done(before, settings.train.epochs):
         return _finish(folder, before, already=True)
     job = TrainJob(settings, prepared.folder.path, folder.folder.path, start_weights)
     training = _Training(job, prepared, folder, metadata, before, callbacks)
@@ -299,7 +299,8 @@ def check_trainable(
         check_streaming(settings, objective, max(prepared.rows_of_parts("train")), workers)
     start_weights = _check_start(settings, prepared)
     _check_negatives(settings, prepared, objective)
-    check_metric(settings.metric, settings.evaluate, rates=not settings.ranks)
+    if settings.train.metric != "auto":
+        check_metric(settings.metric, settings.evaluate, rates=not settings.ranks)
     return start_weights
 
 

@@ -7,7 +7,6 @@ themselves, so that its CPUs are free.
 
 import queue
 import threading
-from dataclasses import replace
 from typing import Any
 
 import ray.train
@@ -152,8 +151,7 @@ def trial_worker(config: dict[str, Any]) -> None:
     settings = build_settings(config["settings"])
     prepared = NoTestDataset.open(config["prepared"])
     entries: list[Entry] = []
-    run = build_run(settings, prepared, prepared.folder.path, workers, entries.append)
-    states = replace(run, folder=NoCheckpoints(prepared.folder.path)).epochs()
+    states = build_run(settings, prepared, NoCheckpoints(), workers, entries.append).epochs()
     next(states)  # the state before the first epoch
     for progress in states:
         done = progress.stopped or progress.epoch >= settings.train.epochs

@@ -23,8 +23,7 @@ from pydantic import AfterValidator, BaseModel, JsonValue, ValidationError
 
 from recray.config import Settings, build_settings, current_name, effective, translated
 from recray.errors import RecrayError
-from recray.storage import Folder
-from recray.training.checkpoint import refuse_taken
+from recray.storage import Folder, refuse_taken
 from recray.training.run_metadata import changed_values, flat_settings
 from recray.tuning.results import Entry, Point, Status, TuneResult, Values
 

@@ -10,7 +10,7 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from recray.data.dataset import KIND, Prepared, Ratings, id_hash
 from recray.data.split import hash_ids
 from recray.errors import RecrayError
 from recray.storage import Folder
-from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
+from recray.training.checkpoint import Checkpoint, TrainState
 from recray.training.loop import build_run
 from recray.training.shard import Workers
 from recray.tuning.results import Entry, Status
@@ -130,7 +130,7 @@ def check_folds(folds: int, prepared: Prepared) -> None:
         )
 
 
-class NoCheckpoints(RunFolder):
+class NoCheckpoints:
     """A run without checkpoints: trials are short, and the winner is trained again."""
 
     def latest(self, warn: bool = True) -> Checkpoint | None:
@@ -247,10 +247,10 @@ class TrialRun(Trial):
             data = [self.data.fold(n, self.folds) for n in range(self.folds)]
             # The mean over folds decides when to stop; a fold that stopped alone would leave it.
             settings = settings.changed(train={"patience": None})
-        folder, runs = self.sweep.folder.path, []
+        runs = []
         for ratings in data:
-            run = build_run(settings, ratings, folder, Workers(), self._entries.append)
-            runs.append(replace(run, folder=NoCheckpoints(folder)).epochs())
+            run = build_run(settings, ratings, NoCheckpoints(), Workers(), self._entries.append)
+            runs.append(run.epochs())
             next(runs[-1])
         return runs
 
