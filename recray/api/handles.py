@@ -82,7 +82,7 @@ class Data:
     @property
     def rejected(self) -> pd.DataFrame:
         """The first rows that could not be read: file, line, byte, text, reason."""
-        return self.prepared.folder.read_table("rejected.parquet").to_pandas()
+        return frames.plain(self.prepared.folder.read_table("rejected.parquet"))
 
     @property
     def splits(self) -> pd.DataFrame:
@@ -168,7 +168,7 @@ class Sweep:
     @cached_property
     def reports(self) -> pd.DataFrame:
         """A row a report: trial, epoch, metrics, the best so far, and what was searched."""
-        return SweepFolder(self.path).folder.read_table("results.parquet").to_pandas()
+        return frames.plain(SweepFolder(self.path).folder.read_table("results.parquet"))
 
     @cached_property
     def plots(self) -> "dict[str, Figure]":

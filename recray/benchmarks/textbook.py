@@ -12,7 +12,8 @@ def read_encode(path: str) -> int:
     """Read a csv or parquet file with Ray Data and encode its ids; returns the rows."""
     read = ray.data.read_csv if path.endswith(".csv") else ray.data.read_parquet
     encoder = OrdinalEncoder(columns=["userId", "movieId"])
-    return encoder.fit_transform(read(path)).materialize().count()
+    rows: int = encoder.fit_transform(read(path)).materialize().count()
+    return rows
 
 
 def tune_defaults(trial: Callable[[int], float], trials: int) -> None:

@@ -193,8 +193,8 @@ def grouped_dot(states: Tensor, rows: Tensor, users: UniqueIds, items: UniqueIds
         return states.sum() * 0 + rows.sum() * 0 + states.new_zeros(items.local.shape)
     # bf16 would lose digits in the sums of gradients, so the rows keep their own type here.
     with torch.autocast(states.device.type, enabled=False):
-        products: Tensor = _GroupedDot.apply(states, rows, users, items)
-    return products
+        out: Tensor = _GroupedDot.apply(states, rows, users, items)  # type: ignore[no-untyped-call]
+    return out
 
 
 class Model(nn.Module, ABC):

@@ -39,6 +39,12 @@ def ratings(rows: Ratings, users: IdMap, items: IdMap, titles: list[str]) -> pd.
     )
 
 
+def plain(table: pa.Table) -> pd.DataFrame:
+    """The columns of a table as they are."""
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
+
+
 def items(table: pa.Table) -> pd.DataFrame:
     """Items by raw id: title, year (missing where unknown), genres (a list), training ratings."""
     frame = table.select(["raw_item", "title", "year", "genres", "ratings"]).to_pandas()
