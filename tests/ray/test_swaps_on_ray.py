@@ -20,5 +20,5 @@ def free_serve(ray_session):
 def test_no_request_fails_or_mixes_while_models_and_replicas_change(free_serve, tmp_path):
     small = make_bundle(tmp_path / "small", *SMALL)
     row = swaps(small, tmp_path, SECONDS, print)
-    assert (row["failed"], row["mixed"]) == (0, 0)
-    assert (row["asked"], row["versions"]) == (int(SECONDS * SWAP_RATE), 2)
+    assert (row.failed, row.mixed) == (0, 0)
+    assert (row.asked, row.versions) == (int(SECONDS * SWAP_RATE), 2)
