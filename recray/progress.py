@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -15,6 +16,8 @@ Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | float | None"
 """A value that JSON can hold."""
 Log = Callable[[str], None]
 """Shows one line of progress; Console.log is one."""
+QUIET_SECONDS = 2.0
+"""How long a command works before a terminal shows a spinner: the quick ones need none."""
 
 
 class Console:
@@ -35,11 +38,20 @@ class Console:
         self._begin = time.monotonic()
         self._display: Progress | None = None
         self._counts_epochs = False
+        self._quiet = threading.Timer(QUIET_SECONDS, self._start)
         if sys.stderr.isatty():
-            self._show(_spinner(words))
+            self._quiet.daemon = True
+            self._quiet.start()
+
+    def _start(self) -> None:
+        self._display = _spinner(self._words)
+        self._display.start()
 
     def _show(self, display: "Progress | None") -> None:
         """Show this in place of what moves on the terminal now."""
+        self._quiet.cancel()
+        if self._quiet.is_alive():  # it may be starting the spinner at this moment
+            self._quiet.join()
         if self._display is not None:
             self._display.stop()
         self._display, self._counts_epochs = display, False
@@ -88,12 +100,19 @@ class Console:
     @contextlib.contextmanager
     def during(self, words: str) -> Iterator[None]:
         """Say what is done while the block runs: beside the spinner, or in a line elsewhere."""
-        self._words = words
-        if self._display is None:
+        before = self._words
+        if not sys.stderr.isatty():
             self.log(words)
-        else:
+        self._describe(words)
+        try:
+            yield
+        finally:
+            self._describe(before)
+
+    def _describe(self, words: str) -> None:
+        self._words = words
+        if self._display is not None and not self._counts_epochs:
             self._display.update(self._display.task_ids[0], description=words)
-        yield
 
     def close(self) -> None:
         """Stop the spinner or the bar: the work is done, or it is shown in another way."""

@@ -16,7 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from recray.data import feedback_log
-from recray.data.feedback_log import Given, LogWriter, RatingsLog, once
+from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog, once
 from recray.errors import RecrayError, StorageError
 from recray.inference.recommender import Recommender
 from recray.serving.ab_test import ABTest, compare_lists, hash_fraction
@@ -33,7 +33,7 @@ NEW = 77_777
 
 
 def given(user=1, item=110, rating=4.0, key="k", received=1_000_000):
-    return Given(user, item, rating, key, received)
+    return LoggedRating(user, item, rating, key, received)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 
 from recray.data import feedback
 from recray.data.feedback import with_log
-from recray.data.feedback_log import Given, LogWriter, RatingsLog
+from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
 from recray.data.readers import FileRange
 from recray.data.source import detect_source
 from recray.data.spill import Rows
@@ -67,8 +67,12 @@ def log(tmp_path):
 def test_a_source_gets_the_latest_of_each_pair_and_another_identity(log):
     given = detect_source("sample")
     writer = LogWriter(log)
-    writer.append([Given(1, 1, 2.0, "a", 1_000_000), Given(9999, 2, 5.0, "b", 2_000_000)])
-    writer.append([Given(1, 1, 4.0, "c", 3_000_000), Given(1, 99_999, 4.0, "d", 4_000_000)])
+    writer.append(
+        [LoggedRating(1, 1, 2.0, "a", 1_000_000), LoggedRating(9999, 2, 5.0, "b", 2_000_000)]
+    )
+    writer.append(
+        [LoggedRating(1, 1, 4.0, "c", 3_000_000), LoggedRating(1, 99_999, 4.0, "d", 4_000_000)]
+    )
     more, added = with_log(given, log)
     assert added.ratings == 2
     assert (added.users, added.unknown_items, added.damaged_parts) == (2, 1, [])
@@ -95,7 +99,7 @@ def test_a_log_of_other_data_is_refused(tmp_path, log):
     other = RatingsLog.of(str(tmp_path / "other"), "elsewhere", (False, False))
     with pytest.raises(RecrayError, match="holds ratings of elsewhere, not of sample"):
         with_log(given, other)
-    LogWriter(log).append([Given(1, 99_999, 4.0, "a", 1)])
+    LogWriter(log).append([LoggedRating(1, 99_999, 4.0, "a", 1)])
     with pytest.raises(RecrayError, match="none of an item of sample"):
         with_log(given, log)
 

@@ -135,7 +135,7 @@ def test_what_the_data_lack_is_left_out():
 
 
 def test_bars_are_the_counts():
-    figure = run.levels([[1.0, 3], [2.5, 1]])
+    figure = run.rating_counts([[1.0, 3], [2.5, 1]])
     assert [bar.get_height() for bar in figure.axes[0].patches] == [3, 1]
     rates = run.speed([{"epoch": 1, "loss": 1.0, "seconds": 0.5}], 100)
     assert [bar.get_height() for bar in rates.axes[0].patches] == [200]

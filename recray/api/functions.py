@@ -12,7 +12,7 @@ is taken as it is, so that a notebook can be run again; what does not match is r
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 from pydantic import JsonValue
@@ -156,7 +156,7 @@ def evaluate(
         raise RecrayError(f"among={among!r}: give 'all' or 'rated'")
     changes: Changes = {} if relevant_from is None else {"relevant_from": relevant_from}
     if k is not None:
-        changes = {**changes, "k": [k] if isinstance(k, int) else [*k]}
+        changes = {**changes, "k": cast("JsonValue", k)}  # settings judge it
     return _measure(model, changes, baselines, among == "rated", workers, address)
 
 

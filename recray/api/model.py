@@ -20,7 +20,7 @@ from recray.serving.registry import resolve_bundle
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Given = Mapping[RawId, float] | Iterable[tuple[RawId, float]]
+RatingsByItem = Mapping[RawId, float] | Iterable[tuple[RawId, float]]
 """Items, by raw id or by a part of the title, and stars."""
 
 
@@ -91,7 +91,7 @@ class Loaded:
         user = self._known(user)
         return _listed(self.recommender.recommend(user, k, filters=Filters(**filters)))
 
-    def recommend_from(self, ratings: Given, k: int = 10, **filters: Any) -> pd.DataFrame:
+    def recommend_from(self, ratings: RatingsByItem, k: int = 10, **filters: Any) -> pd.DataFrame:
         """The k best items for somebody who was not in training: folded in, not retrained.
 
         Args:

@@ -245,7 +245,7 @@ def doctor(
     """
     from recray.pipelines import doctor as checks
 
-    result = checks.examine(checks.Plan(storage, data, workers, port), address)
+    result = checks.diagnose(checks.Plan(storage, data, workers, port), address)
     ui.result(result, result.text())
     click.get_current_context().exit(1 if result.problems else 0)
 

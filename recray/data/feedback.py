@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from recray.data.feedback_log import MICRO, Given, RatingsLog
+from recray.data.feedback_log import MICRO, LoggedRating, RatingsLog
 from recray.data.readers import FileRange, RatingsFile, format_of_names
 from recray.data.source import Source
 from recray.data.spill import Rows
@@ -76,7 +76,7 @@ def with_log(source: Source, log: RatingsLog) -> tuple[Source, LogSummary]:
     return replace(source, ranges=(*source.ranges, file_range), identity=identity), summary
 
 
-def _known(source: Source, ratings: list[Given]) -> list[Given]:
+def _known(source: Source, ratings: list[LoggedRating]) -> list[LoggedRating]:
     """The ratings of the source's own items; all of them where it lists none."""
     if not len(source.movies):
         return ratings
@@ -85,7 +85,9 @@ def _known(source: Source, ratings: list[Given]) -> list[Given]:
     return [g for g, known in zip(ratings, is_known, strict=True) if known]
 
 
-def _snapshot(source: Source, log: RatingsLog, ratings: list[Given]) -> tuple[FileRange, str]:
+def _snapshot(
+    source: Source, log: RatingsLog, ratings: list[LoggedRating]
+) -> tuple[FileRange, str]:
     """Write the ratings as one parquet file named by its content."""
     text = source.text
     kinds = [pa.string() if role in text else pa.int64() for role in ("raw_user", "raw_item")]

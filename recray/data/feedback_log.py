@@ -32,7 +32,7 @@ MICRO = 1_000_000
 
 
 @dataclass(frozen=True)
-class Given:
+class LoggedRating:
     """One rating that came.
 
     Args:
@@ -66,7 +66,7 @@ class Contents:
         repeated: Copies that were left out.
     """
 
-    ratings: list[Given]
+    ratings: list[LoggedRating]
     parts: int
     damaged: list[str]
     repeated: int
@@ -133,7 +133,7 @@ class RatingsLog:
         found = self.folder.files()
         return [name for name in found if PART.fullmatch(name)]
 
-    def read_part(self, name: str) -> list[Given] | None:
+    def read_part(self, name: str) -> list[LoggedRating] | None:
         """The ratings of one part; None if it is gone, because it was put together with others.
 
         Raises:
@@ -150,7 +150,7 @@ class RatingsLog:
             if not self.folder.exists(name):
                 return None
             raise
-        return [Given(*row) for row in zip(*columns, strict=True)]
+        return [LoggedRating(*row) for row in zip(*columns, strict=True)]
 
     def _schema(self) -> pa.Schema:
         user, item = (pa.string() if text else pa.int64() for text in self.text)
@@ -164,7 +164,7 @@ class RatingsLog:
             ]
         )
 
-    def write_part(self, name: str, ratings: Sequence[Given]) -> None:
+    def write_part(self, name: str, ratings: Sequence[LoggedRating]) -> None:
         """Write a part; it is on the disk, whole, when this returns.
 
         Raises:
@@ -187,7 +187,7 @@ class RatingsLog:
         Raises:
             RecrayError: The store does not answer.
         """
-        parts: dict[str, list[Given]] = {}
+        parts: dict[str, list[LoggedRating]] = {}
         damaged: set[str] = set()
         gone = True
         while gone:  # parts that were put together meanwhile are elsewhere by now: look once more
@@ -211,9 +211,9 @@ class RatingsLog:
         return Contents(ratings, len(names), left_out, copies)
 
 
-def once(ratings: Iterable[Given]) -> list[Given]:
+def once(ratings: Iterable[LoggedRating]) -> list[LoggedRating]:
     """Each rating once, by the time it first came."""
-    first: dict[Any, Given] = {}
+    first: dict[Any, LoggedRating] = {}
     for rating in ratings:
         before = first.get(rating.identity)
         if before is None or rating.received < before.received:
@@ -233,7 +233,7 @@ class LogWriter:
         self._count: dict[int, int] = {}
         self._small: dict[int, list[str]] = {}
 
-    def append(self, ratings: Sequence[Given]) -> str:
+    def append(self, ratings: Sequence[LoggedRating]) -> str:
         """Write ratings as one part, which outlives a kill once this returns; return its name.
 
         Raises:
@@ -241,7 +241,7 @@ class LogWriter:
         """
         return self._write(0, ratings)
 
-    def _write(self, level: int, ratings: Sequence[Given]) -> str:
+    def _write(self, level: int, ratings: Sequence[LoggedRating]) -> str:
         number = self._count.get(level, 0)
         name = f"{self.name}/part-{level}-{number:09d}{ENDING}"
         self.log.write_part(name, ratings)

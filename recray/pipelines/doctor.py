@@ -12,13 +12,13 @@ from pydantic import BaseModel
 from recray.data import movielens
 from recray.errors import RecrayError
 from recray.pipelines.node_facts import (
-    Look,
     NodeFacts,
+    NodeProbe,
     Token,
     asks_for_token,
     find_token,
     find_versions,
-    written_probe,
+    probe_file,
 )
 from recray.runtime.nodes import Node, capacity_of, run_on_all_nodes
 from recray.runtime.ray_private import dashboard_url
@@ -96,7 +96,7 @@ class Plan:
     port: int = 8000
 
 
-def examine(plan: Plan, address: str = LOCAL) -> Diagnosis:
+def diagnose(plan: Plan, address: str = LOCAL) -> Diagnosis:
     """Check this machine, then join the cluster and check every node.
 
     Raises:
@@ -107,8 +107,8 @@ def examine(plan: Plan, address: str = LOCAL) -> Diagnosis:
     path = Folder(plan.data).path if plan.data and _is_path(plan.data) else None
     ratings = _ratings(path or plan.data)
     token = _token_here()
-    with session(address), written_probe(storage) as probe:
-        told = run_on_all_nodes(Look(storage, probe, path, plan.port))
+    with session(address), probe_file(storage) as probe:
+        told = run_on_all_nodes(NodeProbe(storage, probe, path, plan.port))
         answers = [(node, facts) for node, facts, _ in told if facts is not None]
         silent = [f"{node.name}: {why}" for node, _, why in told if why]
         findings = [_answering(len(told), silent)]

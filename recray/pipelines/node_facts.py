@@ -68,7 +68,7 @@ class NodeFacts:
 
 
 @dataclass(frozen=True)
-class Look:
+class NodeProbe:
     """Looks at the node that it is called on.
 
     Args:
@@ -169,7 +169,7 @@ def _torch_gpus() -> str:
 
 
 @contextlib.contextmanager
-def written_probe(storage: str) -> Iterator[str]:
+def probe_file(storage: str) -> Iterator[str]:
     """A file in the storage while the block runs; its name, or empty where none can be written."""
     folder, name = Folder(storage), f"{UNFINISHED}doctor-{uuid.uuid4().hex[:8]}"
     try:

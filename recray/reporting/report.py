@@ -169,13 +169,13 @@ def data_plots(every: Ratings, item_table: pa.Table) -> dict[str, Figure]:
         every: All of its ratings.
         item_table: schema.ITEMS.
     """
-    stars, count = np.unique(every.rating.astype(np.float64), return_counts=True)
+    levels = np.unique(every.rating.astype(np.float64), return_counts=True)
     per_item = np.bincount(every.item, minlength=len(item_table))
     genres = Counter[str]()
     for names, ratings in zip(item_table["genres"].to_pylist(), per_item, strict=True):
         genres.update({genre: int(ratings) for genre in names})
     drawn = {
-        "data-ratings": run_plots.levels(list(zip(stars.tolist(), count.tolist(), strict=True))),
+        "data-ratings": run_plots.rating_counts(np.column_stack(levels).tolist()),
         "data-time": run_plots.over_time(every.timestamp),
         "data-users": run_plots.activity(np.bincount(every.user), "user"),
         "data-films": run_plots.activity(per_item, "film"),
@@ -221,7 +221,7 @@ def _predictions(recommender: Recommender) -> Section | None:
         pair = held.predicted, held.actual
         drawn = {
             "predictions-spread": predictions.distributions(*pair),
-            "predictions-against": predictions.against(*pair),
+            "predictions-against": predictions.predicted_against_actual(*pair),
             "predictions-calibration": predictions.calibration(*pair),
             "predictions-error": predictions.error_by_level(*pair),
         }

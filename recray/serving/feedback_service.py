@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 
 from recray.data.dataset import RawId
-from recray.data.feedback_log import Given, LogWriter, RatingsLog
+from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
 from recray.errors import DamagedFile, RecrayError
 from recray.inference.recommender import RawRatings, Recommender
 from recray.serving.guard import log
@@ -35,10 +35,10 @@ class FeedbackService:
     def __init__(self, ratings: RatingsLog) -> None:
         self.log, self.writer = ratings, LogWriter(ratings)
         self.damaged: set[str] = set()
-        self._by_user: dict[RawId, dict[RawId, Given]] = {}
-        self._by_key: dict[tuple[RawId, str], tuple[Given, Future[None]]] = {}
+        self._by_user: dict[RawId, dict[RawId, LoggedRating]] = {}
+        self._by_key: dict[tuple[RawId, str], tuple[LoggedRating, Future[None]]] = {}
         self._files_read: set[str] = set()
-        self._waiting: list[tuple[Given, Future[None]]] = []
+        self._waiting: list[tuple[LoggedRating, Future[None]]] = []
         self._last_received = 0
         self._changed = threading.Condition()
         self._stopped = threading.Event()
@@ -94,7 +94,7 @@ class FeedbackService:
                 return written, True
             # Strictly growing, although the clock may stand still or be set back.
             self._last_received = max(self._last_received + 1, time.time_ns() // 1000)
-            event = Given(user, item, rating, key, self._last_received)
+            event = LoggedRating(user, item, rating, key, self._last_received)
             written = Future[None]()
             written.set_running_or_notify_cancel()  # a request that is given up cancels nothing
             self._by_key[user, key] = event, written
@@ -112,7 +112,7 @@ class FeedbackService:
                 return
             self._write(batch)
 
-    def _write(self, batch: list[tuple[Given, Future[None]]]) -> None:
+    def _write(self, batch: list[tuple[LoggedRating, Future[None]]]) -> None:
         try:
             self.writer.append([event for event, _ in batch])
         except Exception as error:  # the waiting requests answer with it; the thread goes on
@@ -157,7 +157,7 @@ class FeedbackService:
         self._files_read &= names
         self.damaged &= names
 
-    def _add(self, events: Iterable[Given]) -> None:
+    def _add(self, events: Iterable[LoggedRating]) -> None:
         done = Future[None]()
         done.set_result(None)
         with self._changed:

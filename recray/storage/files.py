@@ -223,12 +223,14 @@ class Manifest(BaseModel, extra="allow"):
         """Read the content of a manifest.
 
         Raises:
-            RecrayError: It lists no files, or names one outside of its folder.
+            RecrayError: It does not list its files, or names one outside of its folder.
         """
         try:
             manifest = cls.model_validate(content)
         except ValidationError as error:
-            raise DamagedFile(f"{path} is damaged: it lists no files") from error
+            where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
+            reason = error.errors()[0]["msg"]
+            raise DamagedFile(f"{path} is damaged: {where}: {reason}") from error
         for entry in manifest.files:
             parts = entry.name.split("/")
             if not all(parts) or {".", ".."} & set(parts) or "\\" in entry.name:

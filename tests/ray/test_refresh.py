@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from recray.cli import cli
 from recray.data import sample
-from recray.data.feedback_log import Given, LogWriter, RatingsLog
+from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
 from recray.inference.bundle import Bundle
 from recray.serving.registry import Registry
 from recray.training.warm_start import grown
@@ -46,14 +46,14 @@ def shop(ray_session, tmp_path_factory):
     registry.promote(registry.add(str(folder / "b")))
     log = RatingsLog.of(f"{registry.folder}/ratings", "shop", (False, False))
     ratings = [
-        Given(int(u), int(i), float(r), f"{u}-{i}", int(t) * 1_000_000)
+        LoggedRating(int(u), int(i), float(r), f"{u}-{i}", int(t) * 1_000_000)
         for (u, i, r, t), late in zip(rows, later, strict=True)
         if late
     ]
     first = Bundle.open(str(folder / "b"))
     # One film of the hold-out is rated again: it stays in the hold-out.
     pair = first.user_ids.raw[first.holdout.user[0]], first.item_ids.raw[first.holdout.item[0]]
-    ratings.append(Given(int(pair[0]), int(pair[1]), 0.5, "again", 2_000_000_000_000_000))
+    ratings.append(LoggedRating(int(pair[0]), int(pair[1]), 0.5, "again", 2_000_000_000_000_000))
     LogWriter(log).append(ratings)
     return folder, source, made["version"], len(ratings)
 
@@ -138,7 +138,7 @@ def test_logs_of_other_data_are_refused(shop, tmp_path):
     said = recray("prepare", source, "--out", out, "--ratings-log", tmp_path / "other", status=2)
     assert "holds ratings of elsewhere, not of shop" in said
     strange = RatingsLog.of(str(tmp_path / "strange"), "shop", (False, False))
-    LogWriter(strange).append([Given(1, 999_999, 4.0, "k", 1)])
+    LogWriter(strange).append([LoggedRating(1, 999_999, 4.0, "k", 1)])
     said = recray("prepare", source, "--out", out, "--ratings-log", tmp_path / "strange", status=2)
     assert "none of an item of shop" in said
     said = recray("prepare", source, "--out", out, "--ratings-log", tmp_path / "none", status=2)

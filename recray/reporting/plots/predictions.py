@@ -123,7 +123,7 @@ def _shares(values: Stars, edges: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.histogram(inside, edges)[0] / len(values)
 
 
-def against(predicted: Stars, actual: Stars) -> Figure:
+def predicted_against_actual(predicted: Stars, actual: Stars) -> Figure:
     """For each actual rating, where the predictions lie: (R,) and (R,) ratings."""
     figure, axes = style.picture(
         "Predicted against actual ratings: each column adds to 100 %, lines are the means",

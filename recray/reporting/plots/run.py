@@ -38,7 +38,7 @@ Entries = Sequence[Mapping[str, float]]
 # -------------------------------------------------------------------------------- the data
 
 
-def levels(pairs: Sequence[Sequence[float]]) -> Figure:
+def rating_counts(pairs: Sequence[Sequence[float]]) -> Figure:
     """How often each rating was given.
 
     Args:
