@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.runtime.ray_private import PRODUCTION_SWITCHES, serve_address
-from recray.runtime.session import LOCAL, ray_runs, session, switched
+from recray.runtime.session import LOCAL, ray_goes_on, session, switched
 from recray.serving.auth import load_keys, require_keys
 from recray.serving.guard import ServiceMetrics, log
 from recray.serving.options import DEPLOYMENT, AppArgs, ServiceLimits, ServiceOptions
@@ -284,7 +284,7 @@ def serving(
     if address == LOCAL:
         refuse_taken_port(host, port)
     switches = PRODUCTION_SWITCHES if profile == "production" else {}
-    goes_on = address != LOCAL or ray_runs()
+    goes_on = address != LOCAL or ray_goes_on()
     with switched(switches, overrule=True), session(address), _ray_serve(host, port, goes_on):
         deploy(bundle, limits, replicas, options)
         yield f"http://{host}:{port}"

@@ -37,6 +37,14 @@ def wait_until_ready(url: str, service: subprocess.Popen[bytes]) -> None:
             time.sleep(0.5)
 
 
+def test_the_first_command_prints_lines_of_recray_alone(tmp_path):
+    port = str(free_ports(1)[0])
+    words = [sys.executable, "-m", "recray", "up", "sample", "--once", "--port", port]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if not line.startswith("[ ")] == []
+
+
 def test_every_command_of_the_readme_does_what_it_says(tmp_path):
     port = str(free_ports(1)[0])
     service = None
