@@ -145,3 +145,4 @@ def test_a_job_ends_well_where_every_fifth_write_fails(s3, monkeypatch):
     made = Prepared.open("s3://data/release/prepared", verify=True)
     assert made.users == 600
     between.shutdown()
+    between.server_close()
