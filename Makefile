@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?= slow
 # Two processes take the tests of a Ray each, the others all that start none.
-PROCESSES ?= 3
+PROCESSES ?= 4
 INSTALLED := $(VENV)/.installed
 
 .PHONY: run test test-slow test-pythons check validate docs dist clean
