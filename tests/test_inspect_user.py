@@ -72,3 +72,13 @@ def test_the_command_marks_hits_and_prints_one_json_object(make_bundle):
 def test_an_unknown_user_is_one_line_and_exit_2(make_bundle):
     done = run(make_bundle().folder.path, "--user", 7)
     assert (done.exit_code, done.stderr) == (2, "Error: no user 7 in tiny\n")
+
+
+def test_a_fault_inside_is_not_told_as_an_unknown_user(make_bundle, monkeypatch):
+    def faulty(*_arguments):
+        raise KeyError("a fault")
+
+    bundle = make_bundle().folder.path
+    monkeypatch.setattr(Recommender, "recommend", faulty)
+    done = run(bundle, "--user", raw(0))
+    assert (done.exit_code, type(done.exception)) == (1, KeyError)

@@ -1,7 +1,7 @@
 """What one does with a bundle: evaluate, recommend, explain, similar."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -243,8 +243,7 @@ def recommend(
         new = _raw_items(recommender.items, ratings)
         answer = recommender.recommend_from(new, k, filters=chosen)
     else:
-        with _known_user(recommender, user) as raw_user:
-            answer = recommender.recommend(raw_user, k, filters=chosen)
+        answer = recommender.recommend(_known_user(recommender, user), k, filters=chosen)
     return ui.result(answer.plain(), terminal.recommendations(answer))
 
 
@@ -264,13 +263,17 @@ def _recommender(bundle: str) -> "Recommender":
     return Recommender.open(resolve_bundle(bundle))
 
 
-@contextlib.contextmanager
-def _known_user(recommender: "Recommender", user: str) -> Iterator[RawId]:
-    """Give the raw id of a user; a KeyError of the block says that there is no such user."""
-    try:
-        yield recommender.users.parse(user)
-    except KeyError:
-        raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}") from None
+def _known_user(recommender: "Recommender", user: str) -> RawId:
+    """The raw id of a user of the data set.
+
+    Raises:
+        RecrayError: There is no such user.
+    """
+    with contextlib.suppress(KeyError):
+        raw = recommender.users.parse(user)
+        if recommender.users.encode_one(raw) >= 0:
+            return raw
+    raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}")
 
 
 def _parse_rating(text: str) -> tuple[str, float]:
@@ -304,8 +307,7 @@ def explain(ui: Console, bundle: str, user: str, k: int) -> None:
     from recray.inference.inspect_user import inspect_user
 
     recommender = _recommender(bundle)
-    with _known_user(recommender, user) as raw_user:
-        result = inspect_user(recommender, raw_user, k)
+    result = inspect_user(recommender, _known_user(recommender, user), k)
     ui.result(asdict(result), terminal.explanation(result, k))
 
 
