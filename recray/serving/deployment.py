@@ -6,6 +6,7 @@ import math
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 NAME = DEPLOYMENT
 EXPORT_SECONDS = 1.0
+PORT_TIMEOUT_S = 10.0
 SECONDS_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]
 SHARE_BUCKETS = [0.1 * tenth for tenth in range(1, 11)]
 SCORE_DIFF_BUCKETS = [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0]
@@ -323,3 +325,15 @@ def _ray_serve(host: str, port: int, ray_goes_on: bool) -> Iterator[None]:
             # Ray prints a line when the controller ends; stdout is for the command's result.
             with contextlib.redirect_stdout(sys.stderr):
                 serve.shutdown()
+            _wait_until_free(host, port)
+
+
+def _wait_until_free(host: str, port: int) -> None:
+    """Wait until nothing listens any more: the proxy's process ends a little after shutdown."""
+    end = time.monotonic() + PORT_TIMEOUT_S
+    while time.monotonic() < end:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex((host, port)):
+                return
+        time.sleep(0.05)

@@ -25,9 +25,13 @@ def ray_session():
 
 @pytest.fixture(scope="session")
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    # Below the ports that the system gives to connections: one of those could be taken by the time
+    # that a later test listens.
+    for number in range(20_000 + os.getpid() % 1_000, 32_000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", number)):
+                return number
+    raise RuntimeError("no free port")
 
 
 @pytest.fixture(scope="session")
