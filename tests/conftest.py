@@ -96,6 +96,11 @@ def prepared(tmp_path) -> Prepared:
             "buckets": 1,
             "counts": {"users": USERS, "items": ITEMS, "unseen_users": 2, "unseen_items": 1},
             "splits": splits,
+            "fits": {
+                "train": {"users": USERS, "items": ITEMS, "range": [3.0, 5.0]},
+                "train+valid": {"users": USERS + 1, "items": ITEMS, "range": [3.0, 5.0]},
+                "all": {"users": USERS + 2, "items": ITEMS + 1, "range": [3.0, 5.0]},
+            },
             "ratings": {"range": [1.0, 5.0], "levels": []},
             "settings": {"data": {}, "split": {"kind": "per-user-random", "seed": 0}},
             "fingerprints": {name: name * 8 for name in (*schema.PARTS, "ids", "items")},

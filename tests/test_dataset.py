@@ -1,100 +1,35 @@
-"""Raw ids and dense ids."""
+"""The prepared data set: what each fit knows, and which rows it learns from."""
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from recray.data.dataset import ID_LIMIT, IdMap, TextIds, id_hash, train_ids_first
-from recray.errors import RecrayError
-
-flagged = st.dictionaries(st.integers(0, 2**62), st.booleans(), max_size=30)
+from tests.conftest import ITEMS, USERS, rows_of_splits
 
 
-def build(ids: dict[int, bool] | dict[str, bool], kind: type = np.int64) -> IdMap:
-    raw, in_training = np.array(list(ids), kind), np.array(list(ids.values()), bool)
-    return IdMap(raw[train_ids_first(raw, in_training)], int(in_training.sum()))
+@pytest.mark.parametrize(
+    ("fit_on", "splits", "users", "items"),
+    [
+        ("train", ["train"], USERS, ITEMS),
+        ("train+valid", ["train", "valid"], USERS + 1, ITEMS),
+        ("all", ["train", "valid", "test"], USERS + 2, ITEMS + 1),
+    ],
+)
+def test_a_fit_learns_every_row_of_its_splits(prepared, fit_on, splits, users, items):
+    fit, rows = prepared.fit(fit_on), prepared.load_fit(fit_on)
+    assert (fit.users, fit.items) == (users, items)
+    expected = sorted((u, i) for split in splits for u, i, *_ in rows_of_splits()[split])
+    assert sorted(zip(rows.user.tolist(), rows.item.tolist(), strict=True)) == expected
+    assert rows.user.max() == users - 1
+    assert rows.item.max() == items - 1
 
 
-def test_training_ids_come_first_and_ascending():
-    ids = build({50: True, 7: False, 3: True, 99: False, 20: True})
-    assert ids.raw.tolist() == [3, 20, 50, 7, 99]
-    assert ids.known == 3
-    assert ids.encode(np.array([3, 20, 50, 7, 99])).tolist() == [0, 1, 2, 3, 4]
+def test_a_fit_of_data_that_an_earlier_version_prepared_knows_those_of_training(prepared):
+    del prepared.manifest["fits"]
+    assert prepared.fit("train+valid")[:2] == (USERS, ITEMS)
+    assert prepared.load_fit("train+valid").user.max() == USERS - 1
+    assert prepared.fit("all")[:2] == (USERS + 2, ITEMS + 1)
 
 
-@given(flagged)
-def test_encoding_is_a_bijection_with_training_ids_first(ids):
-    made = build(ids)
-    assert len(made) == len(ids)
-    dense = made.encode(made.raw)
-    assert dense.dtype == np.int32
-    assert dense.tolist() == list(range(len(ids)))
-    assert made.raw.tolist() == sorted(ids, key=lambda raw: (not ids[raw], raw))
-
-
-@given(flagged, st.lists(st.integers(0, 2**62)))
-def test_ids_of_no_split_become_minus_one(ids, asked):
-    made = build(ids)
-    strangers = [raw for raw in asked if raw not in ids]
-    assert (made.encode(np.array(strangers, np.int64)) == -1).all()
-
-
-def test_an_id_map_does_not_depend_on_the_order_it_was_given():
-    one, two = build({5: True, 2: False, 9: True}), build({9: True, 5: True, 2: False})
-    assert one.raw.tolist() == two.raw.tolist()
-    assert one.known == two.known
-
-
-def test_one_id_encodes_alone():
-    made = build({5: True, 2: False})
-    assert [made.encode_one(raw) for raw in (5, 2, 3, 6)] == [0, 1, -1, -1]
-
-
-# -------------------------------------------------------------------------------------- text
-
-texts = st.dictionaries(st.text(min_size=1, max_size=6), st.booleans(), max_size=20)
-
-
-def build_text(ids: dict[str, bool]) -> IdMap:
-    return build(ids, object)
-
-
-@given(texts)
-def test_text_ids_ascend_by_code_point_with_training_first(ids):
-    made = build_text(ids)
-    assert made.raw.tolist() == sorted(ids, key=lambda raw: (not ids[raw], raw))
-    assert [made.encode_one(raw) for raw in made.raw] == list(range(len(ids)))
-
-
-def test_numbers_and_text_are_never_each_other():
-    numbers, words = build({7: True}), build_text({"7": True})
-    assert (numbers.encode_one("7"), words.encode_one(7)) == (-1, -1)
-    assert (numbers.encode_one(numbers.parse("7")), words.encode_one(words.parse("7"))) == (0, 0)
-    assert numbers.encode(np.array(["7"], object)).tolist() == [-1]
-
-
-@pytest.mark.parametrize("written", ["x", "", "-1", "1.5", "9" * 19])
-def test_what_is_written_for_a_number_must_be_one(written):
-    with pytest.raises(KeyError):
-        build({7: True}).parse(written)
-
-
-def test_keys_of_text_are_stable_and_those_of_numbers_are_themselves():
-    assert id_hash(pa.array([5, 2])).tolist() == [5, 2]
-    key = id_hash(pa.array(["ann", "bob", "ann"]))
-    assert key.tolist() == [key[0], key[1], key[0]]
-    assert 0 <= key.min() <= key.max() < ID_LIMIT
-    assert key[:2].tolist() == [203920426015911114, 374657433658891730]
-
-
-def test_texts_come_back_from_their_keys():
-    pairs = pa.table({"key": id_hash(pa.array(["b", "a", "b"])), "text": ["b", "a", "b"]})
-    made = TextIds.join([pairs, pairs.slice(1)])
-    assert made.of(pairs["key"].to_numpy()).tolist() == ["b", "a", "b"]
-
-
-def test_two_texts_with_one_key_are_refused():
-    with pytest.raises(RecrayError, match="have one hash"):
-        TextIds.join([pa.table({"key": [1, 1], "text": ["a", "b"]})])
+def test_only_the_fingerprint_of_a_fit_on_all_depends_on_test(prepared):
+    before = [prepared.fingerprint_of(fit_on) for fit_on in ("train", "train+valid", "all")]
+    prepared.manifest["fingerprints"]["test"] = "other" * 8
+    after = [prepared.fingerprint_of(fit_on) for fit_on in ("train", "train+valid", "all")]
+    assert [b == a for b, a in zip(before, after, strict=True)] == [True, True, False]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recray.data.dataset import IdMap
+from recray.data.ids import IdMap
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import Filters

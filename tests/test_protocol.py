@@ -7,7 +7,8 @@ from click.testing import CliRunner
 
 from recray.cli import cli
 from recray.config import EvaluateSettings
-from recray.data.dataset import IdMap, Ratings
+from recray.data.dataset import Ratings
+from recray.data.ids import IdMap
 from recray.errors import RecrayError
 from recray.evaluation import evaluator, protocol
 from recray.evaluation.metrics import compute_metrics, rank_block

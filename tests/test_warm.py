@@ -1,9 +1,12 @@
 """Starting from finished runs: the weights are theirs, and what does not fit is refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from recray.config import load_settings
+from recray.data.dataset import Fit
 from recray.errors import RecrayError
 from recray.models.factorization import Dot, Hybrid
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
@@ -83,12 +86,14 @@ def test_a_run_of_other_data_is_refused(tmp_path):
     )
     weights = Dot(USERS, ITEMS, 3).state_dict()
     run.save(Checkpoint(weights, {}, TrainState(epoch=1, best_epoch=1)))
-    (found,) = read_runs([str(tmp_path / "run")], "a")
+    fit = Fit(USERS, ITEMS, (1.0, 5.0), ("train",))
+    prepared = SimpleNamespace(fingerprint="a", fit=lambda _fit_on: fit)
+    (found,) = read_runs([str(tmp_path / "run")], prepared, "train")
     assert (found.kind, set(found.weights)) == ("dot", set(weights))
     with pytest.raises(RecrayError, match="was trained on tiny as it is prepared elsewhere"):
-        read_runs([str(tmp_path / "run")], "b")
+        read_runs([str(tmp_path / "run")], SimpleNamespace(fingerprint="b"), "train")
     with pytest.raises(RecrayError, match="holds no run"):
-        read_runs([str(tmp_path / "none")], "a")
+        read_runs([str(tmp_path / "none")], prepared, "train")
 
 
 def test_pretrained_vectors_know_who_is_alike():

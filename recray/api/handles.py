@@ -128,12 +128,12 @@ class Run:
         Raises:
             RecrayError: The folder is taken, or the data set has changed since.
         """
-        from recray.training import trainer
+        from recray.training.export import export, same_bundle
 
         prepared = Prepared.open(RunFolder(self.path).metadata().prepared)
-        if not trainer.same_bundle(Folder(out), self.path, prepared):
+        if not same_bundle(Folder(out), self.path, prepared):
             with telling(f"measure {self.path} on the test split"):
-                trainer.export(self.path, out)
+                export(self.path, out)
         return Loaded.open(out)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 
-from recray.data.dataset import RawId
+from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.evaluation.report import parse_report
 from recray.inference.catalog import Filters

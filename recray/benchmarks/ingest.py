@@ -25,9 +25,9 @@ from recray.benchmarks.harness import (
 )
 from recray.config import Settings
 from recray.data import ingest, parse, source
+from recray.data.ids import DenseIds
 from recray.data.readers import FileRange
 from recray.data.spill import read_arrow, write_arrow
-from recray.data.tasks import DenseIds
 from recray.progress import Log
 from recray.runtime.nodes import map_tasks
 from recray.runtime.session import session

@@ -33,7 +33,7 @@ from recray.benchmarks.client import (
 )
 from recray.benchmarks.harness import Figures, Measurement, load_now, own_memory
 from recray.benchmarks.synthetic import make_bundle
-from recray.data.dataset import RawId
+from recray.data.ids import RawId
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import RawRatings, Recommender
 from recray.progress import Log

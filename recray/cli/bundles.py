@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from pydantic import JsonValue
 
 from recray.cli.base import PATH, SOURCE, Recipe, cli, default_out, options, shared
-from recray.data.dataset import IdMap, RawId
+from recray.data.ids import IdMap, RawId
 from recray.errors import RecrayError
 from recray.progress import Console
 from recray.reporting import terminal

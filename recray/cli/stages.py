@@ -186,10 +186,10 @@ def export(ui: Console, run: str, out: str) -> None:
         recray export runs/mse --out bundles/mse
     """
     from recray.evaluation.report import parse_report
-    from recray.training import trainer
+    from recray.training.export import export as export_run
 
     with ui.during(f"measure {run} on the test split"):
-        bundle = trainer.export(run, out)
+        bundle = export_run(run, out)
     text = terminal.evaluation(parse_report(bundle.metrics))
     result = results.ExportedBundle(
         bundle=bundle.folder.path, version=bundle.version, evaluation=bundle.metrics

@@ -205,8 +205,10 @@ class TrainSettings(Group):
     """Most ratings that a worker holds in memory. A worker with more reads its files in another
     order each epoch (see recray.training.streaming). null: no limit.
     """
-    fit_on: Literal["train", "train+valid"] = "train"
-    """train+valid: train on both splits for all epochs, for a last run with chosen settings."""
+    fit_on: Literal["train", "train+valid", "all"] = "train"
+    """The splits that are trained on. train+valid, and all with test: for all epochs, without
+    validation, with settings that an earlier run has chosen.
+    """
     init_from: tuple[str, ...] = ()
     """Finished runs whose best weights the model starts from; a gmf and an mlp make a neumf. Or a
     bundle, also one of earlier data: users and items that it knows keep their rows.

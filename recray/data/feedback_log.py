@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recray.data.dataset import RawId
+from recray.data.ids import RawId
 from recray.errors import DamagedFile, RecrayError
 from recray.storage import Folder
 

@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -27,10 +26,11 @@ from pydantic import JsonValue
 from recray import schema
 from recray.config import Settings
 from recray.data import split, tasks
-from recray.data.dataset import KIND, IdMap, Prepared, TextIds, train_ids_first
+from recray.data.dataset import KIND, Prepared
+from recray.data.ids import FIT_SPLITS, CountedIds, FitOn, IdMap, TextIds
 from recray.data.source import Source
 from recray.data.spill import Scanned, SpillFile, SpillFolder, item_rules, join_scans, scan
-from recray.data.tasks import DenseIds, EncodedCounts, PartitionCounts
+from recray.data.tasks import EncodedCounts, PartitionCounts
 from recray.errors import RecrayError
 from recray.runtime.nodes import map_tasks, require_shared
 from recray.runtime.session import LOCAL, session
@@ -41,37 +41,6 @@ Facts = dict[str, JsonValue]
 
 SPILL = ".spill"
 """Folder of the spill files inside the data set that is being written; deleted at the end."""
-
-
-@dataclass(frozen=True)
-class CountedIds:
-    """All users, or all items.
-
-    Args:
-        ids: Their raw and dense ids.
-        counts: (4, N) ratings of each dense id in each of schema.PARTS.
-        dense: Dense ids by key.
-    """
-
-    ids: IdMap
-    counts: NDArray[np.int64]
-    dense: DenseIds
-
-    @classmethod
-    def join(cls, tables: list[pa.Table], texts: TextIds | None) -> "CountedIds":
-        """Join the ids that the partitions counted, and number them."""
-        table = pa.concat_tables(tables)
-        key, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
-        counts = np.zeros((len(schema.PARTS), len(key)), np.int64)
-        for row, name in enumerate(schema.PARTS):
-            np.add.at(counts[row], place, table[name].to_numpy())
-        raw = key if texts is None else texts.of(key)
-        in_training = counts[split.TRAIN] > 0
-        order = train_ids_first(raw, in_training)
-        dense = np.empty(len(key), np.int32)
-        dense[order] = np.arange(len(key), dtype=np.int32)
-        num_train = int(in_training.sum())
-        return cls(IdMap(raw[order], num_train), counts[:, order], DenseIds(key, dense, num_train))
 
 
 def prepare(
@@ -310,10 +279,24 @@ def _counts(
             "ratings": sum(rows.values()),
         },
         "splits": splits,
+        "fits": {fit_on: _fit(fit_on, encoded, users, items) for fit_on in FIT_SPLITS},
         "ratings": {
             "range": [min(levels), max(levels)],
             "levels": pairs if len(levels) <= 100 else [],
         },
+    }
+
+
+def _fit(
+    fit_on: FitOn, encoded: list[EncodedCounts], users: CountedIds, items: CountedIds
+) -> Facts:
+    """How many users and items a fit knows, and the range of its ratings."""
+    ranges = [p.ranges[name] for p in encoded for name in FIT_SPLITS[fit_on] if name in p.ranges]
+    lows, highs = zip(*ranges, strict=True)
+    return {
+        "users": users.known_to(fit_on),
+        "items": items.known_to(fit_on),
+        "range": [min(lows), max(highs)],
     }
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from recray import schema
 from recray.data.archives import open_parquet
-from recray.data.dataset import ID_LENGTH, ID_LIMIT
+from recray.data.ids import ID_LENGTH, ID_LIMIT
 from recray.data.readers import IDS, FileRange, RatingsFormat, chunks
 
 CHUNK_ROWS = 1 << 20

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from recray.data import sample
 from recray.data.archives import open_gzip, open_parquet, open_zip, reading
-from recray.data.dataset import ID_LIMIT
+from recray.data.ids import ID_LIMIT
 from recray.errors import RecrayError
 from recray.schema import RAW_RATINGS
 from recray.storage import open_input

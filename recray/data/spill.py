@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from recray import schema
 from recray.config import DataSettings
 from recray.data import parse
-from recray.data.dataset import id_hash
+from recray.data.ids import id_hash
 from recray.data.readers import FileRange
 from recray.data.source import Source
 from recray.data.split import SLOTS, order_by, run_starts, slot_of

@@ -16,6 +16,7 @@ from recray import schema
 from recray.config import DataSettings, SplitSettings
 from recray.data import feedback, split
 from recray.data.dataset import part_name
+from recray.data.ids import DenseIds
 from recray.data.spill import (
     ItemRules,
     Rows,
@@ -26,9 +27,6 @@ from recray.data.spill import (
 )
 from recray.data.split import order_by, run_starts
 from recray.storage import Folder
-
-TABLE_LIMIT = 1 << 24
-"""Keys up to here are looked up in a table, larger ones are searched."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,13 @@ class EncodedCounts:
         rows: Split to its ratings.
         unseen: Split to its ratings whose user or item training does not know.
         levels: Rating to how often it occurs in training.
+        ranges: Split to its lowest and highest rating, where it has one.
     """
 
     rows: Counter[str]
     unseen: Counter[str]
     levels: Counter[float]
+    ranges: dict[str, tuple[float, float]]
 
 
 def read_partition(spill: SpillFolder, partition: int) -> Rows:
@@ -281,33 +281,6 @@ def _counts_by_split(ids: NDArray[np.int64], which: NDArray[np.int8]) -> pa.Tabl
     return pa.table({"raw": raw} | dict(zip(schema.PARTS, counts, strict=True)))
 
 
-# -------------------------------------------------------------------------------- dense ids
-
-
-@dataclass(frozen=True)
-class DenseIds:
-    """Dense ids by key.
-
-    Args:
-        key: (N,) ascending.
-        dense: (N,) int32 dense id of each.
-        num_train: How many of them training knows.
-    """
-
-    key: NDArray[np.int64]
-    dense: NDArray[np.int32]
-    num_train: int
-
-    def of(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
-        """(K,) dense ids of keys, all of which must be known."""
-        last = int(self.key[-1]) if len(self.key) else 0
-        if last > TABLE_LIMIT:
-            return self.dense[np.searchsorted(self.key, keys)]
-        table = np.empty(last + 1, np.int32)  # a look-up is a hundred times faster than a search
-        table[self.key] = self.dense
-        return table[keys]
-
-
 def encode(
     partition: int,
     *,
@@ -333,7 +306,7 @@ def encode(
     user, item = users.of(rows.user), items.of(rows.item)
     which = spill.read(SpillFile.SPLIT, partition)["split"].to_numpy()
     order = order_by(user, rows.timestamp, item)
-    counts = EncodedCounts(Counter(), Counter(), Counter())
+    counts = EncodedCounts(Counter(), Counter(), Counter(), {})
     for code in splits:
         name, chosen = schema.PARTS[code], order[which[order] == code]
         times = pa.array(rows.timestamp[chosen]) if timed else pa.nulls(len(chosen), pa.int64())
@@ -342,7 +315,9 @@ def encode(
         folder.write_table(part_name(name, partition), table, dictionary=["rating"])
         cold = (user[chosen] >= users.num_train) | (item[chosen] >= items.num_train)
         counts.rows[name], counts.unseen[name] = len(chosen), int(cold.sum())
+        levels, times_each = np.unique(rows.rating[chosen], return_counts=True)
+        if len(chosen):
+            counts.ranges[name] = float(levels[0]), float(levels[-1])
         if code == split.TRAIN:
-            levels, times_each = np.unique(rows.rating[chosen], return_counts=True)
             counts.levels.update(dict(zip(levels.tolist(), times_each.tolist(), strict=True)))
     return counts

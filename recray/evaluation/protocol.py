@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recray.data.dataset import IdMap
+from recray.data.ids import IdMap
 from recray.errors import RecrayError, unknown_name
 from recray.evaluation.metrics import rows_of_users
 from recray.evaluation.report import ProtocolReport

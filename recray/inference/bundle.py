@@ -18,7 +18,8 @@ from torch import Tensor
 
 from recray import schema, storage
 from recray.config import Settings, build_settings, translated
-from recray.data.dataset import IdMap, Prepared, Ratings
+from recray.data.dataset import Prepared, Ratings
+from recray.data.ids import IdMap
 from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.base import Model

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 from torch import Tensor
 
-from recray.data.dataset import IdMap, RawId
+from recray.data.ids import IdMap, RawId
 from recray.errors import RecrayError, unknown_name
 
 GENRE_ROWS = 4096

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recray.data.dataset import Ratings, RawId
+from recray.data.dataset import Ratings
+from recray.data.ids import RawId
 from recray.inference.catalog import ItemFacts
 from recray.inference.lookup import RatedItem
 from recray.inference.recommendations import ScoredItem

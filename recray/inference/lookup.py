@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recray.data.dataset import Ratings, RawId
+from recray.data.dataset import Ratings
+from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import ItemCatalog, ItemFacts, ItemSummary

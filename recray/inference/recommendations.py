@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from pydantic_core import to_json
 from torch import Tensor
 
-from recray.data.dataset import RawId
+from recray.data.ids import RawId
 from recray.inference.catalog import ItemCatalog, ItemSummary
 from recray.inference.scorer import Scorer, UserRatings
 from recray.models.base import LinearModel, Model

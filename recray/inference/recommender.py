@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from recray.data.dataset import RawId
+from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import NO_FILTERS, Filters

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, JsonValue
 
 from recray.config import Settings
-from recray.data.dataset import Prepared, id_hash
+from recray.data.dataset import Prepared
+from recray.data.ids import id_hash
 from recray.data.source import detect_source
 from recray.data.split import hash_ids
 from recray.errors import RecrayError

@@ -10,7 +10,8 @@ from pydantic import JsonValue
 
 from recray.config import Settings
 from recray.data import ingest
-from recray.data.dataset import Prepared, RawId
+from recray.data.dataset import Prepared
+from recray.data.ids import RawId
 from recray.data.source import Source
 from recray.errors import RecrayError
 from recray.evaluation import evaluator
@@ -30,6 +31,7 @@ from recray.serving.verify import Verification
 from recray.storage import Folder
 from recray.training import trainer
 from recray.training.checkpoint import RunFolder
+from recray.training.export import export, same_bundle
 from recray.training.ray_train import Callbacks, OnEpoch, TensorBoard
 
 
@@ -150,11 +152,11 @@ class Stages:
         """Export the run and measure it, unless the folder holds just that."""
         with self.timed("evaluate"):
             folder = self.out.child("bundle")
-            if trainer.same_bundle(folder, run, prepared):
+            if same_bundle(folder, run, prepared):
                 self.log(f"evaluate: {folder} is there and matches")
                 return Bundle.open(folder.path)
             self.log("evaluate: on the test split")
-            return trainer.export(run, folder.path, replace=True)
+            return export(run, folder.path, replace=True)
 
 
 class Release(Measured):

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from recray.data.dataset import IdMap, Ratings
+from recray.data.dataset import Ratings
+from recray.data.ids import IdMap
 from recray.evaluation.report import EvaluationReport
 from recray.inference.catalog import ItemSummary
 from recray.training.run_metadata import EpochEntry

@@ -25,7 +25,7 @@ from recray.reporting.plots import run as run_plots
 from recray.serving.registry import resolve_bundle
 from recray.storage import Folder, is_uri, storage_errors
 from recray.training.checkpoint import RunFolder
-from recray.training.trainer import export
+from recray.training.export import export
 from recray.tuning.results import TuneResult
 from recray.tuning.store import SweepFolder
 

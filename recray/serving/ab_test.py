@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from recray.data.dataset import RawId
+from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.catalog import Filters
 from recray.inference.recommendations import Recommendations

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 
-from recray.data.dataset import RawId
 from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
+from recray.data.ids import RawId
 from recray.errors import DamagedFile, RecrayError
 from recray.inference.recommender import RawRatings, Recommender
 from recray.serving.guard import log

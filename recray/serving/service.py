@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic_core import to_json
 
-from recray.data.dataset import ID_LENGTH, RawId
+from recray.data.ids import ID_LENGTH, RawId
 from recray.errors import RecrayError
 from recray.inference.catalog import Filters
 from recray.inference.recommender import (

@@ -291,7 +291,8 @@ def build_run(
         start_weights: What train.init_from names; None reads it here.
     """
     rows = WorkerRows(settings, prepared, workers)
-    objective = build_objective(settings, *prepared.rating_range)
+    fit = prepared.fit(settings.train.fit_on)
+    objective = build_objective(settings, *fit.rating_range)
     if rows.streamed:  # also where validation rows, or fewer workers than there were, make it so
         check_streaming(settings, objective, max(rows.rows_of.values()), workers.size)
     torch.manual_seed(settings.train.seed)  # the same start on every worker
@@ -310,9 +311,10 @@ def build_run(
 
 
 def _build_model(settings: Settings, prepared: Prepared) -> Model:
-    model = build_model(settings, prepared.users, prepared.items)
+    fit = prepared.fit(settings.train.fit_on)
+    model = build_model(settings, fit.users, fit.items)
     if isinstance(model, Hybrid):
-        table = prepared.item_table[: prepared.items]
+        table = prepared.item_table[: fit.items]
         names = settings.model.item_features or ()
         model.describe_items(torch.from_numpy(feature_matrix(table, names)))
     return model
@@ -327,7 +329,7 @@ def _initializer(
     """Choose how a model gets its first weights; None leaves the random ones."""
     train, shard = settings.train, rows.shard
     if train.init_from:
-        runs = start_weights or read_start_weights(train.init_from, prepared)
+        runs = start_weights or read_start_weights(train.init_from, prepared, train.fit_on)
         return partial(start_from, runs=runs, alpha=train.neumf_alpha)
     if train.als_pretrain_epochs and isinstance(shard, Shard):  # check_streaming refuses the other
         workers = rows.workers.with_long_timeout()

@@ -251,19 +251,20 @@ class WorkerRows:
     def __init__(self, settings: Settings, prepared: Prepared, workers: Workers) -> None:
         self.settings, self.prepared, self.workers = settings, prepared, workers
         self.parts = list(range(workers.rank, prepared.buckets, workers.size))
+        self.fit_on = settings.train.fit_on
+        self.fit = prepared.fit(self.fit_on)
         self.limit = settings.train.max_rows_in_memory
         self.rows_of: dict[int, int] = {}
         if self.limit is not None:
-            counts = prepared.rows_of_parts("train")
-            self.rows_of = {part: counts[part] for part in self.parts}
-            if settings.train.fit_on != "train":
-                self.rows_of = {part: len(self._read([part])[0]) for part in self.parts}
+            self.rows_of = {
+                part: len(prepared.load_fit(self.fit_on, [part])) for part in self.parts
+            }
         self.streamed = self.limit is not None and sum(self.rows_of.values()) > self.limit
 
     @cached_property
     def shard(self) -> "Shard | StreamedShard":
         """The ratings to train on."""
-        owned = torch.zeros(self.prepared.users, dtype=torch.bool)
+        owned = torch.zeros(self.fit.users, dtype=torch.bool)
         for _, train, _ in self._groups():
             owned[torch.from_numpy(np.unique(train.user).astype(np.int64))] = True
         if self.streamed and self.limit is not None:
@@ -277,11 +278,11 @@ class WorkerRows:
         trained on; None without validation rows.
         """
         prepared, settings = self.prepared, self.settings
-        if settings.train.fit_on != "train" or not prepared.manifest["splits"]["valid"]["rows"]:
+        if self.fit_on != "train" or not prepared.manifest["splits"]["valid"]["rows"]:
             return None
         # What stands in for the unknown comes from the ratings of all workers, so that the summed
         # metrics do not depend on how many there are.
-        whole = rating_statistics(self.shard, prepared.items, self.workers.with_long_timeout())
+        whole = rating_statistics(self.shard, self.fit.items, self.workers.with_long_timeout())
         # A model that ranks predicts no rating, so nothing will ask for the biases.
         biases = None if settings.ranks else self._biases(whole)
         popularity = whole.item_count.float()
@@ -302,7 +303,7 @@ class WorkerRows:
 
     def _biases(self, whole: Statistics) -> BiasOnly:
         """Fit the bias-only model of this worker's users; each has all ratings in one group."""
-        biases = BiasOnly(self.prepared.users, self.prepared.items)
+        biases = BiasOnly(self.fit.users, self.fit.items)
         biases.init_from_statistics(whole)
         total = torch.zeros_like(biases.user_bias)
         for _, train, _ in self._groups():
@@ -313,7 +314,7 @@ class WorkerRows:
 
     def _seen(self) -> Iterator[tuple[Ratings, History]]:
         """Yield validation rows, and what their users have rated, one group of parts at a time."""
-        users, items = self.prepared.users, self.prepared.items
+        users, items, *_ = self.fit
         for parts, train, valid in self._groups():
             known = Ratings.concatenate([train, self.prepared.load("fold_in", parts)])
             last = max(int(valid.user.max(initial=-1)), int(known.user.max(initial=-1)))
@@ -331,18 +332,12 @@ class WorkerRows:
         return self._read(self.parts)
 
     def _read(self, parts: list[int]) -> tuple[Ratings, Ratings]:
-        """Read the rows to train on and to validate with, of users and items of the training."""
-        prepared = self.prepared
-        train, valid = prepared.load("train", parts), prepared.load("valid", parts)
-        if self.settings.train.fit_on == "train":
-            return train, valid
-        known = valid.where((valid.user < prepared.users) & (valid.item < prepared.items))
-        return Ratings.concatenate([train, known]), valid
+        """Read the rows to train on and to validate with."""
+        return self.prepared.load_fit(self.fit_on, parts), self.prepared.load("valid", parts)
 
     def _columns(self, part: int) -> Columns:
         """Read the training rows of a part."""
-        whole = self.settings.train.fit_on == "train"
-        return _tensors(self.prepared.load("train", [part]) if whole else self._read([part])[0])
+        return _tensors(self.prepared.load_fit(self.fit_on, [part]))
 
 
 def _tensors(rows: Ratings) -> Columns:

@@ -137,8 +137,15 @@ def check_streaming(settings: Settings, objective: Objective, largest: int, work
         )
 
 
+def fit_rows_of_parts(settings: Settings, prepared: Prepared) -> list[int]:
+    """Rows of each part that the settings train on; at most so many, since some may be unknown."""
+    splits = prepared.fit(settings.train.fit_on).splits
+    counts = [prepared.rows_of_parts(split) for split in splits]
+    return [sum(rows) for rows in zip(*counts, strict=True)]
+
+
 def is_streamed(settings: Settings, prepared: Prepared, workers: int) -> bool:
     """Whether some worker has more ratings than it may hold in memory."""
     limit = settings.train.max_rows_in_memory
-    rows = prepared.rows_of_parts("train")
+    rows = fit_rows_of_parts(settings, prepared)
     return max(sum(rows[rank::workers]) for rank in range(workers)) > (limit or math.inf)

@@ -1,27 +1,23 @@
 """`recray train` and `recray export`: what is refused before a run, the run, and its bundle."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from recray.config import Settings, build_settings, translated
+from recray.config import Settings, build_settings
 from recray.data.dataset import Prepared, refuse_equal_ratings
 from recray.data.negatives import NegativeSampler
 from recray.data.side_files import feature_names
 from recray.errors import RecrayError, WorkerLost
-from recray.evaluation.evaluator import evaluate
 from recray.evaluation.metrics import check_metric
-from recray.inference.bundle import KIND, Bundle, write_bundle
 from recray.models import build_model
 from recray.models.objectives import Objective, SampledLoss, UnobservedClass, build_objective
 from recray.runtime.nodes import available_workers, require_shared, wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
-from recray.storage import Folder
 from recray.training.checkpoint import RunFolder, TrainState
 from recray.training.loop import device_of, is_done
 from recray.training.optimizers import EXACT, describe, pairs_of
 from recray.training.ray_train import Callbacks, TrainJob, fit, train_worker, watch_history
 from recray.training.run_metadata import RunMetadata, RunSummary
-from recray.training.streaming import check_streaming, is_streamed
+from recray.training.streaming import check_streaming, fit_rows_of_parts, is_streamed
 from recray.training.warm_start import (
     StartWeights,
     check_pretraining,
@@ -80,7 +76,7 @@ def _metadata(settings: Settings, prepared: Prepared, workers: int) -> RunMetada
     return RunMetadata(
         dataset=prepared.manifest["dataset"],
         prepared=prepared.folder.path,
-        fingerprint=prepared.fingerprint,
+        fingerprint=prepared.fingerprint_of(settings.train.fit_on),
         settings=settings,
         workers=workers,
     )
@@ -126,8 +122,9 @@ class _Training:
     def _plan(self) -> list[str]:
         """Describe how the run will train, before it begins."""
         settings, prepared, workers = self.job.settings, self.prepared, self.metadata.workers
-        rows = prepared.manifest["splits"]["train"]["rows"]
-        lines = [describe(settings, prepared.users, prepared.items, rows, workers)]
+        fit = prepared.fit(settings.train.fit_on)
+        rows = sum(fit_rows_of_parts(settings, prepared))
+        lines = [describe(settings, fit.users, fit.items, rows, workers)]
         limit = settings.train.max_rows_in_memory
         if limit is not None and is_streamed(settings, prepared, workers):
             lines.append(
@@ -207,43 +204,6 @@ def _finish(folder: RunFolder, state: TrainState, already: bool = False) -> RunS
     return summary.model_copy(update={"already_finished": already})
 
 
-# ------------------------------------------------------------------------ the bundle of a run
-
-
-def export(run_path: str, out: str, replace: bool = False) -> Bundle:
-    """Write the best checkpoint of a run as a bundle, measured on the test split.
-
-    Raises:
-        RecrayError: There is no run, the prepared data have changed since, or the folder is taken.
-    """
-    run = RunFolder(run_path)
-    metadata = run.metadata()
-    prepared = Prepared.open(metadata.prepared, verify=True)
-    if prepared.fingerprint != metadata.fingerprint:
-        raise RecrayError(
-            f"{prepared.folder} has changed since {run_path} was trained; train again"
-        )
-    return write_bundle(
-        out,
-        prepared,
-        run.trained_model(),
-        metadata.settings,
-        datetime.now(UTC).isoformat(timespec="seconds"),
-        lambda bundle: evaluate(bundle).plain() if len(bundle.holdout) else {},
-        replace,
-    )
-
-
-def same_bundle(folder: Folder, run_path: str, prepared: Prepared) -> bool:
-    """Whether the folder holds the bundle of that run on that data set already."""
-    if not folder.published() or folder.manifest().kind != KIND:
-        return False
-    config = folder.read_json("config.json")
-    settings = build_settings(translated(config["settings"]))
-    same = settings == RunFolder(run_path).metadata().settings
-    return same and config["fingerprints"] == prepared.manifest["fingerprints"]
-
-
 # ------------------------------------------------------------ what is settled before it starts
 
 
@@ -292,11 +252,11 @@ def check_trainable(
         device_of(settings.train)
     if settings.train.optimizer not in EXACT:
         _refuse_large_batch(settings, prepared)
-    objective = build_objective(settings, *prepared.rating_range)
+    objective = build_objective(settings, *prepared.fit(settings.train.fit_on).rating_range)
     objective.check(build_model(settings, 1, 1))
     limit = settings.train.max_rows_in_memory
     if limit is not None and is_streamed(settings, prepared, workers):
-        check_streaming(settings, objective, max(prepared.rows_of_parts("train")), workers)
+        check_streaming(settings, objective, max(fit_rows_of_parts(settings, prepared)), workers)
     start_weights = _check_start(settings, prepared)
     _check_negatives(settings, prepared, objective)
     if settings.train.metric != "auto":
@@ -326,8 +286,9 @@ def _check_start(settings: Settings, prepared: Prepared) -> tuple[StartWeights, 
         check_pretraining(build_model(settings, 1, 1))
     if not settings.train.init_from:
         return ()
-    start_weights = read_start_weights(settings.train.init_from, prepared)
-    model = build_model(settings, prepared.users, prepared.items)
+    init_from, fit_on = settings.train.init_from, settings.train.fit_on
+    start_weights, fit = read_start_weights(init_from, prepared, fit_on), prepared.fit(fit_on)
+    model = build_model(settings, fit.users, fit.items)
     start_from(model, start_weights, settings.train.neumf_alpha)
     return tuple(start_weights)
 

@@ -4,19 +4,21 @@ A bundle of earlier data gives the rows of the users and items that it knows; th
 folded in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recray.config import Settings
-from recray.data.dataset import Prepared
+from recray.data.dataset import Prepared, Ratings
+from recray.data.ids import FitOn
 from recray.errors import RecrayError
 from recray.inference.bundle import KIND, Bundle
 from recray.inference.scorer import History, Scorer, UserRatings
-from recray.models.base import Model, is_user_table
+from recray.models.base import Model, build_model, is_user_table
 from recray.models.factorization import Dot, Hybrid
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
 from recray.models.objectives import ImplicitALS
@@ -49,8 +51,10 @@ class StartWeights:
     weights: Weights
 
 
-def read_runs(paths: Sequence[str], fingerprint: str) -> list[StartWeights]:
-    """Read the runs to start from.
+def read_runs(
+    paths: Sequence[str], prepared: Prepared, fit_on: FitOn = "train"
+) -> list[StartWeights]:
+    """Read the runs to start from; who and what they do not know gets the mean row.
 
     Raises:
         RecrayError: One is no run, has no checkpoint, or was trained on other data.
@@ -59,12 +63,18 @@ def read_runs(paths: Sequence[str], fingerprint: str) -> list[StartWeights]:
     for path in paths:
         run = RunFolder(path)
         metadata = run.metadata()
-        if metadata.fingerprint != fingerprint:
+        if metadata.fingerprint != prepared.fingerprint:
             raise RecrayError(
                 f"train.init_from: {path} was trained on {metadata.dataset} as it is prepared "
                 "elsewhere; users and items would not be the same"
             )
-        found.append(StartWeights(path, metadata.settings.model.kind, run.best().weights))
+        known, fit = prepared.fit(metadata.settings.train.fit_on), prepared.fit(fit_on)
+        places = (
+            _places(np.arange(size), before)
+            for size, before in ((fit.users, known.users), (fit.items, known.items))
+        )
+        weights = _rows_at(build_model(metadata.settings, 1, 1), run.best().weights, *places)
+        found.append(StartWeights(path, metadata.settings.model.kind, weights))
     return found
 
 
@@ -163,8 +173,15 @@ def _misfit(model: Model, runs: Sequence[StartWeights]) -> RecrayError:
     )
 
 
-def read_start_weights(paths: Sequence[str], prepared: Prepared) -> list[StartWeights]:
+def read_start_weights(
+    paths: Sequence[str], prepared: Prepared, fit_on: FitOn = "train"
+) -> list[StartWeights]:
     """Read what to start from: runs on the same data, or bundles of any data with the same ids.
+
+    Args:
+        paths: Of runs or bundles.
+        prepared: What is trained on.
+        fit_on: Which splits of it.
 
     Raises:
         RecrayError: One is neither, is damaged, is a run on other data, or a bundle of another
@@ -176,9 +193,10 @@ def read_start_weights(paths: Sequence[str], prepared: Prepared) -> list[StartWe
         if folder.published() and folder.manifest().kind == KIND:
             bundle = Bundle.open(path)
             _refuse_other_split(path, bundle, prepared)
-            found.append(StartWeights(path, bundle.settings.model.kind, grown(bundle, prepared)))
+            weights = grown(bundle, prepared, fit_on)
+            found.append(StartWeights(path, bundle.settings.model.kind, weights))
         else:
-            found += read_runs([path], prepared.fingerprint)
+            found += read_runs([path], prepared, fit_on)
     return found
 
 
@@ -199,7 +217,7 @@ def _refuse_other_split(path: str, bundle: Bundle, prepared: Prepared) -> None:
 
 
 @torch.no_grad()
-def grown(bundle: Bundle, prepared: Prepared) -> Weights:
+def grown(bundle: Bundle, prepared: Prepared, fit_on: FitOn = "train") -> Weights:
     """The bundle's weights in the ids of another data set.
 
     Who and what the bundle was trained on keep their rows. A new user gets the row that folding in
@@ -208,23 +226,32 @@ def grown(bundle: Bundle, prepared: Prepared) -> Weights:
     objectives it begins as the mean row, which the first epoch changes.
     """
     model = bundle.model
-    users, items = prepared.user_ids, prepared.item_ids
-    place_of_user = _places(bundle.user_ids.encode(users.raw[: users.known]), model.users)
-    place_of_item = _places(bundle.item_ids.encode(items.raw[: items.known]), model.items)
-    weights: Weights = {}
-    for name, value in model.state_dict().items():
-        table = name.removesuffix(".weight")
-        if table in model.embeddings():
-            weights[name] = _taken(value, place_of_user if is_user_table(table) else place_of_item)
-        elif name in model.item_buffers:
-            weights[name] = _taken(value, place_of_item)
-        else:
-            weights[name] = value.clone()
-    _fold_in(bundle, prepared, place_of_user, place_of_item, weights)
+    fit, users, items = prepared.fit(fit_on), prepared.user_ids.raw, prepared.item_ids.raw
+    place_of_user = _places(bundle.user_ids.encode(users[: fit.users]), model.users)
+    place_of_item = _places(bundle.item_ids.encode(items[: fit.items]), model.items)
+    weights = _rows_at(model, model.state_dict(), place_of_user, place_of_item)
+    parts = partial(map, lambda part: prepared.load_fit(fit_on, [part]), range(prepared.buckets))
+    _fold_in(bundle, parts(), place_of_user, place_of_item, weights)
     new = place_of_item < 0
     if new.any() and isinstance(model, Dot) and isinstance(bundle.objective, ImplicitALS):
-        _solve_items(bundle.objective, prepared, new, weights)
+        _solve_items(bundle.objective, parts(), new, weights)
     return weights
+
+
+def _rows_at(
+    model: Model, weights: Weights, place_of_user: np.ndarray, place_of_item: np.ndarray
+) -> Weights:
+    """The weights of a model whose tables have these rows; see _taken."""
+    rows: Weights = {}
+    for name, value in weights.items():
+        table = name.removesuffix(".weight")
+        if table in model.embeddings():
+            rows[name] = _taken(value, place_of_user if is_user_table(table) else place_of_item)
+        elif name in model.item_buffers:
+            rows[name] = _taken(value, place_of_item)
+        else:
+            rows[name] = value.clone()
+    return rows
 
 
 def _places(dense: np.ndarray, known: int) -> np.ndarray:
@@ -241,7 +268,7 @@ def _taken(value: Tensor, place: np.ndarray) -> Tensor:
 
 def _fold_in(
     bundle: Bundle,
-    prepared: Prepared,
+    parts: Iterable[Ratings],
     place_of_user: np.ndarray,
     place_of_item: np.ndarray,
     weights: Weights,
@@ -254,9 +281,8 @@ def _fold_in(
         return
     history = History.of(bundle.history, len(bundle.user_ids), bundle.item_ids.known)
     scorer = Scorer(bundle.model, bundle.objective, history, bundle.noise)
-    for part in range(prepared.buckets):
-        rows = prepared.load("train", [part])
-        rows = rows.where(new[rows.user] & (place_of_item[rows.item] >= 0))
+    for part in parts:
+        rows = part.where(new[part.user] & (place_of_item[part.item] >= 0))
         if not len(rows.user):
             continue
         users, begins = np.unique(rows.user, return_index=True)
@@ -271,10 +297,9 @@ def _fold_in(
 
 
 def _solve_items(
-    objective: ImplicitALS, prepared: Prepared, new: np.ndarray, weights: Weights
+    objective: ImplicitALS, parts: Iterable[Ratings], new: np.ndarray, weights: Weights
 ) -> None:
     """Write the vectors of new items that are best for those who rated them."""
-    parts = (prepared.load("train", [part]) for part in range(prepared.buckets))
     rated = [rows.where(new[rows.item]) for rows in parts]
     user, item = (np.concatenate([getattr(r, name) for r in rated]) for name in ("user", "item"))
     if not len(item):

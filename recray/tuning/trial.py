@@ -17,7 +17,8 @@ import torch
 
 from recray import storage
 from recray.config import Settings, build_settings
-from recray.data.dataset import KIND, Prepared, Ratings, id_hash
+from recray.data.dataset import KIND, Prepared, Ratings
+from recray.data.ids import id_hash
 from recray.data.split import hash_ids
 from recray.errors import RecrayError
 from recray.storage import Folder

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from recray.data.dataset import ID_LENGTH, ID_LIMIT, RawId
 from recray.data.feedback_log import KEY_LENGTH
+from recray.data.ids import ID_LENGTH, ID_LIMIT, RawId
 from recray.inference.catalog import NO_FILTERS, Filters
 from recray.inference.recommender import RawRatings
 
