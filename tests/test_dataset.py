@@ -1,6 +1,7 @@
 """The prepared data set: what each fit knows, and which rows it learns from."""
 
 import pytest
+
 from tests.conftest import ITEMS, USERS, rows_of_splits
 
 
