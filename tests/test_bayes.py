@@ -12,7 +12,7 @@ from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.factorization import BPMFMean
-from recray.models.objectives import BPMF, build_objective
+from recray.models.objectives import BPMF, FoldInConfig, build_objective
 from recray.training.checkpoint import RunFolder
 from recray.training.gibbs import GibbsSampler
 from recray.training.gibbs_math import (
@@ -289,7 +289,7 @@ def test_several_workers_draw_the_samples_of_one(tmp_path):
 
 
 def folded(model: BPMFMean, item: torch.Tensor, rating: torch.Tensor) -> torch.Tensor:
-    return BPMF(3, 5, 1, 1).fold_in(model, item, rating, noise=1.0)
+    return BPMF(3, 5, 1, 1).fold_in(model, item, rating, FoldInConfig())
 
 
 def test_folding_in_is_the_minimum_of_error_and_prior():
@@ -317,7 +317,8 @@ def test_folding_in_a_users_own_ratings_gives_nearly_their_predictions(tmp_path)
     with torch.no_grad():
         for user in range(USERS):
             own = shard.user == user
-            state = run.objective.fold_in(run.model, shard.item[own], shard.rating[own], 1.0)
+            rated = shard.item[own], shard.rating[own]
+            state = run.objective.fold_in(run.model, *rated, FoldInConfig())
             trained = run.model.user_state(torch.tensor([user]))
             differences.append(run.model.score(state) - run.model.score(trained))
     assert torch.cat(differences).square().mean().sqrt() < 0.1, "the stars' own spread is 1"

@@ -18,7 +18,7 @@ from recray.inference.recommendations import mmr_rerank
 from recray.inference.recommender import Recommendations, Recommender
 from recray.inference.scorer import History, Scorer
 from recray.models.factorization import Dot, DotBias
-from recray.models.objectives import FoldInPrior, ImplicitALS, Mse
+from recray.models.objectives import FoldInConfig, FoldInPrior, ImplicitALS, Mse
 from recray.storage import Manifest
 
 from .conftest import ITEMS, USERS, raw
@@ -176,8 +176,8 @@ def test_variety_beyond_its_range_is_refused(diversity):
 # ------------------------------------------------------------------------------- reasons
 
 
-@pytest.mark.parametrize("kind", ["ials", "mse"])
-def test_shares_of_a_folded_in_user_make_up_the_state(kind):
+@pytest.mark.parametrize(("kind", "strength"), [("ials", 0.0), ("ials", 0.75), ("mse", 0.0)])
+def test_prior_and_shares_of_a_folded_in_user_make_up_the_state(kind, strength):
     torch.manual_seed(3)
     if kind == "mse":
         model, objective = DotBias(8, 9, 4), Mse(0.0)
@@ -186,12 +186,15 @@ def test_shares_of_a_folded_in_user_make_up_the_state(kind):
     else:
         model, objective = Dot(8, 9, 4, "logit"), ImplicitALS(0.3, 0.05)
         torch.nn.init.normal_(model.item_vectors.weight)
+        torch.nn.init.normal_(model.user_vectors.weight)
+    config = FoldInConfig(0.8, strength)
     item, rating = torch.tensor([1, 4, 7]), torch.tensor([5.0, 2.0, 4.0])
     with torch.no_grad():
-        state = objective.fold_in(model, item, rating, 0.8)[0]
-        base, parts = objective.contributions(model, 0.8)(item, rating)
+        state = objective.fold_in(model, item, rating, config)[0]
+        base, parts = objective.contributions(model, config)(item, rating)
     assert parts.shape == (3, len(state))
     assert torch.allclose((base + parts.sum(dim=0)).float(), state, atol=1e-5)
+    assert bool(base.abs().max() > 0.01) is (kind == "mse" or strength > 0)
     if kind == "mse":
         prior = FoldInPrior.of(model, 0.8)
         assert not torch.allclose(base, prior.mean)  # the ratings pull away from the prior

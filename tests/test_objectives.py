@@ -7,7 +7,14 @@ from recray.config import load_settings
 from recray.errors import RecrayError
 from recray.models.base import Batch, Statistics
 from recray.models.factorization import Dot, DotBias
-from recray.models.objectives import Bce, FoldInPrior, ImplicitALS, Mse, build_objective
+from recray.models.objectives import (
+    Bce,
+    FoldInConfig,
+    FoldInPrior,
+    ImplicitALS,
+    Mse,
+    build_objective,
+)
 
 USERS, ITEMS, DIM = 5, 6, 3
 
@@ -138,13 +145,13 @@ def test_folding_in_a_users_own_ratings_gives_their_trained_row():
     h = model.item_vectors.weight.detach()
     begins = torch.searchsorted(user, torch.arange(USERS + 1))
     w = objective.solve(h, begins, item, objective.gram(h), ITEMS)
-    state = objective.fold_in(model, item[user == 2], torch.ones(3), noise=1.0)
+    state = objective.fold_in(model, item[user == 2], torch.ones(3), FoldInConfig())
     assert torch.allclose(state[0], w[2], atol=1e-6)
 
 
 def stationary(objective, model, item, stars, noise) -> torch.Tensor:
     """Slope of (loss / scale + prior) at the folded-in state; zero at the optimum."""
-    state = objective.fold_in(model, item, stars, noise).double().requires_grad_()
+    state = objective.fold_in(model, item, stars, FoldInConfig(noise)).double().requires_grad_()
     prior = FoldInPrior.of(model, noise)
     linear = (model.item_rows(item) * state).sum(dim=-1) + model.item_offset(item)
     if isinstance(objective, Mse):
@@ -172,7 +179,7 @@ def test_folding_in_for_cross_entropy_is_a_logistic_regression():
 def test_nobody_in_particular_gets_the_mean_user():
     model = model_with_bias()
     none = torch.zeros(0, dtype=torch.int64)
-    state = Mse(0.0).fold_in(model, none, torch.zeros(0), 1.0)
+    state = Mse(0.0).fold_in(model, none, torch.zeros(0), FoldInConfig())
     mean = model.user_state(torch.arange(USERS)).mean(dim=0)
     assert torch.allclose(state[0].double(), mean, atol=1e-6)
 

@@ -12,6 +12,7 @@ from recray.models.factorization import Dot
 from recray.models.neural import NeuMf, SoftmaxDnn
 from recray.models.objectives import (
     Bpr,
+    FoldInConfig,
     ItemSoftmax,
     Logistic,
     RatingClassification,
@@ -182,7 +183,7 @@ def test_what_somebody_rated_is_folded_in_above_the_rest(objective, kind):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     chosen = torch.tensor([2, 7])
     popularity = torch.arange(12.0)
-    state = objective.fold_in_solver(model, 1.0, popularity)(
+    state = objective.fold_in_solver(model, FoldInConfig(), popularity)(
         RatingsCSR.one(chosen, torch.tensor([5.0, 5.0]))
     )
     assert state.shape == (1, model.user_state(torch.tensor([0])).shape[1])

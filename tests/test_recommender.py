@@ -12,7 +12,7 @@ from recray.inference.recommender import Recommender
 from recray.inference.scorer import History, Scorer, best_of_one
 from recray.inference.top_k import NONE, top_k
 from recray.models.factorization import Dot
-from recray.models.objectives import ImplicitALS
+from recray.models.objectives import FoldInConfig, ImplicitALS
 
 from .conftest import ITEMS, USERS, raw
 
@@ -123,7 +123,7 @@ def test_somebody_unknown_with_history_is_folded_in_and_without_gets_popular_ite
     ranked = scorer.rank(np.array([0, 2, 3]), 2)
     assert ranked.source.tolist() == [0, 1, 2]
     assert ranked.item[2].tolist() == [1, 3]  # popularity counts the users of training alone
-    state = objective.fold_in(model, torch.tensor([4]), torch.ones(1), 1.0)
+    state = objective.fold_in(model, torch.tensor([4]), torch.ones(1), FoldInConfig())
     expected = torch.topk(model.score(state)[0].index_fill(0, torch.tensor([4]), -torch.inf), 2)
     assert ranked.item[1].tolist() == expected.indices.tolist()
 

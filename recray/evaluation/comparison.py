@@ -219,7 +219,7 @@ def _measure(bundle: Bundle, live: Bundle, settings: EvaluateSettings) -> PerUse
     targets = targets.where(order)
     users = max(len(bundle.user_ids), int(targets.user[-1]) + 1)
     history = History.of(bundle.history, users, bundle.item_ids.known)
-    scorer = Scorer(bundle.model, bundle.objective, history, bundle.noise)
+    scorer = Scorer(bundle.model, bundle.objective, history, bundle.fold_in)
     table = PerUserMetrics.join(
         evaluate_block(scorer, targets, b, settings) for b in blocks_of(targets)
     )

@@ -26,7 +26,7 @@ from recray.inference.bundle import Bundle
 from recray.inference.scorer import History, Scorer
 from recray.models.base import Model
 from recray.models.baselines import Ease, HistoryModel, ItemKnn, Popularity
-from recray.models.objectives import FoldIn, Objective
+from recray.models.objectives import FoldIn, FoldInConfig, Objective
 from recray.models.objectives.fold_in import fold_in_each
 from recray.storage import open_input
 
@@ -206,7 +206,7 @@ class AsHistory(Objective):
         raise ValueError(f"{type(model).__name__} is not trained by its history")
 
     def fold_in_solver(
-        self, model: Model, noise: float, popularity: Tensor | None = None
+        self, model: Model, config: FoldInConfig, popularity: Tensor | None = None
     ) -> FoldIn:
         """Make the state of the items that a user rated; the ratings themselves are not used.
 

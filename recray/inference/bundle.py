@@ -23,7 +23,7 @@ from recray.data.ids import IdMap
 from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.base import Model
-from recray.models.objectives import Objective, build_objective
+from recray.models.objectives import FoldInConfig, Objective, build_objective
 from recray.storage import Folder, Manifest, publish
 
 KIND = "bundle"
@@ -58,11 +58,13 @@ class TrainedModel:
         weights: The weights of the best epoch, by name.
         best_epoch: The number of that epoch, from 1.
         history: One entry an epoch: epoch, loss, validation metrics, and schema.TIMINGS.
+        prior_strength: That of FoldInConfig.
     """
 
     weights: dict[str, Tensor]
     best_epoch: int
     history: list[dict[str, Any]]
+    prior_strength: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,11 @@ class Bundle:
         return float(low), float(high)
 
     @property
-    def noise(self) -> float:
-        """Variance of a rating around its prediction, for folding in."""
-        return float(self.config["fold_in"]["noise"])
+    def fold_in(self) -> FoldInConfig:
+        """Noise and prior of folding in; bundles of before have no strength, and their ridge pulls
+        to zero.
+        """
+        return FoldInConfig(**self.config["fold_in"])
 
     @classmethod
     def open(cls, path: str) -> Self:
@@ -240,7 +244,7 @@ def _config(prepared: Prepared, trained: TrainedModel, settings: Settings) -> Bu
         "users": prepared.users,
         "items": prepared.items,
         "rating_range": [low, high],
-        "fold_in": {"noise": noise},
+        "fold_in": {"noise": noise, "prior_strength": trained.prior_strength},
         "epoch": trained.best_epoch,
         "valid": {k: v for k, v in best.items() if k not in ("epoch", *schema.TIMINGS)},
         "split": facts["settings"]["split"],

@@ -97,7 +97,7 @@ class Lookup:
         self.bundle, self.version = bundle, bundle.version
         self.users, self.items = bundle.user_ids, bundle.item_ids
         history = History.of(bundle.history, len(self.users), self.items.known)
-        scorer = Scorer(bundle.model, bundle.objective, history, bundle.noise)
+        scorer = Scorer(bundle.model, bundle.objective, history, bundle.fold_in)
         # The catalogue must not refer to self: a model that was replaced has to be freed at once,
         # not when the garbage collector next looks for cycles.
         self.catalog = ItemCatalog(self.items, bundle.item_table, lambda: scorer.popularity)

@@ -204,7 +204,9 @@ class Explainer:
     @cached_property
     def _shares(self) -> Contributions | None:
         objective = self.scorer.objective
-        return objective.contributions(self.scorer.model, self.scorer.noise) if objective else None
+        return (
+            objective.contributions(self.scorer.model, self.scorer.fold_in) if objective else None
+        )
 
     @torch.no_grad()
     def explain(

@@ -18,7 +18,7 @@ from recray.errors import RecrayError
 from recray.inference.top_k import NONE, Ids, Scores, TopK, best_of
 from recray.models.base import ITEM_BLOCK, LinearModel, Model, Statistics
 from recray.models.baselines import BiasOnly
-from recray.models.objectives import FoldIn, Objective, RatingsCSR
+from recray.models.objectives import FoldIn, FoldInConfig, Objective, RatingsCSR
 
 SOURCES = ("model", "fold_in", "popular")
 MODEL, FOLD_IN, POPULAR = range(len(SOURCES))
@@ -130,7 +130,7 @@ class Scorer:
         model: A trained model.
         objective: Folds users in; None for baselines, which give the others popular items.
         history: What users have rated; users from model.users on were not in training.
-        noise: Variance of a rating around its prediction, for folding in.
+        fold_in: Noise and prior of folding in.
         bias_only: Predicts where the model cannot; fitted on the history by default. A worker
             that holds a part of the history passes the one of the whole.
         popularity: (I,) number of ratings of each item; from the history by default.
@@ -141,12 +141,12 @@ class Scorer:
         model: Model,
         objective: Objective | None,
         history: History,
-        noise: float = 1.0,
+        fold_in: FoldInConfig = FoldInConfig(),  # noqa: B008 (frozen)
         bias_only: BiasOnly | None = None,
         popularity: Tensor | None = None,
     ) -> None:
         self.model = model.eval()
-        self.objective, self.history, self.noise = objective, history, noise
+        self.objective, self.history, self.fold_in = objective, history, fold_in
         if bias_only is not None:
             self.bias_only = bias_only
         if popularity is not None:
@@ -175,10 +175,10 @@ class Scorer:
         return model.item_rows(every).detach(), model.item_offset(every).detach()
 
     @cached_property
-    def _fold_in(self) -> FoldIn:
+    def _solver(self) -> FoldIn:
         if self.objective is None:
             raise ValueError("a scorer without an objective cannot fold in")
-        return self.objective.fold_in_solver(self.model, self.noise, self.popularity)
+        return self.objective.fold_in_solver(self.model, self.fold_in, self.popularity)
 
     @torch.no_grad()
     def user_embeddings(self, users: Ids) -> tuple[Tensor, NDArray[np.int8]]:
@@ -192,7 +192,7 @@ class Scorer:
         new = np.flatnonzero(~trained & (indptr[users] < indptr[users + 1]))
         if self.objective is not None and len(new):
             rated = self.history.of_users(users[new])
-            embedding[torch.from_numpy(new)] = self._fold_in(rated.as_csr())
+            embedding[torch.from_numpy(new)] = self._solver(rated.as_csr())
             source[new] = FOLD_IN
         return embedding, source
 
@@ -207,7 +207,7 @@ class Scorer:
         source = np.full(len(rated), POPULAR, np.int8)
         new = [row for row, (item, _) in enumerate(rated) if len(item)]
         if new:
-            embedding[new] = self._fold_in(RatingsCSR.of([rated[row] for row in new]))
+            embedding[new] = self._solver(RatingsCSR.of([rated[row] for row in new]))
             source[new] = FOLD_IN
         return Queries(embedding, source, History.join(rated))
 

@@ -14,6 +14,7 @@ from recray.config import build_settings
 from recray.data.dataset import Prepared
 from recray.evaluation.comparison import Comparison, compare, summarise
 from recray.evaluation.evaluator import Evaluator
+from recray.evaluation.fold_in import choose_fold_in
 from recray.evaluation.metrics import PerUserMetrics
 from recray.evaluation.report import Interval
 from recray.inference.bundle import write_bundle
@@ -168,14 +169,14 @@ def _retrain(
 
 def _measure(search: ValidatedSearch, run: RunFolder) -> PerUserMetrics:
     """Measure the best epoch of a run on each user of the test split."""
-    prepared = Prepared.open(search.request.prepared)
+    prepared, settings = Prepared.open(search.request.prepared), run.metadata().settings
     created = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="recray-tune-") as folder:
         bundle = write_bundle(
             f"{folder}/bundle",
             prepared,
-            run.trained_model(),
-            run.metadata().settings,
+            choose_fold_in(prepared, run.trained_model(), settings),
+            settings,
             created,
             lambda _: {},
         )

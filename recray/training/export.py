@@ -6,6 +6,7 @@ from recray.config import build_settings, translated
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 from recray.evaluation.evaluator import evaluate
+from recray.evaluation.fold_in import choose_fold_in
 from recray.inference.bundle import KIND, Bundle, write_bundle
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
@@ -27,7 +28,7 @@ def export(run_path: str, out: str, replace: bool = False) -> Bundle:
     return write_bundle(
         out,
         prepared,
-        run.trained_model(),
+        choose_fold_in(prepared, run.trained_model(), metadata.settings),
         metadata.settings,
         datetime.now(UTC).isoformat(timespec="seconds"),
         lambda bundle: evaluate(bundle).plain() if len(bundle.holdout) else {},

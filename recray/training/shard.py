@@ -32,7 +32,7 @@ from recray.evaluation.metrics import (
 from recray.inference.scorer import History, Scorer
 from recray.models.base import Batch, Model, Statistics
 from recray.models.baselines import BiasOnly
-from recray.models.objectives import Objective
+from recray.models.objectives import FoldInConfig, Objective
 
 if TYPE_CHECKING:
     from recray.training.streaming import StreamedShard
@@ -283,17 +283,17 @@ class WorkerRows:
         # What stands in for the unknown comes from the ratings of all workers, so that the summed
         # metrics do not depend on how many there are.
         whole = rating_statistics(self.shard, self.fit.items, self.workers.with_long_timeout())
-        # A model that ranks predicts no rating, so nothing will ask for the biases.
-        biases = None if settings.ranks else self._biases(whole)
+        biases = None if settings.ranks else self._biases(whole)  # ranking asks for none
         popularity = whole.item_count.float()
         names = metric_names(settings.evaluate, rates=not settings.ranks)
+        fold_in = FoldInConfig(prior_strength=objective.default_prior_strength)
         groups = self._seen if self.streamed else list(self._seen()).__iter__
 
         def validate(trained: Model) -> dict[str, tuple[float, float]]:
             on_cpu = settings.train.device == "cpu"
             model, tables = trained if on_cpu else copy.deepcopy(trained).cpu(), []
             for valid, history in groups():
-                scorer = Scorer(model, objective, history, 1.0, biases, popularity)
+                scorer = Scorer(model, objective, history, fold_in, biases, popularity)
                 tables += [
                     evaluate_block(scorer, valid, b, settings.evaluate) for b in blocks_of(valid)
                 ]

@@ -178,9 +178,8 @@ class _Training:
         if not 0 < room < workers:
             return workers
         self.callbacks.log(
-            f"train: the nodes that are left have {room} CPUs: goes on with "
-            f"{_workers(room)} instead of {workers}; the "
-            "digits are not those of an unbroken run"
+            f"train: the nodes that are left have {room} CPUs: goes on with {_workers(room)} "
+            f"instead of {workers}; the digits are not those of an unbroken run"
         )
         self.folder.reserve(self.metadata.model_copy(update={"workers": room}), state)
         return room

@@ -280,7 +280,7 @@ def _fold_in(
     if not new.any() or not _made_of_rows(bundle.model, names):
         return
     history = History.of(bundle.history, len(bundle.user_ids), bundle.item_ids.known)
-    scorer = Scorer(bundle.model, bundle.objective, history, bundle.noise)
+    scorer = Scorer(bundle.model, bundle.objective, history, bundle.fold_in)
     for part in parts:
         rows = part.where(new[part.user] & (place_of_item[part.item] >= 0))
         if not len(rows.user):

@@ -7,7 +7,7 @@ from recray.models.objectives.base import (
     as_linear,
     build_objective,
 )
-from recray.models.objectives.fold_in import FoldIn, FoldInPrior, RatingsCSR
+from recray.models.objectives.fold_in import FoldIn, FoldInConfig, FoldInPrior, RatingsCSR
 from recray.models.objectives.ials import ROW_BLOCK, ImplicitALS
 from recray.models.objectives.ranking import (
     Bpr,
@@ -37,6 +37,7 @@ __all__ = [
     "Bce",
     "Contributions",
     "FoldIn",
+    "FoldInConfig",
     "FoldInPrior",
     "ImplicitALS",
     "ItemSoftmax",

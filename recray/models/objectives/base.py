@@ -17,7 +17,7 @@ from torch import Tensor
 from recray.config import Settings
 from recray.errors import RecrayError
 from recray.models.base import Batch, LinearModel, Model
-from recray.models.objectives.fold_in import FoldIn, RatingsCSR
+from recray.models.objectives.fold_in import FoldIn, FoldInConfig, RatingsCSR
 
 Contributions = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From (N,) items and (N,) ratings of one user to (S,), the state without ratings, and (N, S), what
@@ -28,6 +28,11 @@ each rating adds to the state.
 class Objective(ABC):
     """A loss with its parameters."""
 
+    prior_strengths: tuple[float, ...] = ()
+    """The values of FoldInConfig.prior_strength to choose from; the last is taken where no
+    validation rows can tell. Empty where the prior of fold-in has no strength.
+    """
+
     @abstractmethod
     def check(self, model: Model) -> None:
         """Refuse a model that the objective cannot train.
@@ -36,13 +41,20 @@ class Objective(ABC):
             RecrayError: They do not go together.
         """
 
+    @property
+    def default_prior_strength(self) -> float:
+        """The strength where no validation rows can tell."""
+        return self.prior_strengths[-1] if self.prior_strengths else 0.0
+
     @abstractmethod
-    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, config: FoldInConfig, popularity: Tensor | None
+    ) -> FoldIn:
         """Prepare fold-in: compute everything that does not depend on the new users' ratings.
 
         Args:
             model: A trained model.
-            noise: Variance of a rating around its prediction, from the bundle.
+            config: Noise and strength of the prior, from the bundle.
             popularity: (items,) ratings of each item; None will do where the objective does not
                 draw negatives by popularity.
 
@@ -51,13 +63,13 @@ class Objective(ABC):
             state of a user does not depend on the other users in the call.
         """
 
-    def contributions(self, model: Model, noise: float) -> Contributions | None:
+    def contributions(self, model: Model, config: FoldInConfig) -> Contributions | None:
         """The folded-in state as a sum over ratings; None where it is no such sum."""
         return None
 
-    def fold_in(self, model: Model, item: Tensor, rating: Tensor, noise: float) -> Tensor:
+    def fold_in(self, model: Model, item: Tensor, rating: Tensor, config: FoldInConfig) -> Tensor:
         """(1, S) state of one new user; for several users fold_in_solver is faster."""
-        return self.fold_in_solver(model, noise, None)(RatingsCSR.one(item, rating))
+        return self.fold_in_solver(model, config, None)(RatingsCSR.one(item, rating))
 
 
 class PairLoss(Objective):

@@ -87,6 +87,20 @@ FoldIn = Callable[[RatingsCSR], Tensor]
 
 
 @dataclass(frozen=True)
+class FoldInConfig:
+    """What folding in needs beside the model; config.json of a bundle keeps it under `fold_in`.
+
+    Args:
+        noise: Variance of a rating around its prediction.
+        prior_strength: Where the ridge of a new user pulls to: 0, to zero, 1, to the mean of the
+            trained users' vectors, or between. Used by the objectives that have prior_strengths.
+    """
+
+    noise: float = 1.0
+    prior_strength: float = 0.0
+
+
+@dataclass(frozen=True)
 class FoldInPrior:
     """The prior of a new user: the mean and the variance of the trained users' states.
 

@@ -12,7 +12,7 @@ from recray.errors import RecrayError
 from recray.models.base import Model
 from recray.models.factorization import Dot, Hybrid
 from recray.models.objectives.base import Contributions, Objective, as_linear
-from recray.models.objectives.fold_in import FoldIn
+from recray.models.objectives.fold_in import FoldIn, FoldInConfig, RatingsCSR
 
 AllReduce = Callable[[Tensor], Tensor]
 ROW_BLOCK = 512
@@ -35,6 +35,8 @@ class ImplicitALS(Objective):
     Source: Hu, Koren and Volinsky (2008); scaling and ranges by Rendle, Krichene, Zhang and Koren
         (2022), RecSys, "Revisiting the performance of iALS".
     """
+
+    prior_strengths = (0.0, 0.25, 0.5, 0.75, 1.0)
 
     def __init__(self, unobserved_weight: float, l2: float) -> None:
         self.unobserved_weight, self.l2 = unobserved_weight, l2
@@ -111,22 +113,38 @@ class ImplicitALS(Objective):
                 system[row, :, dim + 1] = end - begin
         return system
 
-    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
-        """Solve as in training; values of ratings and the noise are not used."""
+    def fold_in_solver(
+        self, model: Model, config: FoldInConfig, popularity: Tensor | None
+    ) -> FoldIn:
+        """Solve as in training, but with a ridge that pulls to the prior's mean; values of ratings
+        and the noise are not used.
+        """
         vectors = as_linear(model).item_rows(slice(None)).detach()
-        gram = self.gram(vectors)
+        gram, mean = self.gram(vectors), _prior_mean(model, config)
         items = model.items
-        return lambda known: self.solve(vectors, known.indptr, known.item, gram, items)
 
-    def contributions(self, model: Model, noise: float) -> Contributions:
-        """The right side of the solve is a sum over ratings, so its solution is one too."""
+        def fold_in(known: RatingsCSR) -> Tensor:
+            means = mean.expand(len(known.indptr) - 1, -1)
+            return self.solve(vectors, known.indptr, known.item, gram, items, prior_mean=means)
+
+        return fold_in
+
+    def contributions(self, model: Model, config: FoldInConfig) -> Contributions:
+        """The right side of the solve is the prior and a sum over ratings, so the solution is."""
         vectors = as_linear(model).item_rows(slice(None)).detach()
-        gram = self.gram(vectors)
+        gram, mean = self.gram(vectors), _prior_mean(model, config)
 
         def parts_of(item: Tensor, rating: Tensor) -> tuple[Tensor, Tensor]:
             rows = vectors[item]
             ridge = self.ridge(torch.tensor(len(item)), model.items)
             matrix = rows.T @ rows + gram + ridge * torch.eye(rows.shape[1])
-            return rows.new_zeros(rows.shape[1]), torch.linalg.solve(matrix, rows.T).T
+            solved = torch.linalg.solve(matrix, torch.cat([ridge * mean[None], rows]).T).T
+            return solved[0], solved[1:]
 
         return parts_of
+
+
+def _prior_mean(model: Model, config: FoldInConfig) -> Tensor:
+    """(D,) vector that the ridge of a new user pulls to."""
+    users = torch.arange(model.users)
+    return config.prior_strength * model.user_state(users).detach().mean(dim=0)

@@ -17,7 +17,13 @@ from recray.data.negatives import Negatives, sampling_probabilities
 from recray.errors import RecrayError
 from recray.models.base import ITEM_BLOCK, Batch, Model
 from recray.models.objectives.base import PairLoss, require_raw_output
-from recray.models.objectives.fold_in import FoldIn, FoldInPrior, RatingsCSR, fold_in_by_lbfgs
+from recray.models.objectives.fold_in import (
+    FoldIn,
+    FoldInConfig,
+    FoldInPrior,
+    RatingsCSR,
+    fold_in_by_lbfgs,
+)
 from recray.models.objectives.rating import as_classifier
 
 
@@ -83,9 +89,11 @@ class SampledLoss(SamplingObjective):
         scores = model.logits_grouped(batch.user, items, batch.ids)
         return self.sampled_loss(scores[:, 0], scores[:, 1:], batch.item, drawn)
 
-    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, config: FoldInConfig, popularity: Tensor | None
+    ) -> FoldIn:
         """L-BFGS on the loss against all items, the expectation of the sampled loss."""
-        prior = FoldInPrior.of(model, noise)
+        prior = FoldInPrior.of(model, config.noise)
         share = self.share(model.items, popularity)
 
         def loss(state: Tensor, known: RatingsCSR) -> Tensor:
@@ -205,9 +213,11 @@ class UnobservedClass(SamplingObjective):
         unobserved = -torch.log_softmax(others, dim=-1)[:, network.unobserved].view(-1, count)
         return own + (unobserved * drawn.weight).sum(dim=-1)
 
-    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, config: FoldInConfig, popularity: Tensor | None
+    ) -> FoldIn:
         """L-BFGS on the cross-entropies, with the expectation over all items for the negatives."""
-        network, prior = as_classifier(model), FoldInPrior.of(model, noise)
+        network, prior = as_classifier(model), FoldInPrior.of(model, config.noise)
         share = self.share(model.items, popularity)
 
         def loss(state: Tensor, known: RatingsCSR) -> Tensor:

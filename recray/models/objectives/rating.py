@@ -21,6 +21,7 @@ from recray.models.objectives.base import (
 )
 from recray.models.objectives.fold_in import (
     FoldIn,
+    FoldInConfig,
     FoldInPrior,
     RatingsCSR,
     fold_in_by_lbfgs,
@@ -43,9 +44,11 @@ class Mse(PairLoss):
         """Refuse a sigmoid output, for which fold-in is no ridge regression."""
         require_raw_output(model, "mse")
 
-    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, config: FoldInConfig, popularity: Tensor | None
+    ) -> FoldIn:
         """Ridge regression towards the trained users' mean state; L-BFGS if not linear."""
-        prior = FoldInPrior.of(model, noise)
+        prior = FoldInPrior.of(model, config.noise)
         if not isinstance(model, LinearModel):
             return fold_in_by_lbfgs(model, prior, _error_of(model, prior))
         linear = model
@@ -57,11 +60,11 @@ class Mse(PairLoss):
 
         return fold_in_each(fold_in)
 
-    def contributions(self, model: Model, noise: float) -> Contributions | None:
+    def contributions(self, model: Model, config: FoldInConfig) -> Contributions | None:
         """The right side of the regression is a sum over ratings, so its solution is one too."""
         if not isinstance(model, LinearModel):
             return None
-        linear, prior = model, FoldInPrior.of(model, noise)
+        linear, prior = model, FoldInPrior.of(model, config.noise)
 
         def parts_of(item: Tensor, rating: Tensor) -> tuple[Tensor, Tensor]:
             matrix, base, parts = _ridge(linear, prior, item, rating)
@@ -124,9 +127,11 @@ class Bce(PairLoss):
             logit, self._target(batch.rating), reduction="none"
         )
 
-    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, config: FoldInConfig, popularity: Tensor | None
+    ) -> FoldIn:
         """Logistic regression with the trained users' states as prior, by Newton's method."""
-        linear, prior = as_linear(model), FoldInPrior.of(model, noise)
+        linear, prior = as_linear(model), FoldInPrior.of(model, config.noise)
 
         def fold_in(item: Tensor, rating: Tensor) -> Tensor:
             rows, offset = _items_in_double(linear, item)
@@ -171,9 +176,11 @@ class RatingClassification(PairLoss):
         classes = network.class_logits(network.user_state(batch.user), batch.item)
         return functional.cross_entropy(classes, network.class_of(batch.rating), reduction="none")
 
-    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, config: FoldInConfig, popularity: Tensor | None
+    ) -> FoldIn:
         """L-BFGS on the cross-entropy with the trained users' states as prior."""
-        network, prior = as_classifier(model), FoldInPrior.of(model, noise)
+        network, prior = as_classifier(model), FoldInPrior.of(model, config.noise)
 
         def loss(state: Tensor, known: RatingsCSR) -> Tensor:
             classes = network.class_logits(state[known.row], known.item)
@@ -212,7 +219,9 @@ class BPMF(Objective):
                 f"model.dim={dim} cannot hold a sample: use objective.factors={dim} or less"
             )
 
-    def fold_in_solver(self, model: Model, noise: float, popularity: Tensor | None) -> FoldIn:
+    def fold_in_solver(
+        self, model: Model, config: FoldInConfig, popularity: Tensor | None
+    ) -> FoldIn:
         """Ridge regression towards the prior that the rated items give; prior and noise are the
         model's.
         """
