@@ -2,20 +2,26 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from recray.config import load_settings, overridden
+from recray.data.dataset import Prepared, Ratings
 from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.objectives import build_objective
+from recray.training import trainer
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
+from recray.training.early_stopping import distrust_of_validation
 from recray.training.loop import TrainingRun, epoch_runner
 from recray.training.optimizers import DenseStep
+from recray.training.ray_train import Callbacks, TrainJob
 from recray.training.run_metadata import RunMetadata
 from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator, shuffled_batches
 
@@ -157,6 +163,65 @@ def test_the_best_epoch_is_kept_and_patience_stops(tmp_path):
     progress = run.fit()
     assert (progress.epoch, progress.best_epoch, progress.stopped) == (4, 2, True)
     assert run.checkpoints.best().train_state.epoch == 2
+
+
+def test_where_validation_is_not_trusted_all_epochs_run_and_the_last_is_kept(tmp_path):
+    shard, _ = two_tastes()
+    values = iter([1.0, 0.5, 0.6, 0.7, 0.8])
+    run = training_run(
+        tmp_path,
+        "dot-mse",
+        shard,
+        ["train.epochs=5", "train.patience=2"],
+        validate=lambda _model: {"rmse": (next(values) ** 2, 1.0)},
+    )
+    progress = replace(run, keep_last=True).fit()
+    assert (progress.epoch, progress.best_epoch, progress.stopped) == (5, 5, False)
+    assert [entry["rmse"] for entry in progress.history] == [1.0, 0.5, 0.6, 0.7, 0.8]
+
+
+def data_of(valid: list[int], fold_in: list[int], users: int) -> Prepared:
+    """A data set whose training knows the first `users` users; each list has a row a user."""
+
+    class Data(Prepared):
+        def load(self, split, parts=None):
+            user = np.array({"valid": valid, "fold_in": fold_in}[split], np.int32)
+            return Ratings(user, user, user.astype(np.float32), user.astype(np.int64))
+
+    return Data(None, {"counts": {"users": users, "items": 99}})
+
+
+@pytest.mark.parametrize(
+    ("users", "cold", "held_out", "words"),
+    [
+        (49, 0, 0, "validation has 49 users, and 50 are needed to pick an epoch"),
+        (50, 0, 0, None),
+        (60, 30, 0, None),
+        (60, 31, 0, "31 of 60 validation users are unknown to training"),
+        (60, 60, 60, None),  # they are folded in
+        (60, 60, 29, "31 of 60 validation users are unknown to training"),
+        (0, 0, 0, None),
+    ],
+)
+def test_few_or_mostly_unknown_validation_users_pick_no_epoch(users, cold, held_out, words):
+    valid = list(range(users)) * 2
+    known = list(range(users - held_out, users))
+    data = data_of(sorted(valid), known, users - cold)
+    assert distrust_of_validation(load_settings("ranking"), data) == words
+    assert distrust_of_validation(load_settings("dot-mse"), data) is None
+    final = load_settings("ranking", None, ["train.fit_on=train+valid"])
+    assert distrust_of_validation(final, data) is None
+
+
+def test_the_first_lines_of_a_run_say_that_validation_is_not_trusted(prepared, tmp_path):
+    few = distrust_of_validation(load_settings("ranking"), prepared)
+    settings = trainer.adapt_to_dataset(load_settings("ranking"), prepared)
+    run = RunFolder(str(tmp_path / "run"))
+    record = metadata(settings=settings)
+    job = TrainJob(settings, prepared.folder.path, run.folder.path, keep_last=True)
+    plan = trainer._Training(job, prepared, run, record, TrainState(), Callbacks(), few)._plan()
+    words = "validation has 13 users, and 50 are needed to pick an epoch"
+    assert f"train: {words}: all 12 epochs are run, the last is kept" in plan
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):

@@ -139,6 +139,7 @@ class TrainingRun:
         initialize: Gives the model its first weights, where they are not random.
         preempting: Whether the machines of this group are about to be taken away, the same on
             every worker; asked every few seconds. A checkpoint is then written between two steps.
+        keep_last: Run all epochs and keep the last, whatever validation says.
     """
 
     settings: Settings
@@ -151,6 +152,7 @@ class TrainingRun:
     report: Report
     initialize: Callable[[Model], None] | None = None
     preempting: Callable[[], bool] | None = None
+    keep_last: bool = False
 
     def fit(self) -> TrainState:
         """Train from the newest checkpoint, or from the start, to the end.
@@ -254,11 +256,11 @@ class TrainingRun:
         return means
 
     def _judge(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Remember the best epoch; stop when patience has run out. Without validation rows the
-        last epoch is the best.
+        """Remember the best epoch; stop when patience has run out. Without validation, or one that
+        can be trusted, the last epoch is the best.
         """
         name, train = self.settings.metric, self.settings.train
-        if self.validate is None or not math.isfinite(metrics.get(name, math.nan)):
+        if self.keep_last or not math.isfinite(metrics.get(name, math.nan)):
             state.best_epoch = state.epoch
             return
         value = metrics[name]

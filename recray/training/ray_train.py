@@ -57,12 +57,14 @@ class TrainJob:
         prepared: Folder of the data set.
         run: Folder of the run.
         start_weights: What train.init_from names, read once by the driver.
+        keep_last: That of TrainingRun.
     """
 
     settings: Settings
     prepared: str
     run: str
     start_weights: tuple[StartWeights, ...] = ()
+    keep_last: bool = False
 
 
 def fit(
@@ -156,7 +158,8 @@ def train_worker(config: dict[str, TrainJob]) -> None:
 
     prepared = Prepared.open(job.prepared)
     run = build_run(job.settings, prepared, RunFolder(job.run), workers, report, job.start_weights)
-    replace(run, preempting=lambda: ray.train.get_preemption_info() is not None).fit()
+    info = ray.train.get_preemption_info
+    replace(run, preempting=lambda: info() is not None, keep_last=job.keep_last).fit()
 
 
 # ------------------------------------------------------------------------ what follows the epochs

@@ -13,6 +13,7 @@ from recray.models.objectives import Objective, SampledLoss, UnobservedClass, bu
 from recray.runtime.nodes import available_workers, require_shared, wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
 from recray.training.checkpoint import RunFolder, TrainState
+from recray.training.early_stopping import distrust_of_validation
 from recray.training.loop import device_of, is_done
 from recray.training.optimizers import EXACT, describe, pairs_of
 from recray.training.ray_train import Callbacks, TrainJob, fit, train_worker, watch_history
@@ -66,8 +67,10 @@ def run(
     before = folder.train_state()
     if is_done(before, settings.train.epochs):
         return _finish(folder, before, already=True)
-    job = TrainJob(settings, prepared.folder.path, folder.folder.path, start_weights)
-    training = _Training(job, prepared, folder, metadata, before, callbacks)
+    distrust = distrust_of_validation(settings, prepared)
+    paths = prepared.folder.path, folder.folder.path
+    job = TrainJob(settings, *paths, start_weights, distrust is not None)
+    training = _Training(job, prepared, folder, metadata, before, callbacks, distrust)
     training.run(address, max_failures)
     return _finish(folder, folder.train_state())
 
@@ -93,6 +96,7 @@ class _Training:
         metadata: What the run is.
         before: How far it has come.
         callbacks: What is called while it trains.
+        distrust: Why validation cannot pick the best epoch; None where it can.
     """
 
     job: TrainJob
@@ -101,6 +105,7 @@ class _Training:
     metadata: RunMetadata
     before: TrainState
     callbacks: Callbacks
+    distrust: str | None
 
     def run(self, address: str, max_failures: int) -> None:
         """Train to the end, on a cluster or in this process."""
@@ -125,6 +130,9 @@ class _Training:
         fit = prepared.fit(settings.train.fit_on)
         rows = sum(fit_rows_of_parts(settings, prepared))
         lines = [describe(settings, fit.users, fit.items, rows, workers)]
+        if self.distrust is not None:
+            epochs = settings.train.epochs
+            lines.append(f"train: {self.distrust}: all {epochs} epochs are run, the last is kept")
         limit = settings.train.max_rows_in_memory
         if limit is not None and is_streamed(settings, prepared, workers):
             lines.append(
