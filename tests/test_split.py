@@ -276,6 +276,16 @@ def test_held_out_users_are_whole_and_known_by_a_part(fold_in, known):
     assert trains.sum() + ((which == TEST) | (which == VALID)).any(axis=1).sum() == 2000
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_held_out_users_lie_in_every_partition(seed):
+    user, item = people(8000, 2)
+    settings = SplitSettings(kind="held-out-users", test=0.2, valid=0.1, fold_in=0.5, seed=seed)
+    held = np.unique(user[assign(user, item, None, settings) == TEST])
+    counts = np.bincount(slot_of(held) // (SLOTS // 8), minlength=8)
+    assert counts.min() > 150, "200 on average"
+    assert counts.max() < 250
+
+
 @pytest.mark.parametrize(("each", "fold_in"), [(1, 0.5), (5, 5), (3, 10)])
 def test_a_user_with_too_few_ratings_to_ask_for_any_trains(each, fold_in):
     user, item = people(100, each)

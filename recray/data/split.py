@@ -19,6 +19,10 @@ SLOTS = 256
 BINS = 4096
 """Bins of time that are counted at once on the way to a cut."""
 
+USER_SALT = 0x75736572
+"""Salt of the hash that chooses whole users ("user" in ASCII). Without it, seed 0 gives the hash of
+slot_of, and all users with the lowest hashes lie in one partition."""
+
 KEY_BITS = 64
 """Bits of the key that several columns are packed into for sorting."""
 Integers = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.uint64]
@@ -174,7 +178,7 @@ def _by_user(user: Ids, key: NDArray[np.uint64], settings: SplitSettings) -> Spl
 
     A user with too few rows to know some and to ask for others trains.
     """
-    share = _share(hash_ids(settings.seed, user))
+    share = _share(hash_ids(settings.seed, np.full_like(user, USER_SALT), user))
     rank, count = _rank_in_group(user, key)
     if isinstance(settings.fold_in, int):
         known = np.full(len(user), settings.fold_in)
