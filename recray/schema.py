@@ -6,6 +6,9 @@ SPLITS = ("train", "valid", "test")
 FOLD_IN = "fold_in"
 """What is known of the users whom `held-out-users` keeps from training, beside the splits."""
 PARTS = (*SPLITS, FOLD_IN)
+FILTERED = "filtered"
+"""Ratings that a filter kept from training: known of a user, in no split."""
+INTERACTION_PARTS = (*PARTS, FILTERED)
 
 # Dense ids: 0..n-1 are the n users (items) of the training split, by ascending raw id.
 # rating: stars, or 1.0 in implicit data. timestamp: Unix seconds UTC, null where unknown.
@@ -17,6 +20,9 @@ RATINGS = pa.schema(
         ("timestamp", pa.int64()),
     ]
 )
+
+# What is known of the users of a bundle; `part` is one of INTERACTION_PARTS.
+INTERACTIONS = RATINGS.append(pa.field("part", pa.dictionary(pa.int8(), pa.string())))
 
 # As parsed. Raw ids are int64 in all MovieLens releases; own data may have strings instead.
 RAW_RATINGS = pa.schema(

@@ -11,7 +11,7 @@ import torch
 
 from recray import schema
 from recray.config import load_settings
-from recray.data.dataset import KIND, Prepared, part_name
+from recray.data.dataset import KIND, KNOWN, Prepared, part_name
 from recray.inference.bundle import Bundle, TrainedModel, write_bundle
 from recray.models import build_model
 from recray.storage import Folder, publish
@@ -67,11 +67,14 @@ def rows_of_splits() -> dict[str, list[tuple[int, int, float, int]]]:
 def prepared(tmp_path) -> Prepared:
     """The data set of rows_of_splits in one bucket."""
     with publish(Folder(str(tmp_path / "prepared"))) as folder:
-        splits = {}
+        splits, filtered = {}, 0
         for name, rows in rows_of_splits().items():
             ordered = sorted(rows, key=lambda r: (r[0], r[3], r[1]))
             columns = [list(c) for c in zip(*ordered, strict=True)]
             folder.write_table(part_name(name, 0), pa.table(columns, schema=schema.RATINGS))
+            if name == KNOWN:  # what filters dropped; in no split
+                filtered = len(rows)
+                continue
             unseen = sum(r[0] >= USERS or r[1] >= ITEMS for r in rows)
             splits[name] = {"rows": len(rows), "unseen": unseen, "unseen_percent": 0.0}
         items = np.arange(ITEMS + 1)
@@ -94,7 +97,13 @@ def prepared(tmp_path) -> Prepared:
         facts = {
             "dataset": "tiny",
             "buckets": 1,
-            "counts": {"users": USERS, "items": ITEMS, "unseen_users": 2, "unseen_items": 1},
+            "counts": {
+                "users": USERS,
+                "items": ITEMS,
+                "unseen_users": 2,
+                "unseen_items": 1,
+                "filtered": filtered,
+            },
             "splits": splits,
             "fits": {
                 "train": {"users": USERS, "items": ITEMS, "range": [3.0, 5.0]},

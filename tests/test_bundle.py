@@ -2,18 +2,24 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from recray import schema
 from recray.errors import RecrayError
-from recray.inference.bundle import Bundle
+from recray.inference.bundle import KIND, Bundle, _version
+from recray.inference.recommender import Recommender
+from recray.storage import Folder, publish
+
+from .conftest import USERS, raw
 
 FILES = [
     "weights.safetensors",
     "ids.parquet",
     "items.parquet",
-    "history.parquet",
-    "holdout.parquet",
+    "interactions.parquet",
     "config.json",
     "metrics.json",
     "training.json",
@@ -26,7 +32,7 @@ def test_what_was_written_is_what_opens(make_bundle):
     assert opened.version == made.version
     assert torch.equal(opened.model.user_vectors.weight, made.model.user_vectors.weight)
     assert opened.user_ids.raw.tolist() == made.user_ids.raw.tolist()
-    assert len(opened.history) == 12 * 4 + 1
+    assert len(opened.interactions.before_test) == 12 * 4 + 1
     assert opened.settings.preset == "ranking"
 
 
@@ -66,6 +72,28 @@ def test_a_bundle_is_not_written_over(make_bundle):
     make_bundle("a")
     with pytest.raises(RecrayError, match="exists already"):
         make_bundle("a")
+
+
+def test_a_bundle_with_history_and_holdout_in_two_files_opens_as_before(make_bundle, tmp_path):
+    bundle = make_bundle()
+    rows = bundle.interactions
+    with publish(Folder(str(tmp_path / "before"))) as folder:
+        for name in set(FILES) - {"interactions.parquet"}:
+            folder.write_bytes(name, bundle.folder.read_bytes(name))
+        for name, ratings in (("history", rows.before_test), ("holdout", rows.withheld)):
+            columns = [ratings.user, ratings.item, ratings.rating, ratings.timestamp]
+            folder.write_table(f"{name}.parquet", pa.table(columns, schema=schema.RATINGS))
+        folder.write_manifest(KIND, bundle.manifest.facts | {"version": _version(folder, {})})
+    opened = Bundle.open(str(tmp_path / "before"))
+    assert opened.version != bundle.version
+    for part in ("known", "withheld", "before_test"):
+        old, new = getattr(opened.interactions, part), getattr(rows, part)
+        assert all(np.array_equal(vars(old)[name], vars(new)[name]) for name in vars(new))
+    every = [raw(user) for user in range(USERS)]
+    for new, old in zip(
+        *(Recommender(one).recommend_many(every, 3) for one in (bundle, opened)), strict=True
+    ):
+        assert (new.item, new.score) == (old.item, old.score)
 
 
 def test_a_bundle_that_holds_names_of_before_opens(make_bundle):

@@ -13,7 +13,8 @@ from recray.evaluation.evaluator import Evaluator, add_segments, exposure_metric
 from recray.evaluation.metrics import PerUserMetrics, compute_metrics, evaluate_block, rank_block
 from recray.evaluation.protocol import Protocol
 from recray.evaluation.report import parse_report
-from recray.inference.scorer import History, Scorer
+from recray.inference.history import History
+from recray.inference.scorer import Scorer
 from recray.models.factorization import Dot
 from recray.reporting import terminal
 
@@ -166,7 +167,7 @@ def test_a_whole_evaluation_has_the_agreed_keys(make_bundle):
 
 
 def test_knowing_the_taste_beats_popularity_and_the_opposite_does_not(make_bundle):
-    settings, beside = EvaluateSettings(k=(2,)), Protocol(("popularity", "bias-only"))
+    settings, beside = EvaluateSettings(k=(2,)), Protocol(("popularity",))
     good = evaluate(make_bundle("good"), settings, beside)
     bad = evaluate(make_bundle("bad", flip=True), settings, beside)
     assert "better than popularity" in good["verdict"]
@@ -230,7 +231,7 @@ def test_among_rated_films_those_of_training_count_as_found(make_bundle):
     users = set(bundle.holdout.user.tolist())
     everything = [
         (u, i)
-        for rows in (bundle.history, bundle.holdout)
+        for rows in (bundle.interactions.before_test, bundle.holdout)
         for u, i in zip(rows.user.tolist(), rows.item.tolist(), strict=True)
         if u in users
     ]

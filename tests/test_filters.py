@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recray.data.ids import IdMap
+from recray.data.split import TRAIN
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import Filters
+from recray.inference.history import History
+from recray.inference.interactions import Interactions
 from recray.inference.lookup import GenreCount
 from recray.inference.recommendations import mmr_rerank
 from recray.inference.recommender import Recommendations, Recommender
-from recray.inference.scorer import History, Scorer
+from recray.inference.scorer import Scorer
 from recray.models.factorization import Dot, DotBias
 from recray.models.objectives import FoldInConfig, FoldInPrior, ImplicitALS, Mse
 from recray.storage import Manifest
@@ -67,11 +70,13 @@ def planted(genres, years, seed) -> Recommender:
         "genres": [sorted(own) for own in genres],
     }
     ids = (IdMap(np.arange(3), 3), IdMap(np.arange(MANY), MANY))
+    rows = ratings(pairs)
+    part = np.full(len(rows), TRAIN, np.int8)
     return Recommender(
         Bundle(
             None, Manifest.model_validate({"files": [], "version": "v"}),
             {"fold_in": {"noise": 1.0}}, {}, None, model, None, *ids,
-            pa.table(table), ratings(pairs), None, [],
+            pa.table(table), Interactions(rows, part, "train", 3, MANY, 3), [],
         )
     )  # fmt: skip
 
@@ -215,7 +220,7 @@ def test_the_reasons_are_of_the_same_taste_and_exact_for_somebody_new(make_bundl
 
 
 def test_a_state_that_the_ratings_do_not_make_up_is_explained_approximately(recommender):
-    answer = recommender.recommend(int(raw(1)), 2, True, Filters(explain=True))
+    answer = recommender.recommend(int(raw(1)), 2, False, Filters(explain=True))
     assert {entry.why.kind for entry in answer.items} == {"approximate"}
 
 
@@ -307,12 +312,11 @@ def test_own_history_of_a_trained_user_gives_their_own_list():
 
 def test_what_is_known_of_a_user(recommender):
     facts = recommender.user(int(raw(0)))
-    assert (facts.ratings, facts.in_training, facts.source) == (4, True, "model")
-    assert facts.genres == [GenreCount("Comedy", 4), GenreCount("War", 4)]
+    assert (facts.ratings, facts.in_training, facts.source) == (5, True, "model")
+    assert facts.genres == [GenreCount("Comedy", 5), GenreCount("War", 5)]
     assert [(h.item, h.rating) for h in facts.highest] == [
-        (int(raw(i)), stars) for i, stars in ((0, 5.0), (6, 5.0), (2, 4.0), (4, 3.0))
+        (int(raw(i)), stars) for i, stars in ((0, 5.0), (6, 5.0), (2, 4.0), (8, 4.0), (4, 3.0))
     ]
-    assert recommender.user(int(raw(USERS + 1))).mean_rating is None
     with pytest.raises(KeyError):
         recommender.user(7)
 
@@ -332,14 +336,13 @@ def test_pairs_are_scored_as_lists_are_and_cold_ones_say_so(make_bundle):
     pairs = [(0, 1), (USERS, 1), (USERS + 1, 1), (0, ITEMS)]
     named = [(int(raw(u)), int(raw(i))) for u, i in pairs] + [("x", "y"), (int(raw(0)), 7)]
     scored = stars.score_pairs(named)
-    assert [entry.source for entry in scored] == ["model", "fold_in", *["cold"] * 4]
-    for place in (0, 1):
+    assert [entry.source for entry in scored] == ["model", "fold_in", "fold_in", *["cold"] * 3]
+    for place in (0, 1, 2):
         listed = stars.recommend(named[place][0], ITEMS, False).items
         own = next(entry for entry in listed if entry.item == named[place][1])
         assert scored[place].score == pytest.approx(own.score, abs=1e-5)
     base = stars.scorer.bias_only
-    assert scored[2].score == pytest.approx(float(base.mean + base.item_bias[1]), abs=1e-5)
     assert scored[4].score == pytest.approx(float(base.mean), abs=1e-5)
     ranking = Recommender(make_bundle("ranking")).score_pairs(named)
-    assert [entry.score is None for entry in ranking] == [False, False, *[True] * 4]
+    assert [entry.score is None for entry in ranking] == [*[False] * 3, *[True] * 3]
     assert stars.score_pairs([]) == []

@@ -22,7 +22,7 @@ from recray.tuning import tuner
 from recray.tuning.driver import SearchDriver
 from recray.tuning.trial import TrialRun, load
 
-from .conftest import raw
+from .conftest import USERS, raw
 
 
 def plain_maps(function, count, *arguments):
@@ -119,10 +119,11 @@ def test_a_setting_of_another_function_is_refused(names):
 def test_frames_have_titles_and_hits_are_marked(make_bundle):
     model = recray.load(make_bundle().folder.path)
     told = model.explain(int(raw(0)), 3)
-    assert told.loc["recommended", "title"].tolist()[0] == "Film 8 (1998)"
-    assert told.loc["recommended", "hit"].tolist() == [True, False, False]
+    assert told.loc["recommended", "title"].tolist()[0] == "Film 1 (1991)"
+    assert told.loc["held out", "title"].tolist()[0] == "Film 8 (1998)"
+    assert told.loc["held out", "hit"].tolist() == [True, False]
     assert told.loc["held out", "rank"].tolist()[0] == 1
-    assert model.users.loc[raw(0)].tolist() == [4, 2]
+    assert model.users.loc[raw(0)].tolist() == [6, 2]
     assert model.recommend(model.users.index[0], 2)["source"].tolist() == ["model"] * 2
     assert model.history.loc[1, "rmse"] == 0.9
     with pytest.raises(RecrayError, match="ranks and does not predict stars"):
@@ -131,9 +132,9 @@ def test_frames_have_titles_and_hits_are_marked(make_bundle):
 
 def test_reasons_stand_beside_the_films(make_bundle):
     model = recray.load(make_bundle().folder.path)
-    listed = model.recommend(int(raw(0)), 1, explain=True)
-    assert "Film 6 (1996)" in listed.loc[1, "because"]
-    assert "because" not in model.recommend(int(raw(0)), 1)
+    listed = model.recommend(int(raw(USERS)), 1, explain=True)
+    assert listed.loc[1, "because"] == ["Film 2 (1992)", "Film 0 (1990)"]
+    assert "because" not in model.recommend(int(raw(USERS)), 1)
 
 
 def test_predictions_stand_beside_the_held_out_stars(make_bundle):

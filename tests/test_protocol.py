@@ -13,7 +13,8 @@ from recray.errors import RecrayError
 from recray.evaluation import evaluator, protocol
 from recray.evaluation.metrics import compute_metrics, rank_block
 from recray.evaluation.protocol import Candidates, Protocol
-from recray.inference.scorer import History, Scorer
+from recray.inference.history import History
+from recray.inference.scorer import Scorer
 from recray.inference.top_k import NONE
 from recray.models import baselines as item_item
 from recray.models.baselines import Cooccurrence, Ease, ItemKnn
@@ -254,15 +255,14 @@ def test_somebody_not_in_training_is_ranked_by_their_history_or_by_popularity(se
     user, item = (a.astype(np.int32) for a in np.nonzero(seen))
     ratings = Ratings(user, item, np.ones(len(user), np.float32), np.zeros(len(user), np.int64))
     history = History.of(ratings, USERS, ITEMS)
-    scorer = protocol.build_baselines([name], history, 20, ITEMS)[
-        name
-    ]  # training knows users 0..19
+    beside = Scorer(Dot(20, ITEMS, 2, "logit"), None, history)  # training knows users 0..19
+    scorer = protocol.build_baselines([name], beside)[name]
     ranked = scorer.rank(np.array([5, 25, 29]), 4)
     assert ranked.source.tolist() == [0, 1, 2]
     expected = scorer.model.score(scorer.model.state_of(torch.from_numpy(np.flatnonzero(seen[25]))))
     expected[0, np.flatnonzero(seen[25])] = -torch.inf
     assert ranked.item[1].tolist() == torch.argsort(-expected[0], stable=True)[:4].tolist()
-    popular = np.argsort(-seen[:20].sum(axis=0), kind="stable")
+    popular = np.argsort(-seen.sum(axis=0), kind="stable")
     assert ranked.item[2].tolist() == popular[:4].tolist()
     assert not (ranked.item == NONE).any()
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError
+from recray.inference.history import History
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import History, Scorer, best_of_one
+from recray.inference.scorer import Scorer, best_of_one
 from recray.inference.top_k import NONE, top_k
 from recray.models.factorization import Dot
 from recray.models.objectives import FoldInConfig, ImplicitALS
@@ -118,18 +119,18 @@ def test_any_set_of_users_is_ranked_like_one_by_one():
 def test_somebody_unknown_with_history_is_folded_in_and_without_gets_popular_items():
     torch.manual_seed(0)
     model, objective = Dot(2, 6, 3, "logit"), ImplicitALS(0.2, 0.01)
-    pairs = {(0, 1), (1, 1), (0, 3), (2, 4)}
-    scorer = Scorer(model, objective, History.of(ratings(pairs), 4, 6))
-    ranked = scorer.rank(np.array([0, 2, 3]), 2)
+    pairs = {(0, 1), (1, 1), (0, 3), (2, 4), (3, 4), (4, 4)}
+    scorer = Scorer(model, objective, History.of(ratings(pairs), 6, 6))
+    ranked = scorer.rank(np.array([0, 2, 5]), 2)
     assert ranked.source.tolist() == [0, 1, 2]
-    assert ranked.item[2].tolist() == [1, 3]  # popularity counts the users of training alone
+    assert ranked.item[2].tolist() == [4, 1]  # popularity counts users unknown to training
     state = objective.fold_in(model, torch.tensor([4]), torch.ones(1), FoldInConfig())
     expected = torch.topk(model.score(state)[0].index_fill(0, torch.tensor([4]), -torch.inf), 2)
     assert ranked.item[1].tolist() == expected.indices.tolist()
 
 
 def test_items_come_with_raw_ids_titles_and_genres(make_bundle):
-    answer = Recommender(make_bundle()).recommend(int(raw(1)), k=1)
+    answer = Recommender(make_bundle()).recommend(int(raw(1)), k=1, exclude_seen=False)
     assert answer.source == "model"
     item = answer.items[0]
     dense = (item.item - 100) // 10
@@ -140,7 +141,9 @@ def test_items_come_with_raw_ids_titles_and_genres(make_bundle):
 def test_nothing_that_was_rated_is_recommended(make_bundle):
     recommender = Recommender(make_bundle())
     for user in range(USERS):
-        seen = set(recommender.scorer.history.of_user(user)[0].tolist())
+        known = recommender.bundle.interactions.known
+        seen = set(known.item[(known.user == user) & (known.item < ITEMS)].tolist())
+        assert len(seen) == 5, "three to train, one to validate, one to test"
         shown = {(i.item - 100) // 10 for i in recommender.recommend(int(raw(user)), ITEMS).items}
         assert not seen & shown
         assert seen | shown == set(range(ITEMS))

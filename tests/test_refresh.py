@@ -14,8 +14,8 @@ from recray.data.source import detect_source
 from recray.data.spill import Rows
 from recray.errors import RecrayError
 from recray.evaluation.comparison import NotComparable
+from recray.inference.history import UserRatings
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import UserRatings
 from recray.pipelines.refresh import (
     FULL,
     WARM,

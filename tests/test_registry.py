@@ -1,7 +1,9 @@
 """Versions: added whole, promoted through a gate, rolled back."""
 
+import numpy as np
 import pytest
 
+from recray.data.split import TRAIN
 from recray.errors import RecrayError
 from recray.evaluation.comparison import check_not_worse
 from recray.serving.registry import Registry, resolve_bundle
@@ -46,7 +48,11 @@ def test_a_version_that_was_trained_on_the_hold_out_is_refused(make_bundle):
     import dataclasses
 
     live, candidate = make_bundle("live"), make_bundle("candidate")
-    leaky = dataclasses.replace(candidate, history=live.holdout)
+    rows = live.holdout
+    interactions = dataclasses.replace(
+        candidate.interactions, rows=rows, part=np.full(len(rows), TRAIN, np.int8)
+    )
+    leaky = dataclasses.replace(candidate, interactions=interactions)
     with pytest.raises(RecrayError, match="knows 15 ratings of the hold-out"):
         check_not_worse(leaky, live)
 

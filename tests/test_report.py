@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from recray.cli import cli
-from recray.data.dataset import Ratings
+from recray.data.split import TEST
 from recray.errors import RecrayError
 from recray.evaluation import evaluator
 from recray.inference.recommender import Recommender
@@ -122,7 +123,8 @@ def test_places_are_those_of_the_planted_lists(make_bundle):
 def test_the_users_shown_are_those_at_the_quarters(make_bundle):
     recommender = Recommender(make_bundle())
     chosen = predictions.typical_users(recommender)
-    counts = np.bincount(recommender.bundle.history.user, minlength=USERS + 2)
+    before = recommender.bundle.interactions.before_test
+    counts = np.bincount(before.user, minlength=USERS + 2)
     assert counts[chosen].tolist() == [4, 4, 4]
     assert chosen == [1, 5, 8]
 
@@ -149,8 +151,9 @@ def test_error_by_rating_is_signed():
 
 def test_a_rating_of_nobody_is_no_picture_but_an_empty_section(make_bundle):
     bundle = make_bundle()
-    empty = bundle.holdout.where(np.zeros(len(bundle.holdout), bool))
-    object.__setattr__(bundle, "holdout", Ratings(*vars(empty).values()))
+    rows, part = bundle.interactions.rows, bundle.interactions.part
+    without = replace(bundle.interactions, rows=rows.where(part != TEST), part=part[part != TEST])
+    bundle = replace(bundle, interactions=without)
     assert sections(report.of_bundle(bundle, "bundle")) == ["data", "training", "facts"]
 
 

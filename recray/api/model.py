@@ -152,8 +152,8 @@ class Loaded:
 
         Returns:
             By list (rated, recommended, held out) and place from 1: item, title, year, genres,
-            rating (stars), score, rank (among all films the user has not rated, from 1), hit
-            (recommended, held out and relevant).
+            rating (stars), score, rank (of a held-out film in the measured list, from 1), hit
+            (held out, relevant, and of rank k or less).
 
         Raises:
             RecrayError: No such user, or k is out of range.
@@ -185,11 +185,11 @@ class Loaded:
 
     @property
     def users(self) -> pd.DataFrame:
-        """Users by raw id: how many ratings are known, and how many are held out."""
+        """Users by raw id: how many ratings are known, and how many of them are held out."""
         bundle, ids = self.bundle, self.bundle.user_ids
         counts = {
             name: np.bincount(part.user, minlength=len(ids))
-            for name, part in (("known", bundle.history), ("held_out", bundle.holdout))
+            for name, part in (("known", bundle.interactions.known), ("held_out", bundle.holdout))
         }
         return pd.DataFrame(counts, index=pd.Index(ids.raw, name="user"))
 
@@ -208,7 +208,7 @@ class Loaded:
             RecrayError: The model ranks and does not predict stars.
         """
         held = self.bundle.holdout
-        predicted = self.recommender.scorer.predict(
+        predicted = self.recommender.measuring_scorer.predict(
             held.user.astype(np.int64), held.item.astype(np.int64)
         )
         return self.holdout.assign(predicted=predicted)

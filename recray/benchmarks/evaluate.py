@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from recray.benchmarks.harness import PROC, Measurement, Row, interleaved, peak_memory
 from recray.evaluation.metrics import USER_BLOCK
-from recray.inference.scorer import History, Scorer
+from recray.inference.history import History
+from recray.inference.scorer import Scorer
 from recray.models.factorization import Dot
 from recray.models.neural import NeuMf
 from recray.progress import Log

@@ -19,6 +19,9 @@ from recray.storage import Folder
 
 KIND = "prepared data set"
 
+KNOWN = "known"
+"""Folder of the ratings that filters kept from all splits."""
+
 
 @dataclass(frozen=True)
 class Ratings:
@@ -192,6 +195,14 @@ class Prepared:
             return Ratings.of(schema.RATINGS.empty_table())
         numbers = range(self.buckets) if parts is None else parts
         tables = [self.folder.read_table(part_name(split, number)) for number in numbers]
+        return Ratings.concatenate([Ratings.of(table) for table in tables])
+
+    def load_known(self) -> Ratings:
+        """The ratings that filters kept from all splits, of users and items that have ids."""
+        if not self.manifest["counts"].get("filtered"):
+            return Ratings.of(schema.RATINGS.empty_table())
+        numbers = range(self.buckets)
+        tables = [self.folder.read_table(part_name(KNOWN, number)) for number in numbers]
         return Ratings.concatenate([Ratings.of(table) for table in tables])
 
     def rows_of_parts(self, split: str) -> list[int]:

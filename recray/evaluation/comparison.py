@@ -17,7 +17,7 @@ from recray.errors import CheckFailed, RecrayError
 from recray.evaluation.metrics import RATING, PerUserMetrics, blocks_of, evaluate_block
 from recray.evaluation.report import Interval
 from recray.inference.bundle import Bundle
-from recray.inference.scorer import History, Scorer
+from recray.inference.scorer import Scorer
 
 DRAWS = 1000
 """Bootstrap draws for one interval."""
@@ -170,7 +170,7 @@ def compare_on_holdout(candidate: Bundle, other: Bundle, live: Bundle) -> Compar
             f"{candidate.version} comes from {datasets[0]}, the live version from {datasets[1]}: "
             "they cannot be compared; use --force to promote it"
         )
-    check_holdout_unseen(candidate.version, candidate.history, candidate, live)
+    check_holdout_unseen(candidate.version, candidate.interactions.used, candidate, live)
     metric = "ndcg@10" if live.settings.ranks or candidate.settings.ranks else "rmse"
     settings = live.settings.evaluate.model_copy(update={"k": (10,)})
     first, second = (_measure(bundle, live, settings) for bundle in (candidate, other))
@@ -217,9 +217,7 @@ def _measure(bundle: Bundle, live: Bundle, settings: EvaluateSettings) -> PerUse
     targets = _reencode(live.holdout, live, bundle)
     order = np.argsort(targets.user, kind="stable")  # `blocks_of` wants the rows of a user together
     targets = targets.where(order)
-    users = max(len(bundle.user_ids), int(targets.user[-1]) + 1)
-    history = History.of(bundle.history, users, bundle.item_ids.known)
-    scorer = Scorer(bundle.model, bundle.objective, history, bundle.fold_in)
+    scorer = Scorer.for_measurement(bundle, int(targets.user[-1]) + 1)
     table = PerUserMetrics.join(
         evaluate_block(scorer, targets, b, settings) for b in blocks_of(targets)
     )

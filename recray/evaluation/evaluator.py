@@ -44,7 +44,6 @@ from recray.evaluation.report import (
     Values,
 )
 from recray.inference.bundle import Bundle
-from recray.inference.recommender import Recommender
 from recray.inference.scorer import Scorer
 from recray.inference.top_k import NONE
 from recray.runtime.nodes import map_tasks, wait_for_capacity
@@ -86,17 +85,17 @@ class Evaluator:
         self._check_settings()
         self.protocol = protocol
         if protocol.kind == "rated":  # then all ratings of these users are targets
-            rated = np.isin(bundle.history.user, np.concatenate(self.blocks))
-            self.targets = Ratings.concatenate([bundle.history.where(rated), self.targets])
+            before = bundle.interactions.before_test
+            rated = np.isin(before.user, np.concatenate(self.blocks))
+            self.targets = Ratings.concatenate([before.where(rated), self.targets])
         protocol.check(bundle, np.concatenate(self.blocks))
         self.baselines = choose_baselines(protocol.baselines, bundle.item_ids.known)
 
     @functools.cached_property
     def scorers(self) -> dict[str, Scorer]:
         """Model and baselines by name; built only in the process that measures blocks."""
-        scorer = Recommender(self.bundle).scorer
-        sizes = scorer.model.users, scorer.model.items
-        return {"model": scorer} | build_baselines(self.baselines, scorer.history, *sizes)
+        scorer = Scorer.for_measurement(self.bundle)
+        return {"model": scorer} | build_baselines(self.baselines, scorer)
 
     def _check_settings(self) -> None:
         threshold = self.settings.relevant_from
@@ -295,7 +294,7 @@ def add_segments(
     unknown = len(slice_of) - 1
     listed = slice_of[np.where(lists.ranked.item == NONE, unknown, lists.ranked.item)]
     wanted = slice_of[np.minimum(lists.item, unknown)]
-    indptr = scorer.history.indptr
+    indptr = scorer.seen.indptr
     values = {"history": (indptr[lists.users + 1] - indptr[lists.users]).astype(np.float64)}
     for place, name in enumerate(ITEM_SLICES):
         count = lists.count(lists.relevant & (wanted == place))

@@ -18,7 +18,8 @@ from recray.data.dataset import Prepared, Ratings
 from recray.data.split import hash_ids
 from recray.evaluation.metrics import ndcg
 from recray.inference.bundle import TrainedModel
-from recray.inference.scorer import FOLD_IN, History, Queries, Scorer
+from recray.inference.history import History
+from recray.inference.scorer import FOLD_IN, Queries, Scorer
 from recray.inference.top_k import NONE
 from recray.models import build_model
 from recray.models.base import Model
@@ -90,7 +91,7 @@ class NewUsers:
             if not len(who):
                 continue
             source = np.full(len(who), FOLD_IN, np.int8)
-            queries = Queries(fold_in(rated.as_csr()), source, rated)
+            queries = Queries(fold_in(rated.as_csr()), source, rated, rated)
             item = scorer.top_k(queries, k, False, self.allowed[torch.from_numpy(who)]).item
             relevant = self.relevant[who]
             hits = np.take_along_axis(relevant, np.maximum(item, 0), axis=1) & (item != NONE)

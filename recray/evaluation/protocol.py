@@ -23,7 +23,7 @@ from recray.errors import RecrayError, unknown_name
 from recray.evaluation.metrics import rows_of_users
 from recray.evaluation.report import ProtocolReport
 from recray.inference.bundle import Bundle
-from recray.inference.scorer import History, Scorer
+from recray.inference.scorer import Scorer
 from recray.models.base import Model
 from recray.models.baselines import Ease, HistoryModel, ItemKnn, Popularity
 from recray.models.objectives import FoldIn, FoldInConfig, Objective
@@ -176,10 +176,10 @@ class Protocol:
     ) -> tuple[Tensor, Tensor] | None:
         """Rows (in `users`) and items that are ranked beside the held-out ones.
 
-        None stands for every item that is not in the history.
+        None stands for every item that the user has not seen.
         """
         if self.kind == "rated":
-            row, item = scorer.history.of_users(users).coo_indices()
+            row, item = scorer.seen.of_users(users).coo_indices()
             return torch.from_numpy(row), torch.from_numpy(item.astype(np.int64))
         return None if self.candidates is None else self.candidates.cells(users)
 
@@ -246,30 +246,30 @@ def choose_baselines(asked: Iterable[str] | None, items: int) -> tuple[str, ...]
     return tuple(name for name in BASELINES if name in names)
 
 
-def build_baselines(
-    names: Iterable[str], history: History, users: int, items: int
-) -> dict[str, Scorer]:
-    """Fit baselines on the history of the users that training knows.
+def build_baselines(names: Iterable[str], beside: Scorer) -> dict[str, Scorer]:
+    """Fit baselines on the rows that the model beside them learned from.
+
+    Popularity alone counts the ratings of users whom training does not know as well.
 
     Args:
         names: As choose_baselines returns them.
-        history: What users have rated.
-        users: Users that training knows.
-        items: Items that training knows.
+        beside: The model's scorer: its history is fitted, its seen items are left out.
     """
+    history, seen = beside.history, beside.seen
+    users, items = beside.model.users, beside.model.items
     popularity = Popularity(users, items)
-    popularity.init_from_statistics(history.statistics(users, items))
-    popular = Scorer(popularity, None, history)
+    popularity.init_from_statistics(history.statistics(items))
+    popular = Scorer(popularity, None, history, seen=seen)
 
     def from_history(model: HistoryModel) -> Scorer:
         indptr = history.indptr[: users + 1]
         items_of_users = torch.tensor(history.item[: indptr[-1]], dtype=torch.int64)
         model.fit(torch.from_numpy(indptr), items_of_users)
-        return Scorer(model, AsHistory(), history, popularity=popular.popularity)
+        return Scorer(model, AsHistory(), history, popularity=popular.popularity, seen=seen)
 
     made: dict[str, Callable[[], Scorer]] = {
         "popularity": lambda: popular,
-        "bias-only": lambda: Scorer(popular.bias_only, None, history),
+        "bias-only": lambda: Scorer(popular.bias_only, None, history, seen=seen),
         "item-knn": lambda: from_history(ItemKnn(users, items)),
         "ease": lambda: from_history(Ease(users, items)),
     }

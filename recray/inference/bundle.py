@@ -1,6 +1,6 @@
 """The exported model: one folder that holds all that answering needs. No pickled code in it.
 
-weights.safetensors  ids.parquet  items.parquet  history.parquet  holdout.parquet
+weights.safetensors  ids.parquet  items.parquet  interactions.parquet
 config.json  metrics.json  training.json (the epochs, for people)  manifest.json
 """
 
@@ -21,6 +21,8 @@ from recray.config import Settings, build_settings, translated
 from recray.data.dataset import Prepared, Ratings
 from recray.data.ids import IdMap
 from recray.errors import RecrayError
+from recray.inference import interactions
+from recray.inference.interactions import Interactions
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.objectives import FoldInConfig, Objective, build_objective
@@ -82,8 +84,7 @@ class Bundle:
         user_ids: Raw and dense user ids.
         item_ids: Raw and dense item ids.
         item_table: schema.ITEMS.
-        history: Ratings known before the test: train, valid, and what is known of held-out users.
-        holdout: The test ratings.
+        interactions: All that is known of the users, and what a measurement withholds.
         training: One entry an epoch: epoch, loss, validation metrics, seconds.
     """
 
@@ -97,13 +98,12 @@ class Bundle:
     user_ids: IdMap
     item_ids: IdMap
     item_table: pa.Table
-    history: Ratings
-    holdout: Ratings
+    interactions: Interactions
     training: list[dict[str, Any]]
 
     @property
     def version(self) -> str:
-        """12 hex digits that follow from weights, ids, history and settings."""
+        """12 hex digits that follow from weights, ids, interactions and settings."""
         return str(self.manifest.facts["version"])
 
     @property
@@ -117,6 +117,11 @@ class Bundle:
         """Lowest and highest training rating."""
         low, high = self.config["rating_range"]
         return float(low), float(high)
+
+    @property
+    def holdout(self) -> Ratings:
+        """The test ratings, which a measurement withholds."""
+        return self.interactions.withheld
 
     @property
     def fold_in(self) -> FoldInConfig:
@@ -167,8 +172,9 @@ class Bundle:
             maps["user"],
             maps["item"],
             folder.read_table("items.parquet"),
-            Ratings.of(folder.read_table("history.parquet")),
-            Ratings.of(folder.read_table("holdout.parquet")),
+            Interactions.read(
+                folder, settings, config["users"], config["items"], len(maps["user"])
+            ),
             folder.read_json(TRAINING) if folder.exists(TRAINING) else [],
         )
 
@@ -218,9 +224,7 @@ def write_bundle(
         folder.write_bytes("weights.safetensors", safetensors.torch.save(trained.weights))
         folder.write_table("ids.parquet", _id_table(prepared))
         folder.write_table("items.parquet", prepared.item_table)
-        history = Ratings.concatenate([prepared.load(p) for p in ("train", "valid", "fold_in")])
-        folder.write_table("history.parquet", _rating_table(history))
-        folder.write_table("holdout.parquet", _rating_table(prepared.load("test")))
+        folder.write_table(interactions.FILE, interactions.interaction_table(prepared))
         folder.write_json("config.json", _config(prepared, trained, settings))
         folder.write_json(TRAINING, trained.history)
         folder.write_json("metrics.json", {})
@@ -267,12 +271,6 @@ def _id_table(prepared: Prepared) -> pa.Table:
         }
         tables.append(pa.table(columns))
     return pa.concat_tables(tables)
-
-
-def _rating_table(ratings: Ratings) -> pa.Table:
-    times = pa.array(ratings.timestamp, mask=ratings.timestamp == 0)
-    columns = [ratings.user, ratings.item, ratings.rating, times]
-    return pa.table(columns, schema=schema.RATINGS)
 
 
 def _version(folder: Folder, known: Mapping[str, str]) -> str:

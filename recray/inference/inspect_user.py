@@ -17,20 +17,14 @@ from recray.schema import SCORE_NAMES
 
 
 @dataclass(frozen=True)
-class InspectedItem(ScoredItem):
-    """A recommended item; a hit was also held out, and relevant."""
-
-    hit: bool
-
-
-@dataclass(frozen=True)
 class HeldOutItem(RatedItem):
     """A held-out item.
 
     Args:
         score: None for an item that training does not know.
-        rank: Place from 1 among all items that the user has not rated; None as score.
-        hit: Whether it was recommended and is relevant.
+        rank: Place from 1 in the list that a measurement ranks, which leaves out all ratings but
+            the held-out ones; None as score.
+        hit: Whether it is among the first k of that list and relevant.
     """
 
     score: float | None
@@ -47,9 +41,9 @@ class UserInspection:
         source: Where the list comes from: model, fold_in or popular.
         scores: What a score is: stars or logits.
         model_version: The bundle's version.
-        ratings: Number of known ratings.
+        ratings: Number of known ratings, the held-out ones included.
         rated: The items with the best known ratings, best first.
-        recommended: The list, best first.
+        recommended: The list, best first; it leaves out everything known, so it has no hits.
         held_out: By rank; items without a rank come last.
         hits: Number of hits.
     """
@@ -60,7 +54,7 @@ class UserInspection:
     model_version: str
     ratings: int
     rated: list[RatedItem]
-    recommended: list[InspectedItem]
+    recommended: list[ScoredItem]
     held_out: list[HeldOutItem]
     hits: int
 
@@ -81,7 +75,8 @@ def inspect_user(recommender: Recommender, user: RawId, k: int = 10) -> UserInsp
     Args:
         recommender: Answers about a bundle.
         user: Raw user id.
-        k: Length of the lists of rated and of recommended items.
+        k: Length of the lists of rated and of recommended items; a held-out item among the
+            first k is a hit.
 
     Raises:
         KeyError: No split has this user.
@@ -90,16 +85,11 @@ def inspect_user(recommender: Recommender, user: RawId, k: int = 10) -> UserInsp
     bundle = recommender.bundle
     answer = recommender.recommend(user, k)
     dense = recommender.users.encode_one(user)
-    known = bundle.history.where(bundle.history.user == dense)
-    test = bundle.holdout.where(bundle.holdout.user == dense)
-    held_out = _held_out(recommender, dense, test, {item.item for item in answer.items})
-    hits = {item.item for item in held_out if item.hit}
-    recommended = [
-        InspectedItem(
-            *recommender.catalog.fields(item), score, recommender.catalog.raw[item] in hits
-        )
-        for item, score in zip(answer.item, answer.score, strict=True)
-    ]
+    interactions = bundle.interactions
+    known, test = (
+        rows.where(rows.user == dense) for rows in (interactions.known, interactions.withheld)
+    )
+    held_out = _held_out(recommender, dense, test, k)
     return UserInspection(
         user,
         answer.source,
@@ -107,15 +97,13 @@ def inspect_user(recommender: Recommender, user: RawId, k: int = 10) -> UserInsp
         answer.model_version,
         len(known),
         recommender.best_rated(known.item, known.rating, k),
-        recommended,
+        answer.items,
         held_out,
-        len(hits),
+        sum(item.hit for item in held_out),
     )
 
 
-def _held_out(
-    recommender: Recommender, user: int, test: Ratings, recommended: set[RawId]
-) -> list[HeldOutItem]:
+def _held_out(recommender: Recommender, user: int, test: Ratings, k: int) -> list[HeldOutItem]:
     """Held-out items by rank; those that training does not know last."""
     relevant_from = recommender.bundle.settings.evaluate.relevant_from
     score, rank = _scores_and_ranks(recommender, user, test.item.astype(np.int64))
@@ -129,7 +117,9 @@ def _held_out(
                 rating,
                 None if unknown else round(float(score[row]), 6),
                 None if unknown else int(rank[row]),
-                fields[0] in recommended and (relevant_from is None or rating >= relevant_from),
+                not unknown
+                and bool(rank[row] <= k)
+                and (relevant_from is None or rating >= relevant_from),
             )
         )
     return sorted(items, key=lambda item: item.rank or recommender.items.known + 1)
@@ -139,7 +129,7 @@ def _scores_and_ranks(
     recommender: Recommender, user: int, item: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(N,) scores of items and (N,) their places in the user's whole list, NONE for unknown."""
-    scorer = recommender.scorer
+    scorer = recommender.measuring_scorer
     queries = scorer.queries(np.array([user]))
     row = scorer.scores(queries)[0].numpy()
     order = scorer.top_k(queries, len(row)).item[0]

@@ -5,20 +5,20 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from functools import cached_property
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recray.data.dataset import Ratings
 from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import ItemCatalog, ItemFacts, ItemSummary
-from recray.inference.scorer import FOLD_IN, MODEL, POPULAR, SOURCES, History, Scorer
+from recray.inference.history import UserRatings
+from recray.inference.scorer import FOLD_IN, MODEL, POPULAR, SOURCES, Scorer
 from recray.inference.top_k import NONE
-from recray.schema import RATINGS
 
 HIGHEST_ITEMS = 10
 """Items that a user's profile names, those with the highest ratings."""
@@ -26,6 +26,20 @@ RawRatings = list[tuple[RawId, float]]
 """Raw item ids and ratings; of several for one item the last counts."""
 RatingsSince = Callable[[RawId], RawRatings]
 """Gives what a user has rated since training."""
+
+
+class KnownOfUser(NamedTuple):
+    """All that is known of a user, new ratings included, by items that training knows.
+
+    Args:
+        rated: What the user is folded in from.
+        seen: What lists leave out: also the ratings that a filter kept from training.
+        changed: Whether the new ratings say anything that was not known.
+    """
+
+    rated: UserRatings
+    seen: UserRatings
+    changed: bool
 
 
 @dataclass(frozen=True)
@@ -96,8 +110,8 @@ class Lookup:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.version = bundle, bundle.version
         self.users, self.items = bundle.user_ids, bundle.item_ids
-        history = History.of(bundle.history, len(self.users), self.items.known)
-        scorer = Scorer(bundle.model, bundle.objective, history, bundle.fold_in)
+        scorer = Scorer.for_service(bundle)
+        self._filtered = bundle.interactions.filtered_history
         # The catalogue must not refer to self: a model that was replaced has to be freed at once,
         # not when the garbage collector next looks for cycles.
         self.catalog = ItemCatalog(self.items, bundle.item_table, lambda: scorer.popularity)
@@ -112,10 +126,14 @@ class Lookup:
         """
         return cls(Bundle.open(path))
 
+    @cached_property
+    def measuring_scorer(self) -> Scorer:
+        """The scorer that does not know the held-out ratings; `scorer` is what users get."""
+        return Scorer.for_measurement(self.bundle)
+
     def drop_training_rows(self) -> None:
-        """Free the ratings by rows, which only offline work reads; the history has them too."""
-        none = Ratings.of(RATINGS.empty_table())
-        self.bundle = replace(self.bundle, history=none, holdout=none)
+        """Free the ratings by rows, which only offline work reads; the scorer has them too."""
+        self.bundle = replace(self.bundle, interactions=self.bundle.interactions.emptied())
 
     def no_user(self, user: RawId) -> str:
         """The message for a user whom no split has."""
@@ -158,12 +176,12 @@ class Lookup:
         dense = self.users.encode_one(user)
         if dense == NONE and not since:
             raise KeyError(user)
-        ratings, before = self._ratings(user, since or [])
-        item = np.array(list(ratings), np.int64)
-        rating = np.array(list(ratings.values()), np.float32)
+        known = self._known_of_user(user, since or [])
+        item, rating = (column.numpy() for column in known.seen)
         genres = Counter(genre for i in item.tolist() for genre in self.catalog.genres[i])
         trained = 0 <= dense < self.bundle.model.users
-        source = MODEL if trained and ratings == before else FOLD_IN if len(item) else POPULAR
+        folds = len(known.rated.item) > 0
+        source = MODEL if trained and not known.changed else FOLD_IN if folds else POPULAR
         return UserProfile(
             user,
             trained,
@@ -183,20 +201,24 @@ class Lookup:
             for n in np.lexsort((item, -rating))[:k]
         ]
 
-    def _ratings(self, user: RawId, since: RawRatings) -> tuple[dict[int, float], dict[int, float]]:
-        """Ratings by dense id of the items that training knows: with those since, and without."""
+    def _known_of_user(self, user: RawId, since: RawRatings) -> KnownOfUser:
+        """What is known of a user, with the ratings since."""
         dense = self.users.encode_one(user)
-        before: dict[int, float] = {}
+        known: dict[int, float] = {}
+        filtered: set[int] = set()
         if dense != NONE:
-            item, rating = self.scorer.history.of_user(dense)
-            before = dict(zip(item.tolist(), rating.tolist(), strict=True))
+            item, rating = self.scorer.seen.of_user(dense)
+            known = dict(zip(item.tolist(), rating.tolist(), strict=True))
+            filtered = set(self._filtered.of_user(dense).item.tolist())
         items = self.items.encode_all([item for item, _ in since]).tolist()
         new = {
             item: rating
             for item, (_, rating) in zip(items, since, strict=True)
             if 0 <= item < self.items.known
         }
-        return before | new, before
+        seen = known | new
+        rated = {item: seen[item] for item in seen if item in new or item not in filtered}
+        return KnownOfUser(UserRatings.of(rated), UserRatings.of(seen), seen != known)
 
     @torch.no_grad()
     def score_pairs(self, pairs: Sequence[tuple[RawId, RawId]]) -> list[PairScore]:

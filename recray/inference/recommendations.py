@@ -16,7 +16,8 @@ from torch import Tensor
 
 from recray.data.ids import RawId
 from recray.inference.catalog import ItemCatalog, ItemSummary
-from recray.inference.scorer import Scorer, UserRatings
+from recray.inference.history import UserRatings
+from recray.inference.scorer import Scorer
 from recray.models.base import LinearModel, Model
 from recray.models.objectives import Contributions
 

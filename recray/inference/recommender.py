@@ -12,7 +12,8 @@ from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import NO_FILTERS, Filters
-from recray.inference.lookup import Lookup, RatingsSince, RawRatings
+from recray.inference.history import UserRatings
+from recray.inference.lookup import KnownOfUser, Lookup, RatingsSince, RawRatings
 from recray.inference.recommendations import (
     Explainer,
     Explanation,
@@ -21,7 +22,7 @@ from recray.inference.recommendations import (
     mmr_pool,
     mmr_rerank,
 )
-from recray.inference.scorer import MODEL, POPULAR, SOURCES, Queries, UserRatings
+from recray.inference.scorer import MODEL, POPULAR, SOURCES, Queries
 from recray.inference.top_k import NONE, TopK, top_k
 from recray.models import LinearModel
 from recray.models.base import ITEM_BLOCK
@@ -83,7 +84,7 @@ class Recommender(Lookup):
         Args:
             user: Raw user id.
             k: 1..number of items; the list is shorter where fewer remain.
-            exclude_seen: Leave out what the user has rated.
+            exclude_seen: Leave out everything that the user is known to have rated.
             filters: Which items the list may hold, and how it is arranged.
             since: What the user has rated since training; items unknown to it are passed over.
 
@@ -92,9 +93,9 @@ class Recommender(Lookup):
             RecrayError: k is out of range, or there is no such genre.
         """
         self.check_k(k)
-        rated = self._with_new_ratings(user, since) if since else None
-        if rated is not None:
-            queries = self.scorer.queries_of_ratings([rated])
+        known = self._with_new_ratings(user, since) if since else None
+        if known is not None:
+            queries = self.scorer.queries_of_ratings([known.rated], [known.seen])
         elif (dense := self.users.encode_one(user)) != NONE:
             queries = self.scorer.queries(np.array([dense]))
         else:
@@ -152,14 +153,15 @@ class Recommender(Lookup):
         found = dict(enumerate(self._dense_or_ratings(user, dense, since) for user in users))
         answers: dict[int, Recommendations | RecrayError] = {}
         answers |= {row: error for row, error in found.items() if isinstance(error, RecrayError)}
-        known = {row: user for row, user in found.items() if isinstance(user, int)}
-        rated = {row: ratings for row, ratings in found.items() if isinstance(ratings, UserRatings)}
-        queries = self.scorer.queries(np.array(list(known.values()), np.int64))
+        stored = {row: user for row, user in found.items() if isinstance(user, int)}
+        folded = {row: user for row, user in found.items() if isinstance(user, KnownOfUser)}
+        queries = self.scorer.queries(np.array(list(stored.values()), np.int64))
         lists = self._lists(queries, k, exclude_seen, filters)
-        if rated:
-            queries = self.scorer.queries_of_ratings(list(rated.values()))
+        if folded:
+            rated, seen, _ = zip(*folded.values(), strict=True)
+            queries = self.scorer.queries_of_ratings(rated, seen)
             lists += self._lists(queries, k, exclude_seen, filters)
-        answers.update(zip([*known, *rated], lists, strict=True))
+        answers.update(zip([*stored, *folded], lists, strict=True))
         return [answers[row] for row in range(len(users))]
 
     def similar(self, item: RawId, k: int = 10, filters: Filters = NO_FILTERS) -> Recommendations:
@@ -243,28 +245,27 @@ class Recommender(Lookup):
 
     def _dense_or_ratings(
         self, user: RawId | RawRatings, dense: Iterator[int], since: RatingsSince | None
-    ) -> int | UserRatings | RecrayError:
+    ) -> int | KnownOfUser | RecrayError:
         """A dense id, or ratings to fold in: those passed, or a user's with new ones; or an error.
 
         The next of the dense ids is that of the user, unless there are ratings in place of one.
         """
         try:
             if isinstance(user, list):
-                return self._dense_ratings(user)
+                ratings = self._dense_ratings(user)
+                return KnownOfUser(ratings, ratings, True)
             place, new = next(dense), since(user) if since is not None else None
-            ratings = self._with_new_ratings(user, new) if new else None
+            known = self._with_new_ratings(user, new) if new else None
         except RecrayError as error:
             return error
-        if ratings is not None:
-            return ratings
+        if known is not None:
+            return known
         return UnknownUser(self.no_user(user)) if place == NONE else place
 
-    def _with_new_ratings(self, user: RawId, since: RawRatings) -> UserRatings | None:
-        """A user's history with the ratings since; None if nothing of them is new."""
-        ratings, before = self._ratings(user, since)
-        if ratings == before and self.users.encode_one(user) != NONE:
-            return None
-        return _as_tensors(ratings)
+    def _with_new_ratings(self, user: RawId, since: RawRatings) -> KnownOfUser | None:
+        """What is known of a user with the ratings since; None if nothing of them is new."""
+        known = self._known_of_user(user, since)
+        return known if known.changed or self.users.encode_one(user) == NONE else None
 
     def _dense_ratings(self, ratings: RawRatings) -> UserRatings:
         dense = self.items.encode_all([item for item, _ in ratings]).tolist()
@@ -278,11 +279,4 @@ class Recommender(Lookup):
         for rating in last.values():
             if not low <= rating <= high:
                 raise RecrayError(f"rating {rating:g} is off the scale of {low:g} to {high:g}")
-        return _as_tensors(last)
-
-
-def _as_tensors(ratings: dict[int, float]) -> UserRatings:
-    keys = sorted(ratings)
-    return UserRatings(
-        torch.tensor(keys, dtype=torch.int64), torch.tensor([ratings[key] for key in keys])
-    )
+        return UserRatings.of(last)

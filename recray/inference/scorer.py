@@ -1,104 +1,28 @@
-"""The ratings of users; and scores of all items for them, for lists and for evaluation alike."""
+"""Scores of all items for users, for lists and for evaluation alike."""
 
 # Shape letters: U = users, I = items, K = length of a list, S = embedding size, C = candidates,
-# N = ratings of one user, R = ratings, B = pairs.
+# B = pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recray.data.dataset import Ratings
 from recray.errors import RecrayError
+from recray.inference.bundle import Bundle
+from recray.inference.history import History, UserRatings
 from recray.inference.top_k import NONE, Ids, Scores, TopK, best_of
-from recray.models.base import ITEM_BLOCK, LinearModel, Model, Statistics
+from recray.models.base import ITEM_BLOCK, LinearModel, Model
 from recray.models.baselines import BiasOnly
 from recray.models.objectives import FoldIn, FoldInConfig, Objective, RatingsCSR
 
 SOURCES = ("model", "fold_in", "popular")
 MODEL, FOLD_IN, POPULAR = range(len(SOURCES))
-
-
-class UserRatings(NamedTuple):
-    """What one user has rated: (N,) int64 items, each once, and (N,) float32 ratings."""
-
-    item: Tensor
-    rating: Tensor
-
-
-@dataclass(frozen=True)
-class History:
-    """The ratings of each user, for items that training knows, as a sparse matrix (CSR).
-
-    Args:
-        indptr: (users + 1,) int64; user u has the ratings indptr[u]..indptr[u + 1] - 1.
-        item: (R,) ids, int32 as bundles have them.
-        rating: (R,) float32.
-    """
-
-    indptr: Ids
-    item: NDArray[np.int32]
-    rating: Scores
-
-    @classmethod
-    def of(cls, ratings: Ratings, users: int, items: int) -> Self:
-        """Keep the ratings of items below `items`; ratings are sorted by user."""
-        inside = ratings.item < items
-        known = ratings if inside.all() else ratings.where(inside)
-        indptr = np.searchsorted(known.user, np.arange(users + 1, dtype=known.user.dtype))
-        return cls(indptr, known.item, known.rating)
-
-    @classmethod
-    def join(cls, rated: Sequence[UserRatings]) -> Self:
-        """Put the ratings of several users, one at least, together in their order."""
-        indptr, item, rating = (part.numpy() for part in RatingsCSR.of(rated))
-        return cls(indptr, item.astype(np.int32), rating)
-
-    def of_user(self, user: int) -> UserRatings:
-        """Copy the ratings of one user."""
-        return UserRatings(*self.rows(user, user + 1).as_csr()[1:])
-
-    def of_users(self, users: Ids) -> "History":
-        """The ratings of (U,) users, in their order."""
-        if len(users) == 1:
-            return self.rows(int(users[0]), int(users[0]) + 1)
-        start = self.indptr[users]
-        counts = self.indptr[users + 1] - start
-        indptr = np.zeros(len(users) + 1, np.int64)
-        counts.cumsum(out=indptr[1:])
-        # Place of each rating: counted on from where its user's ratings start in the history.
-        rows = np.arange(indptr[-1]) + np.repeat(start - indptr[:-1], counts)
-        return History(indptr, self.item[rows], self.rating[rows])
-
-    def rows(self, first: int, last: int) -> "History":
-        """The ratings of the users first..last-1, without a copy."""
-        indptr = self.indptr[first : last + 1]
-        cells = slice(indptr[0], indptr[-1])
-        return History(indptr - indptr[0], self.item[cells], self.rating[cells])
-
-    def coo_indices(self) -> tuple[Ids, NDArray[np.int32]]:
-        """Row and item of each rating."""
-        users = len(self.indptr) - 1
-        return np.repeat(np.arange(users), np.diff(self.indptr)), self.item
-
-    def as_csr(self) -> RatingsCSR:
-        """Copy the ratings into tensors, as folding in takes them."""
-        item, rating = self.item.astype(np.int64), self.rating.copy()
-        return RatingsCSR(*map(torch.from_numpy, (self.indptr, item, rating)))
-
-    def statistics(self, users: int, items: int) -> Statistics:
-        """Sums and counts over the ratings of the first `users` users, or of all if fewer."""
-        known = self.rows(0, users)
-        item, weight = known.item, known.rating.astype(np.float64)
-        low, high = (float(weight.min()), float(weight.max())) if len(weight) else (0.0, 0.0)
-        total = torch.from_numpy(np.bincount(item, weight, items))
-        count = torch.from_numpy(np.bincount(item, minlength=items).astype(np.float64))
-        return Statistics(total, count, low, high)
 
 
 @dataclass(frozen=True)
@@ -108,19 +32,22 @@ class Queries:
     Args:
         embedding: (U, S) user embeddings.
         source: (U,) int8 index into SOURCES: where each embedding comes from.
-        rated: What each user has rated, in the same order.
+        rated: The ratings that each one's scores follow from, in the same order.
+        seen: What each one's list leaves out.
     """
 
     embedding: Tensor
     source: NDArray[np.int8]
     rated: History
+    seen: History
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, rows: slice) -> "Queries":
         first, last, _ = rows.indices(len(self))
-        return Queries(self.embedding[rows], self.source[rows], self.rated.rows(first, last))
+        rated, seen = self.rated.rows(first, last), self.seen.rows(first, last)
+        return Queries(self.embedding[rows], self.source[rows], rated, seen)
 
 
 class Scorer:
@@ -129,11 +56,13 @@ class Scorer:
     Args:
         model: A trained model.
         objective: Folds users in; None for baselines, which give the others popular items.
-        history: What users have rated; users from model.users on were not in training.
+        history: The ratings that scores follow from; users from model.users on were not in
+            training.
         fold_in: Noise and prior of folding in.
         bias_only: Predicts where the model cannot; fitted on the history by default. A worker
             that holds a part of the history passes the one of the whole.
         popularity: (I,) number of ratings of each item; from the history by default.
+        seen: What lists leave out; the history by default.
     """
 
     def __init__(
@@ -144,25 +73,50 @@ class Scorer:
         fold_in: FoldInConfig = FoldInConfig(),  # noqa: B008 (frozen)
         bias_only: BiasOnly | None = None,
         popularity: Tensor | None = None,
+        seen: History | None = None,
     ) -> None:
         self.model = model.eval()
         self.objective, self.history, self.fold_in = objective, history, fold_in
+        self.seen = history if seen is None else seen
         if bias_only is not None:
             self.bias_only = bias_only
         if popularity is not None:
-            self.popularity = popularity
+            self.popularity = self._trained_popularity = popularity
+
+    @classmethod
+    def for_service(cls, bundle: Bundle) -> Self:
+        """The scorer of what users get: its lists leave out everything that is known of them."""
+        history, seen = bundle.interactions.for_service()
+        return cls(bundle.model, bundle.objective, history, bundle.fold_in, seen=seen)
+
+    @classmethod
+    def for_measurement(cls, bundle: Bundle, all_users: int = 0) -> Self:
+        """The scorer that does not know the test rows, and so ranks them.
+
+        Args:
+            bundle: An opened bundle.
+            all_users: Users that may be measured, if more than the bundle has ids for.
+        """
+        history, seen = bundle.interactions.for_measurement(all_users)
+        return cls(bundle.model, bundle.objective, history, bundle.fold_in, seen=seen)
 
     @cached_property
     def popularity(self) -> Tensor:
+        """(I,) float32 ratings of each item, those by users unknown to training included."""
+        return self.history.statistics(self.model.items).item_count.float()
+
+    @cached_property
+    def _trained_popularity(self) -> Tensor:
         """(I,) float32 ratings of each item by the users that training knows."""
-        return self.history.statistics(self.model.users, self.model.items).item_count.float()
+        known = self.history.rows(0, self.model.users)
+        return known.statistics(self.model.items).item_count.float()
 
     @cached_property
     def bias_only(self) -> BiasOnly:
         """The baseline that predicts a pair with a side that training does not know."""
         users, items = self.model.users, self.model.items
         model, known = BiasOnly(users, items), self.history.rows(0, users)
-        model.init_from_statistics(self.history.statistics(users, items))
+        model.init_from_statistics(known.statistics(items))
         model.fit_users(torch.from_numpy(known.coo_indices()[0]), *known.as_csr()[1:])
         return model
 
@@ -178,7 +132,7 @@ class Scorer:
     def _solver(self) -> FoldIn:
         if self.objective is None:
             raise ValueError("a scorer without an objective cannot fold in")
-        return self.objective.fold_in_solver(self.model, self.fold_in, self.popularity)
+        return self.objective.fold_in_solver(self.model, self.fold_in, self._trained_popularity)
 
     @torch.no_grad()
     def user_embeddings(self, users: Ids) -> tuple[Tensor, NDArray[np.int8]]:
@@ -198,18 +152,29 @@ class Scorer:
 
     def queries(self, users: Ids) -> Queries:
         """Make queries of (U,) dense ids of the data set."""
-        return Queries(*self.user_embeddings(users), self.history.of_users(users))
+        embedding, source = self.user_embeddings(users)
+        rated = self.history.of_users(users)
+        seen = rated if self.seen is self.history else self.seen.of_users(users)
+        return Queries(embedding, source, rated, seen)
 
     @torch.no_grad()
-    def queries_of_ratings(self, rated: Sequence[UserRatings]) -> Queries:
-        """Make queries of the ratings of users, one at least, who were not in training."""
+    def queries_of_ratings(
+        self, rated: Sequence[UserRatings], seen: Sequence[UserRatings] | None = None
+    ) -> Queries:
+        """Make queries of the ratings of users, one at least, who were not in training.
+
+        Args:
+            rated: What is folded in, for each user.
+            seen: What each list leaves out; the same by default.
+        """
         embedding = self.model.user_state(torch.zeros(len(rated), dtype=torch.int64))
         source = np.full(len(rated), POPULAR, np.int8)
         new = [row for row, (item, _) in enumerate(rated) if len(item)]
         if new:
             embedding[new] = self._solver(RatingsCSR.of([rated[row] for row in new]))
             source[new] = FOLD_IN
-        return Queries(embedding, source, History.join(rated))
+        folded = History.join(rated)
+        return Queries(embedding, source, folded, folded if seen is None else History.join(seen))
 
     @torch.no_grad()
     def top_k(
@@ -224,10 +189,10 @@ class Scorer:
         Args:
             queries: U users.
             k: Length of the lists; cut to the number of items.
-            exclude_seen: Leave out what the user has rated.
+            exclude_seen: Leave out what the user has seen.
             candidates: (I,) or (U, I) bool; only these items may be listed. None allows all.
         """
-        seen = queries.rated.coo_indices() if exclude_seen else None
+        seen = queries.seen.coo_indices() if exclude_seen else None
         # All scores of a large catalogue would not fit the cache, nor perhaps the memory; so
         # blocks of items are cut to their best one by one, and those lists are merged.
         blocks = [

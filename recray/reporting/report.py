@@ -140,7 +140,7 @@ def _of_sweep(folder: Folder) -> Document:
 
 
 def _tiles(bundle: Bundle, report: EvaluationReport | None) -> list[tuple[str, str]]:
-    ratings = len(bundle.history) + len(bundle.holdout)
+    ratings = len(bundle.interactions.kept)
     tiles = [
         (f"{ratings:,}", "ratings"),
         (f"{len(bundle.user_ids):,}", "users"),
@@ -186,7 +186,7 @@ def data_plots(every: Ratings, item_table: pa.Table) -> dict[str, Figure]:
 
 def _data(bundle: Bundle) -> Section:
     """Plot all ratings, and count them by split."""
-    every = Ratings.concatenate([bundle.history, bundle.holdout])
+    every = bundle.interactions.kept
     rows = {name: split["rows"] for name, split in bundle.config["splits"].items()}
     words = ", ".join(f"{name} {count:,}" for name, count in rows.items())
     kind = bundle.config["split"]["kind"]
@@ -274,20 +274,27 @@ def _users(recommender: Recommender) -> Section | None:
                 half=True,
             ),
             Table(
-                f"User {look.user}: recommended; {look.hits} of {len(look.held_out)} "
-                "held-out films hit",
+                f"User {look.user}: recommended",
                 ["film", "genres", "predicted" if look.scores == "stars" else "score"],
+                [[f.title, ", ".join(f.genres), f"{f.score:.2f}"] for f in look.recommended],
+                half=True,
+            ),
+            Table(
+                f"User {look.user}: {look.hits} of {len(look.held_out)} held-out films are among "
+                f"the first {k} of the measured list",
+                ["film", "stars", "place"],
                 [
-                    [("✓ " if f.hit else "") + f.title, ", ".join(f.genres), f"{f.score:.2f}"]
-                    for f in look.recommended
+                    [("✓ " if f.hit else "") + f.title, f"{f.rating:g}", f"{f.rank or '?'}"]
+                    for f in look.held_out[:k]
                 ],
-                frozenset(n for n, f in enumerate(look.recommended) if f.hit),
+                frozenset(n for n, f in enumerate(look.held_out[:k]) if f.hit),
                 half=True,
             ),
         ]
     words = (
         "At a quarter, half and three quarters of all users by known ratings. "
-        "Green and ✓: held out and found."
+        "What is recommended leaves out everything they have rated; the measured list does not "
+        "know the held-out films. Green and ✓: held out and found."
     )
     return Section("users", "A few users", words, blocks)
 

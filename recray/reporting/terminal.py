@@ -219,7 +219,7 @@ def lists(result: "BatchLists") -> str:
 
 
 def explanation(look: "UserInspection", k: int) -> str:
-    """One user: items rated best, recommended (hits marked) and held out, at most k of each."""
+    """One user: items rated best, recommended and held out (hits marked), at most k of each."""
     stars = look.scores == "stars" and look.source != "popular"
 
     def listed_items(title: str, rows: "Sequence[ItemSummary]", *names: str) -> str:
@@ -235,7 +235,10 @@ def explanation(look: "UserInspection", k: int) -> str:
 
     rated = f"user {look.user}: the best of {look.ratings:,} ratings"
     listed = f"recommended (source {look.source}, model {look.model_version})"
-    held_out = f"held out: {len(look.held_out):,} films, {look.hits} of them recommended (*)"
+    held_out = (
+        f"held out: {len(look.held_out):,} films, {look.hits} of them among the first {k} "
+        "when they are not known (*)"
+    )
     return "\n\n".join(
         [
             listed_items(rated, look.rated, "rating"),

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from recray.errors import RecrayError
-from recray.evaluation import metrics
 from recray.inference.recommender import Recommender
 from recray.inference.top_k import NONE
 from recray.serving.schemas.responses import RecommendationList
@@ -23,20 +22,12 @@ KEY_VARIABLE = "RECRAY_API_KEY"
 """Environment variable with the key that opens a service."""
 
 
-class Ndcg(BaseModel):
-    """NDCG of the same users by the bundle and by the service; None if no user was compared."""
-
-    offline: float | None = None
-    online: float | None = None
-
-
 class Verification(BaseModel):
     """The comparison of a service with a bundle."""
 
     verified: bool
     users: int = Field(0, description="Users that were compared.")
     differences: list[str]
-    ndcg: Ndcg = Ndcg()
     model_version: str
 
 
@@ -126,7 +117,6 @@ def _compare(
     # A challenger may answer some of the users, so the query names the version.
     query = f"k={k}&since=false&model={recommender.version}"
     offline = recommender.scorer.rank(users, k).item
-    online = np.full(offline.shape, NONE, np.int64)
     differences = []
     for row, user in enumerate(users):
         raw = quote(str(recommender.users.raw[user]), safe="")
@@ -141,7 +131,6 @@ def _compare(
             differences.append(f"user {raw}: {len(listed)} items online, {len(expected)} offline")
             continue
         items = recommender.items.encode_all([entry.item for entry in listed]).astype(np.int64)
-        online[row, : len(items)] = items
         one_user = recommender.scorer.queries(users[row : row + 1])
         scores = recommender.scorer.scores(one_user)
         shown = np.array([entry.score for entry in listed])
@@ -152,10 +141,6 @@ def _compare(
         verified=not differences,
         users=len(users),
         differences=differences[:MAX_DIFFERENCES],
-        ndcg=Ndcg(
-            offline=_ndcg(recommender, users, offline, k),
-            online=_ndcg(recommender, users, online, k),
-        ),
         model_version=recommender.version,
     )
 
@@ -185,16 +170,3 @@ def _difference(
         if abs(online_scores[place - 1] - scores[expected]) > tolerance:
             return f"place {place}: the scores differ"
     return "an item is listed twice" if len(set(online.tolist())) < len(online) else None
-
-
-def _ndcg(
-    recommender: Recommender, users: NDArray[np.int64], lists: NDArray[np.int64], k: int
-) -> float:
-    holdout = recommender.bundle.holdout
-    hits = np.zeros(lists.shape, bool)
-    relevant = np.zeros(len(users), np.int64)
-    for row, user in enumerate(users):
-        held_out = holdout.item[holdout.user == user]
-        hits[row] = np.isin(lists[row], held_out)
-        relevant[row] = len(held_out)
-    return round(float(np.nanmean(metrics.ndcg(hits, relevant, k))), 9)

@@ -29,7 +29,8 @@ from recray.evaluation.metrics import (
     metric_names,
     metric_sums,
 )
-from recray.inference.scorer import History, Scorer
+from recray.inference.history import History
+from recray.inference.scorer import Scorer
 from recray.models.base import Batch, Model, Statistics
 from recray.models.baselines import BiasOnly
 from recray.models.objectives import FoldInConfig, Objective

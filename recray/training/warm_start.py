@@ -17,7 +17,8 @@ from recray.data.dataset import Prepared, Ratings
 from recray.data.ids import FitOn
 from recray.errors import RecrayError
 from recray.inference.bundle import KIND, Bundle
-from recray.inference.scorer import History, Scorer, UserRatings
+from recray.inference.history import UserRatings
+from recray.inference.scorer import Scorer
 from recray.models.base import Model, build_model, is_user_table
 from recray.models.factorization import Dot, Hybrid
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
@@ -279,8 +280,7 @@ def _fold_in(
     widths = [bundle.model.embeddings()[name].embedding_dim for name in names]
     if not new.any() or not _made_of_rows(bundle.model, names):
         return
-    history = History.of(bundle.history, len(bundle.user_ids), bundle.item_ids.known)
-    scorer = Scorer(bundle.model, bundle.objective, history, bundle.fold_in)
+    scorer = Scorer.for_service(bundle)
     for part in parts:
         rows = part.where(new[part.user] & (place_of_item[part.item] >= 0))
         if not len(rows.user):

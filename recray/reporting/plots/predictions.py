@@ -51,7 +51,7 @@ def measure(recommender: Recommender) -> HeldOut:
     sample = held.where(np.isin(held.user, chosen))
     user, item = sample.user.astype(np.int64), sample.item.astype(np.int64)
     stars = recommender.bundle.model.score_type == "rating"
-    predicted = recommender.scorer.predict(user, item) if stars else None
+    predicted = recommender.measuring_scorer.predict(user, item) if stars else None
     rank = np.concatenate([
         _places(recommender, chosen[first : first + BLOCK], sample)
         for first in range(0, len(chosen), BLOCK)
@@ -67,7 +67,7 @@ def _places(recommender: Recommender, users: NDArray[np.int64], held: Ratings) -
     items = recommender.items.known
     rows = np.isin(held.user, users)
     row, item = np.searchsorted(users, held.user[rows]), held.item[rows]
-    order = recommender.scorer.rank(users, items).item
+    order = recommender.measuring_scorer.rank(users, items).item
     place = np.full((len(users), items + 1), NONE, np.int64)
     at = np.broadcast_to(np.arange(1, order.shape[1] + 1), order.shape)
     np.put_along_axis(place, np.where(order == NONE, items, order), at, axis=1)
@@ -81,7 +81,8 @@ def typical_users(recommender: Recommender) -> list[int]:
     (the quarters of all such users, by number, then by id); nobody is picked by the result.
     """
     held = np.unique(recommender.bundle.holdout.user)
-    counts = np.bincount(recommender.bundle.history.user, minlength=len(recommender.users))
+    before = recommender.bundle.interactions.before_test
+    counts = np.bincount(before.user, minlength=len(recommender.users))
     ordered = held[np.lexsort((held, counts[held]))]
     places = [len(ordered) * quarter // 4 for quarter in (1, 2, 3)]
     return list(dict.fromkeys(int(ordered[place]) for place in places)) if len(ordered) else []

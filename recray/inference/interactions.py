@@ -1,0 +1,155 @@
+"""What a bundle knows of its users: every interaction, and which ones a measurement withholds.
+
+`known` answers what lists leave out, `withheld` what a measurement looks for. No other name of
+them exists, so that a caller has to say which of the two is meant.
+"""
+
+# Shape letter: R = rows.
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from recray import schema
+from recray.config import Settings
+from recray.data.dataset import Prepared, Ratings
+from recray.data.ids import FIT_SPLITS, FitOn
+from recray.data.split import TEST, TRAIN
+from recray.inference.history import History
+from recray.storage import Folder
+
+FILE = "interactions.parquet"
+OF_BEFORE = ("history.parquet", "holdout.parquet")
+"""Files of older bundles: train, valid and fold_in in the first, test in the second."""
+FILTERED = schema.INTERACTION_PARTS.index(schema.FILTERED)
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Every interaction of the users and items of a bundle.
+
+    Args:
+        rows: Sorted by (user, timestamp, item); each pair of user and item once.
+        part: (R,) int8 code of schema.INTERACTION_PARTS of each row.
+        fit_on: What the model learned from, as train.fit_on.
+        users: Users that the model knows; those from here on were not in its training.
+        items: Items that the model knows.
+        all_users: Users that have an id.
+    """
+
+    rows: Ratings
+    part: NDArray[np.int8]
+    fit_on: FitOn
+    users: int
+    items: int
+    all_users: int
+
+    @classmethod
+    def read(
+        cls, folder: Folder, settings: Settings, users: int, items: int, all_users: int
+    ) -> Self:
+        """Read the interactions of a bundle; of an older one, too, as it was written then."""
+        if folder.exists(FILE):
+            table = folder.read_table(FILE)
+            names = pa.array(schema.INTERACTION_PARTS)
+            part = pc.index_in(table["part"].cast(pa.string()), names)
+            rows, codes = Ratings.of(table), part.to_numpy().astype(np.int8)
+        else:
+            before, test = (Ratings.of(folder.read_table(name)) for name in OF_BEFORE)
+            # An older bundle does not say which rows validated, and takes all for training rows.
+            rows, codes = _joined({TRAIN: before, TEST: test})
+        return cls(rows, codes, settings.train.fit_on, users, items, all_users)
+
+    @property
+    def known(self) -> Ratings:
+        """All interactions: what lists leave out."""
+        return self.rows
+
+    @property
+    def withheld(self) -> Ratings:
+        """The test rows, which a measurement looks for and everything else knows."""
+        return self.rows.where(self.part == TEST)
+
+    @property
+    def before_test(self) -> Ratings:
+        """What is known while the test rows are withheld: train, valid and fold_in."""
+        return self.rows.where((self.part != TEST) & (self.part != FILTERED))
+
+    @property
+    def used(self) -> Ratings:
+        """What the model has learned from, or was chosen by."""
+        return self.kept if self.fit_on == "all" else self.before_test
+
+    @property
+    def kept(self) -> Ratings:
+        """All but the rows that a filter kept from training."""
+        return self.rows.where(self.part != FILTERED)
+
+    @property
+    def filtered_history(self) -> History:
+        """The rows of each user that a filter kept from training."""
+        return self._history(self.part == FILTERED)
+
+    def for_service(self) -> tuple[History, History]:
+        """What answers follow from, and what lists leave out: everything that is known."""
+        every = np.ones(len(self.part), bool)
+        return self._pair(self.part != FILTERED, every)
+
+    def for_measurement(self, all_users: int = 0) -> tuple[History, History]:
+        """What scores follow from, and what lists leave out, with the test rows withheld.
+
+        Rows that a filter kept from training are no part of the protocol: they are ranked.
+
+        Args:
+            all_users: Users that may be measured, if more than have an id here.
+        """
+        before = (self.part != FILTERED) & (self.part != TEST)
+        return self._pair(before, before, all_users)
+
+    def _pair(
+        self, may_learn: NDArray[np.bool_], seen: NDArray[np.bool_], all_users: int = 0
+    ) -> tuple[History, History]:
+        """The history, which has of users in training what they were trained on; and the seen."""
+        trained = self.rows.user < self.users
+        parts = [schema.PARTS.index(name) for name in FIT_SPLITS[self.fit_on]]
+        learned = np.isin(self.part, parts)
+        history = may_learn & (learned | ~trained)
+        left_out = self._history(seen, all_users)
+        if (history == seen).all():
+            return left_out, left_out  # one copy in memory
+        return self._history(history, all_users), left_out
+
+    def _history(self, chosen: NDArray[np.bool_], all_users: int = 0) -> History:
+        rows = self.rows if chosen.all() else self.rows.where(chosen)
+        return History.of(rows, max(all_users, self.all_users), self.items)
+
+    def emptied(self) -> "Interactions":
+        """The same without any row."""
+        none = Ratings.of(schema.RATINGS.empty_table())
+        sizes = self.users, self.items, self.all_users
+        return Interactions(none, np.zeros(0, np.int8), self.fit_on, *sizes)
+
+
+def interaction_table(prepared: Prepared) -> pa.Table:
+    """All interactions of a data set as schema.INTERACTIONS, those that filters dropped as well."""
+    parts = {code: prepared.load(name) for code, name in enumerate(schema.PARTS)}
+    rows, part = _joined(parts | {FILTERED: prepared.load_known()})
+    times = pa.array(rows.timestamp, mask=rows.timestamp == 0)
+    names = pa.DictionaryArray.from_arrays(part, pa.array(schema.INTERACTION_PARTS))
+    columns = [rows.user, rows.item, rows.rating, times, names]
+    return pa.table(columns, schema=schema.INTERACTIONS)
+
+
+def _joined(parts: dict[int, Ratings]) -> tuple[Ratings, NDArray[np.int8]]:
+    """All rows, sorted by (user, timestamp, item), and the code of each row's part."""
+    columns = [
+        np.concatenate([getattr(rows, name) for rows in parts.values()])
+        for name in ("user", "item", "rating", "timestamp")
+    ]
+    codes = [np.full(len(rows), code, np.int8) for code, rows in parts.items()]
+    order = np.lexsort((columns[1], columns[3], columns[0]))
+    return Ratings(*(column[order] for column in columns)), np.concatenate(codes)[order]
