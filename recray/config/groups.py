@@ -130,6 +130,15 @@ class ObjectiveSettings(Group):
         "bpmf",
     ] = "mse"
     """mse, bce, classes and bpmf predict ratings, the others rank; see docs/training.md."""
+    preference: Literal["graded", "binary"] = "graded"
+    """ials, logistic, bpr, item-softmax, ALS pretraining: what a rating says of liking. graded: as
+    much as its value on the scale; binary: any rating is a like.
+    """
+    scale: Literal["auto", "stars", "sign", "position", "counts"] = "auto"
+    """graded: what ratings mean. stars: 4 and more are likes; sign: below 0 is a dislike; position:
+    likes from 0.75 of the range on; counts: plays, each a like, the surer the more. auto: chosen
+    from the lowest and highest rating. docs/training.md has the table.
+    """
     unobserved_weight: Annotated[float, Field(gt=0)] = 0.1
     """ials, logistic against all items, ALS pretraining: weight of the pairs without a rating."""
     negatives: Annotated[int, Field(ge=1)] | Literal["all"] = 4

@@ -186,12 +186,16 @@ def current_name(setting: str, value: JsonValue = None) -> tuple[str, JsonValue]
 
 
 def translated(stored: Mapping[str, JsonValue]) -> Values:
-    """Stored settings, by group, with today's names."""
+    """Stored settings, by group, with today's names.
+
+    What was stored before objective.preference existed used no values of ratings: it is binary.
+    """
     values: Values = {}
     for group, keys in stored.items():
         if isinstance(keys, dict):
             renamed = dict(current_name(f"{group}.{key}", value) for key, value in keys.items())
-            values[group] = {name.partition(".")[2]: value for name, value in renamed.items()}
+            of_before = {"preference": "binary"} if group == "objective" else {}
+            values[group] = of_before | {n.partition(".")[2]: v for n, v in renamed.items()}
         else:
             values[group] = keys
     return values

@@ -172,6 +172,9 @@ _SAMPLED = _is("objective.kind", *SAMPLED_OBJECTIVES)
 _DRAWN = (_SAMPLED, _is_not("objective.negatives", "all"))
 _PRETRAINED = (_is_not("train.als_pretrain_epochs", 0), _is("train.init_from", ()))
 
+_LIKING = (_is("objective.kind", "ials", "logistic", "bpr", "item-softmax"),)
+_GRADED = _is("objective.preference", "graded")
+
 EFFECTIVE_UNDER: dict[str, tuple[tuple[Condition, ...], ...]] = {
     **{
         f"model.{key}": (
@@ -180,6 +183,8 @@ EFFECTIVE_UNDER: dict[str, tuple[tuple[Condition, ...], ...]] = {
         for key in ModelSettings.model_fields
         if key != "kind"
     },
+    "objective.preference": (_LIKING, _PRETRAINED),
+    "objective.scale": ((_GRADED, *_LIKING), (_GRADED, *_PRETRAINED)),
     "objective.unobserved_weight": (
         (_is("objective.kind", "ials"),),
         (_is("objective.kind", "logistic"), _is("objective.negatives", "all")),

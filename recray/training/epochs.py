@@ -214,6 +214,7 @@ class AllItemsEpochs(SGDEpochs):
     ) -> None:
         shard = shard.to(next(model.parameters()).device)
         self.user, self.item, self.objective = shard.user, shard.item, objective
+        self.graded = objective.preference.graded(shard.rating)
         self.users, self.counts = torch.unique_consecutive(shard.user, return_counts=True)
         super().__init__(model, shard, len(self.users), settings, workers, pairs=None)
         self.offsets = self.counts.cumsum(dim=0) - self.counts
@@ -245,7 +246,8 @@ class AllItemsEpochs(SGDEpochs):
         rating = first + torch.arange(len(row), device=self.device)
         item = self.item[rating]
         scores = all_logits(model, model.user_state(self.users[chosen]))
-        losses = self.objective.full_loss(scores, row, item, self.uniform).sum()
+        graded = None if self.graded is None else self.graded.at(rating)
+        losses = self.objective.full_loss(scores, row, item, self.uniform, graded).sum()
         if self.objective.l2:
             losses = losses + self.objective.l2 * model.l2_penalty(self.user[rating], item).sum()
         return losses
@@ -275,6 +277,8 @@ class ALSEpochs(EpochRunner):
         order = torch.argsort(shard.item, stable=True)
         self.item_begins = torch.searchsorted(shard.item[order], torch.arange(items + 1))
         self.item_users = shard.user[order]
+        self.graded = objective.preference.graded(shard.rating)
+        self.item_graded = objective.preference.graded(shard.rating[order])
         self.item_counts = workers.sum(self.item_begins.diff().float())
 
     @torch.no_grad()
@@ -300,6 +304,7 @@ class ALSEpochs(EpochRunner):
             self.model.users,
             summed,
             None if hybrid is None else hybrid.prior_rows(),
+            self.item_graded,
         )
         if hybrid is None:
             self.model.get_parameter("item_vectors.weight").copy_(solved)
@@ -309,9 +314,8 @@ class ALSEpochs(EpochRunner):
     def _solve_users(self, user_table: Tensor) -> None:
         item_table = self.model.item_rows(slice(None))
         gram = self.objective.gram(item_table)
-        solved = self.objective.solve(
-            item_table, self.user_begins, self.shard.item, gram, self.model.items
-        )
+        sizes, ratings = (gram, self.model.items), (self.user_begins, self.shard.item)
+        solved = self.objective.solve(item_table, *ratings, *sizes, graded=self.graded)
         # A sum hands out every user's row: each is nonzero on its owner alone.
         user_table.zero_()
         user_table[self.own] = solved
@@ -321,9 +325,10 @@ class ALSEpochs(EpochRunner):
         """This worker's part of the objective, over its own users and without the penalty."""
         item_table = self.model.item_rows(slice(None))
         seen, error = self.shard, torch.zeros((), dtype=torch.float64)
-        for user, item in zip(seen.user.split(1 << 16), seen.item.split(1 << 16), strict=True):
-            score = (user_table[user] * item_table[item]).sum(dim=-1)
-            error += (1 - score).square().sum()
+        for first in range(0, seen.rows, 1 << 16):
+            rows = slice(first, first + (1 << 16))
+            score = (user_table[seen.user[rows]] * item_table[seen.item[rows]]).sum(dim=-1)
+            error += self.objective.rated_loss(score, seen.rating[rows]).sum()
         own = user_table[self.own]
         gram = self.objective.gram(item_table)
         return float(error) + float(((own @ gram) * own).sum())

@@ -22,6 +22,7 @@ from recray.models.objectives import (
     ImplicitALS,
     Objective,
     PairLoss,
+    Preference,
     SampledLoss,
     as_linear,
     build_objective,
@@ -335,7 +336,11 @@ def _initializer(
         return partial(start_from, runs=runs, alpha=train.neumf_alpha)
     if train.als_pretrain_epochs and isinstance(shard, Shard):  # check_streaming refuses the other
         workers = rows.workers.with_long_timeout()
-        return partial(pretrain, shard=shard, settings=settings, workers=workers)
+        fit = prepared.fit(settings.train.fit_on)
+        preference = Preference.of(settings.objective, *fit.rating_range)
+        return partial(
+            pretrain, shard=shard, settings=settings, workers=workers, preference=preference
+        )
     return None
 
 

@@ -4,27 +4,29 @@ from dataclasses import dataclass
 
 from recray.config import Settings, build_settings
 from recray.data.dataset import Prepared, refuse_equal_ratings
-from recray.data.negatives import NegativeSampler
 from recray.data.side_files import feature_names
 from recray.errors import RecrayError, WorkerLost
 from recray.evaluation.metrics import check_metric
 from recray.models import build_model
-from recray.models.objectives import Objective, SampledLoss, UnobservedClass, build_objective
+from recray.models.objectives import build_objective
 from recray.runtime.nodes import available_workers, require_shared, wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
 from recray.training.checkpoint import RunFolder, TrainState
+from recray.training.checks import (
+    check_evaluation,
+    check_negatives,
+    check_start,
+    described_preference,
+    refuse_large_batch,
+    resolved_preference,
+)
 from recray.training.early_stopping import distrust_of_validation
 from recray.training.loop import device_of, is_done
-from recray.training.optimizers import EXACT, describe, pairs_of
+from recray.training.optimizers import EXACT, describe
 from recray.training.ray_train import Callbacks, TrainJob, fit, train_worker, watch_history
 from recray.training.run_metadata import RunMetadata, RunSummary
 from recray.training.streaming import check_streaming, fit_rows_of_parts, is_streamed
-from recray.training.warm_start import (
-    StartWeights,
-    check_pretraining,
-    read_start_weights,
-    start_from,
-)
+from recray.training.warm_start import StartWeights
 
 MAX_FAILURES = 3
 """How often a group of workers of which one is lost begins again from the last checkpoint."""
@@ -129,7 +131,8 @@ class _Training:
         settings, prepared, workers = self.job.settings, self.prepared, self.metadata.workers
         fit = prepared.fit(settings.train.fit_on)
         rows = sum(fit_rows_of_parts(settings, prepared))
-        lines = [describe(settings, fit.users, fit.items, rows, workers)]
+        line = describe(settings, fit.users, fit.items, rows, workers)
+        lines = [f"{line}{described_preference(settings, *fit.rating_range)}"]
         if self.distrust is not None:
             epochs = settings.train.epochs
             lines.append(f"train: {self.distrust}: all {epochs} epochs are run, the last is kept")
@@ -215,12 +218,15 @@ def _finish(folder: RunFolder, state: TrainState, already: bool = False) -> RunS
 
 
 def adapt_to_dataset(settings: Settings, prepared: Prepared) -> Settings:
-    """Fill in what the data set decides: its own groups, the rating levels, the item features.
+    """Fill in what the data set decides: its own groups, what ratings mean, the rating levels, the
+    item features.
 
     Raises:
-        RecrayError: The model needs rating levels, and the data have too many.
+        RecrayError: The model needs rating levels, and the data have too many; or no scale fits
+            the ratings.
     """
     values = settings.plain() | prepared.manifest["settings"]
+    values["objective"] |= resolved_preference(settings, prepared)
     if settings.model.kind == "softmax-dnn" and settings.model.levels is None:
         levels = [level for level, _ in prepared.manifest["ratings"]["levels"]]
         if not levels:
@@ -254,65 +260,18 @@ def check_trainable(
         require_local(workers)
     if not settings.ranks:
         refuse_equal_ratings(prepared)
-    _check_evaluation(settings, prepared)
+    check_evaluation(settings, prepared)
     if address == LOCAL:
         device_of(settings.train)
     if settings.train.optimizer not in EXACT:
-        _refuse_large_batch(settings, prepared)
+        refuse_large_batch(settings, prepared)
     objective = build_objective(settings, *prepared.fit(settings.train.fit_on).rating_range)
     objective.check(build_model(settings, 1, 1))
     limit = settings.train.max_rows_in_memory
     if limit is not None and is_streamed(settings, prepared, workers):
         check_streaming(settings, objective, max(fit_rows_of_parts(settings, prepared)), workers)
-    start_weights = _check_start(settings, prepared)
-    _check_negatives(settings, prepared, objective)
+    start_weights = check_start(settings, prepared)
+    check_negatives(settings, prepared, objective)
     if settings.train.metric != "auto":
         check_metric(settings.metric, settings.evaluate, rates=not settings.ranks)
     return start_weights
-
-
-def _check_evaluation(settings: Settings, prepared: Prepared) -> None:
-    """Refuse lists longer than the catalogue, and a bar that no rating reaches."""
-    if max(settings.evaluate.k) > prepared.items:
-        raise RecrayError(
-            f"evaluate.k={max(settings.evaluate.k)} is larger than the catalogue "
-            f"of {prepared.items} items"
-        )
-    _, high = prepared.rating_range
-    threshold = settings.evaluate.relevant_from
-    if threshold is not None and threshold > high:
-        raise RecrayError(
-            f"evaluate.relevant_from={threshold:g}: no rating is above {high:g}, "
-            "nothing would be relevant"
-        )
-
-
-def _check_start(settings: Settings, prepared: Prepared) -> tuple[StartWeights, ...]:
-    """Read the weights to start from, and refuse those that do not fit the model."""
-    if settings.train.als_pretrain_epochs:
-        check_pretraining(build_model(settings, 1, 1))
-    if not settings.train.init_from:
-        return ()
-    init_from, fit_on = settings.train.init_from, settings.train.fit_on
-    start_weights, fit = read_start_weights(init_from, prepared, fit_on), prepared.fit(fit_on)
-    model = build_model(settings, fit.users, fit.items)
-    start_from(model, start_weights, settings.train.neumf_alpha)
-    return tuple(start_weights)
-
-
-def _check_negatives(settings: Settings, prepared: Prepared, objective: Objective) -> None:
-    negatives = settings.objective.negatives
-    if isinstance(objective, SampledLoss | UnobservedClass) and negatives != "all":
-        NegativeSampler(prepared.items, negatives)  # refuses more than the catalogue can give
-
-
-def _refuse_large_batch(settings: Settings, prepared: Prepared) -> None:
-    batch, of = settings.train.batch_size, "ratings"
-    most = prepared.manifest["splits"]["train"]["rows"]
-    if pairs_of(settings) is None:
-        most, of = prepared.users, "users"
-    if batch != "all" and batch > most:
-        raise RecrayError(
-            f"train.batch_size={batch}: the data set has {most} {of} to train on; "
-            "give no more, or all for one step an epoch"
-        )

@@ -22,7 +22,7 @@ from recray.inference.scorer import Scorer
 from recray.models.base import Model, build_model, is_user_table
 from recray.models.factorization import Dot, Hybrid
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
-from recray.models.objectives import ImplicitALS
+from recray.models.objectives import BINARY, ImplicitALS, Preference
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
 from recray.training.epochs import ALSEpochs
@@ -129,7 +129,13 @@ def check_pretraining(model: Model) -> None:
 
 
 @torch.no_grad()
-def pretrain(model: Model, shard: Shard, settings: Settings, workers: Workers) -> None:
+def pretrain(
+    model: Model,
+    shard: Shard,
+    settings: Settings,
+    workers: Workers,
+    preference: Preference = BINARY,
+) -> None:
     """Start a model's vectors from exact solves of the ials loss.
 
     A tower that has to find both who is alike and how likeness makes a score from nothing gets
@@ -141,13 +147,15 @@ def pretrain(model: Model, shard: Shard, settings: Settings, workers: Workers) -
         shard: This worker's rows.
         settings: train.als_pretrain_* and objective.unobserved_weight are used.
         workers: The group.
+        preference: What a rating says of liking.
     """
     solved_of = model.gmf if isinstance(model, NeuMf) else model
     tables = solved_of.embeddings()
     dim = tables["user_vectors"].embedding_dim
     torch.manual_seed(settings.train.seed)
     dot = Dot(model.users, model.items, dim, "logit")
-    objective = ImplicitALS(settings.objective.unobserved_weight, settings.train.als_pretrain_l2)
+    l2 = settings.train.als_pretrain_l2
+    objective = ImplicitALS(settings.objective.unobserved_weight, l2, preference)
     epochs = ALSEpochs(dot, objective, shard, workers)
     for epoch in range(settings.train.als_pretrain_epochs):
         epochs.run(epoch)
@@ -301,7 +309,9 @@ def _solve_items(
 ) -> None:
     """Write the vectors of new items that are best for those who rated them."""
     rated = [rows.where(new[rows.item]) for rows in parts]
-    user, item = (np.concatenate([getattr(r, name) for r in rated]) for name in ("user", "item"))
+    user, item, rating = (
+        np.concatenate([getattr(r, name) for r in rated]) for name in ("user", "item", "rating")
+    )
     if not len(item):
         return
     order = np.argsort(item, kind="stable")
@@ -309,7 +319,9 @@ def _solve_items(
     edges = torch.from_numpy(np.append(begins, len(item)))
     users = weights["user_vectors.weight"]
     places = torch.from_numpy(user[order].astype(np.int64))
-    solved = objective.solve(users, edges, places, objective.gram(users), len(users))
+    graded = objective.preference.graded(torch.from_numpy(rating[order]))
+    gram = objective.gram(users)
+    solved = objective.solve(users, edges, places, gram, len(users), graded=graded)
     weights["item_vectors.weight"][torch.from_numpy(items.astype(np.int64))] = solved
 
 

@@ -9,6 +9,7 @@ from recray.models.objectives.base import (
 )
 from recray.models.objectives.fold_in import FoldIn, FoldInConfig, FoldInPrior, RatingsCSR
 from recray.models.objectives.ials import ROW_BLOCK, ImplicitALS
+from recray.models.objectives.preference import BINARY, Graded, Preference, detect_scale
 from recray.models.objectives.ranking import (
     Bpr,
     ItemSoftmax,
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 __all__ = [
+    "BINARY",
     "BPMF",
     "OBJECTIVES",
     "ROW_BLOCK",
@@ -39,16 +41,19 @@ __all__ = [
     "FoldIn",
     "FoldInConfig",
     "FoldInPrior",
+    "Graded",
     "ImplicitALS",
     "ItemSoftmax",
     "Logistic",
     "Mse",
     "Objective",
     "PairLoss",
+    "Preference",
     "RatingClassification",
     "RatingsCSR",
     "SampledLoss",
     "UnobservedClass",
     "as_linear",
     "build_objective",
+    "detect_scale",
 ]

@@ -18,6 +18,7 @@ from recray.config import Settings
 from recray.errors import RecrayError
 from recray.models.base import Batch, LinearModel, Model
 from recray.models.objectives.fold_in import FoldIn, FoldInConfig, RatingsCSR
+from recray.models.objectives.preference import Preference
 
 Contributions = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From (N,) items and (N,) ratings of one user to (S,), the state without ratings, and (N, S), what
@@ -101,6 +102,9 @@ def build_objective(settings: Settings, low: float, high: float) -> Objective:
         settings: Its `objective` group and `train.l2` are used.
         low: Lowest training rating.
         high: Highest training rating.
+
+    Raises:
+        RecrayError: objective.scale=auto, and no scale fits these two.
     """
     from recray.models.objectives import OBJECTIVES  # not at the top: these import this module
 
@@ -108,7 +112,10 @@ def build_objective(settings: Settings, low: float, high: float) -> Objective:
     values = {**group.model_dump(), "l2": settings.train.l2, "low": low, "high": high}
     values["negatives"] = None if group.negatives == "all" else group.negatives
     values["by_popularity"] = group.sampling == "popularity"
-    return objective(**{name: values[name] for name in inspect.signature(objective).parameters})
+    names = inspect.signature(objective).parameters
+    if "preference" in names:
+        values["preference"] = Preference.of(group, low, high)
+    return objective(**{name: values[name] for name in names})
 
 
 def require_raw_output(model: Model, objective: str) -> None:

@@ -13,6 +13,7 @@ from recray.models.base import Model
 from recray.models.factorization import Dot, Hybrid
 from recray.models.objectives.base import Contributions, Objective, as_linear
 from recray.models.objectives.fold_in import FoldIn, FoldInConfig, RatingsCSR
+from recray.models.objectives.preference import BINARY, Graded, Preference
 
 AllReduce = Callable[[Tensor], Tensor]
 ROW_BLOCK = 512
@@ -20,17 +21,19 @@ ROW_BLOCK = 512
 
 
 class ImplicitALS(Objective):
-    """Squared error over all pairs: a rated pair should score 1, any other pair 0.
+    """Squared error over all pairs: a rated pair should score its target, any other pair 0.
 
-    sum over rated (1 - s)^2 + a * sum over all pairs s^2
+    sum over rated w (p - s)^2 + a * sum over all pairs s^2
         + l2 * (sum_u (n_u + a I) |w_u|^2 + sum_i (n_i + a U) |h_i|^2), a = unobserved_weight
 
-    The values of the ratings are not used, only which items were rated. Where a hybrid model knows
-    features of items, h_i in the l2 term is the item vector minus the vector of its features.
+    The preference gives target p and weight w of a rating; both are 1 where it is binary. n_u and
+    n_i count ratings. Where a hybrid model knows features of items, h_i in the l2 term is the item
+    vector minus the vector of its features.
 
     Args:
         unobserved_weight: Weight a of every pair.
         l2: Weight of the squared vectors, scaled by how often each occurs.
+        preference: What a rating says of liking.
 
     Source: Hu, Koren and Volinsky (2008); scaling and ranges by Rendle, Krichene, Zhang and Koren
         (2022), RecSys, "Revisiting the performance of iALS".
@@ -38,8 +41,10 @@ class ImplicitALS(Objective):
 
     prior_strengths = (0.0, 0.25, 0.5, 0.75, 1.0)
 
-    def __init__(self, unobserved_weight: float, l2: float) -> None:
-        self.unobserved_weight, self.l2 = unobserved_weight, l2
+    def __init__(
+        self, unobserved_weight: float, l2: float, preference: Preference = BINARY
+    ) -> None:
+        self.unobserved_weight, self.l2, self.preference = unobserved_weight, l2, preference
 
     def check(self, model: Model) -> None:
         """Refuse all but the dot product, plain or with features of items."""
@@ -56,6 +61,14 @@ class ImplicitALS(Objective):
         """Turn (N, D) fixed vectors into unobserved_weight times their (D, D) Gram matrix."""
         return self.unobserved_weight * (rows.T @ rows)
 
+    def rated_loss(self, score: Tensor, rating: Tensor) -> Tensor:
+        """(B,) part of the loss that the rated pairs have beside all pairs: w (p - s)^2."""
+        graded = self.preference.graded(rating)
+        if graded is None:
+            return (1 - score).square()
+        error = (graded.target - score).square()
+        return error if graded.weight is None else error * graded.weight
+
     def solve(
         self,
         fixed: Tensor,
@@ -65,6 +78,7 @@ class ImplicitALS(Objective):
         others: int,
         all_reduce: AllReduce | None = None,
         prior_mean: Tensor | None = None,
+        graded: Graded | None = None,
     ) -> Tensor:
         """Solve exactly for the vectors of one side while the other side is fixed.
 
@@ -76,6 +90,7 @@ class ImplicitALS(Objective):
             others: Size of the other side, for the scaling of l2.
             all_reduce: Sums a tensor over workers, where each has a part of the ratings.
             prior_mean: (R, D) vectors that the ridge pulls to; None means zero.
+            graded: Targets and weights of the ratings, in the order of `places`; None means 1.
 
         Returns:
             (R, D) vectors.
@@ -84,7 +99,7 @@ class ImplicitALS(Objective):
         out = fixed.new_empty(rows, dim)
         for first in range(0, rows, ROW_BLOCK):
             last = min(first + ROW_BLOCK, rows)
-            system = self._normal_equations(fixed, indptr[first : last + 1], places)
+            system = _normal_equations(fixed, indptr[first : last + 1], places, graded)
             if all_reduce is not None:
                 system = all_reduce(system)
             right, ridge = system[:, :, dim], self.ridge(system[:, 0, dim + 1], others)
@@ -97,27 +112,11 @@ class ImplicitALS(Objective):
             out[first:last] = solved[:, :, 0]
         return out
 
-    def _normal_equations(self, fixed: Tensor, indptr: Tensor, places: Tensor) -> Tensor:
-        """(R, D, D + 2): matrix, right side and count of each row, as sums over its ratings.
-
-        They lie side by side in one tensor, so that workers sum them in one call.
-        """
-        dim = fixed.shape[1]
-        system = fixed.new_zeros(len(indptr) - 1, dim, dim + 2)
-        edges = indptr.tolist()
-        for row, (begin, end) in enumerate(pairwise(edges)):
-            if end > begin:
-                vectors = fixed[places[begin:end]]
-                torch.mm(vectors.T, vectors, out=system[row, :, :dim])
-                system[row, :, dim] = vectors.sum(dim=0)
-                system[row, :, dim + 1] = end - begin
-        return system
-
     def fold_in_solver(
         self, model: Model, config: FoldInConfig, popularity: Tensor | None
     ) -> FoldIn:
-        """Solve as in training, but with a ridge that pulls to the prior's mean; values of ratings
-        and the noise are not used.
+        """Solve as in training, but with a ridge that pulls to the prior's mean; the noise is not
+        used.
         """
         vectors = as_linear(model).item_rows(slice(None)).detach()
         gram, mean = self.gram(vectors), _prior_mean(model, config)
@@ -125,7 +124,9 @@ class ImplicitALS(Objective):
 
         def fold_in(known: RatingsCSR) -> Tensor:
             means = mean.expand(len(known.indptr) - 1, -1)
-            return self.solve(vectors, known.indptr, known.item, gram, items, prior_mean=means)
+            graded = self.preference.graded(known.rating)
+            ratings, sizes = (known.indptr, known.item), (gram, items)
+            return self.solve(vectors, *ratings, *sizes, prior_mean=means, graded=graded)
 
         return fold_in
 
@@ -136,9 +137,10 @@ class ImplicitALS(Objective):
 
         def parts_of(item: Tensor, rating: Tensor) -> tuple[Tensor, Tensor]:
             rows = vectors[item]
+            weighted, right = _weighted(rows, self.preference.graded(rating))
             ridge = self.ridge(torch.tensor(len(item)), model.items)
-            matrix = rows.T @ rows + gram + ridge * torch.eye(rows.shape[1])
-            solved = torch.linalg.solve(matrix, torch.cat([ridge * mean[None], rows]).T).T
+            matrix = weighted.T @ rows + gram + ridge * torch.eye(rows.shape[1])
+            solved = torch.linalg.solve(matrix, torch.cat([ridge * mean[None], right]).T).T
             return solved[0], solved[1:]
 
         return parts_of
@@ -148,3 +150,33 @@ def _prior_mean(model: Model, config: FoldInConfig) -> Tensor:
     """(D,) vector that the ridge of a new user pulls to."""
     users = torch.arange(model.users)
     return config.prior_strength * model.user_state(users).detach().mean(dim=0)
+
+
+def _normal_equations(
+    fixed: Tensor, indptr: Tensor, places: Tensor, graded: Graded | None
+) -> Tensor:
+    """(R, D, D + 2): matrix, right side and count of each row, as sums over its ratings.
+
+    They lie side by side in one tensor, so that workers sum them in one call.
+    """
+    dim = fixed.shape[1]
+    system = fixed.new_zeros(len(indptr) - 1, dim, dim + 2)
+    edges = indptr.tolist()
+    for row, (begin, end) in enumerate(pairwise(edges)):
+        if end > begin:
+            vectors = fixed[places[begin:end]]
+            own = None if graded is None else graded.rows(begin, end)
+            weighted, right = _weighted(vectors, own)
+            torch.mm(weighted.T, vectors, out=system[row, :, :dim])
+            system[row, :, dim] = right.sum(dim=0)
+            system[row, :, dim + 1] = end - begin
+    return system
+
+
+def _weighted(vectors: Tensor, graded: Graded | None) -> tuple[Tensor, Tensor]:
+    """(N, D) vectors times the weights of their ratings, and the same times the targets too."""
+    if graded is None:
+        return vectors, vectors
+    weight = graded.weight
+    weighted = vectors if weight is None else vectors * weight[:, None]
+    return weighted, weighted * graded.target[:, None]
