@@ -233,6 +233,20 @@ def test_models_without_such_a_sum_give_likeness_and_say_so(make_bundle):
         assert [w.item for w in entry.why.items] == [int(raw(1))]
 
 
+@pytest.mark.parametrize("preset", ["ranking", "dot-mse", "dot-bias-bce"])
+@pytest.mark.parametrize("preference", ["graded", "binary"])
+def test_a_disliked_film_is_no_reason(make_bundle, preset, preference):
+    changes = [f"objective.preference={preference}"] * (preset == "ranking")
+    recommender = Recommender(make_bundle(preset=preset, changes=changes))
+    rated = [(int(raw(1)), 2.0), (int(raw(3)), 4.0), (int(raw(5)), 1.0)]  # all of one taste
+    filters = Filters(explain=True, genres=("Drama",))
+    answer = recommender.recommend_from(rated, 3, True, filters)
+    reasons = {w.item for entry in answer.items for w in entry.why.items}
+    assert reasons == {int(raw(3))}
+    answer = recommender.recommend_from([(item, 1.0) for item, _ in rated], 3, True, filters)
+    assert all(entry.why.items == [] for entry in answer.items)
+
+
 def test_popular_items_have_no_reasons(recommender):
     answer = recommender.recommend_from([], 2, True, Filters(explain=True))
     assert all(entry.why.items == [] for entry in answer.items)

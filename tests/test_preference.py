@@ -98,6 +98,7 @@ def test_a_scale_below_zero_without_a_middle_is_named_with_the_setting(low, high
         (STARS, [1, 2.5, 3, 5], [False, False, True, True]),
         (SIGN, [-1, 0, 1], [False, False, True]),
         (POSITION, [0, 9, 10, 20], [False, False, True, True]),
+        (Preference("position", 7, 10), [5, 7, 10], [False, True, True]),
         (COUNTS, [0, 1, 9], [False, True, True]),
         (BINARY, [1, 5], [True, True]),
     ],

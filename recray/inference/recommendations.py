@@ -19,7 +19,7 @@ from recray.inference.catalog import ItemCatalog, ItemSummary
 from recray.inference.history import UserRatings
 from recray.inference.scorer import Scorer
 from recray.models.base import LinearModel, Model
-from recray.models.objectives import Contributions
+from recray.models.objectives import Contributions, Preference
 
 REASONS_PER_ITEM = 3
 EXACT_TOLERANCE = 1e-3
@@ -189,18 +189,25 @@ class Explainer:
 
     Where folding in is a linear solve, a score is a sum over the ratings, and the shares are exact
     for a user who was folded in, or trained to the same optimum. Elsewhere they are the cosines of
-    the item vectors, of the ratings that are not below the user's mean.
+    the item vectors, of the ratings that are not below the user's mean. An item that the user
+    disliked is no reason, whatever its share.
 
     Args:
         scorer: The model, its objective and its history.
         similarity: Of the items; None if the model has no item vectors.
         catalog: Names the rated items.
+        preference: Tells which ratings are dislikes.
     """
 
     def __init__(
-        self, scorer: Scorer, similarity: ItemSimilarity | None, catalog: ItemCatalog
+        self,
+        scorer: Scorer,
+        similarity: ItemSimilarity | None,
+        catalog: ItemCatalog,
+        preference: Preference,
     ) -> None:
         self.scorer, self.similarity, self.catalog = scorer, similarity, catalog
+        self.preference = preference
 
     @cached_property
     def _shares(self) -> Contributions | None:
@@ -248,6 +255,7 @@ class Explainer:
         return (unit(item) @ unit(listed).T) * liked
 
     def _largest(self, share_N: Tensor, rated: UserRatings) -> list[Reason]:
+        share_N = share_N * self.preference.speaks_for(rated.rating)
         share, place = torch.sort(share_N, descending=True, stable=True)
         item, rating = rated.item[place].tolist(), rated.rating[place].tolist()
         return [

@@ -26,6 +26,7 @@ from recray.inference.scorer import MODEL, POPULAR, SOURCES, Queries
 from recray.inference.top_k import NONE, TopK, top_k
 from recray.models import LinearModel
 from recray.models.base import ITEM_BLOCK
+from recray.models.objectives import Preference
 
 SCORES_AT_ONCE = 1 << 21
 """Scores that one block of users may have, so that they stay in the processor's cache: 8 MB."""
@@ -67,7 +68,9 @@ class Recommender(Lookup):
 
     @cached_property
     def _explainer(self) -> Explainer:
-        return Explainer(self.scorer, self._similarity, self.catalog)
+        settings, scale = self.bundle.settings.objective, self.bundle.rating_range
+        preference = Preference.for_reasons(settings, *scale)
+        return Explainer(self.scorer, self._similarity, self.catalog, preference)
 
     # ------------------------------------------------------------------------------ lists
 

@@ -76,6 +76,14 @@ class Preference:
         scale = detect_scale(low, high) if settings.scale == "auto" else settings.scale
         return cls(scale, low, high)
 
+    @classmethod
+    def for_reasons(cls, settings: ObjectiveSettings, low: float, high: float) -> "Preference":
+        """What ratings mean to a reader, also where the objective uses no scale or all values."""
+        try:
+            return cls.of(settings.model_copy(update={"preference": "graded"}), low, high)
+        except RecrayError:  # nobody can tell which of them are dislikes
+            return cls()
+
     def graded(self, rating: Tensor) -> Graded | None:
         """Targets and weights of (R,) ratings; None where both are 1 for each (binary)."""
         if self.scale is None:
@@ -101,7 +109,9 @@ class Preference:
         return rating > 0
 
     def _position(self, rating: Tensor) -> Tensor:
-        return (rating - self.low) / (self.high - self.low)
+        # No scale begins above 1: where 7 is the lowest of 7..10, the lower ratings are filtered.
+        low = min(self.low, 1.0)
+        return (rating - low) / (self.high - low)
 
 
 BINARY = Preference()
