@@ -186,6 +186,7 @@ def test_what_the_recipe_or_the_default_says_anyway_may_be_said_again(config):
 # value, and the reason that the error names.
 MSE, KIND = "objective.kind=mse", "model.kind=dot"
 SOFTMAX = ["objective.kind=item-softmax", "objective.negatives=all"]
+BINARY = "objective.preference=binary"
 WITHOUT_EFFECT = [
     ("dot-mse", ["model.kind=mlp"], "model.dim=8", "model.kind=mlp"),
     ("dot-mse", [], "model.output=sigmoid", KIND),
@@ -195,6 +196,9 @@ WITHOUT_EFFECT = [
     ("dot-mse", [], "model.levels=[1.0, 2.0]", KIND),
     ("dot-mse", [], "model.product=true", KIND),
     ("dot-mse", [], 'model.item_features=["genre:Drama"]', KIND),
+    ("dot-mse", [], "objective.preference=binary", f"{MSE} and train.als_pretrain_epochs=0"),
+    ("dot-mse", [], "objective.scale=sign", f"{MSE} and train.als_pretrain_epochs=0"),
+    ("ranking", ["objective.preference=binary"], "objective.scale=stars", BINARY),
     ("dot-mse", [], "objective.unobserved_weight=5.0", f"{MSE} and train.als_pretrain_epochs=0"),
     (
         "dot-mse",
@@ -256,7 +260,7 @@ def test_every_entry_of_the_table_has_an_example():
 @pytest.mark.parametrize(
     ("preset", "changes"),
     [
-        ("ranking", ["objective.unobserved_weight=5"]),
+        ("ranking", ["objective.unobserved_weight=5", "objective.scale=sign"]),
         ("neumf-ranking", ["objective.unobserved_weight=5", "train.als_pretrain_l2=0.5"]),
         ("dot-mse", ["objective.kind=logistic", "objective.negatives=all",
                      "objective.unobserved_weight=5"]),
@@ -294,8 +298,9 @@ def test_a_name_of_before_is_refused_with_the_new_one_and_read_where_it_is_store
     with pytest.raises(RecrayError, match=f"^{old} is called {new} now$"):
         load_settings("dot-mse", config(f"{group}: {{{key}: {value or 1}}}\n"))
     today, _, value_today = new.partition("=")
-    stored = {"preset": "x", group: {key: value or 1, "other": 2}}
-    changed = {today.split(".")[1]: value_today or 1, "other": 2}
+    other = {"other": 2, "preference": "graded"}  # without the second it would be one of before
+    stored = {"preset": "x", group: {key: value or 1, **other}}
+    changed = {today.split(".")[1]: value_today or 1, **other}
     assert translated(stored) == {"preset": "x", group: changed}
 
 

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from recray.config.settings import (
     EFFECTIVE_UNDER,
+    GRADED_OBJECTIVES,
     Settings,
     build_settings,
     shown,
@@ -194,8 +195,18 @@ def translated(stored: Mapping[str, JsonValue]) -> Values:
     for group, keys in stored.items():
         if isinstance(keys, dict):
             renamed = dict(current_name(f"{group}.{key}", value) for key, value in keys.items())
-            of_before = {"preference": "binary"} if group == "objective" else {}
-            values[group] = of_before | {n.partition(".")[2]: v for n, v in renamed.items()}
+            values[group] = {name.partition(".")[2]: value for name, value in renamed.items()}
         else:
             values[group] = keys
-    return values
+    return values | _binary_before(values)
+
+
+def _binary_before(values: Values) -> Values:
+    """The objective of settings without objective.preference, where that has an effect."""
+    objective, train = values.get("objective"), values.get("train")
+    if not isinstance(objective, dict) or "preference" in objective:
+        return {}
+    pretrains = isinstance(train, dict) and train.get("als_pretrain_epochs")
+    if objective.get("kind") not in GRADED_OBJECTIVES and not pretrains:
+        return {}
+    return {"objective": {**objective, "preference": "binary"}}

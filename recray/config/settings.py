@@ -20,6 +20,8 @@ from recray.errors import RecrayError, did_you_mean
 
 RATING_OBJECTIVES = ("mse", "bce", "classes", "bpmf")
 SAMPLED_OBJECTIVES = ("logistic", "bpr", "item-softmax", "unobserved-class")
+GRADED_OBJECTIVES = ("ials", "logistic", "bpr", "item-softmax")
+"""Those that take from a rating what it says of liking: objective.preference."""
 SOLVERS = {"alternating": "ials", "gibbs": "bpmf"}
 """Optimizers that take no gradient steps, and the only objective of each."""
 
@@ -172,7 +174,7 @@ _SAMPLED = _is("objective.kind", *SAMPLED_OBJECTIVES)
 _DRAWN = (_SAMPLED, _is_not("objective.negatives", "all"))
 _PRETRAINED = (_is_not("train.als_pretrain_epochs", 0), _is("train.init_from", ()))
 
-_LIKING = (_is("objective.kind", "ials", "logistic", "bpr", "item-softmax"),)
+_LIKING = (_is("objective.kind", *GRADED_OBJECTIVES),)
 _GRADED = _is("objective.preference", "graded")
 
 EFFECTIVE_UNDER: dict[str, tuple[tuple[Condition, ...], ...]] = {
