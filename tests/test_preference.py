@@ -15,6 +15,7 @@ from recray.models.neural import NeuMf
 from recray.models.objectives import (
     BINARY,
     Bpr,
+    FoldInConfig,
     ImplicitALS,
     ItemSoftmax,
     Logistic,
@@ -145,9 +146,9 @@ def test_a_graded_fold_in_is_the_least_squares_solution(preference):
         matrix = matrix + w * h[i][:, None] * h[i][None, :]
         right = right + w * p * h[i]
     expected = torch.linalg.solve(torch.tensor(matrix), torch.as_tensor(right))
-    state = objective.fold_in(model, item, rating, 1.0)[0]
+    state = objective.fold_in(model, item, rating, FoldInConfig())[0]
     assert torch.allclose(state.double(), expected, atol=1e-6)
-    base, parts = objective.contributions(model, 1.0)(item, rating)
+    base, parts = objective.contributions(model, FoldInConfig())(item, rating)
     assert torch.allclose((base + parts.sum(dim=0)).double(), expected, atol=1e-6)
 
 
@@ -295,7 +296,7 @@ def test_a_disliked_film_pushes_down_the_films_like_it(family):
         "ItemSoftmax": build(ItemSoftmax, STARS, None),
         "neumf": build(ItemSoftmax, STARS, None),
     }[family]
-    fold_in = objective.fold_in_solver(model, 1.0, None)
+    fold_in = objective.fold_in_solver(model, FoldInConfig(), None)
     lists = []
     for rating in (stars, torch.full((12,), 5.0)):
         with torch.no_grad():

@@ -10,7 +10,7 @@ from recray.data.dataset import Fit
 from recray.errors import RecrayError
 from recray.models.factorization import Dot, Hybrid
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
-from recray.models.objectives import ImplicitALS
+from recray.models.objectives import ImplicitALS, Preference
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.epochs import ALSEpochs
 from recray.training.run_metadata import RunMetadata
@@ -104,7 +104,7 @@ def test_pretrained_vectors_know_who_is_alike():
     shard = Shard(user[liked], item[liked], torch.ones(int(liked.sum())), torch.ones(8).bool())
     model = SoftmaxDnn(8, 10, 2, (4,), (1.0,), 0.0, "logit")
     settings = load_settings("softmax-dnn-ranking", None, ["train.als_pretrain_epochs=3"])
-    pretrain(model, shard, settings, Workers())
+    pretrain(model, shard, settings, Workers(), (1.0, 1.0))
     users = torch.nn.functional.normalize(model.user_vectors.weight, dim=1)
     alike = users @ users.T
     same = (torch.arange(8)[:, None] + torch.arange(8)) % 2 == 0
@@ -114,13 +114,15 @@ def test_pretrained_vectors_know_who_is_alike():
 
 def test_a_pretrained_neumf_starts_with_the_scores_of_the_solves():
     user, item = torch.tensor([0, 0, 1, 2, 2, 3]), torch.tensor([0, 1, 1, 2, 3, 3])
-    shard = Shard(user, item, torch.ones(6), torch.ones(4).bool())
+    stars = torch.tensor([5.0, 1.0, 4.0, 2.0, 5.0, 3.0])
+    shard = Shard(user, item, stars, torch.ones(4).bool())
     model = NeuMf(4, 4, 2, 3, (4, 3), 0.0, "logit")
     settings = load_settings("neumf-ranking", None, ["train.als_pretrain_epochs=3"])
-    pretrain(model, shard, settings, Workers())
+    pretrain(model, shard, settings, Workers(), (1.0, 5.0))
     torch.manual_seed(settings.train.seed)
     dot = Dot(4, 4, 2, "logit")
-    objective = ImplicitALS(settings.objective.unobserved_weight, settings.train.als_pretrain_l2)
+    weight, l2 = settings.objective.unobserved_weight, settings.train.als_pretrain_l2
+    objective = ImplicitALS(weight, l2, Preference("stars"))
     epochs = ALSEpochs(dot, objective, shard, Workers())
     for epoch in range(3):
         epochs.run(epoch)

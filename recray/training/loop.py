@@ -22,7 +22,6 @@ from recray.models.objectives import (
     ImplicitALS,
     Objective,
     PairLoss,
-    Preference,
     SampledLoss,
     as_linear,
     build_objective,
@@ -335,12 +334,8 @@ def _initializer(
         runs = start_weights or read_start_weights(train.init_from, prepared, train.fit_on)
         return partial(start_from, runs=runs, alpha=train.neumf_alpha)
     if train.als_pretrain_epochs and isinstance(shard, Shard):  # check_streaming refuses the other
-        workers = rows.workers.with_long_timeout()
-        fit = prepared.fit(settings.train.fit_on)
-        preference = Preference.of(settings.objective, *fit.rating_range)
-        return partial(
-            pretrain, shard=shard, settings=settings, workers=workers, preference=preference
-        )
+        workers, fit = rows.workers.with_long_timeout(), prepared.fit(train.fit_on)
+        return lambda model: pretrain(model, shard, settings, workers, fit.rating_range)
     return None
 
 

@@ -22,7 +22,7 @@ from recray.inference.scorer import Scorer
 from recray.models.base import Model, build_model, is_user_table
 from recray.models.factorization import Dot, Hybrid
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
-from recray.models.objectives import BINARY, ImplicitALS, Preference
+from recray.models.objectives import ImplicitALS, Preference
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
 from recray.training.epochs import ALSEpochs
@@ -134,7 +134,7 @@ def pretrain(
     shard: Shard,
     settings: Settings,
     workers: Workers,
-    preference: Preference = BINARY,
+    rating_range: tuple[float, float],
 ) -> None:
     """Start a model's vectors from exact solves of the ials loss.
 
@@ -147,7 +147,7 @@ def pretrain(
         shard: This worker's rows.
         settings: train.als_pretrain_* and objective.unobserved_weight are used.
         workers: The group.
-        preference: What a rating says of liking.
+        rating_range: Lowest and highest training rating.
     """
     solved_of = model.gmf if isinstance(model, NeuMf) else model
     tables = solved_of.embeddings()
@@ -155,6 +155,7 @@ def pretrain(
     torch.manual_seed(settings.train.seed)
     dot = Dot(model.users, model.items, dim, "logit")
     l2 = settings.train.als_pretrain_l2
+    preference = Preference.of(settings.objective, *rating_range)
     objective = ImplicitALS(settings.objective.unobserved_weight, l2, preference)
     epochs = ALSEpochs(dot, objective, shard, workers)
     for epoch in range(settings.train.als_pretrain_epochs):
