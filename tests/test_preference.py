@@ -46,8 +46,10 @@ POSITION, COUNTS = Preference("position", 0, 20), Preference("counts", 1, 500)
 def test_targets_and_weights_of_ratings(preference, rating, target, weight):
     graded = preference.graded(torch.tensor(rating, dtype=torch.float64))
     assert graded.target.tolist() == pytest.approx(target)
-    assert (graded.weight is None) if weight is None else graded.weight.tolist() == pytest.approx(
-        weight
+    assert (
+        (graded.weight is None)
+        if weight is None
+        else graded.weight.tolist() == pytest.approx(weight)
     )
 
 
