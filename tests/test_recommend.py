@@ -9,6 +9,8 @@ from fastapi.testclient import TestClient
 from recray.inference.catalog import Filters
 from recray.inference.recommender import Recommender
 from recray.serving.app import build_app
+from recray.serving.guard import ServiceMetrics
+from recray.serving.hot_swap import ModelHolder
 from recray.serving.schemas.requests import QueryOptions
 from recray.serving.service import MAX_CACHED_QUERIES, MAX_CACHED_QUERY_BYTES, Service
 
@@ -61,16 +63,31 @@ def test_many_are_those_of_one_by_one_and_so_are_those_who_cannot_be(recommender
 
 
 @pytest.mark.parametrize("query", ["", "?k=3", "?k=3&exclude_seen=false", "?genres=War&explain=1"])
-def test_the_second_request_is_the_first_one_s_equal_and_is_not_checked_again(
+def test_the_second_request_is_the_first_one_s_equal_and_no_route_is_looked_for(
     recommender, monkeypatch, query
 ):
-    client = TestClient(build_app(recommender))
+    metrics = ServiceMetrics()
+    client = TestClient(build_app(recommender, metrics=metrics))
     path = f"/v1/users/{raw(3)}/recommendations{query}"
     first = client.get(path)
-    monkeypatch.setattr("fastapi.routing.solve_dependencies", lambda **_: 1 / 0)
+    monkeypatch.setattr("fastapi.routing.APIRoute.matches", lambda *_: 1 / 0)
     second = client.get(path)
-    assert (first.status_code, first.json()) == (second.status_code, second.json())
-    assert set(first.headers) == set(second.headers)
+    assert (first.status_code, first.content) == (second.status_code, second.content)
+    assert first.headers == second.headers
+    counts = metrics.flush()
+    assert counts.requests == {("/v1/users/{user:path}/recommendations", "GET", 200): 2}
+    assert counts.lists == {("model", recommender.version): 2}
+
+
+def test_a_query_whose_model_was_replaced_is_refused_as_if_it_came_first(recommender, make_bundle):
+    holder, other = ModelHolder(recommender), Recommender(make_bundle("other", flip=True))
+    client = TestClient(build_app(holder))
+    path = f"/v1/users/{raw(3)}/recommendations?model={recommender.version}"
+    assert client.get(path).status_code == 200
+    holder.replace(other)
+    reply, expected = client.get(path), TestClient(build_app(other)).get(path)
+    assert (reply.status_code, reply.json()) == (expected.status_code, expected.json())
+    assert reply.status_code == 422
 
 
 @pytest.mark.parametrize("query", ["k=0", "k=3&x=1", "k=a", "genres=Wra", "model=none"])
@@ -88,6 +105,8 @@ def test_after_a_remembered_query_unknown_people_are_answered_as_before(recommen
     client.get(f"/v1/users/{raw(0)}/recommendations?k=3")
     path = f"/v1/users/{user}/recommendations?k=3"
     assert client.get(path).json() == fresh.get(path).json()
+    for other in ("/v1/users/recommendations?k=3", f"/v1/users/{user}?k=3"):
+        assert client.get(other).json() == fresh.get(other).json()
     assert client.post(path).status_code == 405
     assert client.head(path).status_code == fresh.head(path).status_code
 

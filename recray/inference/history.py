@@ -84,6 +84,8 @@ class History:
     def coo_indices(self) -> tuple[Ids, NDArray[np.int32]]:
         """Row and item of each rating."""
         users = len(self.indptr) - 1
+        if users == 1:
+            return np.zeros(len(self.item), np.int64), self.item
         return np.repeat(np.arange(users), np.diff(self.indptr)), self.item
 
     def as_csr(self) -> RatingsCSR:

@@ -225,17 +225,16 @@ class Recommender(Lookup):
         self, ranked: TopK, k: int, diversity: float
     ) -> Iterator[tuple[list[int], list[float]]]:
         """Items and rounded scores of each list, without empty places; re-ranked for diversity."""
-        lengths = (ranked.item != NONE).sum(axis=1).tolist()
-        scores = np.round(ranked.score.astype(np.float64), SCORE_DIGITS)
-        if not diversity:
-            rows = zip(ranked.item.tolist(), scores.tolist(), lengths, strict=True)
-            yield from ((item[:length], score[:length]) for item, score, length in rows)
-            return
-        for row, length in enumerate(lengths):
-            item = ranked.item[row, :length]
-            unit = self.similarity().unit_vectors(torch.from_numpy(item))
+        scores = ranked.score.astype(np.float64).round(SCORE_DIGITS)
+        rows = zip(ranked.item.tolist(), scores.tolist(), strict=True)
+        for row, (item, score) in enumerate(rows):
+            length = item.index(NONE) if NONE in item else len(item)
+            if not diversity:
+                yield item[:length], score[:length]
+                continue
+            unit = self.similarity().unit_vectors(torch.tensor(item[:length], dtype=torch.int64))
             order = mmr_rerank(unit, ranked.score[row, :length], k, diversity)
-            yield item[order].tolist(), scores[row, order].tolist()
+            yield [item[place] for place in order], [score[place] for place in order]
 
     def _explain(self, queries: Queries, row: int, listed: list[int]) -> list[Explanation]:
         query = queries[row : row + 1]

@@ -137,9 +137,9 @@ class Scorer:
     @torch.no_grad()
     def user_embeddings(self, users: Ids) -> tuple[Tensor, NDArray[np.int8]]:
         """(U, S) embeddings of users of the data set, and (U,) where each comes from."""
-        trained = users < self.model.users
-        if trained.all():
+        if max(users.tolist(), default=NONE) < self.model.users:  # one user costs numpy more
             return self.model.user_state(torch.from_numpy(users)), np.zeros(len(users), np.int8)
+        trained = users < self.model.users
         embedding = self.model.user_state(torch.from_numpy(np.where(trained, users, 0)))
         source = np.where(trained, MODEL, POPULAR).astype(np.int8)
         indptr = self.history.indptr
@@ -242,9 +242,9 @@ class Scorer:
             scores = (logits if self.model.output == "raw" else self.model.activation(logits))[None]
         else:
             scores = self.model.score_items(queries.embedding, first, last)
-        popular = queries.source == POPULAR
-        if popular.any():
-            scores[torch.from_numpy(popular)] = self.popularity[first:last]
+        if POPULAR in queries.source.tolist():
+            popular = torch.from_numpy(queries.source == POPULAR)
+            scores[popular] = self.popularity[first:last]
         return scores
 
     @torch.no_grad()
