@@ -122,7 +122,8 @@ def prepared(tmp_path) -> Prepared:
 def make_bundle(prepared, tmp_path):
     """Write a bundle whose model knows the two tastes; with flip it believes the opposite.
 
-    A model without plain vectors is left as it is made.
+    A model without plain vectors is left as it is made. The final fit, if it has one, believes the
+    opposite of what is measured.
     """
 
     def make(
@@ -130,24 +131,34 @@ def make_bundle(prepared, tmp_path):
         preset: str = "ranking",
         flip: bool = False,
         changes: Sequence[str] = (),
+        final: bool = False,
     ) -> Bundle:
         settings = load_settings(preset, None, ["model.dim=2", *changes])
-        model = build_model(settings, USERS, ITEMS)
+        model = build_model(settings, *prepared.fit(settings.train.fit_on)[:2])
         if hasattr(model, "user_vectors") and hasattr(model, "item_vectors"):
             _teach(model, flip)
         history = [{"epoch": 1, "loss": 1.0, "rmse": 0.9, "seconds": 0.1}]
         trained = TrainedModel(model.state_dict(), 1, history)
         created = "2026-01-01T00:00:00+00:00"
         out = str(tmp_path / name)
-        return write_bundle(out, prepared, trained, settings, created, lambda _bundle: {})
+        also = None
+        if final:
+            on_all = settings.changed(train={"fit_on": "all"})
+            again = build_model(on_all, USERS + COLD, ITEMS + 1)
+            _teach(again, not flip)
+            also = TrainedModel(again.state_dict(), 1, history), on_all
+        return write_bundle(
+            out, prepared, trained, settings, created, lambda _bundle: {}, final=also
+        )
 
     return make
 
 
 @torch.no_grad()
 def _teach(model, flip: bool) -> None:
-    for table, size in ((model.user_vectors, USERS), (model.item_vectors, ITEMS)):
+    for table in (model.user_vectors, model.item_vectors):
+        size = len(table.weight)
         table.weight[:] = torch.nn.functional.one_hot(torch.arange(size) % 2, 2).float()
-    model.item_vectors.weight *= torch.linspace(1.0, 1.1, ITEMS)[:, None]
+    model.item_vectors.weight *= torch.linspace(1.0, 1.1, model.items)[:, None]
     if flip:
         model.user_vectors.weight[:] = model.user_vectors.weight.flip(1)

@@ -33,7 +33,7 @@ def test_the_json_of_a_list_is_what_plain_gives(make_bundle, preset):
 
 
 def test_the_json_of_reasons_is_what_plain_gives(recommender):
-    answer = recommender.recommend(int(raw(1)), 3, True, Filters(explain=True))
+    answer = recommender.recommend(int(raw(1)), 3, False, Filters(explain=True))
     assert json.loads(answer.to_json()) == answer.plain()
     assert answer.plain()["items"][0]["why"]["items"]
 
@@ -43,7 +43,7 @@ def test_ties_are_by_ascending_id_and_what_was_seen_never_fills_a_list(recommend
         recommender.bundle.model.item_vectors.weight[:] = 1.0
     for user in range(USERS):
         short = json.loads(recommender.recommend(int(raw(user)), ITEMS, True).to_json())
-        seen = set(recommender.scorer.history.of_user(user).item.tolist())
+        seen = set(recommender.scorer.seen.of_user(user).item.tolist())
         expected = [int(raw(item)) for item in range(ITEMS) if item not in seen]
         assert [entry["item"] for entry in short["items"]] == expected
         few = json.loads(recommender.recommend(int(raw(user)), 2, True).to_json())

@@ -213,11 +213,11 @@ def unknown(user):
 )
 def test_what_validates_better_is_taken(metric, warm, full, taken):
     def trained(values):
-        return Trained(None, [{"epoch": 1, metric: value} for value in values])
+        return Trained(None, "", [{"epoch": 1, metric: value} for value in values])
 
     assert _better(trained(warm), trained(full), metric)[1] == taken
     assert _better(trained(warm), None, metric)[1] == WARM
-    assert _better(Trained(None, [{"epoch": 1}]), trained(full), metric)[1] == WARM
+    assert _better(Trained(None, "", [{"epoch": 1}]), trained(full), metric)[1] == WARM
 
 
 def test_what_a_warm_start_saved():

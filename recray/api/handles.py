@@ -119,21 +119,22 @@ class Run:
         """A row an epoch, by epoch: loss, validation metrics, seconds."""
         return frames.history(RunFolder(self.path).history())
 
-    def export(self, out: str) -> Loaded:
+    def export(self, out: str, *, final_fit: bool = True) -> Loaded:
         """Write the best epoch as a bundle, measured on the test split; see `recray export`.
 
         Args:
             out: Folder of the bundle; the bundle of this very run may be there already.
+            final_fit: Whether what is served is fitted again on all ratings.
 
         Raises:
             RecrayError: The folder is taken, or the data set has changed since.
         """
-        from recray.training.export import export, same_bundle
+        from recray.training.export import Fits, export, prepared_of, same_bundle
 
-        prepared = Prepared.open(RunFolder(self.path).metadata().prepared)
-        if not same_bundle(Folder(out), self.path, prepared):
+        fits: Fits = "final" if final_fit else "none"
+        if not same_bundle(Folder(out), self.path, prepared_of(self.path), fits):
             with telling(f"measure {self.path} on the test split"):
-                export(self.path, out)
+                export(self.path, out, fits=fits)
         return Loaded.open(out)
 
 

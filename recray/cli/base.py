@@ -135,6 +135,13 @@ def number(
 
 
 _SHARED: dict[str, Decorator] = {
+    "final_fit": click.option(
+        "--final-fit/--no-final-fit",
+        default=True,
+        show_default=True,
+        help="Whether what is served is fitted again on all ratings, those of test too, after it "
+        "was measured.",
+    ),
     "preset": click.option(
         "--preset", help="Recipe to start from.  [default: ranking]", shell_complete=_presets
     ),

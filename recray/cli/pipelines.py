@@ -31,6 +31,7 @@ def _open(
     out: str | None,
     workers: int,
     address: str,
+    final_fit: bool,
 ) -> "tuple[Source, Stages]":
     """Look at the source, and set up the stages that are shown on the console."""
     from recray.data.source import detect_source
@@ -40,7 +41,9 @@ def _open(
     ui.expect(settings.train.epochs, settings.metric)
     ratings = detect_source(source, settings, mirror)
     folder = Folder(out or default_out(ratings.name))
-    return ratings, Stages(folder, settings, workers, address, ui.log, ui.epoch)
+    return ratings, Stages(
+        folder, settings, workers, address, ui.log, ui.epoch, "final" if final_fit else "none"
+    )
 
 
 @cli.command()
@@ -60,7 +63,7 @@ def _open(
     is_flag=True,
     help="Start from the current version, with the ratings it was given: recray refresh.",
 )
-@shared("recipe", "workers", "columns", "mirror", "address")
+@shared("recipe", "workers", "final_fit", "columns", "mirror", "address")
 def pipeline(
     ui: Console,
     source: str,
@@ -70,6 +73,7 @@ def pipeline(
     refresh: bool,
     recipe: Recipe,
     workers: int,
+    final_fit: bool,
     mirror: str | None,
     address: str,
 ) -> None:
@@ -89,8 +93,10 @@ def pipeline(
                 "--refresh needs --registry and --out, and has the settings of the current "
                 "version: leave --preset, --config, --set and --columns out"
             )
-        return train_again(ui, source, mirror, registry, out, None, True, force, workers, address)
-    ratings, stages = _open(ui, source, mirror, recipe.settings(), out, workers, address)
+        return train_again(
+            ui, source, mirror, registry, out, None, True, force, workers, address, final_fit
+        )
+    ratings, stages = _open(ui, source, mirror, recipe.settings(), out, workers, address, final_fit)
     from recray.pipelines.stages import release
 
     result = release(ratings, stages, registry, force)
@@ -106,7 +112,7 @@ def pipeline(
     "--out", type=PATH, metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]"
 )
 @click.option("--once", is_flag=True, help="Serve, check over HTTP, stop and exit.")
-@shared("recipe", "workers", "host", "port", "columns", "mirror", "address")
+@shared("recipe", "workers", "final_fit", "host", "port", "columns", "mirror", "address")
 def up(
     ui: Console,
     source: str,
@@ -114,6 +120,7 @@ def up(
     once: bool,
     recipe: Recipe,
     workers: int,
+    final_fit: bool,
     host: str,
     port: int,
     mirror: str | None,
@@ -126,7 +133,7 @@ def up(
         recray up sample
         recray up ml-100k --preset dot-mse --once --json
     """
-    ratings, stages = _open(ui, source, mirror, recipe.settings(), out, workers, address)
+    ratings, stages = _open(ui, source, mirror, recipe.settings(), out, workers, address, final_fit)
     from recray.pipelines.stages import up as run_all
 
     with run_all(ratings, stages, host, port) as result:
@@ -148,7 +155,7 @@ def up(
 )
 @click.option("--no-full", is_flag=True, help="Do not train from nothing to compare.")
 @click.option("--force", is_flag=True, help="Promote even what is worse.")
-@shared("workers", "mirror", "address")
+@shared("workers", "final_fit", "mirror", "address")
 def refresh(
     ui: Console,
     registry: str,
@@ -158,6 +165,7 @@ def refresh(
     no_full: bool,
     force: bool,
     workers: int,
+    final_fit: bool,
     mirror: str | None,
     address: str,
 ) -> None:
@@ -172,8 +180,9 @@ def refresh(
     Example:
         recray refresh registry ml-1m.zip --out refreshed
     """
+    full = not no_full
     train_again(
-        ui, source, mirror, registry, out, ratings_log, not no_full, force, workers, address
+        ui, source, mirror, registry, out, ratings_log, full, force, workers, address, final_fit
     )
 
 

@@ -137,11 +137,15 @@ def serve(
 
 
 def _show_service(ui: Console, bundle: str, url: str) -> None:
-    from recray.serving.registry import is_registry
+    from recray.inference.bundle import fit_of
+    from recray.serving.registry import is_registry, resolve_bundle
+    from recray.storage import Folder
 
-    follows = is_registry(bundle)
+    follows, fit_on = is_registry(bundle), fit_of(Folder(resolve_bundle(bundle)))
     text = f"service: {url}  (a page to try it; documentation: {url}/docs)"
     text += f"\nfollows: {bundle}, which `recray registry promote` changes" if follows else ""
+    if fit_on != "all":
+        text += f"\nno final fit: this is the measured model, trained on {fit_on} alone"
     ui.result(results.StartedService(url=url, bundle=bundle, follows=follows), text)
 
 

@@ -177,19 +177,24 @@ def train(
 @cli.command()
 @click.argument("run", type=PATH)
 @click.option("--out", required=True, type=PATH, metavar="BUNDLE", help="Folder of the bundle.")
-@shared()
-def export(ui: Console, run: str, out: str) -> None:
+@shared("final_fit", "address")
+def export(ui: Console, run: str, out: str, final_fit: bool, address: str) -> None:
     """Write the best epoch of a RUN as a bundle, measured on the test split.
+
+    It is fitted again with the epochs that validation chose: on all ratings but those of test,
+    which is measured, and on all ratings, which is served.
 
     \b
     Example:
         recray export runs/mse --out bundles/mse
     """
     from recray.evaluation.report import parse_report
+    from recray.training.export import Fits
     from recray.training.export import export as export_run
 
     with ui.during(f"measure {run} on the test split"):
-        bundle = export_run(run, out)
+        fits: Fits = "final" if final_fit else "none"
+        bundle = export_run(run, out, False, fits, address, ui.log)
     text = terminal.evaluation(parse_report(bundle.metrics))
     result = results.ExportedBundle(
         bundle=bundle.folder.path, version=bundle.version, evaluation=bundle.metrics

@@ -150,6 +150,9 @@ def check_not_worse(candidate: Bundle, live: Bundle) -> str:
     """
     comparison = compare_on_holdout(candidate, live, live)
     words = comparison.words(f"the live version {live.version}")
+    own, other = (bundle.measured.settings.train.fit_on for bundle in (candidate, live))
+    if own != other:  # an older version, or one without a final fit
+        words += f"; compared are the new fit on {own} and the live one on {other}"
     if comparison.sign < 0:
         raise CheckFailed(
             f"{candidate.version} is not promoted: {words}; use --force to promote it"
@@ -164,6 +167,7 @@ def compare_on_holdout(candidate: Bundle, other: Bundle, live: Bundle) -> Compar
         NotComparable: There is no hold-out, or the candidate was trained on some of it or on
             another data set.
     """
+    candidate, other, live = candidate.measured, other.measured, live.measured
     datasets = candidate.config["dataset"], live.config["dataset"]
     if datasets[0] != datasets[1]:
         raise NotComparable(

@@ -76,7 +76,8 @@ class Evaluator:
         targets: Ratings | None = None,
         protocol: Protocol = FULL_RANKING,
     ) -> None:
-        self.bundle = bundle
+        self.final_fit, self.bundle = bundle.is_final, bundle.measured
+        bundle = self.bundle
         self.settings = settings or bundle.settings.evaluate
         self.targets = bundle.holdout if targets is None else targets
         self.blocks = blocks_of(self.targets)
@@ -132,6 +133,8 @@ class Evaluator:
             protocol=self.protocol.report(),
             users=len(tables["model"].user),
             split=SplitReport(**config["split"], rows=rows),
+            fit_on=self.bundle.settings.train.fit_on,
+            final_fit=self.final_fit,
             metrics=self._measured(tables["model"]),
             baselines={name: self._baseline(tables[name]) for name in self.baselines},
             verdict=self._verdict(tables),

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, JsonValue, field_serializer
 
+from recray.data.ids import FitOn
+
 Values = dict[str, float | None]
 """Metric to its mean; None where no user or item has anything relevant."""
 Json = dict[str, JsonValue]
@@ -81,6 +83,8 @@ class EvaluationReport(BaseModel):
     """The model and its baselines on the held-out ratings.
 
     Args:
+        fit_on: The splits that the measured model was trained on.
+        final_fit: Whether what is served is another fit with the same settings, on all ratings.
         metrics: The model's metrics, such as ndcg@10.
         coverage: Share of the catalogue that the lists of the first cut-off show; None where the
             protocol chooses what can be shown.
@@ -94,6 +98,8 @@ class EvaluationReport(BaseModel):
     protocol: ProtocolReport
     users: int
     split: SplitReport
+    fit_on: FitOn = "train"
+    final_fit: bool = False
     metrics: dict[str, Interval]
     baselines: dict[str, BaselineReport]
     verdict: str

@@ -2,11 +2,16 @@
 
 weights.safetensors  ids.parquet  items.parquet  interactions.parquet
 config.json  metrics.json  training.json (the epochs, for people)  manifest.json
+measured/config.json  measured/weights.safetensors
+
+What lies at the top has been fitted on all ratings, and answers. Its twin in `measured` was fitted
+without those of test; metrics.json is what was measured of it. All other files are of both.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self, TypedDict
 
 import numpy as np
@@ -30,6 +35,8 @@ from recray.storage import Folder, Manifest, publish
 
 KIND = "bundle"
 TRAINING = "training.json"
+TWIN = "measured"
+"""Folder of the twin that was measured, where there is a final fit."""
 UNVERSIONED = ("metrics.json", TRAINING)
 CONFIG = ("dataset", "settings", "users", "items", "rating_range", "fold_in", "fingerprints")
 """What config.json must have for its model to be built."""
@@ -140,35 +147,50 @@ class Bundle:
         folder = Folder(path)
         return cls.read(folder, check_bundle(folder))
 
+    @property
+    def is_final(self) -> bool:
+        """Whether it was fitted again on all ratings after its twin was measured."""
+        return self.settings.train.fit_on == "all"
+
+    @cached_property
+    def measured(self) -> "Bundle":
+        """The fit whose metrics these are: the twin of a final fit, otherwise this very bundle."""
+        if not self.is_final or not self.folder.exists(f"{TWIN}/config.json"):
+            return self
+        config, settings, model, objective = _read_fit(self.folder, f"{TWIN}/")
+        return replace(
+            self,
+            config=config,
+            settings=settings,
+            model=model,
+            objective=objective,
+            user_ids=replace(self.user_ids, known=config["users"]),
+            item_ids=replace(self.item_ids, known=config["items"]),
+            interactions=replace(
+                self.interactions,
+                fit_on=settings.train.fit_on,
+                users=config["users"],
+                items=config["items"],
+            ),
+        )
+
     @classmethod
     def read(cls, folder: Folder, manifest: Manifest) -> Self:
         """Read a folder whose files are known to be whole."""
-        config: BundleConfig = folder.read_json("config.json")
-        lacking = [name for name in CONFIG if name not in config]
-        if lacking:
-            raise RecrayError(f"{folder}/config.json lacks {', '.join(lacking)}")
-        config["settings"] = translated(config["settings"])
-        settings = build_settings(config["settings"])
-        model = build_model(settings, config["users"], config["items"])
-        try:
-            model.load_state_dict(safetensors.torch.load(folder.read_bytes("weights.safetensors")))
-        except (RuntimeError, safetensors.SafetensorError) as error:
-            first = str(error).splitlines()[0]
-            raise RecrayError(f"{folder} does not fit its own config.json: {first}") from error
+        config, settings, model, objective = _read_fit(folder)
         ids = folder.read_table("ids.parquet")
         maps = {}
         for kind, known in (("user", config["users"]), ("item", config["items"])):
             own = ids.filter(pc.equal(ids["kind"], kind))
             maps[kind] = IdMap.of(own["text" if own["raw"].null_count else "raw"], known)
-        low, high = config["rating_range"]
         return cls(
             folder,
             manifest,
             config,
             folder.read_json("metrics.json"),
             settings,
-            model.eval(),
-            build_objective(settings, low, high),
+            model,
+            objective,
             maps["user"],
             maps["item"],
             folder.read_table("items.parquet"),
@@ -177,6 +199,31 @@ class Bundle:
             ),
             folder.read_json(TRAINING) if folder.exists(TRAINING) else [],
         )
+
+
+def _read_fit(folder: Folder, where: str = "") -> tuple[BundleConfig, Settings, Model, Objective]:
+    """The settings and the model of a fit, whose files lie in that folder of the bundle."""
+    config: BundleConfig = folder.read_json(f"{where}config.json")
+    lacking = [name for name in CONFIG if name not in config]
+    if lacking:
+        raise RecrayError(f"{folder}/{where}config.json lacks {', '.join(lacking)}")
+    config["settings"] = translated(config["settings"])
+    settings = build_settings(config["settings"])
+    model = build_model(settings, config["users"], config["items"])
+    try:
+        weights = folder.read_bytes(f"{where}weights.safetensors")
+        model.load_state_dict(safetensors.torch.load(weights))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        first = str(error).splitlines()[0]
+        raise RecrayError(f"{folder} does not fit its own {where}config.json: {first}") from error
+    low, high = config["rating_range"]
+    return config, settings, model.eval(), build_objective(settings, low, high)
+
+
+def fit_of(folder: Folder) -> str:
+    """The splits that what answers was trained on, as train.fit_on."""
+    settings: dict[str, dict[str, JsonValue]] = folder.read_json("config.json")["settings"]
+    return str(settings["train"].get("fit_on", "train"))
 
 
 def check_bundle(folder: Folder) -> Manifest:
@@ -203,29 +250,31 @@ def write_bundle(
     settings: Settings,
     created: str,
     measure: Callable[[Bundle], Mapping[str, JsonValue]],
-    replace: bool = False,
+    replace_old: bool = False,
+    final: tuple[TrainedModel, Settings] | None = None,
 ) -> Bundle:
     """Write a bundle with its measured metrics; it appears whole or not at all.
 
     Args:
         out: Folder of the bundle.
         prepared: The data set it was trained on.
-        trained: The chosen weights, and the epochs that led to them.
-        settings: The resolved settings.
+        trained: The weights that are measured, and the epochs that led to them.
+        settings: The resolved settings of that fit.
         created: When, as ISO 8601.
         measure: Evaluates the bundle before it is published.
-        replace: Whether a bundle under that name may be replaced.
+        replace_old: Whether a bundle under that name may be replaced.
+        final: The fit on all ratings, with its settings; None serves what is measured.
 
     Raises:
-        RecrayError: The folder is taken.
-        StorageError: It cannot be written.
+        RecrayError: The folder is taken or cannot be written.
     """
-    with publish(Folder(out), replace) as folder:
-        folder.write_bytes("weights.safetensors", safetensors.torch.save(trained.weights))
+    with publish(Folder(out), replace_old) as folder:
+        if final is not None:
+            _write_fit(folder, "", prepared, *final)
+        _write_fit(folder, f"{TWIN}/" if final else "", prepared, trained, settings)
         folder.write_table("ids.parquet", _id_table(prepared))
         folder.write_table("items.parquet", prepared.item_table)
         folder.write_table(interactions.FILE, interactions.interaction_table(prepared))
-        folder.write_json("config.json", _config(prepared, trained, settings))
         folder.write_json(TRAINING, trained.history)
         folder.write_json("metrics.json", {})
         version = _version(folder, {})
@@ -236,8 +285,17 @@ def write_bundle(
     return Bundle.open(out)
 
 
+def _write_fit(
+    folder: Folder, where: str, prepared: Prepared, trained: TrainedModel, settings: Settings
+) -> None:
+    weights = safetensors.torch.save(trained.weights)
+    folder.write_bytes(f"{where}weights.safetensors", weights)
+    folder.write_json(f"{where}config.json", _config(prepared, trained, settings))
+
+
 def _config(prepared: Prepared, trained: TrainedModel, settings: Settings) -> BundleConfig:
-    low, high = prepared.rating_range
+    fit = prepared.fit(settings.train.fit_on)
+    low, high = fit.rating_range
     best = next(e for e in trained.history if e["epoch"] == trained.best_epoch)
     # Without a measured error: a quarter of the range, squared, is generous for any scale of stars.
     noise = best.get("rmse", (high - low) / 4) ** 2
@@ -245,8 +303,8 @@ def _config(prepared: Prepared, trained: TrainedModel, settings: Settings) -> Bu
     return {
         "dataset": facts["dataset"],
         "settings": settings.plain(),
-        "users": prepared.users,
-        "items": prepared.items,
+        "users": fit.users,
+        "items": fit.items,
         "rating_range": [low, high],
         "fold_in": {"noise": noise, "prior_strength": trained.prior_strength},
         "epoch": trained.best_epoch,

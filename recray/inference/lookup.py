@@ -129,7 +129,7 @@ class Lookup:
     @cached_property
     def measuring_scorer(self) -> Scorer:
         """The scorer that does not know the held-out ratings; `scorer` is what users get."""
-        return Scorer.for_measurement(self.bundle)
+        return Scorer.for_measurement(self.bundle.measured)
 
     def drop_training_rows(self) -> None:
         """Free the ratings by rows, which only offline work reads; the scorer has them too."""

@@ -1,6 +1,6 @@
 """Train again with the ratings that came in since, starting from the live version."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, JsonValue
 
@@ -24,6 +24,7 @@ from recray.runtime.session import LOCAL, session
 from recray.serving.registry import Registry
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
+from recray.training.export import Fits
 from recray.training.loop import LOWER_IS_BETTER
 from recray.training.run_metadata import EpochEntry
 
@@ -42,6 +43,7 @@ class RefreshRequest:
         force: Promote even what is worse.
         workers: Training processes.
         address: Ray cluster.
+        final_fit: Whether what is released is fitted again on all ratings.
     """
 
     registry: str
@@ -51,6 +53,7 @@ class RefreshRequest:
     force: bool = False
     workers: int = 1
     address: str = LOCAL
+    final_fit: bool = True
 
 
 class Difference(BaseModel):
@@ -164,25 +167,24 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
         comparable = _comparable(prepared, live, request, log)
         warm = _train(request, live, prepared, "warm", log)
         full = _train(request, live, prepared, "full", log) if request.full else None
-    chosen, name = _better(warm, full, live.settings.metric)
-    log(f"refresh: {name} is taken, by its best value on the validation split")
-    gain = against_full = None
-    if comparable:
-        gain = _compared(chosen.bundle, live, live, f"the live version {live.version}")
-        against_full = full and _compared(warm.bundle, full.bundle, live, FULL)
-    promotion = registry.add_and_promote(chosen.bundle.folder.path, request.force)
+        chosen, name = _better(warm, full, live.settings.metric)
+        log(f"refresh: {name} is taken, by its best value on the validation split")
+        bundle = chosen.export(prepared, "final" if request.final_fit else "none")
+        gain = against_full = None
+        if comparable:
+            gain = _compared(bundle, live, live, f"the live version {live.version}")
+        if comparable and full is not None:
+            other = full if chosen is warm else warm
+            beside = other.export(prepared, "measured" if request.final_fit else "none")
+            pair = (bundle, beside) if chosen is warm else (beside, bundle)
+            against_full = _compared(*pair, live, FULL)
+    promotion = registry.add_and_promote(bundle.folder.path, request.force)
+    earned = full and saved(warm.epochs, full.epochs, live.settings.metric)
     return Refreshed(
-        registry=request.registry,
-        before=live.version,
-        log=added,
-        taken=name,
-        gain=gain,
-        against_full=against_full,
-        saved=full and saved(warm.epochs, full.epochs, live.settings.metric),
-        version=promotion.version,
-        promoted=promotion.promoted,
-        verdict=promotion.verdict,
-    )
+        registry=request.registry, before=live.version, log=added, taken=name, gain=gain,
+        against_full=against_full, saved=earned, version=promotion.version,
+        promoted=promotion.promoted, verdict=promotion.verdict,
+    )  # fmt: skip
 
 
 def _with_log(
@@ -234,10 +236,15 @@ def _comparable(prepared: Prepared, live: Bundle, request: RefreshRequest, log: 
 
 @dataclass(frozen=True)
 class Trained:
-    """A measured bundle, and the epochs that led to it."""
+    """A run, its stages, and its epochs."""
 
-    bundle: Bundle
+    stages: Stages
+    run: str
     epochs: list[EpochEntry]
+
+    def export(self, prepared: Prepared, fits: Fits) -> Bundle:
+        """Fit it again and measure it."""
+        return replace(self.stages, fits=fits).export(self.run, prepared)
 
 
 def _stages(request: RefreshRequest, settings: Settings, log: Log, name: str = "") -> Stages:
@@ -253,7 +260,7 @@ def _train(
     start: list[JsonValue] = [live.folder.path] if name == "warm" else []
     stages = _stages(request, live.settings.changed(train={"init_from": start}), log, name)
     run = stages.train(prepared)
-    return Trained(stages.export(run, prepared), RunFolder(run).history())
+    return Trained(stages, run, RunFolder(run).history())
 
 
 def _better(warm: Trained, full: Trained | None, metric: str) -> tuple[Trained, str]:

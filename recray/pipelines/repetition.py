@@ -24,6 +24,7 @@ from recray.schema import TIMINGS
 from recray.storage import Folder
 from recray.training import trainer
 from recray.training.checkpoint import RunFolder
+from recray.training.export import FOLDERS, Fits, prepared_of
 
 MAX_DIFFERENCES = 20
 """Differences that a reproduction names; the rest is left out."""
@@ -138,22 +139,22 @@ def run(
     tests: list[NDArray[np.uint64]] = []
     with session(address):
         for fold in folds:
-            stages = Stages(Folder(out).child(fold.name), fold.settings, 1, address, log)
+            folder = Folder(out).child(fold.name)
+            fits: Fits = "measured" if refit else "none"
+            stages = Stages(folder, fold.settings, 1, address, log, fits=fits)
             prepared = stages.prepare(detect_source(source, fold.settings, mirror))
             if fold.settings.split.kind in ("given", "kfold"):
                 _refuse_overlap(tests, prepared, [f.name for f in folds])
-            reports.append(_measure(fold.name, stages, prepared, refit))
+            reports.append(_measure(fold.name, stages, prepared))
             metrics = reports[-1].metrics.items()
             log(f"{fold.name}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics))
     return summarise(reports)
 
 
-def _measure(name: str, stages: Stages, prepared: Prepared, refit: bool) -> FoldReport:
+def _measure(name: str, stages: Stages, prepared: Prepared) -> FoldReport:
     """Train on one fold and measure it."""
     folder = stages.train(prepared)
-    epoch = RunFolder(folder).best().train_state.best_epoch
-    if refit:
-        folder = stages.refit(prepared, epoch)
+    epoch = RunFolder(folder).train_state().best_epoch
     report = parse_report(stages.export(folder, prepared).metrics)
     if report is None:
         raise RecrayError(f"{prepared.folder} has no test split: nobody can be evaluated")
@@ -220,6 +221,8 @@ class Reproduction(BaseModel):
 def reproduce(run_path: str, address: str = LOCAL) -> Reproduction:
     """Train a run again, elsewhere, and compare every epoch's digits and the best weights.
 
+    Its fits for measurement and release, where it has been exported, are trained again too.
+
     Args:
         run_path: A finished run.
         address: Ray cluster.
@@ -237,25 +240,27 @@ def reproduce(run_path: str, address: str = LOCAL) -> Reproduction:
             f"{run_path} was continued with another number of workers ({words}); "
             "its digits cannot be had again"
         )
-    prepared = Prepared.open(metadata.prepared, verify=True)
-    if prepared.fingerprint != metadata.fingerprint:
-        raise RecrayError(f"{prepared.folder} has changed since {run_path} was trained")
-    with tempfile.TemporaryDirectory(prefix="recray-reproduce-") as folder:
-        again = RunFolder(f"{folder}/run")
-        trainer.run(
-            metadata.settings,
-            metadata.prepared,
-            again.folder.path,
-            metadata.workers,
-            address=address,
-        )
-        differences = _differences(run, again)
+    prepared_of(run_path)
+    differences = _again(run, address)
+    for name in FOLDERS.values():
+        fit = RunFolder(run.folder.child(name).path)
+        if fit.finished:
+            differences += [f"{name}: {words}" for words in _again(fit, address)]
     return Reproduction(
         run=run.folder.path,
         agrees=not differences,
         epochs=run.train_state().epoch,
         differences=differences[:MAX_DIFFERENCES],
     )
+
+
+def _again(run: RunFolder, address: str) -> list[str]:
+    """Train a run again, and name what differs."""
+    now = run.metadata()
+    with tempfile.TemporaryDirectory(prefix="recray-reproduce-") as folder:
+        again = RunFolder(f"{folder}/run")
+        trainer.run(now.settings, now.prepared, again.folder.path, now.workers, address=address)
+        return _differences(run, again)
 
 
 def _differences(before: RunFolder, after: RunFolder) -> list[str]:

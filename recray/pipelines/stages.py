@@ -31,7 +31,7 @@ from recray.serving.verify import Verification
 from recray.storage import Folder
 from recray.training import trainer
 from recray.training.checkpoint import RunFolder
-from recray.training.export import export, same_bundle
+from recray.training.export import Fits, export, same_bundle
 from recray.training.ray_train import Callbacks, OnEpoch, TensorBoard
 
 
@@ -83,6 +83,7 @@ class Stages:
         address: Ray cluster.
         log: Receives what happens, one line at a time.
         on_epoch: Receives each epoch's metrics.
+        fits: Which fits follow on the run, for its measurement and for its release.
     """
 
     out: Folder
@@ -91,6 +92,7 @@ class Stages:
     address: str
     log: Log
     on_epoch: OnEpoch | None = None
+    fits: Fits = "final"
 
     def __post_init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -116,26 +118,16 @@ class Stages:
 
     def train(self, prepared: Prepared) -> str:
         """Train on the data set, and return the folder of the run."""
-        return self._train(prepared, self.settings, "run")
-
-    def refit(self, prepared: Prepared, epochs: int) -> str:
-        """Train on training and validation rows together, for a fixed number of epochs."""
-        settings = self.settings.changed(
-            train={"fit_on": "train+valid", "epochs": epochs, "patience": None}
-        )
-        return self._train(prepared, settings, "refit")
-
-    def _train(self, prepared: Prepared, settings: Settings, name: str) -> str:
         with self.timed("train"):
-            folder = self.out.child(name)
-            resolved = trainer.adapt_to_dataset(settings, prepared)
+            folder = self.out.child("run")
+            resolved = trainer.adapt_to_dataset(self.settings, prepared)
             if folder.exists("run.json"):
                 before = RunFolder(folder.path).metadata()
                 same = before.settings == resolved
                 if not same or before.fingerprint != prepared.fingerprint:
                     trainer.check_trainable(resolved, prepared, self.workers, self.address)
                     folder.delete()
-            words = "is there and matches" if folder.published() else f"{settings.preset}"
+            words = "is there and matches" if folder.published() else f"{self.settings.preset}"
             self.log(f"train: {folder} {words}")
             trainer.run(
                 resolved,
@@ -149,14 +141,15 @@ class Stages:
             return folder.path
 
     def export(self, run: str, prepared: Prepared) -> Bundle:
-        """Export the run and measure it, unless the folder holds just that."""
+        """Fit again, measure and export the run, unless the folder holds just that."""
         with self.timed("evaluate"):
             folder = self.out.child("bundle")
-            if same_bundle(folder, run, prepared):
+            if same_bundle(folder, run, prepared, self.fits):
                 self.log(f"evaluate: {folder} is there and matches")
                 return Bundle.open(folder.path)
-            self.log("evaluate: on the test split")
-            return export(run, folder.path, replace=True)
+            again = "" if self.fits == "none" else "fit again, then "
+            self.log(f"evaluate: {again}measure on the test split")
+            return export(run, folder.path, True, self.fits, self.address, self.log)
 
 
 class Release(Measured):

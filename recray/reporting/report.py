@@ -92,7 +92,7 @@ def default_out(path: str) -> str:
 def _of_run(folder: Folder) -> Document:
     """Export the best epoch of the run into a temporary bundle, and report that."""
     with tempfile.TemporaryDirectory(prefix="recray-report-") as temporary:
-        bundle = export(folder.path, f"{temporary}/bundle")
+        bundle = export(folder.path, f"{temporary}/bundle", fits="none")
         return of_bundle(bundle, "run", RunFolder(folder.path))
 
 

@@ -79,6 +79,8 @@ def evaluation(report: EvaluationReport | None, slices: bool = False) -> str:
     )
     columns = ["metric", "model", "95 % interval", *baselines]
     lines = [] if report.protocol.honest else [report.protocol.words]
+    if report.final_fit:
+        lines.append(f"measured: the fit on {report.fit_on}; served: the same on all ratings")
     lines += [table(title, columns, body), *report.verdict.split("; "), cold]
     return "\n".join(lines + (_slices(report.slices, ["model", *baselines]) if slices else []))
 

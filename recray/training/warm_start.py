@@ -201,7 +201,7 @@ def read_start_weights(
     for path in paths:
         folder = Folder(path)
         if folder.published() and folder.manifest().kind == KIND:
-            bundle = Bundle.open(path)
+            bundle = Bundle.open(path).measured  # its test split may be held out here, too
             _refuse_other_split(path, bundle, prepared)
             weights = grown(bundle, prepared, fit_on)
             found.append(StartWeights(path, bundle.settings.model.kind, weights))

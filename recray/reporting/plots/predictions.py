@@ -64,7 +64,7 @@ def measure(recommender: Recommender) -> HeldOut:
 
 def _places(recommender: Recommender, users: NDArray[np.int64], held: Ratings) -> NDArray[np.int64]:
     """Places of the held-out films of a block of users; NONE for those that no list can have."""
-    items = recommender.items.known
+    items = recommender.measuring_scorer.model.items
     rows = np.isin(held.user, users)
     row, item = np.searchsorted(users, held.user[rows]), held.item[rows]
     order = recommender.measuring_scorer.rank(users, items).item
