@@ -5,7 +5,8 @@
    duplicates and what the filters drop; `core` repeats a count and a drop until nothing goes.
 3. split: each partition decides the split of its rows (`temporal` counts times first, and
    `per-item-random` exchanges hashes by item) and counts its ids.
-4. encode: with the ids of the training split known, each partition writes its part files.
+4. encode: with the ids of the training split known, each partition writes its part files, and in
+   known/ what the filters dropped.
 
 Between the maps only counts and distinct ids meet on the driver. Memory is bounded by one chunk of
 a file or one partition of users, never by the data, and no row passes through the object store.
@@ -27,9 +28,10 @@ from recray import schema
 from recray.config import Settings
 from recray.data import split, tasks
 from recray.data.dataset import KIND, Prepared
+from recray.data.filtered import item_rules
 from recray.data.ids import FIT_SPLITS, CountedIds, FitOn, IdMap, TextIds
 from recray.data.source import Source
-from recray.data.spill import Scanned, SpillFile, SpillFolder, item_rules, join_scans, scan
+from recray.data.spill import Scanned, SpillFile, SpillFolder, join_scans, scan
 from recray.data.tasks import EncodedCounts, PartitionCounts
 from recray.errors import RecrayError
 from recray.runtime.nodes import map_tasks, require_shared
@@ -87,7 +89,10 @@ def _write(source: Source, folder: Folder, settings: Settings) -> None:
     codes = [split.TRAIN, split.VALID, split.TEST]
     if settings.split.kind == "held-out-users":
         codes.append(split.FOLD_IN)
+    data = settings.data
+    filters = any(limit is not None for limit in (data.min_year, data.min_rating, data.core))
     encode = partial(tasks.encode, spill=spill, folder=folder, splits=codes, timed=scanned.timed)
+    encode = partial(encode, filters=filters)
     encoded = map_tasks(partial(encode, users=users.dense, items=items.dense), partitions)
     _write_items(folder, source, items)
     _write_users(folder, source, users)
@@ -277,6 +282,7 @@ def _counts(
             "unseen_items": len(items.ids) - items.ids.known,
             "duplicates": duplicates,
             "ratings": sum(rows.values()),
+            "filtered": sum(part.filtered for part in encoded),
         },
         "splits": splits,
         "fits": {fit_on: _fit(fit_on, encoded, users, items) for fit_on in FIT_SPLITS},

@@ -27,7 +27,7 @@ from recray.data.split import SLOTS, order_by, run_starts, slot_of
 from recray.errors import RecrayError
 from recray.storage import Folder, is_uri
 
-Index = NDArray[np.bool_] | NDArray[np.int64]
+Index = NDArray[np.bool_] | NDArray[np.int64] | slice
 
 
 class SpillFile(Enum):
@@ -39,6 +39,7 @@ class SpillFile(Enum):
     ROWS = "rows"  # scan, by file range and chunk: parsed ratings by slot; read by gather
     TEXTS = "texts"  # scan, by file range: text ids and their hashes; read by the driver
     PARTITION = "partition"  # gather, core, split, by partition: its ratings; read by what follows
+    FILTERED = "filtered"  # gather, core, by partition: ratings that filters drop; read by encode
     LATE = "late"  # gather, by partition: new pairs of the ratings log; read by split
     ITEM_COUNTS = "item-counts"  # core, by partition: ratings of each item; read by the driver
     ITEM_KEYS = "item-keys"  # split, by partition: rows by group of items; read by split_items
@@ -114,8 +115,14 @@ class Rows(NamedTuple):
         part = table["part"].to_numpy() if "part" in table.column_names else None
         return cls(user, item, rating, timestamp, part)
 
+    @classmethod
+    def join(cls, parts: "list[Rows]") -> "Rows":
+        """The rows of all parts, one at least, without what the source says of splits."""
+        columns = zip(*(part[:4] for part in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
+
     def at(self, index: Index) -> "Rows":
-        """The rows that a mask or places choose."""
+        """The rows that a mask, places or a slice choose."""
         user, item, rating, timestamp, part = self
         chosen = None if part is None else part[index]
         return Rows(user[index], item[index], rating[index], timestamp[index], chosen)
@@ -163,53 +170,6 @@ def _by_time_in_runs(rows: Rows, begins: NDArray[np.int64], by_rating: bool) -> 
     in_order = np.lexsort((some.rating, *keys)) if by_rating else np.lexsort(keys)
     order[repeated] = repeated[in_order]
     return order
-
-
-@dataclass(frozen=True)
-class ItemRules:
-    """Which items stay, and into which item others are merged; None where nothing changes.
-
-    Args:
-        kept: Keys of the items that stay.
-        merged: Keys of all items, ascending, and the key that each one gets.
-    """
-
-    kept: NDArray[np.int64] | None
-    merged: tuple[NDArray[np.int64], NDArray[np.int64]] | None
-
-    def apply(self, rows: Rows) -> Rows:
-        """Drop the ratings of other items, and rename merged items."""
-        if self.kept is not None:
-            rows = rows.at(np.isin(rows.item, self.kept))
-        if self.merged is not None:
-            raw, target = self.merged
-            place = np.minimum(np.searchsorted(raw, rows.item), len(raw) - 1)
-            rows = rows._replace(item=np.where(raw[place] == rows.item, target[place], rows.item))
-        return rows
-
-
-def item_rules(source: Source, settings: DataSettings) -> ItemRules:
-    """Make the rules that the settings ask for.
-
-    Raises:
-        RecrayError: They need titles and years, and the source has none.
-    """
-    items = source.movies
-    if (settings.min_year is not None or settings.merge_titles) and not len(items):
-        raise RecrayError(
-            f"{source.name} has no films' titles, so min_year and merge_titles cannot work"
-        )
-    kept = merged = None
-    key = id_hash(items["raw_item"].combine_chunks())
-    if settings.min_year is not None:
-        kept = key[items["year"].to_numpy() >= settings.min_year]
-    if settings.merge_titles:
-        coded = pc.dictionary_encode(items["title"].combine_chunks()).indices.to_numpy()
-        # Items are sorted by raw id, so the first one of a title has the lowest id.
-        _, first = np.unique(coded, return_index=True)
-        order = np.argsort(key)
-        merged = (key[order], key[first[coded]][order])
-    return ItemRules(kept, merged)
 
 
 # -------------------------------------------------------------------------------- first task

@@ -6,6 +6,7 @@ functions to its workers, and their results, which are small, to the driver.
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -16,9 +17,9 @@ from recray import schema
 from recray.config import DataSettings, SplitSettings
 from recray.data import feedback, split
 from recray.data.dataset import part_name
+from recray.data.filtered import ItemRules, add_filtered, drop_low, write_known
 from recray.data.ids import DenseIds
 from recray.data.spill import (
-    ItemRules,
     Rows,
     ScannedRows,
     SpillFile,
@@ -66,12 +67,14 @@ class EncodedCounts:
         unseen: Split to its ratings whose user or item training does not know.
         levels: Rating to how often it occurs in training.
         ranges: Split to its lowest and highest rating, where it has one.
+        filtered: Ratings that filters dropped, of users and items that have ids.
     """
 
     rows: Counter[str]
     unseen: Counter[str]
     levels: Counter[float]
     ranges: dict[str, tuple[float, float]]
+    filtered: int
 
 
 def read_partition(spill: SpillFolder, partition: int) -> Rows:
@@ -105,29 +108,25 @@ def gather(
     """
     width = split.SLOTS // partitions
 
-    def collect(feedback: bool) -> Rows:
+    def collect(feedback: bool) -> tuple[Rows, Rows]:
         tables = []
         for file in scanned:
             if file.feedback == feedback:
-                begin = file.offsets[partition * width]
-                end = file.offsets[(partition + 1) * width]
+                begin, end = (file.offsets[(partition + n) * width] for n in (0, 1))
                 tables.append(spill.read(SpillFile.ROWS, *file.number, begin=begin, end=end))
         return rules.apply(Rows.of(pa.concat_tables(tables)))
 
-    collected = collect(feedback=False)
+    collected, others = collect(feedback=False)
     rows = drop_duplicates(collected, settings.duplicates == "mean" or settings.merge_titles)
     duplicates = len(collected.user) - len(rows.user)
-    rows = _above_minimum(rows, settings)
+    rows = drop_low(partition, rows, others, spill, settings)
     if any(file.feedback for file in scanned):
-        rated_later = drop_duplicates(collect(feedback=True), mean=False)
-        rows, late = feedback.rerate(rows, _above_minimum(rated_later, settings))
+        logged, others = collect(feedback=True)
+        logged = drop_low(partition, drop_duplicates(logged, mean=False), others, spill, settings)
+        rows, late = feedback.rerate(rows, logged)
         spill.write(SpillFile.LATE, late.table(), partition)
     write_partition(spill, partition, rows)
     return PartitionCounts.of(rows, duplicates, overlap=_count_overlap(collected))
-
-
-def _above_minimum(rows: Rows, settings: DataSettings) -> Rows:
-    return rows if settings.min_rating is None else rows.at(rows.rating >= settings.min_rating)
 
 
 def _count_overlap(ratings: Rows) -> int:
@@ -157,9 +156,11 @@ def drop_rare(
         core: Ratings that a user must have.
     """
     before = read_partition(spill, partition)
-    rows = before.at(np.isin(before.item, items))
-    _, place, count = np.unique(rows.user, return_inverse=True, return_counts=True)
-    rows = rows.at(count[place] >= core)
+    stays = np.isin(before.item, items)
+    users, count = np.unique(before.user[stays], return_counts=True)
+    stays &= np.isin(before.user, users[count >= core])
+    rows = before.at(stays)
+    add_filtered(spill, partition, before.at(~stays))
     write_partition(spill, partition, rows)
     return PartitionCounts.of(rows, dropped=len(before.user) - len(rows.user))
 
@@ -290,6 +291,7 @@ def encode(
     items: DenseIds,
     timed: bool,
     splits: list[int],
+    filters: bool,
 ) -> EncodedCounts:
     """Write the part files of a partition, with the ids of the training split.
 
@@ -301,12 +303,17 @@ def encode(
         items: Dense ids of all items.
         timed: Whether times are known.
         splits: The splits that are written, as codes of schema.PARTS.
+        filters: Whether a filter may have dropped rows, which are written as well.
     """
     rows = read_partition(spill, partition)
     user, item = users.of(rows.user), items.of(rows.item)
     which = spill.read(SpillFile.SPLIT, partition)["split"].to_numpy()
     order = order_by(user, rows.timestamp, item)
-    counts = EncodedCounts(Counter(), Counter(), Counter(), {})
+    filtered = 0
+    if filters:
+        write = partial(write_known, partition, spill=spill, folder=folder, timed=timed)
+        filtered = write(kept=rows, users=users, items=items)
+    counts = EncodedCounts(Counter(), Counter(), Counter(), {}, filtered)
     for code in splits:
         name, chosen = schema.PARTS[code], order[which[order] == code]
         times = pa.array(rows.timestamp[chosen]) if timed else pa.nulls(len(chosen), pa.int64())

@@ -181,6 +181,8 @@ def prepared(manifest: dict[str, Any]) -> str:
         )
     if counts["duplicates"]:
         lines.append(f"repeated ratings merged: {counts['duplicates']:,}")
+    if counts.get("filtered"):
+        lines.append(f"dropped by filters, and never recommended: {counts['filtered']:,}")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from recray.config import load_settings
 from recray.data import ingest, readers, sample, source
-from recray.data.dataset import Prepared
+from recray.data.dataset import Prepared, Ratings
 from recray.errors import RecrayError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -38,6 +38,36 @@ def test_the_bytes_do_not_depend_on_the_number_of_blocks(sample_folder, tmp_path
         given = source.detect_source(str(sample_folder))
         hashes.add(data_hash(ingest.prepare(given, str(tmp_path / f"p{range_bytes}"), settings)))
     assert len(hashes) == 1
+
+
+def test_what_filters_drop_stays_known_whatever_the_number_of_blocks(
+    sample_folder, tmp_path, monkeypatch
+):
+    settings, hashes = load_settings("ranking", None, ["data.min_rating=3", "data.core=20"]), set()
+    given = source.detect_source(str(sample_folder))
+    whole = ingest.prepare(given, str(tmp_path / "whole"), load_settings())
+    for range_bytes in (64 << 20, 200_000):
+        monkeypatch.setattr(readers, "RANGE_BYTES", range_bytes)
+        given = source.detect_source(str(sample_folder))
+        prepared = ingest.prepare(given, str(tmp_path / f"p{range_bytes}"), settings)
+        hashes.add(data_hash(prepared))
+    assert len(hashes) == 1
+    assert whole.manifest["counts"]["filtered"] == len(whole.load_known()) == 0
+
+    def pairs(data, *parts):
+        rows = Ratings.concatenate([data.load(p) for p in parts] or [data.load_known()])
+        user, item = data.user_ids.raw[rows.user], data.item_ids.raw[rows.item]
+        return set(zip(user.tolist(), item.tolist(), strict=True))
+
+    every, filtered = pairs(whole, "train", "valid", "test"), pairs(prepared)
+    users, items = set(prepared.user_ids.raw.tolist()), set(prepared.item_ids.raw.tolist())
+    assert prepared.manifest["counts"]["filtered"] == len(filtered) > 100
+    assert prepared.load_known().rating.min() < 3
+    kept = pairs(prepared, "train", "valid", "test")
+    assert not filtered & kept
+    assert filtered | kept == {
+        (user, item) for user, item in every if user in users and item in items
+    }
 
 
 def test_the_bytes_do_not_depend_on_the_order_of_rows(sample_folder, tmp_path):

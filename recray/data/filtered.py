@@ -1,0 +1,143 @@
+"""What the filters of ingest keep and drop: what is dropped stays known, and no split has it.
+
+The product never lists what a user has rated, not even a rating that no model may learn from.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from recray import schema
+from recray.config import DataSettings
+from recray.data.dataset import KNOWN, part_name
+from recray.data.ids import DenseIds, id_hash
+from recray.data.source import Source
+from recray.data.spill import Rows, SpillFile, SpillFolder, drop_duplicates
+from recray.data.split import order_by
+from recray.errors import RecrayError
+from recray.storage import Folder
+
+
+@dataclass(frozen=True)
+class ItemRules:
+    """Which items stay, and into which item others are merged; None where nothing changes.
+
+    Args:
+        kept: Keys of the items that stay.
+        merged: Keys of all items, ascending, and the key that each one gets.
+    """
+
+    kept: NDArray[np.int64] | None
+    merged: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+
+    def apply(self, rows: Rows) -> tuple[Rows, Rows]:
+        """Rename merged items; return the ratings of items that stay, and those of the others."""
+        stays = None if self.kept is None else np.isin(rows.item, self.kept)
+        if self.merged is not None:
+            raw, target = self.merged
+            place = np.minimum(np.searchsorted(raw, rows.item), len(raw) - 1)
+            rows = rows._replace(item=np.where(raw[place] == rows.item, target[place], rows.item))
+        return (rows, rows.at(slice(0))) if stays is None else (rows.at(stays), rows.at(~stays))
+
+
+def item_rules(source: Source, settings: DataSettings) -> ItemRules:
+    """Make the rules that the settings ask for.
+
+    Raises:
+        RecrayError: They need titles and years, and the source has none.
+    """
+    items = source.movies
+    if (settings.min_year is not None or settings.merge_titles) and not len(items):
+        raise RecrayError(
+            f"{source.name} has no films' titles, so min_year and merge_titles cannot work"
+        )
+    kept = merged = None
+    key = id_hash(items["raw_item"].combine_chunks())
+    if settings.min_year is not None:
+        kept = key[items["year"].to_numpy() >= settings.min_year]
+    if settings.merge_titles:
+        coded = pc.dictionary_encode(items["title"].combine_chunks()).indices.to_numpy()
+        # Items are sorted by raw id, so the first one of a title has the lowest id.
+        _, first = np.unique(coded, return_index=True)
+        order = np.argsort(key)
+        merged = (key[order], key[first[coded]][order])
+    return ItemRules(kept, merged)
+
+
+def above_minimum(rows: Rows, settings: DataSettings) -> tuple[Rows, Rows]:
+    """The rows that are rated high enough, and the others."""
+    if settings.min_rating is None:
+        return rows, rows.at(slice(0))
+    stays = rows.rating >= settings.min_rating
+    return rows.at(stays), rows.at(~stays)
+
+
+def drop_low(
+    partition: int, rows: Rows, others: Rows, spill: SpillFolder, settings: DataSettings
+) -> Rows:
+    """The rows that are rated high enough; the rest of them and the others stay known."""
+    high, low = above_minimum(rows, settings)
+    add_filtered(spill, partition, others, low)
+    return high
+
+
+def add_filtered(spill: SpillFolder, partition: int, *dropped: Rows) -> None:
+    """Keep rows that a filter drops from a partition beside those that were dropped before."""
+    parts = [rows for rows in dropped if len(rows.user)]
+    if not parts:
+        return
+    if spill.exists(SpillFile.FILTERED, partition):
+        parts.insert(0, Rows.of(spill.read(SpillFile.FILTERED, partition)))
+    # The rows are copied before the file is written, which may be mapped into them.
+    spill.write(SpillFile.FILTERED, Rows.join(parts).table(), partition)
+
+
+def write_known(
+    partition: int,
+    *,
+    spill: SpillFolder,
+    folder: Folder,
+    kept: Rows,
+    users: DenseIds,
+    items: DenseIds,
+    timed: bool,
+) -> int:
+    """Write the ratings of a partition that filters dropped and that may matter to a list.
+
+    Those are of users and items that have ids, and of no pair that was kept. A pair that was
+    dropped several times has its latest rating.
+
+    Args:
+        partition: Its number.
+        spill: Where the dropped rows are.
+        folder: The data set's folder.
+        kept: The rows that are in splits, sorted by user, then item.
+        users: Dense ids of all users.
+        items: Dense ids of all items.
+        timed: Whether times are known.
+
+    Returns:
+        How many they are.
+    """
+    rows = Rows.of(schema.RAW_RATINGS.empty_table())
+    if spill.exists(SpillFile.FILTERED, partition):
+        rows = Rows.of(spill.read(SpillFile.FILTERED, partition))
+        rows = rows.at(np.isin(rows.user, users.key) & np.isin(rows.item, items.key))
+        rows = _without(drop_duplicates(rows, mean=False), kept)
+    user, item = users.of(rows.user), items.of(rows.item)
+    order = order_by(user, rows.timestamp, item)
+    times = pa.array(rows.timestamp[order]) if timed else pa.nulls(len(order), pa.int64())
+    table = pa.table([user[order], item[order], rows.rating[order], times], schema=schema.RATINGS)
+    folder.write_table(part_name(KNOWN, partition), table, dictionary=["rating"])
+    return len(rows.user)
+
+
+def _without(rows: Rows, others: Rows) -> Rows:
+    """The rows whose pair of user and item is not among the others."""
+    _, item = np.unique(np.concatenate([rows.item, others.item]), return_inverse=True)
+    _, user = np.unique(np.concatenate([rows.user, others.user]), return_inverse=True)
+    pair = user.astype(np.int64) * (int(item.max(initial=0)) + 1) + item
+    return rows.at(~np.isin(pair[: len(rows.user)], pair[len(rows.user) :]))
