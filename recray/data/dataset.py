@@ -222,6 +222,14 @@ class Prepared:
         return counts
 
 
+def write_part(folder: Folder, split: str, bucket: int, rows: Ratings, timed: bool) -> None:
+    """Write the rows of one bucket of users in one split; without times where none are known."""
+    times = pa.array(rows.timestamp) if timed else pa.nulls(len(rows), pa.int64())
+    columns = [rows.user, rows.item, rows.rating, times]
+    table = pa.table(columns, schema=schema.RATINGS)
+    folder.write_table(part_name(split, bucket), table, dictionary=["rating"])
+
+
 def part_name(split: str, bucket: int) -> str:
     """The file of one bucket of users in one split."""
     return f"{split}/part-{bucket:05d}.parquet"

@@ -6,13 +6,12 @@ The product never lists what a user has rated, not even a rating that no model m
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import DataSettings
-from recray.data.dataset import KNOWN, part_name
+from recray.data.dataset import KNOWN, Ratings, write_part
 from recray.data.ids import DenseIds, id_hash
 from recray.data.source import Source
 from recray.data.spill import Rows, SpillFile, SpillFolder, drop_duplicates
@@ -129,10 +128,9 @@ def write_known(
         rows = _without(drop_duplicates(rows, mean=False), kept)
     user, item = users.of(rows.user), items.of(rows.item)
     order = order_by(user, rows.timestamp, item)
-    times = pa.array(rows.timestamp[order]) if timed else pa.nulls(len(order), pa.int64())
-    table = pa.table([user[order], item[order], rows.rating[order], times], schema=schema.RATINGS)
-    folder.write_table(part_name(KNOWN, partition), table, dictionary=["rating"])
-    return len(rows.user)
+    ordered = Ratings(user, item, rows.rating, rows.timestamp).where(order)
+    write_part(folder, KNOWN, partition, ordered, timed)
+    return len(ordered)
 
 
 def _without(rows: Rows, others: Rows) -> Rows:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from recray import schema
 from recray.config import DataSettings, SplitSettings
 from recray.data import feedback, split
-from recray.data.dataset import part_name
+from recray.data.dataset import Ratings, write_part
 from recray.data.filtered import ItemRules, add_filtered, drop_low, write_known
 from recray.data.ids import DenseIds
 from recray.data.spill import (
@@ -75,6 +75,15 @@ class EncodedCounts:
     levels: Counter[float]
     ranges: dict[str, tuple[float, float]]
     filtered: int
+
+    def add(self, name: str, rows: Ratings, unseen: int) -> None:
+        """Count the ratings of a split."""
+        self.rows[name], self.unseen[name] = len(rows), unseen
+        levels, times_each = np.unique(rows.rating, return_counts=True)
+        if len(rows):
+            self.ranges[name] = float(levels[0]), float(levels[-1])
+        if name == schema.PARTS[split.TRAIN]:
+            self.levels.update(dict(zip(levels.tolist(), times_each.tolist(), strict=True)))
 
 
 def read_partition(spill: SpillFolder, partition: int) -> Rows:
@@ -307,24 +316,17 @@ def encode(
     """
     rows = read_partition(spill, partition)
     user, item = users.of(rows.user), items.of(rows.item)
-    which = spill.read(SpillFile.SPLIT, partition)["split"].to_numpy()
     order = order_by(user, rows.timestamp, item)
+    ratings = Ratings(user, item, rows.rating, rows.timestamp).where(order)
+    which = spill.read(SpillFile.SPLIT, partition)["split"].to_numpy()[order]
     filtered = 0
     if filters:
         write = partial(write_known, partition, spill=spill, folder=folder, timed=timed)
         filtered = write(kept=rows, users=users, items=items)
     counts = EncodedCounts(Counter(), Counter(), Counter(), {}, filtered)
     for code in splits:
-        name, chosen = schema.PARTS[code], order[which[order] == code]
-        times = pa.array(rows.timestamp[chosen]) if timed else pa.nulls(len(chosen), pa.int64())
-        columns = [user[chosen], item[chosen], rows.rating[chosen], times]
-        table = pa.table(columns, schema=schema.RATINGS)
-        folder.write_table(part_name(name, partition), table, dictionary=["rating"])
-        cold = (user[chosen] >= users.num_train) | (item[chosen] >= items.num_train)
-        counts.rows[name], counts.unseen[name] = len(chosen), int(cold.sum())
-        levels, times_each = np.unique(rows.rating[chosen], return_counts=True)
-        if len(chosen):
-            counts.ranges[name] = float(levels[0]), float(levels[-1])
-        if code == split.TRAIN:
-            counts.levels.update(dict(zip(levels.tolist(), times_each.tolist(), strict=True)))
+        name, chosen = schema.PARTS[code], ratings.where(which == code)
+        write_part(folder, name, partition, chosen, timed)
+        cold = (chosen.user >= users.num_train) | (chosen.item >= items.num_train)
+        counts.add(name, chosen, int(cold.sum()))
     return counts

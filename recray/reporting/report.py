@@ -266,6 +266,7 @@ def _users(recommender: Recommender) -> Section | None:
     k = min(LISTED, recommender.items.known)
     for dense in chosen:
         look = inspect_user(recommender, recommender.users.raw.tolist()[dense], k)
+        held = look.held_out[:k]
         blocks += [
             Table(
                 f"User {look.user}: the best of {look.ratings:,} ratings",
@@ -280,22 +281,14 @@ def _users(recommender: Recommender) -> Section | None:
                 half=True,
             ),
             Table(
-                f"User {look.user}: {look.hits} of {len(look.held_out)} held-out films are among "
-                f"the first {k} of the measured list",
+                f"User {look.user}: {look.hits} of {len(look.held_out)} held-out films hit",
                 ["film", "stars", "place"],
-                [
-                    [("✓ " if f.hit else "") + f.title, f"{f.rating:g}", f"{f.rank or '?'}"]
-                    for f in look.held_out[:k]
-                ],
-                frozenset(n for n, f in enumerate(look.held_out[:k]) if f.hit),
+                [["✓ " * f.hit + f.title, f"{f.rating:g}", f"{f.rank or '?'}"] for f in held],
+                frozenset(n for n, f in enumerate(held) if f.hit),
                 half=True,
             ),
         ]
-    words = (
-        "At a quarter, half and three quarters of all users by known ratings. "
-        "What is recommended leaves out everything they have rated; the measured list does not "
-        "know the held-out films. Green and ✓: held out and found."
-    )
+    words = "At the quarters of all users by known ratings. Green and ✓: found while held out."
     return Section("users", "A few users", words, blocks)
 
 
