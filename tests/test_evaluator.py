@@ -12,7 +12,7 @@ from recray.evaluation.comparison import compare, summarise
 from recray.evaluation.evaluator import Evaluator, add_segments, exposure_metrics, segments_report
 from recray.evaluation.metrics import PerUserMetrics, compute_metrics, evaluate_block, rank_block
 from recray.evaluation.protocol import Protocol
-from recray.evaluation.report import parse_report
+from recray.evaluation.report import parse_report, who_is_not_served
 from recray.inference.history import History
 from recray.inference.scorer import Scorer
 from recray.models.factorization import Dot
@@ -299,6 +299,19 @@ def test_held_out_items_are_grouped_by_how_often_they_are_rated():
     }
     recall = {name: group.systems["model"]["recall@2"] for name, group in items.items()}
     assert recall == {"head": 1.0, "middle": 0.5, "tail": 0.0}
+
+
+def test_words_say_who_is_not_served():
+    slices = segments_report(planted_slices(), SETTINGS)
+    assert who_is_not_served(slices) == (
+        "Who is not served: recall@2 is 1.000 of the films with 50 ratings or more, 0.000 of those "
+        "with fewer than 5 ratings and 0.500 of those with 5 to 49 ratings. Whoever likes films "
+        "with under 50 ratings, 5 of 9 held-out ratings, is served less."
+    )
+    slices.items["middle"].systems["model"]["recall@2"] = 0.24
+    assert who_is_not_served(slices).endswith("is hardly served.")
+    del slices.items["head"]
+    assert not who_is_not_served(slices), "nothing to compare with"
 
 
 def test_a_report_has_every_slice_and_the_terminal_shows_them_when_asked(make_bundle):

@@ -105,6 +105,16 @@ def read(tmp_path, text: str) -> Candidates:
     return Candidates.read(str(path), IDS, IDS)
 
 
+@pytest.mark.parametrize("header", ["userId,movieId", "item_id,USER_ID", '"uid","rating","track_id"'])
+def test_the_header_of_a_file_may_be_any_that_a_ratings_file_has(tmp_path, header):
+    names = header.replace('"', "").split(",")
+    fields = {"u": "100", "r": "3.5", "i": "110", "m": "110", "t": "110"}
+    row = ",".join(fields[name[0].lower()] for name in names)
+    found = read(tmp_path, f"{header}\n{row}\n")
+    assert IDS.raw[found.user].tolist() == [100]
+    assert IDS.raw[found.item].tolist() == [110]
+
+
 def test_a_file_is_read_in_raw_ids_and_sorted_by_user(tmp_path):
     found = read(tmp_path, "item,user\n100,120\n110,100\n120,120\n")
     assert (found.user.tolist(), found.item.tolist()) == ([0, 2, 2], [1, 0, 2])

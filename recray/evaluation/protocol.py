@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recray.data.ids import IdMap
+from recray.data.readers import COLUMN_NAMES, IDS
 from recray.errors import RecrayError, unknown_name
 from recray.evaluation.metrics import rows_of_users
 from recray.evaluation.report import ProtocolReport
@@ -73,7 +74,7 @@ class Candidates:
 
     @classmethod
     def read(cls, path: str, users: IdMap, items: IdMap) -> Self:
-        """Read a csv file with the columns user and item, in raw ids.
+        """Read a csv file of users and items in raw ids, under a header as ratings files have it.
 
         Raises:
             RecrayError: It cannot be read, or names somebody or something unknown.
@@ -103,18 +104,28 @@ class Candidates:
 
 
 def _read_csv(path: str) -> pa.Table:
-    texts = pacsv.ConvertOptions(column_types={"user": pa.string(), "item": pa.string()})
+    """The columns user and item of a csv file as text, whatever its header calls them."""
+    # With the header read as a row like the others, no column holds numbers alone: all stay text.
+    options = pacsv.ReadOptions(autogenerate_column_names=True)
     try:
         with closing(open_input(path)) as stream:
-            table = pacsv.read_csv(stream, convert_options=texts)
+            table = pacsv.read_csv(stream, read_options=options)
     except pa.ArrowInvalid as error:
         raise RecrayError(f"{path} is no csv file with columns user,item: {error}") from error
-    if not {"user", "item"} <= set(table.column_names) or not len(table):
+    header = [str(column[0].as_py()) for column in table.columns]
+    lower = [name.strip().lower() for name in header]
+    places = [
+        next((place for place, name in enumerate(lower) if name in COLUMN_NAMES[role]), None)
+        for role in IDS
+    ]
+    if None in places or len(table) < 2:
         raise RecrayError(
-            f"{path} has {len(table):,} rows of columns {', '.join(table.column_names)}; rows of "
-            "user,item are needed, under a line that names them"
+            f"{path} has {len(table) - 1:,} rows of columns {', '.join(header)[:200]}; rows of "
+            f"user,item are needed, under a line that names them as a ratings file may: "
+            f"{'; '.join(', '.join(COLUMN_NAMES[role]) for role in IDS)}"
         )
-    return table
+    columns = [table.column(place).slice(1) for place in places if place is not None]
+    return pa.table(columns, names=["user", "item"])
 
 
 def _dense(ids: IdMap, text: str) -> int:

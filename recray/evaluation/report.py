@@ -126,3 +126,30 @@ class Measured(BaseModel):
     @field_serializer("evaluation")
     def _plain(self, evaluation: EvaluationReport | None) -> Json:
         return evaluation.plain() if evaluation else {}
+
+
+FEW_RATINGS = {"tail": "fewer than 5 ratings", "middle": "5 to 49 ratings"}
+"""Groups of items with few known ratings, in words."""
+HARDLY = 0.25
+"""Share of the recall of items with many ratings below which a group is called hardly served."""
+
+
+def who_is_not_served(slices: Segments) -> str:
+    """Say in words how much lists find of the items with under 50 known ratings; "" without any."""
+    items = slices.items
+    few = {name: items[name] for name in FEW_RATINGS if name in items}
+    if not few or "head" not in items:
+        return ""
+    metric = next(name for name in items["head"].systems["model"] if name.startswith("recall@"))
+    found = {name: group.systems["model"].get(metric) or 0.0 for name, group in items.items()}
+    words = " and ".join(f"{found[n]:.3f} of those with {FEW_RATINGS[n]}" for n in few)
+    wanted = sum(group.ratings or 0 for group in few.values())
+    every = sum(group.ratings or 0 for group in items.values())
+    hardly = max(found[name] for name in few) < HARDLY * found["head"]
+    less = any(found[name] < found["head"] for name in few)
+    verdict = "hardly served" if hardly else "served less" if less else "served as well"
+    return (
+        f"Who is not served: {metric} is {found['head']:.3f} of the films with 50 ratings or more, "
+        f"{words}. Whoever likes films with under 50 ratings, {wanted:,} of {every:,} held-out "
+        f"ratings, is {verdict}."
+    )

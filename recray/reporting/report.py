@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from recray import __version__
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError
-from recray.evaluation.report import EvaluationReport, parse_report
+from recray.evaluation.report import EvaluationReport, parse_report, who_is_not_served
 from recray.inference.bundle import KIND as BUNDLE
 from recray.inference.bundle import Bundle
 from recray.inference.inspect_user import inspect_user
@@ -252,7 +252,8 @@ def _ranking(report: EvaluationReport) -> Section:
         "ranking-users": run_plots.by_history(report),
         "ranking-films": run_plots.by_popularity(report),
     }
-    words = f"{report.users:,} users of the test split, the whole catalogue ranked."
+    words = f"{report.users:,} users of the test split, the whole catalogue ranked. "
+    words += who_is_not_served(report.slices)
     blocks = [*plots_of(drawn), _table("All metrics", frames.metrics(report), ".4f")]
     return Section("ranking", "Ranking", words, blocks)
 
