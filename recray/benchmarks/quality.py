@@ -1,13 +1,16 @@
-"""Quality under published protocols: the presets on real data, popularity and the bars beside."""
+"""Quality: presets under published protocols, what lists show, and what `recray up` leaves."""
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
+from recray.benchmarks import served, taste
+from recray.benchmarks.experiments import RANDOM_80, Experiment, Lab, rounded
 from recray.benchmarks.harness import Figures, Measurement, Row
 from recray.config import Settings, load_settings
-from recray.errors import RecrayError, unknown_name
+from recray.errors import unknown_name
 from recray.evaluation.evaluator import evaluate
 from recray.evaluation.protocol import Protocol
 from recray.inference.bundle import Bundle
@@ -17,7 +20,7 @@ from recray.progress import Log
 from recray.runtime.session import session
 
 PER_ITEM = ("split.kind=per-item-random", "split.test=0.25", "split.valid=0.1")
-RANDOM_80 = ("split.kind=random", "split.test=0.2", "split.valid=0.1")
+U1 = ("split.valid=0.1",)
 CORE_10 = (
     "data.min_rating=3",
     "data.core=10",
@@ -44,9 +47,10 @@ class Case:
         preset: The recipe.
         settings: What the protocol sets.
         metric: What is measured.
-        seeds: Repetitions; 0 for the five given folds.
+        seeds: Repetitions; 0 for given folds.
         must: The bar, None if there is none of its own.
         peer: The best published number that we know of, with its source.
+        folds: How many of the given folds u1 to u5.
     """
 
     figure: str
@@ -57,6 +61,14 @@ class Case:
     seeds: int
     must: float | None
     peer: str
+    folds: int = 5
+
+
+def _on_u1(preset: str, must: float, *settings: str) -> Case:
+    """A seed's recipe on ml-100k's first given fold."""
+    peer = "0.933 SVD++ (Surprise); 0.9575 biases alone"
+    figure = f"rmse_u1_{preset}"
+    return Case(figure, "ml-100k", preset, (*U1, *settings), "rmse", 0, must, peer, folds=1)
 
 
 CASES = (
@@ -78,6 +90,10 @@ CASES = (
     ),
     Case("softmax_100k", "ml-100k", "softmax-dnn-ranking", PER_ITEM, "ndcg@10", 5, None, ""),
     Case("dot_mse_100k", "ml-100k", "dot-mse", RANDOM_80, "recall@10", 1, None, "0.2438 seed"),
+    _on_u1("dot-mse", 0.940),
+    _on_u1("gmf", 0.975),
+    _on_u1("neumf", 0.945),
+    _on_u1("softmax-dnn", 0.940, "data.merge_titles=false"),
     *(
         Case(
             f"fold_in_{count}_{preset}", "ml-100k", preset,
@@ -108,7 +124,43 @@ CASES = (
 def _is_quick(case: Case) -> bool:
     networks = ("neumf-ranking", "softmax-dnn-ranking")
     slow = case.preset in networks and case.figure != "neumf_100k"
-    return case.data == "ml-100k" and not slow
+    return case.data == "ml-100k" and not slow and not case.figure.startswith("rmse_u1_")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures that one experiment measures together.
+
+    Args:
+        figures: Their names; more may come beside them.
+        measure: The experiment.
+    """
+
+    figures: tuple[str, ...]
+    measure: Experiment
+
+
+def _up(release: str, figure: str) -> Group:
+    return Group((figure,), partial(served.up_seconds, release=release, figure=figure))
+
+
+GROUPS = (
+    _up("sample", "up_seconds_sample"),
+    _up("ml-100k", "up_seconds_100k"),
+    Group(("up_1m_ndcg10", "up_seconds_1m"), served.up_1m),
+    Group(("temporal_small_ranking", "temporal_small_popularity"), served.temporal_small),
+    Group(("served_known_share",), served.served_known),
+    Group(
+        ("liked_ndcg10_100k", "all_ndcg10_100k", "disliked_hits_100k", "coverage10_100k"),
+        taste.stars_in_lists,
+    ),
+    Group(("disliked_genre_shown",), taste.disliked_genres),
+    *(
+        Group((f"fold_in_{known}",), partial(taste.first_ratings, known=known))
+        for known in taste.KNOWN
+    ),
+)
+QUICK_GROUPS = ("up_seconds_sample", "served_known_share", "liked_ndcg10_100k", "fold_in_1")
 
 
 class Quality(Row):
@@ -142,71 +194,78 @@ class Sizes:
     repetitions: int
 
 
-FULL = Sizes(tuple(case.figure for case in CASES), 5)
-QUICK = Sizes(tuple(case.figure for case in CASES if _is_quick(case)), 1)
+FIGURES = (
+    *(case.figure for case in CASES),
+    *(figure for group in GROUPS for figure in group.figures),
+)
+FULL = Sizes(FIGURES, 5)
+QUICK = Sizes((*(case.figure for case in CASES if _is_quick(case)), *QUICK_GROUPS), 1)
 
 
 def run(sizes: Sizes, log: Log, data: str | None = None, only: str | None = None) -> Measurement:
-    """Measure every protocol.
+    """Measure every protocol and every experiment.
 
     Args:
         sizes: How much is measured.
         log: Receives what happens, one line at a time.
         data: Folder of archives named after their releases; None downloads them.
-        only: The figure of one row; None for all.
+        only: One figure; None for all.
 
     Raises:
-        RecrayError: There is no such row.
+        RecrayError: There is no such figure.
     """
-    wanted = [case for case in CASES if case.figure in sizes.figures]
-    if only is not None:
-        wanted = [case for case in CASES if case.figure == only]
-        if not wanted:
-            raise unknown_name("row", only, [case.figure for case in CASES])
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="recray-quality-") as out, session():
-        for case in wanted:
-            source = archive(case.data, data)
-            rows.append(_measure(case, source, sizes, f"{out}/{case.figure}", log))
-    return Measurement(_figures(rows), rows)
+    if only is not None and only not in FIGURES:
+        raise unknown_name("row", only, FIGURES)
+    wanted = sizes.figures if only is None else (only,)
+    figures: Figures = {}
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="recray-quality-") as out:
+        lab = Lab(data, out, sizes.repetitions, sizes.figures != FULL.figures, log)
+        # First, since `recray up` starts a Ray of its own.
+        for group in GROUPS:
+            if set(group.figures) & set(wanted):
+                found, lines = group.measure(lab)
+                figures |= found
+                rows += lines
+        cases = [case for case in CASES if case.figure in wanted]
+        measured = _measure_cases(lab, cases)
+    return Measurement(_figures(measured) | figures, [*measured, *rows])
 
 
-def archive(name: str, folder: str | None) -> str:
-    """The archive of a release: NAME.zip in the folder, or the first NAME-*.zip."""
-    if folder is None:
-        return name
-    found = [Path(folder) / f"{name}.zip", *sorted(Path(folder).glob(f"{name}-*.zip"))]
-    there = [path for path in found if path.is_file()]
-    if not there:
-        raise RecrayError(f"--data {folder}: no {name}.zip there")
-    return str(there[0])
+def _measure_cases(lab: Lab, cases: Sequence[Case]) -> "list[Quality]":
+    if not cases:
+        return []
+    with session():
+        return [_measure(case, lab) for case in cases]
 
 
 def _folds(case: Case, settings: Settings, most: int) -> list[Fold]:
     if case.seeds:
         return repetition.repetitions(settings, seeds=min(case.seeds, most))
-    return repetition.repetitions(settings, names=[f"u{n}" for n in range(1, 6)][:most])
+    names = [f"u{n + 1}" for n in range(case.folds)]
+    return repetition.repetitions(settings, names=names[:most])
 
 
-def _measure(case: Case, source: str, sizes: Sizes, out: str, log: Log) -> Quality:
+def _measure(case: Case, lab: Lab) -> Quality:
     """One protocol: validation picks the epoch, a refit takes all rows but the test. The rating
     preset has nothing to pick, and trains on them at once.
     """
     settings = load_settings(case.preset, None, case.settings)
-    folds = _folds(case, settings, sizes.repetitions)
+    folds, out = _folds(case, settings, lab.repetitions), f"{lab.out}/{case.figure}"
     refit = settings.split.valid > 0 and settings.split.kind != "held-out-users"
     begin = time.perf_counter()
+    source = lab.archive(case.data)
     result = repetition.run(source, folds, out, refit, log=lambda _line: None)
     value, popularity = result.mean[case.metric], result.baselines["popularity"]
-    log(f"{case.data} {case.preset}: {case.metric} {value:.4f}")
+    lab.log(f"{case.data} {case.preset}: {case.metric} {value:.4f}")
     return Quality(
         figure=case.figure,
         data=case.data,
         preset=case.preset,
-        split=settings.split.kind if case.seeds else "u1..u5",
+        split=settings.split.kind if case.seeds else "u1..u5"[: 2 if case.folds == 1 else None],
         metric=case.metric,
-        value=round(value, 4),
-        sd=round(result.sd[case.metric], 4),
+        value=rounded(value),
+        sd=rounded(result.sd[case.metric]),
         runs=len(result.folds),
         seconds=round(time.perf_counter() - begin, 1),
         popularity=round(popularity.get(case.metric, float("nan")), 4),

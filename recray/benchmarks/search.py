@@ -6,8 +6,9 @@ import math
 import tempfile
 from dataclasses import dataclass
 
+from recray.benchmarks.experiments import archive
 from recray.benchmarks.harness import Figures, Measurement, Row, timed
-from recray.benchmarks.quality import PER_ITEM, SMALL, archive
+from recray.benchmarks.quality import PER_ITEM, SMALL
 from recray.config import Settings, load_settings
 from recray.data import ingest
 from recray.data.source import detect_source

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from recray.benchmarks.experiments import archive
 from recray.benchmarks.harness import Figures, Measurement, Row, start_workers, timed
-from recray.benchmarks.quality import archive
 from recray.config import Settings, load_settings
 from recray.data import ingest
 from recray.data.source import detect_source

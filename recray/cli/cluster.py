@@ -259,7 +259,7 @@ def doctor(
     metavar="FOLDER",
     help="quality, search, tune: archives such as ml-100k.zip.",
 )
-@click.option("--only", metavar="FIGURE", help="quality: one row, such as rmse_1m.")
+@click.option("--only", metavar="FIGURE", help="quality: one figure, such as rmse_1m.")
 @click.option("--device", metavar="DEVICE", help="train: cpu (the default) or cuda.")
 @shared()
 def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> None:

@@ -283,8 +283,8 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        if 0 < abs(value) < 0.001:
-            return f"{value:.3g}"
+        if 0 < abs(value) < 1:
+            return f"{value:.3g}" if abs(value) < 0.001 else f"{value:.5g}"
         return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
