@@ -105,7 +105,9 @@ def read(tmp_path, text: str) -> Candidates:
     return Candidates.read(str(path), IDS, IDS)
 
 
-@pytest.mark.parametrize("header", ["userId,movieId", "item_id,USER_ID", '"uid","rating","track_id"'])
+@pytest.mark.parametrize(
+    "header", ["userId,movieId", "item_id,USER_ID", '"uid","rating","track_id"']
+)
 def test_the_header_of_a_file_may_be_any_that_a_ratings_file_has(tmp_path, header):
     names = header.replace('"', "").split(",")
     fields = {"u": "100", "r": "3.5", "i": "110", "m": "110", "t": "110"}

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError
+from recray.evaluation.evaluator import evaluate
+from recray.inference.catalog import Filters
 from recray.inference.history import History
+from recray.inference.inspect_user import inspect_user
 from recray.inference.recommender import Recommender
 from recray.inference.scorer import Scorer, best_of_one
 from recray.inference.top_k import NONE, top_k
@@ -195,3 +198,48 @@ def test_an_unknown_user_is_a_key_error(make_bundle, user):
 def test_similar_items_point_the_same_way(make_bundle):
     answer = Recommender(make_bundle()).similar(int(raw(2)), k=4)
     assert {(i.item - 100) // 10 for i in answer.items} == {0, 4, 6, 8}
+
+
+# Predicted ratings stay on the scale, wherever they are shown; the order is that before the cut.
+
+
+@pytest.fixture
+def loud(make_bundle) -> Recommender:
+    """Predicts 20 to 22 for one taste and 0 for the other, on a scale of 1 to 5."""
+    bundle = make_bundle(preset="dot-mse")
+    with torch.no_grad():
+        bundle.model.user_vectors.weight *= 20
+    assert bundle.rating_range == (1.0, 5.0)
+    return Recommender(bundle)
+
+
+def test_lists_show_ratings_within_the_scale_in_the_order_of_the_uncut_scores(loud):
+    listed = loud.recommend(int(raw(0)), ITEMS, exclude_seen=False)
+    half = ITEMS // 2
+    assert listed.item == [*range(ITEMS - 2, -1, -2), *range(1, ITEMS, 2)]
+    assert listed.score == [5.0] * half + [1.0] * half
+    varied = loud.recommend(int(raw(0)), 3, filters=Filters(diversity=0.3))
+    assert set(varied.score) <= {1.0, 5.0}
+
+
+def test_predictions_and_scores_of_pairs_stay_within_the_scale(loud):
+    user, item = np.zeros(ITEMS, np.int64), np.arange(ITEMS)
+    assert set(loud.scorer.predict(user, item).tolist()) == {1.0, 5.0}
+    pairs = [(int(raw(0)), int(raw(n))) for n in range(ITEMS)]
+    assert {pair.score for pair in loud.score_pairs(pairs)} == {1.0, 5.0}
+    held_out = inspect_user(loud, int(raw(0)), 3).held_out
+    assert held_out
+    assert all(film.score is None or 1 <= film.score <= 5 for film in held_out)
+
+
+def test_popularity_of_somebody_unknown_is_a_count_and_is_not_cut(loud):
+    loud.scorer.popularity = torch.arange(ITEMS) + 4.0
+    listed = loud.recommend_from([], 3)
+    assert listed.source == "popular"
+    assert listed.score == [ITEMS + 3.0, ITEMS + 2.0, ITEMS + 1.0]
+
+
+def test_errors_are_those_of_predictions_within_the_scale(loud):
+    metrics = evaluate(loud.bundle).metrics
+    assert metrics["rmse"].value <= 4, "no error within the scale of 1 to 5 is larger"
+    assert metrics["mae"].value <= 4

@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient
 from recray.benchmarks.experiments import Lab, recray_command, rounded
 from recray.benchmarks.harness import Figures, Row
 from recray.config import Settings, load_settings, preset_names
-from recray.data.dataset import Prepared, RawId
+from recray.data.dataset import Prepared
+from recray.data.ids import RawId
 from recray.data.source import detect_source
 from recray.errors import RecrayError
 from recray.inference import batch

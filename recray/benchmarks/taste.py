@@ -18,7 +18,7 @@ from recray.benchmarks.experiments import (
 )
 from recray.benchmarks.harness import Figures, Row
 from recray.config import EvaluateSettings
-from recray.data.dataset import RawId
+from recray.data.ids import RawId
 from recray.evaluation.evaluator import Evaluator, coverage
 from recray.evaluation.metrics import PerUserMetrics, RankedBatch, rank_block
 from recray.evaluation.protocol import Protocol

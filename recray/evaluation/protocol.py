@@ -270,7 +270,7 @@ def build_baselines(names: Iterable[str], beside: Scorer) -> dict[str, Scorer]:
     users, items = beside.model.users, beside.model.items
     popularity = Popularity(users, items)
     popularity.init_from_statistics(history.statistics(items))
-    popular = Scorer(popularity, None, history, seen=seen)
+    popular = Scorer(popularity, None, history, seen=seen, rating_range=beside.rating_range)
 
     def from_history(model: HistoryModel) -> Scorer:
         indptr = history.indptr[: users + 1]
@@ -280,7 +280,9 @@ def build_baselines(names: Iterable[str], beside: Scorer) -> dict[str, Scorer]:
 
     made: dict[str, Callable[[], Scorer]] = {
         "popularity": lambda: popular,
-        "bias-only": lambda: Scorer(popular.bias_only, None, history, seen=seen),
+        "bias-only": lambda: Scorer(
+            popular.bias_only, None, history, seen=seen, rating_range=beside.rating_range
+        ),
         "item-knn": lambda: from_history(ItemKnn(users, items)),
         "ease": lambda: from_history(Ease(users, items)),
     }

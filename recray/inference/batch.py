@@ -128,7 +128,7 @@ def _table(recommender: Recommender, users: NDArray[np.int64], k: int) -> pa.Tab
             "user": recommender.users.raw[users[row]],
             "rank": (rank + 1).astype(np.int32),
             "item": recommender.items.raw[ranked.item[row, rank]],
-            "score": ranked.score[row, rank],
+            "score": recommender.scorer.shown_scores(ranked)[row, rank],
             "source": sources.take(pa.array(ranked.source[row])),
         }
     )

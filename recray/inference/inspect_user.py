@@ -140,4 +140,4 @@ def _scores_and_ranks(
     if scorer.model.score_type == "rating" and queries.source[0] == POPULAR and len(item):
         # The score of such a list is the popularity; as a rating the prediction says more.
         score = scorer.predict(np.full(len(item), user), item)
-    return score, place[known]
+    return scorer.within_scale(score), place[known]

@@ -238,12 +238,13 @@ class Lookup:
         source = np.full(len(pairs), POPULAR, np.int8)
         source[known] = unique_source[row]
         warm = (source != POPULAR) & (item < self.items.known)
-        score = np.full(len(pairs), np.nan)
+        score = np.full(len(pairs), np.nan, np.float32)
         model = self.bundle.model
         chosen = embedding[torch.from_numpy(place[warm])], torch.from_numpy(item[warm])
         score[warm] = model.activation(model.logits(*chosen)).numpy()
         if model.score_type == "rating" and not warm.all():
             score[~warm] = self.scorer.bias_only.predict(user[~warm], item[~warm])
+        score = self.scorer.within_scale(score)
         return [
             PairScore(
                 raw_user,

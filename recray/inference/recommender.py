@@ -23,7 +23,7 @@ from recray.inference.recommendations import (
     mmr_rerank,
 )
 from recray.inference.scorer import MODEL, POPULAR, SOURCES, Queries
-from recray.inference.top_k import NONE, TopK, top_k
+from recray.inference.top_k import NONE, Scores, TopK, top_k
 from recray.models import LinearModel
 from recray.models.base import ITEM_BLOCK
 from recray.models.objectives import Preference
@@ -184,7 +184,7 @@ class Recommender(Lookup):
         if mask is not None:
             scores[0, ~mask.numpy()] = -np.inf
         ranked = TopK(*top_k(scores, k), np.array([MODEL], np.int8))
-        (cut,) = self._cut(ranked, k, 0.0)
+        (cut,) = self._cut(ranked, ranked.score, k, 0.0)
         return Recommendations(*cut, SOURCES[MODEL], self.version, self.catalog)
 
     def at_most(self, k: int) -> int:
@@ -215,17 +215,20 @@ class Recommender(Lookup):
         for first in range(0, len(queries), block):
             part = queries[first : first + block] if len(queries) > block else queries
             ranked = self.scorer.top_k(part, pool, exclude_seen, mask)
-            for row, cut in enumerate(self._cut(ranked, k, filters.diversity)):
+            shown = self.scorer.shown_scores(ranked)
+            for row, cut in enumerate(self._cut(ranked, shown, k, filters.diversity)):
                 why = self._explain(part, row, cut[0]) if filters.explain else None
                 source = SOURCES[part.source[row]]
                 lists.append(Recommendations(*cut, source, self.version, self.catalog, why))
         return lists
 
     def _cut(
-        self, ranked: TopK, k: int, diversity: float
+        self, ranked: TopK, shown: Scores, k: int, diversity: float
     ) -> Iterator[tuple[list[int], list[float]]]:
-        """Items and rounded scores of each list, without empty places; re-ranked for diversity."""
-        scores = ranked.score.astype(np.float64).round(SCORE_DIGITS)
+        """Items and rounded shown scores of each list, without empty places; re-ranked for
+        diversity by the scores before they were cut to the scale.
+        """
+        scores = shown.astype(np.float64).round(SCORE_DIGITS)
         rows = zip(ranked.item.tolist(), scores.tolist(), strict=True)
         for row, (item, score) in enumerate(rows):
             length = item.index(NONE) if NONE in item else len(item)

@@ -63,6 +63,8 @@ class Scorer:
             that holds a part of the history passes the one of the whole.
         popularity: (I,) number of ratings of each item; from the history by default.
         seen: What lists leave out; the history by default.
+        rating_range: Lowest and highest rating, which no predicted one leaves; those of the
+            history by default.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Scorer:
         bias_only: BiasOnly | None = None,
         popularity: Tensor | None = None,
         seen: History | None = None,
+        rating_range: tuple[float, float] | None = None,
     ) -> None:
         self.model = model.eval()
         self.objective, self.history, self.fold_in = objective, history, fold_in
@@ -82,12 +85,13 @@ class Scorer:
             self.bias_only = bias_only
         if popularity is not None:
             self.popularity = self._trained_popularity = popularity
+        if rating_range is not None:
+            self.rating_range = rating_range
 
     @classmethod
     def for_service(cls, bundle: Bundle) -> Self:
         """The scorer of what users get: its lists leave out everything that is known of them."""
-        history, seen = bundle.interactions.for_service()
-        return cls(bundle.model, bundle.objective, history, bundle.fold_in, seen=seen)
+        return cls._of(bundle, *bundle.interactions.for_service())
 
     @classmethod
     def for_measurement(cls, bundle: Bundle, all_users: int = 0) -> Self:
@@ -97,8 +101,12 @@ class Scorer:
             bundle: An opened bundle.
             all_users: Users that may be measured, if more than the bundle has ids for.
         """
-        history, seen = bundle.interactions.for_measurement(all_users)
-        return cls(bundle.model, bundle.objective, history, bundle.fold_in, seen=seen)
+        return cls._of(bundle, *bundle.interactions.for_measurement(all_users))
+
+    @classmethod
+    def _of(cls, bundle: Bundle, history: History, seen: History) -> Self:
+        model, objective, scale = bundle.model, bundle.objective, bundle.rating_range
+        return cls(model, objective, history, bundle.fold_in, seen=seen, rating_range=scale)
 
     @cached_property
     def popularity(self) -> Tensor:
@@ -110,6 +118,12 @@ class Scorer:
         """(I,) float32 ratings of each item by the users that training knows."""
         known = self.history.rows(0, self.model.users)
         return known.statistics(self.model.items).item_count.float()
+
+    @cached_property
+    def rating_range(self) -> tuple[float, float]:
+        """Lowest and highest rating of the history."""
+        known = self.history.statistics(self.model.items)
+        return known.low, known.high
 
     @cached_property
     def bias_only(self) -> BiasOnly:
@@ -273,7 +287,9 @@ class Scorer:
 
     @torch.no_grad()
     def predict(self, user: Ids, item: Ids) -> Scores:
-        """Predict the ratings of pairs; a pair with an unknown side gets mean and known biases.
+        """Predict the ratings of pairs, within the scale.
+
+        A pair with an unknown side gets the mean and the known biases.
 
         Raises:
             RecrayError: The model ranks and does not predict ratings.
@@ -297,7 +313,18 @@ class Scorer:
         rest = np.isnan(rating)
         if rest.any():
             rating[rest] = self.bias_only.predict(user[rest], item[rest])
-        return rating
+        return self.within_scale(rating)
+
+    def within_scale(self, score: Scores) -> Scores:
+        """Cut predicted ratings to the scale; the scores of a model that ranks stay as they are."""
+        return score.clip(*self.rating_range) if self.model.score_type == "rating" else score
+
+    def shown_scores(self, ranked: TopK) -> Scores:
+        """(U, K) scores as lists show them; the order is that of the scores before the cut."""
+        if self.model.score_type != "rating":
+            return ranked.score
+        counts = (ranked.source == POPULAR)[:, None]  # a number of ratings is no rating
+        return np.where(counts, ranked.score, self.within_scale(ranked.score))
 
 
 def best_of_one(scores: Scores, k: int) -> tuple[Ids, Scores]:

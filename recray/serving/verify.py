@@ -116,7 +116,8 @@ def _compare(
 ) -> Verification:
     # A challenger may answer some of the users, so the query names the version.
     query = f"k={k}&since=false&model={recommender.version}"
-    offline = recommender.scorer.rank(users, k).item
+    ranked = recommender.scorer.rank(users, k)
+    offline, offline_scores = ranked.item, recommender.scorer.shown_scores(ranked)
     differences = []
     for row, user in enumerate(users):
         raw = quote(str(recommender.users.raw[user]), safe="")
@@ -134,7 +135,7 @@ def _compare(
         one_user = recommender.scorer.queries(users[row : row + 1])
         scores = recommender.scorer.scores(one_user)
         shown = np.array([entry.score for entry in listed])
-        problem = _difference(scores[0].numpy(), expected, items, shown)
+        problem = _difference(scores[0].numpy(), expected, items, offline_scores[row], shown)
         if problem:
             differences.append(f"user {raw}: {problem}")
     return Verification(
@@ -149,24 +150,27 @@ def _difference(
     scores: NDArray[np.float32],
     offline: NDArray[np.int64],
     online: NDArray[np.int64],
+    offline_scores: NDArray[np.float32],
     online_scores: NDArray[np.float64],
 ) -> str | None:
     """Say where two lists differ; None if they are the same.
 
     Two items may stand in each other's place if they have the same score. So at each place both
     the offline score of the item online and the score that came with it are compared with the
-    score of the item offline.
+    score of the item offline. Lists show predicted ratings cut to the scale; the order is that of
+    the scores before.
 
     Args:
-        scores: Offline score of each item of the catalogue.
+        scores: Offline score of each item of the catalogue, not cut.
         offline: The items of the list offline.
         online: As many items that the service listed.
-        online_scores: The scores that came with them.
+        offline_scores: What the list offline shows, place by place.
+        online_scores: The scores that came with the items online.
     """
     for place, (expected, item) in enumerate(zip(offline, online, strict=True), 1):
         tolerance = SCORE_TOLERANCE * max(1.0, abs(float(scores[expected])))
         if not 0 <= item < len(scores) or abs(scores[item] - scores[expected]) > tolerance:
             return f"place {place}: another item online than item {expected} offline"
-        if abs(online_scores[place - 1] - scores[expected]) > tolerance:
+        if abs(online_scores[place - 1] - offline_scores[place - 1]) > tolerance:
             return f"place {place}: the scores differ"
     return "an item is listed twice" if len(set(online.tolist())) < len(online) else None

@@ -285,16 +285,16 @@ class WorkerRows:
         # metrics do not depend on how many there are.
         whole = rating_statistics(self.shard, self.fit.items, self.workers.with_long_timeout())
         biases = None if settings.ranks else self._biases(whole)  # ranking asks for none
-        popularity = whole.item_count.float()
         names = metric_names(settings.evaluate, rates=not settings.ranks)
         fold_in = FoldInConfig(prior_strength=objective.default_prior_strength)
+        of_all = fold_in, biases, whole.item_count.float(), None, self.fit.rating_range
         groups = self._seen if self.streamed else list(self._seen()).__iter__
 
         def validate(trained: Model) -> dict[str, tuple[float, float]]:
             on_cpu = settings.train.device == "cpu"
             model, tables = trained if on_cpu else copy.deepcopy(trained).cpu(), []
             for valid, history in groups():
-                scorer = Scorer(model, objective, history, fold_in, biases, popularity)
+                scorer = Scorer(model, objective, history, *of_all)
                 tables += [
                     evaluate_block(scorer, valid, b, settings.evaluate) for b in blocks_of(valid)
                 ]
