@@ -35,7 +35,7 @@ def test_an_archive_is_found_by_its_release_or_by_a_part_of_it(tmp_path):
     (tmp_path / "ml-1m.zip").touch()
     assert experiments.archive("ml-1m", str(tmp_path)).endswith("ml-1m.zip")
     assert experiments.archive("ml-1m", None) == "ml-1m"
-    with pytest.raises(RecrayError, match="no ml-100k.zip there"):
+    with pytest.raises(RecrayError, match=r"no ml-100k\.zip there"):
         experiments.archive("ml-100k", str(tmp_path))
 
 
