@@ -121,7 +121,7 @@ def stars_in_lists(lab: Lab) -> tuple[Figures, Sequence[Row]]:
         figures[f"disliked_hits_100k{end}"] = row.disliked_hits
         figures[f"coverage10_100k{end}"] = row.coverage
     for name, tables in (("liked", liked), ("all", every)):
-        over = paired(*(tables[preference] for preference in PREFERENCES), NDCG)
+        over = paired(tables["graded"], tables["binary"], NDCG)
         figures |= difference_figures(f"{name}_ndcg10_100k_over_binary", over)
     return figures, rows
 
