@@ -75,7 +75,7 @@ def planted(genres, years, seed) -> Recommender:
     return Recommender(
         Bundle(
             None, Manifest.model_validate({"files": [], "version": "v"}),
-            {"fold_in": {"noise": 1.0}}, {}, None, model, None, *ids,
+            {"fold_in": {"noise": 1.0}, "rating_range": [1, 5]}, {}, None, model, None, *ids,
             pa.table(table), Interactions(rows, part, "train", 3, MANY, 3), [],
         )
     )  # fmt: skip

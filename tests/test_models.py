@@ -9,6 +9,7 @@ from recray.config import MODEL_SETTINGS, ModelSettings, load_settings
 from recray.errors import RecrayError
 from recray.models import MODELS, build_model
 from recray.models.base import Statistics
+from recray.models.neural import Gmf
 
 USERS, ITEMS = 7, 9
 
@@ -174,3 +175,21 @@ def test_an_unknown_model_is_named_with_its_nearest():
 def test_a_model_takes_the_settings_that_the_table_of_effects_lists(kind, settings):
     parameters = inspect.signature(MODELS[kind]).parameters
     assert set(settings) == parameters.keys() & ModelSettings.model_fields.keys()
+
+
+@pytest.mark.parametrize("mean", [3.5, -0.4])
+def test_a_gmf_of_ratings_starts_near_the_mean_and_learns_levels_of_items_at_once(mean):
+    torch.manual_seed(0)
+    model = Gmf(30, 30, 50)
+    count = torch.full((30,), 30.0)
+    model.init_from_statistics(Statistics(mean * count, count, mean - 1, mean + 1))
+    user, item = (ids.flatten() for ids in torch.meshgrid(*[torch.arange(30)] * 2, indexing="ij"))
+    assert model(user, item).sub(mean).abs().max() < 0.3
+    rating = mean + torch.where(item % 2 == 0, 1.0, -1.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(6):
+        optimizer.zero_grad()
+        error = (model(user, item) - rating).square().mean()
+        error.backward()
+        optimizer.step()
+    assert error < 0.5, "the mean alone has an error of 1, vectors around 0 one of 0.75"

@@ -15,6 +15,10 @@ from recray.errors import RecrayError
 from recray.models.base import BatchIds, LinearModel, Model, ScoreType, Statistics
 from recray.models.factorization import VectorModel, embedding_rows
 
+START_NOISE = 0.1
+"""Size of what differs between a Gmf's vectors at the start, where it predicts ratings: a share of
+that of vectors around 0.
+"""
 PAIRS_RANKED, PAIRS_TRAINED = 1 << 12, 1 << 14
 """Pairs whose layers a block holds at once. They stay in the cache of one core; training takes more
 because each block adds nodes to the autograd graph.
@@ -39,10 +43,20 @@ class Gmf(VectorModel, LinearModel):
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(()))
 
+    @torch.no_grad()
     def init_from_statistics(self, statistics: Statistics) -> None:
-        """Start at the mean rating if the model predicts ratings."""
-        if self.score_type == "rating":
-            self.bias.data.fill_(statistics.mean)
+        """Start near the mean rating, with vectors that all point one way, if the model predicts
+        ratings.
+
+        Around 0 each side waits for the other to grow. Where the product of the common part gives
+        the mean rating, a user's or an item's own level is learned from the first step on.
+        """
+        if self.score_type != "rating":
+            return
+        level = max(abs(statistics.mean), 1.0)
+        for table in (self.user_vectors, self.item_vectors):
+            table.weight.mul_(START_NOISE).add_((level / table.embedding_dim) ** 0.5)
+        self.bias.fill_(statistics.mean - level)
 
     def item_rows(self, item: Tensor | slice) -> Tensor:
         """(I, D) item vectors times w."""
@@ -195,7 +209,8 @@ class NeuMf(Model):
 
     def init_from_statistics(self, statistics: Statistics) -> None:
         """Start at the mean rating if the model predicts ratings."""
-        self.gmf.init_from_statistics(statistics)
+        if self.score_type == "rating":
+            self.gmf.bias.data.fill_(statistics.mean)
 
     def user_state(self, user: Tensor) -> Tensor:
         """(U,) ids to (U, D + M): the product's vector, then the tower's."""
