@@ -53,7 +53,7 @@ def test_a_refit_takes_the_chosen_epochs_on_all_rows_but_the_test(tmp_path):
     settings = load_settings("ranking", None, QUICK)
     folds = repetition.repetitions(settings, seeds=1)
     repetition.run("sample", folds, str(tmp_path), refit=True, log=quiet)
-    first, second = (RunFolder(str(tmp_path / f"seed-0/{n}")) for n in ("run", "refit"))
+    first, second = (RunFolder(str(tmp_path / f"seed-0/{n}")) for n in ("run", "run/measured"))
     assert second.metadata().settings.train.fit_on == "train+valid"
     assert second.best().train_state.epoch == first.best().train_state.best_epoch
     assert "ndcg@10" in first.best().train_state.history[0]
