@@ -36,7 +36,7 @@ POSITION, COUNTS = Preference("position", 0, 20), Preference("counts", 1, 500)
 @pytest.mark.parametrize(
     ("preference", "rating", "target", "weight"),
     [
-        (STARS, [0.5, 1, 2, 3, 4, 5], [0.125, 0.25, 0.5, 0.75, 1, 1], None),
+        (STARS, [0.5, 1, 1.5, 2, 3, 4, 5], [0, 0.1, 0.3, 0.5, 0.75, 1, 1], None),
         (SIGN, [-1, 0, 1], [0, 0.5, 1], None),
         (SIGN, [-7.5, 3], [0, 1], None),
         (POSITION, [-1, 0, 7.5, 15, 20], [0, 0, 0.5, 1, 1], None),
@@ -253,13 +253,13 @@ def test_losses_against_all_items_mix_liking_and_disliking():
         return build(family, STARS, None).full_loss(scores, row, item, uniform, graded).item()
 
     every = 0.1 * sum(softplus(x) for x in s)
-    expected = softplus(-s[0]) + 0.25 * softplus(-s[3]) + 0.75 * softplus(s[3]) + every
+    expected = softplus(-s[0]) + 0.1 * softplus(-s[3]) + 0.9 * softplus(s[3]) + every
     assert loss(Logistic) == pytest.approx(expected)
     mean = total - math.log(6)
-    expected = total - s[0] + 0.25 * (total - s[3]) + 0.75 * softplus(s[3] - mean)
+    expected = total - s[0] + 0.1 * (total - s[3]) + 0.9 * softplus(s[3] - mean)
     assert loss(ItemSoftmax) == pytest.approx(expected)
-    expected = sum(softplus(x - s[0]) + 0.25 * softplus(x - s[3]) for x in s) / 6
-    expected += 0.75 * sum(softplus(s[3] - x) for x in s) / 6
+    expected = sum(softplus(x - s[0]) + 0.1 * softplus(x - s[3]) for x in s) / 6
+    expected += 0.9 * sum(softplus(s[3] - x) for x in s) / 6
     assert loss(Bpr) == pytest.approx(expected)
 
 
