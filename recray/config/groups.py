@@ -135,7 +135,7 @@ class ObjectiveSettings(Group):
     much as its value on the scale; binary: any rating is a like.
     """
     scale: Literal["auto", "stars", "sign", "position", "counts"] = "auto"
-    """graded: what ratings mean. stars: 4 and more are full likes; sign: below 0 is a dislike; position:
+    """graded: what ratings mean. stars: 4 and more are likes; sign: below 0 is a dislike; position:
     likes from 0.75 of the range on; counts: plays, each a like, the surer the more. auto: chosen
     from the lowest and highest rating. docs/training.md has the table.
     """
