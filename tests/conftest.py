@@ -133,7 +133,7 @@ def make_bundle(prepared, tmp_path):
         changes: Sequence[str] = (),
         final: bool = False,
     ) -> Bundle:
-        settings = load_settings(preset, None, ["model.dim=2", *changes])
+        settings = load_settings(preset, None, ["model.dim=2", *changes]).sized(1000, 1500)
         model = build_model(settings, *prepared.fit(settings.train.fit_on)[:2])
         if hasattr(model, "user_vectors") and hasattr(model, "item_vectors"):
             _teach(model, flip)

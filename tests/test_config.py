@@ -340,3 +340,36 @@ def test_all_settings_of_before_open_as_they_were():
             before[group][key] = value
     assert before["objective"]["kind"] == "bayes"
     assert build_settings(translated(before)) == load_settings("rating")
+
+
+# ------------------------------------------------------------------------- sizes by the data
+
+
+@pytest.mark.parametrize("preset", ["ranking", "hybrid"])
+def test_dim_and_l2_follow_from_users_and_items(preset):
+    settings = load_settings(preset)
+    assert (settings.model.dim, settings.train.l2) == ("auto", "auto")
+    made = settings.sized(1000, 1500)
+    assert (made.model.dim, made.train.l2) == (64, 0.013)
+    assert made.sized(10**6, 10**6) == made, "a run keeps its numbers"
+    assert settings.sized(16_000, 1500).train.l2 == 0.0065, "half at sixteen times as many pairs"
+    assert settings.sized(10**6, 10**6).train.l2 == 0.001
+    assert settings.sized(1, 1).train.l2 == 0.02
+    dims = [settings.sized(users, 4000).model.dim for users in (10, 1000, 6000, 10**6)]
+    assert dims == sorted(dims)
+    assert len(set(dims)) > 1
+
+
+def test_a_chosen_dim_or_l2_stays_and_the_other_follows_from_the_data():
+    large = 10**6, 10**4
+    auto = load_settings("ranking").sized(*large)
+    made = load_settings("ranking", None, ["model.dim=8"]).sized(*large)
+    assert (made.model.dim, made.train.l2) == (8, auto.train.l2)
+    made = load_settings("ranking", None, ["train.l2=0.5"]).sized(*large)
+    assert (made.model.dim, made.train.l2) == (auto.model.dim, 0.5)
+    assert load_settings("dot-mse").sized(*large) == load_settings("dot-mse")
+
+
+def test_auto_l2_is_none_for_gradient_steps():
+    changes = ["objective.kind=bpr", "train.optimizer=adam"]
+    assert load_settings("ranking", None, changes).sized(1000, 1500).train.l2 == 0

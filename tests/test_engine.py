@@ -215,7 +215,7 @@ def test_every_model_and_objective_steps_alike_on_touched_rows_and_whole_tables(
     given = ["train.optimizer=sgd", "train.l2=0.02", "train.lr=0.05", "model.dim=3"]
     if preset == "hybrid":
         given += ["model.item_features=[genre:a,genre:b]"]
-    settings = load_settings(preset, None, [*given, *changes])
+    settings = load_settings(preset, None, [*given, *changes]).sized(1000, 1500)
     sizes = {"mlp_dim": 3, "layers": [4, 3]}
     settings = settings.changed(model=sizes, train={"weight_decay": 0})
     objective = build_objective(settings, 1.0, 5.0)

@@ -195,6 +195,6 @@ def test_nobody_in_particular_gets_the_mean_user():
 def test_a_model_that_does_not_fit_is_refused(preset, change, words):
     from recray.models import build_model
 
-    settings = load_settings(preset, None, change)
+    settings = load_settings(preset, None, change).sized(1000, 1500)
     with pytest.raises(RecrayError, match=words):
         build_objective(settings, 1.0, 5.0).check(build_model(settings, 3, 3))

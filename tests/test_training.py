@@ -47,7 +47,7 @@ def liked_only(shard: Shard) -> Shard:
 
 def training_run(folder: Path, preset: str, shard: Shard, changes=(), **given) -> TrainingRun:
     sizes = {"dim": 4, "mlp_dim": 4, "layers": [16, 8], "levels": [1, 5]}
-    small = load_settings(preset).changed(model=sizes, train={"patience": None})
+    small = load_settings(preset).sized(1000, 1500).changed(model=sizes, train={"patience": None})
     settings = overridden(small, changes)
     torch.manual_seed(settings.train.seed)
     model = build_model(settings, SIZE, SIZE)

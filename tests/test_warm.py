@@ -80,7 +80,7 @@ def test_two_runs_that_are_no_gmf_and_mlp_are_refused():
 
 def test_a_run_of_other_data_is_refused(tmp_path):
     run = RunFolder(str(tmp_path / "run"))
-    settings = load_settings("ranking")
+    settings = load_settings("ranking").sized(1000, 1500)
     run.reserve(
         RunMetadata(dataset="tiny", prepared="p", fingerprint="a", settings=settings, workers=1)
     )

@@ -24,7 +24,7 @@ def make_bundle(
     Raw ids are dense ids + 1. The vectors and the rated items follow from the seed.
     """
     prepared = _prepare(folder / "prepared", users, items, per_user)
-    settings = load_settings("ranking", None, [f"model.dim={dim}"])
+    settings = load_settings("ranking", None, [f"model.dim={dim}"]).sized(users, items)
     torch.manual_seed(seed)
     model = build_model(settings, users, items)
     history = [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]

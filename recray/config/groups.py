@@ -92,8 +92,10 @@ class ModelSettings(Group):
     """dot, dot-bias, mf-normalised, hybrid, gmf, mlp, neumf, softmax-dnn, bpmf, or the name of a
     model that was added to the registry in recray.models.
     """
-    dim: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Length of the user and item vectors."""
+    dim: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 64
+    """Length of the user and item vectors; auto: 64, and 96 where users times
+    items of the training are 8 million or more.
+    """
     output: Literal["raw", "sigmoid"] = "raw"
     """dot-bias: raw: the sum itself; sigmoid: squeezed between the lowest and highest rating."""
     mlp_dim: Annotated[int, Field(ge=1, le=4096)] = 64
@@ -185,8 +187,10 @@ class TrainSettings(Group):
     """
     lr: Annotated[float, Field(gt=0)] = 0.001
     """Learning rate of the gradient steps."""
-    l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared vectors and biases of the rows in a batch, for each rating."""
+    l2: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
+    """Weight of the squared vectors and biases of the rows in a batch, for each rating; auto: for
+    ials 0.013 x (1.5 million / (users times items))^0.25, from 0.001 to 0.02; else 0.
+    """
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """A step shrinks a vector by lr times this fraction (decoupled, as in AdamW): every vector with
     adam, the vectors in the batch with lazy-adam and adagrad; sgd does not use it.

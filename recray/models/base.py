@@ -345,6 +345,8 @@ def build_model(settings: Settings, users: int, items: int) -> Model:
     model, kind = model_class(settings.model.kind), settings.model.kind
     if kind in BASELINES:
         raise RecrayError(f"model.kind={kind} is a baseline; it stands beside every evaluation")
+    if settings.model.dim == "auto":
+        raise ValueError("model.dim=auto has no number yet: see Settings.sized")
     values = {**settings.model.model_dump(), "score_type": "logit" if settings.ranks else "rating"}
     takes = inspect.signature(model).parameters
     return model(users, items, **{name: values[name] for name in takes if name in values})

@@ -89,7 +89,10 @@ def describe(settings: Settings, users: int, items: int, rows: int, workers: int
     train = settings.train
     size = f"{rows:,} ratings of {users:,} users and {items:,} items"
     if train.optimizer in EXACT:
-        return f"train: {size}; {EXACT[train.optimizer]}"
+        sizes = f"model.dim={settings.model.dim}"
+        if train.optimizer == "alternating":
+            sizes += f", train.l2={train.l2}"
+        return f"train: {size}; {EXACT[train.optimizer]}; {sizes}"
     choice = OptimizerChoice.of(train, rows, pairs_of(settings), users + items)
     batch = "all" if train.batch_size == "all" else f"{train.batch_size:,}"
     of = "users" if pairs_of(settings) is None else "ratings"

@@ -218,13 +218,14 @@ def _finish(folder: RunFolder, state: TrainState, already: bool = False) -> RunS
 
 
 def adapt_to_dataset(settings: Settings, prepared: Prepared) -> Settings:
-    """Fill in what the data set decides: its own groups, what ratings mean, the rating levels, the
+    """Fill in what the data set decides: its own groups, sizes, what ratings mean, rating levels,
     item features.
 
     Raises:
         RecrayError: The model needs rating levels, and the data have too many; or no scale fits
             the ratings.
     """
+    settings = settings.sized(prepared.users, prepared.items)
     values = settings.plain() | prepared.manifest["settings"]
     values["objective"] |= resolved_preference(settings, prepared)
     if settings.model.kind == "softmax-dnn" and settings.model.levels is None:

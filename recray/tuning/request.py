@@ -247,7 +247,7 @@ def concurrency(requested: int | None, cluster: Resources, trial: Resources) -> 
 def trial_resources(search: ValidatedSearch) -> Resources:
     """The resources of the largest trial: processes, rows, and weights with Adam's two moments."""
     request, data = search.request, search.data
-    dim = search.largest("model.dim", search.settings.model.dim)
+    dim = search.largest("model.dim", int(search.settings.model.dim))
     rows = sum(data.manifest["splits"][name]["rows"] for name in ("train", "valid"))
     weights = 16 * dim * (data.users + data.items)  # bytes; float32 weight, gradient, two moments
     memory = request.workers * (PROCESS_BYTES + weights * max(1, request.folds)) + 100 * rows

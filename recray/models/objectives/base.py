@@ -105,10 +105,13 @@ def build_objective(settings: Settings, low: float, high: float) -> Objective:
 
     Raises:
         RecrayError: objective.scale=auto, and no scale fits these two.
+        ValueError: train.l2 is auto.
     """
     from recray.models.objectives import OBJECTIVES  # not at the top: these import this module
 
     group, objective = settings.objective, OBJECTIVES[settings.objective.kind]
+    if settings.train.l2 == "auto":
+        raise ValueError("train.l2=auto has no number yet: see Settings.sized")
     values = {**group.model_dump(), "l2": settings.train.l2, "low": low, "high": high}
     values["negatives"] = None if group.negatives == "all" else group.negatives
     values["by_popularity"] = group.sampling == "popularity"
