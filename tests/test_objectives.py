@@ -15,6 +15,7 @@ from recray.models.objectives import (
     Mse,
     build_objective,
 )
+from recray.models.objectives.ials import _solve_positive
 
 USERS, ITEMS, DIM = 5, 6, 3
 
@@ -129,6 +130,16 @@ def test_a_solve_that_is_held_to_vectors_is_the_minimum_over_all_pairs():
     held = (0.05 * (count + 0.3 * USERS) * (h - expected).square().sum(dim=1)).sum()
     (slope,) = torch.autograd.grad(error + held, h)
     assert slope.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dim", [1, 5, 31, 32, 33, 64])
+def test_solves_by_halves_are_those_of_the_whole_system(dim):
+    torch.manual_seed(0)
+    root = torch.randn(7, dim, dim, dtype=torch.float64)
+    matrix = root @ root.mT + torch.eye(dim)
+    right = torch.randn(7, dim, 1, dtype=torch.float64)
+    solved = _solve_positive(matrix, right)
+    assert torch.allclose(solved, torch.linalg.solve(matrix, right), atol=1e-9)
 
 
 def test_a_user_without_ratings_gets_the_zero_vector():
