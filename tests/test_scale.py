@@ -32,10 +32,10 @@ class Alone(processes.CountingWorkers):
 @pytest.mark.parametrize("epochs", [1, 4])
 def test_the_bytes_that_workers_sum_are_those_of_the_formula(prepared, tmp_path, epochs):
     wanted = (f"train.epochs={epochs}", "model.dim=8", "train.fit_on=train+valid", "evaluate.k=[5]")
-    settings = load_settings("ranking", overrides=wanted)
+    settings = load_settings("ranking", overrides=wanted).sized(12, 10)
     workers = Alone(rank=0, size=2)
     build_run(settings, prepared, RunFolder(str(tmp_path / "run")), workers, lambda _: None).fit()
-    expected = size(users=12, items=10, workers=2, epochs=epochs)
+    expected = size(users=13, items=10, workers=2, epochs=epochs)  # one in valid alone
     assert sum(workers.summed) == formulas.summed_bytes(expected)
 
 
@@ -46,7 +46,7 @@ def test_one_worker_sends_nothing_and_many_send_nearly_twice_what_they_sum():
 
 
 def test_memory_is_that_of_the_worker_and_not_of_who_started_it(prepared, tmp_path):
-    settings = load_settings("ranking", overrides=["model.dim=8", "train.epochs=1"])
+    settings = load_settings("ranking", overrides=["model.dim=8", "train.epochs=1"]).sized(12, 10)
     large = bytearray(1 << 30)
     large[::4096] = b"x" * len(large[::4096])  # every page is held
     found = processes.train(settings, str(prepared.folder.path), tmp_path, 1)

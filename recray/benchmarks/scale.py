@@ -211,7 +211,8 @@ class _Stage:
 
 def _settings(dim: int) -> Settings:
     """Exact solves without validation, whose cost is another stage's."""
-    wanted = ("split.valid=0", f"model.dim={dim}", f"train.epochs={EPOCHS}", "train.patience=null")
+    sizes = (f"model.dim={dim}", "train.l2=0.013")
+    wanted = ("split.valid=0", *sizes, f"train.epochs={EPOCHS}", "train.patience=null")
     return load_settings("ranking", overrides=wanted)
 
 
