@@ -9,7 +9,7 @@ import torch
 
 from recray import schema
 from recray.errors import RecrayError
-from recray.inference.bundle import KIND, Bundle, _version
+from recray.inference.bundle import KIND, Bundle, version_of
 from recray.inference.recommender import Recommender
 from recray.storage import Folder, publish
 
@@ -83,7 +83,7 @@ def test_a_bundle_with_history_and_holdout_in_two_files_opens_as_before(make_bun
         for name, ratings in (("history", rows.before_test), ("holdout", rows.withheld)):
             columns = [ratings.user, ratings.item, ratings.rating, ratings.timestamp]
             folder.write_table(f"{name}.parquet", pa.table(columns, schema=schema.RATINGS))
-        folder.write_manifest(KIND, bundle.manifest.facts | {"version": _version(folder, {})})
+        folder.write_manifest(KIND, bundle.manifest.facts | {"version": version_of(folder, {})})
     opened = Bundle.open(str(tmp_path / "before"))
     assert opened.version != bundle.version
     for part in ("known", "withheld", "before_test"):

@@ -7,7 +7,7 @@ import torch
 from recray.config import load_settings
 from recray.data.dataset import Ratings
 from recray.evaluation.fold_in import NewUsers, best_strength, choose_fold_in
-from recray.inference.bundle import TrainedModel
+from recray.inference.bundle_writer import TrainedModel
 from recray.models.factorization import Dot
 from recray.models.neural import NeuMf, SoftmaxDnn
 from recray.models.objectives import (

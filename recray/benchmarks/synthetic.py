@@ -9,7 +9,8 @@ import torch
 from recray import schema
 from recray.config import load_settings
 from recray.data.dataset import KIND, Prepared, part_name
-from recray.inference.bundle import Bundle, TrainedModel, write_bundle
+from recray.inference.bundle import Bundle
+from recray.inference.bundle_writer import TrainedModel, write_bundle
 from recray.models import build_model
 from recray.storage import Folder, publish
 

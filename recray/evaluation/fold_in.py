@@ -17,7 +17,7 @@ from recray.config import EvaluateSettings, Settings
 from recray.data.dataset import Prepared, Ratings
 from recray.data.split import hash_ids
 from recray.evaluation.metrics import ndcg
-from recray.inference.bundle import TrainedModel
+from recray.inference.bundle_writer import TrainedModel
 from recray.inference.history import History
 from recray.inference.scorer import FOLD_IN, Queries, Scorer
 from recray.inference.top_k import NONE

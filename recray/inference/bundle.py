@@ -9,32 +9,31 @@ without those of test; metrics.json is what was measured of it. All other files 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self, TypedDict
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import safetensors.torch
 from pydantic import JsonValue
-from torch import Tensor
 
-from recray import schema, storage
+from recray import storage
 from recray.config import Settings, build_settings, translated
-from recray.data.dataset import Prepared, Ratings
+from recray.data.dataset import Ratings
 from recray.data.ids import IdMap
 from recray.errors import RecrayError
-from recray.inference import interactions
 from recray.inference.interactions import Interactions
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.objectives import FoldInConfig, Objective, build_objective
-from recray.storage import Folder, Manifest, publish
+from recray.storage import Folder, Manifest
 
 KIND = "bundle"
 TRAINING = "training.json"
+RUN_TRAIN = ("fit_on", "epochs", "patience")
+"""Settings of the group train in which a fit differs from the run that it repeats."""
 TWIN = "measured"
 """Folder of the twin that was measured, where there is a final fit."""
 UNVERSIONED = ("metrics.json", TRAINING)
@@ -52,28 +51,12 @@ class BundleConfig(TypedDict):
     rating_range: list[float]
     fold_in: dict[str, float]
     epoch: int
+    run: dict[str, JsonValue]
     valid: dict[str, JsonValue]
     split: dict[str, JsonValue]
     splits: dict[str, dict[str, int]]
     unseen: dict[str, int]
     fingerprints: dict[str, str]
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """What a finished training hands over to a bundle.
-
-    Args:
-        weights: The weights of the best epoch, by name.
-        best_epoch: The number of that epoch, from 1.
-        history: One entry an epoch: epoch, loss, validation metrics, and schema.TIMINGS.
-        prior_strength: That of FoldInConfig.
-    """
-
-    weights: dict[str, Tensor]
-    best_epoch: int
-    history: list[dict[str, Any]]
-    prior_strength: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -151,6 +134,11 @@ class Bundle:
     def is_final(self) -> bool:
         """Whether it was fitted again on all ratings after its twin was measured."""
         return self.settings.train.fit_on == "all"
+
+    @property
+    def run_settings(self) -> Settings:
+        """Settings of the run that chose the epoch, which this fit repeats for so many epochs."""
+        return self.settings.changed(train=self.config.get("run", {}))
 
     @cached_property
     def measured(self) -> "Bundle":
@@ -235,7 +223,7 @@ def check_bundle(folder: Folder) -> Manifest:
     storage.check_kind(folder, KIND, "recray export")
     manifest = folder.verify()
     # The files are as the manifest says, so their digests need not be computed a second time.
-    version = _version(folder, {file.name: file.sha256 for file in manifest.files})
+    version = version_of(folder, {file.name: file.sha256 for file in manifest.files})
     if manifest.facts.get("version") != version:
         raise RecrayError(
             f"{folder} says version {manifest.facts.get('version')!r}, its content is {version}"
@@ -243,95 +231,7 @@ def check_bundle(folder: Folder) -> Manifest:
     return manifest
 
 
-def write_bundle(
-    out: str,
-    prepared: Prepared,
-    trained: TrainedModel,
-    settings: Settings,
-    created: str,
-    measure: Callable[[Bundle], Mapping[str, JsonValue]],
-    replace_old: bool = False,
-    final: tuple[TrainedModel, Settings] | None = None,
-) -> Bundle:
-    """Write a bundle with its measured metrics; it appears whole or not at all.
-
-    Args:
-        out: Folder of the bundle.
-        prepared: The data set it was trained on.
-        trained: The weights that are measured, and the epochs that led to them.
-        settings: The resolved settings of that fit.
-        created: When, as ISO 8601.
-        measure: Evaluates the bundle before it is published.
-        replace_old: Whether a bundle under that name may be replaced.
-        final: The fit on all ratings, with its settings; None serves what is measured.
-
-    Raises:
-        RecrayError: The folder is taken or cannot be written.
-    """
-    with publish(Folder(out), replace_old) as folder:
-        if final is not None:
-            _write_fit(folder, "", prepared, *final)
-        _write_fit(folder, f"{TWIN}/" if final else "", prepared, trained, settings)
-        folder.write_table("ids.parquet", _id_table(prepared))
-        folder.write_table("items.parquet", prepared.item_table)
-        folder.write_table(interactions.FILE, interactions.interaction_table(prepared))
-        folder.write_json(TRAINING, trained.history)
-        folder.write_json("metrics.json", {})
-        version = _version(folder, {})
-        bundle = Bundle.read(folder, Manifest.model_validate({"files": [], "version": version}))
-        folder.write_json("metrics.json", measure(bundle))
-        facts = {"version": version, "dataset": prepared.manifest["dataset"], "created": created}
-        folder.write_manifest(KIND, facts | {"preset": settings.preset})
-    return Bundle.open(out)
-
-
-def _write_fit(
-    folder: Folder, where: str, prepared: Prepared, trained: TrainedModel, settings: Settings
-) -> None:
-    weights = safetensors.torch.save(trained.weights)
-    folder.write_bytes(f"{where}weights.safetensors", weights)
-    folder.write_json(f"{where}config.json", _config(prepared, trained, settings))
-
-
-def _config(prepared: Prepared, trained: TrainedModel, settings: Settings) -> BundleConfig:
-    fit = prepared.fit(settings.train.fit_on)
-    low, high = fit.rating_range
-    best = next(e for e in trained.history if e["epoch"] == trained.best_epoch)
-    # Without a measured error: a quarter of the range, squared, is generous for any scale of stars.
-    noise = best.get("rmse", (high - low) / 4) ** 2
-    facts = prepared.manifest
-    return {
-        "dataset": facts["dataset"],
-        "settings": settings.plain(),
-        "users": fit.users,
-        "items": fit.items,
-        "rating_range": [low, high],
-        "fold_in": {"noise": noise, "prior_strength": trained.prior_strength},
-        "epoch": trained.best_epoch,
-        "valid": {k: v for k, v in best.items() if k not in ("epoch", *schema.TIMINGS)},
-        "split": facts["settings"]["split"],
-        "splits": facts["splits"],
-        "unseen": {k: facts["counts"][f"unseen_{k}"] for k in ("users", "items")}
-        | {"ratings": facts["splits"]["test"]["unseen"]},
-        "fingerprints": facts["fingerprints"],
-    }
-
-
-def _id_table(prepared: Prepared) -> pa.Table:
-    """Both kinds of ids: raw where they are integers, text where they are not."""
-    tables = []
-    for kind, ids in (("user", prepared.user_ids), ("item", prepared.item_ids)):
-        columns = {
-            "kind": pa.array([kind] * len(ids), pa.string()),
-            "id": np.arange(len(ids), dtype=np.int32),
-            "raw": pa.nulls(len(ids), pa.int64()) if ids.text else ids.column(),
-            "text": ids.column() if ids.text else pa.nulls(len(ids), pa.string()),
-        }
-        tables.append(pa.table(columns))
-    return pa.concat_tables(tables)
-
-
-def _version(folder: Folder, known: Mapping[str, str]) -> str:
+def version_of(folder: Folder, known: Mapping[str, str]) -> str:
     """Twelve hex digits from everything that answers depend on.
 
     Args:

@@ -143,7 +143,7 @@ def live_settings(registry: str) -> Settings:
     Raises:
         RecrayError: There is no registry, or nothing in it has been promoted.
     """
-    return Bundle.open(Registry(registry).current().path).settings
+    return Bundle.open(Registry(registry).current().path).run_settings
 
 
 def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refreshed:
@@ -163,7 +163,7 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
     source, added = _with_log(source, request, live, log)
     with session(request.address):
         wait_for_capacity(request.workers)
-        prepared = _stages(request, live.settings, log).prepare(source)
+        prepared = _stages(request, live.run_settings, log).prepare(source)
         comparable = _comparable(prepared, live, request, log)
         warm = _train(request, live, prepared, "warm", log)
         full = _train(request, live, prepared, "full", log) if request.full else None
@@ -258,7 +258,7 @@ def _train(
 ) -> Trained:
     """Train with the live version's settings: "warm" from its weights, "full" from random ones."""
     start: list[JsonValue] = [live.folder.path] if name == "warm" else []
-    stages = _stages(request, live.settings.changed(train={"init_from": start}), log, name)
+    stages = _stages(request, live.run_settings.changed(train={"init_from": start}), log, name)
     run = stages.train(prepared)
     return Trained(stages, run, RunFolder(run).history())
 

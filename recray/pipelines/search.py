@@ -17,7 +17,7 @@ from recray.evaluation.evaluator import Evaluator
 from recray.evaluation.fold_in import choose_fold_in
 from recray.evaluation.metrics import PerUserMetrics
 from recray.evaluation.report import Interval
-from recray.inference.bundle import write_bundle
+from recray.inference.bundle_writer import write_bundle
 from recray.progress import Log
 from recray.runtime.session import session
 from recray.training import trainer

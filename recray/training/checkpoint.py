@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recray.config import build_settings, translated
 from recray.errors import DamagedFile, RecrayError
-from recray.inference.bundle import TrainedModel
+from recray.inference.bundle_writer import TrainedModel
 from recray.storage import MANIFEST, UNFINISHED, Folder, publish, refuse_taken
 from recray.training.run_metadata import (
     RUN_FORMAT,

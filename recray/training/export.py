@@ -15,7 +15,8 @@ from recray.data.ids import FitOn
 from recray.errors import RecrayError
 from recray.evaluation.evaluator import evaluate
 from recray.evaluation.fold_in import choose_fold_in
-from recray.inference.bundle import KIND, TWIN, Bundle, TrainedModel, write_bundle
+from recray.inference.bundle import KIND, TWIN, Bundle
+from recray.inference.bundle_writer import TrainedModel, write_bundle
 from recray.progress import Log
 from recray.runtime.session import LOCAL
 from recray.storage import Folder
@@ -60,7 +61,7 @@ def export(
             return chosen
         path = run.folder.child(FOLDERS[settings.train.fit_on]).path
         refit(settings, prepared, path, workers, address, log)
-        return replace(chosen, weights=RunFolder(path).best().weights)
+        return replace(chosen, weights=RunFolder(path).best().weights, run=run.metadata().settings)
 
     return write_bundle(
         out,

@@ -65,6 +65,8 @@ def test_the_twin_has_the_validated_epochs_on_all_but_test_and_the_final_fit_on_
     assert bundle.metrics["final_fit"]
     ratings = sum(split["rows"] for split in prepared.manifest["splits"].values())
     assert len(prepared.load_fit("all")) == ratings
+    recipe = runs[""].metadata().settings
+    assert bundle.run_settings == bundle.measured.run_settings == recipe  # what a refresh repeats
     for fit, name in ((bundle, "final"), (bundle.measured, "measured")):
         weights = runs[name].best().weights["user_vectors.weight"]
         assert torch.equal(fit.model.user_vectors.weight, weights)

@@ -84,7 +84,7 @@ def test_the_log_never_changes_the_hold_out(shop, refreshed):
                        bundle.item_ids.raw[ratings.item].tolist(), strict=True))  # fmt: skip
 
     assert pairs(old, old.holdout) == pairs(new, new.holdout)
-    assert pairs(old, old.history) < pairs(new, new.history)
+    assert pairs(old, old.interactions.before_test) < pairs(new, new.interactions.before_test)
     assert new.user_ids.known > old.user_ids.known
     again = new.user_ids.encode(old.user_ids.raw[old.holdout.user[:1]])[0]
     item = new.item_ids.encode(old.item_ids.raw[old.holdout.item[:1]])[0]

@@ -1,0 +1,134 @@
+"""Writes a bundle: the fit that was measured, and the final one, with all that both share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import safetensors.torch
+from pydantic import JsonValue
+from torch import Tensor
+
+from recray import schema
+from recray.config import Settings
+from recray.data.dataset import Prepared
+from recray.inference import interactions
+from recray.inference.bundle import (
+    KIND,
+    RUN_TRAIN,
+    TRAINING,
+    TWIN,
+    Bundle,
+    BundleConfig,
+    version_of,
+)
+from recray.storage import Folder, Manifest, publish
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a finished training hands over to a bundle.
+
+    Args:
+        weights: The weights of the best epoch, by name.
+        best_epoch: The number of that epoch, from 1.
+        history: One entry an epoch: epoch, loss, validation metrics, and schema.TIMINGS.
+        prior_strength: That of FoldInConfig.
+        run: The settings of the run that chose the epoch, where this is another fit.
+    """
+
+    weights: dict[str, Tensor]
+    best_epoch: int
+    history: list[dict[str, Any]]
+    prior_strength: float = 0.0
+    run: Settings | None = None
+
+
+def write_bundle(
+    out: str,
+    prepared: Prepared,
+    trained: TrainedModel,
+    settings: Settings,
+    created: str,
+    measure: Callable[[Bundle], Mapping[str, JsonValue]],
+    replace_old: bool = False,
+    final: tuple[TrainedModel, Settings] | None = None,
+) -> Bundle:
+    """Write a bundle with its measured metrics; it appears whole or not at all.
+
+    Args:
+        out: Folder of the bundle.
+        prepared: The data set it was trained on.
+        trained: The weights that are measured, and the epochs that led to them.
+        settings: The resolved settings of that fit.
+        created: When, as ISO 8601.
+        measure: Evaluates the bundle before it is published.
+        replace_old: Whether a bundle under that name may be replaced.
+        final: The fit on all ratings, with its settings; None serves what is measured.
+
+    Raises:
+        RecrayError: The folder is taken or cannot be written.
+    """
+    with publish(Folder(out), replace_old) as folder:
+        if final is not None:
+            _write_fit(folder, "", prepared, *final)
+        _write_fit(folder, f"{TWIN}/" if final else "", prepared, trained, settings)
+        folder.write_table("ids.parquet", _id_table(prepared))
+        folder.write_table("items.parquet", prepared.item_table)
+        folder.write_table(interactions.FILE, interactions.interaction_table(prepared))
+        folder.write_json(TRAINING, trained.history)
+        folder.write_json("metrics.json", {})
+        version = version_of(folder, {})
+        bundle = Bundle.read(folder, Manifest.model_validate({"files": [], "version": version}))
+        folder.write_json("metrics.json", measure(bundle))
+        facts = {"version": version, "dataset": prepared.manifest["dataset"], "created": created}
+        folder.write_manifest(KIND, facts | {"preset": settings.preset})
+    return Bundle.open(out)
+
+
+def _write_fit(
+    folder: Folder, where: str, prepared: Prepared, trained: TrainedModel, settings: Settings
+) -> None:
+    weights = safetensors.torch.save(trained.weights)
+    folder.write_bytes(f"{where}weights.safetensors", weights)
+    folder.write_json(f"{where}config.json", _config(prepared, trained, settings))
+
+
+def _config(prepared: Prepared, trained: TrainedModel, settings: Settings) -> BundleConfig:
+    fit = prepared.fit(settings.train.fit_on)
+    low, high = fit.rating_range
+    best = next(e for e in trained.history if e["epoch"] == trained.best_epoch)
+    # Without a measured error: a quarter of the range, squared, is generous for any scale of stars.
+    noise = best.get("rmse", (high - low) / 4) ** 2
+    facts = prepared.manifest
+    return {
+        "dataset": facts["dataset"],
+        "settings": settings.plain(),
+        "users": fit.users,
+        "items": fit.items,
+        "rating_range": [low, high],
+        "fold_in": {"noise": noise, "prior_strength": trained.prior_strength},
+        "epoch": trained.best_epoch,
+        "run": {n: getattr((trained.run or settings).train, n) for n in RUN_TRAIN},
+        "valid": {k: v for k, v in best.items() if k not in ("epoch", *schema.TIMINGS)},
+        "split": facts["settings"]["split"],
+        "splits": facts["splits"],
+        "unseen": {k: facts["counts"][f"unseen_{k}"] for k in ("users", "items")}
+        | {"ratings": facts["splits"]["test"]["unseen"]},
+        "fingerprints": facts["fingerprints"],
+    }
+
+
+def _id_table(prepared: Prepared) -> pa.Table:
+    """Both kinds of ids: raw where they are integers, text where they are not."""
+    tables = []
+    for kind, ids in (("user", prepared.user_ids), ("item", prepared.item_ids)):
+        columns = {
+            "kind": pa.array([kind] * len(ids), pa.string()),
+            "id": np.arange(len(ids), dtype=np.int32),
+            "raw": pa.nulls(len(ids), pa.int64()) if ids.text else ids.column(),
+            "text": ids.column() if ids.text else pa.nulls(len(ids), pa.string()),
+        }
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
