@@ -60,7 +60,7 @@ def export(
         if settings == run.metadata().settings:
             return chosen
         path = run.folder.child(FOLDERS[settings.train.fit_on]).path
-        refit(settings, prepared, path, workers, address, log)
+        fit_again(settings, prepared, path, workers, address, log)
         return replace(chosen, weights=RunFolder(path).best().weights, run=run.metadata().settings)
 
     return write_bundle(
@@ -103,7 +103,7 @@ def _planned(run: RunFolder, prepared: Prepared, fits: Fits) -> tuple[Settings, 
     return measured, final
 
 
-def refit(
+def fit_again(
     settings: Settings,
     prepared: Prepared,
     path: str,
