@@ -1,11 +1,15 @@
 """Ranked lists against a brute force; nothing seen, nothing twice, ties by id."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recray.config import load_settings
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError
 from recray.evaluation.evaluator import evaluate
@@ -17,6 +21,7 @@ from recray.inference.scorer import Scorer, best_of_one
 from recray.inference.top_k import NONE, top_k
 from recray.models.factorization import Dot
 from recray.models.objectives import FoldInConfig, ImplicitALS
+from recray.training.checks import described_k, resolved_k
 
 from .conftest import ITEMS, USERS, raw
 
@@ -243,3 +248,31 @@ def test_errors_are_those_of_predictions_within_the_scale(loud):
     metrics = evaluate(loud.bundle).metrics
     assert metrics["rmse"].value <= 4, "no error within the scale of 1 to 5 is larger"
     assert metrics["mae"].value <= 4
+
+
+# A catalogue that is smaller than usual lists.
+
+
+def test_a_list_is_as_long_as_a_small_catalogue_unless_its_length_is_asked_for(make_bundle):
+    recommender = Recommender(make_bundle())
+    assert recommender.check_k(None) == 10
+    small = Recommender(make_bundle("small"))
+    small.items = replace(small.items, known=6)
+    assert small.check_k(None) == 6
+    assert small.check_k(6) == 6
+    for k in (0, 7):
+        with pytest.raises(RecrayError, match=f"k={k} is out of range: 1 to 6"):
+            small.check_k(k)
+
+
+def test_a_small_catalogue_is_measured_whole_unless_another_length_is_asked_for():
+    usual, asked = load_settings("ranking"), load_settings("ranking", None, ["evaluate.k=20"])
+    small, large = SimpleNamespace(items=6), SimpleNamespace(items=10)
+    assert resolved_k(usual, small) == {"k": (6,)}
+    assert resolved_k(usual, large) == {}
+    assert resolved_k(asked, small) == {}, "refused by check_evaluation"
+    cut = load_settings("ranking", None, ["evaluate.k=6"])
+    assert described_k(cut, small) == [
+        "train: lists are measured at 6 (evaluate.k), all items of the catalogue"
+    ]
+    assert described_k(usual, large) == []

@@ -62,12 +62,12 @@ class Loaded:
 
     # ------------------------------------------------------------------------------ lists
 
-    def recommend(self, user: RawId, k: int = 10, **filters: Any) -> pd.DataFrame:
+    def recommend(self, user: RawId, k: int | None = None, **filters: Any) -> pd.DataFrame:
         """The k best items that a user has not rated.
 
         Args:
             user: Raw user id.
-            k: Length of the list; fewer come where fewer remain.
+            k: Length of the list, 10 by default; fewer come where fewer remain.
             filters: What may be in it, as in `recray recommend`: genres, not_genres, year_from,
                 year_to, exclude, candidates, min_popularity, diversity, explain.
 
@@ -91,13 +91,15 @@ class Loaded:
         user = self._known(user)
         return _listed(self.recommender.recommend(user, k, filters=Filters(**filters)))
 
-    def recommend_from(self, ratings: RatingsByItem, k: int = 10, **filters: Any) -> pd.DataFrame:
+    def recommend_from(
+        self, ratings: RatingsByItem, k: int | None = None, **filters: Any
+    ) -> pd.DataFrame:
         """The k best items for somebody who was not in training: folded in, not retrained.
 
         Args:
             ratings: Items, by raw id or by a part of the title, and stars; of several for one
                 item the last counts. Without any, what is popular.
-            k: Length of the list.
+            k: Length of the list, 10 by default.
             filters: See recommend.
 
         Returns:
@@ -118,12 +120,12 @@ class Loaded:
         found = [(self._find(item), float(stars)) for item, stars in pairs]
         return _listed(self.recommender.recommend_from(found, k, filters=Filters(**filters)))
 
-    def similar(self, item: RawId, k: int = 10, **filters: Any) -> pd.DataFrame:
+    def similar(self, item: RawId, k: int | None = None, **filters: Any) -> pd.DataFrame:
         """The k items whose vectors point most nearly the same way.
 
         Args:
             item: Raw item id, or a part of a title.
-            k: Length of the list.
+            k: Length of the list, 10 by default.
             filters: See recommend.
 
         Returns:
@@ -143,12 +145,12 @@ class Loaded:
         except KeyError:
             raise RecrayError(f"{item!r}: the model was not trained on it") from None
 
-    def explain(self, user: RawId, k: int = 10) -> pd.DataFrame:
+    def explain(self, user: RawId, k: int | None = None) -> pd.DataFrame:
         """One user: the items rated best, those recommended, and those held out.
 
         Args:
             user: Raw user id.
-            k: Length of the lists of rated and of recommended films.
+            k: Length, 10 by default, of the lists of rated and of recommended films.
 
         Returns:
             By list (rated, recommended, held out) and place from 1: item, title, year, genres,

@@ -177,7 +177,12 @@ _SHARED: dict[str, Decorator] = {
         "--host", default="127.0.0.1", show_default=True, help="Interface to bind."
     ),
     "port": number("--port", default=8000, range=click.IntRange(1, 65535), help="HTTP port."),
-    "k": number("-k", default=10, range=click.IntRange(min=1), help="Length of a list."),
+    "k": click.option(
+        "-k",
+        type=click.IntRange(min=1),
+        show_default="10, or the catalogue if that is smaller",
+        help="Length of a list.",
+    ),
 }
 _RECIPE = ("preset", "config", "set")
 

@@ -213,7 +213,7 @@ def recommend(
     rate: tuple[str, ...],
     everyone: bool,
     out: str | None,
-    k: int,
+    k: int | None,
     address: str,
     **filters: Any,
 ) -> None:
@@ -247,7 +247,9 @@ def recommend(
     return ui.result(answer.plain(), terminal.recommendations(answer))
 
 
-def _recommend_all(ui: Console, recommender: "Recommender", out: str, k: int, address: str) -> None:
+def _recommend_all(
+    ui: Console, recommender: "Recommender", out: str, k: int | None, address: str
+) -> None:
     from recray.inference import batch
 
     with ui.during(f"lists of everybody into {out}"):
@@ -297,7 +299,7 @@ def _raw_items(items: IdMap, ratings: list[tuple[str, float]]) -> list[tuple[Raw
 @click.argument("bundle")
 @click.option("--user", required=True, help="A user of the data set.")
 @shared("k")
-def explain(ui: Console, bundle: str, user: str, k: int) -> None:
+def explain(ui: Console, bundle: str, user: str, k: int | None) -> None:
     """Show what a user of a BUNDLE rated best, is recommended, and rated in the test split.
 
     \b
@@ -307,6 +309,7 @@ def explain(ui: Console, bundle: str, user: str, k: int) -> None:
     from recray.inference.inspect_user import inspect_user
 
     recommender = _recommender(bundle)
+    k = recommender.check_k(k)
     result = inspect_user(recommender, _known_user(recommender, user), k)
     ui.result(asdict(result), terminal.explanation(result, k))
 
@@ -315,7 +318,7 @@ def explain(ui: Console, bundle: str, user: str, k: int) -> None:
 @click.argument("bundle")
 @click.option("--item", required=True, metavar="ID|TITLE", help="An item of the data set.")
 @shared("k")
-def similar(ui: Console, bundle: str, item: str, k: int) -> None:
+def similar(ui: Console, bundle: str, item: str, k: int | None) -> None:
     """Find what is most like an item in a BUNDLE, by the model's vectors.
 
     \b

@@ -174,7 +174,7 @@ def key(ui: Console, name: str, add_to: str | None) -> None:
 @click.argument("bundle")
 @number("--users", default=500, range=click.IntRange(min=1), help="At most.")
 @shared("k")
-def verify(ui: Console, url: str, bundle: str, users: int, k: int) -> None:
+def verify(ui: Console, url: str, bundle: str, users: int, k: int | None) -> None:
     """Replay a BUNDLE's test users at URL and compare; exit 1 if anything differs.
 
     A service that asks for a key gets the one in RECRAY_API_KEY.
@@ -189,6 +189,7 @@ def verify(ui: Console, url: str, bundle: str, users: int, k: int) -> None:
 
     recommender = Recommender.open(resolve_bundle(bundle))
     key = os.environ.get(verification.KEY_VARIABLE)
+    k = recommender.check_k(None) if k is None else k
     result = verification.verify(url, recommender, users, k, key)
     ui.result(result)
     if not result.verified:

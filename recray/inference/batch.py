@@ -135,7 +135,11 @@ def _table(recommender: Recommender, users: NDArray[np.int64], k: int) -> pa.Tab
 
 
 def recommend_all(
-    bundle: Bundle, out: str, k: int, address: str = LOCAL, log: Callable[[str], None] = print
+    bundle: Bundle,
+    out: str,
+    k: int | None,
+    address: str = LOCAL,
+    log: Callable[[str], None] = print,
 ) -> BatchLists:
     """Write the k best unseen items of every user: user, rank, item, score, source, in raw ids.
 
@@ -145,14 +149,14 @@ def recommend_all(
     Args:
         bundle: An opened bundle, at a path that the workers can read too.
         out: Folder of the lists, which all nodes share.
-        k: Length of a list.
+        k: Length of a list; None: 10, or all of a smaller catalogue.
         address: Ray cluster.
         log: Receives what happens, one line at a time.
 
     Raises:
         RecrayError: The folder holds something else, or k is larger than the catalogue.
     """
-    Recommender(bundle).check_k(k)
+    k = Recommender(bundle).check_k(k)
     users, version = len(bundle.user_ids), bundle.version
     parts = -(-users // users_per_part(users))
     content: Content = {"model_version": version, "k": k, "users": users, "parts": parts}

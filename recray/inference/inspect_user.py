@@ -69,7 +69,7 @@ class SimilarItems:
     model_version: str
 
 
-def inspect_user(recommender: Recommender, user: RawId, k: int = 10) -> UserInspection:
+def inspect_user(recommender: Recommender, user: RawId, k: int | None = None) -> UserInspection:
     """Put a user's ratings, recommendations and held-out ratings side by side.
 
     Args:

@@ -33,6 +33,8 @@ SCORES_AT_ONCE = 1 << 21
 FAST_ITEMS = 60_000
 """Items that a linear model scores in about 1 ms."""
 SCORE_DIGITS = 6
+DEFAULT_K = 10
+"""Length of a list, in a catalogue that is not smaller."""
 
 __all__ = ["RatingsSince", "RawRatings", "Recommendations", "Recommender", "UnknownUser"]
 
@@ -77,7 +79,7 @@ class Recommender(Lookup):
     def recommend(
         self,
         user: RawId,
-        k: int = 10,
+        k: int | None = None,
         exclude_seen: bool = True,
         filters: Filters = NO_FILTERS,
         since: RawRatings | None = None,
@@ -86,7 +88,7 @@ class Recommender(Lookup):
 
         Args:
             user: Raw user id.
-            k: 1..number of items; the list is shorter where fewer remain.
+            k: 1..number of items; the list is shorter where fewer remain. See check_k for None.
             exclude_seen: Leave out everything that the user is known to have rated.
             filters: Which items the list may hold, and how it is arranged.
             since: What the user has rated since training; items unknown to it are passed over.
@@ -95,7 +97,7 @@ class Recommender(Lookup):
             KeyError: No split has this user, and there are no ratings since.
             RecrayError: k is out of range, or there is no such genre.
         """
-        self.check_k(k)
+        k = self.check_k(k)
         known = self._with_new_ratings(user, since) if since else None
         if known is not None:
             queries = self.scorer.queries_of_ratings([known.rated], [known.seen])
@@ -108,7 +110,7 @@ class Recommender(Lookup):
     def recommend_from(
         self,
         ratings: RawRatings,
-        k: int = 10,
+        k: int | None = None,
         exclude_seen: bool = True,
         filters: Filters = NO_FILTERS,
     ) -> Recommendations:
@@ -116,7 +118,7 @@ class Recommender(Lookup):
 
         Args:
             ratings: Raw item ids and ratings; of several for one item the last counts.
-            k: 1..number of items; the list is shorter where fewer remain.
+            k: 1..number of items; the list is shorter where fewer remain. See check_k for None.
             exclude_seen: Leave out the rated items.
             filters: Which items the list may hold, and how it is arranged.
 
@@ -124,14 +126,14 @@ class Recommender(Lookup):
             RecrayError: An item is unknown, a rating is off the scale, k is out of range, or there
                 is no such genre.
         """
-        self.check_k(k)
+        k = self.check_k(k)
         queries = self.scorer.queries_of_ratings([self._dense_ratings(ratings)])
         return self._lists(queries, k, exclude_seen, filters)[0]
 
     def recommend_many(
         self,
         users: Sequence[RawId | RawRatings],
-        k: int = 10,
+        k: int | None = None,
         exclude_seen: bool = True,
         filters: Filters = NO_FILTERS,
         since: RatingsSince | None = None,
@@ -140,7 +142,7 @@ class Recommender(Lookup):
 
         Args:
             users: Raw user ids, and ratings of users who were not in training.
-            k: 1..number of items; a list is shorter where fewer remain.
+            k: 1..number of items; a list is shorter where fewer remain. See check_k for None.
             exclude_seen: Leave out what each has rated.
             filters: Which items the lists may hold, and how they are arranged.
             since: Gives what a user has rated since training.
@@ -151,7 +153,7 @@ class Recommender(Lookup):
         Raises:
             RecrayError: k is out of range, or there is no such genre.
         """
-        self.check_k(k)
+        k = self.check_k(k)
         dense = iter(self.users.encode_all([u for u in users if not isinstance(u, list)]).tolist())
         found = dict(enumerate(self._dense_or_ratings(user, dense, since) for user in users))
         answers: dict[int, Recommendations | RecrayError] = {}
@@ -167,14 +169,16 @@ class Recommender(Lookup):
         answers.update(zip([*stored, *folded], lists, strict=True))
         return [answers[row] for row in range(len(users))]
 
-    def similar(self, item: RawId, k: int = 10, filters: Filters = NO_FILTERS) -> Recommendations:
+    def similar(
+        self, item: RawId, k: int | None = None, filters: Filters = NO_FILTERS
+    ) -> Recommendations:
         """The k items whose vectors point most nearly the same way (cosine).
 
         Raises:
             KeyError: The model was not trained on this item.
             RecrayError: The model has no item vectors, k is out of range, or no such genre.
         """
-        self.check_k(k)
+        k = self.check_k(k)
         dense, similarity = self.items.encode_one(item), self.similarity()
         if not 0 <= dense < self.items.known:
             raise KeyError(item)
@@ -191,16 +195,19 @@ class Recommender(Lookup):
         """Cut a length of lists to the size of the catalogue."""
         return min(k, self.items.known)
 
-    def check_k(self, k: int) -> None:
-        """Refuse a list longer than the catalogue.
+    def check_k(self, k: int | None) -> int:
+        """The length of a list: DEFAULT_K, or the whole of a smaller catalogue, if nobody asked.
 
         Raises:
-            RecrayError: k is out of range.
+            RecrayError: k is asked for and out of range.
         """
+        if k is None:
+            return self.at_most(DEFAULT_K)
         if not 1 <= k <= self.items.known:
             raise RecrayError(
                 f"k={k} is out of range: 1 to {self.items.known}, the catalogue's size"
             )
+        return k
 
     # ------------------------------------------------------------------ from scores to lists
 

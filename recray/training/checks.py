@@ -1,6 +1,6 @@
 """What is settled or refused before a run starts: sizes, first weights, and what ratings mean."""
 
-from recray.config import Settings, without_effect
+from recray.config import EvaluateSettings, Settings, without_effect
 from recray.data.dataset import Prepared
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
@@ -36,6 +36,21 @@ def described_preference(settings: Settings, low: float, high: float) -> str:
     if group.preference == "graded":
         return f"; preference graded by {group.scale}"
     return "; preference binary" + (f": all ratings are {low:g}" if low == high else "")
+
+
+def resolved_k(settings: Settings, prepared: Prepared) -> dict[str, tuple[int, ...]]:
+    """evaluate.k as long as a small catalogue, where nobody asked for another than the default."""
+    items = prepared.items
+    asked = settings.evaluate.k != EvaluateSettings().k
+    return {} if asked or max(settings.evaluate.k) <= items else {"k": (items,)}
+
+
+def described_k(settings: Settings, prepared: Prepared) -> list[str]:
+    """Say that lists are measured at the size of a catalogue that is smaller than usual."""
+    items = prepared.items
+    if settings.evaluate.k != (items,) or items >= max(EvaluateSettings().k):
+        return []
+    return [f"train: lists are measured at {items} (evaluate.k), all items of the catalogue"]
 
 
 def check_evaluation(settings: Settings, prepared: Prepared) -> None:

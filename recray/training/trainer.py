@@ -16,8 +16,10 @@ from recray.training.checks import (
     check_evaluation,
     check_negatives,
     check_start,
+    described_k,
     described_preference,
     refuse_large_batch,
+    resolved_k,
     resolved_preference,
 )
 from recray.training.early_stopping import distrust_of_validation
@@ -133,6 +135,7 @@ class _Training:
         rows = sum(fit_rows_of_parts(settings, prepared))
         line = describe(settings, fit.users, fit.items, rows, workers)
         lines = [f"{line}{described_preference(settings, *fit.rating_range)}"]
+        lines += described_k(settings, prepared)
         if self.distrust is not None:
             epochs = settings.train.epochs
             lines.append(f"train: {self.distrust}: all {epochs} epochs are run, the last is kept")
@@ -228,6 +231,7 @@ def adapt_to_dataset(settings: Settings, prepared: Prepared) -> Settings:
     settings = settings.sized(prepared.users, prepared.items)
     values = settings.plain() | prepared.manifest["settings"]
     values["objective"] |= resolved_preference(settings, prepared)
+    values["evaluate"] |= resolved_k(settings, prepared)
     if settings.model.kind == "softmax-dnn" and settings.model.levels is None:
         levels = [level for level, _ in prepared.manifest["ratings"]["levels"]]
         if not levels:
