@@ -59,7 +59,7 @@ def test_visitors_dislike_well_known_films_of_one_genre():
     assert taste.popularity_share([["A"], ["B"], ["A"]], np.array([1.0, 6.0, 1.0]), "A") == 0.25
 
 
-def test_places_that_a_user_has_rated_are_counted_by_title():
+def test_places_that_a_user_has_rated_are_counted_by_the_name_of_the_film():
     # Items 1 and 2 are one film; user 7 has rated it as 1, and 3 as well.
     titles = {1: "Heat", 2: "Heat", 3: "Alien", 4: "Brazil", 5: "Clue"}
     known = served.Known([7, 7, 8], [1, 3, 5], titles)

@@ -21,6 +21,7 @@ from recray.inference import batch
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.pipelines.stages import Stages
+from recray.runtime.session import session
 from recray.serving.app import build_app
 from recray.storage import Folder
 
@@ -62,26 +63,27 @@ class UpRun(Row):
 
 
 class Known:
-    """What each user has rated, by title: films of one title may be merged into one item.
+    """What each user has rated, by the name of the film: its id, or its title where a preset makes
+    one item of all films of one title.
 
     Args:
         users: (R,) raw users.
         items: (R,) raw items.
-        titles: The title of each raw item.
+        names: The name of each raw item.
     """
 
     def __init__(
-        self, users: Iterable[RawId], items: Iterable[RawId], titles: Mapping[RawId, str]
+        self, users: Iterable[RawId], items: Iterable[RawId], names: Mapping[RawId, str]
     ) -> None:
-        self.titles = titles
+        self.names = names
         self.rated: dict[RawId, set[str]] = {}
         for user, item in zip(users, items, strict=True):
-            self.rated.setdefault(user, set()).add(titles[item])
+            self.rated.setdefault(user, set()).add(names[item])
 
     def share(self, lists: Lists) -> float:
         """The share of all places that hold what the user has rated; 0 without any place."""
         places = [
-            self.titles[item] in self.rated[user] for user, items in lists.items() for item in items
+            self.names[item] in self.rated[user] for user, items in lists.items() for item in items
         ]
         return float(np.mean(places)) if places else 0.0
 
@@ -92,22 +94,23 @@ class Known:
             lists: By raw user.
             catalogue: The raw items that a list can show.
         """
-        shown = [self.titles[item] for item in catalogue]
+        shown = [self.names[item] for item in catalogue]
         count = 0
         for user, items in lists.items():
             if len(items) < K:
-                free = sum(title not in self.rated[user] for title in shown)
+                free = sum(name not in self.rated[user] for name in shown)
                 count += len(items) < min(K, free)
         return count
 
 
-def everything_known(prepared: Prepared) -> Known:
+def everything_known(prepared: Prepared, by_title: bool) -> Known:
     """What a data set without any filter holds, in all of its splits."""
-    raw = zip(prepared.item_ids.raw.tolist(), prepared.item_table["title"].to_pylist(), strict=True)
+    raw = prepared.item_ids.raw.tolist()
+    names = prepared.item_table["title"].to_pylist() if by_title else map(str, raw)
     parts = [prepared.load(split) for split in ("train", "valid", "test", "fold_in")]
     users = np.concatenate([prepared.user_ids.raw[part.user] for part in parts])
     items = np.concatenate([prepared.item_ids.raw[part.item] for part in parts])
-    return Known(users.tolist(), items.tolist(), dict(raw))
+    return Known(users.tolist(), items.tolist(), dict(zip(raw, names, strict=True)))
 
 
 # ------------------------------------------------------------------------ lists by each way
@@ -147,27 +150,36 @@ def lists_of_batch(bundle: Bundle, out: str) -> Lists:
 def served_known(lab: Lab) -> tuple[Figures, Sequence[Row]]:
     """Every preset, by every way, on every data set, with and without low ratings."""
     releases = RELEASES[:1] if lab.quick else RELEASES
-    presets = ("ranking", "dot-mse") if lab.quick else preset_names()
+    presets = ("ranking",) if lab.quick else preset_names()
     rows: list[ServedKnown] = []
-    for release in releases:
-        known = _known_of(lab, release)
-        for words, settings in FILTERS.items():
-            for preset in presets:
-                out = f"{lab.out}/served-{release}-{words.partition('=')[0]}-{preset}"
-                bundle = _trained(lab, release, preset, settings, out)
-                if bundle is not None:
-                    rows += _rows(bundle, known, release, words, out)
-                    lab.log(f"{release} {preset}, {words}: {max(r.share for r in rows[-3:]):.4f}")
+    with session():
+        for release in releases:
+            rows += _served_of(lab, release, presets)
     return {
         "served_known_share": max(row.share for row in rows),
         "served_short_lists": sum(row.short_lists for row in rows),
     }, rows
 
 
-def _known_of(lab: Lab, release: str) -> Known:
+def _served_of(lab: Lab, release: str, presets: Sequence[str]) -> list[ServedKnown]:
+    rows: list[ServedKnown] = []
+    known = {by_title: _known_of(lab, release, by_title) for by_title in (False, True)}
+    for words, settings in FILTERS.items():
+        for preset in presets:
+            out = f"{lab.out}/served-{release}-{words.partition('=')[0]}-{preset}"
+            bundle = _trained(lab, release, preset, settings, out)
+            if bundle is not None:
+                names = known[bundle.settings.data.merge_titles]
+                rows += _rows(bundle, names, release, words, out)
+                lab.log(f"{release} {preset}, {words}: {max(r.share for r in rows[-3:]):.4f}")
+    return rows
+
+
+def _known_of(lab: Lab, release: str, by_title: bool) -> Known:
     settings = load_settings("ranking", None, ("split.valid=0", "split.test=0"))
     stages = Stages(Folder(f"{lab.out}/known-{release}"), settings, 1, "local", lab.log)
-    return everything_known(stages.prepare(detect_source(lab.archive(release), settings, None)))
+    prepared = stages.prepare(detect_source(lab.archive(release), settings, None))
+    return everything_known(prepared, by_title)
 
 
 def _short(settings: Settings) -> Settings:

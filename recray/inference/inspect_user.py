@@ -83,6 +83,7 @@ def inspect_user(recommender: Recommender, user: RawId, k: int | None = None) ->
         RecrayError: k is out of range.
     """
     bundle = recommender.bundle
+    k = recommender.check_k(k)
     answer = recommender.recommend(user, k)
     dense = recommender.users.encode_one(user)
     interactions = bundle.interactions
