@@ -70,7 +70,7 @@ class Lab:
         out = f"{self.out}/{name}"
         repetition.run(self.archive(release), folds, out, refit, log=lambda _line: None)
         self.log(f"{release} {preset}: trained {name}, {len(folds)} seeds")
-        return [Bundle.open(f"{out}/{fold.name}/bundle") for fold in folds]
+        return [Bundle.open(f"{out}/{fold.name}/bundle").measured for fold in folds]
 
 
 Experiment = Callable[[Lab], tuple[Figures, Sequence[Row]]]

@@ -122,9 +122,9 @@ CASES = (
 
 
 def _is_quick(case: Case) -> bool:
-    networks = ("neumf-ranking", "softmax-dnn-ranking")
-    slow = case.preset in networks and case.figure != "neumf_100k"
-    return case.data == "ml-100k" and not slow and not case.figure.startswith("rmse_u1_")
+    slow = ("neumf", "softmax", "rmse_u1_", "fold_in_5", "fold_in_20")
+    network = case.preset in ("neumf-ranking", "softmax-dnn-ranking")
+    return case.data == "ml-100k" and not network and not case.figure.startswith(slow)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ GROUPS = (
         for known in taste.KNOWN
     ),
 )
-QUICK_GROUPS = ("up_seconds_sample", "served_known_share", "liked_ndcg10_100k", "fold_in_1")
+QUICK_GROUPS = ("up_seconds_sample", "served_known_share", "liked_ndcg10_100k")
 
 
 class Quality(Row):
