@@ -82,7 +82,7 @@ class ImplicitALS(Objective):
         prior_mean: Tensor | None = None,
         graded: Graded | None = None,
     ) -> Tensor:
-        """Solve exactly for the vectors of one side while the other side is fixed.
+        """The (R, D) vectors of one side that are best while the other side is fixed, exactly.
 
         Args:
             fixed: (N, D) vectors of the other side.
@@ -93,9 +93,6 @@ class ImplicitALS(Objective):
             all_reduce: Sums a tensor over workers, where each has a part of the ratings.
             prior_mean: (R, D) vectors that the ridge pulls to; None means zero.
             graded: Targets and weights of the ratings, in the order of `places`; None means 1.
-
-        Returns:
-            (R, D) vectors.
         """
         rows, dim = len(indptr) - 1, fixed.shape[1]
         out = fixed.new_empty(rows, dim)

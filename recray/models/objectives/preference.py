@@ -123,19 +123,19 @@ BINARY = Preference()
 """Any rating is a like."""
 
 
-def detect_scale(low: float, high: float, levels: Collection[float] = ()) -> Scale:
+def detect_scale(low: float, high: float, rating_levels: Collection[float] = ()) -> Scale:
     """Find what ratings mean, from the lowest and the highest one in training.
 
     Args:
         low: Lowest rating.
         high: Highest rating.
-        levels: All different ratings, where they are few; nothing where they are not known.
+        rating_levels: All different ratings, where they are few; nothing where they are not known.
 
     Raises:
         RecrayError: Some are negative, and 0 is not the middle.
     """
     if low < 0:
-        if high <= 1 and low >= -1 and all(level in (-1, 0, 1) for level in levels):
+        if high <= 1 and low >= -1 and all(level in (-1, 0, 1) for level in rating_levels):
             return "sign"
         if abs(low + high) / 2 > OFF_CENTRE * (high - low):
             raise RecrayError(
