@@ -172,9 +172,8 @@ def recommend_all(
         folder.delete(PLAN)
     seconds = time.perf_counter() - begin
     speed = round(sum(part.users for part in written) / seconds, 1)
-    nodes, seconds = len({part.node for part in written}), round(seconds, 3)
-    before = len(present)
-    return BatchLists(folder.path, version, k, users, parts, before, nodes, seconds, speed)
+    nodes, lasted = len({part.node for part in written}), round(seconds, 3)
+    return BatchLists(folder.path, version, k, users, parts, len(present), nodes, lasted, speed)
 
 
 def _write_parts(

@@ -1,8 +1,7 @@
 """The interface of a model, the models that are linear in the user state, and batches of ratings.
 
-A gradient for whole embedding tables would touch every row in every step. So a step copies the
-rows of the ids in its batch into small tables, and the gradient of a row is one sum over the places
-where its id occurs.
+A gradient for whole tables would touch every row in every step. So a step copies the rows of its
+batch into small tables, and the gradient of a row is one sum over the places where its id occurs.
 """
 
 # Shape letters: B = pairs in the batch, K = items of a row, N = unique ids, U = users, I = items,
@@ -339,8 +338,7 @@ def build_model(settings: Settings, users: int, items: int) -> Model:
     """The untrained network of the settings, with its sizes.
 
     Raises:
-        RecrayError: The model's name is unknown, it is a baseline, which is never trained, or the
-            settings lack something that it needs.
+        RecrayError: No such model, a baseline, or settings that lack something that it needs.
     """
     model, kind = model_class(settings.model.kind), settings.model.kind
     if kind in BASELINES:

@@ -73,11 +73,16 @@ def build_app(
     app.add_middleware(CheckedQueryMiddleware, service=app.state.service)
     app.add_middleware(SecurityMiddleware, limits=limits, metrics=metrics)
     if limits.cors:
-        origins, methods = limits.cors, ["GET", "POST"]
-        app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=KEY_HEADERS
-        )
+        _let_in(app, limits.cors)
     return app
+
+
+def _let_in(app: FastAPI, origins: tuple[str, ...]) -> None:
+    """Let pages of these origins ask."""
+    methods = ["GET", "POST"]
+    app.add_middleware(
+        CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=KEY_HEADERS
+    )
 
 
 async def _invalid_request(_request: Request, error: RequestValidationError) -> Response:

@@ -5,9 +5,12 @@ epochs: on all rows but those of test, which is measured, and on all rows, which
 fits are runs of their own inside the folder of the run, so they resume and can be reproduced.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
+
+from pydantic import JsonValue
 
 from recray.config import Settings, build_settings, translated
 from recray.data.dataset import Prepared
@@ -63,16 +66,12 @@ def export(
         fit_again(settings, prepared, path, workers, address, log)
         return replace(chosen, weights=RunFolder(path).best().weights, run=run.metadata().settings)
 
-    return write_bundle(
-        out,
-        prepared,
-        fitted(measured),
-        measured,
-        datetime.now(UTC).isoformat(timespec="seconds"),
-        lambda bundle: evaluate(bundle).plain() if len(bundle.holdout) else {},
-        replace_old,
-        None if final is None else (fitted(final), final),
-    )
+    def measure(bundle: Bundle) -> Mapping[str, JsonValue]:
+        return evaluate(bundle).plain() if len(bundle.holdout) else {}
+
+    twin, created = fitted(measured), datetime.now(UTC).isoformat(timespec="seconds")
+    more = None if final is None else (fitted(final), final)
+    return write_bundle(out, prepared, twin, measured, created, measure, replace_old, more)
 
 
 def prepared_of(run_path: str) -> Prepared:

@@ -151,12 +151,9 @@ def pretrain(
     """
     solved_of = model.gmf if isinstance(model, NeuMf) else model
     tables = solved_of.embeddings()
-    dim = tables["user_vectors"].embedding_dim
     torch.manual_seed(settings.train.seed)
-    dot = Dot(model.users, model.items, dim, "logit")
-    l2 = settings.train.als_pretrain_l2
-    preference = Preference.of(settings.objective, *rating_range)
-    objective = ImplicitALS(settings.objective.unobserved_weight, l2, preference)
+    dot = Dot(model.users, model.items, tables["user_vectors"].embedding_dim, "logit")
+    objective = _pretraining(settings, rating_range)
     epochs = ALSEpochs(dot, objective, shard, workers)
     for epoch in range(settings.train.als_pretrain_epochs):
         epochs.run(epoch)
@@ -171,6 +168,12 @@ def pretrain(
     if isinstance(model, NeuMf):
         model.mlp.tower.last.weight.zero_()
         model.mlp.tower.last.bias.zero_()
+
+
+def _pretraining(settings: Settings, rating_range: tuple[float, float]) -> ImplicitALS:
+    preference = Preference.of(settings.objective, *rating_range)
+    weight, l2 = settings.objective.unobserved_weight, settings.train.als_pretrain_l2
+    return ImplicitALS(weight, l2, preference)
 
 
 def _misfit(model: Model, runs: Sequence[StartWeights]) -> RecrayError:

@@ -298,12 +298,7 @@ class ItemSoftmax(SampledLoss):
         return _mixed(own, dislike, graded)
 
     def full_loss(
-        self,
-        scores: Tensor,
-        row: Tensor,
-        item: Tensor,
-        share: Tensor,
-        graded: Graded | None = None,
+        self, scores: Tensor, row: Tensor, item: Tensor, share: Tensor, graded: Graded | None = None
     ) -> Tensor:
         """(U,) cross-entropies over all items."""
         total, rated = torch.logsumexp(scores, dim=1)[row], scores[row, item]
