@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from recray.errors import RecrayError
 from recray.models.base import LinearModel, Model, Output, ScoreType, Statistics
@@ -27,7 +26,7 @@ def embedding_rows(table: nn.Embedding, ids: Tensor | slice) -> Tensor:
     """Rows of a table; a slice gives a view, not a copy."""
     if isinstance(ids, slice):
         return table.weight[ids]
-    return functional.embedding(ids, table.weight)
+    return torch.embedding(table.weight, ids)  # what nn.functional.embedding ends in
 
 
 class VectorModel(Model):
