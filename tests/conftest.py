@@ -107,9 +107,9 @@ def prepared(tmp_path) -> Prepared:
             },
             "splits": splits,
             "fits": {
-                "train": {"users": USERS, "items": ITEMS, "range": [3.0, 5.0]},
-                "train+valid": {"users": USERS + 1, "items": ITEMS, "range": [3.0, 5.0]},
-                "all": {"users": USERS + 2, "items": ITEMS + 1, "range": [3.0, 5.0]},
+                "train": {"users": USERS, "items": ITEMS, "range": [1.0, 5.0]},
+                "train+valid": {"users": USERS + 1, "items": ITEMS, "range": [1.0, 5.0]},
+                "all": {"users": USERS + 2, "items": ITEMS + 1, "range": [1.0, 5.0]},
             },
             "ratings": {"range": [1.0, 5.0], "levels": []},
             "settings": {"data": {}, "split": {"kind": "per-user-random", "seed": 0}},
