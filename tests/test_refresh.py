@@ -135,12 +135,15 @@ def test_an_item_that_the_bundle_does_not_know_is_solved_from_those_who_rated_it
     monkeypatch.setattr("recray.training.warm_start._places", unknown_item(new, bundle.model.items))
     vectors = grown(bundle, prepared)["item_vectors.weight"]
     own = prepared.load("train")
-    rated = np.bincount(own.user[own.item == new], minlength=users)
+    mine = own.item == new
+    rated = np.bincount(own.user[mine], minlength=users)
+    target = np.minimum(own.rating[mine] / 4, 1)  # of 3 stars and more
+    liked = np.bincount(own.user[mine], target, minlength=users)
     user = bundle.model.user_vectors.weight.detach().double()
     unobserved_weight, l2 = bundle.objective.unobserved_weight, bundle.objective.l2
     weight = torch.from_numpy(rated + unobserved_weight)
     ridge = l2 * (rated.sum() + unobserved_weight * users) * torch.eye(2, dtype=torch.float64)
-    right = user.T @ torch.from_numpy(rated).double()
+    right = user.T @ torch.from_numpy(liked)
     expected = torch.linalg.solve(user.T @ (weight[:, None] * user) + ridge, right)
     assert torch.allclose(vectors[new].double(), expected, atol=1e-6)
     others = torch.arange(bundle.model.items) != new
