@@ -85,7 +85,7 @@ def test_the_reference_says_what_a_setting_takes_and_means(key):
 @pytest.mark.parametrize(
     "row",
     [
-        "| `model.dim` | whole number from 1 to 4,096 | `64` | Length of the user",
+        "| `model.dim` | whole number from 1 to 4,096, or `auto` | `64` | Length of the user",
         "| `split.train_file` | text, or `null` | `null` | given: the file of the training ratings",
         "| `train.device` | `cpu`, `cuda` | `cpu` | cuda: each worker holds",
         "| `model.layers` | list of whole numbers from 1 | `[128, 64, 32]` | mlp, neumf, so",

@@ -181,7 +181,7 @@ def test_what_a_kill_leaves_of_a_file_is_not_read(search):
         ({"resume": True, "searcher": "tpe"}, r"searcher random \(now tpe\)"),
         ({"resume": True, "scheduler": "none"}, r"scheduler asha \(now none\)"),
         ({"resume": True, "preset": "dot-bias-bce"}, r"preset dot-mse \(now dot-bias-bce\)"),
-        ({"resume": True, "changes": ["train.l2=0.5"]}, r"train\.l2=0\.0 \(now 0\.5\)"),
+        ({"resume": True, "changes": ["train.l2=0.5"]}, r"train\.l2=0\.1 \(now 0\.5\)"),
         (
             {"resume": True, "space": {"train.lr": {"uniform": [0.1, 1]}}},
             "another space",
@@ -223,7 +223,7 @@ def test_a_resumed_sweep_needs_nothing_but_its_folder(search, tmp_path, prepared
     ("preset", "overrides", "words"),
     [
         ("ranking", (), "preset dot-mse (now ranking)"),
-        (None, ("train.l2=0.5",), "train.l2=0.0 (now 0.5)"),
+        (None, ("train.l2=0.5",), "train.l2=0.1 (now 0.5)"),
         (None, ("train.metric=mae",), "train.metric='auto' (now 'mae')"),
     ],
 )

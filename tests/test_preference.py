@@ -192,6 +192,7 @@ DRAWN = Negatives(
     NEGATIVES,
     torch.tensor([[1.0, 1.0], [1.0, 0.0]], dtype=torch.float64),
     torch.tensor([0.3, 0.1, 0.2, 0.1, 0.2, 0.1], dtype=torch.float64).log(),
+    6,
 )
 BATCH = Batch(USER[:2], ITEM[:2], torch.tensor([5.0, 1.0]).double(), torch.ones(2), 2, DRAWN)
 
@@ -266,7 +267,7 @@ def test_losses_against_all_items_mix_liking_and_disliking():
 @pytest.mark.parametrize("family", [Logistic, Bpr, ItemSoftmax])
 def test_a_row_without_negatives_has_a_loss_and_a_gradient(family):
     model, nothing = start(), torch.zeros(2, 2, dtype=torch.float64)
-    drawn = Negatives(NEGATIVES, nothing, DRAWN.log_share)
+    drawn = Negatives(NEGATIVES, nothing, DRAWN.log_share, DRAWN.items)
     batch = Batch(USER[:2], ITEM[:2], torch.tensor([5.0, 1.0]).double(), torch.ones(2), 2, drawn)
     loss = build(family, STARS).row_loss(model, batch)
     loss.sum().backward()

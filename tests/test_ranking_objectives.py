@@ -28,7 +28,9 @@ STARS = torch.tensor([5.0, 1.0, 3.0, 5.0], dtype=torch.float64)
 NEGATIVES = torch.tensor([[1, 2], [4, 3], [0, 0], [2, 4]])
 WEIGHTS = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
 SHARE = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.2, 0.1], dtype=torch.float64)
-BATCH = Batch(USER, ITEM, STARS, torch.ones(4), 4, Negatives(NEGATIVES, WEIGHTS, SHARE.log()))
+BATCH = Batch(
+    USER, ITEM, STARS, torch.ones(4), 4, Negatives(NEGATIVES, WEIGHTS, SHARE.log(), len(SHARE))
+)
 
 
 def dot():

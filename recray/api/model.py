@@ -81,7 +81,7 @@ class Loaded:
         Example:
             >>> model = recray.load(bundle)
             >>> model.recommend(4, 2)["title"].tolist()
-            ['Hollow Tower of Glass (1960)', 'Scarlet Island at Dawn (1997)']
+            ['Quiet Lantern Returns (1953)', 'Stolen Empire at Dawn (2007)']
             >>> set(model.recommend(4, 3, genres=["Drama"])["source"])
             {'model'}
             >>> model.recommend(9999)

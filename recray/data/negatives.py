@@ -23,12 +23,14 @@ class Negatives:
     Args:
         item: (B, K) int64 ids.
         weight: (B, K) 1, or 0 where no item that the user has not rated was found.
-        log_share: (I,) log of the chance of each item in one draw.
+        log_share: (I,) log of the chance of each item in one draw; a batch may have a part of them.
+        items: Number of items that are drawn from.
     """
 
     item: Tensor
     weight: Tensor
     log_share: Tensor
+    items: int
 
 
 def sampling_probabilities(items: int, popularity: Tensor | None) -> Tensor:
@@ -82,14 +84,14 @@ class NegativeSampler:
         item = self._items(user.shape[0] * self.count, generator).view(-1, self.count)
         weight = torch.ones(item.shape, device=item.device)
         if self.known is None or not len(self.known):
-            return Negatives(item, weight, self.log_share)
+            return Negatives(item, weight, self.log_share, self.items)
         for _ in range(REDRAWS):
             bad = self._is_known(user, item)
             if not bad.any():
-                return Negatives(item, weight, self.log_share)
+                return Negatives(item, weight, self.log_share, self.items)
             item = item.masked_scatter(bad, self._items(int(bad.sum()), generator))
         weight[self._is_known(user, item)] = 0.0
-        return Negatives(item, weight, self.log_share)
+        return Negatives(item, weight, self.log_share, self.items)
 
     @property
     def _device(self) -> torch.device:

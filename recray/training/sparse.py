@@ -179,7 +179,7 @@ class SparseStep(OptimizerStep):
             setattr(small, name, getattr(model, name).index_select(0, items.ids))
         if drawn is not None:
             share = drawn.log_share.index_select(0, items.ids)
-            drawn = Negatives(items.local[:, 1:], drawn.weight[valid], share)
+            drawn = Negatives(items.local[:, 1:], drawn.weight[valid], share, drawn.items)
         rating, weight = batch.rating[valid], batch.weight[valid]
         return Batch(
             users.local, items.local[:, 0], rating, weight, batch.num_valid, drawn, self.ids

@@ -291,7 +291,7 @@ class ItemSoftmax(SampledLoss):
         def dislike() -> Tensor:
             # The mean of exp(s) / (share * items) over draws is that of exp(s) over items.
             count = (~void).sum(dim=1)
-            terms = count.clamp(min=1) * len(drawn.log_share)
+            terms = count.clamp(min=1) * drawn.items
             mean = torch.logsumexp(others, dim=1).clamp(min=LOWEST) - terms.log()
             return torch.where(count > 0, functional.softplus(positive - mean), 0)
 
