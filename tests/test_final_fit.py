@@ -2,16 +2,19 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from recray.data import ingest
 from recray.errors import CheckFailed, RecrayError
 from recray.evaluation.comparison import check_not_worse
 from recray.evaluation.evaluator import evaluate
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.serving.registry import Registry
+from recray.training.warm_start import read_start_weights
 
 from .conftest import COLD, ITEMS, USERS, raw
 
@@ -46,6 +49,31 @@ def test_a_bundle_without_a_final_fit_is_its_own_twin(make_bundle):
     alone = make_bundle()
     assert alone.measured is alone
     assert not alone.is_final
+
+
+def test_what_has_learned_the_test_split_is_measured_nowhere(make_bundle, prepared):
+    everything = make_bundle(changes=["train.fit_on=all"])
+    with pytest.raises(RecrayError, match="nothing is held out"):
+        evaluate(everything)
+    with pytest.raises(RecrayError, match="was trained on its test split"):
+        read_start_weights([everything.folder.path], prepared, "train")
+
+
+def test_a_rating_that_a_filter_keeps_from_training_may_be_given(bundle):
+    filtered = dataclasses.replace(bundle, config=bundle.config | {"rating_range": [4.0, 5.0]})
+    lowest = float(bundle.interactions.known.rating.min())
+    assert Recommender(filtered).rating_scale == (lowest, 5.0)
+    assert lowest < 4
+    Recommender(filtered).recommend_from([(int(raw(1)), lowest)], 3)
+
+
+def test_data_of_an_earlier_version_are_prepared_again(prepared, monkeypatch):
+    source = SimpleNamespace(identity="same")
+    prepared.manifest["source"] = "same"
+    monkeypatch.setattr(ingest, "_settings_of", lambda _: prepared.manifest["settings"])
+    assert ingest.same_settings(prepared, source, None)
+    del prepared.manifest["fits"]
+    assert not ingest.same_settings(prepared, source, None)
 
 
 def test_both_fits_are_one_version(bundle, make_bundle, tmp_path):

@@ -137,15 +137,15 @@ def serve(
 
 
 def _show_service(ui: Console, bundle: str, url: str) -> None:
-    from recray.inference.bundle import fit_of
+    from recray.inference.bundle import has_learned_all
     from recray.serving.registry import is_registry, resolve_bundle
     from recray.storage import Folder
 
-    follows, fit_on = is_registry(bundle), fit_of(Folder(resolve_bundle(bundle)))
+    follows = is_registry(bundle)
     text = f"service: {url}  (a page to try it; documentation: {url}/docs)"
     text += f"\nfollows: {bundle}, which `recray registry promote` changes" if follows else ""
-    if fit_on != "all":
-        text += f"\nno final fit: this is the measured model, trained on {fit_on} alone"
+    if not has_learned_all(Folder(resolve_bundle(bundle))):
+        text += "\nno final fit: this is the measured model, which has not learned from all ratings"
     ui.result(results.StartedService(url=url, bundle=bundle, follows=follows), text)
 
 

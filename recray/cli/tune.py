@@ -192,7 +192,7 @@ def _checked(
         searched = load_space(settings, space)
     if settings.train.fit_on != "train":
         raise RecrayError(
-            "--set train.fit_on=train+valid: a search needs the validation rows apart"
+            f"--set train.fit_on={settings.train.fit_on}: a search needs the validation rows apart"
         )
     asked = request.TuneRequest(out=out, resume=resume is not None, **options)
     return request.check(asked, settings, searched)

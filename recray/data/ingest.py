@@ -27,7 +27,7 @@ from pydantic import JsonValue
 from recray import schema
 from recray.config import Settings
 from recray.data import split, tasks
-from recray.data.dataset import KIND, Prepared
+from recray.data.dataset import KIND, KNOWN, Prepared
 from recray.data.filtered import item_rules
 from recray.data.ids import FIT_SPLITS, CountedIds, FitOn, IdMap, TextIds
 from recray.data.source import Source
@@ -307,15 +307,16 @@ def _fit(
 
 
 def _fingerprints(folder: Folder, users: IdMap, items: IdMap) -> Facts:
-    """Hash each split, the ids of the training split, and the list of items.
+    """Hash each split, what filters dropped, the ids of training, and the lists of ids.
 
     They prove later that what training saw does not depend on the test split.
     """
     prints: Facts = {
         "ids": hashlib.sha256(users.content() + items.content()).hexdigest(),
         "items": hashlib.sha256(folder.read_bytes("items.parquet")).hexdigest(),
+        "users": hashlib.sha256(folder.read_bytes("users.parquet")).hexdigest(),
     }
-    for name in schema.PARTS:
+    for name in (*schema.PARTS, KNOWN):
         digest = hashlib.sha256()
         for file in folder.files():
             if file.startswith(f"{name}/"):
@@ -327,4 +328,6 @@ def _fingerprints(folder: Folder, users: IdMap, items: IdMap) -> Facts:
 def same_settings(prepared: Prepared, source: Source, settings: Settings) -> bool:
     """Whether preparing this source again would give the data set on disk."""
     facts = prepared.manifest
+    if "fits" not in facts:  # an earlier version: it did not keep what filters dropped
+        return False
     return bool(facts["source"] == source.identity and facts["settings"] == _settings_of(settings))

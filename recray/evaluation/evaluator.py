@@ -76,9 +76,10 @@ class Evaluator:
         targets: Ratings | None = None,
         protocol: Protocol = FULL_RANKING,
     ) -> None:
-        self.final_fit, self.bundle = bundle.is_final, bundle.measured
-        bundle = self.bundle
+        self.final_fit, self.bundle = bundle.is_final, (bundle := bundle.measured)
         self.settings = settings or bundle.settings.evaluate
+        if targets is None and bundle.settings.train.fit_on == "all":
+            raise RecrayError("this model was trained on the test split, too: nothing is held out")
         self.targets = bundle.holdout if targets is None else targets
         self.blocks = blocks_of(self.targets)
         if not self.blocks:

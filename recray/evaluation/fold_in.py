@@ -103,8 +103,8 @@ def choose_fold_in(prepared: Prepared, trained: TrainedModel, settings: Settings
     """The trained model with the strength of the prior that its validation rows favour.
 
     It is the one with the highest NDCG, averaged over the users with so many known ratings, then
-    over KNOWN. Without validation rows, or where training has
-    seen them, it is the objective's last one.
+    over KNOWN. Without validation rows, or where training has seen them, it is the objective's
+    default.
 
     Args:
         prepared: The data set that it was trained on.

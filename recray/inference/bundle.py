@@ -2,10 +2,11 @@
 
 weights.safetensors  ids.parquet  items.parquet  interactions.parquet
 config.json  metrics.json  training.json (the epochs, for people)  manifest.json
-measured/config.json  measured/weights.safetensors
+measured/config.json  measured/weights.safetensors  run/config.json  run/weights.safetensors
 
 What lies at the top has been fitted on all ratings, and answers. Its twin in `measured` was fitted
-without those of test; metrics.json is what was measured of it. All other files are of both.
+without those of test; metrics.json is what was measured of it. `run` is the training that chose the
+epoch on validation rows, which later ones may start from. All other files are of all three.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from pydantic import JsonValue
 from recray import storage
 from recray.config import Settings, build_settings, translated
 from recray.data.dataset import Ratings
-from recray.data.ids import IdMap
+from recray.data.ids import FIT_SPLITS, IdMap
 from recray.errors import RecrayError
 from recray.inference.interactions import Interactions
 from recray.models import build_model
@@ -34,6 +35,8 @@ KIND = "bundle"
 TRAINING = "training.json"
 RUN_TRAIN = ("fit_on", "epochs", "patience")
 """Settings of the group train in which a fit differs from the run that it repeats."""
+RUN = "run"
+"""Folder of the run that chose the epoch, where the measured fit is another one."""
 TWIN = "measured"
 """Folder of the twin that was measured, where there is a final fit."""
 UNVERSIONED = ("metrics.json", TRAINING)
@@ -143,9 +146,21 @@ class Bundle:
     @cached_property
     def measured(self) -> "Bundle":
         """The fit whose metrics these are: the twin of a final fit, otherwise this very bundle."""
-        if not self.is_final or not self.folder.exists(f"{TWIN}/config.json"):
+        return self._fit(TWIN) if self.is_final else self
+
+    @cached_property
+    def chosen(self) -> "Bundle":
+        """The run that chose the epoch, which has learned no validation row: where a warm start
+        begins, since later ones validate on those rows. Without it, the measured fit.
+        """
+        found = self._fit(RUN)
+        return self.measured if found is self else found
+
+    def _fit(self, name: str) -> "Bundle":
+        """The fit in that folder; this very bundle where there is none."""
+        if not self.folder.exists(f"{name}/config.json"):
             return self
-        config, settings, model, objective = _read_fit(self.folder, f"{TWIN}/")
+        config, settings, model, objective = _read_fit(self.folder, f"{name}/")
         return replace(
             self,
             config=config,
@@ -208,10 +223,12 @@ def _read_fit(folder: Folder, where: str = "") -> tuple[BundleConfig, Settings, 
     return config, settings, model.eval(), build_objective(settings, low, high)
 
 
-def fit_of(folder: Folder) -> str:
-    """The splits that what answers was trained on, as train.fit_on."""
-    settings: dict[str, dict[str, JsonValue]] = folder.read_json("config.json")["settings"]
-    return str(settings["train"].get("fit_on", "train"))
+def has_learned_all(folder: Folder) -> bool:
+    """Whether what answers was trained on every rating of the splits."""
+    config: BundleConfig = folder.read_json("config.json")
+    fit_on = build_settings(translated(config["settings"])).train.fit_on
+    rest = [name for name in config["splits"] if name not in FIT_SPLITS[fit_on]]
+    return not any(config["splits"][name]["rows"] for name in rest)
 
 
 def check_bundle(folder: Folder) -> Manifest:

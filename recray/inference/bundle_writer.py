@@ -16,6 +16,7 @@ from recray.data.dataset import Prepared
 from recray.inference import interactions
 from recray.inference.bundle import (
     KIND,
+    RUN,
     RUN_TRAIN,
     TRAINING,
     TWIN,
@@ -35,14 +36,14 @@ class TrainedModel:
         best_epoch: The number of that epoch, from 1.
         history: One entry an epoch: epoch, loss, validation metrics, and schema.TIMINGS.
         prior_strength: That of FoldInConfig.
-        run: The settings of the run that chose the epoch, where this is another fit.
+        run: The run that chose the epoch, and its settings, where this is another fit.
     """
 
     weights: dict[str, Tensor]
     best_epoch: int
     history: list[dict[str, Any]]
     prior_strength: float = 0.0
-    run: Settings | None = None
+    run: "tuple[TrainedModel, Settings] | None" = None
 
 
 def write_bundle(
@@ -71,9 +72,7 @@ def write_bundle(
         RecrayError: The folder is taken or cannot be written.
     """
     with publish(Folder(out), replace_old) as folder:
-        if final is not None:
-            _write_fit(folder, "", prepared, *final)
-        _write_fit(folder, f"{TWIN}/" if final else "", prepared, trained, settings)
+        _write_fits(folder, prepared, trained, settings, final)
         folder.write_table("ids.parquet", _id_table(prepared))
         folder.write_table("items.parquet", prepared.item_table)
         folder.write_table(interactions.FILE, interactions.interaction_table(prepared))
@@ -85,6 +84,21 @@ def write_bundle(
         facts = {"version": version, "dataset": prepared.manifest["dataset"], "created": created}
         folder.write_manifest(KIND, facts | {"preset": settings.preset})
     return Bundle.open(out)
+
+
+def _write_fits(
+    folder: Folder,
+    prepared: Prepared,
+    trained: TrainedModel,
+    settings: Settings,
+    final: tuple[TrainedModel, Settings] | None,
+) -> None:
+    """Write the measured fit, the final one, and the run that chose the epoch, where they are."""
+    _write_fit(folder, f"{TWIN}/" if final else "", prepared, trained, settings)
+    if final is not None:
+        _write_fit(folder, "", prepared, *final)
+    if trained.run is not None:
+        _write_fit(folder, f"{RUN}/", prepared, *trained.run)
 
 
 def _write_fit(
@@ -101,7 +115,7 @@ def _config(prepared: Prepared, trained: TrainedModel, settings: Settings) -> Bu
     best = next(e for e in trained.history if e["epoch"] == trained.best_epoch)
     # Without a measured error: a quarter of the range, squared, is generous for any scale of stars.
     noise = best.get("rmse", (high - low) / 4) ** 2
-    facts = prepared.manifest
+    facts, recipe = prepared.manifest, trained.run[1] if trained.run else settings
     return {
         "dataset": facts["dataset"],
         "settings": settings.plain(),
@@ -110,7 +124,7 @@ def _config(prepared: Prepared, trained: TrainedModel, settings: Settings) -> Bu
         "rating_range": [low, high],
         "fold_in": {"noise": noise, "prior_strength": trained.prior_strength},
         "epoch": trained.best_epoch,
-        "run": {n: getattr((trained.run or settings).train, n) for n in RUN_TRAIN},
+        "run": {name: getattr(recipe.train, name) for name in RUN_TRAIN},
         "valid": {k: v for k, v in best.items() if k not in ("epoch", *schema.TIMINGS)},
         "split": facts["settings"]["split"],
         "splits": facts["splits"],

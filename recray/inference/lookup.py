@@ -112,6 +112,13 @@ class Lookup:
         self.users, self.items = bundle.user_ids, bundle.item_ids
         scorer = Scorer.for_service(bundle)
         self._filtered = bundle.interactions.filtered_history
+        # What people may give: a filter that kept low ratings from training does not forbid them.
+        given = bundle.interactions.known.rating
+        low, high = bundle.rating_range
+        self.rating_scale = (
+            min(low, float(given.min(initial=low))),
+            max(high, float(given.max(initial=high))),
+        )
         # The catalogue must not refer to self: a model that was replaced has to be freed at once,
         # not when the garbage collector next looks for cycles.
         self.catalog = ItemCatalog(self.items, bundle.item_table, lambda: scorer.popularity)

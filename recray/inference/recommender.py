@@ -286,7 +286,7 @@ class Recommender(Lookup):
                 raise RecrayError(
                     f"unknown item {item!r}: rate items that the model was trained on"
                 )
-        low, high = self.bundle.rating_range
+        low, high = self.rating_scale
         last = dict(zip(dense, (rating for _, rating in ratings), strict=True))
         for rating in last.values():
             if not low <= rating <= high:

@@ -185,6 +185,6 @@ def check_rating(recommender: Recommender, user: RawId, item: RawId, rating: flo
         raise RecrayError(f"user {user!r}: the users of {dataset} are {kind}")
     if recommender.items.encode_one(item) < 0:
         raise RecrayError(f"unknown item {item!r}: {dataset} has none such")
-    low, high = recommender.bundle.rating_range
+    low, high = recommender.rating_scale
     if not low <= rating <= high:
         raise RecrayError(f"rating {rating:g} is off the scale of {low:g} to {high:g}")

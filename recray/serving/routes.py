@@ -181,7 +181,7 @@ def _info(service: Service, recommender: Recommender) -> responses.ModelInfo:
         years=None if years is None else list(years),
         example_users=recommender.users.raw[:EXAMPLE_USERS].tolist(),
         keeps_ratings=service.feedback is not None,
-        rating_range=bundle.config["rating_range"],
+        rating_range=list(recommender.rating_scale),
         metrics=bundle.metrics.get("metrics", {}),
         baselines=bundle.metrics.get("baselines", {}),
         verdict=bundle.metrics.get("verdict"),

@@ -55,23 +55,26 @@ def export(
         RecrayError: There is no run, the prepared data have changed since, or the folder is taken.
     """
     run, prepared = RunFolder(run_path), prepared_of(run_path)
+    recipe, workers = run.metadata().settings, run.metadata().workers
+    chosen = choose_fold_in(prepared, run.trained_model(), recipe)
     measured, final = _planned(run, prepared, fits)
-    workers = run.metadata().workers
-    chosen = choose_fold_in(prepared, run.trained_model(), run.metadata().settings)
 
     def fitted(settings: Settings) -> TrainedModel:
-        if settings == run.metadata().settings:
+        if settings == recipe:
             return chosen
         path = run.folder.child(FOLDERS[settings.train.fit_on]).path
         fit_again(settings, prepared, path, workers, address, log)
-        return replace(chosen, weights=RunFolder(path).best().weights, run=run.metadata().settings)
-
-    def measure(bundle: Bundle) -> Mapping[str, JsonValue]:
-        return evaluate(bundle).plain() if len(bundle.holdout) else {}
+        return replace(chosen, weights=RunFolder(path).best().weights, run=(chosen, recipe))
 
     twin, created = fitted(measured), datetime.now(UTC).isoformat(timespec="seconds")
     more = None if final is None else (fitted(final), final)
-    return write_bundle(out, prepared, twin, measured, created, measure, replace_old, more)
+    return write_bundle(out, prepared, twin, measured, created, _measure, replace_old, more)
+
+
+def _measure(bundle: Bundle) -> Mapping[str, JsonValue]:
+    """Measure what has not learned from the test split; nothing of a bundle that has."""
+    learned_test = bundle.measured.settings.train.fit_on == "all"
+    return evaluate(bundle).plain() if len(bundle.holdout) and not learned_test else {}
 
 
 def prepared_of(run_path: str) -> Prepared:
@@ -119,7 +122,8 @@ def fit_again(
             folder.delete()
     epochs = settings.train.epochs
     if log is not None and not folder.published():
-        log(f"fit: on {settings.train.fit_on}, {epochs} epoch{'s' * (epochs > 1)} as validated")
+        many = f"{epochs} epoch{'s' * (epochs > 1)}"
+        log(f"fit: on {settings.train.fit_on}, {many} as the run's best")
     callbacks = Callbacks(log) if log is not None else None
     trainer.run(settings, prepared.folder.path, path, workers, True, address, callbacks)
 

@@ -1,4 +1,4 @@
-"""`recray train` and `recray export`: what is refused before a run, the run, and its bundle."""
+"""`recray train`: what is refused before a run, and the run."""
 
 from dataclasses import dataclass
 

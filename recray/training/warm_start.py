@@ -204,7 +204,7 @@ def read_start_weights(
     for path in paths:
         folder = Folder(path)
         if folder.published() and folder.manifest().kind == KIND:
-            bundle = Bundle.open(path).measured  # its test split may be held out here, too
+            bundle = Bundle.open(path).chosen  # what it validated on may validate here, too
             _refuse_other_split(path, bundle, prepared)
             weights = grown(bundle, prepared, fit_on)
             found.append(StartWeights(path, bundle.settings.model.kind, weights))
@@ -217,8 +217,12 @@ def _refuse_other_split(path: str, bundle: Bundle, prepared: Prepared) -> None:
     """What another split of the same data trains on is held out here.
 
     Raises:
-        RecrayError: The bundle knows another split.
+        RecrayError: The bundle knows another split, or its own test split.
     """
+    if bundle.settings.train.fit_on == "all":
+        raise RecrayError(
+            f"train.init_from: {path} was trained on its test split, which may be held out here"
+        )
     ours = prepared.manifest["settings"]["split"]
     theirs = bundle.settings.plain()["split"]
     other = ", ".join(f"{k}={theirs[k]}" for k in ours if ours[k] != theirs[k])

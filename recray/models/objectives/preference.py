@@ -135,7 +135,7 @@ def detect_scale(low: float, high: float, rating_levels: Collection[float] = ())
         RecrayError: Some are negative, and 0 is not the middle.
     """
     if low < 0:
-        if high <= 1 and low >= -1 and all(level in (-1, 0, 1) for level in rating_levels):
+        if rating_levels and all(level in (-1, 0, 1) for level in rating_levels):
             return "sign"
         if abs(low + high) / 2 > OFF_CENTRE * (high - low):
             raise RecrayError(
