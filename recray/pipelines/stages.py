@@ -313,8 +313,9 @@ def up(source: Source, stages: Stages, host: str, port: int) -> Iterator[Running
         stages.log(f"serve: http://{host}:{port}")
         # The log is named by the data set, since the folder may be used for another one later.
         log = ServiceOptions(stages.out.child("ratings").child(bundle.config["dataset"]).path)
-        path, address = bundle.folder.path, stages.address
-        running = deployment.serving(path, host, port, 1, address, limits, options=log)
+        path, at = bundle.folder.path, stages.address
+        ends = at == LOCAL
+        running = deployment.serving(path, host, port, 1, at, limits, "laptop", log, ends)
         with running as url:
             checked = verify.verify(url, Recommender(bundle), key=own)
             stages.seconds["serve"] = round(time.perf_counter() - begin, 3)

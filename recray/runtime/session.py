@@ -115,14 +115,6 @@ def set_token_mode() -> None:
         )
 
 
-_ends_with_session = False
-
-
-def ray_goes_on() -> bool:
-    """Whether Ray runs and will run on when the sessions of this process end."""
-    return ray_runs() and not _ends_with_session
-
-
 @contextmanager
 def session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
     """Have Ray running inside the block; a Ray that was running before is used and left alone.
@@ -135,7 +127,6 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     Raises:
         RecrayError: The cluster cannot be reached or refuses the token.
     """
-    global _ends_with_session
     if ray_runs():
         yield
         return
@@ -148,10 +139,8 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         try:
             _start(address, cpus or local_cpus())
             end_on_sigterm()
-            _ends_with_session = address == LOCAL
             yield
         finally:
-            _ends_with_session = False
             if address == LOCAL and ray.is_initialized() and SERVE in sys.modules:
                 leave_no_serve()
             ray.shutdown()

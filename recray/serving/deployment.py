@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.runtime.ray_private import PRODUCTION_SWITCHES, serve_address
-from recray.runtime.session import LOCAL, ray_goes_on, session, switched
+from recray.runtime.session import LOCAL, ray_runs, session, switched
 from recray.serving.auth import load_keys, require_keys
 from recray.serving.guard import ServiceMetrics, log
 from recray.serving.options import DEPLOYMENT, AppArgs, ServiceLimits, ServiceOptions
@@ -259,19 +259,19 @@ def serving(
     limits: ServiceLimits | None = None,
     profile: Profile = "laptop",
     options: ServiceOptions | None = None,
+    ends_with_ray: bool = False,
 ) -> Iterator[str]:
     """Serve a bundle, or what is current in a registry, while the block runs.
 
     Args:
         bundle: Folder of a bundle, or of a registry to follow; every replica must reach it.
-        host: Interface to bind.
-        port: HTTP port.
+        host, port: Where HTTP is answered.
         replicas: Processes that answer.
         address: Ray cluster.
         limits: Keys and limits; by default the keys of the environment.
-        profile: production has HAProxy in place of Ray's own proxy, which binds every interface;
-            a Ray that runs already keeps the one it was started with.
+        profile: production has HAProxy, which binds every interface; a Ray that runs keeps its own.
         options: A ratings log and a challenger; by default a registry's own log.
+        ends_with_ray: Whether the caller ends Ray right after, which ends Serve, too.
 
     Yields:
         The address of the service, which answers.
@@ -285,8 +285,8 @@ def serving(
     _open_once(bundle, options)
     if address == LOCAL:
         refuse_taken_port(host, port)
+    goes_on = (address != LOCAL or ray_runs()) and not ends_with_ray
     switches = PRODUCTION_SWITCHES if profile == "production" else {}
-    goes_on = address != LOCAL or ray_goes_on()
     with switched(switches, overrule=True), session(address), _ray_serve(host, port, goes_on):
         deploy(bundle, limits, replicas, options)
         yield f"http://{host}:{port}"
@@ -329,11 +329,10 @@ def _ray_serve(host: str, port: int, ray_goes_on: bool) -> Iterator[None]:
 
 
 def _wait_until_free(host: str, port: int) -> None:
-    """Wait until nothing listens any more: the proxy's process ends a little after shutdown."""
+    """Wait until the port can be taken again: the proxy's process ends a little after shutdown."""
     end = time.monotonic() + PORT_TIMEOUT_S
     while time.monotonic() < end:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex((host, port)):
-                return
+        with contextlib.suppress(RecrayError):
+            return refuse_taken_port(host, port)
         time.sleep(0.05)
+    return None
