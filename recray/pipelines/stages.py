@@ -151,6 +151,12 @@ class Stages:
             self.log(f"evaluate: {again}measure on the test split")
             return export(run, folder.path, True, self.fits, self.address, self.log)
 
+    def run(self, source: Source) -> tuple[Prepared, Bundle]:
+        """Prepare the source, train on it, and export, where the cluster has room."""
+        wait_for_capacity(self.workers)
+        prepared = self.prepare(source)
+        return prepared, self.export(self.train(prepared), prepared)
+
 
 class Release(Measured):
     """A bundle that was trained, measured, and promoted unless it was worse than the live one.
@@ -272,9 +278,7 @@ def release(
     if stages.address == LOCAL:
         require_local(stages.workers)
     with session(stages.address):
-        wait_for_capacity(stages.workers)
-        prepared = stages.prepare(source)
-        bundle = stages.export(stages.train(prepared), prepared)
+        _, bundle = stages.run(source)
     versions = Registry(registry or stages.out.child("registry").path)
     with stages.timed("promote"):
         outcome = versions.add_and_promote(bundle.folder.path, force)
@@ -306,16 +310,15 @@ def up(source: Source, stages: Stages, host: str, port: int) -> Iterator[Running
         deployment.refuse_taken_port(host, port)
     own, limits = _own_key(host)  # keys are checked before the long work
     with session(stages.address):
-        wait_for_capacity(stages.workers)
-        prepared = stages.prepare(source)
-        bundle = stages.export(stages.train(prepared), prepared)
+        prepared, bundle = stages.run(source)
         begin = time.perf_counter()
         stages.log(f"serve: http://{host}:{port}")
         # The log is named by the data set, since the folder may be used for another one later.
         log = ServiceOptions(stages.out.child("ratings").child(bundle.config["dataset"]).path)
         path, at = bundle.folder.path, stages.address
-        ends = at == LOCAL
-        running = deployment.serving(path, host, port, 1, at, limits, "laptop", log, ends)
+        running = deployment.serving(
+            path, host, port, 1, at, limits, options=log, ends_with_ray=at == LOCAL
+        )
         with running as url:
             checked = verify.verify(url, Recommender(bundle), key=own)
             stages.seconds["serve"] = round(time.perf_counter() - begin, 3)

@@ -6,7 +6,6 @@ import math
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 NAME = DEPLOYMENT
 EXPORT_SECONDS = 1.0
-PORT_TIMEOUT_S = 10.0
 SECONDS_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]
 SHARE_BUCKETS = [0.1 * tenth for tenth in range(1, 11)]
 SCORE_DIFF_BUCKETS = [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0]
@@ -265,7 +263,7 @@ def serving(
 
     Args:
         bundle: Folder of a bundle, or of a registry to follow; every replica must reach it.
-        host, port: Where HTTP is answered.
+        host, port: Interface and port of HTTP.
         replicas: Processes that answer.
         address: Ray cluster.
         limits: Keys and limits; by default the keys of the environment.
@@ -325,14 +323,3 @@ def _ray_serve(host: str, port: int, ray_goes_on: bool) -> Iterator[None]:
             # Ray prints a line when the controller ends; stdout is for the command's result.
             with contextlib.redirect_stdout(sys.stderr):
                 serve.shutdown()
-            _wait_until_free(host, port)
-
-
-def _wait_until_free(host: str, port: int) -> None:
-    """Wait until the port can be taken again: the proxy's process ends a little after shutdown."""
-    end = time.monotonic() + PORT_TIMEOUT_S
-    while time.monotonic() < end:
-        with contextlib.suppress(RecrayError):
-            return refuse_taken_port(host, port)
-        time.sleep(0.05)
-    return None
