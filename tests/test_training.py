@@ -150,31 +150,27 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, preset, changes):
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
-def test_the_best_epoch_is_kept_and_patience_stops(tmp_path):
-    shard, _ = two_tastes()
+def validated_run(tmp_path, epochs: int):
+    """A run whose validation is best in its second epoch, with a patience of two."""
     values = iter([1.0, 0.5, 0.6, 0.7, 0.8])
-    run = training_run(
+    return training_run(
         tmp_path,
         "dot-mse",
-        shard,
-        ["train.epochs=50", "train.patience=2"],
+        two_tastes()[0],
+        [f"train.epochs={epochs}", "train.patience=2"],
         validate=lambda _model: {"rmse": (next(values) ** 2, 1.0)},
     )
+
+
+def test_the_best_epoch_is_kept_and_patience_stops(tmp_path):
+    run = validated_run(tmp_path, epochs=50)
     progress = run.fit()
     assert (progress.epoch, progress.best_epoch, progress.stopped) == (4, 2, True)
     assert run.checkpoints.best().train_state.epoch == 2
 
 
 def test_where_validation_is_not_trusted_all_epochs_run_and_the_last_is_kept(tmp_path):
-    shard, _ = two_tastes()
-    values = iter([1.0, 0.5, 0.6, 0.7, 0.8])
-    run = training_run(
-        tmp_path,
-        "dot-mse",
-        shard,
-        ["train.epochs=5", "train.patience=2"],
-        validate=lambda _model: {"rmse": (next(values) ** 2, 1.0)},
-    )
+    run = validated_run(tmp_path, epochs=5)
     progress = replace(run, keep_last=True).fit()
     assert (progress.epoch, progress.best_epoch, progress.stopped) == (5, 5, False)
     assert [entry["rmse"] for entry in progress.history] == [1.0, 0.5, 0.6, 0.7, 0.8]

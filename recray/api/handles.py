@@ -129,10 +129,11 @@ class Run:
         Raises:
             RecrayError: The folder is taken, or the data set has changed since.
         """
-        from recray.training.export import Fits, export, prepared_of, same_bundle
+        from recray.training.export import Fits, export, same_bundle
 
         fits: Fits = "final" if final_fit else "none"
-        if not same_bundle(Folder(out), self.path, prepared_of(self.path), fits):
+        prepared = Prepared.open(RunFolder(self.path).metadata().prepared)
+        if not same_bundle(Folder(out), self.path, prepared, fits):
             with telling(f"measure {self.path} on the test split"):
                 export(self.path, out, fits=fits)
         return Loaded.open(out)

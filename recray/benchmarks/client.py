@@ -1,12 +1,22 @@
 """The load of `recray benchmark serve`, by an HTTP client that costs little, and its rows."""
 
 import asyncio
+import socket
 import time
 from typing import Self
 
 from recray.benchmarks.harness import Row
 
 HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
 CONNECTIONS = 16
 
 

@@ -12,6 +12,7 @@ from recray.benchmarks.harness import Figures, Measurement, Row
 from recray.config import Settings, load_settings
 from recray.errors import unknown_name
 from recray.evaluation.evaluator import evaluate
+from recray.evaluation.fold_in import KNOWN
 from recray.evaluation.protocol import Protocol
 from recray.inference.bundle import Bundle
 from recray.pipelines import repetition
@@ -155,10 +156,7 @@ GROUPS = (
         taste.stars_in_lists,
     ),
     Group(("disliked_genre_shown",), taste.disliked_genres),
-    *(
-        Group((f"fold_in_{known}",), partial(taste.first_ratings, known=known))
-        for known in taste.KNOWN
-    ),
+    *(Group((f"fold_in_{known}",), partial(taste.first_ratings, known=known)) for known in KNOWN),
 )
 QUICK_GROUPS = ("up_seconds_sample", "served_known_share", "liked_ndcg10_100k")
 

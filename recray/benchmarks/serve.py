@@ -5,7 +5,6 @@
 import asyncio
 import ctypes
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from recray.benchmarks.client import (
     ReplicaMemory,
     SteadyLoad,
     Swaps,
+    free_port,
     peak,
     steady,
 )
@@ -108,12 +108,6 @@ def run(sizes: Sizes, log: Log) -> Measurement:
     return Measurement(figures, rows)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 def _serve_empty() -> None:
     from fastapi import FastAPI
     from ray import serve
@@ -142,7 +136,7 @@ def _small(
     bundle: Bundle, turns: int, seconds: float, log: Log
 ) -> tuple[Rate, Rate, SteadyLoad, Rate]:
     """Laptop mode: peaks beside the empty deployment, an open loop, batches."""
-    port = _free_port()
+    port = free_port()
     with serving(bundle.folder.path, HOST, port):
         _serve_empty()
         log(f"peaks of {CONNECTIONS} connections, in {turns} turns of {seconds:g} s")
@@ -157,7 +151,7 @@ def _small(
 
 def _large(bundle: Bundle, turns: int, seconds: float) -> list[Rate]:
     """Peaks alone."""
-    port = _free_port()
+    port = free_port()
     with serving(bundle.folder.path, HOST, port):
         _serve_empty()
         return asyncio.run(_peaks(bundle, port, turns, seconds))
@@ -191,7 +185,7 @@ def swaps(small: Bundle, folder: Path, seconds: float, log: Log) -> Swaps:
     registry.promote(versions[0])
     users = small.user_ids.raw[:200].tolist()
     right = {bundle.version: _lists(bundle, users) for bundle in (small, other)}
-    limits, port = ServiceLimits(), _free_port()
+    limits, port = ServiceLimits(), free_port()
     log(f"{SWAP_RATE:g} requests a second for {seconds:g} s: three swaps, a rolling update")
     with serving(registry.folder.path, HOST, port, replicas=2, limits=limits):
 
@@ -260,7 +254,7 @@ def _apart(what: str, *arguments: str) -> str:
 def production(bundle: str, seconds: str) -> Production:
     """Requests a second with HAProxy and throughput settings."""
     secret, line = new_key("benchmark")
-    guarded, port = ServiceLimits(keys=(parse_key(line, "here"),)), _free_port()
+    guarded, port = ServiceLimits(keys=(parse_key(line, "here"),)), free_port()
     profile: Profile = "production"
     with serving(bundle, HOST, port, limits=guarded, profile=profile):
         _serve_empty()

@@ -1,7 +1,6 @@
 """What is served: places of lists that the user has rated already, and what `recray up` leaves."""
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from urllib.parse import quote
 import numpy as np
 from fastapi.testclient import TestClient
 
+from recray.benchmarks.client import free_port
 from recray.benchmarks.experiments import Lab, recray_command, rounded
 from recray.benchmarks.harness import Figures, Row
 from recray.config import Settings, load_settings, preset_names
@@ -237,12 +237,9 @@ def up(lab: Lab, figure: str, release: str, *settings: str) -> UpRun:
         RecrayError: It failed.
     """
     source = release if release == "sample" else lab.archive(release)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     given = [word for setting in settings for word in ("--set", setting)]
-    out = f"{lab.out}/{figure}"
-    command = recray_command("up", source, "--once", "--json", "--out", out, "--port", port, *given)
+    given += ["--out", f"{lab.out}/{figure}", "--port", str(free_port())]
+    command = recray_command("up", source, "--once", "--json", *given)
     begin = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - begin

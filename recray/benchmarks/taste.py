@@ -35,8 +35,6 @@ DISLIKED_FILMS = 10
 WELL_KNOWN = 30
 """Films of a genre, the most rated ones, of which a visitor dislikes some."""
 VISITORS = 20
-KNOWN = (1, 2, 3, 5, 10, 20)
-"""Ratings known of a held-out user."""
 
 
 class Taste(Row):

@@ -78,7 +78,7 @@ class Evaluator:
     ) -> None:
         self.final_fit, self.bundle = bundle.is_final, (bundle := bundle.measured)
         self.settings = settings or bundle.settings.evaluate
-        if targets is None and bundle.settings.train.fit_on == "all":
+        if targets is None and bundle.is_final:
             raise RecrayError("this model was trained on the test split, too: nothing is held out")
         self.targets = bundle.holdout if targets is None else targets
         self.blocks = blocks_of(self.targets)

@@ -135,7 +135,7 @@ class Bundle:
 
     @property
     def is_final(self) -> bool:
-        """Whether it was fitted again on all ratings after its twin was measured."""
+        """Whether it was fitted on all ratings, so that it knows those of test."""
         return self.settings.train.fit_on == "all"
 
     @property

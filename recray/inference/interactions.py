@@ -1,7 +1,7 @@
 """What a bundle knows of its users: every interaction, and which ones a measurement withholds.
 
-`known` answers what lists leave out, `withheld` what a measurement looks for. No other name of
-them exists, so that a caller has to say which of the two is meant.
+`known` answers what lists leave out, `withheld` what a measurement looks for: two names, so that a
+caller has to say which of the two is meant.
 """
 
 # Shape letter: R = rows.

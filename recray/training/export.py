@@ -57,7 +57,7 @@ def export(
     run, prepared = RunFolder(run_path), prepared_of(run_path)
     recipe, workers = run.metadata().settings, run.metadata().workers
     chosen = choose_fold_in(prepared, run.trained_model(), recipe)
-    measured, final = _planned(run, prepared, fits)
+    measured, final = _planned(recipe, chosen.best_epoch, prepared, fits)
 
     def fitted(settings: Settings) -> TrainedModel:
         if settings == recipe:
@@ -73,8 +73,8 @@ def export(
 
 def _measure(bundle: Bundle) -> Mapping[str, JsonValue]:
     """Measure what has not learned from the test split; nothing of a bundle that has."""
-    learned_test = bundle.measured.settings.train.fit_on == "all"
-    return evaluate(bundle).plain() if len(bundle.holdout) and not learned_test else {}
+    measurable = len(bundle.holdout) and not bundle.measured.is_final
+    return evaluate(bundle).plain() if measurable else {}
 
 
 def prepared_of(run_path: str) -> Prepared:
@@ -92,11 +92,12 @@ def prepared_of(run_path: str) -> Prepared:
     return prepared
 
 
-def _planned(run: RunFolder, prepared: Prepared, fits: Fits) -> tuple[Settings, Settings | None]:
+def _planned(
+    chosen: Settings, best_epoch: int, prepared: Prepared, fits: Fits
+) -> tuple[Settings, Settings | None]:
     """Settings of what is measured, and of the final fit; None where that learns nothing more."""
-    chosen = run.metadata().settings
     rows = {name: split["rows"] for name, split in prepared.manifest["splits"].items()}
-    train = {"epochs": run.train_state().best_epoch, "patience": None}
+    train = {"epochs": best_epoch, "patience": None}
     measured, final = chosen, None
     if fits != "none" and chosen.train.fit_on == "train" and rows["valid"]:
         measured = chosen.changed(train={**train, "fit_on": "train+valid"})
@@ -132,7 +133,9 @@ def same_bundle(folder: Folder, run_path: str, prepared: Prepared, fits: Fits) -
     """Whether the folder holds the bundle of that run on that data set already."""
     if not folder.published() or folder.manifest().kind != KIND:
         return False
-    measured, final = _planned(RunFolder(run_path), prepared, fits)
+    run = RunFolder(run_path)
+    chosen, epoch = run.metadata().settings, run.train_state().best_epoch
+    measured, final = _planned(chosen, epoch, prepared, fits)
     wanted = {"config.json": measured}
     if final is not None:
         wanted = {"config.json": final, f"{TWIN}/config.json": measured}

@@ -256,10 +256,11 @@ class WorkerRows:
         self.fit = prepared.fit(self.fit_on)
         self.limit = settings.train.max_rows_in_memory
         self.rows_of: dict[int, int] = {}
-        if self.limit is not None:
-            self.rows_of = {
-                part: len(prepared.load_fit(self.fit_on, [part])) for part in self.parts
-            }
+        if self.limit is not None and self.fit_on == "train":  # the ends of the files tell
+            counts = prepared.rows_of_parts("train")
+            self.rows_of = {part: counts[part] for part in self.parts}
+        elif self.limit is not None:
+            self.rows_of = {part: len(self._read([part])[0]) for part in self.parts}
         self.streamed = self.limit is not None and sum(self.rows_of.values()) > self.limit
 
     @cached_property

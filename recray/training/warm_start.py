@@ -219,7 +219,7 @@ def _refuse_other_split(path: str, bundle: Bundle, prepared: Prepared) -> None:
     Raises:
         RecrayError: The bundle knows another split, or its own test split.
     """
-    if bundle.settings.train.fit_on == "all":
+    if bundle.is_final:
         raise RecrayError(
             f"train.init_from: {path} was trained on its test split, which may be held out here"
         )
