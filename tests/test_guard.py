@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from click.testing import CliRunner
+from fastapi.responses import Response
 from fastapi.testclient import TestClient
 
 from recray.cli import cli
@@ -22,7 +23,13 @@ from recray.serving.auth import (
     parse_key,
     require_keys,
 )
-from recray.serving.guard import RateLimiter, SecurityMiddleware, ServiceMetrics, error_body
+from recray.serving.guard import (
+    WRITE_BUFFER,
+    RateLimiter,
+    SecurityMiddleware,
+    ServiceMetrics,
+    error_body,
+)
 from recray.serving.hot_swap import ModelHolder
 from recray.serving.options import ServiceLimits
 from recray.serving.service import THREADS, Service
@@ -232,6 +239,24 @@ def test_what_takes_too_long_is_given_up():
     dribble = SecurityMiddleware(hello, ServiceLimits(timeout=0.05))
     assert ask(dribble, chunks=[b"1"] * 1000, pause=0.01)[0] == 504  # a body that never ends
     assert guard.running == dribble.running == 0
+
+
+@pytest.mark.parametrize(("size", "given_up"), [(WRITE_BUFFER, False), (WRITE_BUFFER + 1, True)])
+def test_a_reply_made_at_once_has_a_timeout_if_it_may_wait_for_the_client(size, given_up):
+    """The client reads slowly; only a reply that fits the server's buffer is not waited for."""
+    limits = ServiceLimits(timeout=0.05)
+    guard = SecurityMiddleware(hello, limits, answer_at_once=lambda _: Response(b"x" * size))
+    sent = []
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            await asyncio.sleep(0.2)
+        sent.append(message["type"])
+
+    scope = {"type": "http", "path": "/v1/model", "method": "GET", "headers": []}
+    asyncio.run(guard(scope, None, send))
+    assert ("http.response.body" not in sent) == given_up
+    assert guard.running == 0
 
 
 def test_a_long_computation_is_given_up_too(guarded, recommender, monkeypatch):

@@ -9,8 +9,10 @@ from fastapi.testclient import TestClient
 from recray.inference.catalog import Filters
 from recray.inference.recommender import Recommender
 from recray.serving.app import build_app
+from recray.serving.auth import new_key, parse_key
 from recray.serving.guard import ServiceMetrics
 from recray.serving.hot_swap import ModelHolder
+from recray.serving.options import ServiceLimits
 from recray.serving.schemas.requests import QueryOptions
 from recray.serving.service import MAX_CACHED_QUERIES, MAX_CACHED_QUERY_BYTES, Service
 
@@ -77,6 +79,17 @@ def test_the_second_request_is_the_first_one_s_equal_and_no_route_is_looked_for(
     counts = metrics.flush()
     assert counts.requests == {("/v1/users/{user:path}/recommendations", "GET", 200): 2}
     assert counts.lists == {("model", recommender.version): 2}
+
+
+def test_a_checked_query_keeps_to_keys_and_rates(recommender):
+    secret, line = new_key("a")
+    limits = ServiceLimits(keys=(parse_key(line, "here"),), rate=0.001, burst=3)
+    client = TestClient(build_app(recommender, limits))
+    path, header = f"/v1/users/{raw(3)}/recommendations?k=3", {"x-api-key": secret}
+    replies = [client.get(path, headers=header).status_code for _ in range(4)]
+    assert replies == [200, 200, 200, 429]
+    assert client.get(path).status_code == 401
+    assert client.get(path, headers={"x-api-key": "b"}).status_code == 403
 
 
 def test_a_query_whose_model_was_replaced_is_refused_as_if_it_came_first(recommender, make_bundle):

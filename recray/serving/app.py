@@ -19,7 +19,7 @@ from recray.errors import RecrayError
 from recray.inference.recommender import Recommender
 from recray.serving import routes, service
 from recray.serving.ab_test import ABTest
-from recray.serving.checked_query import CheckedQueryMiddleware
+from recray.serving.checked_query import CheckedQueries, CheckedQueryMiddleware
 from recray.serving.feedback_service import FeedbackService
 from recray.serving.guard import SecurityMiddleware, ServiceMetrics
 from recray.serving.hot_swap import ModelHolder
@@ -70,11 +70,19 @@ def build_app(
     app.exception_handler(RecrayError)(_unanswerable_request)
     app.exception_handler(HTTPException)(_http_error)
     _describe_keys(app, limits)
-    app.add_middleware(CheckedQueryMiddleware, service=app.state.service)
-    app.add_middleware(SecurityMiddleware, limits=limits, metrics=metrics)
+    _add_middleware(app, limits, metrics)
+    return app
+
+
+def _add_middleware(app: FastAPI, limits: ServiceLimits, metrics: ServiceMetrics) -> None:
+    """Put layers around the routes; a request meets the one that is added last first."""
+    queries = CheckedQueries(app.state.service)
+    app.add_middleware(CheckedQueryMiddleware, queries=queries)
+    app.add_middleware(
+        SecurityMiddleware, limits=limits, metrics=metrics, answer_at_once=queries.answer_at_once
+    )
     if limits.cors:
         _let_in(app, limits.cors)
-    return app
 
 
 def _let_in(app: FastAPI, origins: tuple[str, ...]) -> None:

@@ -186,43 +186,41 @@ async def for_user(
     # All models of a service have ids of one kind, so the filters hold for each of them.
     checked = options, options.parsed_filters(service.model().items.parse)
     service.cache_query(request.scope["query_string"], checked)
-    return await list_of_user(service, user, *checked)
+    fast, reply = plan_list(service, user, *checked)
+    return reply() if fast else await service.run_in_thread(reply)
 
 
-async def list_of_user(
+def plan_list(
     service: Service, user: str, options: requests.QueryOptions, filters: Filters
-) -> Response:
-    """The reply to a user, after the query has been checked.
+) -> tuple[bool, Callable[[], Response]]:
+    """Whether a user's list takes less time than a thread and back; and what makes the reply.
 
     Raises:
-        RecrayError: This model cannot answer such a query.
+        RecrayError: No loaded model has the version of the query.
     """
     first = service.model()
     try:
         raw = first.users.parse(user)
     except KeyError:
-        return unknown_user(first, user)
+        return True, lambda: unknown_user(first, user)
     recommender = service.select_model(options.model, raw)
     k = recommender.at_most(options.k)
     news = service.ratings_since(raw) if options.since else []
     begin = time.perf_counter()
 
-    def work() -> Recommendations:
-        return recommender.recommend(raw, k, options.exclude_seen, filters, news)
+    def reply() -> Response:
+        try:
+            answer = recommender.recommend(raw, k, options.exclude_seen, filters, news)
+        except KeyError:
+            return unknown_user(recommender, user)
+        service.metrics.record_lists(answer.source, answer.model_version)
+        if service.ab_test is not None and options.model is None:
+            seconds = time.perf_counter() - begin
+            service.metrics.record_list_seconds(answer.model_version, seconds)
+            service.ab_test.mirror(raw, answer, k, options.exclude_seen, filters, news)
+        return list_response(answer)
 
-    try:
-        if recommender.is_fast and not (filters.diversity or filters.explain or news):
-            answer = work()  # takes less time than a thread and back
-        else:
-            answer = await service.run_in_thread(work)
-    except KeyError:
-        return unknown_user(recommender, user)
-    service.metrics.record_lists(answer.source, answer.model_version)
-    if service.ab_test is not None and options.model is None:
-        seconds = time.perf_counter() - begin
-        service.metrics.record_list_seconds(answer.model_version, seconds)
-        service.ab_test.mirror(raw, answer, k, options.exclude_seen, filters, news)
-    return list_response(answer)
+    return recommender.is_fast and not (filters.diversity or filters.explain or news), reply
 
 
 @router.post(
