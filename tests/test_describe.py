@@ -40,7 +40,7 @@ def test_a_source_is_counted_in_one_pass(path):
 
 def test_small_chunks_count_the_same(path, monkeypatch):
     whole = describe_source(detect_source(path))
-    monkeypatch.setattr("recray.data.readers.CHUNK_BYTES", 8)
+    monkeypatch.setattr("recray.data.formats.text.CHUNK_BYTES", 8)
     assert describe_source(detect_source(path)) == whole
 
 

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recray import schema
-from recray.data import parse
-from recray.data.parse import parse_ratings
-from recray.data.readers import ML_1M, ML_100K, RatingsFormat, format_of_text
+from recray.data.formats import delimited
+from recray.data.formats.delimited import parse_ratings
+from recray.data.formats.layout import ML_1M, ML_100K, RatingsFormat
+from recray.data.formats.text import format_of_text
+from recray.data.formats.values import ParsedRatings
 from recray.errors import RecrayError
 
 COLUMNS = ("raw_user", "raw_item", "rating", "timestamp")
@@ -21,13 +23,13 @@ def rows(table: pa.Table) -> list[tuple]:
     return [tuple(row.values()) for row in table.to_pylist()]
 
 
-def rejected(parsed: parse.ParsedRatings) -> list[tuple]:
+def rejected(parsed: ParsedRatings) -> list[tuple]:
     return [(r["line"], r["byte"], r["text"], r["reason"]) for r in parsed.rejected.to_pylist()]
 
 
-def checked(content: bytes, layout: RatingsFormat) -> parse.ParsedRatings:
+def checked(content: bytes, layout: RatingsFormat) -> ParsedRatings:
     lines = content.count(b"\n") + (not content.endswith(b"\n") and len(content) > 0)
-    return parse._parse_checked(content, layout, lines)
+    return delimited._parse_checked(content, layout, lines)
 
 
 # ------------------------------------------------------------------------------------ ratings
@@ -162,7 +164,7 @@ def test_on_rows_in_order_the_clean_path_equals_the_checked_path(wanted, delimit
     layout = RatingsFormat(delimiter, COLUMNS)
     text = "".join(delimiter.join(str(field) for field in row) + end for row in wanted)
     content = (text if whole else text.removesuffix(end)).encode()
-    clean = parse._parse_clean(content, layout)
+    clean = delimited._parse_clean(content, layout)
     assert clean is not None or not content, "rows in order must not take the slow path"
     assert rows(checked(content, layout).table) == wanted
     if clean is not None:
@@ -172,7 +174,7 @@ def test_on_rows_in_order_the_clean_path_equals_the_checked_path(wanted, delimit
 @given(st.text("123.5,\n e+x", max_size=40).map(lambda text: text.encode()))
 def test_on_any_text_the_clean_path_gives_up_or_equals_the_checked_path(content):
     layout = RatingsFormat(",", ("raw_user", "rating", "raw_item"))
-    clean, slow = parse._parse_clean(content, layout), checked(content, layout)
+    clean, slow = delimited._parse_clean(content, layout), checked(content, layout)
     blank = sum(not line.strip() for line in content.split(b"\n"))
     seen = len(slow.table) + len(slow.rejected)
     assert seen == content.count(b"\n") + 1 - blank, "every line is accepted or rejected"

@@ -7,17 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recray.data import readers
-from recray.data.parse import parse_table, parsed
-from recray.data.readers import (
-    ML_1M,
-    ML_100K,
-    RatingsFormat,
-    first_ids,
-    format_of_names,
-    format_of_text,
-    text_roles,
-)
+from recray.data.formats import text
+from recray.data.formats.layout import ML_1M, ML_100K, RatingsFormat, format_of_names, text_roles
+from recray.data.formats.reading import parsed
+from recray.data.formats.tables import parse_table
+from recray.data.formats.text import first_ids, format_of_text
 from recray.data.source import detect_source
 from recray.errors import RecrayError
 
@@ -146,11 +140,11 @@ def test_damaged_files_are_one_line(tmp_path, name, content, message):
 
 
 def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(text, "CHUNK_BYTES", 1 << 20)
     bomb = gzip.compress(b"user,item\n" + b"1,2\n" * (40 << 20))
     (piece,) = write(tmp_path, "x.gz", bomb).ranges
     with pytest.raises(RecrayError, match=r"would unpack to .* 100 times its size"):
-        list(readers.chunks(piece))
+        list(text.chunks(piece))
 
 
 # Layouts: columns by name, by place and by what is in them.

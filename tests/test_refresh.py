@@ -9,7 +9,7 @@ import torch
 from recray.data import feedback
 from recray.data.feedback import with_log
 from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
-from recray.data.readers import FileRange
+from recray.data.formats.layout import FileRange
 from recray.data.source import detect_source
 from recray.data.spill import Rows
 from recray.errors import RecrayError

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from recray.data import parse, sample, side_files
-from recray.data.readers import format_of_text
+from recray.data import sample, side_files
+from recray.data.formats.delimited import parse_ratings
+from recray.data.formats.text import format_of_text
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def made():
 @pytest.fixture(scope="module")
 def ratings(made):
     header, body = made["ratings.csv"].split(b"\n", 1)
-    parsed = parse.parse_ratings(body, format_of_text("ratings.csv", header))
+    parsed = parse_ratings(body, format_of_text("ratings.csv", header))
     assert len(parsed.rejected) == 0
     return {name: parsed.table[name].to_numpy() for name in parsed.table.column_names}
 

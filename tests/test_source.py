@@ -9,8 +9,9 @@ import pytest
 from pyarrow import csv
 
 from recray import storage
-from recray.data import archives, movielens, parse, readers, sample, source
-from recray.data.readers import chunks
+from recray.data import movielens, sample, source
+from recray.data.formats import archives, reading, text
+from recray.data.formats.text import chunks
 from recray.data.source import detect_source
 from recray.errors import RecrayError
 
@@ -44,7 +45,7 @@ def read(found):
     """All accepted rows of a source, and the number of rejected ones."""
     rows, bad = [], 0
     for piece in found.ranges:
-        for _, parsed in parse.parsed(piece):
+        for _, parsed in reading.parsed(piece):
             rows += [tuple(row.values()) for row in parsed.table.to_pylist()]
             bad += len(parsed.rejected)
     return rows, bad
@@ -60,7 +61,7 @@ def test_every_file_that_is_opened_is_closed(tmp_path, monkeypatch, name):
         opened.append(storage.open_input(path))
         return opened[-1]
 
-    for module in (archives, readers, source):
+    for module in (archives, text, source):
         monkeypatch.setattr(module, "open_input", open_input)
     path = tmp_path / name
     if name.endswith("parquet"):
@@ -150,8 +151,8 @@ LINES = [
 def test_pieces_hold_every_line_once_at_the_byte_it_begins(
     tmp_path, monkeypatch, range_bytes, chunk_bytes, packed
 ):
-    monkeypatch.setattr(readers, "RANGE_BYTES", range_bytes)
-    monkeypatch.setattr(readers, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(text, "RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(text, "CHUNK_BYTES", chunk_bytes)
     header, body = b"userId,movieId,rating,timestamp\r\n", b"".join(LINES)
     file = tmp_path / "ratings.csv"
     file.write_bytes(zipped({"ratings.csv": header + body}) if packed else header + body)
@@ -173,7 +174,7 @@ def test_pieces_hold_every_line_once_at_the_byte_it_begins(
 
 
 def test_a_file_without_a_header_loses_no_first_line_to_its_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "RANGE_BYTES", 5)
+    monkeypatch.setattr(text, "RANGE_BYTES", 5)
     (tmp_path / "u.data").write_bytes(RELEASES["100k"]["u.data"])
     found = detect_source(str(tmp_path / "u.data"))
     assert len(found.ranges) > 1

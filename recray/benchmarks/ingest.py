@@ -24,9 +24,10 @@ from recray.benchmarks.harness import (
     timed,
 )
 from recray.config import Settings
-from recray.data import ingest, parse, source
+from recray.data import ingest, source
+from recray.data.formats import reading
+from recray.data.formats.layout import FileRange
 from recray.data.ids import DenseIds
-from recray.data.readers import FileRange
 from recray.data.spill import read_arrow, write_arrow
 from recray.progress import Log
 from recray.runtime.nodes import map_tasks
@@ -216,7 +217,7 @@ class _Read:
 
     def __call__(self, number: int) -> dict[str, list[str]]:
         names = []
-        for chunk, (_, parsed) in enumerate(parse.parsed(self.ranges[number])):
+        for chunk, (_, parsed) in enumerate(reading.parsed(self.ranges[number])):
             names.append(f"{number:05d}-{chunk:05d}.arrow")
             write_arrow(self.spill, names[-1], parsed.table)
             for column in ("raw_user", "raw_item"):

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recray.data import parse
 from recray.data.dataset import Prepared
+from recray.data.formats import reading
 from recray.data.source import Source
 
 QUANTILES = (0, 25, 50, 75, 100)
@@ -25,7 +25,7 @@ def describe_source(given: Source) -> dict[str, Any]:
     users: Counter[int] = Counter()
     items: Counter[int] = Counter()
     for file_range in given.ranges:
-        for _, parsed in parse.parsed(file_range):
+        for _, parsed in reading.parsed(file_range):
             reasons.update(parsed.rejected["reason"].to_pylist())
             for name, total in (("raw_user", users), ("raw_item", items), ("rating", levels)):
                 total.update(_counts(parsed.table[name].to_numpy()))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from recray.data.feedback_log import MICRO, LoggedRating, RatingsLog
-from recray.data.readers import FileRange, RatingsFile, format_of_names
+from recray.data.formats.layout import FileRange, RatingsFile, format_of_names
 from recray.data.source import Source
 from recray.data.spill import Rows
 from recray.data.split import order_by

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recray import schema
-from recray.data.readers import COLUMN_NAMES
+from recray.data.formats.layout import COLUMN_NAMES
 from recray.errors import RecrayError
 
 Item = tuple[int | str, str, int, list[str]]

@@ -19,8 +19,9 @@ import pyarrow.fs as pafs
 
 from recray import schema
 from recray.config import DataSettings, Settings
-from recray.data import archives, movielens, parse, readers, sample, side_files
-from recray.data.readers import FileRange, RatingsFile, RatingsFormat
+from recray.data import movielens, sample, side_files
+from recray.data.formats import archives, layout, reading, tables, text
+from recray.data.formats.layout import FileRange, RatingsFile, RatingsFormat
 from recray.errors import RecrayError, unknown_name
 from recray.storage import Folder, file_type, is_uri, modified_ns, open_input
 
@@ -108,7 +109,7 @@ def _exists(given: str) -> bool:
     raise unknown_name("source", given, [SAMPLE, *movielens.RELEASES])
 
 
-def _kind(head: bytes) -> readers.FileKind:
+def _kind(head: bytes) -> layout.FileKind:
     if head.startswith(b"PAR1"):
         return "parquet"
     return "gzip" if head.startswith(b"\x1f\x8b") else "plain"
@@ -120,7 +121,7 @@ class _Found:
 
     name: str
     path: str
-    kind: readers.FileKind
+    kind: layout.FileKind
     part: Part = ""
 
 
@@ -235,21 +236,19 @@ def _files(
         bare = next(f.name for f, one in zip(found, layouts, strict=True) if one.implicit)
         raise RecrayError(f"{bare} has no rating column, and other files of {name} have one")
     ids = [
-        parse.ids_of_table(head, one)
-        if isinstance(head, pa.Table)
-        else readers.first_ids(one, head)
+        tables.ids_of_table(head, one) if isinstance(head, pa.Table) else text.first_ids(one, head)
         for one, head in zip(layouts, heads, strict=True)
     ]
-    first = {role: [value for of_file in ids for value in of_file[role]] for role in readers.IDS}
-    text = readers.text_roles(settings.data.ids, first)
+    first = {role: [value for of_file in ids for value in of_file[role]] for role in layout.IDS}
+    text_ids = layout.text_roles(settings.data.ids, first)
     files = [
-        RatingsFile(f.name, f.path, f.kind, replace(one, text=text), f.name, f.part)
+        RatingsFile(f.name, f.path, f.kind, replace(one, text=text_ids), f.name, f.part)
         for f, one in zip(found, layouts, strict=True)
     ]
-    ranges = tuple(part for file in files for part in readers.file_ranges(file))
+    ranges = tuple(part for file in files for part in reading.file_ranges(file))
     if not ranges:
         raise RecrayError(f"{found[0].path} is empty: it has no ratings")
-    movies = _items_beside(files[0], read, "raw_item" in text)
+    movies = _items_beside(files[0], read, "raw_item" in text_ids)
     people = _users_beside(files[0], read)
     return Source(name, ranges, movies, people, _identity(files, facts, movies, people))
 
@@ -264,24 +263,24 @@ def _head(file: _Found, archive: zipfile.ZipFile | None) -> bytes | pa.Table:
         return sample.files()[file.name]
     if archive is not None:
         with archives.reading(file.path), archive.open(file.name) as member:
-            head = member.read(readers.HEAD_BYTES)
+            head = member.read(text.HEAD_BYTES)
     elif file.kind == "gzip":
         with archives.reading(file.path), closing(archives.open_gzip(file.path)) as unpacked:
-            head = unpacked.read(readers.HEAD_BYTES)
+            head = unpacked.read(text.HEAD_BYTES)
     else:
         with closing(open_input(file.path)) as stream:
-            head = bytes(stream.read(readers.HEAD_BYTES))
-    return head if len(head) < readers.HEAD_BYTES else head[: head.rfind(b"\n") + 1] or head
+            head = bytes(stream.read(text.HEAD_BYTES))
+    return head if len(head) < text.HEAD_BYTES else head[: head.rfind(b"\n") + 1] or head
 
 
 def _layout(file: _Found, head: bytes | pa.Table, settings: DataSettings) -> RatingsFormat:
     if isinstance(head, pa.Table):
-        return readers.format_of_names(file.name, head.column_names, settings.columns)
+        return layout.format_of_names(file.name, head.column_names, settings.columns)
     if not head.strip():
         raise RecrayError(f"{file.name} is empty: it has no ratings")
     if head.startswith((b"PAR1", b"\x1f\x8b")):
         raise RecrayError(f"{file.name} is packed twice; unpack {file.path} first")
-    return readers.format_of_text(file.name, head, settings.columns)
+    return text.format_of_text(file.name, head, settings.columns)
 
 
 def _items_beside(file: RatingsFile, read: Read, text: bool) -> pa.Table:

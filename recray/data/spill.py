@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import DataSettings
-from recray.data import parse
+from recray.data.formats.layout import FileRange
+from recray.data.formats.reading import parsed
 from recray.data.ids import id_hash
-from recray.data.readers import FileRange
 from recray.data.source import Source
 from recray.data.split import SLOTS, order_by, run_starts, slot_of
 from recray.errors import RecrayError
@@ -227,15 +227,15 @@ def scan(number: int, *, ranges: tuple[FileRange, ...], spill: SpillFolder) -> S
     rejected = [schema.REJECTED.empty_table()]
     texts: dict[str, list[pa.Table]] = {}
     lines, rows, timed = 0, 0, False
-    for chunk, (begin, parsed) in enumerate(parse.parsed(ranges[number])):
-        reasons.update(parsed.rejected["reason"].to_pylist())
-        kept = parsed.rejected.slice(0, schema.REJECTED_KEPT - sum(map(len, rejected)))
+    for chunk, (begin, of_chunk) in enumerate(parsed(ranges[number])):
+        reasons.update(of_chunk.rejected["reason"].to_pylist())
+        kept = of_chunk.rejected.slice(0, schema.REJECTED_KEPT - sum(map(len, rejected)))
         kept = kept.add_column(0, "file", pa.array([file.name] * len(kept), pa.string()))
         rejected.append(_counted_from(kept, lines, begin))
-        lines += parsed.lines
-        rows += len(parsed.table)
-        timed = timed or bool(pc.any(pc.greater(parsed.table["timestamp"], 0)).as_py())
-        hashed = _with_id_hashes(parsed.table, file.layout.text, texts)
+        lines += of_chunk.lines
+        rows += len(of_chunk.table)
+        timed = timed or bool(pc.any(pc.greater(of_chunk.table["timestamp"], 0)).as_py())
+        hashed = _with_id_hashes(of_chunk.table, file.layout.text, texts)
         offsets = _write_by_slot(spill, hashed, (number, chunk), file.part)
         files.append(ScannedRows((number, chunk), offsets, file.part == "logged"))
     for role, tables in texts.items():

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recray.data.formats.layout import COLUMN_NAMES, IDS
 from recray.data.ids import IdMap
-from recray.data.readers import COLUMN_NAMES, IDS
 from recray.errors import RecrayError, unknown_name
 from recray.evaluation.metrics import rows_of_users
 from recray.evaluation.report import ProtocolReport

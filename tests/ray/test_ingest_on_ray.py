@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from recray.config import load_settings
-from recray.data import ingest, readers, sample, source
+from recray.data import ingest, sample, source
 from recray.data.dataset import Prepared, Ratings
+from recray.data.formats import text
 from recray.errors import RecrayError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -34,7 +35,7 @@ def data_hash(prepared: Prepared) -> str:
 def test_the_bytes_do_not_depend_on_the_number_of_blocks(sample_folder, tmp_path, monkeypatch):
     settings, hashes = load_settings(), set()
     for range_bytes in (64 << 20, 700_000, 200_000):
-        monkeypatch.setattr(readers, "RANGE_BYTES", range_bytes)
+        monkeypatch.setattr(text, "RANGE_BYTES", range_bytes)
         given = source.detect_source(str(sample_folder))
         hashes.add(data_hash(ingest.prepare(given, str(tmp_path / f"p{range_bytes}"), settings)))
     assert len(hashes) == 1
@@ -47,7 +48,7 @@ def test_what_filters_drop_stays_known_whatever_the_number_of_blocks(
     given = source.detect_source(str(sample_folder))
     whole = ingest.prepare(given, str(tmp_path / "whole"), load_settings())
     for range_bytes in (64 << 20, 200_000):
-        monkeypatch.setattr(readers, "RANGE_BYTES", range_bytes)
+        monkeypatch.setattr(text, "RANGE_BYTES", range_bytes)
         given = source.detect_source(str(sample_folder))
         prepared = ingest.prepare(given, str(tmp_path / f"p{range_bytes}"), settings)
         hashes.add(data_hash(prepared))
@@ -147,7 +148,7 @@ def test_ml_1m_has_the_same_bytes_from_an_archive_and_from_any_number_of_pieces(
         for name in ("ratings.dat", "movies.dat", "users.dat"):
             (tmp_path / name).write_bytes(opened.read(f"ml-1m/{name}"))
     for range_bytes in (20_000_000, 3_000_001):
-        monkeypatch.setattr(readers, "RANGE_BYTES", range_bytes)
+        monkeypatch.setattr(text, "RANGE_BYTES", range_bytes)
         given = source.detect_source(str(tmp_path))
         again = ingest.prepare(given, str(tmp_path / f"p{range_bytes}"), load_settings())
         assert data_hash(again) == data_hash(prepared)
@@ -177,7 +178,7 @@ def test_every_split_is_the_same_for_any_number_of_pieces(
 ):
     settings, hashes = load_settings("ranking", None, [f"split.kind={kind}"]), set()
     for range_bytes in (64 << 20, 300_000):
-        monkeypatch.setattr(readers, "RANGE_BYTES", range_bytes)
+        monkeypatch.setattr(text, "RANGE_BYTES", range_bytes)
         given = source.detect_source(str(sample_folder))
         prepared = ingest.prepare(given, str(tmp_path / f"p{range_bytes}"), settings)
         hashes.add(data_hash(prepared))

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from recray.config import load_settings
-from recray.data import ingest, readers, source
+from recray.data import ingest, source
+from recray.data.formats import text
 from recray.errors import RecrayError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -53,7 +54,7 @@ def planted():
 
 
 def test_of_100_000_rows_every_bad_one_is_counted_by_its_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "RANGE_BYTES", 500_000)
+    monkeypatch.setattr(text, "RANGE_BYTES", 500_000)
     content, reasons = planted()
     path = tmp_path / "ratings.csv"
     path.write_bytes(content)
@@ -97,7 +98,7 @@ def test_text_ids_give_the_same_bytes_from_any_pieces_and_from_parquet(tmp_path,
     pq.write_table(pa.table(columns), parquet, row_group_size=700)
     hashes = set()
     for n, (path, range_bytes) in enumerate([(csv, 64 << 20), (csv, 7_000), (parquet, 0)]):
-        monkeypatch.setattr(readers, "RANGE_BYTES", range_bytes)
+        monkeypatch.setattr(text, "RANGE_BYTES", range_bytes)
         prepared = prepare(path, tmp_path / f"p{n}")
         files = [f for f in prepared.manifest["files"] if f["name"].endswith(".parquet")]
         hashes.add(hashlib.sha256(json.dumps(files).encode()).hexdigest())

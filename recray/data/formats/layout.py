@@ -1,25 +1,16 @@
-"""Ratings files: how their lines look, told from the head of a file, and reading them in chunks.
+"""How the rows of a ratings file look: which column means what, and the parts of files to read."""
 
-Workers read ranges of files, so that a large file is shared. A worker holds one chunk at a time.
-"""
-
-import io
-import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from recray.data import sample
-from recray.data.archives import open_gzip, open_parquet, open_zip, reading
 from recray.data.ids import ID_LIMIT
 from recray.errors import RecrayError
 from recray.schema import RAW_RATINGS
-from recray.storage import open_input
 
 COLUMN_NAMES = {
     "raw_user": "user userid user_id raw_user uid customer_id session_id".split(),
@@ -34,15 +25,7 @@ IDS = ("raw_user", "raw_item")
 MOVIELENS_SCALE = (0.5, 5.0)
 """Lowest and highest rating of MovieLens, in stars."""
 INTEGER = re.compile(r"^[+-]?[0-9]+(\.0+)?$")
-CHUNK_BYTES = 16 << 20
-"""Bytes of a file that are held at once."""
-RANGE_BYTES = 64 << 20
-HEAD_BYTES = 64 << 10
-"""Bytes from which the columns are recognised."""
-
 Delimiter = Literal["\t", "::", ",", ";"]
-DELIMITERS: tuple[Delimiter, ...] = ("\t", "::", ";", ",")
-"""In the order in which they are looked for; the comma, which titles hold as well, comes last."""
 Columns = Mapping[Any, str]
 """Role (user, item, rating, timestamp) to a column's name or place."""
 IdKind = Literal["auto", "integer", "text"]
@@ -145,50 +128,8 @@ class FileRange:
     stop: int | None = None
 
 
-# --------------------------------------------------------------------------------- columns
-
-
-def format_of_text(file: str, head: bytes, columns: Columns | None = None) -> RatingsFormat:
-    """Recognise the lines of a text file.
-
-    Args:
-        file: Its name.
-        head: Its first lines.
-        columns: Role (user, item, rating, timestamp) to the column's name, or to its place
-            counted from 1 in a file without a header.
-
-    Raises:
-        RecrayError: No user column or no item column.
-    """
-    line = head.split(b"\n", 1)[0]
-    if columns is None:
-        known = MOVIELENS.get(file.rsplit("/", 1)[-1])
-        if known is not None:
-            return known
-        for layout in MOVIELENS.values():
-            if re.match(rb"\d+" + (layout.delimiter.encode() + rb"[\d.]+") * 3 + rb"\s*$", line):
-                return layout
-    text = line.decode("utf-8-sig", errors="replace").strip()
-    delimiter: Delimiter = next((d for d in DELIMITERS if d in text), ",")
-    names = [name.strip().strip('"') for name in text.split(delimiter)]
-    if columns is not None and all(place.isdigit() for place in columns.values()):
-        return _format_of_places(file, delimiter, len(names), columns)
-    return format_of_names(file, names, columns, delimiter)
-
-
-def _format_of_places(
-    file: str, delimiter: Delimiter, fields: int, columns: Columns
-) -> RatingsFormat:
-    roles = [""] * fields
-    for role, place in columns.items():
-        if not 1 <= int(place) <= fields:
-            raise RecrayError(f"--columns {role}={place}: {file} has {fields} columns, from 1")
-        roles[int(place) - 1] = _role(role)
-    _check_ids(file, roles, [str(n) for n in range(1, fields + 1)])
-    return RatingsFormat(delimiter, tuple(roles), header=False, scale=None)
-
-
-def _role(word: str) -> str:
+def role_of(word: str) -> str:
+    """The column of schema.RAW_RATINGS that a word of the settings means: raw_user for user."""
     return f"raw_{word}" if f"raw_{word}" in IDS else word
 
 
@@ -204,7 +145,7 @@ def format_of_names(
         RecrayError: No user column or no item column, or a name in `columns` is not there.
     """
     lower = [name.lower() for name in names]
-    chosen = {_role(role): name for role, name in (columns or {}).items()}
+    chosen = {role_of(role): name for role, name in (columns or {}).items()}
     for role, name in chosen.items():
         if name.lower() not in lower:
             raise RecrayError(
@@ -219,12 +160,22 @@ def format_of_names(
             places[place] = role
             taken.add(role)
     roles = [places.get(place, "") for place in range(len(names))]
-    _check_ids(file, roles, names)
+    check_ids(file, roles, names)
     scale = MOVIELENS_SCALE if "movieid" in lower else None
     return RatingsFormat(delimiter, tuple(roles), header=True, scale=scale, names=tuple(names))
 
 
-def _check_ids(file: str, roles: Sequence[str], names: Sequence[str]) -> None:
+def check_ids(file: str, roles: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a file without users or items.
+
+    Args:
+        file: Its name.
+        roles: The meaning of each column.
+        names: Their names, or places.
+
+    Raises:
+        RecrayError: No user column or no item column.
+    """
     for role in IDS:
         if role not in roles:
             word = role.removeprefix("raw_")
@@ -250,82 +201,3 @@ def text_roles(kind: IdKind, first: Mapping[str, Sequence[str]]) -> frozenset[st
         if 2 * sum(bool(INTEGER.match(value)) for value in filled) < len(filled):
             text.add(role)
     return frozenset(text)
-
-
-def first_ids(layout: RatingsFormat, head: bytes) -> dict[str, list[str]]:
-    """The ids in a file's first lines, as they stand there."""
-    lines = head.decode("utf-8", errors="replace").split("\n")[int(layout.header) :]
-    rows = [line.rstrip("\r").split(layout.delimiter) for line in lines if line.strip()]
-    return {
-        role: [row[place].strip(' "\ufeff') for row in rows if place < len(row)]
-        for role in IDS
-        for place in [layout.columns.index(role)]
-    }
-
-
-# ----------------------------------------------------------------------------------- lines
-
-
-def file_ranges(file: RatingsFile) -> list[FileRange]:
-    """Cut a file into ranges; only plain and parquet files can be read from the middle on."""
-    if file.kind == "parquet":
-        with open_parquet(file.path) as opened:
-            return [FileRange(file, n, n + 1) for n in range(opened.num_row_groups)]
-    if file.kind != "plain":
-        return [FileRange(file)]
-    with closing(open_input(file.path)) as stream:
-        size = stream.size()
-        begin = 0
-        if file.layout.header:
-            head = stream.read(min(size, HEAD_BYTES))
-            begin = head.index(b"\n") + 1 if b"\n" in head else size
-    edges = [*range(begin, size, RANGE_BYTES), size]
-    return [FileRange(file, a, b) for a, b in itertools.pairwise(edges)]
-
-
-def chunks(file_range: FileRange) -> Iterator[tuple[int, bytes]]:
-    """Yield whole lines of the file range in bounded chunks, with the byte each begins at.
-
-    A header line is left out. A line belongs to the range in which it begins.
-
-    Raises:
-        RecrayError: The file is damaged.
-    """
-    file = file_range.file
-    if file.kind == "sample":
-        content = sample.files()[file.name]
-        begin = content.index(b"\n") + 1
-        yield begin, content[begin:]
-    elif file.kind == "zip":
-        with (
-            open_zip(file.path) as archive,
-            reading(file.path),
-            archive.open(file.member) as stream,
-        ):
-            yield from _lines_from_begin(stream, file.layout)
-    elif file.kind == "gzip":
-        with reading(file.path), closing(open_gzip(file.path)) as unpacked:
-            yield from _lines_from_begin(unpacked, file.layout)
-    else:
-        with io.BufferedReader(open_input(file.path)) as stream:
-            begin = file_range.start
-            if begin > 0:  # the byte before tells whether a line begins right here
-                stream.seek(begin - 1)
-                begin = begin - 1 + len(stream.readline())
-            yield from _whole_lines(stream, begin, file_range.stop)
-
-
-def _lines_from_begin(stream: Any, layout: RatingsFormat) -> Iterator[tuple[int, bytes]]:
-    yield from _whole_lines(stream, len(stream.readline()) if layout.header else 0, None)
-
-
-def _whole_lines(stream: Any, position: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    while stop is None or position < stop:
-        size = CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - position)
-        content = stream.read(size)
-        if not content:
-            return
-        if not content.endswith(b"\n"):
-            content += stream.readline()
-        yield position, content
-        position += len(content)
