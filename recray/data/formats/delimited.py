@@ -144,4 +144,4 @@ def _hide_quoted(text: pa.Array, delimiter: str) -> pa.Array:
         " ".join(p.replace(delimiter, " ") if i % 2 else p for i, p in enumerate(line.split('"')))
         for line in text.filter(quoted).to_pylist()
     ]
-    return pc.replace_withmask_of(text, quoted, pa.array(hidden, text.type))
+    return pc.replace_with_mask(text, quoted, pa.array(hidden, text.type))
