@@ -24,6 +24,12 @@ class WorkerLost(RecrayError):
     """A worker of a group died or stopped answering; the run goes on from its last checkpoint."""
 
 
+class LostRows(RecrayError):
+    """The rows that were kept and those that were counted out do not make those that were read."""
+
+    exit_code = 1
+
+
 class CheckFailed(RecrayError):
     """A check that the user asked for found a difference (`verify`)."""
 

@@ -11,7 +11,8 @@ FILTERED = "filtered"
 INTERACTION_PARTS = (*PARTS, FILTERED)
 
 # Dense ids: 0..n-1 are the n users (items) of the training split, by ascending raw id.
-# rating: stars, or 1.0 in implicit data. timestamp: Unix seconds UTC, null where unknown.
+# rating: stars, or 1.0 in implicit data. timestamp: Unix seconds UTC, null where unknown; in
+# memory UNKNOWN_TIME.
 RATINGS = pa.schema(
     [
         ("user", pa.int32()),
@@ -20,6 +21,9 @@ RATINGS = pa.schema(
         ("timestamp", pa.int64()),
     ]
 )
+
+UNKNOWN_TIME = -(2**63)
+"""The time of a rating whose time is unknown, in arrays: it stands before all others."""
 
 # What is known of the users of a bundle; `part` is one of INTERACTION_PARTS.
 INTERACTIONS = RATINGS.append(pa.field("part", pa.dictionary(pa.int8(), pa.string())))

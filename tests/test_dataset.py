@@ -1,7 +1,13 @@
 """The prepared data set: what each fit knows, and which rows it learns from."""
 
+import numpy as np
 import pytest
 
+from recray import schema
+from recray.data.dataset import Ratings, part_name, write_part
+from recray.inference.interactions import interaction_table
+from recray.reporting import frames
+from recray.storage import Folder
 from tests.conftest import ITEMS, USERS, rows_of_splits
 
 
@@ -34,3 +40,31 @@ def test_only_the_fingerprint_of_a_fit_on_all_depends_on_test(prepared):
     prepared.manifest["fingerprints"]["test"] = "other" * 8
     after = [prepared.fingerprint_of(fit_on) for fit_on in ("train", "train+valid", "all")]
     assert [b == a for b, a in zip(before, after, strict=True)] == [True, True, False]
+
+
+TIMES = np.array([schema.UNKNOWN_TIME, -5, 0])
+
+
+def test_an_unknown_time_is_null_in_files_and_stands_first_again(tmp_path):
+    ids = np.arange(3, dtype=np.int32)
+    rows = Ratings(np.zeros(3, np.int32), ids[::-1].copy(), np.ones(3, np.float32), TIMES)
+    folder = Folder(str(tmp_path))
+    write_part(folder, "train", 0, rows, timed=True)
+    table = folder.read_table(part_name("train", 0))
+    assert table["timestamp"].to_pylist() == [None, -5, 0]
+    again = Ratings.concatenate([Ratings.of(table.slice(1)), Ratings.of(table.slice(0, 1))])
+    assert again.timestamp.tolist() == TIMES.tolist()
+    assert again.item.tolist() == [2, 1, 0]
+
+
+def test_a_bundle_and_its_frames_show_no_unknown_time(prepared):
+    rows = prepared.load("train")
+    times = rows.timestamp.copy()
+    times[:3] = TIMES
+    changed = Ratings(rows.user, rows.item, rows.rating, times)
+    write_part(prepared.folder, "train", 0, changed, timed=True)
+    table = interaction_table(prepared)
+    assert table["timestamp"].to_pylist()[:3] == [None, -5, 0]
+    frame = frames.ratings(changed, prepared.user_ids, prepared.item_ids, ["title"] * 20)
+    assert frame["time"].isna().tolist()[:4] == [True, False, False, False]
+    assert frame["time"][1].year == 1969

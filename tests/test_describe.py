@@ -31,8 +31,9 @@ def test_a_source_is_counted_in_one_pass(path):
         "items": 2,
         "films": 0,
         "rejected": {"rows": 1, "reasons": {"item is not a number": 1}},
+        "times": {"format": "s", "unknown": 0},
         "levels": [[4.0, 2], [5.0, 1]],
-        "years": [[2001, 1], [2002, 1]],
+        "years": [[1970, 1], [2001, 1], [2002, 1]],
         "per_user": [1.0, 1.25, 1.5, 1.75, 2.0],
         "per_item": [1.0, 1.25, 1.5, 1.75, 2.0],
     }

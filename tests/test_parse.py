@@ -94,9 +94,6 @@ BAD_ROWS = [
     (b"1,2,5.01,4", "rating outside the scale"),
     (b"1,2,-3,4", "rating outside the scale"),
     (b"1,2,1e999,4", "rating outside the scale"),
-    (b"1,2,3,", "timestamp is empty"),
-    (b"1,2,3,1997-12-04", "timestamp is not a number"),
-    (b"1,2,3,-4", "timestamp is negative"),
     (b"u7,2,nan,-4", "user is not a number"),
 ]
 
@@ -151,7 +148,7 @@ def test_no_rows_give_an_empty_table(content):
 
 stars = st.integers(1, 10).map(lambda halves: halves / 2)
 ids = st.integers(0, 10**18 - 1)
-ratings = st.tuples(ids, ids, stars, ids)
+ratings = st.tuples(ids, ids, stars, st.integers(-8_000_000_000, 7_000_000_000))
 
 
 @given(
@@ -171,7 +168,7 @@ def test_on_rows_in_order_the_clean_path_equals_the_checked_path(wanted, delimit
         assert rows(clean) == wanted
 
 
-@given(st.text("123.5,\n e+x", max_size=40).map(lambda text: text.encode()))
+@given(st.text("123.5,\n e+-x", max_size=40).map(lambda text: text.encode()))
 def test_on_any_text_the_clean_path_gives_up_or_equals_the_checked_path(content):
     layout = RatingsFormat(",", ("raw_user", "rating", "raw_item"))
     clean, slow = delimited._parse_clean(content, layout), checked(content, layout)
@@ -278,7 +275,6 @@ def test_text_ids_stay_as_they_are_but_for_blanks_and_quotes():
         (b",x,3,4\n", "user is empty"),
         (b"a," + b"x" * 201 + b",3,4\n", "item is too long"),
         (b"a,x,high,4\n", "rating is not a number"),
-        (b"a,x,3,late\n", "timestamp is not a number"),
         (b"a,x\x00,3,4\n", "NUL byte"),
     ],
 )

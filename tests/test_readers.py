@@ -113,7 +113,6 @@ def test_columns_of_any_type_are_read_alike(changes):
         ({"raw_item": [10**18, 6]}, "item is too large"),
         ({"rating": [np.nan, 4.5]}, "rating is not finite"),
         ({"rating": [None, 4.5]}, "rating is empty"),
-        ({"timestamp": [-1, 8]}, "timestamp is negative"),
     ],
 )
 def test_a_bad_value_costs_only_its_row(changes, reason):

@@ -44,6 +44,18 @@ def test_what_is_rated_again_keeps_its_place_and_what_is_new_is_left_over():
     assert list(zip(rest.user.tolist(), rest.item.tolist(), strict=True)) == [(1, 30), (3, 10)]
 
 
+@pytest.mark.parametrize(
+    ("how", "rating"), [("last", 2), ("mean", 2.75), ("sum", 11), ("count", 4), ("max", 5)]
+)
+def test_repeats_in_the_log_follow_the_rule_of_the_source(how, rating):
+    source = rows((1, 10, 3, 100), (1, 10, 5, 101), (1, 20, 4, 102))
+    later = rows((1, 10, 1, 900), (1, 10, 2, 900), (2, 10, 4, 901))
+    found = feedback.with_source(later, source, how)
+    assert list(zip(found.user.tolist(), found.item.tolist(), strict=True)) == [(1, 10), (2, 10)]
+    assert found.rating.tolist() == [rating, 1 if how == "count" else 4]
+    assert found.timestamp.tolist() == [900, 901]
+
+
 def test_the_rest_trains_and_everything_is_in_order():
     source = rows((1, 10, 3, 100), (2, 10, 5, 102))
     later = rows((1, 5, 2, 901), (3, 10, 4, 902))
@@ -86,6 +98,11 @@ def test_a_source_gets_the_latest_of_each_pair_and_another_identity(log):
         {"user": 1, "item": 1, "rating": 4.0, "timestamp": 3},
         {"user": 9999, "item": 2, "rating": 5.0, "timestamp": 2},
     ]
+    every, added = with_log(given, log, "sum")
+    assert added.ratings == 2, "pairs, however often each was rated"
+    path = every.ranges[-1].file.path
+    stars = Folder(path.rsplit("/", 1)[0]).read_table(path.rsplit("/", 1)[1])["rating"]
+    assert stars.to_pylist() == [2.0, 5.0, 4.0]
     assert log.read().parts == 2, "what is written for the workers is no part of the log"
 
 

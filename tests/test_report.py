@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from recray import schema
 from recray.cli import cli
 from recray.data.split import TEST
 from recray.errors import RecrayError
@@ -130,7 +131,7 @@ def test_the_users_shown_are_those_at_the_quarters(make_bundle):
 
 
 def test_what_the_data_lack_is_left_out():
-    assert run.over_time(np.zeros(3, np.int64)) is None
+    assert run.over_time(np.full(3, schema.UNKNOWN_TIME)) is None
     assert run.genres({}) is None
     assert predictions.place_by_level(np.array([1, 2]), np.ones(2, np.float32)) is None
     assert run.metric([{"epoch": 1, "loss": 1.0, "seconds": 0.1}], "rmse", 1) is None

@@ -22,6 +22,7 @@ from recray.data.split import (
     within_given,
 )
 from recray.errors import RecrayError
+from recray.schema import UNKNOWN_TIME
 
 KINDS = ("random", "per-user-random", "leave-one-out")
 PER_USER = ("per-user-random", "leave-one-out")
@@ -244,6 +245,32 @@ def test_whole_items_are_split_by_their_share():
     for raw, (tests, valids) in {1: (2, 2), 2: (1, 1), 3: (0, 0)}.items():
         assert (which[item == raw] == TEST).sum() == tests
         assert (which[item == raw] == VALID).sum() == valids
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("leave-one-out", [TRAIN, VALID, TEST, TRAIN, TRAIN, TEST, TRAIN, TRAIN]),
+        ("per-user-ratio", [TRAIN, VALID, TEST, TRAIN, TRAIN, TEST, TRAIN, TRAIN]),
+        ("temporal", [TRAIN, VALID, TEST, TRAIN, TRAIN, TEST, TRAIN, TRAIN]),
+    ],
+)
+def test_a_rating_of_unknown_time_stands_first_and_trains(kind, expected):
+    user = np.array([1, 1, 1, 1, 2, 2, 3, 3])
+    time = np.array([-9, 3, 5, UNKNOWN_TIME, UNKNOWN_TIME, 7, UNKNOWN_TIME, UNKNOWN_TIME])
+    settings = SplitSettings(kind=kind, test=0.25, valid=0.25)
+    assert assign(user, np.arange(8), time, settings, cuts=(3, 5)).tolist() == expected
+
+
+@given(row_sets, st.sampled_from(["leave-one-out", "per-user-ratio", "temporal"]), fractions)
+def test_an_unknown_time_is_never_a_target(ratings, kind, share):
+    user, item, time = columns([(*pair, time) for pair, time in ratings.items()])
+    unknown = time == 0
+    settings = SplitSettings(kind=kind, test=share, valid=share)
+    which = assign(user, item, np.where(unknown, UNKNOWN_TIME, time), settings, cuts=(2, 4))
+    assert (which[unknown] == TRAIN).all()
+    shifted = assign(user, item, np.where(unknown, -1, time), settings, cuts=(2, 4))
+    assert (which[~unknown] == shifted[~unknown]).all(), "as if it were the earliest of all"
 
 
 @pytest.mark.parametrize("kind", ["per-user-ratio", "temporal", "leave-one-out"])

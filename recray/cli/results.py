@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, JsonValue
 
+from recray.data.accounting import RowCounts, TimesRead
 from recray.data.movielens import Release
 from recray.runtime.jobs import Job
 
@@ -67,8 +68,10 @@ class PreparedFacts(Result):
         settings: The settings of data and split.
         timestamps: Whether ratings have times.
         implicit: Whether the source has no ratings, so that each row counts as the same one.
+        times: How times were read.
         rejected: Rows that could not be read.
         rows_read: Rows of the source that could be read.
+        rows: What became of every row.
         buckets: Files of each split.
         core_rounds: Rounds until data.core held.
         counts: Users, items, ratings, duplicates, and ids that training lacks.
@@ -84,8 +87,10 @@ class PreparedFacts(Result):
     settings: SettingsByGroup
     timestamps: bool
     implicit: bool
+    times: TimesRead
     rejected: Rejected
     rows_read: int
+    rows: RowCounts
     buckets: int
     core_rounds: int
     counts: dict[str, int]
@@ -104,6 +109,7 @@ class Description(Result):
         items: Items that were rated.
         films: Of a source: items that it describes.
         rejected: Rows that could not be read.
+        times: How times were read.
         levels: Each rating, and how often it occurs.
         years: Each calendar year, and how many ratings are of it.
         per_user: Ratings per user: minimum, quartiles and maximum.
@@ -118,6 +124,7 @@ class Description(Result):
     items: int
     films: int | None = None
     rejected: Rejected
+    times: TimesRead | None = None
     levels: list[tuple[float, int]]
     years: list[tuple[int, int]]
     per_user: list[float]

@@ -113,7 +113,7 @@ def prepare(
         from recray.data.feedback import with_log
         from recray.data.feedback_log import RatingsLog
 
-        given, added = with_log(given, RatingsLog.open(ratings_log))
+        given, added = with_log(given, RatingsLog.open(ratings_log), settings.data.duplicates)
         ui.log(terminal.ratings_log(ratings_log, added))
     with ui.during(f"prepare {source} into {out}"):
         made = ingest.prepare(given, out, settings, address)

@@ -2,6 +2,7 @@
 
 from recray.config.groups import (
     DataSettings,
+    Duplicates,
     EvaluateSettings,
     Group,
     ModelSettings,
@@ -33,6 +34,7 @@ __all__ = [
     "MODEL_SETTINGS",
     "RENAMED",
     "DataSettings",
+    "Duplicates",
     "EvaluateSettings",
     "Group",
     "ModelSettings",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+Duplicates = Literal["last", "mean", "sum", "count", "max"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -33,9 +34,13 @@ class DataSettings(Group):
     min_year: int | None = None
     """Keep items of this year and later; an item without a year is dropped."""
     merge_titles: bool = False
-    """Make items with the same title one item; repeated ratings are averaged."""
-    duplicates: Literal["mean", "last"] = "last"
-    """What several ratings of one user for one item become. last: by time, then by file order."""
+    """Make items with the same title one item; repeated ratings are averaged, unless duplicates is
+    sum, count or max.
+    """
+    duplicates: Duplicates = "last"
+    """What several ratings of one user for one item become, those of a ratings log included. last:
+    by time, then by file order; mean, sum or max of the ratings; count: how many they are.
+    """
     min_rating: float | None = None
     """Keep ratings that are this high or higher."""
     core: Annotated[int, Field(ge=1)] | None = None

@@ -31,7 +31,7 @@ class Ratings:
         user: (R,) int32 dense ids.
         item: (R,) int32 dense ids.
         rating: (R,) float32 stars.
-        timestamp: (R,) int64 seconds; 0 where unknown.
+        timestamp: (R,) int64 seconds; schema.UNKNOWN_TIME where unknown.
     """
 
     user: NDArray[np.int32]
@@ -46,7 +46,7 @@ class Ratings:
     def of(cls, table: pa.Table) -> Self:
         """Take the columns of a table of schema.RATINGS."""
         user, item, rating = (table[name].to_numpy() for name in ("user", "item", "rating"))
-        timestamp = table["timestamp"].combine_chunks().fill_null(0).to_numpy()
+        timestamp = table["timestamp"].combine_chunks().fill_null(schema.UNKNOWN_TIME).to_numpy()
         return cls(user, item, rating, timestamp)
 
     @classmethod
@@ -224,10 +224,16 @@ class Prepared:
 
 def write_part(folder: Folder, split: str, bucket: int, rows: Ratings, timed: bool) -> None:
     """Write the rows of one bucket of users in one split; without times where none are known."""
-    times = pa.array(rows.timestamp) if timed else pa.nulls(len(rows), pa.int64())
+    times = time_column(rows.timestamp) if timed else pa.nulls(len(rows), pa.int64())
     columns = [rows.user, rows.item, rows.rating, times]
     table = pa.table(columns, schema=schema.RATINGS)
     folder.write_table(part_name(split, bucket), table, dictionary=["rating"])
+
+
+def time_column(timestamp: NDArray[np.int64]) -> pa.Array:
+    """(R,) times as a column of a file, null where unknown."""
+    unknown = timestamp == schema.UNKNOWN_TIME
+    return pa.array(timestamp, mask=unknown if unknown.any() else None)
 
 
 def part_name(split: str, bucket: int) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recray import schema
+from recray.data.accounting import times_read
 from recray.data.dataset import Prepared
 from recray.data.formats import reading
 from recray.data.source import Source
@@ -17,20 +19,22 @@ def describe_source(given: Source) -> dict[str, Any]:
     """Read all ratings once, chunk by chunk, and count; before any filter or split.
 
     Returns:
-        {"dataset", "ratings", "users", "items", "films", "rejected", "levels", "years",
+        {"dataset", "ratings", "users", "items", "films", "rejected", "times", "levels", "years",
         "per_user", "per_item"}; levels and years are [value, ratings] pairs, per_user and per_item
         the minimum, quartiles and maximum of ratings per user and item.
     """
     reasons, levels, years = Counter[str](), Counter[float](), Counter[int]()
     users: Counter[int] = Counter()
     items: Counter[int] = Counter()
+    unknown, timed = 0, False
     for file_range in given.ranges:
         for _, parsed in reading.parsed(file_range):
             reasons.update(parsed.rejected["reason"].to_pylist())
             for name, total in (("raw_user", users), ("raw_item", items), ("rating", levels)):
                 total.update(_counts(parsed.table[name].to_numpy()))
             times = parsed.table["timestamp"].drop_null().to_numpy()
-            years.update(_counts(_years(times[times > 0])))
+            years.update(_counts(_years(times)))
+            unknown, timed = unknown + parsed.unknown_times, timed or bool(times.any())
     return {
         "dataset": given.name,
         "ratings": sum(users.values()),
@@ -38,8 +42,9 @@ def describe_source(given: Source) -> dict[str, Any]:
         "items": len(items),
         "films": len(given.movies),
         "rejected": {"rows": sum(reasons.values()), "reasons": dict(sorted(reasons.items()))},
+        "times": times_read(given.ranges, unknown).model_dump(),
         "levels": _pairs(levels),
-        "years": _pairs(years),
+        "years": _pairs(years) if timed else [],  # 0 in every row stands for no time at all
         "per_user": _quantiles(np.fromiter(users.values(), np.int64)),
         "per_item": _quantiles(np.fromiter(items.values(), np.int64)),
     }
@@ -73,13 +78,14 @@ def describe_prepared(prepared: Prepared) -> dict[str, Any]:
     for part in range(prepared.buckets):
         for split in ("train", "valid", "test"):
             times = prepared.load(split, [part]).timestamp
-            years.update(_counts(_years(times[times > 0])))
+            years.update(_counts(_years(times[times != schema.UNKNOWN_TIME])))
     return {
         "dataset": facts["dataset"],
         "ratings": facts["counts"]["ratings"],
         "users": len(users),
         "items": len(per_item),
         "rejected": facts["rejected"],
+        **({"times": facts["times"]} if "times" in facts else {}),
         "levels": facts["ratings"]["levels"],
         "years": _pairs(years),
         "per_user": _quantiles(np.asarray(per_user)),

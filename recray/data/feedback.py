@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from recray.config import Duplicates
 from recray.data.feedback_log import MICRO, LoggedRating, RatingsLog
 from recray.data.formats.layout import FileRange, RatingsFile, format_of_names
 from recray.data.source import Source
-from recray.data.spill import Rows
+from recray.data.spill import Rows, merge_duplicates
 from recray.data.split import order_by
 from recray.errors import RecrayError
 
@@ -45,10 +46,17 @@ class LogSummary(BaseModel):
     unknown_items: int
 
 
-def with_log(source: Source, log: RatingsLog) -> tuple[Source, LogSummary]:
+def with_log(
+    source: Source, log: RatingsLog, duplicates: Duplicates = "last"
+) -> tuple[Source, LogSummary]:
     """Add the ratings of a log to a source.
 
     The ratings as they are now are written beside the log, where every worker can read them.
+
+    Args:
+        source: The source.
+        log: The log.
+        duplicates: data.duplicates; all but `last` need every rating of a pair.
 
     Raises:
         RecrayError: The log is of another data set, or none of its items is in the source.
@@ -71,7 +79,8 @@ def with_log(source: Source, log: RatingsLog) -> tuple[Source, LogSummary]:
     )
     if not known:
         return source, summary
-    file_range, digest = _snapshot(source, log, known)
+    every = known if duplicates == "last" else _known(source, contents.ratings)
+    file_range, digest = _snapshot(source, log, every)
     identity = hashlib.sha256(f"{source.identity} {digest}".encode()).hexdigest()
     return replace(source, ranges=(*source.ranges, file_range), identity=identity), summary
 
@@ -117,6 +126,21 @@ def _codes(rows: Rows, logged: Rows) -> tuple[NDArray[np.int64], NDArray[np.int6
     items, item = np.unique(np.concatenate([rows.item, logged.item]), return_inverse=True)
     code = user.astype(np.int64) * len(items) + item
     return code[: len(rows.user)], code[len(rows.user) :]
+
+
+def with_source(logged: Rows, source: Rows, how: Duplicates) -> Rows:
+    """What the log makes of each of its pairs, by data.duplicates.
+
+    Args:
+        logged: The log's rows, in its order.
+        source: The source's rows.
+        how: last: the log's latest rating, which came after the source's; otherwise all ratings
+            of the pair together.
+    """
+    if how == "last" or not len(logged.user):
+        return merge_duplicates(logged, how)
+    code, new = _codes(source, logged)
+    return merge_duplicates(Rows.join([source.at(np.isin(code, new)), logged]), how)
 
 
 def rerate(rows: Rows, logged: Rows) -> tuple[Rows, Rows]:

@@ -3,6 +3,7 @@
 The product never lists what a user has rated, not even a rating that no model may learn from.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from recray.config import DataSettings
 from recray.data.dataset import KNOWN, Ratings, write_part
 from recray.data.ids import DenseIds, id_hash
 from recray.data.source import Source
-from recray.data.spill import Rows, SpillFile, SpillFolder, drop_duplicates
+from recray.data.spill import Rows, SpillFile, SpillFolder, merge_duplicates
 from recray.data.split import order_by
 from recray.errors import RecrayError
 from recray.storage import Folder
@@ -75,11 +76,27 @@ def above_minimum(rows: Rows, settings: DataSettings) -> tuple[Rows, Rows]:
 
 
 def drop_low(
-    partition: int, rows: Rows, others: Rows, spill: SpillFolder, settings: DataSettings
+    partition: int,
+    rows: Rows,
+    others: Rows,
+    *,
+    spill: SpillFolder,
+    settings: DataSettings,
+    dropped: Counter[str],
 ) -> Rows:
-    """The rows that are rated high enough; the rest of them and the others stay known."""
+    """The rows that are rated high enough; the rest of them and the others stay known.
+
+    Args:
+        partition: Their partition.
+        rows: Rows of items that stay, each pair once.
+        others: Rows of items that do not, because of their year.
+        spill: Where what is dropped is kept.
+        settings: The lowest rating.
+        dropped: What was dropped is counted here, by the filter.
+    """
     high, low = above_minimum(rows, settings)
     add_filtered(spill, partition, others, low)
+    dropped.update(min_year=len(others.user), min_rating=len(low.user))
     return high
 
 
@@ -107,7 +124,7 @@ def write_known(
     """Write the ratings of a partition that filters dropped and that may matter to a list.
 
     Those are of users and items that have ids, and of no pair that was kept. A pair that was
-    dropped several times has its latest rating.
+    dropped several times has its latest rating, whatever data.duplicates is.
 
     Args:
         partition: Its number.
@@ -125,7 +142,7 @@ def write_known(
     if spill.exists(SpillFile.FILTERED, partition):
         rows = Rows.of(spill.read(SpillFile.FILTERED, partition))
         rows = rows.at(np.isin(rows.user, users.key) & np.isin(rows.item, items.key))
-        rows = _without(drop_duplicates(rows, mean=False), kept)
+        rows = _without(merge_duplicates(rows, "last"), kept)
     user, item = users.of(rows.user), items.of(rows.item)
     order = order_by(user, rows.timestamp, item)
     ordered = Ratings(user, item, rows.rating, rows.timestamp).where(order)

@@ -27,6 +27,7 @@ from pydantic import JsonValue
 from recray import schema
 from recray.config import Settings
 from recray.data import split, tasks
+from recray.data.accounting import account, check_times_known, times_read
 from recray.data.dataset import KIND, KNOWN, Prepared
 from recray.data.filtered import item_rules
 from recray.data.ids import FIT_SPLITS, CountedIds, FitOn, IdMap, TextIds
@@ -91,18 +92,21 @@ def _write(source: Source, folder: Folder, settings: Settings) -> None:
         codes.append(split.FOLD_IN)
     data = settings.data
     filters = any(limit is not None for limit in (data.min_year, data.min_rating, data.core))
-    encode = partial(tasks.encode, spill=spill, folder=folder, splits=codes, timed=scanned.timed)
+    timed = scanned.timed or scanned.has_log
+    encode = partial(tasks.encode, spill=spill, folder=folder, splits=codes, timed=timed)
     encode = partial(encode, filters=filters)
     encoded = map_tasks(partial(encode, users=users.dense, items=items.dense), partitions)
     _write_items(folder, source, items)
     _write_users(folder, source, users)
     folder.write_table("rejected.parquet", scanned.rejected)
     spill.folder.delete()
+    dropped = sum((part.dropped for part in gathered), Counter[str]())
     facts = {
         **_facts(source, settings, scanned),
         "buckets": partitions,
         "core_rounds": core_rounds,
-        **_counts(encoded, users, items, sum(part.duplicates for part in gathered)),
+        **_counts(encoded, users, items, dropped["duplicates"]),
+        "rows": account(scanned, dropped, sum(p.rows.total() for p in encoded)).model_dump(),
         "fingerprints": _fingerprints(folder, users.ids, items.ids),
     }
     folder.write_manifest(KIND, facts)
@@ -133,7 +137,8 @@ def _gather(
     """Fill the partitions; return the counts of each, and how many rounds `core` took."""
     gather = partial(tasks.gather, spill=spill, scanned=scanned.files, partitions=partitions)
     rules = item_rules(source, settings.data)
-    counts = map_tasks(partial(gather, rules=rules, settings=settings.data), partitions)
+    gather = partial(gather, rules=rules, settings=settings.data, timed=scanned.timed)
+    counts = map_tasks(gather, partitions)
     overlap = sum(part.overlap for part in counts)
     if overlap:
         raise RecrayError(
@@ -149,11 +154,11 @@ def _gather(
         drop = partial(tasks.drop_rare, spill=spill, items=raw[count >= core], core=core)
         left = map_tasks(drop, partitions)
         counts = [
-            dataclasses.replace(after, duplicates=before.duplicates)
+            dataclasses.replace(after, dropped=before.dropped + after.dropped)
             for before, after in zip(counts, left, strict=True)
         ]
         rounds += 1
-        if not any(part.dropped for part in left):
+        if not any(part.dropped["core"] for part in left):
             break
     return counts, rounds
 
@@ -182,7 +187,15 @@ def _split(
 def _cuts(
     spill: SpillFolder, gathered: list[PartitionCounts], settings: Settings
 ) -> tuple[int, int]:
-    """Where valid and test begin, in seconds: at most their share of the rows is at or after it."""
+    """Where valid and test begin, in seconds: at most their share of the rows is at or after it.
+
+    Rows without a known time do not count, and train.
+
+    Raises:
+        RecrayError: They are too many.
+    """
+    rows, timed = (sum(getattr(p, name) for p in gathered) for name in ("rows", "timed"))
+    check_times_known(rows, timed)
     first = [part.first for part in gathered if part.first is not None]
     last = [part.last for part in gathered if part.last is not None]
     if not first:
@@ -192,9 +205,8 @@ def _cuts(
         task = partial(tasks.count_times, spill=spill, begin=begin, end=end, width=width)
         return np.asarray(np.sum(map_tasks(task, len(gathered)), axis=0))
 
-    rows = sum(part.rows for part in gathered)
     shares = settings.split.test, settings.split.test + settings.split.valid
-    test, valid = (split.cut_at(count, min(first), max(last), share * rows) for share in shares)
+    test, valid = (split.cut_at(count, min(first), max(last), share * timed) for share in shares)
     return valid, test
 
 
@@ -245,7 +257,8 @@ def _facts(source: Source, settings: Settings, scanned: Scanned) -> Facts:
         "dataset": source.name,
         "source": source.identity,
         "settings": _settings_of(settings),
-        "timestamps": scanned.timed,
+        "timestamps": scanned.timed or scanned.has_log,
+        "times": times_read(source.ranges, scanned.unknown_times).model_dump(),
         "implicit": source.implicit,
         "rejected": {"rows": sum(scanned.reasons.values()), "reasons": rejected},
         "rows_read": scanned.rows,

@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 from recray import schema
 from recray.config import DataSettings, Settings
 from recray.data import movielens, sample, side_files
-from recray.data.formats import archives, layout, reading, tables, text
+from recray.data.formats import archives, layout, reading, tables, text, times
 from recray.data.formats.layout import FileRange, RatingsFile, RatingsFormat
 from recray.errors import RecrayError, unknown_name
 from recray.storage import Folder, file_type, is_uri, modified_ns, open_input
@@ -241,8 +241,10 @@ def _files(
     ]
     first = {role: [value for of_file in ids for value in of_file[role]] for role in layout.IDS}
     text_ids = layout.text_roles(settings.data.ids, first)
+    time = times.format_of([value for of_file in ids for value in of_file.get("timestamp", ())])
+    layouts = [replace(one, text=text_ids, time=time) for one in layouts]
     files = [
-        RatingsFile(f.name, f.path, f.kind, replace(one, text=text_ids), f.name, f.part)
+        RatingsFile(f.name, f.path, f.kind, one, f.name, f.part)
         for f, one in zip(found, layouts, strict=True)
     ]
     ranges = tuple(part for file in files for part in reading.file_ranges(file))

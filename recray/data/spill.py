@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recray import schema
-from recray.config import DataSettings
+from recray.config import DataSettings, Duplicates
 from recray.data.formats.layout import FileRange
 from recray.data.formats.reading import parsed
 from recray.data.ids import id_hash
@@ -96,7 +96,7 @@ def read_arrow(folder: Folder, name: str, begin: int = 0, end: int | None = None
 
 
 class Rows(NamedTuple):
-    """Ratings as columns by the keys of raw ids: (R,) each; timestamp is 0 where unknown.
+    """Ratings as columns by the keys of raw ids: (R,) each; an unknown time is UNKNOWN_TIME.
 
     `part` is the split that the source itself says a row belongs to, None where it says nothing.
     """
@@ -111,9 +111,13 @@ class Rows(NamedTuple):
     def of(cls, table: pa.Table) -> "Rows":
         """Take the columns of a table of schema.RAW_RATINGS, with or without `part`."""
         user, item, rating = (table[n].to_numpy() for n in ("raw_user", "raw_item", "rating"))
-        timestamp = table["timestamp"].combine_chunks().fill_null(0).to_numpy()
+        timestamp = table["timestamp"].combine_chunks().fill_null(schema.UNKNOWN_TIME).to_numpy()
         part = table["part"].to_numpy() if "part" in table.column_names else None
         return cls(user, item, rating, timestamp, part)
+
+    def without_times(self) -> "Rows":
+        """The same rows, all times unknown."""
+        return self._replace(timestamp=np.full(len(self.user), schema.UNKNOWN_TIME))
 
     @classmethod
     def join(cls, parts: "list[Rows]") -> "Rows":
@@ -133,34 +137,42 @@ class Rows(NamedTuple):
         return table if self.part is None else table.append_column("part", pa.array(self.part))
 
 
-def drop_duplicates(ratings: Rows, mean: bool) -> Rows:
+def merge_duplicates(ratings: Rows, how: Duplicates) -> Rows:
     """One row for each (user, item), sorted by both.
 
     Args:
         ratings: Rows in file order.
-        mean: Average the ratings and keep the latest time; otherwise the latest row stays, and
-            of several at that time the last in the file.
+        how: last: the latest row stays, and of several at that time the last in the file. The
+            mean, sum or count of the ratings, or the highest one, do not depend on the order of
+            the file; they keep the latest time.
     """
     if not len(ratings.user):
         return ratings
     rows = ratings.at(order_by(ratings.user, ratings.item))
     begins = run_starts(rows.user, rows.item)
-    if len(begins) == len(rows.user):
+    if len(begins) == len(rows.user) and how != "count":
         return rows
-    rows = rows.at(_by_time_in_runs(rows, begins, mean))
-    last = np.concatenate([begins[1:], [len(rows.user)]]) - 1
-    if not mean:
-        return rows.at(last)
-    sums = np.add.reduceat(rows.rating.astype(np.float64), begins)
-    means = (sums / (last - begins + 1)).astype(np.float32)
-    return rows.at(last)._replace(rating=means)
+    rows = rows.at(_by_time_in_runs(rows, begins, how != "last"))
+    count = np.diff(begins, append=len(rows.user))
+    latest = rows.at(begins + count - 1)
+    match how:
+        case "last":
+            return latest
+        case "count":
+            ratings_now = count
+        case "max":
+            ratings_now = np.maximum.reduceat(rows.rating, begins)
+        case _:
+            ratings_now = np.add.reduceat(rows.rating.astype(np.float64), begins)
+            ratings_now = ratings_now / count if how == "mean" else ratings_now
+    return latest._replace(rating=ratings_now.astype(np.float32))
 
 
 def _by_time_in_runs(rows: Rows, begins: NDArray[np.int64], by_rating: bool) -> NDArray[np.int64]:
     """The order in which each pair's repeated ratings, usually few, stand by their time.
 
-    A mean must not depend on the order of the file, so the rating decides between equal times; for
-    the last of several the file's order does.
+    A mean or sum must not depend on the order of the file, so the rating decides between equal
+    times; for the last of several the file's order does.
     """
     count = np.diff(begins, append=len(rows.user))
     repeated = np.flatnonzero(np.repeat(count > 1, count))
@@ -196,19 +208,29 @@ class Scanned:
 
     Args:
         rows: Accepted rows.
+        read: Rows, accepted or rejected.
         lines: Lines, without a header.
         files: The spill files, in the order of the rows in the source.
         rejected: The first rejected rows, as schema.REJECTED.
         reasons: How many rows each reason rejected.
-        timed: Whether any row has a time.
+        timed: Whether any row of the source has a time other than 0, which stands for unknown
+            where it is the only one.
+        unknown_times: Accepted rows of the source whose time is unknown.
     """
 
     rows: int
+    read: int
     lines: int
     files: list[ScannedRows]
     rejected: pa.Table
     reasons: Counter[str]
     timed: bool
+    unknown_times: int
+
+    @property
+    def has_log(self) -> bool:
+        """Whether some of the rows came after the source, from the ratings log."""
+        return any(file.feedback for file in self.files)
 
 
 def scan(number: int, *, ranges: tuple[FileRange, ...], spill: SpillFolder) -> Scanned:
@@ -226,22 +248,24 @@ def scan(number: int, *, ranges: tuple[FileRange, ...], spill: SpillFolder) -> S
     files, reasons = [], Counter[str]()
     rejected = [schema.REJECTED.empty_table()]
     texts: dict[str, list[pa.Table]] = {}
-    lines, rows, timed = 0, 0, False
+    lines, rows, read, timed, unknown, logged = 0, 0, 0, False, 0, file.part == "logged"
     for chunk, (begin, of_chunk) in enumerate(parsed(ranges[number])):
         reasons.update(of_chunk.rejected["reason"].to_pylist())
         kept = of_chunk.rejected.slice(0, schema.REJECTED_KEPT - sum(map(len, rejected)))
         kept = kept.add_column(0, "file", pa.array([file.name] * len(kept), pa.string()))
         rejected.append(_counted_from(kept, lines, begin))
         lines += of_chunk.lines
-        rows += len(of_chunk.table)
-        timed = timed or bool(pc.any(pc.greater(of_chunk.table["timestamp"], 0)).as_py())
+        rows, read = rows + len(of_chunk.table), read + of_chunk.rows
+        if not logged:
+            unknown += of_chunk.unknown_times
+            timed = timed or bool(pc.any(pc.not_equal(of_chunk.table["timestamp"], 0)).as_py())
         hashed = _with_id_hashes(of_chunk.table, file.layout.text, texts)
         offsets = _write_by_slot(spill, hashed, (number, chunk), file.part)
-        files.append(ScannedRows((number, chunk), offsets, file.part == "logged"))
+        files.append(ScannedRows((number, chunk), offsets, logged))
     for role, tables in texts.items():
         distinct = pa.concat_tables(tables).group_by(["key", "text"]).aggregate([])
         spill.write(SpillFile.TEXTS, distinct, role, number)
-    return Scanned(rows, lines, files, pa.concat_tables(rejected), reasons, timed)
+    return Scanned(rows, read, lines, files, pa.concat_tables(rejected), reasons, timed, unknown)
 
 
 def _counted_from(rejected: pa.Table, line: int, byte: int) -> pa.Table:
@@ -293,7 +317,7 @@ def join_scans(source: Source, scans: list[Scanned], settings: DataSettings) -> 
         tables.append(_counted_from(scan.rejected, begin, 0))
         first_line[file.name] += scan.lines
     rejected = pa.concat_tables(tables).slice(0, schema.REJECTED_KEPT).combine_chunks()
-    rows, bad = sum(scan.rows for scan in scans), sum(reasons.values())
+    rows, read, bad = sum(s.rows for s in scans), sum(s.read for s in scans), sum(reasons.values())
     if bad > settings.max_rejected * (rows + bad):
         rows_shown = rejected.slice(0, 3).to_pylist()
         first = "; ".join(f"line {r['line']} {r['reason']}: {r['text']!r}" for r in rows_shown)
@@ -305,4 +329,5 @@ def join_scans(source: Source, scans: list[Scanned], settings: DataSettings) -> 
         raise RecrayError(f"{source.name} is empty: it has no ratings")
     files = [file for scan in scans for file in scan.files]
     lines, timed = sum(scan.lines for scan in scans), any(scan.timed for scan in scans)
-    return Scanned(rows, lines, files, rejected, reasons, timed)
+    unknown = sum(scan.unknown_times for scan in scans)
+    return Scanned(rows, read, lines, files, rejected, reasons, timed, unknown)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recray.config import SplitSettings
 from recray.errors import RecrayError
+from recray.schema import UNKNOWN_TIME
 
 TRAIN, VALID, TEST, FOLD_IN = 0, 1, 2, 3
 """Codes of schema.PARTS."""
@@ -72,7 +73,7 @@ def assign(
     Args:
         user: (R,) raw ids; all rows of a user are here, no (user, item) pair twice.
         item: (R,) raw ids.
-        timestamp: (R,) seconds; None where unknown.
+        timestamp: (R,) seconds, UNKNOWN_TIME where unknown; None where the data has no times.
         settings: The kind, fractions and seed. `per-item-random` looks at whole items, which are
             not here; see assign_by_share.
         cuts: For `temporal`: where valid and test begin, in seconds; see cut_at.
@@ -204,9 +205,12 @@ def _by_time(
             "use random, per-user-random, per-item-random or kfold"
         )
     if settings.kind != "temporal":
-        rank, count = _rank_in_group(user, key, -timestamp)
+        rank, count = _rank_in_group(user, key, ~timestamp)  # the latest first, the unknown last
         by_rank = _by_share if settings.kind == "per-user-ratio" else _latest
-        return by_rank(rank, count, settings)
+        split = by_rank(rank, count, settings)
+        # What may be the oldest of a user's ratings is no test of what comes after the others.
+        split[timestamp == UNKNOWN_TIME] = TRAIN
+        return split
     if cuts is None:
         raise ValueError("temporal needs the cuts of the whole data")
     split = np.full(len(timestamp), TRAIN, np.int8)

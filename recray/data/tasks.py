@@ -24,7 +24,7 @@ from recray.data.spill import (
     ScannedRows,
     SpillFile,
     SpillFolder,
-    drop_duplicates,
+    merge_duplicates,
 )
 from recray.data.split import order_by, run_starts
 from recray.storage import Folder
@@ -36,26 +36,27 @@ class PartitionCounts:
 
     Args:
         rows: Its ratings.
-        first: Time of its earliest rating, in seconds; None without ratings.
-        last: Time of its latest rating.
-        duplicates: Ratings that were dropped because the pair was rated again.
+        timed: Those whose time is known.
+        first: The earliest of these times, in seconds; None where there is none.
+        last: The latest.
+        dropped: How many rows the task took out, by the reason: duplicates, or the name of the
+            filter.
         overlap: Pairs that the source puts into more than one split.
-        dropped: Ratings that a round of `core` dropped.
     """
 
     rows: int
+    timed: int
     first: int | None
     last: int | None
-    duplicates: int = 0
+    dropped: Counter[str]
     overlap: int = 0
-    dropped: int = 0
 
     @classmethod
-    def of(cls, rows: Rows, duplicates: int = 0, overlap: int = 0, dropped: int = 0) -> Self:
+    def of(cls, rows: Rows, dropped: Counter[str], overlap: int = 0) -> Self:
         """Count the ratings of a partition."""
-        times = rows.timestamp
+        times = rows.timestamp[rows.timestamp != schema.UNKNOWN_TIME]
         first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
-        return cls(len(times), first, last, duplicates, overlap, dropped)
+        return cls(len(rows.user), len(times), first, last, dropped, overlap)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def gather(
     partitions: int,
     rules: ItemRules,
     settings: DataSettings,
+    timed: bool,
 ) -> PartitionCounts:
     """Collect the rows of a partition from all scanned files and clean them: the one shuffle.
 
@@ -114,28 +116,36 @@ def gather(
         partitions: Number of partitions.
         rules: Which items stay.
         settings: Duplicates and the lowest rating.
+        timed: Whether the source has times.
     """
-    width = split.SLOTS // partitions
-
-    def collect(feedback: bool) -> tuple[Rows, Rows]:
-        tables = []
-        for file in scanned:
-            if file.feedback == feedback:
-                begin, end = (file.offsets[(partition + n) * width] for n in (0, 1))
-                tables.append(spill.read(SpillFile.ROWS, *file.number, begin=begin, end=end))
-        return rules.apply(Rows.of(pa.concat_tables(tables)))
-
-    collected, others = collect(feedback=False)
-    rows = drop_duplicates(collected, settings.duplicates == "mean" or settings.merge_titles)
-    duplicates = len(collected.user) - len(rows.user)
-    rows = drop_low(partition, rows, others, spill, settings)
-    if any(file.feedback for file in scanned):
-        logged, others = collect(feedback=True)
-        logged = drop_low(partition, drop_duplicates(logged, mean=False), others, spill, settings)
-        rows, late = feedback.rerate(rows, logged)
+    dropped = Counter[str]()
+    drop = partial(drop_low, partition, spill=spill, settings=settings, dropped=dropped)
+    collect = partial(_collect, partition, partitions, spill)
+    given = collect([file for file in scanned if not file.feedback])
+    given, others = rules.apply(given if timed else given.without_times())
+    averaged = settings.merge_titles and settings.duplicates == "last"
+    merged = merge_duplicates(given, "mean" if averaged else settings.duplicates)
+    dropped["duplicates"] += len(given.user) - len(merged.user)
+    rows = drop(merged, others)
+    if log := [file for file in scanned if file.feedback]:
+        logged, others = rules.apply(collect(log))
+        latest = feedback.with_source(logged, given, settings.duplicates)
+        high = drop(latest, others)
+        rows, late = feedback.rerate(rows, high)
+        merged_away = len(logged.user) - len(latest.user) + len(high.user) - len(late.user)
+        dropped["duplicates"] += merged_away
         spill.write(SpillFile.LATE, late.table(), partition)
     write_partition(spill, partition, rows)
-    return PartitionCounts.of(rows, duplicates, overlap=_count_overlap(collected))
+    return PartitionCounts.of(rows, dropped, _count_overlap(given))
+
+
+def _collect(partition: int, partitions: int, spill: SpillFolder, files: list[ScannedRows]) -> Rows:
+    """The rows of a partition in these scanned files, in their order."""
+    width, tables = split.SLOTS // partitions, []
+    for file in files:
+        begin, end = (file.offsets[(partition + n) * width] for n in (0, 1))
+        tables.append(spill.read(SpillFile.ROWS, *file.number, begin=begin, end=end))
+    return Rows.of(pa.concat_tables(tables))
 
 
 def _count_overlap(ratings: Rows) -> int:
@@ -171,7 +181,7 @@ def drop_rare(
     rows = before.at(stays)
     add_filtered(spill, partition, before.at(~stays))
     write_partition(spill, partition, rows)
-    return PartitionCounts.of(rows, dropped=len(before.user) - len(rows.user))
+    return PartitionCounts.of(rows, Counter(core=len(before.user) - len(rows.user)))
 
 
 def count_times(
@@ -251,7 +261,7 @@ def split_partition(
         partition: Its number.
         spill: Where it is.
         settings: The kind, fractions and seed.
-        timed: Whether times are known.
+        timed: Whether the source has times.
         cuts: For `temporal`: where valid and test begin, in seconds.
         item_offsets: For `per-item-random`: for each group of items, where each partition begins.
     """

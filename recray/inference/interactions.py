@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import Settings
-from recray.data.dataset import Prepared, Ratings
+from recray.data.dataset import Prepared, Ratings, time_column
 from recray.data.ids import FIT_SPLITS, FitOn
 from recray.data.split import TEST, TRAIN
 from recray.inference.history import History
@@ -138,7 +138,7 @@ def interaction_table(prepared: Prepared) -> pa.Table:
     """All interactions of a data set as schema.INTERACTIONS, those that filters dropped as well."""
     parts = {code: prepared.load(name) for code, name in enumerate(schema.PARTS)}
     rows, part = _joined(parts | {FILTERED: prepared.load_known()})
-    times = pa.array(rows.timestamp, mask=rows.timestamp == 0)
+    times = time_column(rows.timestamp)
     names = pa.DictionaryArray.from_arrays(part, pa.array(schema.INTERACTION_PARTS))
     columns = [rows.user, rows.item, rows.rating, times, names]
     return pa.table(columns, schema=schema.INTERACTIONS)

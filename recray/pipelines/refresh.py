@@ -197,7 +197,7 @@ def _with_log(
         )
     folder = request.ratings_log or Folder(request.registry).child("ratings").path
     ratings_log = RatingsLog.open(folder)
-    source, added = with_log(source, ratings_log)
+    source, added = with_log(source, ratings_log, live.run_settings.data.duplicates)
     log(f"{ratings_log.folder}: {added.ratings:,} ratings of {added.users:,} users")
     for name in added.damaged_parts:
         log(f"{ratings_log.folder}/{name} is damaged and left out")

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from recray import schema
 from recray.data.dataset import Ratings
 from recray.data.ids import IdMap
 from recray.evaluation.report import EvaluationReport
@@ -28,7 +29,7 @@ def ratings(rows: Ratings, users: IdMap, items: IdMap, titles: list[str]) -> pd.
     Returns:
         R rows: user, item, title, rating (stars), time (UTC; missing where unknown).
     """
-    seconds = pd.Series(rows.timestamp).where(rows.timestamp != 0)
+    seconds = pd.Series(rows.timestamp).where(rows.timestamp != schema.UNKNOWN_TIME)
     return pd.DataFrame(
         {
             "user": users.raw[rows.user],

@@ -12,7 +12,9 @@ from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 
+from recray.data.accounting import TimesRead
 from recray.data.feedback import LogSummary
+from recray.data.formats.times import WORDS
 from recray.evaluation.report import EvaluationReport, Segments, Values
 
 if TYPE_CHECKING:
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
 
 UNLIMITED = 10_000
 """Columns of a table that is written to a file or a pipe: as many as its content takes."""
+DROPPED = {
+    "duplicates": "repeated",
+    "min_year": "before data.min_year",
+    "min_rating": "below data.min_rating",
+    "core": "short of data.core",
+}
+"""Why rows that could be read are in no split."""
 RULE = Box("    \n    \n----\n    \n    \n    \n    \n    \n")
 """A line of dashes below the head of a table, and no other line."""
 
@@ -142,6 +151,8 @@ def description(facts: dict[str, Any]) -> str:
         lines += ["", _splits(facts["splits"])]
     rows, reasons = facts["rejected"]["rows"], _reasons(facts["rejected"]["reasons"])
     lines += ["", f"rejected rows: {rows:,}" + (f" ({reasons})" if reasons else "")]
+    if "times" in facts:
+        lines += _times(TimesRead.model_validate(facts["times"]))
     return "\n".join(lines)
 
 
@@ -179,11 +190,21 @@ def prepared(manifest: dict[str, Any]) -> str:
         lines.append(
             f"rejected: {_reasons(manifest['rejected']['reasons'])} (see rejected.parquet)"
         )
-    if counts["duplicates"]:
-        lines.append(f"repeated ratings merged: {counts['duplicates']:,}")
+    rows = manifest["rows"]
+    dropped = "".join(f" + {n:,} {DROPPED.get(why, why)}" for why, n in rows["dropped"].items())
+    lines.append(f"rows: {rows['read']:,} read = {rows['kept']:,} kept{dropped}")
+    lines += _times(TimesRead.model_validate(manifest["times"]))
     if counts.get("filtered"):
         lines.append(f"dropped by filters, and never recommended: {counts['filtered']:,}")
     return "\n".join(lines)
+
+
+def _times(times: TimesRead) -> list[str]:
+    """How times were read, and how many are unknown; nothing where there are none."""
+    if times.format is None:
+        return []
+    unknown = f"; {times.unknown:,} are missing or cannot be read" if times.unknown else ""
+    return [f"times: read as {WORDS[times.format]}{unknown}"]
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

@@ -10,9 +10,10 @@ import pytest
 
 from recray.config import load_settings
 from recray.data import ingest, sample, source
-from recray.data.dataset import Prepared, Ratings
+from recray.data.dataset import Prepared, Ratings, part_name
 from recray.data.formats import text
 from recray.errors import RecrayError
+from recray.schema import UNKNOWN_TIME
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -231,3 +232,106 @@ def test_a_core_leaves_only_users_and_items_with_enough_ratings(sample_folder, t
     raw = prepared.user_ids.raw[rows.user], prepared.item_ids.raw[rows.item]
     assert {(str(u), str(i)) for u, i in zip(*raw, strict=True)} == pairs
     assert prepared.manifest["core_rounds"] >= 2
+
+
+def play_rows() -> list[str]:
+    """Users 1 to 30 of items 1 to 10, every pair twice; user u's item u % 10 + 1 has no time."""
+
+    def time(u: int, i: int, again: int) -> int | str:
+        return "" if i == u % 10 + 1 else 1_400_000_000 + u + again
+
+    return [
+        f"{u},{i},{1 + (u + i + again) % 5},{time(u, i, again)}000"
+        for again in (0, 1)
+        for u in range(1, 31)
+        for i in range(1, 11)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["leave-one-out", "per-user-ratio"])
+def test_ratings_of_unknown_time_train_and_their_time_is_null_in_files(tmp_path, kind):
+    path = tmp_path / "plays.csv"
+    rows = [line.replace(",000", ",soon") for line in play_rows()]
+    path.write_text("\n".join(["user,item,rating,time", *rows, "1,x,3,5"]) + "\n")
+    settings = load_settings("ranking", None, [f"split.kind={kind}"])
+    given = source.detect_source(str(path))
+    prepared = ingest.prepare(given, str(tmp_path / "p"), settings)
+    facts = prepared.manifest
+    assert facts["times"] == {"format": "ms", "unknown": 60}
+    assert facts["rows"] == {
+        "read": 601,
+        "kept": 300,
+        "dropped": {"duplicates": 300, "rejected": 1},
+    }
+    nulls = {
+        name: sum(
+            prepared.folder.read_table(part_name(name, part))["timestamp"].null_count
+            for part in range(prepared.buckets)
+        )
+        for name in ("train", "valid", "test")
+    }
+    assert nulls == {"train": 30, "valid": 0, "test": 0}
+    train = prepared.load("train")
+    first = np.flatnonzero(np.diff(train.user, prepend=-1))
+    assert (train.timestamp[first] == UNKNOWN_TIME).all(), "it stands first in each history"
+    assert train.timestamp.max() <= 1_400_000_031
+    temporal = load_settings("ranking", None, ["split.kind=temporal"])
+    with pytest.raises(RecrayError, match=r"30 of 300 ratings \(10\.0%\) have none"):
+        ingest.prepare(given, str(tmp_path / "q"), temporal)
+
+
+def test_data_whose_times_are_0_or_missing_have_no_times(tmp_path):
+    rows = [line.rpartition(",")[0] for line in play_rows()]
+    hashes = set()
+    for n, times in enumerate([["0"], ["", "0", "0.0", "nan"]]):
+        path = tmp_path / f"{n}" / "plays.csv"
+        path.parent.mkdir()
+        lines = [f"{row},{times[k % len(times)]}\n" for k, row in enumerate(rows)]
+        path.write_text("user,item,rating,time\n" + "".join(lines))
+        given = source.detect_source(str(path))
+        prepared = ingest.prepare(given, str(tmp_path / f"p{n}"), load_settings())
+        assert not prepared.manifest["timestamps"]
+        hashes.add(data_hash(prepared))
+    assert len(hashes) == 1
+    settings = load_settings("ranking", None, ["split.kind=leave-one-out"])
+    with pytest.raises(RecrayError, match="needs timestamps"):
+        ingest.prepare(given, str(tmp_path / "q"), settings)
+
+
+@pytest.mark.parametrize("how", ["mean", "sum", "count", "max"])
+def test_every_row_is_kept_or_counted_whatever_repeats_become(tmp_path, how):
+    lines, hashes = [*play_rows(), "1,1,nan,1", "77,1,5,1400000000000"], set()
+    merged: dict[tuple[int, int], list[float]] = {}
+    for line in [*lines[:-2], lines[-1]]:
+        user, item, rating, _ = line.split(",")
+        merged.setdefault((int(user), int(item)), []).append(float(rating))
+    rule = {"mean": np.mean, "sum": sum, "count": len, "max": max}[how]
+    value = {pair: float(rule(given)) for pair, given in merged.items()}
+    low = {pair for pair, rating in value.items() if rating < 2}
+    for n, rows in enumerate((lines, lines[::-1])):
+        path = tmp_path / f"{n}.csv"
+        path.write_text("\n".join(["user,item,rating,time", *rows]) + "\n")
+        changes = [f"data.duplicates={how}", "data.min_rating=2", "data.core=2"]
+        settings = load_settings("ranking", None, changes)
+        given = source.detect_source(str(path))
+        prepared = ingest.prepare(given, str(tmp_path / f"p{n}"), settings)
+        hashes.add(json.dumps(prepared.manifest["fingerprints"]))
+        rows = Ratings.concatenate([prepared.load(name) for name in ("train", "valid", "test")])
+        raw = prepared.user_ids.raw[rows.user], prepared.item_ids.raw[rows.item]
+        found = dict(zip(zip(*(r.tolist() for r in raw), strict=True), rows.rating, strict=True))
+        assert found == {pair: value[pair] for pair in found}
+        assert found.keys() == value.keys() - low - {(77, 1)}
+        dropped = prepared.manifest["rows"]["dropped"]
+        rejected, twice, rare = (dropped.get(k, 0) for k in ("rejected", "duplicates", "core"))
+        assert (rejected, twice, dropped.get("min_rating", 0)) == (1, 300, len(low))
+        assert rare == len(value) - len(low) - len(found)
+        known = prepared.load_known()
+        kept_known = set(
+            zip(
+                prepared.user_ids.raw[known.user].tolist(),
+                prepared.item_ids.raw[known.item].tolist(),
+                strict=True,
+            )
+        )
+        assert kept_known == {pair for pair in low if pair[0] != 77}, "what a filter drops is seen"
+    assert len(hashes) == 1

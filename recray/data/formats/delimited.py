@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from recray import schema
 from recray.data.formats.layout import RatingsFormat
+from recray.data.formats.times import PER_SECOND
 from recray.data.formats.values import (
     PADDING,
     ParsedRatings,
@@ -34,13 +35,13 @@ def parse_ratings(content: bytes, layout: RatingsFormat) -> ParsedRatings:
     table = _parse_clean(content, layout)
     if table is None:
         return _parse_checked(content, layout, lines)
-    return ParsedRatings(table, schema.REJECTED.remove(0).empty_table(), lines)
+    return ParsedRatings(table, schema.REJECTED.remove(0).empty_table(), lines, len(table))
 
 
 # -------------------------------------------------------------------------------- fast way
 
 
-_DIGITS = b"0123456789.\r\n"
+_DIGITS = b"0123456789.-\r\n"
 _PLAIN = bytes(c for c in range(33, 127) if c != ord('"')) + b"\r\n"
 
 
@@ -51,7 +52,11 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
     whatever has two readings (quotes, blanks, other alphabets, a lone CR) is decided in one place,
     _parse_checked.
     """
-    has_text = bool(layout.text) or "" in layout.columns
+    types = {f.name: f.type for f in layout.raw_schema} | {"rating": pa.float64()}
+    if layout.time not in PER_SECOND:
+        types["timestamp"] = pa.string()
+    names = [role or f"unused{i}" for i, role in enumerate(layout.columns)]
+    has_text = any(types.get(name, pa.string()) == pa.string() for name in names)
     allowed = (_PLAIN if has_text else _DIGITS) + layout.delimiter.encode()
     if content.translate(None, allowed) or _has_lone_return(content):
         return None
@@ -60,8 +65,6 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
     delimiter: str = layout.delimiter
     if delimiter == "::":  # pyarrow knows only delimiters of one character
         content, delimiter = content.replace(b"::", b"\t"), "\t"
-    names = [role or f"unused{i}" for i, role in enumerate(layout.columns)]
-    types = {f.name: f.type for f in layout.raw_schema} | {"rating": pa.float64()}
     try:
         table = pacsv.read_csv(
             pa.BufferReader(content),
@@ -115,7 +118,8 @@ def _parse_checked(content: bytes, layout: RatingsFormat, lines: int) -> ParsedR
     table, reason[usable] = check_fields(texts, layout)
     bad_rows = np.flatnonzero(reason != "")
     shown = text.take(pa.array(bad_rows))
-    return ParsedRatings(table, rejected_rows(bad_rows, start[bad_rows], shown, reason), lines)
+    rejected = rejected_rows(bad_rows, start[bad_rows], shown, reason)
+    return ParsedRatings(table, rejected, lines, int(lines - blank.sum()))
 
 
 def _decode_lines(content: bytes, start: NDArray[np.int64]) -> tuple[pa.Array, NDArray[np.bool_]]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from recray.data.formats import times
 from recray.data.ids import ID_LIMIT
 from recray.errors import RecrayError
 from recray.schema import RAW_RATINGS
@@ -44,6 +45,7 @@ class RatingsFormat:
         scale: Lowest and highest allowed rating, in stars; None allows every finite number.
         text: Which of raw_user and raw_item hold text; the others hold integers.
         names: The columns' names in the file, as a parquet reader needs them.
+        time: How times are read, a times.TimeFormat.
     """
 
     delimiter: Delimiter
@@ -52,6 +54,7 @@ class RatingsFormat:
     scale: tuple[float, float] | None = MOVIELENS_SCALE
     text: frozenset[str] = frozenset()
     names: tuple[str, ...] = ()
+    time: times.TimeFormat = "s"
 
     @property
     def implicit(self) -> bool:
@@ -73,10 +76,15 @@ class RatingsFormat:
         return self.scale or (-largest, largest)
 
     def as_raw(self, table: pa.Table) -> pa.Table:
-        """Columns of checked values as raw_schema: 1.0 for missing ratings, null for times."""
+        """Columns of checked values as raw_schema: 1.0 for missing ratings, null for times.
+
+        Times may be of any type; those that cannot be read are null as well.
+        """
         columns = []
         for field in self.raw_schema:
-            if field.name in table.column_names:
+            if field.name == "timestamp" and field.name in table.column_names:
+                columns.append(pa.chunked_array([times.seconds(table[field.name], self.time)]))
+            elif field.name in table.column_names:
                 columns.append(table[field.name].cast(field.type))
             elif field.name == "rating":
                 columns.append(pa.chunked_array([np.ones(len(table), np.float32)]))

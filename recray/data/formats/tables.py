@@ -47,34 +47,35 @@ def parse_table(columns: Mapping[str, pa.Array], layout: RatingsFormat) -> Parse
     """Check typed columns by the rules that hold for text.
 
     Args:
-        columns: Role to (R,) values; times as seconds or as any of Arrow's times.
+        columns: Role to (R,) values; times of any type.
         layout: The scale, and which ids are text.
 
     Returns:
         The good rows; a rejected row's line is its number in the columns, its text the values.
     """
-    columns = {role: _plain(column) for role, column in columns.items()}
+    columns = {r: c if r == "timestamp" else _plain(c) for r, c in columns.items()}
     table = pa.table(columns)
     if all(_is_clean(role, table[role], layout) for role in columns):
         nothing = schema.REJECTED.remove(0).empty_table()
-        return ParsedRatings(layout.as_raw(table), nothing, len(table))
+        return ParsedRatings(layout.as_raw(table), nothing, len(table), len(table))
     texts = {
         role: pc.utf8_trim(pc.fill_null(column.cast(pa.string()), ""), PADDING)
         for role, column in columns.items()
+        if role != "timestamp"
     }
-    good, reason = check_fields(texts, layout)
+    times = {role: table[role] for role in columns if role == "timestamp"}
+    good, reason = check_fields(texts | times, layout)
     bad = np.flatnonzero(reason != "")
     shown = pc.binary_join_element_wise(*(t.take(pa.array(bad)) for t in texts.values()), ",")
-    return ParsedRatings(good, rejected_rows(bad, np.zeros_like(bad), shown, reason), len(table))
+    rejected = rejected_rows(bad, np.zeros_like(bad), shown, reason)
+    return ParsedRatings(good, rejected, len(table), len(table))
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Numbers or strings: categories decoded, times in seconds."""
+    """Numbers or strings, categories decoded."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
-    if pa.types.is_temporal(kind):
-        return column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return column.cast(pa.string())
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
@@ -84,6 +85,8 @@ def _plain(column: pa.Array) -> pa.Array:
 
 def _is_clean(role: str, column: pa.ChunkedArray, layout: RatingsFormat) -> bool:
     """Whether every value is in order as it is; other columns are checked as text."""
+    if role == "timestamp":
+        return True
     kind = column.type
     if role in layout.text:
         if not pa.types.is_string(kind):
@@ -95,7 +98,15 @@ def _is_clean(role: str, column: pa.ChunkedArray, layout: RatingsFormat) -> bool
 
 
 def ids_of_table(table: pa.Table, layout: RatingsFormat) -> dict[str, list[str]]:
-    """The ids in a table's first rows, as text."""
+    """The ids in a table's first rows, as text, and its times unless their type tells the unit."""
     names = dict(zip(layout.columns, layout.names, strict=True))
-    ids = {role: _plain(table[names[role]].combine_chunks()).to_pylist() for role in IDS}
-    return {role: [str(v) for v in values if v is not None] for role, values in ids.items()}
+    first = {
+        role: _plain(table[names[role]].combine_chunks())
+        for role in (*IDS, "timestamp")
+        if role in names
+    }
+    return {
+        role: [str(v) for v in values.to_pylist() if v is not None]
+        for role, values in first.items()
+        if not pa.types.is_temporal(values.type)
+    }

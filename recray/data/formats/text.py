@@ -81,12 +81,13 @@ def _format_of_places(
 
 
 def first_ids(layout: RatingsFormat, head: bytes) -> dict[str, list[str]]:
-    """The ids in a file's first lines, as they stand there."""
+    """The ids in a file's first lines, as they stand there, and the times."""
     lines = head.decode("utf-8", errors="replace").split("\n")[int(layout.header) :]
     rows = [line.rstrip("\r").split(layout.delimiter) for line in lines if line.strip()]
     return {
         role: [row[place].strip(' "\ufeff') for row in rows if place < len(row)]
-        for role in IDS
+        for role in (*IDS, "timestamp")
+        if role in layout.columns
         for place in [layout.columns.index(role)]
     }
 

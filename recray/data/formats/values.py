@@ -32,15 +32,24 @@ class ParsedRatings:
         rejected: Rows of schema.REJECTED without the file's name; line counts from 0 and byte
             from 0 at the chunk's start.
         lines: Lines in the chunk, blank ones included.
+        rows: Rows that were read, accepted or rejected: those that are not blank.
     """
 
     table: pa.Table
     rejected: pa.Table
     lines: int
+    rows: int
+
+    @property
+    def unknown_times(self) -> int:
+        """Accepted rows without a time, or with one that could not be read."""
+        return int(self.table["timestamp"].null_count)
 
 
 def is_in_order(role: str, column: pa.ChunkedArray, layout: RatingsFormat) -> bool:
     """Whether all values of a typed column are there and within the limits of their role."""
+    if role == "timestamp":  # whatever is no time is unknown, see times.py
+        return True
     if column.null_count or not len(column):
         return not column.null_count
     if role in layout.text:
@@ -67,10 +76,10 @@ def rejected_rows(
 
 
 def check_fields(fields: Mapping[str, pa.Array], layout: RatingsFormat) -> tuple[pa.Table, Reasons]:
-    """Check trimmed texts column by column.
+    """Check trimmed texts column by column; a time is never wrong, at worst unknown.
 
     Args:
-        fields: Role to (R,) texts, in the order in which reasons apply.
+        fields: Role to (R,) texts (times: of any type), in the order in which reasons apply.
         layout: The scale, and which ids are text.
 
     Returns:
@@ -79,6 +88,9 @@ def check_fields(fields: Mapping[str, pa.Array], layout: RatingsFormat) -> tuple
     reason = np.full(len(next(iter(fields.values()))), "", dtype=object)
     columns: dict[str, pa.Array] = {}
     for role, field in fields.items():
+        if role == "timestamp":
+            columns[role] = field
+            continue
         check = _check_text if role in layout.text else _check_number
         columns[role], bad, why = check(role, field, layout)
         newly = bad & (reason == "")
@@ -96,7 +108,6 @@ def _check_text(role: str, field: pa.Array, _layout: RatingsFormat) -> Checked:
 
 _WHOLE = rf"(-0+|[0-9]{{1,{len(str(ID_LIMIT)) - 1}}})"
 _INTEGER = rf"^{_WHOLE}(\.0*)?$"
-_SECONDS = rf"^{_WHOLE}(\.[0-9]*)?$"
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
 
 
@@ -116,8 +127,8 @@ def _check_number(role: str, field: pa.Array, layout: RatingsFormat) -> Checked:
         why[outside] = "rating outside the scale"
         why[matches("^$")] = "rating is empty"
         return values, ~number | outside, why
-    # Whole numbers may come as 7.0, as pandas writes a column with gaps; times lose a fraction.
-    integer = matches(_SECONDS if role == "timestamp" else _INTEGER)
+    # Whole numbers may come as 7.0, as pandas writes a column with gaps.
+    integer = matches(_INTEGER)
     why[matches(r"^-[0-9.]+$")] = f"{word} is negative"
     why[matches(r"^[0-9]{19,}(\.0*)?$")] = f"{word} is too large"
     why[matches(r"(?i)^(nan|null|none)?$")] = f"{word} is empty"

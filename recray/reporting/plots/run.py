@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from recray import schema
 from recray.evaluation.report import EvaluationReport, Interval, Segment
 from recray.reporting.plots import style
 
@@ -84,12 +85,12 @@ def over_time(seconds: NDArray[np.int64]) -> Figure | None:
     """Ratings by year, or by month where the years are few.
 
     Args:
-        seconds: (R,) Unix seconds; 0 where unknown.
+        seconds: (R,) Unix seconds; schema.UNKNOWN_TIME where unknown.
 
     Returns:
         None where no rating has a time.
     """
-    known = seconds[seconds > 0].astype("datetime64[s]")
+    known = seconds[seconds != schema.UNKNOWN_TIME].astype("datetime64[s]")
     if not len(known):
         return None
     years = int(np.ptp(known.astype("datetime64[Y]").astype(int))) + 1
