@@ -1,4 +1,4 @@
-"""Times of ratings as people write them, to whole Unix seconds UTC; null where unknown.
+"""Turn times of ratings, as people write them, into Unix seconds UTC; null where unknown.
 
 One rule reads a whole column, and its first values decide it: the unit of numbers by their size,
 and whether the day or the month of a date comes first. A time is optional, so one that the rule
