@@ -10,7 +10,8 @@ from pyarrow import csv
 
 from recray import storage
 from recray.data import movielens, sample, source
-from recray.data.formats import archives, reading, text
+from recray.data.formats import archives, columnar, reading, streams, text
+from recray.data.formats import content as content_module
 from recray.data.formats.text import chunks
 from recray.data.source import detect_source
 from recray.errors import RecrayError
@@ -61,7 +62,7 @@ def test_every_file_that_is_opened_is_closed(tmp_path, monkeypatch, name):
         opened.append(storage.open_input(path))
         return opened[-1]
 
-    for module in (archives, text, source):
+    for module in (archives, columnar, content_module, streams, text, source):
         monkeypatch.setattr(module, "open_input", open_input)
     path = tmp_path / name
     if name.endswith("parquet"):

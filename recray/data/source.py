@@ -6,10 +6,8 @@ recognised by what is in them.
 
 import csv
 import hashlib
-import itertools
 import os
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,10 +16,16 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from recray import schema
-from recray.config import DataSettings, Settings
+from recray.config import Settings
 from recray.data import movielens, sample, side_files
-from recray.data.formats import archives, layout, reading, tables, text, times
-from recray.data.formats.layout import FileRange, RatingsFile, RatingsFormat
+from recray.data.formats import archives, layout, reading, times
+from recray.data.formats.content import (
+    Content,
+    EmptyFileError,
+    recognise,
+    refuse_foreign_archive,
+)
+from recray.data.formats.layout import FileRange, RatingsFile
 from recray.errors import RecrayError, unknown_name
 from recray.storage import Folder, file_type, is_uri, modified_ns, open_input
 
@@ -80,8 +84,9 @@ def detect_source(
     """
     settings = settings or Settings()
     if given == SAMPLE:
-        files = [_Found("ratings.csv", SAMPLE, "sample")]
-        return _files(files, SAMPLE, settings, sample.files().get)
+        generated = sample.files()
+        content = Content("sample", "", "utf-8", generated["ratings.csv"])
+        return _files([_Found("ratings.csv", SAMPLE, content)], SAMPLE, settings, generated.get)
     if given in movielens.RELEASES:
         return _archive(str(movielens.fetch(given, mirror)), given, settings)
     name = given.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
@@ -93,11 +98,9 @@ def detect_source(
         return _folder(given, name or Folder(given).name, settings)
     with closing(open_input(given)) as stream:
         head = stream.read(4)
-    if not head:
-        raise RecrayError(f"{given} is empty")
-    if head[:2] == b"PK":
+    if head.startswith(b"PK") and head[2:3] < b" ":
         return _archive(given, name, settings)
-    files = [_Found(given.rsplit("/", 1)[-1], given, _kind(head))]
+    files = [_found(given.rsplit("/", 1)[-1], given)]
     return _files(files, name, settings, _reader(given))
 
 
@@ -109,20 +112,38 @@ def _exists(given: str) -> bool:
     raise unknown_name("source", given, [SAMPLE, *movielens.RELEASES])
 
 
-def _kind(head: bytes) -> layout.FileKind:
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    return "gzip" if head.startswith(b"\x1f\x8b") else "plain"
-
-
 @dataclass(frozen=True)
 class _Found:
     """A file of ratings before its columns are known; the name is the one inside its source."""
 
     name: str
     path: str
-    kind: layout.FileKind
+    content: Content
+    member: str = ""
     part: Part = ""
+
+
+def _found(name: str, path: str, member: str = "", part: Part = "") -> _Found:
+    return _Found(name, path, recognise(name, path, member), member, part)
+
+
+def _found_filled(files: Iterable[tuple[str, str, str, Part]]) -> list[_Found]:
+    """Recognise files, without those that are empty; Spark writes such ones beside the others.
+
+    Raises:
+        RecrayError: All are empty, or one is of a kind that is not read.
+    """
+    found, empty = [], []
+    for name, path, member, part in files:
+        try:
+            found.append(_found(name, path, member, part))
+        except EmptyFileError as error:
+            if part:
+                raise
+            empty.append(error)
+    if not found:
+        raise empty[0]
+    return found
 
 
 # ------------------------------------------------------------------------------ kinds of source
@@ -131,6 +152,7 @@ class _Found:
 def _archive(path: str, name: str, settings: Settings) -> Source:
     with archives.open_zip(path) as archive:
         members = sorted(m.filename for m in archive.infolist() if not m.is_dir())
+        refuse_foreign_archive(path, members)
         chosen = _choose(members, path, settings, "archive")
 
         def read(member: str) -> bytes | None:
@@ -138,18 +160,16 @@ def _archive(path: str, name: str, settings: Settings) -> Source:
                 return archive.read(member) if member in members else None
 
         facts = "\n".join(f"{m.filename} {m.file_size} {m.CRC}" for m in archive.infolist())
-        files = [_Found(member, path, "zip", part) for member, part in chosen]
-        return _files(files, name, settings, read, archive, facts)
+        files = _found_filled((member, path, member, part) for member, part in chosen)
+        return _files(files, name, settings, read, facts)
 
 
 def _folder(path: str, name: str, settings: Settings) -> Source:
     folder = Folder(path)
-    files = []
-    for member, part in _choose(folder.files(), path, settings, "folder"):
-        whole = f"{folder.path.rstrip('/')}/{member}"
-        with closing(open_input(whole)) as stream:
-            files.append(_Found(member, whole, _kind(stream.read(4)), part))
-    return _files(files, name, settings, _reader(f"{folder.path.rstrip('/')}/"))
+    top = f"{folder.path.rstrip('/')}/"
+    chosen = _choose(folder.files(), path, settings, "folder")
+    files = _found_filled((member, top + member, "", part) for member, part in chosen)
+    return _files(files, name, settings, _reader(top))
 
 
 def _reader(path: str) -> Read:
@@ -224,27 +244,31 @@ def _files(
     name: str,
     settings: Settings,
     read: Read,
-    archive: zipfile.ZipFile | None = None,
     facts: str = "",
 ) -> Source:
     """Recognise the columns of files and cut them into file ranges."""
     if settings.split.kind == "given" and not found[0].part:
         raise RecrayError(f"split.kind=given needs a folder or archive; {found[0].path} is a file")
-    heads = [_head(f, archive) for f in found]
-    layouts = [_layout(f, head, settings.data) for f, head in zip(found, heads, strict=True)]
+    told = [reading.format_of(f.name, f.path, f.content, settings.data.columns) for f in found]
+    layouts = [one for one, _ in told]
     if len({one.implicit for one in layouts}) > 1:
         bare = next(f.name for f, one in zip(found, layouts, strict=True) if one.implicit)
         raise RecrayError(f"{bare} has no rating column, and other files of {name} have one")
-    ids = [
-        tables.ids_of_table(head, one) if isinstance(head, pa.Table) else text.first_ids(one, head)
-        for one, head in zip(layouts, heads, strict=True)
-    ]
-    first = {role: [value for of_file in ids for value in of_file[role]] for role in layout.IDS}
+    first = {role: [value for _, ids in told for value in ids[role]] for role in layout.IDS}
     text_ids = layout.text_roles(settings.data.ids, first)
-    time = times.format_of([value for of_file in ids for value in of_file.get("timestamp", ())])
+    time = times.format_of([value for _, ids in told for value in ids.get("timestamp", ())])
     layouts = [replace(one, text=text_ids, time=time) for one in layouts]
     files = [
-        RatingsFile(f.name, f.path, f.kind, one, f.name, f.part)
+        RatingsFile(
+            name=f.name,
+            path=f.path,
+            kind=f.content.kind,
+            layout=one,
+            member=f.member,
+            part=f.part,
+            packing=f.content.packing,
+            encoding=f.content.encoding,
+        )
         for f, one in zip(found, layouts, strict=True)
     ]
     ranges = tuple(part for file in files for part in reading.file_ranges(file))
@@ -253,36 +277,6 @@ def _files(
     movies = _items_beside(files[0], read, "raw_item" in text_ids)
     people = _users_beside(files[0], read)
     return Source(name, ranges, movies, people, _identity(files, facts, movies, people))
-
-
-def _head(file: _Found, archive: zipfile.ZipFile | None) -> bytes | pa.Table:
-    """The first whole lines of a file, or the first rows of a parquet file."""
-    if file.kind == "parquet":
-        with archives.open_parquet(file.path) as opened:
-            batches = opened.iter_batches(1000, use_threads=False)
-            return pa.Table.from_batches(itertools.islice(batches, 1), opened.schema_arrow)
-    if file.kind == "sample":
-        return sample.files()[file.name]
-    if archive is not None:
-        with archives.reading(file.path), archive.open(file.name) as member:
-            head = member.read(text.HEAD_BYTES)
-    elif file.kind == "gzip":
-        with archives.reading(file.path), closing(archives.open_gzip(file.path)) as unpacked:
-            head = unpacked.read(text.HEAD_BYTES)
-    else:
-        with closing(open_input(file.path)) as stream:
-            head = bytes(stream.read(text.HEAD_BYTES))
-    return head if len(head) < text.HEAD_BYTES else head[: head.rfind(b"\n") + 1] or head
-
-
-def _layout(file: _Found, head: bytes | pa.Table, settings: DataSettings) -> RatingsFormat:
-    if isinstance(head, pa.Table):
-        return layout.format_of_names(file.name, head.column_names, settings.columns)
-    if not head.strip():
-        raise RecrayError(f"{file.name} is empty: it has no ratings")
-    if head.startswith((b"PAR1", b"\x1f\x8b")):
-        raise RecrayError(f"{file.name} is packed twice; unpack {file.path} first")
-    return text.format_of_text(file.name, head, settings.columns)
 
 
 def _items_beside(file: RatingsFile, read: Read, text: bool) -> pa.Table:
@@ -334,7 +328,7 @@ def _identity(files: list[RatingsFile], facts: str, *tables: pa.Table) -> str:
     for file in files:
         if file.kind == "sample":
             digest.update(sample.files()[file.name])
-        elif file.kind != "zip":
+        elif not file.member:
             with closing(open_input(file.path)) as stream:
                 digest.update(f"{file.path} {stream.size()} {modified_ns(file.path)}".encode())
         digest.update(repr((file.name, file.layout, file.part)).encode())

@@ -52,6 +52,8 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
     whatever has two readings (quotes, blanks, other alphabets, a lone CR) is decided in one place,
     _parse_checked.
     """
+    if layout.constants:
+        return None
     types = {f.name: f.type for f in layout.raw_schema} | {"rating": pa.float64()}
     if layout.time not in PER_SECOND:
         types["timestamp"] = pa.string()
@@ -115,6 +117,7 @@ def _parse_checked(content: bytes, layout: RatingsFormat, lines: int) -> ParsedR
         for position, role in enumerate(layout.columns)
         if role
     }
+    texts |= layout.constant_fields(len(usable))
     table, reason[usable] = check_fields(texts, layout)
     bad_rows = np.flatnonzero(reason != "")
     shown = text.take(pa.array(bad_rows))

@@ -4,11 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 
 from recray.data.formats import times
+from recray.data.formats.streams import Packing
 from recray.data.ids import ID_LIMIT
 from recray.errors import RecrayError
 from recray.schema import RAW_RATINGS
@@ -27,10 +29,12 @@ MOVIELENS_SCALE = (0.5, 5.0)
 """Lowest and highest rating of MovieLens, in stars."""
 INTEGER = re.compile(r"^[+-]?[0-9]+(\.0+)?$")
 Delimiter = Literal["\t", "::", ",", ";"]
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 Columns = Mapping[Any, str]
 """Role (user, item, rating, timestamp) to a column's name or place."""
 IdKind = Literal["auto", "integer", "text"]
-FileKind = Literal["plain", "gzip", "zip", "parquet", "sample"]
+FileKind = Literal["text", "json", "json-document", "parquet", "arrow", "orc", "sample"]
+"""json is an object in each line, json-document an array of objects, or objects over many lines."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class RatingsFormat:
         text: Which of raw_user and raw_item hold text; the others hold integers.
         names: The columns' names in the file, as a parquet reader needs them.
         time: How times are read, a times.TimeFormat.
+        constants: Pairs of role and text that hold for all of the file's rows, from the names of
+            folders such as `rating=5`.
     """
 
     delimiter: Delimiter
@@ -55,11 +61,16 @@ class RatingsFormat:
     text: frozenset[str] = frozenset()
     names: tuple[str, ...] = ()
     time: times.TimeFormat = "s"
+    constants: tuple[tuple[str, str], ...] = ()
 
     @property
     def implicit(self) -> bool:
         """Whether the file has no rating column; every row then counts as 1.0."""
-        return "rating" not in self.columns
+        return "rating" not in self.columns and "rating" not in dict(self.constants)
+
+    def constant_fields(self, rows: int) -> dict[str, pa.Array]:
+        """Role to (R,) texts, for what the names of folders say of all rows."""
+        return {role: pa.repeat(pa.scalar(text), rows) for role, text in self.constants}
 
     @property
     def raw_schema(self) -> pa.Schema:
@@ -111,6 +122,8 @@ class RatingsFile:
         member: Its name inside a zip archive.
         part: The split that all of its rows belong to, where the source says so; logged: its
             ratings came after the source, see feedback.py.
+        packing: How it is packed.
+        encoding: How its letters are written.
     """
 
     name: str
@@ -119,6 +132,8 @@ class RatingsFile:
     layout: RatingsFormat
     member: str = ""
     part: Literal["", "train", "test", "logged"] = ""
+    packing: Packing = ""
+    encoding: str = "utf-8"
 
 
 @dataclass(frozen=True)
@@ -153,14 +168,15 @@ def format_of_names(
         RecrayError: No user column or no item column, or a name in `columns` is not there.
     """
     lower = [name.lower() for name in names]
+    folders = folder_values(file)
     chosen = {role_of(role): name for role, name in (columns or {}).items()}
     for role, name in chosen.items():
-        if name.lower() not in lower:
+        if name.lower() not in lower and name.lower() not in folders:
             raise RecrayError(
                 f"--columns {role.removeprefix('raw_')}={name}: {file} has no such column; "
                 f"its columns are {', '.join(names)[:200]}"
             )
-    places = {lower.index(name.lower()): role for role, name in chosen.items()}
+    places = {lower.index(n.lower()): role for role, n in chosen.items() if n.lower() in lower}
     taken = set(chosen)
     for place, name in enumerate(lower):
         role = next((r for r, known in COLUMN_NAMES.items() if name in known), "")
@@ -168,9 +184,44 @@ def format_of_names(
             places[place] = role
             taken.add(role)
     roles = [places.get(place, "") for place in range(len(names))]
-    check_ids(file, roles, names)
+    constants = constants_of(file, roles, chosen)
+    check_ids(file, [*roles, *dict(constants)], [*names, *folders])
     scale = MOVIELENS_SCALE if "movieid" in lower else None
-    return RatingsFormat(delimiter, tuple(roles), header=True, scale=scale, names=tuple(names))
+    return RatingsFormat(
+        delimiter, tuple(roles), True, scale, names=tuple(names), constants=constants
+    )
+
+
+def folder_values(file: str) -> dict[str, str]:
+    """What the names of folders say, as Hive writes them: {"rating": "5"} of `rating=5/a.csv`.
+
+    Args:
+        file: A file's name inside its source, with folders.
+
+    Returns:
+        Column in lower case to value, "" for Hive's word for nothing.
+    """
+    pairs = [unquote(part).split("=", 1) for part in file.split("/")[:-1] if "=" in part]
+    return {name.lower(): "" if value == _HIVE_NULL else value for name, value in pairs}
+
+
+def constants_of(
+    file: str, roles: Sequence[str], chosen: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    """Role to what the names of folders say of it, for roles that the file itself has not.
+
+    Args:
+        file: Its name inside its source, with folders.
+        roles: The meaning of each column of the file.
+        chosen: Role to the column's name, as told by --columns.
+    """
+    found: dict[str, str] = {}
+    for name, value in folder_values(file).items():
+        told = next((role for role, word in chosen.items() if word.lower() == name), "")
+        role = told or next((r for r, known in COLUMN_NAMES.items() if name in known), "")
+        if role and role not in roles:
+            found.setdefault(role, value)
+    return tuple(found.items())
 
 
 def check_ids(file: str, roles: Sequence[str], names: Sequence[str]) -> None:

@@ -8,10 +8,9 @@ import itertools
 import re
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 from recray.data import sample
-from recray.data.formats.archives import open_gzip, open_zip, reading
+from recray.data.formats.content import HEAD_BYTES
 from recray.data.formats.layout import (
     IDS,
     MOVIELENS,
@@ -21,17 +20,19 @@ from recray.data.formats.layout import (
     RatingsFile,
     RatingsFormat,
     check_ids,
+    constants_of,
     format_of_names,
     role_of,
 )
+from recray.data.formats.streams import as_utf8, can_start_anywhere, open_bytes
 from recray.errors import RecrayError
 from recray.storage import open_input
 
 CHUNK_BYTES = 16 << 20
 """Bytes of a file that are held at once."""
+LINE_BYTES = 16 << 20
+"""A longer line is refused."""
 RANGE_BYTES = 64 << 20
-HEAD_BYTES = 64 << 10
-"""Bytes from which the columns are recognised."""
 
 DELIMITERS: tuple[Delimiter, ...] = ("\t", "::", ";", ",")
 """In the order in which they are looked for; the comma, which titles hold as well, comes last."""
@@ -76,20 +77,24 @@ def _format_of_places(
         if not 1 <= int(place) <= fields:
             raise RecrayError(f"--columns {role}={place}: {file} has {fields} columns, from 1")
         roles[int(place) - 1] = role_of(role)
-    check_ids(file, roles, [str(n) for n in range(1, fields + 1)])
-    return RatingsFormat(delimiter, tuple(roles), header=False, scale=None)
+    constants = constants_of(file, roles, {})
+    check_ids(file, [*roles, *dict(constants)], [str(n) for n in range(1, fields + 1)])
+    return RatingsFormat(delimiter, tuple(roles), False, None, constants=constants)
 
 
 def first_ids(layout: RatingsFormat, head: bytes) -> dict[str, list[str]]:
     """The ids in a file's first lines, as they stand there, and the times."""
     lines = head.decode("utf-8", errors="replace").split("\n")[int(layout.header) :]
     rows = [line.rstrip("\r").split(layout.delimiter) for line in lines if line.strip()]
-    return {
-        role: [row[place].strip(' "\ufeff') for row in rows if place < len(row)]
-        for role in (*IDS, "timestamp")
-        if role in layout.columns
-        for place in [layout.columns.index(role)]
-    }
+    constants = dict(layout.constants)
+    ids = {}
+    for role in (*IDS, "timestamp"):
+        if role in layout.columns:
+            place = layout.columns.index(role)
+            ids[role] = [row[place].strip(' "\ufeff') for row in rows if place < len(row)]
+        elif role in constants:
+            ids[role] = [constants[role]]
+    return ids
 
 
 # ----------------------------------------------------------------------------------- lines
@@ -97,7 +102,7 @@ def first_ids(layout: RatingsFormat, head: bytes) -> dict[str, list[str]]:
 
 def line_ranges(file: RatingsFile) -> list[FileRange]:
     """Cut a file into ranges; only plain files can be read from the middle on."""
-    if file.kind != "plain":
+    if file.kind == "sample" or not can_start_anywhere(file.member, file.packing, file.encoding):
         return [FileRange(file)]
     with closing(open_input(file.path)) as stream:
         size = stream.size()
@@ -122,36 +127,37 @@ def chunks(file_range: FileRange) -> Iterator[tuple[int, bytes]]:
         content = sample.files()[file.name]
         begin = content.index(b"\n") + 1
         yield begin, content[begin:]
-    elif file.kind == "zip":
-        with (
-            open_zip(file.path) as archive,
-            reading(file.path),
-            archive.open(file.member) as stream,
-        ):
-            yield from _lines_from_begin(stream, file.layout)
-    elif file.kind == "gzip":
-        with reading(file.path), closing(open_gzip(file.path)) as unpacked:
-            yield from _lines_from_begin(unpacked, file.layout)
-    else:
-        with io.BufferedReader(open_input(file.path)) as stream:
-            begin = file_range.start
-            if begin > 0:  # the byte before tells whether a line begins right here
-                stream.seek(begin - 1)
-                begin = begin - 1 + len(stream.readline())
-            yield from _whole_lines(stream, begin, file_range.stop)
+        return
+    begin = file_range.start
+    with open_bytes(file.path, file.member, file.packing, file.encoding) as stream:
+        if begin > 0:  # the byte before tells whether a line begins right here
+            stream.seek(begin - 1)
+            begin = begin - 1 + len(_rest_of_line(stream, file.name))
+        elif file.layout.header:
+            begin = len(_rest_of_line(stream, file.name))
+        for position, content in _whole_lines(stream, begin, file_range):
+            yield position, as_utf8(content, file.encoding)
 
 
-def _lines_from_begin(stream: Any, layout: RatingsFormat) -> Iterator[tuple[int, bytes]]:
-    yield from _whole_lines(stream, len(stream.readline()) if layout.header else 0, None)
-
-
-def _whole_lines(stream: Any, position: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+def _whole_lines(
+    stream: io.BufferedReader, position: int, file_range: FileRange
+) -> Iterator[tuple[int, bytes]]:
+    stop = file_range.stop
     while stop is None or position < stop:
         size = CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - position)
         content = stream.read(size)
         if not content:
             return
         if not content.endswith(b"\n"):
-            content += stream.readline()
+            content += _rest_of_line(stream, file_range.file.name)
         yield position, content
         position += len(content)
+
+
+def _rest_of_line(stream: io.BufferedReader, name: str) -> bytes:
+    line = stream.readline(LINE_BYTES)
+    if len(line) == LINE_BYTES and not line.endswith(b"\n"):
+        raise RecrayError(
+            f"{name} has a line of more than {LINE_BYTES >> 20} MiB; is it a table of lines?"
+        )
+    return line
