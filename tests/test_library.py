@@ -1,9 +1,19 @@
 """What `import recray` offers, on the embedded sample: every example of its documentation."""
 
+import asyncio
 import contextlib
 import doctest
+import logging
+import os
+import pathlib
+import random
+import signal
+import sys
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 import recray
 from recray.api import functions, handles
@@ -91,6 +101,80 @@ def test_the_example_of(name, names, monkeypatch):
     report = []
     doctest.DocTestRunner(optionflags=options).run(test, out=report.append)
     assert not report, "".join(report)
+
+
+def state_of_the_process():
+    """What a caller may have chosen for the whole process."""
+    return {
+        "threads": torch.get_num_threads(),
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "random": random.getstate(),
+        "handlers": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
+        "environment": dict(os.environ),
+        "streams": (sys.stdout, sys.stderr),
+        "levels": (logging.getLogger().level, logging.getLogger("recray").level),
+        "folder": os.getcwd(),
+    }
+
+
+ONE_EPOCH = {"train.epochs": np.int64(1), "model.dim": np.float64(4)}
+
+
+def work(folder, names):
+    """Every function once, with paths of pathlib and numbers of numpy."""
+    folder = pathlib.Path(folder)
+    prepared = pathlib.Path(names["folder"]) / "prepared"
+    recray.prepare("sample", prepared)
+    run = recray.train(prepared, folder / "run", settings=ONE_EPOCH, workers=1.0)
+    model = run.export(folder / "bundle", final_fit=False)
+    found = recray.evaluate(folder / "bundle", k=np.array([5]), baselines="popularity")
+    assert list(found.columns) == ["model", "low", "high", "popularity"]
+    best = recray.tune(prepared, folder / "sweep", trials="1", seeds=0, settings=ONE_EPOCH).config
+    recray.train(prepared, folder / "best", config=pathlib.Path(best))
+    model.report(folder / "report.html")
+    return recray.load(folder / "bundle")
+
+
+def test_the_process_of_the_caller_is_left_as_it_was(names, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    before = state_of_the_process()
+    work(tmp_path, names)
+    now = state_of_the_process()
+    torch.set_num_threads(threads)
+    assert not {name for name in before if before[name] != now[name]}
+    assert capsys.readouterr().out == ""
+
+
+def test_the_library_works_off_the_main_thread_and_under_an_event_loop(names, tmp_path):
+    def answer():
+        run = recray.train(f"{names['folder']}/prepared", tmp_path / "run", settings=ONE_EPOCH)
+        model = run.export(tmp_path / "bundle", final_fit=False)
+        return len(recray.evaluate(model, k=5)), len(model.recommend(4, "3"))
+
+    async def handler():
+        return await asyncio.gather(asyncio.to_thread(answer))
+
+    ((metrics, items),) = asyncio.run(handler())
+    assert metrics > 5
+    assert items == 3
+
+
+def test_a_user_s_ratings_come_as_frames(names):
+    model = recray.load(names["bundle"])
+    own = pd.DataFrame({"item": [12, 50], "rating": [4.5, 2.0]})
+    lists = [
+        model.recommend_from(given, np.int8(3), exclude=np.array([1]))["item"].tolist()
+        for given in (own, own.set_index("item")["rating"], {12: 4.5, "50": "2"})
+    ]
+    assert lists[0] == lists[1] == lists[2]
+    for odd in (4.7, True, None, float("nan"), [4, 5]):
+        with pytest.raises(RecrayError, match=r"^user [^\n]*$"):
+            model.recommend(odd, 3)
+        with pytest.raises(RecrayError, match=r"^item [^\n]*$"):
+            model.similar(odd, 3)
+    assert model.recommend("4", 3).equals(model.recommend(np.float64(4), 3))
 
 
 def test_a_cut_off_beyond_the_catalogue_is_refused(names):

@@ -8,8 +8,9 @@ import pytest
 
 from recray.errors import RecrayError
 from recray.runtime import ray_private
+from recray.runtime.environment import switched
 from recray.runtime.ray_private import NAMES, find
-from recray.runtime.session import set_token_mode, switched
+from recray.runtime.session import set_token_mode
 
 
 @pytest.fixture(autouse=True)

@@ -12,47 +12,53 @@ is taken as it is, so that a notebook can be run again; what does not match is r
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
-from pydantic import JsonValue
 
+from recray.api import arguments
+from recray.api.caller import left_as_found
 from recray.api.handles import Data, Run, Service, Sweep, telling
 from recray.api.model import Loaded
+from recray.api.sources import Path, matching, opened
 from recray.config import Settings, load_settings
-from recray.data.dataset import Prepared
+from recray.data import ingest
+from recray.data.table_source import Table
 from recray.errors import RecrayError
 from recray.reporting import frames
 from recray.serving.registry import resolve_bundle
 from recray.storage import Folder
+from recray.training import trainer
+from recray.training.ray_train import Callbacks, TensorBoard
+from recray.tuning.request import TuneRequest, check
 
-if TYPE_CHECKING:
-    from recray.data.source import Source
-    from recray.tuning.request import TuneRequest
-
-Changes = Mapping[str, JsonValue]
+Changes = Mapping[str, Any]
 """Settings by name, such as {"train.epochs": 5}."""
 LOCAL = "local"
 
 
 def prepare(
-    source: str,
-    out: str,
+    source: Path | Table,
+    out: Path,
     *,
     settings: Changes | None = None,
     preset: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    mirror: str | None = None,
+    columns: Mapping[str, Any] | None = None,
+    items: Table | None = None,
+    mirror: Path | None = None,
     address: str = LOCAL,
 ) -> Data:
     """Read, check, split and encode ratings; see `recray prepare`.
 
     Args:
-        source: `sample`, a MovieLens release, or the path or URI of a zip, folder or file.
+        source: `sample`, a MovieLens release, the path or URI of a zip, folder or file, or a table
+            of pandas, pyarrow or polars, whose columns are recognised as a file's are.
         out: Folder of the data set; the same data with the same settings may be there already.
         settings: Of data.* and split.*, such as {"split.kind": "leave-one-out"}.
         preset: Recipe whose data and split settings are taken.
-        columns: Role (user, item, rating, timestamp) to the column's name in a file of yours.
+        columns: Role (user, item, rating, timestamp) to the name of a column of yours.
+        items: Titles for a table of ratings: a table with item, title, genres and year.
         mirror: Where a release lies instead of its official address.
         address: Ray cluster; `local` starts one.
 
@@ -64,26 +70,30 @@ def prepare(
         >>> data
         <recray data sample: 600 users, 1,500 items; train 47,796, valid 6,004, test 6,004>
     """
-    from recray.data import ingest
-    from recray.data.source import detect_source
+    chosen = _data_settings(preset, settings, columns)
+    folder = arguments.path_of("out", out)
+    with opened(source, items, folder, chosen, mirror) as ratings:
+        if Folder(folder).published():
+            return Data(matching(folder, ratings, chosen))
+        with telling(f"prepare {ratings.name} into {folder}"):
+            return Data(ingest.prepare(ratings, folder, chosen, address))
 
-    _refuse(settings, ("model", "objective", "train", "evaluate"), "recray.train")
-    extra: Changes = {"data.columns": {**columns}} if columns else {}
-    chosen = _settings(preset, None, {**(settings or {}), **extra})
-    ratings = detect_source(source, chosen, mirror)
-    if Folder(out).published():
-        return Data(_matching(out, ratings, chosen))
-    with telling(f"prepare {ratings.name} into {out}"):
-        return Data(ingest.prepare(ratings, out, chosen, address))
+
+def _data_settings(
+    preset: str | None, changes: Changes | None, columns: Mapping[str, Any] | None
+) -> Settings:
+    _refuse(changes, ("model", "objective", "train", "evaluate"), "recray.train")
+    told = {role: str(name) for role, name in (columns or {}).items()}
+    return _settings(preset, None, {**(changes or {}), **({"data.columns": told} if told else {})})
 
 
 def train(
-    data: Data | str,
-    out: str,
+    data: Data | Path,
+    out: Path,
     *,
     preset: str | None = None,
     settings: Changes | None = None,
-    config: str | None = None,
+    config: Path | None = None,
     workers: int = 1,
     address: str = LOCAL,
 ) -> Run:
@@ -108,22 +118,21 @@ def train(
         >>> run.export(folder + "/other").metrics.columns.tolist()
         ['model', 'low', 'high', 'popularity', 'bias-only', 'item-knn']
     """
-    from recray.training import trainer
-    from recray.training.ray_train import Callbacks, TensorBoard
-
     _refuse(settings, ("data", "split"), "recray.prepare")
     chosen = _settings(preset, config, settings)
-    with telling(f"train {chosen.preset} into {out}") as ui:
+    folder, workers = arguments.path_of("out", out), arguments.whole("workers", workers)
+    with telling(f"train {chosen.preset} into {folder}") as ui:
         ui.expect(chosen.train.epochs, chosen.metric)
-        callbacks = Callbacks(ui.log, ui.epoch, (TensorBoard,))
-        return Run(out, trainer.run(chosen, _path(data), out, workers, True, address, callbacks))
+        calls = Callbacks(ui.log, ui.epoch, (TensorBoard,))
+        path = _path(data)
+        return Run(folder, trainer.run(chosen, path, folder, workers, True, address, calls))
 
 
 def evaluate(
-    model: Loaded | str,
+    model: Loaded | Path,
     *,
     k: int | Sequence[int] | None = None,
-    baselines: Sequence[str] | None = None,
+    baselines: str | Sequence[str] | None = None,
     relevant_from: float | None = None,
     among: str = "all",
     workers: int = 1,
@@ -154,16 +163,16 @@ def evaluate(
     """
     if among not in ("all", "rated"):
         raise RecrayError(f"among={among!r}: give 'all' or 'rated'")
-    changes: Changes = {} if relevant_from is None else {"relevant_from": relevant_from}
-    if k is not None:
-        changes = {**changes, "k": cast("JsonValue", k)}  # settings judge it
+    wanted = {"relevant_from": relevant_from, "k": k}  # settings judge them
+    changes = {n: arguments.plain(n, value) for n, value in wanted.items() if value is not None}
+    workers = arguments.whole("workers", workers)
     return _measure(model, changes, baselines, among == "rated", workers, address)
 
 
 def _measure(
-    model: Loaded | str,
+    model: Loaded | Path,
     changes: Changes,
-    baselines: Sequence[str] | None,
+    baselines: str | Sequence[str] | None,
     rated: bool,
     workers: int,
     address: str,
@@ -171,21 +180,22 @@ def _measure(
     from recray.evaluation.protocol import Protocol
     from recray.pipelines import stages
 
-    names = None if baselines is None else tuple(baselines)
+    names = arguments.names_of("baselines", baselines)
     protocol = Protocol(names, "rated" if rated else "full")
-    path = model.path if isinstance(model, Loaded) else resolve_bundle(model)
+    path = model.path if isinstance(model, Loaded) else None
+    path = path or resolve_bundle(arguments.path_of("model", model))
     with telling(f"measure {path}"):
         return frames.metrics(stages.evaluate(path, changes, None, workers, address, protocol))
 
 
 def tune(
-    data: Data | str,
-    out: str,
+    data: Data | Path,
+    out: Path,
     *,
     trials: int = 20,
     preset: str | None = None,
     settings: Changes | None = None,
-    space: str | None = None,
+    space: Path | None = None,
     searcher: str = "random",
     scheduler: str = "asha",
     concurrent: int | None = None,
@@ -212,27 +222,31 @@ def tune(
 
     Source: Li et al. (2020), MLSys, for asha; Bergstra et al. (2011), NeurIPS, for tpe.
     """
-    from recray.tuning.request import TuneRequest
-
-    request = TuneRequest(
-        _path(data), out, trials, concurrent, searcher, scheduler, True, address, seeds
-    )
+    folder, fixed = arguments.path_of("out", out), (searcher, scheduler, True, address)
+    request = TuneRequest(_path(data), folder, trials, concurrent, *fixed, seeds)
+    space = arguments.optional_path("space", space)
     return _search(request, _settings(preset, None, settings), space)
 
 
-def _search(request: "TuneRequest", settings: Settings, space: str | None) -> Sweep:
+def _search(request: TuneRequest, settings: Settings, space: str | None) -> Sweep:
     from recray.pipelines import search
     from recray.reporting.plots.search import draw
-    from recray.tuning.request import check
     from recray.tuning.space import load_space
 
-    checked = check(request, settings, load_space(settings, space))
+    request = replace(
+        request,
+        trials=arguments.whole("trials", request.trials),
+        concurrent=arguments.optional_whole("concurrent", request.concurrent),
+        seeds=arguments.whole("seeds", request.seeds),
+    )
+    with left_as_found():
+        checked = check(request, settings, load_space(settings, space))
     with telling(f"{request.trials} trials into {request.out}") as ui:
         return Sweep(request.out, search.tune(checked, ui.log, draw=draw))
 
 
 def serve(
-    model: Loaded | str, *, port: int = 8000, replicas: int = 1, address: str = LOCAL
+    model: Loaded | Path, *, port: int = 8000, replicas: int = 1, address: str = LOCAL
 ) -> Service:
     """Serve a bundle over HTTP on this machine until it is closed; see `recray serve`.
 
@@ -251,6 +265,7 @@ def serve(
     from recray.serving.deployment import serving
 
     opened = model if isinstance(model, Loaded) else load(model)
+    port, replicas = arguments.whole("port", port), arguments.whole("replicas", replicas)
     with contextlib.ExitStack() as stack, telling(f"serve {opened.path}"):
         started = serving(opened.path, port=port, replicas=replicas, address=address)
         url = stack.enter_context(started)
@@ -276,7 +291,7 @@ def session(address: str = LOCAL) -> contextlib.ExitStack:
         return stack.pop_all()
 
 
-def load(bundle: str) -> Loaded:
+def load(bundle: Path) -> Loaded:
     """Open a bundle, or the current version of a registry; every file is checked first.
 
     Args:
@@ -295,20 +310,15 @@ def load(bundle: str) -> Loaded:
     return Loaded.open(bundle)
 
 
-def _settings(preset: str | None, config: str | None, changes: Changes | None) -> Settings:
+def _settings(preset: str | None, config: Path | None, changes: Changes | None) -> Settings:
     """Preset, file and changes as checked settings."""
-    overrides = [f"{name}={json.dumps(value)}" for name, value in (changes or {}).items()]
-    return load_settings(preset, config, overrides)
-
-
-def _matching(out: str, ratings: "Source", settings: Settings) -> Prepared:
-    """The data set that lies in a folder, if it is of these ratings and settings."""
-    from recray.data.ingest import same_settings
-
-    prepared = Prepared.open(out)
-    if not same_settings(prepared, ratings, settings):
-        raise RecrayError(f"{out} holds other data or settings; give another folder")
-    return prepared
+    if not isinstance(changes, Mapping | None):
+        raise RecrayError(f"settings={arguments.shown(changes)}: give {{'group.key': value}}")
+    overrides = [
+        f"{name}={json.dumps(arguments.plain(name, value))}"
+        for name, value in (changes or {}).items()
+    ]
+    return load_settings(preset, arguments.optional_path("config", config), overrides)
 
 
 def _refuse(changes: Changes | None, groups: tuple[str, ...], function: str) -> None:
@@ -318,5 +328,5 @@ def _refuse(changes: Changes | None, groups: tuple[str, ...], function: str) -> 
             raise RecrayError(f"{name}: this is decided by {function}; give it there")
 
 
-def _path(data: Data | str) -> str:
-    return data.path if isinstance(data, Data) else data
+def _path(data: Data | Path) -> str:
+    return data.path if isinstance(data, Data) else arguments.path_of("data", data)

@@ -2,18 +2,23 @@
 
 import contextlib
 import json
+import os
+import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from recray.api import arguments
+from recray.api.caller import left_as_found
 from recray.api.model import Loaded
 from recray.data.dataset import Prepared, Ratings
+from recray.errors import RecrayError
 from recray.progress import Console
 from recray.reporting import frames
+from recray.runtime.loopback import open_url
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
 from recray.training.run_metadata import RunSummary
@@ -26,10 +31,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def telling(words: str) -> Iterator[Console]:
-    """Tell what is done while the block runs."""
+    """Tell what is done while the block runs, and leave the caller's process as it was."""
     ui = Console(False, words)
     try:
-        with ui.during(words):
+        with left_as_found(), ui.during(words):
             yield ui
     finally:
         ui.close()
@@ -119,7 +124,7 @@ class Run:
         """A row an epoch, by epoch: loss, validation metrics, seconds."""
         return frames.history(RunFolder(self.path).history())
 
-    def export(self, out: str, *, final_fit: bool = True) -> Loaded:
+    def export(self, out: str | os.PathLike[str], *, final_fit: bool = True) -> Loaded:
         """Write the best epoch as a bundle, measured on the test split; see `recray export`.
 
         Args:
@@ -132,11 +137,14 @@ class Run:
         from recray.training.export import Fits, export, same_bundle
 
         fits: Fits = "final" if final_fit else "none"
+        folder = arguments.path_of("out", out)
         prepared = Prepared.open(RunFolder(self.path).metadata().prepared)
-        if not same_bundle(Folder(out), self.path, prepared, fits):
+        with left_as_found():
+            same = same_bundle(Folder(folder), self.path, prepared, fits)
+        if not same:
             with telling(f"measure {self.path} on the test split"):
-                export(self.path, out, fits=fits)
-        return Loaded.open(out)
+                export(self.path, folder, fits=fits)
+        return Loaded.open(folder)
 
 
 class Sweep:
@@ -220,10 +228,18 @@ class Service:
 
         Raises:
             urllib.error.HTTPError: It refuses.
+            RecrayError: Nothing answers there.
         """
-        query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
-        with urllib.request.urlopen(f"{self.url}{path}{query}", timeout=30) as reply:
-            return json.load(reply)
+        given = {name: arguments.plain(name, value) for name, value in parameters.items()}
+        query = f"?{urllib.parse.urlencode(given, doseq=True)}" if given else ""
+        try:
+            with open_url(f"{self.url}{path}{query}", timeout_s=30) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError:
+            raise
+        except OSError as error:
+            reason = getattr(error, "reason", None) or error
+            raise RecrayError(f"{self.url} does not answer: {reason}") from error
 
     def verify(self, users: int = 500) -> dict[str, Any]:
         """Compare its answers with those of the bundle, for at most so many test users.
@@ -233,7 +249,8 @@ class Service:
         """
         from recray.serving import verify
 
-        return verify.verify(self.url, self.model.recommender, users).model_dump()
+        most = arguments.whole("users", users)
+        return verify.verify(self.url, self.model.recommender, most).model_dump()
 
     def close(self) -> None:
         """Stop it."""

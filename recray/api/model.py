@@ -1,5 +1,6 @@
 """A bundle in Python: lists, likeness and reasons as pandas frames with titles."""
 
+import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 
+from recray.api import arguments
+from recray.api.caller import left_as_found
 from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.evaluation.report import parse_report
@@ -20,8 +23,8 @@ from recray.serving.registry import resolve_bundle
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RatingsByItem = Mapping[RawId, float] | Iterable[tuple[RawId, float]]
-"""Items, by raw id or by a part of the title, and stars."""
+RatingsByItem = Mapping[RawId, float] | Iterable[tuple[RawId, float]] | pd.Series | pd.DataFrame
+"""Items, by raw id or by a part of the title, and stars; a table has columns of these names."""
 
 
 class Loaded:
@@ -36,13 +39,14 @@ class Loaded:
         self.bundle = recommender.bundle
 
     @classmethod
-    def open(cls, path: str) -> Self:
+    def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open a bundle, or the current version of a registry.
 
         Raises:
             RecrayError: It is missing, damaged or not a bundle.
         """
-        return cls(Recommender.open(resolve_bundle(path)))
+        with left_as_found():  # a model is made with random weights, and then reads its own
+            return cls(Recommender.open(resolve_bundle(arguments.path_of("bundle", path))))
 
     def __repr__(self) -> str:
         facts = self.bundle
@@ -69,27 +73,29 @@ class Loaded:
             user: Raw user id.
             k: Length of the list, 10 by default; fewer come where fewer remain.
             filters: What may be in it, as in `recray recommend`: genres, not_genres, year_from,
-                year_to, exclude, candidates, min_popularity, diversity, explain.
+                year_to, exclude, candidates, min_popularity, diversity, explain; one genre or id
+                may stand for a list of it, and arrays and Series for lists.
 
         Returns:
             By place from 1: item, title, year, genres, score (stars or logits, as the model
             returns), source (model, fold_in or popular); with explain=True also `because`.
 
         Raises:
-            RecrayError: No such user or genre, or k is out of range.
+            RecrayError: No such user, genre or filter, or k is out of range.
 
         Example:
             >>> model = recray.load(bundle)
             >>> model.recommend(4, 2)["title"].tolist()
             ['Quiet Lantern Returns (1953)', 'Stolen Empire at Dawn (2007)']
-            >>> set(model.recommend(4, 3, genres=["Drama"])["source"])
+            >>> set(model.recommend(4, 3, genres="Drama")["source"])
             {'model'}
             >>> model.recommend(9999)
             Traceback (most recent call last):
             recray.errors.RecrayError: no user 9999 in sample
         """
         user = self._known(user)
-        return _listed(self.recommender.recommend(user, k, filters=Filters(**filters)))
+        k, chosen = self._options(k, filters)
+        return _listed(self.recommender.recommend(user, k, filters=chosen))
 
     def recommend_from(
         self, ratings: RatingsByItem, k: int | None = None, **filters: Any
@@ -97,7 +103,8 @@ class Loaded:
         """The k best items for somebody who was not in training: folded in, not retrained.
 
         Args:
-            ratings: Items, by raw id or by a part of the title, and stars; of several for one
+            ratings: Items, by raw id or by a part of the title, and stars: a dict, pairs, a Series
+                whose index is the items, or a table with item and rating; of several for one
                 item the last counts. Without any, what is popular.
             k: Length of the list, 10 by default.
             filters: See recommend.
@@ -116,9 +123,12 @@ class Loaded:
             Traceback (most recent call last):
             recray.errors.RecrayError: rating 7 is off the scale of 0.5 to 5
         """
-        pairs = ratings.items() if isinstance(ratings, Mapping) else ratings
-        found = [(self._find(item), float(stars)) for item, stars in pairs]
-        return _listed(self.recommender.recommend_from(found, k, filters=Filters(**filters)))
+        found = [
+            (self._find(item), arguments.number("rating", stars))
+            for item, stars in arguments.pairs_of(ratings)
+        ]
+        k, chosen = self._options(k, filters)
+        return _listed(self.recommender.recommend_from(found, k, filters=chosen))
 
     def similar(self, item: RawId, k: int | None = None, **filters: Any) -> pd.DataFrame:
         """The k items whose vectors point most nearly the same way.
@@ -140,8 +150,9 @@ class Loaded:
             True
         """
         raw = self._find(item)
+        k, chosen = self._options(k, filters)
         try:
-            return _listed(self.recommender.similar(raw, k, Filters(**filters)))
+            return _listed(self.recommender.similar(raw, k, chosen))
         except KeyError:
             raise RecrayError(f"{item!r}: the model was not trained on it") from None
 
@@ -165,7 +176,7 @@ class Loaded:
             >>> model.explain(4, 5).loc["rated", "rating"].tolist()
             [5.0, 5.0, 5.0, 5.0, 5.0]
         """
-        user = self._known(user)
+        user, k = self._known(user), arguments.optional_whole("k", k)
         look = inspect_user(self.recommender, user, k)
         columns = ("rating", "score", "rank", "hit")
         lists = ("rated", "recommended", "held_out")
@@ -237,10 +248,11 @@ class Loaded:
         """Every picture of its report, by name: data-..., training-..., predictions-..., ...."""
         from recray.reporting import report
 
-        drawn = report.of_bundle(self.bundle, "bundle").plots
+        with left_as_found():
+            drawn = report.of_bundle(self.bundle, "bundle").plots
         return {picture.name: picture.figure for picture in drawn}
 
-    def report(self, out: str, png: bool = False) -> str:
+    def report(self, out: str | os.PathLike[str], png: bool = False) -> str:
         """Write the report as one HTML file; see `recray report`.
 
         Args:
@@ -255,17 +267,27 @@ class Loaded:
         """
         from recray.reporting import report
 
-        return report.write(report.of_bundle(self.bundle, "bundle"), out, png)[0]
+        file = arguments.path_of("out", out)
+        with left_as_found():
+            return report.write(report.of_bundle(self.bundle, "bundle"), file, png)[0]
+
+    def _options(self, k: object, given: Mapping[str, Any]) -> tuple[int | None, Filters]:
+        """The length and the filters of a list as they were given."""
+        items = self.recommender.items
+        return arguments.optional_whole("k", k), arguments.filters_of(given, items)
 
     def _known(self, user: RawId) -> RawId:
         """The id as recray knows ids, not as an index of pandas gives it."""
-        raw = user if isinstance(user, str) else int(user)
+        raw = arguments.raw_id("user", user, self.recommender.users)
         if self.recommender.users.encode_one(raw) < 0:
             raise RecrayError(self.recommender.no_user(raw))
         return raw
 
     def _find(self, item: RawId) -> RawId:
-        return self.recommender.find_item(item) if isinstance(item, str) else int(item)
+        known = arguments.scalar(item)
+        if isinstance(known, str):
+            return self.recommender.find_item(known)
+        return arguments.raw_id("item", known, self.recommender.items)
 
 
 def _listed(answer: Recommendations) -> pd.DataFrame:

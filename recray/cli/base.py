@@ -23,7 +23,8 @@ from recray.cli.results import ShellCompletion
 from recray.config import Settings, known_keys, load_settings, preset_names
 from recray.errors import RecrayError
 from recray.progress import Console
-from recray.runtime.session import in_job, own_address
+from recray.runtime.ray_start import in_job
+from recray.runtime.session import own_address
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 COMPLETION_FILES = {

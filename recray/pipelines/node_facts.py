@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from recray.errors import RecrayError
-from recray.runtime.session import token_path
+from recray.runtime.loopback import open_url
+from recray.runtime.ray_start import token_path
 from recray.storage import UNFINISHED, Folder
 
 GPU_S = 20.0
@@ -186,7 +186,7 @@ def probe_file(storage: str) -> Iterator[str]:
 def asks_for_token(url: str) -> bool | None:
     """Whether an address refuses who has no token; None where it cannot be reached."""
     try:
-        with urllib.request.urlopen(url, timeout=5):
+        with open_url(url, timeout_s=5):
             return False
     except urllib.error.HTTPError as error:
         return error.code in (401, 403)

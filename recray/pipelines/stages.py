@@ -26,6 +26,7 @@ from recray.runtime.session import LOCAL, require_local, session
 from recray.serving import deployment, verify
 from recray.serving.auth import load_keys, new_key, parse_key, require_keys
 from recray.serving.options import ServiceLimits, ServiceOptions
+from recray.serving.ray_serve import refuse_taken_port
 from recray.serving.registry import Registry
 from recray.serving.verify import Verification
 from recray.storage import Folder
@@ -307,7 +308,7 @@ def up(source: Source, stages: Stages, host: str, port: int) -> Iterator[Running
     """
     if stages.address == LOCAL:
         require_local(stages.workers)
-        deployment.refuse_taken_port(host, port)
+        refuse_taken_port(host, port)
     own, limits = _own_key(host)  # keys are checked before the long work
     with session(stages.address):
         prepared, bundle = stages.run(source)

@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import AliasPath, BaseModel, Field
 
 from recray.errors import RecrayError
+from recray.runtime.environment import switched
+from recray.runtime.loopback import not_proxied, open_url
 from recray.runtime.nodes import capacity_of
 from recray.runtime.ray_private import JOB_SWITCHES
-from recray.runtime.session import auth_token, quieten, set_token_mode
+from recray.runtime.ray_start import auth_token
+from recray.runtime.session import quieten, set_token_mode
 from recray.runtime.working_folder import packed
 
 if TYPE_CHECKING:
@@ -138,7 +141,7 @@ class Jobs:
         """
         request = urllib.request.Request(self.address + path, headers=self._headers)
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with open_url(request, timeout_s=5) as answer:
                 return reply.model_validate_json(answer.read())
         except urllib.error.HTTPError as error:
             raise self._refused(error.code, path) from error
@@ -168,11 +171,8 @@ class Jobs:
         quieten()
         # In Ray these two variables overrule the address that its client is called with.
         names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-        hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
-        try:
+        with not_proxied(self.address), switched(dict.fromkeys(names), overrule=True):
             return JobSubmissionClient(self.address)
-        finally:
-            os.environ.update(hidden)
 
     def cpus(self) -> int:
         """Logical CPUs of all nodes, or those that the cluster may grow to."""
@@ -323,7 +323,8 @@ def _errors_in_one_line(address: str) -> Iterator[None]:
     import requests
 
     try:
-        yield
+        with not_proxied(address):
+            yield
     except (RuntimeError, requests.RequestException, ray.exceptions.RayError) as error:
         first = str(error).strip().splitlines()[0][:300]
         raise RecrayError(f"the cluster at {address} refuses: {first}") from error

@@ -6,6 +6,8 @@ name, the function takes the public, slower way, and the log says so in one line
 
 import importlib
 import logging
+import os
+import sys
 from dataclasses import dataclass
 from functools import cache, reduce
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,9 @@ RAY_SWITCHES = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Serve kills its proxy where it needs longer than this to come up; its 5 s are too few for a
+    # busy machine.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 """While recray has Ray running."""
 JOIN_SWITCHES = {"RAY_gcs_server_port_wait_time_s": "8"}
@@ -69,6 +74,33 @@ QUIET_LOGGERS = {
     "ray._private.runtime_env.packaging": logging.ERROR,
 }
 """Loggers of Ray whose lines below a level say nothing to a user of recray."""
+
+_TEMP_VARIABLES = ("RAY_TMPDIR", "TMPDIR")
+"""Where Ray puts its files on Linux: the first that is set."""
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"
+"""The longest path of a socket in it."""
+_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
+"""The longest path that the system allows for a socket."""
+SHORT_TEMP = "/tmp"
+
+
+def temp_folder() -> str:
+    """Where a local Ray keeps its files: the user's choice, or /tmp where that is too long.
+
+    Raises:
+        RecrayError: The choice is too long for the system's sockets, and /tmp is not writable.
+    """
+    name = next((name for name in _TEMP_VARIABLES if os.environ.get(name)), "")
+    chosen = os.path.abspath(os.environ[name]) if name else SHORT_TEMP
+    if len(os.fsencode(os.path.join(chosen, _SOCKET))) > _SOCKET_BYTES:
+        if not os.access(SHORT_TEMP, os.W_OK | os.X_OK):
+            raise RecrayError(
+                f"{name} has {len(os.fsencode(chosen))} bytes, too many for Ray's sockets, and "
+                f"{SHORT_TEMP} is not writable: set {_TEMP_VARIABLES[0]} to a folder of "
+                f"{_SOCKET_BYTES - len(_SOCKET) - 1} bytes at most"
+            )
+        chosen = SHORT_TEMP
+    return os.path.join(chosen, "ray")
 
 
 # ------------------------------------------------------------------------------ private names

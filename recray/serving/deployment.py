@@ -1,21 +1,20 @@
 """RAY SERVE: the app of app.py as one deployment, with the model inside the ingress."""
 
 import contextlib
-import logging
 import math
-import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
-from recray.runtime.ray_private import PRODUCTION_SWITCHES, serve_address
-from recray.runtime.session import LOCAL, ray_runs, session, switched
+from recray.runtime.environment import switched
+from recray.runtime.ray_private import PRODUCTION_SWITCHES
+from recray.runtime.session import LOCAL, ray_runs, session
 from recray.serving.auth import load_keys, require_keys
 from recray.serving.guard import ServiceMetrics, log
 from recray.serving.options import DEPLOYMENT, AppArgs, ServiceLimits, ServiceOptions
+from recray.serving.ray_serve import ray_serve, refuse_taken_port
 from recray.serving.registry import resolve_bundle
 from recray.storage import Folder
 
@@ -181,6 +180,7 @@ def deploy(
         RecrayError: It does not start.
     """
     from ray import serve
+    from ray.exceptions import RayError
 
     app = _application(
         path,
@@ -193,8 +193,9 @@ def deploy(
     )
     try:
         serve.run(app, name=NAME, route_prefix="/")
-    except RuntimeError as error:
-        raise RecrayError(f"the service did not start: {error}") from error
+    except (RuntimeError, RayError) as error:
+        reason = " ".join(str(error).split())
+        raise RecrayError(f"the service did not start: {reason}") from error
 
 
 def _open_once(path: str, options: ServiceOptions) -> None:
@@ -208,43 +209,6 @@ def _open_once(path: str, options: ServiceOptions) -> None:
     recommender = Recommender(Bundle.open(resolve_bundle(path)))
     options.open_feedback(path, recommender)
     options.open_ab_test(recommender, ServiceMetrics())
-
-
-def refuse_taken_port(host: str, port: int) -> None:
-    """Refuse a port that is taken, on which Serve would start without an error and never answer.
-
-    Raises:
-        RecrayError: The port is taken, or the host is not one of this machine's.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise RecrayError(
-                f"cannot listen on {host}:{port}: {error.strerror}; give another --port"
-            ) from error
-
-
-def _refuse_other_service(host: str, port: int) -> None:
-    """Refuse a running Serve that this service cannot use.
-
-    Raises:
-        RecrayError: It listens elsewhere, or has an app of our name.
-    """
-    from ray import serve
-
-    if NAME in serve.status().applications:
-        raise RecrayError(
-            f"the cluster serves an app called {NAME} already; end it first (`serve shutdown`), "
-            "promote to its registry, or `serve deploy` a file with a new args.revision"
-        )
-    running = serve_address()
-    if running is not None and running != (host, port):
-        raise RecrayError(
-            f"the cluster's Serve listens on {running[0]}:{running[1]} already; give "
-            f"--host {running[0]} --port {running[1]}, or end it first (`serve shutdown`)"
-        )
 
 
 @contextlib.contextmanager
@@ -285,41 +249,6 @@ def serving(
         refuse_taken_port(host, port)
     goes_on = (address != LOCAL or ray_runs()) and not ends_with_ray
     switches = PRODUCTION_SWITCHES if profile == "production" else {}
-    with switched(switches, overrule=True), session(address), _ray_serve(host, port, goes_on):
+    with switched(switches, overrule=True), session(address), ray_serve(host, port, goes_on):
         deploy(bundle, limits, replicas, options)
         yield f"http://{host}:{port}"
-
-
-@contextlib.contextmanager
-def _ray_serve(host: str, port: int, ray_goes_on: bool) -> Iterator[None]:
-    """Start Ray Serve unless it runs, and delete our app at the end.
-
-    Args:
-        host: Interface to bind.
-        port: HTTP port.
-        ray_goes_on: Whether Ray outlives the service, so that Serve must be shut down.
-
-    Raises:
-        RecrayError: Serve runs and listens elsewhere, or has an app of our name.
-    """
-    from ray import serve
-    from ray.serve.config import HTTPOptions, ProxyLocation
-    from ray.serve.schema import LoggingConfig
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    _refuse_other_service(host, port)
-    running = bool(serve.status().proxies)
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=host, port=port),
-        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-    )
-    try:
-        yield
-    finally:
-        serve.delete(NAME)
-        # A Serve that nobody uses would keep the port as long as Ray runs.
-        if ray_goes_on and not running and not serve.status().applications:
-            # Ray prints a line when the controller ends; stdout is for the command's result.
-            with contextlib.redirect_stdout(sys.stderr):
-                serve.shutdown()

@@ -23,7 +23,7 @@ from torch import Tensor
 from recray.config import build_settings, translated
 from recray.errors import DamagedFile, RecrayError
 from recray.inference.bundle_writer import TrainedModel
-from recray.storage import MANIFEST, UNFINISHED, Folder, publish, refuse_taken
+from recray.storage import MANIFEST, UNFINISHED, Folder, moved, publish, refuse_taken
 from recray.training.run_metadata import (
     RUN_FORMAT,
     EpochEntry,
@@ -144,7 +144,7 @@ class RunFolder:
             state: How far it has come; None at its start.
         """
         if not self.folder.exists(RUN):
-            self.folder.write_json(RUN, _run_json(metadata))
+            self.folder.write_json(RUN, metadata.stored(self.folder.path))
             return
         before = self.metadata()
         if before.workers != metadata.workers:
@@ -152,7 +152,7 @@ class RunFolder:
             change = WorkerChange(epoch=done, workers=metadata.workers)
             changes = (*before.changes, change) if done else before.changes
             update = {"workers": metadata.workers, "changes": changes}
-            self.folder.write_json(RUN, _run_json(before.model_copy(update=update)))
+            self.folder.write_json(RUN, before.model_copy(update=update).stored(self.folder.path))
         if self.finished:  # its last checkpoints were damaged since
             self.folder.delete(MANIFEST)
         self._write_history(state or TrainState())
@@ -171,8 +171,9 @@ class RunFolder:
         content = self.folder.read_json(RUN)
         _refuse_format(content, str(self.folder))
         settings = build_settings(translated(content["settings"]))
+        prepared = moved.found(self.folder.path, "prepared", content)
         try:
-            return RunMetadata(**content | {"settings": settings})
+            return RunMetadata(**content | {"settings": settings, "prepared": prepared})
         except ValidationError as error:
             raise DamagedFile(f"{self.folder}/{RUN} is damaged: {error}") from error
 
@@ -312,7 +313,7 @@ class RunFolder:
 
     def finish(self, summary: RunSummary) -> None:
         """Mark the run as finished."""
-        facts = _run_json(self.metadata()) | {"summary": summary.model_dump()}
+        facts = self.metadata().stored(self.folder.path) | {"summary": summary.model_dump()}
         self.folder.write_manifest(KIND, facts)
 
 
@@ -336,8 +337,3 @@ def _refuse_format(facts: Mapping[str, JsonValue], path: str) -> None:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "not there" if shape is None else " x ".join(map(str, shape)) or "a number"
-
-
-def _run_json(metadata: RunMetadata) -> dict[str, JsonValue]:
-    """The content of run.json; `changes` only where there were some."""
-    return metadata.model_dump(mode="json", exclude=None if metadata.changes else {"changes"})

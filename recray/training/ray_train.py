@@ -24,8 +24,8 @@ from recray.config import Settings
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 from recray.progress import Log
+from recray.runtime.environment import TERMINATED
 from recray.runtime.ray_private import lean_trainer, lost_worker, unplaced, user_error
-from recray.runtime.session import TERMINATED
 from recray.schema import TIMINGS
 from recray.storage import Folder, is_uri
 from recray.training.checkpoint import EPOCHS, RunFolder

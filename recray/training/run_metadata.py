@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from recray.config import Settings
+from recray.storage import moved
 
 RUN_FORMAT = 1
 """Version of run folders and checkpoints; another number is refused, not guessed at."""
@@ -28,7 +29,7 @@ class RunMetadata(BaseModel):
     Args:
         format: Version of the folder.
         dataset: Name of the data set.
-        prepared: Folder of the prepared data set.
+        prepared: Folder of the prepared data set; run.json names it from the run's own folder.
         fingerprint: Hash of the ratings that the run trains on and is validated with.
         settings: Resolved settings.
         workers: Number of workers now.
@@ -44,6 +45,11 @@ class RunMetadata(BaseModel):
     settings: Settings
     workers: int
     changes: tuple[WorkerChange, ...] = ()
+
+    def stored(self, folder: str) -> dict[str, JsonValue]:
+        """The content of run.json in a folder; `changes` only where there were some."""
+        values = self.model_dump(mode="json", exclude=None if self.changes else {"changes"})
+        return values | moved.named(folder, "prepared", self.prepared)
 
     def difference(self, now: "RunMetadata") -> str:
         """Say in which data or settings another run differs; an empty text where they agree."""

@@ -108,6 +108,17 @@ class TuneResult(BaseModel):
     pictures: list[str] = []
     test: FinalTest | None = None
 
+    def in_folder(self, sweep: str) -> "TuneResult":
+        """The same of a sweep that may have been moved since: its files lie in this folder."""
+        return self.model_copy(
+            update={
+                "sweep": sweep,
+                "best_config": f"{sweep}{self.best_config.removeprefix(self.sweep)}",
+                "results": f"{sweep}{self.results.removeprefix(self.sweep)}",
+                "pictures": [f"{sweep}{p.removeprefix(self.sweep)}" for p in self.pictures],
+            }
+        )
+
     @property
     def winner(self) -> TrialSummary:
         """The winning trial."""

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, JsonValue, ValidationError
 
 from recray.config import Settings, build_settings, current_name, effective, translated
 from recray.errors import RecrayError
-from recray.storage import Folder, refuse_taken
+from recray.storage import Folder, moved, refuse_taken
 from recray.training.run_metadata import changed_values, flat_settings
 from recray.tuning.results import Entry, Point, Status, TuneResult, Values
 
@@ -224,7 +224,9 @@ class SweepFolder:
     def reserve(self, metadata: SweepMetadata) -> None:
         """Make the folder the home of this sweep; calling it again does no harm."""
         if self.metadata() != metadata:
-            self.folder.write_json(METADATA, metadata.model_dump())
+            stored = metadata.model_dump()
+            stored["order"] |= moved.named(self.folder.path, "prepared", metadata.order.prepared)
+            self.folder.write_json(METADATA, stored)
 
     def metadata(self) -> SweepMetadata | None:
         """What sweep.json says; None where there is no sweep.
@@ -234,12 +236,16 @@ class SweepFolder:
         """
         if not self.folder.exists(METADATA):
             return None
+        content = self.folder.read_json(METADATA)
         try:
-            return SweepMetadata.model_validate(self.folder.read_json(METADATA))
+            read = SweepMetadata.model_validate(content)
         except ValidationError as error:
             raise RecrayError(
                 f"{self.folder}/{METADATA} is damaged: {error.errors()[0]}"
             ) from error
+        prepared = moved.found(self.folder.path, "prepared", content["order"])
+        order = read.order.model_copy(update={"prepared": prepared})
+        return read.model_copy(update={"order": order})
 
     def save(self, result: TrialResult) -> None:
         """Write the trial's own file; it appears whole."""
@@ -294,7 +300,8 @@ class SweepFolder:
         """What summary.json says; None where the sweep has not ended."""
         if not self.folder.exists(SUMMARY):
             return None
-        return TuneResult.model_validate(self.folder.read_json(SUMMARY))
+        result = TuneResult.model_validate(self.folder.read_json(SUMMARY))
+        return result.in_folder(self.folder.path)
 
 
 def _rows(result: TrialResult, metric: Metric, searcher: str) -> Iterator[Values]:

@@ -18,9 +18,10 @@ from typing import Any
 
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
+from recray.runtime.environment import switched
 from recray.runtime.nodes import capacity, require_shared, scale_up
 from recray.runtime.ray_private import TUNE_SWITCHES, replay_trial
-from recray.runtime.session import LOCAL, session, switched
+from recray.runtime.session import LOCAL, session
 from recray.tuning.driver import OnUpdate, SearchDriver
 from recray.tuning.request import (
     Resources,
