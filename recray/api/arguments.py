@@ -182,7 +182,9 @@ def filters_of(given: Mapping[str, Any], items: IdMap) -> Filters:
         else:
             values[name] = bool(value) if name == "explain" else number(name, value)
     defaults: dict[str, Any] = {"exclude": (), "min_popularity": 0}
-    return Filters(**{n: defaults.get(n) if v is None else v for n, v in values.items()})
+    for name in defaults.keys() & {name for name, value in values.items() if value is None}:
+        values[name] = defaults[name]
+    return Filters(**values)
 
 
 def _texts(name: str, given: object) -> Iterator[str]:
