@@ -180,6 +180,33 @@ def test_on_any_text_the_clean_path_gives_up_or_equals_the_checked_path(content)
         assert clean.equals(slow.table)
 
 
+DATED = RatingsFormat(",", ("raw_user", "timestamp", "raw_item"), time="iso")
+dates = st.text(st.sampled_from("12014-05-13 T:+Zx"), max_size=6).map(lambda end: f"2014-05-1{end}")
+fields = st.one_of(st.text("123 -.", max_size=3), dates)
+
+
+@given(st.lists(st.tuples(fields, dates, fields), max_size=4))
+def test_both_paths_read_a_line_with_a_date_alike(lines):
+    content = "".join(",".join(row) + "\n" for row in lines).encode()
+    clean, slow = delimited._parse_clean(content, DATED), checked(content, DATED)
+    if clean is not None:
+        assert len(slow.rejected) == 0
+        assert clean.equals(slow.table)
+
+
+@pytest.mark.parametrize(
+    ("content", "layout"),
+    [
+        (b"1,2014-05-13 18:16:40,7\n2,,8\n", DATED),
+        (b"1,20,3,400\n1,21,4,\n1,22,4,-5\n", CSV),
+    ],
+)
+def test_missing_times_and_dates_do_not_slow_the_others_down(content, layout):
+    clean = delimited._parse_clean(content, layout)
+    assert clean is not None
+    assert clean.equals(checked(content, layout).table)
+
+
 # ------------------------------------------------------------------------------------- headers
 
 

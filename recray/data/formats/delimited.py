@@ -60,6 +60,8 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
     names = [role or f"unused{i}" for i, role in enumerate(layout.columns)]
     has_text = any(types.get(name, pa.string()) == pa.string() for name in names)
     allowed = (_PLAIN if has_text else _DIGITS) + layout.delimiter.encode()
+    if not layout.text and layout.time not in PER_SECOND:
+        allowed += b" "  # between a day and its time; pyarrow trims those around numbers, as we do
     if content.translate(None, allowed) or _has_lone_return(content):
         return None
     if has_text and (b"0x" in content or b"0X" in content):  # pyarrow reads it as hexadecimal
@@ -75,7 +77,7 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
             pacsv.ConvertOptions(
                 column_types={n: types.get(n, pa.string()) for n in names},
                 include_columns=[n for n in names if n in types],
-                null_values=[],
+                null_values=[""],  # which only a time may be, see is_in_order
                 strings_can_be_null=False,
             ),
         )
