@@ -68,6 +68,12 @@ PEOPLE = pa.schema(
     ]
 )
 
+
+def listed_users(text: bool) -> pa.Schema:
+    """The schema of a list of users whose ids are text, or integers."""
+    return PEOPLE.set(0, pa.field("raw_user", pa.string())) if text else PEOPLE
+
+
 # Ratings of each user in each split and in fold_in.
 USERS = pa.schema(
     [

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from recray.data import sample, side_files
+from recray.data import sample
 from recray.data.formats.delimited import parse_ratings
 from recray.data.formats.text import format_of_text
+from recray.data.lists.items import parse_items
+from recray.data.lists.rows import IdRule
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_few_films_are_popular(ratings):
 
 
 def test_every_film_has_a_title_a_year_and_genres(made):
-    listed = side_files.parse_items_csv(made["movies.csv"]).to_pylist()
+    listed = parse_items("movies.csv", made["movies.csv"], IdRule(("movieId",)))[0].to_pylist()
     assert [film["raw_item"] for film in listed] == list(range(1, 1501))
     assert len({film["title"] for film in listed}) == 1500
     assert all(1950 <= film["year"] < 2020 for film in listed)

@@ -227,11 +227,14 @@ def test_a_folder_without_ratings_is_refused(tmp_path):
         detect_source(str(tmp_path))
 
 
-def test_a_damaged_film_list_is_named(tmp_path):
+def test_a_list_that_cannot_be_read_is_reported_and_stops_nothing(tmp_path):
     (tmp_path / "ratings.csv").write_bytes(RATINGS_CSV)
     (tmp_path / "movies.csv").write_bytes(b"movieId,title,genres\nsix,Heat,Crime\n")
-    with pytest.raises(RecrayError, match=r"movies.csv beside .*ratings.csv cannot be read"):
-        detect_source(str(tmp_path))
+    (tmp_path / "links.csv").write_bytes(b"nothing")
+    found = detect_source(str(tmp_path))
+    assert read(found) == (RATINGS, 0)
+    (report,) = found.lists.reports
+    assert (report.used, report.rejected) == (0, {"item is not a number": 1})
 
 
 def test_a_flipped_byte_in_an_archive_is_noticed_when_the_rows_are_read(tmp_path):
@@ -301,12 +304,13 @@ def test_a_zip_with_an_unknown_compression_is_one_line(tmp_path):
         detect_source(str(tmp_path / "x.zip"))
 
 
-def test_a_title_above_the_field_limit_of_csv_is_one_line(tmp_path):
+def test_a_title_above_the_field_limit_of_csv_costs_its_row(tmp_path):
     (tmp_path / "ratings.csv").write_bytes(b"userId,movieId\n1,2\n")
     title = b'1,"' + b"x" * 140_000  # a quote that is never closed
-    (tmp_path / "movies.csv").write_bytes(b"movieId,title,genres\n" + title)
-    with pytest.raises(RecrayError):
-        detect_source(str(tmp_path))
+    (tmp_path / "movies.csv").write_bytes(b"movieId,title,genres\n" + title + b"\n2,Heat,War\n")
+    found = detect_source(str(tmp_path))
+    assert titles(found) == ["Heat"]
+    assert found.lists.reports[0].rejected == {"a quote is never closed": 1}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, JsonValue
 
 from recray.data.accounting import RowCounts, TimesRead
+from recray.data.lists.rows import ListReport
 from recray.data.movielens import Release
 from recray.runtime.jobs import Job
 
@@ -25,6 +26,29 @@ class Rejected(Result):
 
     rows: int
     reasons: dict[str, int]
+
+
+class RejectedExample(Result):
+    """A rejected row: its file, its line from 1 (of parquet: row of a chunk), text and reason."""
+
+    file: str
+    line: int
+    text: str
+    reason: str
+
+
+class RejectedRows(Rejected):
+    """Rows that could not be read, and what would help.
+
+    Args:
+        rows: How many.
+        reasons: How many by reason.
+        first: The first three of each reason.
+        advice: What would help.
+    """
+
+    first: list[RejectedExample] = []
+    advice: list[str] = []
 
 
 class SplitCounts(Result):
@@ -69,6 +93,8 @@ class PreparedFacts(Result):
         timestamps: Whether ratings have times.
         implicit: Whether the source has no ratings, so that each row counts as the same one.
         times: How times were read.
+        unused: Files that are neither ratings nor lists, and why.
+        lists: What was read of the lists beside the ratings.
         rejected: Rows that could not be read.
         rows_read: Rows of the source that could be read.
         rows: What became of every row.
@@ -88,6 +114,8 @@ class PreparedFacts(Result):
     timestamps: bool
     implicit: bool
     times: TimesRead
+    unused: dict[str, str]
+    lists: list[ListReport]
     rejected: Rejected
     rows_read: int
     rows: RowCounts
@@ -110,6 +138,8 @@ class Description(Result):
         films: Of a source: items that it describes.
         rejected: Rows that could not be read.
         times: How times were read.
+        lists: What was read of the lists beside the ratings.
+        unused: Of a source: files that are neither ratings nor lists, and why.
         levels: Each rating, and how often it occurs.
         years: Each calendar year, and how many ratings are of it.
         per_user: Ratings per user: minimum, quartiles and maximum.
@@ -123,8 +153,10 @@ class Description(Result):
     users: int
     items: int
     films: int | None = None
-    rejected: Rejected
     times: TimesRead | None = None
+    rejected: RejectedRows
+    lists: list[ListReport] = []
+    unused: dict[str, str] = {}
     levels: list[tuple[float, int]]
     years: list[tuple[int, int]]
     per_user: list[float]

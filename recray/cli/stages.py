@@ -4,10 +4,10 @@ import click
 
 from recray.cli import results
 from recray.cli.base import PATH, SOURCE, Commands, Recipe, cli, number, shared, sources
-from recray.config import load_settings, preset_names
-from recray.errors import CheckFailed
+from recray.config import preset_names
+from recray.errors import CheckFailed, RecrayError
 from recray.progress import Console
-from recray.reporting import terminal
+from recray.reporting import data_text, terminal
 
 
 @cli.group(cls=Commands)
@@ -29,7 +29,7 @@ def data_list(ui: Console) -> None:
     rows = [(release, movielens.is_cached(name)) for name, release in movielens.RELEASES.items()]
     known = [vars(release) | {"cached": cached} for release, cached in rows]
     result = results.ReleaseList.model_validate({"releases": known, "licence": movielens.LICENCE})
-    ui.result(result, terminal.releases(rows, movielens.LICENCE))
+    ui.result(result, data_text.releases(rows, movielens.LICENCE))
 
 
 @data.command("fetch")
@@ -54,13 +54,16 @@ def data_fetch(ui: Console, name: str, mirror: str | None) -> None:
 
 @data.command("describe")
 @click.argument("source", shell_complete=sources)
-@shared("columns", "mirror")
-def data_describe(ui: Console, source: str, columns: tuple[str, ...], mirror: str | None) -> None:
+@shared("recipe", "columns", "mirror")
+def data_describe(ui: Console, source: str, recipe: Recipe, mirror: str | None) -> None:
     """Count what is in SOURCE, or in the folder of a prepared data set.
+
+    It needs nothing that can be read: it shows rejected rows, their lines and what would help.
 
     \b
     Example:
         recray data describe ml-100k.zip
+        recray data describe plays.csv --columns user=customer,item=sku --set data.ids=text
     """
     from recray.data import describe
     from recray.data.dataset import Prepared
@@ -68,13 +71,15 @@ def data_describe(ui: Console, source: str, columns: tuple[str, ...], mirror: st
     from recray.storage import Folder
 
     if Folder(source).published():
+        if recipe.overrides:
+            raise RecrayError(f"{source} is prepared: --set and --columns go with its source")
         facts = describe.describe_prepared(Prepared.open(source))
     else:
-        settings = load_settings(overrides=columns)
+        recipe.refuse_groups(("model", "objective", "train", "evaluate"), "recray train")
         with ui.during(f"read {source}"):
-            facts = describe.describe_source(detect_source(source, settings, mirror))
+            facts = describe.describe_source(detect_source(source, recipe.settings(), mirror))
     described = results.Description.model_validate(facts)
-    ui.result(described.model_dump(exclude_unset=True), terminal.description(facts))
+    ui.result(described.model_dump(exclude_unset=True), data_text.description(facts))
 
 
 @cli.command()
@@ -114,12 +119,12 @@ def prepare(
         from recray.data.feedback_log import RatingsLog
 
         given, added = with_log(given, RatingsLog.open(ratings_log), settings.data.duplicates)
-        ui.log(terminal.ratings_log(ratings_log, added))
+        ui.log(data_text.ratings_log(ratings_log, added))
     with ui.during(f"prepare {source} into {out}"):
         made = ingest.prepare(given, out, settings, address)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
     result = results.PreparedFacts.model_validate({"prepared": made.folder.path, **facts})
-    ui.result(result, terminal.prepared(made.manifest))
+    ui.result(result, data_text.prepared(made.manifest))
 
 
 @cli.command()

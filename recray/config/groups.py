@@ -25,8 +25,10 @@ class Group(BaseModel):
 class DataSettings(Group):
     """Which ratings are used. The steps are applied in this order, before the split."""
 
-    columns: dict[Literal["user", "item", "rating", "timestamp"], str] | None = None
-    """Names of columns that are not the usual ones; in a file without a header, numbers from 1."""
+    columns: dict[Literal["user", "item", "rating", "timestamp", "title"], str] | None = None
+    """Names of columns that are not the usual ones; in a file without a header, numbers from 1.
+    They hold for the list of items, too, and title is of that list alone.
+    """
     ids: Literal["auto", "integer", "text"] = "auto"
     """What raw ids are. auto: text where most of the first ids are no integers."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.01

@@ -4,15 +4,23 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from recray import schema
 from recray.data.accounting import times_read
+from recray.data.advice import advice
 from recray.data.dataset import Prepared
 from recray.data.formats import reading
+from recray.data.formats.layout import RatingsFile
+from recray.data.formats.values import ParsedRatings
 from recray.data.source import Source
 
 QUANTILES = (0, 25, 50, 75, 100)
+EXAMPLES = 3
+"""Rejected rows that are shown of each reason."""
 
 
 def describe_source(given: Source) -> dict[str, Any]:
@@ -20,16 +28,16 @@ def describe_source(given: Source) -> dict[str, Any]:
 
     Returns:
         {"dataset", "ratings", "users", "items", "films", "rejected", "times", "levels", "years",
-        "per_user", "per_item"}; levels and years are [value, ratings] pairs, per_user and per_item
-        the minimum, quartiles and maximum of ratings per user and item.
+        "per_user", "per_item", "lists", "unused"}; levels and years are [value, ratings] pairs,
+        per_user and per_item the minimum, quartiles and maximum of ratings per user and item.
     """
-    reasons, levels, years = Counter[str](), Counter[float](), Counter[int]()
+    rejections, levels, years = _Rejections(), Counter[float](), Counter[int]()
     users: Counter[int] = Counter()
     items: Counter[int] = Counter()
     unknown, timed = 0, False
     for file_range in given.ranges:
         for _, parsed in reading.parsed(file_range):
-            reasons.update(parsed.rejected["reason"].to_pylist())
+            rejections.add(file_range.file, parsed)
             for name, total in (("raw_user", users), ("raw_item", items), ("rating", levels)):
                 total.update(_counts(parsed.table[name].to_numpy()))
             times = parsed.table["timestamp"].drop_null().to_numpy()
@@ -41,13 +49,54 @@ def describe_source(given: Source) -> dict[str, Any]:
         "users": len(users),
         "items": len(items),
         "films": len(given.movies),
-        "rejected": {"rows": sum(reasons.values()), "reasons": dict(sorted(reasons.items()))},
         "times": times_read(given.ranges, unknown).model_dump(),
+        "rejected": rejections.facts(),
         "levels": _pairs(levels),
         "years": _pairs(years) if timed else [],  # 0 in every row stands for no time at all
         "per_user": _quantiles(np.fromiter(users.values(), np.int64)),
         "per_item": _quantiles(np.fromiter(items.values(), np.int64)),
+        "lists": _lists(given, users, items),
+        "unused": dict(given.unused),
     }
+
+
+class _Rejections:
+    """Rejected rows: counted by reason, and the first ones of each reason with their lines."""
+
+    def __init__(self) -> None:
+        self.reasons = Counter[str]()
+        self._first: dict[str, list[dict[str, Any]]] = {}
+        self._line: dict[str, int] = {}
+
+    def add(self, file: RatingsFile, parsed: ParsedRatings) -> None:
+        """Count the rejected rows of the next chunk of a file."""
+        begin = self._line.setdefault(file.name, 1 + file.layout.header)
+        self._line[file.name] += parsed.lines
+        reasons = Counter(parsed.rejected["reason"].to_pylist())
+        for reason in reasons:
+            shown = self._first.setdefault(reason, [])
+            rows = parsed.rejected.filter(pc.equal(parsed.rejected["reason"], reason))
+            for row in rows.slice(0, EXAMPLES - len(shown)).to_pylist():
+                line = begin + row["line"]
+                shown.append({"file": file.name, "line": line, "text": row["text"]})
+        self.reasons.update(reasons)
+
+    def facts(self) -> dict[str, Any]:
+        """The rejected rows as results.RejectedRows."""
+        first = [{**row, "reason": reason} for reason, rows in self._first.items() for row in rows]
+        return {
+            "rows": sum(self.reasons.values()),
+            "reasons": dict(sorted(self.reasons.items())),
+            "first": sorted(first, key=lambda row: (row["file"], row["line"])),
+            "advice": advice(reason for reason, _ in self.reasons.most_common()),
+        }
+
+
+def _lists(given: Source, users: Counter[Any], items: Counter[Any]) -> list[JsonValue]:
+    """What was read of the lists beside the ratings."""
+    rated_items = pa.array(list(items), given.movies["raw_item"].type)
+    rated_users = pa.array(list(users), given.listed_users["raw_user"].type)
+    return given.lists.facts(rated_items, rated_users)
 
 
 def _counts(values: NDArray[Any]) -> dict[Any, int]:
@@ -68,7 +117,7 @@ def describe_prepared(prepared: Prepared) -> dict[str, Any]:
     """The same of a prepared data set, after filters, with its splits.
 
     Returns:
-        As describe_source, without films, and with "splits" and "settings".
+        As describe_source, without films and unused files, and with "splits" and "settings".
     """
     facts = prepared.manifest
     users = prepared.folder.read_table("users.parquet")
@@ -86,6 +135,7 @@ def describe_prepared(prepared: Prepared) -> dict[str, Any]:
         "items": len(per_item),
         "rejected": facts["rejected"],
         **({"times": facts["times"]} if "times" in facts else {}),
+        "lists": facts.get("lists", []),
         "levels": facts["ratings"]["levels"],
         "years": _pairs(years),
         "per_user": _quantiles(np.asarray(per_user)),

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -59,7 +60,10 @@ def item_rules(source: Source, settings: DataSettings) -> ItemRules:
     if settings.min_year is not None:
         kept = key[items["year"].to_numpy() >= settings.min_year]
     if settings.merge_titles:
-        coded = pc.dictionary_encode(items["title"].combine_chunks()).indices.to_numpy()
+        titles = pc.dictionary_encode(items["title"].combine_chunks()).indices
+        # An item without a title is merged with none: it gets a number of its own.
+        own = pa.array(np.arange(len(items), dtype=np.int32) + np.int32(len(items)))
+        coded = pc.coalesce(titles, own).to_numpy()
         # Items are sorted by raw id, so the first one of a title has the lowest id.
         _, first = np.unique(coded, return_index=True)
         order = np.argsort(key)

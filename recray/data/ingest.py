@@ -107,6 +107,7 @@ def _write(source: Source, folder: Folder, settings: Settings) -> None:
         "core_rounds": core_rounds,
         **_counts(encoded, users, items, dropped["duplicates"]),
         "rows": account(scanned, dropped, sum(p.rows.total() for p in encoded)).model_dump(),
+        "lists": source.lists.facts(items.ids.column(), users.ids.column()),
         "fingerprints": _fingerprints(folder, users.ids, items.ids),
     }
     folder.write_manifest(KIND, facts)
@@ -227,10 +228,8 @@ def _write_items(folder: Folder, source: Source, counted: CountedIds) -> None:
 
 def _write_users(folder: Folder, source: Source, counted: CountedIds) -> None:
     users = counted.ids
-    # Lists of users have integer ids, so they say nothing about users whose ids are text.
-    listed = schema.PEOPLE.empty_table() if users.text else source.people
-    raw = pa.nulls(len(users), pa.int64()) if users.text else users.column()
-    rows = pc.index_in(raw, listed["raw_user"].combine_chunks())
+    listed = source.listed_users
+    rows = pc.index_in(users.column(), listed["raw_user"].combine_chunks())
     columns = {name: listed[name].take(rows) for name in listed.column_names[1:]} | {
         "user": np.arange(len(users), dtype=np.int32),
         "raw_user": users.column(),
@@ -260,6 +259,7 @@ def _facts(source: Source, settings: Settings, scanned: Scanned) -> Facts:
         "timestamps": scanned.timed or scanned.has_log,
         "times": times_read(source.ranges, scanned.unknown_times).model_dump(),
         "implicit": source.implicit,
+        "unused": dict(source.unused),
         "rejected": {"rows": sum(scanned.reasons.values()), "reasons": rejected},
         "rows_read": scanned.rows,
     }

@@ -1,43 +1,40 @@
 """Recognise what the user gave as SOURCE: its ratings, in file ranges, and the lists beside them.
 
 A source is `sample`, the name of a MovieLens release, or a file, an archive or a folder. Files are
-recognised by what is in them.
+recognised by what is in them; choice.py finds the ratings among several, and lists/ reads the rest.
 """
 
-import csv
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from recray import schema
 from recray.config import Settings
-from recray.data import movielens, sample, side_files
+from recray.data import movielens, sample
+from recray.data.choice import Choice, Chooser, FirstIds, RatingsFound, base_of, is_listed
+from recray.data.container import Container, FoundFile
 from recray.data.formats import archives, layout, reading, times
-from recray.data.formats.content import (
-    Content,
-    EmptyFileError,
-    recognise,
-    refuse_foreign_archive,
+from recray.data.formats.content import recognise, refuse_foreign_archive
+from recray.data.formats.layout import COLUMN_NAMES, FileRange, RatingsFile, RatingsFormat
+from recray.data.lists.beside import (
+    UNREADABLE,
+    USUAL_ITEMS,
+    USUAL_USERS,
+    Candidates,
+    SideLists,
+    read_lists,
 )
-from recray.data.formats.layout import FileRange, RatingsFile
+from recray.data.lists.rows import IdRule
 from recray.errors import RecrayError, unknown_name
 from recray.storage import Folder, file_type, is_uri, modified_ns, open_input
 
 SAMPLE = "sample"
-MOVIELENS = ("u.data", "ratings.dat", "ratings.csv")
-ENDINGS = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
-NOT_RATINGS = ("movies.csv", "items.csv", "links.csv", "tags.csv", "users.csv")
-"""Files of a folder that are not ratings."""
-Part = Literal["", "train", "test"]
-"""The split that all rows of a file belong to, where the settings name files for splits."""
-Read = Callable[[str], bytes | None]
-"""Reads a file by its name inside the source; None if there is no such file."""
+LOOKED_AT = 50
+"""Files beside the ratings whose columns are looked at to find lists of no usual name."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +44,26 @@ class Source:
     Args:
         name: Short name for tables and folders.
         ranges: All of its ratings, in order.
-        movies: Its films as schema.MOVIES; empty if it has none.
-        people: What it says of its users, as schema.PEOPLE; empty if nothing.
+        lists: What it says of items and users, and what was read of each list.
         identity: Changes when the files change (names, sizes, times); free to compute.
+        unused: Files that are neither ratings nor lists, and why.
     """
 
     name: str
     ranges: tuple[FileRange, ...]
-    movies: pa.Table
-    people: pa.Table
+    lists: SideLists
     identity: str
+    unused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def movies(self) -> pa.Table:
+        """Its items as schema.movies; empty if it lists none."""
+        return self.lists.movies
+
+    @property
+    def listed_users(self) -> pa.Table:
+        """What it says of its users, as schema.listed_users; empty if nothing."""
+        return self.lists.users
 
     @property
     def text(self) -> frozenset[str]:
@@ -85,8 +92,7 @@ def detect_source(
     settings = settings or Settings()
     if given == SAMPLE:
         generated = sample.files()
-        content = Content("sample", "", "utf-8", generated["ratings.csv"])
-        return _files([_Found("ratings.csv", SAMPLE, content)], SAMPLE, settings, generated.get)
+        return _chosen(Container(SAMPLE, "folder", tuple(generated), generated), SAMPLE, settings)
     if given in movielens.RELEASES:
         return _archive(str(movielens.fetch(given, mirror)), given, settings)
     name = given.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
@@ -95,13 +101,14 @@ def detect_source(
     elif not is_uri(given):
         given = os.path.abspath(os.path.expanduser(given)) if _exists(given) else given
     if file_type(given) == pafs.FileType.Directory:
-        return _folder(given, name or Folder(given).name, settings)
+        folder = Folder(given)
+        container = Container(folder.path, "folder", tuple(folder.files()))
+        return _chosen(container, name or folder.name, settings)
     with closing(open_input(given)) as stream:
         head = stream.read(4)
     if head.startswith(b"PK") and head[2:3] < b" ":
         return _archive(given, name, settings)
-    files = [_found(given.rsplit("/", 1)[-1], given)]
-    return _files(files, name, settings, _reader(given))
+    return _lone_file(given, name, settings)
 
 
 def _exists(given: str) -> bool:
@@ -112,214 +119,136 @@ def _exists(given: str) -> bool:
     raise unknown_name("source", given, [SAMPLE, *movielens.RELEASES])
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A file of ratings before its columns are known; the name is the one inside its source."""
-
-    name: str
-    path: str
-    content: Content
-    member: str = ""
-    part: Part = ""
-
-
-def _found(name: str, path: str, member: str = "", part: Part = "") -> _Found:
-    return _Found(name, path, recognise(name, path, member), member, part)
-
-
-def _found_filled(files: Iterable[tuple[str, str, str, Part]]) -> list[_Found]:
-    """Recognise files, without those that are empty; Spark writes such ones beside the others.
-
-    Raises:
-        RecrayError: All are empty, or one is of a kind that is not read.
-    """
-    found, empty = [], []
-    for name, path, member, part in files:
-        try:
-            found.append(_found(name, path, member, part))
-        except EmptyFileError as error:
-            if part:
-                raise
-            empty.append(error)
-    if not found:
-        raise empty[0]
-    return found
-
-
 # ------------------------------------------------------------------------------ kinds of source
 
 
 def _archive(path: str, name: str, settings: Settings) -> Source:
     with archives.open_zip(path) as archive:
         members = sorted(m.filename for m in archive.infolist() if not m.is_dir())
-        refuse_foreign_archive(path, members)
-        chosen = _choose(members, path, settings, "archive")
-
-        def read(member: str) -> bytes | None:
-            with archives.reading(path):
-                return archive.read(member) if member in members else None
-
         facts = "\n".join(f"{m.filename} {m.file_size} {m.CRC}" for m in archive.infolist())
-        files = _found_filled((member, path, member, part) for member, part in chosen)
-        return _files(files, name, settings, read, facts)
+    refuse_foreign_archive(path, members)
+    return _chosen(Container(path, "archive", tuple(members)), name, settings, facts)
 
 
-def _folder(path: str, name: str, settings: Settings) -> Source:
-    folder = Folder(path)
-    top = f"{folder.path.rstrip('/')}/"
-    chosen = _choose(folder.files(), path, settings, "folder")
-    files = _found_filled((member, top + member, "", part) for member, part in chosen)
-    return _files(files, name, settings, _reader(top))
+def _chosen(container: Container, name: str, settings: Settings, facts: str = "") -> Source:
+    """The source in a folder or archive."""
+    chooser = _chooser(container, settings)
+    return _assembled(chooser, chooser.choose(), name, settings, facts)
 
 
-def _reader(path: str) -> Read:
-    """Reads files by their name relative to the folder of a path."""
-    top = path.rsplit("/", 1)[0]
-
-    def read(name: str) -> bytes | None:
-        whole = f"{top}/{name}"
-        if file_type(whole) != pafs.FileType.File:
-            return None
-        with closing(open_input(whole)) as stream:
-            return bytes(stream.read())
-
-    return read
-
-
-def _choose(
-    names: Sequence[str], path: str, settings: Settings, container: str
-) -> list[tuple[str, Part]]:
-    """The ratings among the files of an archive or folder, with the split that each one is."""
+def _lone_file(path: str, name: str, settings: Settings) -> Source:
     if settings.split.kind == "given":
-        return _named_files(names, path, settings)
-    depth = 2 if container == "archive" else 1  # the files of an archive often lie in one folder
-    usual = [n for n in names if _base(n) in MOVIELENS and n.count("/") <= depth]
-    if usual:
-        # Of several files the one nearest to the top is taken, then the first by name.
-        return [(min(usual, key=lambda n: (n.count("/"), MOVIELENS.index(_base(n)), n)), "")]
-    ratings = [
-        n
-        for n in names
-        if n.lower().endswith(ENDINGS) and _base(n) not in NOT_RATINGS and _base(n)[0] not in "._"
-    ]
-    if not ratings:
-        raise RecrayError(
-            f"{path} holds no ratings: expected {', '.join(MOVIELENS)}, or files that end with "
-            f"{', '.join(ENDINGS)}, in the {container}"
-        )
-    return [(n, "") for n in ratings]
+        raise RecrayError(f"split.kind=given needs a folder or archive; {path} is a file")
+    chooser = _chooser(Container.around(path), settings)
+    file = FoundFile(base_of(path), path, recognise(base_of(path), path))
+    choice = Choice([RatingsFound(file, *chooser.format_of(file))])
+    return _assembled(chooser, choice, name, settings, guessed=True)
 
 
-def _base(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
+def _chooser(container: Container, settings: Settings) -> Chooser:
+    told = settings.data.columns or {}
+    columns = {role: column for role, column in told.items() if role != "title"} or None
+
+    def format_of(file: FoundFile) -> tuple[RatingsFormat, FirstIds]:
+        return reading.format_of(file.name, file.path, file.content, columns)
+
+    items, users = (_id_rule(role, settings) for role in layout.IDS[::-1])
+    return Chooser(container, settings.split, format_of, items, users)
 
 
-def _named_files(names: Sequence[str], path: str, settings: Settings) -> list[tuple[str, Part]]:
-    """The two files that the settings name, by their names or their paths inside the source."""
-    train, test = settings.split.train_file, settings.split.test_file
-    if train is None or test is None:
-        raise RecrayError(
-            "split.kind=given needs split.train_file and split.test_file, such as u1.base, u1.test"
-        )
-    chosen: list[tuple[str, Part]] = []
-    parts: tuple[tuple[str, Part], ...] = ((train, "train"), (test, "test"))
-    for file, part in parts:
-        found = [n for n in names if n == file] or [n for n in names if n.endswith(f"/{file}")]
-        if not found:
-            near = sorted(n for n in names if not n.endswith("/"))
-            raise RecrayError(f"{path} has no file {file!r}; it has {', '.join(near)[:300]}")
-        if len(found) > 1:
-            raise RecrayError(
-                f"{path} has several files {file!r}: {', '.join(found)}; give the path"
-            )
-        chosen.append((found[0], part))
-    return chosen
+def _id_rule(role: str, settings: Settings, ratings: RatingsFormat | None = None) -> IdRule:
+    """How the ids of a list are called and read: as told, as in the ratings, or as is usual."""
+    told = {layout.role_of(word): name for word, name in (settings.data.columns or {}).items()}
+    own = dict(zip(ratings.columns, ratings.names, strict=False)) if ratings else {}
+    names = [told.get(role, ""), own.get(role, ""), *COLUMN_NAMES[role]]
+    known = tuple(name for name in names if name and not name.isdigit())
+    return IdRule(known, bool(ratings and role in ratings.text), told.get("title"))
 
 
-# ------------------------------------------------------------------------------------- columns
+# ------------------------------------------------------------------------------------ its files
 
 
-def _files(
-    found: list[_Found],
+def _assembled(
+    chooser: Chooser,
+    choice: Choice,
     name: str,
     settings: Settings,
-    read: Read,
     facts: str = "",
+    guessed: bool = False,
 ) -> Source:
-    """Recognise the columns of files and cut them into file ranges."""
-    if settings.split.kind == "given" and not found[0].part:
-        raise RecrayError(f"split.kind=given needs a folder or archive; {found[0].path} is a file")
-    told = [reading.format_of(f.name, f.path, f.content, settings.data.columns) for f in found]
-    layouts = [one for one, _ in told]
-    if len({one.implicit for one in layouts}) > 1:
-        bare = next(f.name for f, one in zip(found, layouts, strict=True) if one.implicit)
+    """Cut files of ratings into file ranges, and read the lists beside them."""
+    found = choice.ratings
+    if len({one.layout.implicit for one in found}) > 1:
+        bare = next(one.file.name for one in found if one.layout.implicit)
         raise RecrayError(f"{bare} has no rating column, and other files of {name} have one")
-    first = {role: [value for _, ids in told for value in ids[role]] for role in layout.IDS}
+    first = {role: [v for one in found for v in one.ids[role]] for role in layout.IDS}
     text_ids = layout.text_roles(settings.data.ids, first)
-    time = times.format_of([value for _, ids in told for value in ids.get("timestamp", ())])
-    layouts = [replace(one, text=text_ids, time=time) for one in layouts]
+    time = times.format_of([value for one in found for value in one.ids.get("timestamp", ())])
     files = [
-        RatingsFile(
-            name=f.name,
-            path=f.path,
-            kind=f.content.kind,
-            layout=one,
-            member=f.member,
-            part=f.part,
-            packing=f.content.packing,
-            encoding=f.content.encoding,
-        )
-        for f, one in zip(found, layouts, strict=True)
+        _ratings_file(one.file, replace(one.layout, text=text_ids, time=time)) for one in found
     ]
     ranges = tuple(part for file in files for part in reading.file_ranges(file))
     if not ranges:
-        raise RecrayError(f"{found[0].path} is empty: it has no ratings")
-    movies = _items_beside(files[0], read, "raw_item" in text_ids)
-    people = _users_beside(files[0], read)
-    return Source(name, ranges, movies, people, _identity(files, facts, movies, people))
+        raise RecrayError(f"{found[0].file.path} is empty: it has no ratings")
+    lists = _lists_beside(chooser, choice, files[0], first, settings, guessed)
+    identity = _identity(files, facts, lists.movies, lists.users)
+    return Source(name, ranges, lists, identity, choice.unused)
 
 
-def _items_beside(file: RatingsFile, read: Read, text: bool) -> pa.Table:
-    """Read the list of items beside a ratings file, as schema.movies.
+def _ratings_file(file: FoundFile, format_: RatingsFormat) -> RatingsFile:
+    return RatingsFile(
+        name=file.name,
+        path=file.path,
+        kind=file.content.kind,
+        layout=format_,
+        member=file.member,
+        part=file.part,
+        packing=file.content.packing,
+        encoding=file.content.encoding,
+    )
 
-    Raises:
-        RecrayError: A list of items cannot be read.
-    """
-    folder = file.name[: file.name.rfind("/") + 1]
-    for name, parser in side_files.ITEM_PARSERS.items():
-        content = read(folder + name)
-        if content is None:
+
+def _lists_beside(
+    chooser: Chooser,
+    choice: Choice,
+    ratings: RatingsFile,
+    first: FirstIds,
+    settings: Settings,
+    guessed: bool,
+) -> SideLists:
+    """Read the lists that the choice found, or that lie in the folder of the ratings."""
+    folder = ratings.name[: ratings.name.rfind("/") + 1]
+    taken = {one.file.name for one in choice.ratings}
+    beside = [
+        name
+        for name in chooser.container.names
+        if name.startswith(folder) and "/" not in name[len(folder) :] and name not in taken
+    ]
+    items = [folder + name for name in USUAL_ITEMS if folder + name in beside] + choice.items
+    users = [folder + name for name in USUAL_USERS if folder + name in beside] + choice.users
+    others = [name for name in beside if is_listed(name) and name not in {*items, *users}]
+    found = _lists_among(chooser, others[:LOOKED_AT]) if not items or not users else {}
+    items = items or [name for name, kind in found.items() if kind == "items"]
+    users = users or [name for name, kind in found.items() if kind == "users"]
+    links = f"{folder}links.csv"
+    rules = [_id_rule(role, settings, ratings.layout) for role in layout.IDS]
+    return read_lists(
+        Candidates(items, rules[1], first["raw_item"], guessed),
+        Candidates(users, rules[0], first["raw_user"], guessed),
+        links if links in beside else None,
+        chooser.container.read,
+    )
+
+
+def _lists_among(chooser: Chooser, names: Sequence[str]) -> dict[str, str]:
+    """What files list, by what is in them; those that cannot be opened are none."""
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = chooser.kind_of_list(chooser.container.find(name))
+        except UNREADABLE:  # a list is decoration, and this may be anything
             continue
-        with _reading_list(name, file):
-            movies = parser(content, text)
-        links = read(f"{folder}links.csv") if name == "movies.csv" and not text else None
-        if links is not None:
-            with _reading_list("links.csv", file):
-                movies = side_files.add_links(movies, links)
-        return movies
-    return schema.movies(text).empty_table()
-
-
-def _users_beside(file: RatingsFile, read: Read) -> pa.Table:
-    """Read the list of users beside a ratings file, with age, gender and occupation.
-
-    Raises:
-        RecrayError: The list of users cannot be read.
-    """
-    folder = file.name[: file.name.rfind("/") + 1]
-    for name, parser in side_files.USER_PARSERS.items():
-        if (content := read(folder + name)) is not None:
-            with _reading_list(name, file):
-                return parser(content)
-    return schema.PEOPLE.empty_table()
-
-
-@contextmanager
-def _reading_list(name: str, file: RatingsFile) -> Iterator[None]:
-    try:
-        yield
-    except (RecrayError, ValueError, IndexError, TypeError, OverflowError, csv.Error) as error:
-        raise RecrayError(f"{name} beside {file.path} cannot be read: {error}") from error
+    return found
 
 
 def _identity(files: list[RatingsFile], facts: str, *tables: pa.Table) -> str:

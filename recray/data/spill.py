@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import DataSettings, Duplicates
+from recray.data.advice import advice
 from recray.data.formats.layout import FileRange
 from recray.data.formats.reading import parsed
 from recray.data.ids import id_hash
@@ -320,10 +321,13 @@ def join_scans(source: Source, scans: list[Scanned], settings: DataSettings) -> 
     rows, read, bad = sum(s.rows for s in scans), sum(s.read for s in scans), sum(reasons.values())
     if bad > settings.max_rejected * (rows + bad):
         rows_shown = rejected.slice(0, 3).to_pylist()
-        first = "; ".join(f"line {r['line']} {r['reason']}: {r['text']!r}" for r in rows_shown)
+        first = "; ".join(
+            f"{r['file']} line {r['line']} {r['reason']}: {r['text']!r}" for r in rows_shown
+        )
+        remedies = "".join(f"; {a}" for a in advice(reason for reason, _ in reasons.most_common()))
         raise RecrayError(
             f"{source.name}: {bad:,} of {rows + bad:,} rows cannot be read, more than "
-            f"data.max_rejected={settings.max_rejected:g} allows; {first}"
+            f"data.max_rejected={settings.max_rejected:g} allows; {first}{remedies}"
         )
     if not rows:
         raise RecrayError(f"{source.name} is empty: it has no ratings")

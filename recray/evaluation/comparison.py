@@ -75,11 +75,15 @@ def _interval(draws: Floats) -> tuple[float, float]:
 
 
 def summarise(table: PerUserMetrics, names: list[str], seed: int = 0) -> dict[str, Interval]:
-    """Each metric's mean over users with its 95 % bootstrap interval over users."""
+    """Each metric's mean over users with its 95 % bootstrap interval over users.
+
+    The interval holds the mean: where all users have the same value, the draws differ from it by
+    rounding, and the ends are moved to it.
+    """
     (draws,) = _draws([table], names, seed)
     intervals = [_interval(column) for column in draws.T]
     return {
-        name: Interval(value=value, low=low, high=high)
+        name: Interval(value=value, low=min(low, value), high=max(high, value))
         for (name, value), (low, high) in zip(means(table, names).items(), intervals, strict=True)
     }
 

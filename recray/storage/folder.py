@@ -80,9 +80,9 @@ class Folder:
         """Whether the folder is finished, which means that its manifest exists."""
         return self.exists(MANIFEST)
 
-    def files(self) -> list[str]:
-        """The names of all files below the folder, relative to it, sorted."""
-        root, entries = self._list(recursive=True)
+    def files(self, recursive: bool = True) -> list[str]:
+        """The names of all files below the folder, or directly in it, relative to it, sorted."""
+        root, entries = self._list(recursive)
         return sorted(
             e.path.removeprefix(root).lstrip("/") for e in entries if e.type == pafs.FileType.File
         )

@@ -10,8 +10,8 @@ import torch
 
 from recray.config import Settings, TrainSettings
 from recray.data.dataset import Prepared
+from recray.data.features import feature_matrix
 from recray.data.negatives import NegativeSampler
-from recray.data.side_files import feature_matrix
 from recray.errors import RecrayError
 from recray.evaluation.metrics import RATING
 from recray.models import build_model

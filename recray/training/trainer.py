@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from recray.config import Settings, build_settings
 from recray.data.dataset import Prepared, refuse_equal_ratings
-from recray.data.side_files import feature_names
+from recray.data.features import feature_names
 from recray.errors import RecrayError, WorkerLost
 from recray.evaluation.metrics import check_metric
 from recray.models import build_model

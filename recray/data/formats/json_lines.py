@@ -46,6 +46,15 @@ _NO_NUMBERS = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=st
 # --------------------------------------------------------------------------------- columns
 
 
+def field_names(content: Content) -> list[str]:
+    """The names of the fields in a file's first objects; none where no object is whole."""
+    return _all_names(list(_first_records(content)))
+
+
+def _all_names(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(name for record in records for name in _names_of(record)))
+
+
 def format_of_records(file: str, content: Content, columns: Columns | None) -> RatingsFormat:
     """Recognise the fields of a file's first objects.
 
@@ -57,7 +66,7 @@ def format_of_records(file: str, content: Content, columns: Columns | None) -> R
         raise RecrayError(f"{file} looks like JSON, but no object in its head is whole; {_CONVERT}")
     if len(records) == 1 and all(isinstance(v, dict | list) for v in records[0].values()):
         raise RecrayError(f"{file} looks like one JSON object of whole columns; {_CONVERT}")
-    names = list(dict.fromkeys(name for record in records for name in _names_of(record)))
+    names = _all_names(records)
     return replace(format_of_names(file, names, columns), header=False)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -100,7 +101,11 @@ def epochs(axes: Axes, last: float) -> None:
 def intervals(
     axes: Axes, x: Any, y: Any, color: str = FIRST, capsize: int = 2, size: int = 5, **bars: Any
 ) -> None:
-    """Points with a bar for the interval of each, given as `xerr` or `yerr`."""
+    """Points with a bar for the interval of each, given as `xerr` or `yerr`.
+
+    A length below 0, which matplotlib refuses, is one of rounding where all values are the same.
+    """
+    bars |= {name: np.maximum(bars[name], 0.0) for name in ("xerr", "yerr") if name in bars}
     axes.errorbar(x, y, color=color, ecolor=color, capsize=capsize, markersize=size, **bars)
 
 
