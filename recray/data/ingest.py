@@ -72,8 +72,7 @@ def prepare(
 
 def _write(source: Source, folder: Folder, settings: Settings) -> None:
     spill = SpillFolder(folder.child(SPILL))
-    ranges = source.ranges
-    scans = map_tasks(partial(scan, ranges=ranges, spill=spill), len(ranges))
+    scans = map_tasks(partial(scan, ranges=source.ranges, spill=spill), len(source.ranges))
     scanned = join_scans(source, scans, settings.data)
     partitions = split.partitions_for(scanned.rows)
     gathered, core_rounds = _gather(source, spill, scanned, partitions, settings)
