@@ -22,7 +22,8 @@ from recray import schema
 from recray.config import Settings
 from recray.data.formats.layout import COLUMN_NAMES, format_of_names
 from recray.data.ids import ID_LIMIT
-from recray.data.side_files import year_of
+from recray.data.lists.beside import SideLists
+from recray.data.lists.items import year_of
 from recray.data.source import Source, detect_source
 from recray.errors import RecrayError
 from recray.storage import UNFINISHED, Folder, is_uri
@@ -66,7 +67,8 @@ def table_source(
         identity = hashlib.sha256()
         for table in (used, movies):
             _digest(table, identity)
-        yield replace(found, name=NAME, movies=movies, identity=identity.hexdigest())
+        lists = found.lists if items is None else SideLists(movies, found.listed_users)
+        yield replace(found, name=NAME, lists=lists, identity=identity.hexdigest())
     finally:
         folder.delete()
 
