@@ -96,7 +96,8 @@ class _Arrow:
     """Arrow's file format, which Feather is as well, and its stream format."""
 
     def __init__(self, stream: Any) -> None:
-        self._is_file = stream.read_at(6, 0) == b"ARROW1"
+        self._is_file = stream.read(6) == b"ARROW1"
+        stream.seek(0)
         self._file = pa.ipc.open_file(stream) if self._is_file else pa.ipc.open_stream(stream)
         self.schema = self._file.schema
         self.pieces = self._file.num_record_batches if self._is_file else 1
