@@ -207,3 +207,31 @@ def test_a_kind_that_is_not_read_is_named(tmp_path, content, message):
 def test_sqlite_is_named(tmp_path):
     with pytest.raises(RecrayError, match="looks like an SQLite database; export the table"):
         source_of(tmp_path, sqlite(tmp_path))
+
+
+# ---------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_of_kinds_that_are_not_read_names_them(tmp_path):
+    (tmp_path / "ratings.xlsx").write_bytes(b"PK\x03\x04" + bytes(90))
+    (tmp_path / "old.xls").write_bytes(FOREIGN["xls"][0])
+    (tmp_path / "ratings.pkl").write_bytes(FOREIGN["pickle"][0])
+    with pytest.raises(RecrayError, match=r"old\.xls looks like an Excel .* looks like a pickle"):
+        detect_source(str(tmp_path))
+
+
+def test_a_delta_table_is_named(tmp_path):
+    (tmp_path / "_delta_log").mkdir()
+    (tmp_path / "_delta_log" / "0.json").write_text("{}")
+    (tmp_path / "part-0.csv").write_bytes(LINES.encode())
+    with pytest.raises(RecrayError, match="looks like a Delta table"):
+        detect_source(str(tmp_path))
+
+
+def test_what_programs_keep_for_themselves_is_left_out(tmp_path):
+    for name in ("__MACOSX/._a.csv", ".cache/b.csv", "_temporary/c.csv", "_SUCCESS"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7junk")
+    (tmp_path / "part-00000").write_bytes(LINES.encode())
+    (tmp_path / "part-00001.gz").write_bytes(gzip.compress(LINES.encode()))
+    assert rows_of(detect_source(str(tmp_path))) == ROWS * 2

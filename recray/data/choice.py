@@ -19,13 +19,17 @@ from recray.data.lists.users import is_user_list
 from recray.errors import RecrayError
 
 USUAL = ("u.data", "ratings.dat", "ratings.csv")
-_ROWS = (".csv", ".tsv", ".inter", ".json", ".jsonl", ".ndjson")
+_ROWS = (".csv", ".tsv", ".tab", ".psv", ".inter", ".json", ".jsonl", ".ndjson")
 _PACKED = ("", ".gz", ".bz2", ".xz", ".zst", ".lz4")
 ENDINGS = tuple(kind + packed for kind in _ROWS for packed in _PACKED)
-ENDINGS += (".parquet", ".arrow", ".feather", ".orc")
+ENDINGS += (".parquet", ".pq", ".arrow", ".feather", ".orc")
 """How the names of files of rows end; what they are is told by what is in them."""
+_SPARK_PART = re.compile(r"part-[^.]*(\.gz|\.bz2|\.zst|\.lz4)?")
+"""Files of Spark whose names do not say what they are."""
 OTHER_ENDINGS = (".txt", ".dat", ".data", ".item", ".user")
 """Files that may be ratings where no other file is, and lists."""
+LOOKED_AT = 20
+"""Files that are opened to say what they are, where none may be ratings."""
 NOT_RATINGS = ("links.csv", "tags.csv", "genome-tags.csv", "genome-scores.csv")
 """Files of MovieLens that are neither ratings nor lists; links.csv is read beside movies.csv."""
 _SPLIT_WORDS = {
@@ -101,16 +105,34 @@ class Chooser:
             return self._opened([(nearest, "")])
         files = [n for n in names if is_data(n) and base_of(n) not in NOT_RATINGS]
         files = files or [n for n in names if is_listed(n)]
-        if not files:
+        if any(name.split("/")[0] == "_delta_log" for name in names):
             raise RecrayError(
-                f"{path} holds no ratings: expected {', '.join(USUAL)}, or files that end with "
-                f".csv, .tsv, .jsonl, .parquet or the like, in the {word}"
+                f"{path} looks like a Delta table, some of whose files are of the past; "
+                "write it as parquet: spark.read.format('delta').load(...).write.parquet(...)"
             )
+        if not files:
+            raise RecrayError(self._no_ratings())
         if len(files) == 1:
             return self._opened([(files[0], "")])
         chosen = self._sorted(files)
         _refuse_splits([found.file.name for found in chosen.ratings], path)
         return chosen
+
+    def _no_ratings(self) -> str:
+        """Why no file may be ratings, by what is in the first of them."""
+        known = []
+        for name in self.container.names[:LOOKED_AT]:
+            try:
+                self.container.find(name)
+            except EmptyFileError:
+                continue
+            except RecrayError as error:
+                known.append(str(error))
+        return f"{self.container.path} holds no ratings: " + (
+            "; ".join(known)[:600]
+            or f"expected {', '.join(USUAL)}, or files that end with .csv, .tsv, .jsonl, .parquet "
+            f"or the like, in the {self.container.word}"
+        )
 
     def _opened(self, files: Sequence[tuple[str, Part]]) -> Choice:
         found = [self.container.find(name, part) for name, part in files]
@@ -173,14 +195,20 @@ def base_of(name: str) -> str:
 
 def is_data(name: str) -> bool:
     """Whether a file may hold rows, as its name ends."""
-    return name.lower().endswith(ENDINGS) and base_of(name)[0] not in "._"
+    ending = name.lower().endswith(ENDINGS) or _SPARK_PART.fullmatch(base_of(name))
+    return bool(ending) and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or a folder around it is called as what programs keep for themselves."""
+    return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
 def is_listed(name: str) -> bool:
     """Whether a file may be a list, as its name ends."""
     return is_data(name) or (
         name.lower().endswith(OTHER_ENDINGS)
-        and base_of(name)[0] not in "._"
+        and not _is_hidden(name)
         and not base_of(name).lower().startswith(("readme", "license"))
     )
 

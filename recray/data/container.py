@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recray.data.formats import json_lines, reading, tables
-from recray.data.formats.content import Content, recognise
+from recray.data.formats.content import Content, detect_content
 from recray.data.formats.streams import as_utf8, open_bytes
 from recray.data.lists.rows import decode, header_of
 from recray.errors import RecrayError
@@ -80,7 +80,7 @@ class Container:
             return FoundFile(name, self.path, Content("sample", "", "utf-8", self.generated[name]))
         inside = self.word == "archive"
         path, member = (self.path, name) if inside else (f"{self.path.rstrip('/')}/{name}", "")
-        return FoundFile(name, path, recognise(name, path, member), member, part)
+        return FoundFile(name, path, detect_content(name, path, member), member, part)
 
     def read(self, name: str) -> bytes:
         """A whole list, unpacked, in UTF-8.

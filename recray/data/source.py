@@ -18,7 +18,7 @@ from recray.data import movielens, sample
 from recray.data.choice import Choice, Chooser, FirstIds, RatingsFound, base_of, is_listed
 from recray.data.container import Container, FoundFile
 from recray.data.formats import archives, layout, reading, times
-from recray.data.formats.content import recognise, refuse_foreign_archive
+from recray.data.formats.content import detect_content, refuse_foreign_archive
 from recray.data.formats.layout import COLUMN_NAMES, FileRange, RatingsFile, RatingsFormat
 from recray.data.lists.beside import (
     UNREADABLE,
@@ -140,7 +140,7 @@ def _lone_file(path: str, name: str, settings: Settings) -> Source:
     if settings.split.kind == "given":
         raise RecrayError(f"split.kind=given needs a folder or archive; {path} is a file")
     chooser = _chooser(Container.around(path), settings)
-    file = FoundFile(base_of(path), path, recognise(base_of(path), path))
+    file = FoundFile(base_of(path), path, detect_content(base_of(path), path))
     choice = Choice([RatingsFound(file, *chooser.format_of(file))])
     return _assembled(chooser, choice, name, settings, guessed=True)
 

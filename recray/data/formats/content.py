@@ -96,7 +96,7 @@ class Content:
     head: bytes
 
 
-def recognise(name: str, path: str, member: str = "") -> Content:
+def detect_content(name: str, path: str, member: str = "") -> Content:
     """Tell what a file holds.
 
     Args:
