@@ -100,6 +100,14 @@ def test_a_release_is_recognised_packed_or_unpacked(tmp_path, files, shape):
     assert titles(found) == ["Heat (1995)"]
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_the_letters_of_a_list_are_told_whatever_it_is_packed_in(tmp_path, encoding):
+    films = f"6|Misérables (1995)||||{FLAGS}\n".encode(encoding)
+    files = {"u.data": RELEASES["100k"]["u.data"], "u.item": films}
+    (tmp_path / "x.zip").write_bytes(zipped(files))
+    assert titles(detect_source(str(tmp_path / "x.zip"))) == ["Misérables (1995)"]
+
+
 def test_a_lone_csv_is_recognised_by_its_header(tmp_path):
     file = tmp_path / "plays.txt"
     file.write_bytes(b"\xef\xbb\xbfitem;user\n20;1\n6;5\n")

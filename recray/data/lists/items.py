@@ -120,7 +120,7 @@ def lines_of(text: str, delimiter: str, size: int, report: ListReport) -> list[R
 def _rows_100k(content: bytes, report: ListReport) -> list[_Item]:
     """ml-100k's u.item: 24 fields between bars, latin-1, the last 19 are genre flags."""
     rows = []
-    for line, fields in lines_of(content.decode("latin-1"), "|", 24, report):
+    for line, fields in lines_of(decode(content), "|", 24, report):
         flags = [g for g, flag in zip(ML_100K_GENRES, fields[5:], strict=True) if flag == "1"]
         year = year_of(fields[1])
         genres = [g for g in flags if g != "unknown"]

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from recray import schema
 from recray.data.lists.items import lines_of
-from recray.data.lists.rows import IdRule, ListReport, checked_ids, column_of, read_rows
+from recray.data.lists.rows import IdRule, ListReport, checked_ids, column_of, decode, read_rows
 from recray.errors import RecrayError
 
 AGES, GENDERS = ["age"], ["gender", "sex"]
@@ -44,11 +44,11 @@ def parse_users(file: str, content: bytes, rule: IdRule) -> tuple[pa.Table, List
     report = ListReport(file=file, kind="users")
     head = content[: 64 << 10].decode("latin-1").lstrip("\r\n")
     if _ML_100K.match(head):
-        lines = lines_of(content.decode("latin-1"), "|", 5, report)
+        lines = lines_of(decode(content), "|", 5, report)
         rows = [(line, user, age, gender, job) for line, (user, age, gender, job, _) in lines]
     elif _ML_1M.match(head):
         # Age is the youngest of a bracket (1: under 18), the occupation a number.
-        lines = lines_of(content.decode("latin-1"), "::", 5, report)
+        lines = lines_of(decode(content), "::", 5, report)
         rows = [
             (line, user, age, gender, _occupation(job))
             for line, (user, gender, age, job, _) in lines
