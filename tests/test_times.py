@@ -25,7 +25,7 @@ DAY = 1_399_939_200  # 2014-05-13 00:00:00 UTC
 
 def read(values, time_format=None, kind=None):
     """The rule of these values, and the seconds that it makes of them."""
-    found = time_format or format_of([str(value) for value in values if value is not None])
+    found = time_format or format_of([[str(value) for value in values if value is not None]])
     column = pa.chunked_array([pa.array(values, kind)])
     result = seconds(column, found)
     assert result.type == pa.int64()
@@ -88,9 +88,14 @@ def test_days_and_months_that_cannot_be_told_apart_are_not_guessed():
 
 
 def test_the_middle_number_decides_whatever_stands_beside_it():
-    assert format_of(["0", "0", "0", "nan", "1400005000000", "-1", "7"]) == "ms"
-    assert format_of(["1400005000", "1400005001", "1400005002", "99999999999999"]) == "s"
-    assert format_of([]) == format_of(["nan", ""]) == format_of(["late"]) == "s"
+    assert format_of([["0", "0", "0", "nan"], ["1400005000000", "-1", "7"]]) == "ms"
+    assert format_of([["1400005000", "1400005001", "1400005002", "99999999999999"]]) == "s"
+    assert format_of([]) == format_of([["nan", ""]]) == format_of([["late"]]) == "s"
+
+
+def test_columns_whose_type_tells_the_unit_need_no_rule():
+    assert format_of([None, None]) == "typed"
+    assert format_of([None, ["1400005000000"]]) == "ms"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +109,7 @@ def test_the_middle_number_decides_whatever_stands_beside_it():
         (pa.array([MAY * 1e9]), "ns", [MAY]),
         (pa.array([20140513]), "compact", [DAY]),
         (pa.array([20140513.0, np.nan]), "compact", [DAY, None]),
-        (pa.array([dt.date(2014, 5, 13), None]), "s", [DAY, None]),
+        (pa.array([dt.date(2014, 5, 13), None]), "typed", [DAY, None]),
         (pa.array([DAY * 1000]).cast(pa.date64()), "s", [DAY]),
         *(
             (pa.array([MAY * per, -per, None]).cast(pa.timestamp(unit, zone)), "s", [MAY, -1, None])

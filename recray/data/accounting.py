@@ -31,8 +31,9 @@ class TimesRead(BaseModel):
     """How the times of ratings were read.
 
     Args:
-        format: The rule of the whole column: s, ms, us or ns since 1970; iso, compact, mdy or dmy
-            for dates; unclear where none reads them; None where there is no such column.
+        format: The rule of the whole column: s, ms, us or ns since 1970; typed where the type of
+            the column tells the unit; iso, compact, mdy or dmy for dates; unclear where none reads
+            them; None where there is no such column.
         unknown: Ratings of the source whose time is missing or could not be read.
     """
 

@@ -183,7 +183,8 @@ def _assembled(
         raise RecrayError(f"{bare} has no rating column, and other files of {name} have one")
     first = {role: [v for one in found for v in one.ids[role]] for role in layout.IDS}
     text_ids = layout.text_roles(settings.data.ids, first)
-    time = times.format_of([value for one in found for value in one.ids.get("timestamp", ())])
+    values = [one.ids.get("timestamp") for one in found if "timestamp" in one.layout.columns]
+    time = times.format_of(values)
     files = [
         _ratings_file(one.file, replace(one.layout, text=text_ids, time=time)) for one in found
     ]

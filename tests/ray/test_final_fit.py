@@ -10,7 +10,7 @@ import torch
 from recray import schema
 from recray.config import load_settings
 from recray.data import ingest
-from recray.data.dataset import KIND, Prepared, part_name
+from recray.data.dataset import KIND, Prepared, part_name, time_column
 from recray.data.source import detect_source
 from recray.inference.bundle import Bundle
 from recray.pipelines.repetition import reproduce
@@ -36,7 +36,7 @@ def with_other_test_ratings(prepared: Prepared, out) -> Prepared:
     folder = Folder(str(out))
     for part in range(prepared.buckets):
         rows = prepared.load("test", [part])
-        times = pa.array(rows.timestamp, mask=rows.timestamp == 0)
+        times = time_column(rows.timestamp)
         columns = [rows.user, rows.item, np.float32(6.0) - rows.rating, times]
         folder.write_table(part_name("test", part), pa.table(columns, schema=schema.RATINGS))
     facts = {k: v for k, v in prepared.manifest.items() if k not in ("kind", "files")}

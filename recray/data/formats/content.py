@@ -217,6 +217,7 @@ def encoding_of(samples: Sequence[bytes]) -> str:
         (codecs.BOM_UTF32_BE, "utf-32"),
         (codecs.BOM_UTF16_LE, "utf-16"),
         (codecs.BOM_UTF16_BE, "utf-16"),
+        (codecs.BOM_UTF8, "utf-8"),
     ):
         if head.startswith(mark):
             return encoding

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-TimeFormat = Literal["s", "ms", "us", "ns", "iso", "compact", "mdy", "dmy", "unclear"]
+TimeFormat = Literal["s", "ms", "us", "ns", "typed", "iso", "compact", "mdy", "dmy", "unclear"]
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Units of numbers, and how many of them make a second."""
 WORDS: Mapping[str, str] = {
@@ -23,6 +23,7 @@ WORDS: Mapping[str, str] = {
     "ms": "milliseconds since 1970",
     "us": "microseconds since 1970",
     "ns": "nanoseconds since 1970",
+    "typed": "timestamps in the unit of their column",
     "iso": "dates with the year first, UTC where no zone is given",
     "compact": "dates of digits, as 20140513",
     "mdy": "dates with the month first, as 12/31/2014",
@@ -63,13 +64,16 @@ _RENAMED = (
 with the year first."""
 
 
-def format_of(first: Sequence[str]) -> TimeFormat:
-    """The rule that reads a column, by its first values.
+def format_of(first: Sequence[Sequence[str] | None]) -> TimeFormat:
+    """The rule that reads the times of some files, by their first values.
 
     Args:
-        first: Some of its values, as they stand in the file.
+        first: For each file the first values, as they stand there; None where the type of the
+            column tells the unit.
     """
-    text = _tidy(pa.array(list(first), pa.string()))
+    text = _tidy(pa.array([value for of_file in first for value in of_file or ()], pa.string()))
+    if first and all(of_file is None for of_file in first):
+        return "typed"
     number = _matches(text, _NUMBER)
     found = _date_parts(text.filter(pa.array(~number)))
     dates = found.drop_null()
