@@ -1,7 +1,6 @@
 """Times as people write them: one rule for a column, and unknown at worst."""
 
 import datetime as dt
-from collections import Counter
 from typing import get_args
 
 import numpy as np
@@ -10,14 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recray.data.accounting import account, check_times_known, times_read
 from recray.data.formats.delimited import parse_ratings
-from recray.data.formats.layout import FileRange, RatingsFile, RatingsFormat
+from recray.data.formats.layout import RatingsFormat
 from recray.data.formats.tables import parse_table
 from recray.data.formats.times import END, TimeFormat, format_of, seconds
 from recray.data.source import detect_source
-from recray.data.spill import Scanned
-from recray.errors import LostRows, RecrayError
 
 MAY = 1_400_005_000  # 2014-05-13 18:16:40 UTC
 DAY = 1_399_939_200  # 2014-05-13 00:00:00 UTC
@@ -178,39 +174,3 @@ def test_one_rule_holds_for_all_files_of_a_source(tmp_path):
     (tmp_path / "b.csv").write_text("user,item,time\n2,1,5\n")
     layouts = [r.file.layout for r in detect_source(str(tmp_path)).ranges]
     assert [one.time for one in layouts] == ["ms", "ms"]
-
-
-def test_a_source_without_times_has_no_rule_and_no_unknown_one():
-    bare = RatingsFormat(",", ("raw_user", "raw_item"), header=True)
-    ranges = [FileRange(RatingsFile("a", "a", "plain", layout)) for layout in (bare, LAYOUT)]
-    assert times_read(tuple(ranges[:1]), 7).model_dump() == {"format": None, "unknown": 0}
-    assert times_read(tuple(ranges), 7).model_dump() == {"format": "s", "unknown": 7}
-
-
-# ------------------------------------------------------------------------------------ accounts
-
-
-def scanned(read, **reasons):
-    return Scanned(0, read, 0, [], pa.table({}), Counter(reasons), True, 0)
-
-
-def test_rows_that_are_kept_and_counted_make_those_that_were_read():
-    counts = account(scanned(20, bad=3, worse=2), Counter(duplicates=4, core=0), 11)
-    assert counts.model_dump() == {
-        "read": 20,
-        "kept": 11,
-        "dropped": {"duplicates": 4, "rejected": 5},
-    }
-
-
-@pytest.mark.parametrize("kept", [10, 12])
-def test_a_lost_or_doubled_row_is_a_fault(kept):
-    with pytest.raises(LostRows, match=r"20 rows were read, and 1. kept and 4 duplicates, 5 rej"):
-        account(scanned(20, bad=5), Counter(duplicates=4), kept)
-    assert LostRows.exit_code == 1
-
-
-def test_one_cut_in_time_is_refused_above_one_percent_of_unknown_times():
-    check_times_known(1000, 990)
-    with pytest.raises(RecrayError, match=r"11 of 1,000 ratings \(1.1%\).*per-user-ratio"):
-        check_times_known(1000, 989)
