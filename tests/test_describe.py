@@ -13,7 +13,7 @@ CSV = """userId,movieId,rating,timestamp
 1,10,4.0,0
 1,20,5.0,978307200
 2,10,4.0,1009843200
-2,x,4.0,5
+2,30,good,5
 """
 
 
@@ -33,16 +33,19 @@ def test_a_source_is_counted_in_one_pass(path):
         "times": {"format": "s", "unknown": 0},
         "rejected": {
             "rows": 1,
-            "reasons": {"item is not a number": 1},
+            "reasons": {"rating is not a number": 1},
             "first": [
                 {
                     "file": "ratings.csv",
                     "line": 5,
-                    "text": "2,x,4.0,5",
-                    "reason": "item is not a number",
+                    "text": "2,30,good,5",
+                    "reason": "rating is not a number",
                 }
             ],
-            "advice": ["read ids as text: --set data.ids=text"],
+            "advice": [
+                "is this the column of ratings? tell it: --columns rating=NAME; "
+                "words must be numbers"
+            ],
         },
         "levels": [[4.0, 2], [5.0, 1]],
         "years": [[1970, 1], [2001, 1], [2002, 1]],
@@ -70,7 +73,7 @@ def test_a_prepared_data_set_shows_its_splits(prepared):
 def test_people_see_bars_and_programs_json(path):
     shown = CliRunner().invoke(cli, ["data", "describe", path])
     assert "4             2  ##########" in shown.stdout
-    assert "rejected rows: 1 (1 item is not a number)" in shown.stdout
+    assert "rejected rows: 1 (1 rating is not a number)" in shown.stdout
     told = CliRunner().invoke(cli, ["data", "describe", path, "--json"])
     assert json.loads(told.stdout)["ratings"] == 3
 
@@ -104,8 +107,15 @@ def test_lines_count_through_chunks_and_files(tmp_path, monkeypatch):
 
 
 def test_describe_takes_settings_as_prepare_does(path):
-    shown = CliRunner().invoke(cli, ["data", "describe", path, "--set", "data.ids=text", "--json"])
-    assert (json.loads(shown.stdout)["ratings"], json.loads(shown.stdout)["items"]) == (4, 3)
+    with open(path, "a") as file:
+        file.write("2,x,4.0,5\n")
+    for setting, ratings in (
+        ("data.ids=auto", 4),
+        ("data.ids=integer", 3),
+        ("data.scale=4,4.5", 3),
+    ):
+        shown = CliRunner().invoke(cli, ["data", "describe", path, "--set", setting, "--json"])
+        assert json.loads(shown.stdout)["ratings"] == ratings
     refused = CliRunner().invoke(cli, ["data", "describe", path, "--set", "model.dim=8"])
     assert refused.exit_code == 2
     assert "recray train" in refused.stderr

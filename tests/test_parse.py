@@ -1,5 +1,7 @@
 """Parsing: every layout, every reason for rejecting a row, and films."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -8,13 +10,13 @@ from hypothesis import strategies as st
 from recray import schema
 from recray.data.formats import delimited
 from recray.data.formats.delimited import parse_ratings
+from recray.data.formats.dialect import format_of_text
 from recray.data.formats.layout import ML_1M, ML_100K, RatingsFormat
-from recray.data.formats.text import format_of_text
 from recray.data.formats.values import ParsedRatings
 from recray.errors import RecrayError
 
 COLUMNS = ("raw_user", "raw_item", "rating", "timestamp")
-CSV = RatingsFormat(",", COLUMNS, header=True)
+CSV = RatingsFormat(",", COLUMNS, header=True, scale=(0.5, 5.0))
 ANY_SCALE = RatingsFormat(",", COLUMNS, header=True, scale=None)
 
 
@@ -94,6 +96,8 @@ BAD_ROWS = [
     (b"1,2,5.01,4", "rating outside the scale"),
     (b"1,2,-3,4", "rating outside the scale"),
     (b"1,2,1e999,4", "rating outside the scale"),
+    (b"007,2,3,4", "user has leading zeros"),
+    (b"1,+7,3,4", "item is not a number"),
     (b"u7,2,nan,-4", "user is not a number"),
 ]
 
@@ -111,7 +115,7 @@ def test_a_bad_row_costs_only_itself(line, reason, end):
 
 def test_all_bad_rows_are_placed_by_line_and_byte_past_blank_lines():
     content = b"x::2::3::4\n\n1::20::3::400\n1::2::9::4\n\xff\n1::2::3"
-    parsed = parse_ratings(content, ML_1M)
+    parsed = parse_ratings(content, replace(ML_1M, scale=(1, 5)))
     assert rows(parsed.table) == [(1, 20, 3.0, 400)]
     assert rejected(parsed) == [
         (0, 0, "x::2::3::4", "user is not a number"),
@@ -226,9 +230,9 @@ def test_a_header_tells_the_columns(line, delimiter, columns):
     assert (layout.delimiter, layout.columns, layout.header) == (delimiter, columns, True)
 
 
-def test_only_the_header_of_movielens_brings_its_scale():
-    assert format_of_text("x.csv", b"userId,movieId,rating").scale == (0.5, 5.0)
-    assert format_of_text("x.csv", b"user,item,rating").scale is None
+@pytest.mark.parametrize("line", [b"userId,movieId,rating", b"user,item,rating", b"1::2::3::4"])
+def test_no_name_of_a_file_or_column_brings_a_scale(line):
+    assert format_of_text("ratings.dat", line).scale is None
 
 
 @pytest.mark.parametrize(("line", "word"), [(b"who,item", "user"), (b"user,what", "item")])

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from recray.data.formats import text
+from recray.data.formats.dialect import first_ids, format_of_text
 from recray.data.formats.layout import ML_1M, ML_100K, RatingsFormat, format_of_names, text_roles
 from recray.data.formats.reading import parsed
 from recray.data.formats.tables import parse_table
-from recray.data.formats.text import first_ids, format_of_text
 from recray.data.source import detect_source
 from recray.errors import RecrayError
 
@@ -171,7 +171,7 @@ def test_a_named_column_goes_before_one_of_the_usual_names():
     assert layout.columns == ("raw_user", "raw_item", "", "rating")
 
 
-def test_columns_by_place_mean_that_there_is_no_header():
+def test_columns_by_place_need_no_header():
     layout = format_of_text("x.csv", b"5;x;7\n", {"user": "3", "item": "1"})
     assert layout == RatingsFormat(";", ("raw_item", "", "raw_user"), False, None)
 
@@ -200,15 +200,22 @@ def test_the_first_ids_stand_as_they_are_written():
 @pytest.mark.parametrize(
     ("ids", "text"),
     [
-        (["1", "2", "x"], False),
-        (["1", "x", "y"], True),
+        (["0", "7", "999999999999999999"], False),
         (["1.0", "2.0"], False),
-        (["-1", "+3", ""], False),
-        (["1.5", "a"], True),
+        (["1", "", "nan", "NULL", "?"], False),
+        (["1", "1e+05", "1.2e+07"], False),
         ([], False),
+        (["1", "2", "x"], True),
+        (["1", "-1"], True),
+        (["1", "+3"], True),
+        (["1", "007"], True),
+        (["1", "1.5"], True),
+        (["1", "1e5"], True),
+        (["1", "1.5e+00"], True),
+        (["1", "1000000000000000000"], True),
     ],
 )
-def test_ids_are_text_where_most_are_no_integers(ids, text):
+def test_ids_are_text_where_one_of_the_first_is_no_plain_integer(ids, text):
     found = text_roles("auto", {"raw_user": ["1"], "raw_item": ids})
     assert found == ({"raw_item"} if text else set())
 

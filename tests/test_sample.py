@@ -5,7 +5,7 @@ import pytest
 
 from recray.data import sample
 from recray.data.formats.delimited import parse_ratings
-from recray.data.formats.text import format_of_text
+from recray.data.formats.dialect import format_of_text
 from recray.data.lists.items import parse_items
 from recray.data.lists.rows import IdRule
 

@@ -169,10 +169,10 @@ def test_pieces_hold_every_line_once_at_the_byte_it_begins(
     assert len(found.ranges) == (1 if packed else -(-len(body) // range_bytes))
     position = len(header)
     for piece in found.ranges:
-        for begin, content in chunks(piece):
-            assert begin == position
-            assert (header + body)[begin:].startswith(content)
-            assert content.endswith(b"\n") or begin + len(content) == len(header + body)
+        for span, content in chunks(piece):
+            assert span == range(position, position + len(content))
+            assert (header + body)[position:].startswith(content)
+            assert content.endswith(b"\n") or span.stop in (position, len(header + body))
             assert len(content) < chunk_bytes + max(map(len, LINES))
             position += len(content)
     assert position == len(header + body)

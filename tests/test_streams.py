@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from recray import storage
-from recray.data.formats import archives, streams, text
+from recray.data.formats import archives, streams
 from recray.data.formats.content import encoding_of
 from recray.data.formats.reading import parsed
 from recray.data.source import detect_source
@@ -117,14 +117,6 @@ def test_a_bomb_is_refused_whatever_asks_for_its_bytes(tmp_path, monkeypatch, pa
         pytest.raises(RecrayError, match=r"bomb would unpack to [23],\d+,\d+ bytes; at most"),
     ):
         read(stream)
-
-
-def test_a_long_line_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "LINE_BYTES", 1 << 20)
-    monkeypatch.setattr(text, "CHUNK_BYTES", 1 << 16)
-    lines = b"user,item\n1,2\n3," + b"4" * (2 << 20)
-    with pytest.raises(RecrayError, match="given has a line of more than 1 MiB"):
-        rows_of(source_of(tmp_path, lines))
 
 
 def test_letters_beyond_ascii_far_from_the_head_are_seen(tmp_path):

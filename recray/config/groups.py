@@ -30,7 +30,9 @@ class DataSettings(Group):
     They hold for the list of items, too, and title is of that list alone.
     """
     ids: Literal["auto", "integer", "text"] = "auto"
-    """What raw ids are. auto: text where most of the first ids are no integers."""
+    """What raw ids are. auto: text where one of the first ids is no plain integer, as 007 or -7."""
+    scale: tuple[float, float] | None = None
+    """Lowest and highest allowed rating, as 1,10; rows with others are rejected. null: any."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Largest fraction of rows that may be unreadable; above it the run fails."""
     min_year: int | None = None
@@ -47,6 +49,18 @@ class DataSettings(Group):
     """Keep ratings that are this high or higher."""
     core: Annotated[int, Field(ge=1)] | None = None
     """Keep users and items with at least this many ratings each; repeated until all have them."""
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _two_numbers(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("scale")
+    @classmethod
+    def _low_before_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError("the lowest rating comes before the highest one, as in 1,10")
+        return value
 
 
 class SplitSettings(Group):

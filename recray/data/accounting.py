@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from recray.data.formats.layout import FileRange
 from recray.data.formats.times import TimeFormat
-from recray.data.spill import Scanned
+from recray.data.scan import Scanned
 from recray.errors import LostRows, RecrayError
 
 UNKNOWN_SHARE = 0.01

@@ -4,7 +4,10 @@ import re
 from collections.abc import Iterable
 
 _ADVICE = (
-    (r"(user|item) is (not a number|negative|too large)", "read ids as text: --set data.ids=text"),
+    (
+        r"(user|item) (is (not a number|negative|too large)|has leading zeros)",
+        "read ids as text: --set data.ids=text",
+    ),
     (
         r"(user|item) is too long",
         "is this the column of the {word}? tell it: --columns {word}=NAME",
@@ -19,7 +22,7 @@ _ADVICE = (
         "rows without a rating are left out: give them one, or a file without the column",
     ),
     (
-        r"missing column|too many columns",
+        r"missing column|too many columns|quote is not closed",
         "lines have other numbers of fields than the first one: put fields that hold the delimiter "
         "in double quotes",
     ),

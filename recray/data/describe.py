@@ -35,14 +35,13 @@ def describe_source(given: Source) -> dict[str, Any]:
     users: Counter[int] = Counter()
     items: Counter[int] = Counter()
     unknown, timed = 0, False
-    for file_range in given.ranges:
-        for _, parsed in reading.parsed(file_range):
-            rejections.add(file_range.file, parsed)
-            for name, total in (("raw_user", users), ("raw_item", items), ("rating", levels)):
-                total.update(_counts(parsed.table[name].to_numpy()))
-            times = parsed.table["timestamp"].drop_null().to_numpy()
-            years.update(_counts(_years(times)))
-            unknown, timed = unknown + parsed.unknown_times, timed or bool(times.any())
+    for file, parsed in reading.parsed_in_order(given.ranges):
+        rejections.add(file, parsed)
+        for name, total in (("raw_user", users), ("raw_item", items), ("rating", levels)):
+            total.update(_counts(parsed.table[name].to_numpy()))
+        times = parsed.table["timestamp"].drop_null().to_numpy()
+        years.update(_counts(_years(times)))
+        unknown, timed = unknown + parsed.unknown_times, timed or bool(times.any())
     return {
         "dataset": given.name,
         "ratings": sum(users.values()),

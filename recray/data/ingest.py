@@ -31,8 +31,9 @@ from recray.data.accounting import account, check_times_known, times_read
 from recray.data.dataset import KIND, KNOWN, Prepared
 from recray.data.filtered import item_rules
 from recray.data.ids import FIT_SPLITS, CountedIds, FitOn, IdMap, TextIds
+from recray.data.scan import Scanned, join_scans, scan_ranges
 from recray.data.source import Source
-from recray.data.spill import Scanned, SpillFile, SpillFolder, join_scans, scan
+from recray.data.spill import SpillFile, SpillFolder
 from recray.data.tasks import EncodedCounts, PartitionCounts
 from recray.errors import RecrayError
 from recray.runtime.nodes import map_tasks, require_shared
@@ -72,7 +73,7 @@ def prepare(
 
 def _write(source: Source, folder: Folder, settings: Settings) -> None:
     spill = SpillFolder(folder.child(SPILL))
-    scans = map_tasks(partial(scan, ranges=source.ranges, spill=spill), len(source.ranges))
+    scans = scan_ranges(source.ranges, spill)
     scanned = join_scans(source, scans, settings.data)
     partitions = split.partitions_for(scanned.rows)
     gathered, core_rounds = _gather(source, spill, scanned, partitions, settings)

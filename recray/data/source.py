@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -17,7 +17,7 @@ from recray.config import Settings
 from recray.data import movielens, sample
 from recray.data.choice import Choice, Chooser, FirstIds, RatingsFound, base_of, is_listed
 from recray.data.container import Container, FoundFile
-from recray.data.formats import archives, layout, reading, times
+from recray.data.formats import archives, layout, reading
 from recray.data.formats.content import detect_content, refuse_foreign_archive
 from recray.data.formats.layout import COLUMN_NAMES, FileRange, RatingsFile, RatingsFormat
 from recray.data.lists.beside import (
@@ -182,12 +182,8 @@ def _assembled(
         bare = next(one.file.name for one in found if one.layout.implicit)
         raise RecrayError(f"{bare} has no rating column, and other files of {name} have one")
     first = {role: [v for one in found for v in one.ids[role]] for role in layout.IDS}
-    text_ids = layout.text_roles(settings.data.ids, first)
-    values = [one.ids.get("timestamp") for one in found if "timestamp" in one.layout.columns]
-    time = times.format_of(values)
-    files = [
-        _ratings_file(one.file, replace(one.layout, text=text_ids, time=time)) for one in found
-    ]
+    files = [_ratings_file(one.file, one.layout) for one in found]
+    files = reading.with_one_reading(files, [one.ids for one in found], settings.data)
     ranges = tuple(part for file in files for part in reading.file_ranges(file))
     if not ranges:
         raise RecrayError(f"{found[0].file.path} is empty: it has no ratings")

@@ -19,9 +19,9 @@ from recray.data import feedback, split
 from recray.data.dataset import Ratings, write_part
 from recray.data.filtered import ItemRules, add_filtered, drop_low, write_known
 from recray.data.ids import DenseIds
+from recray.data.scan import ScannedRows
 from recray.data.spill import (
     Rows,
-    ScannedRows,
     SpillFile,
     SpillFolder,
     merge_duplicates,

@@ -101,14 +101,14 @@ def test_bad_rows_are_counted_by_reason_with_their_place(sample_folder, tmp_path
     lines = path.read_bytes().splitlines(keepends=True)
     lines[3] = b"1,5,nan,3\r\n"
     lines[100] = b"1,5\r\n"
-    lines[101] = b"-1,5,3,3\r\n"
+    lines[101] = b"1,,3,3\r\n"
     path.write_bytes(b"".join(lines))
     prepared = ingest.prepare(
         source.detect_source(str(sample_folder)), str(tmp_path / "p"), load_settings()
     )
     assert prepared.manifest["rejected"] == {
         "rows": 3,
-        "reasons": {"missing column": 1, "rating is not finite": 1, "user is negative": 1},
+        "reasons": {"missing column": 1, "rating is not finite": 1, "item is empty": 1},
     }
     rejected = prepared.folder.read_table("rejected.parquet").to_pylist()
     assert [r["line"] for r in rejected] == [4, 101, 102]
@@ -119,10 +119,12 @@ def test_too_many_bad_rows_fail_and_leave_nothing(sample_folder, tmp_path):
     path = sample_folder / "ratings.csv"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], *(b"x" + line for line in lines[1:1000]), *lines[1000:]]))
+    settings = load_settings("ranking", None, ["data.ids=integer"])
     with pytest.raises(RecrayError, match=r"max_rejected=0\.01") as failure:
         ingest.prepare(
-            source.detect_source(str(sample_folder)), str(tmp_path / "p"), load_settings()
+            source.detect_source(str(sample_folder), settings), str(tmp_path / "p"), settings
         )
+    assert "--set data.ids=text" in str(failure.value)
     assert "line 2 user is not a number" in str(failure.value)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["own"]
 
@@ -252,7 +254,7 @@ def play_rows() -> list[str]:
 def test_ratings_of_unknown_time_train_and_their_time_is_null_in_files(tmp_path, kind):
     path = tmp_path / "plays.csv"
     rows = [line.replace(",000", ",soon") for line in play_rows()]
-    path.write_text("\n".join(["user,item,rating,time", *rows, "1,x,3,5"]) + "\n")
+    path.write_text("\n".join(["user,item,rating,time", *rows, "1,1,no,5"]) + "\n")
     settings = load_settings("ranking", None, [f"split.kind={kind}"])
     given = source.detect_source(str(path))
     prepared = ingest.prepare(given, str(tmp_path / "p"), settings)

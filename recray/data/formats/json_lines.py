@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from recray.data.formats.columnar import column_of
 from recray.data.formats.content import Content
 from recray.data.formats.layout import IDS, Columns, RatingsFile, RatingsFormat, format_of_names
+from recray.data.formats.quotes import LONG_ROW, ROW_BYTES
 from recray.data.formats.streams import WIDE, open_bytes
 from recray.data.formats.tables import parse_table
 from recray.data.formats.values import PADDING, ParsedRatings, check_fields, rejected_rows
@@ -67,7 +68,7 @@ def format_of_records(file: str, content: Content, columns: Columns | None) -> R
     if len(records) == 1 and all(isinstance(v, dict | list) for v in records[0].values()):
         raise RecrayError(f"{file} looks like one JSON object of whole columns; {_CONVERT}")
     names = _all_names(records)
-    return replace(format_of_names(file, names, columns), header=False)
+    return replace(format_of_names(file, names, columns), header=0, quoting="none")
 
 
 def first_ids(layout: RatingsFormat, content: Content) -> dict[str, list[str]]:
@@ -141,7 +142,7 @@ def _parse_clean(
     try:
         first = json.loads(filled[0]) if filled else None
         fields = _schema_of(first, list(names.values()))
-        if fields is None:
+        if fields is None or max(map(len, filled)) >= ROW_BYTES:
             return None
         table = pajson.read_json(
             pa.BufferReader(content),
@@ -188,6 +189,8 @@ def _record_of(line: bytes) -> Any:
     """What a line holds: an object, None for a blank line, else the reason why it is no object."""
     if not line.strip():
         return None
+    if len(line) >= ROW_BYTES:
+        return LONG_ROW
     try:
         text = line.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
@@ -245,7 +248,7 @@ def _parse_records(
     lines = pa.array(
         [shown(n)[:4000].decode("utf-8", "replace").strip() for n in bad.tolist()], pa.string()
     )
-    rejected = rejected_rows(bad, starts[bad], lines, reason)
+    rejected = rejected_rows(bad, starts[bad], lines, reason[bad])
     return ParsedRatings(table, rejected, len(records), int(len(records) - blank.sum()))
 
 

@@ -25,10 +25,17 @@ COLUMN_NAMES = {
 }
 """Role to the names that a header may have for it, in lower case."""
 IDS = ("raw_user", "raw_item")
-MOVIELENS_SCALE = (0.5, 5.0)
-"""Lowest and highest rating of MovieLens, in stars."""
-INTEGER = re.compile(r"^[+-]?[0-9]+(\.0+)?$")
-Delimiter = Literal["\t", "::", ",", ";"]
+INTEGER = r"(0|[1-9][0-9]{0,17})(\.0*)?"
+"""An integer id in the one form that no other id has; pandas adds .0 to a column with gaps."""
+EXPONENT = r"[1-9](\.[0-9]+)?e\+[0-9]{2}"
+"""A large number as R writes it: 1e+05."""
+MISSING = frozenset(["", "nan", "null", "none", "na", "n/a", "<na>", "?", "-", r"\n"])
+"""What is written where an id is missing, in lower case."""
+Delimiter = Literal["\t", "::", ";", "|", ",", " "]
+"""What stands between two fields; " " means any run of blanks and tabs."""
+Quoting = Literal["none", "line", "rows"]
+"""What quotes around a field mean: none: they are letters like others; line: the field may hold
+delimiters; rows: newlines, too. See quotes.py."""
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 Columns = Mapping[Any, str]
 """Role (user, item, rating, timestamp) to a column's name or place."""
@@ -45,23 +52,29 @@ class RatingsFormat:
         delimiter: What stands between two fields.
         columns: The meaning of each field by position, a name of schema.RAW_RATINGS or "" for a
             field that is not used.
-        header: Whether the first line names the columns.
+        header: Lines above the first row: notes, and the line that names the columns.
         scale: Lowest and highest allowed rating, in stars; None allows every finite number.
         text: Which of raw_user and raw_item hold text; the others hold integers.
         names: The columns' names in the file, as a parquet reader needs them.
         time: How times are read, a times.TimeFormat.
         constants: Pairs of role and text that hold for all of the file's rows, from the names of
             folders such as `rating=5`.
+        quoting: What quotes around a field mean.
+        decimal_comma: Whether numbers are written as 3,5.
+        likes: Whether ratings are words, such as True or dislike, which become 1 and 0.
     """
 
     delimiter: Delimiter
     columns: tuple[str, ...]
-    header: bool = False
-    scale: tuple[float, float] | None = MOVIELENS_SCALE
+    header: int = 0
+    scale: tuple[float, float] | None = None
     text: frozenset[str] = frozenset()
     names: tuple[str, ...] = ()
     time: times.TimeFormat = "s"
     constants: tuple[tuple[str, str], ...] = ()
+    quoting: Quoting = "rows"
+    decimal_comma: bool = False
+    likes: bool = False
 
     @property
     def implicit(self) -> bool:
@@ -104,8 +117,9 @@ class RatingsFormat:
         return pa.table(columns, schema=self.raw_schema)
 
 
-ML_100K = RatingsFormat("\t", ("raw_user", "raw_item", "rating", "timestamp"))
-ML_1M = RatingsFormat("::", ("raw_user", "raw_item", "rating", "timestamp"))
+_MOVIELENS_COLUMNS = ("raw_user", "raw_item", "rating", "timestamp")
+ML_100K = RatingsFormat("\t", _MOVIELENS_COLUMNS, quoting="none")
+ML_1M = RatingsFormat("::", _MOVIELENS_COLUMNS, quoting="none")
 MOVIELENS = {"u.data": ML_100K, "ratings.dat": ML_1M}
 """Name of a file without a header to how its lines look."""
 
@@ -144,16 +158,47 @@ class FileRange:
         file: The file.
         start: First byte that belongs to the range, or first row group of a parquet file.
         stop: End of the range; None means the file's end.
+        entry: Byte at which the first row of the range begins, where that is known. Otherwise it
+            is guessed to be the first line that begins in the range; see text.chunks.
     """
 
     file: RatingsFile
     start: int = 0
     stop: int | None = None
+    entry: int | None = None
 
 
 def role_of(word: str) -> str:
     """The column of schema.RAW_RATINGS that a word of the settings means: raw_user for user."""
     return f"raw_{word}" if f"raw_{word}" in IDS else word
+
+
+_TYPE = re.compile(r":(token|token_seq|float|float_seq)$")
+
+
+def folded(name: str) -> str:
+    """A column's name without case, blanks, dashes, underscores and the type behind a colon.
+
+    `User-ID`, `user id` and RecBole's `user_id:token` are the same name.
+    """
+    return re.sub(r"[\s_.-]", "", _TYPE.sub("", name.strip().lower()))
+
+
+_ROLES = {folded(name): role for role, names in COLUMN_NAMES.items() for name in names}
+
+
+def usual_role(name: str) -> str:
+    """The column of schema.RAW_RATINGS that a header's name means, "" if it is not a usual one."""
+    return _ROLES.get(folded(name), "")
+
+
+def place_of(name: str, names: Sequence[str]) -> int | None:
+    """Where a header has a name that the user gave: exactly so, in another case, or folded."""
+    for form in (str, str.lower, folded):
+        shown = [form(one) for one in names]
+        if form(name) in shown:
+            return shown.index(form(name))
+    return None
 
 
 def format_of_names(
@@ -162,34 +207,33 @@ def format_of_names(
     columns: Columns | None = None,
     delimiter: Delimiter = ",",
 ) -> RatingsFormat:
-    """Recognise columns by their names, in any case.
+    """Recognise columns by their names, however they are spelt.
 
     Raises:
         RecrayError: No user column or no item column, or a name in `columns` is not there.
     """
-    lower = [name.lower() for name in names]
-    folders = folder_values(file)
-    chosen = {role_of(role): name for role, name in (columns or {}).items()}
-    for role, name in chosen.items():
-        if name.lower() not in lower and name.lower() not in folders:
+    folders = list(folder_values(file))
+    places: dict[int, str] = {}
+    for role, name in (columns or {}).items():
+        place = place_of(name, names)
+        if place is None and place_of(name, folders) is None:
             raise RecrayError(
-                f"--columns {role.removeprefix('raw_')}={name}: {file} has no such column; "
+                f"--columns {role}={name}: {file} has no such column; "
                 f"its columns are {', '.join(names)[:200]}"
             )
-    places = {lower.index(n.lower()): role for role, n in chosen.items() if n.lower() in lower}
+        if place is not None:
+            places[place] = role_of(role)
+    chosen = {role_of(role): name for role, name in (columns or {}).items()}
     taken = set(chosen)
-    for place, name in enumerate(lower):
-        role = next((r for r, known in COLUMN_NAMES.items() if name in known), "")
+    for place, name in enumerate(names):
+        role = usual_role(name)
         if role and role not in taken and place not in places:
             places[place] = role
             taken.add(role)
     roles = [places.get(place, "") for place in range(len(names))]
     constants = constants_of(file, roles, chosen)
     check_ids(file, [*roles, *dict(constants)], [*names, *folders])
-    scale = MOVIELENS_SCALE if "movieid" in lower else None
-    return RatingsFormat(
-        delimiter, tuple(roles), True, scale, names=tuple(names), constants=constants
-    )
+    return RatingsFormat(delimiter, tuple(roles), header=1, names=tuple(names), constants=constants)
 
 
 def folder_values(file: str) -> dict[str, str]:
@@ -217,8 +261,8 @@ def constants_of(
     """
     found: dict[str, str] = {}
     for name, value in folder_values(file).items():
-        told = next((role for role, word in chosen.items() if word.lower() == name), "")
-        role = told or next((r for r, known in COLUMN_NAMES.items() if name in known), "")
+        told = next((role for role, word in chosen.items() if place_of(word, [name]) == 0), "")
+        role = told or usual_role(name)
         if role and role not in roles:
             found.setdefault(role, value)
     return tuple(found.items())
@@ -245,18 +289,39 @@ def check_ids(file: str, roles: Sequence[str], names: Sequence[str]) -> None:
             )
 
 
-def text_roles(kind: IdKind, first: Mapping[str, Sequence[str]]) -> frozenset[str]:
-    """Which ids are text: by the setting, or where most of the first ones are no integers.
+def text_roles(
+    kind: IdKind,
+    first: Mapping[str, Sequence[str]],
+    typed: frozenset[str] = frozenset(),
+) -> frozenset[str]:
+    """Which ids are text: by the setting, or where a single one of the first is no plain integer.
+
+    So no two ids become one, and none is changed: 007 and 7, -7 and an ISBN make all ids text.
 
     Args:
         kind: data.ids.
         first: raw_user and raw_item to the first ids of the source.
+        typed: Those that a table's own types say are text.
     """
     if kind != "auto":
         return frozenset(IDS if kind == "text" else ())
-    text = set()
-    for role, values in first.items():
-        filled = [value for value in values if value]
-        if 2 * sum(bool(INTEGER.match(value)) for value in filled) < len(filled):
-            text.add(role)
-    return frozenset(text)
+    return typed | {role for role, ids in first.items() if not all(map(_is_integer, ids))}
+
+
+def mostly_text(later: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """Which ids are text by what stands behind the first ones, where 1 % may be damaged rows."""
+    return frozenset(
+        role
+        for role, ids in later.items()
+        if 100 * sum(not _is_integer(value) for value in ids) > len(ids)
+    )
+
+
+_INTEGER_ID = re.compile(INTEGER)
+_EXPONENT_ID = re.compile(EXPONENT)
+
+
+def _is_integer(value: str) -> bool:
+    if _INTEGER_ID.fullmatch(value) or value.lower() in MISSING:
+        return True
+    return bool(_EXPONENT_ID.fullmatch(value)) and float(value).is_integer()

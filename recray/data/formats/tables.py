@@ -104,7 +104,7 @@ def parse_table(columns: Mapping[str, pa.Array], layout: RatingsFormat) -> Parse
         reason[several & (reason != "")] = f"{role.removeprefix('raw_')} is a list"
     bad = np.flatnonzero(reason != "")
     shown = pc.binary_join_element_wise(*(t.take(pa.array(bad)) for t in texts.values()), ",")
-    rejected = rejected_rows(bad, np.zeros_like(bad), shown, reason)
+    rejected = rejected_rows(bad, np.zeros_like(bad), shown, reason[bad])
     return ParsedRatings(good, rejected, len(table), len(table))
 
 
@@ -122,6 +122,22 @@ def _is_clean(role: str, column: pa.ChunkedArray, layout: RatingsFormat) -> bool
         return pa.types.is_string(kind) and is_in_order(role, column, layout)
     number = pa.types.is_integer(kind) or (role == "rating" and pa.types.is_floating(kind))
     return number and is_in_order(role, column, layout)
+
+
+def text_ids(table: pa.Table, layout: RatingsFormat) -> frozenset[str]:
+    """Which of raw_user and raw_item are strings."""
+    names = dict(zip(layout.columns, layout.names, strict=True))
+    columns = {role: column_of(table, names[role]) for role in IDS if role in names}
+    kinds = {role: _kind_of_text(column.type) for role, column in columns.items()}
+    return frozenset(role for role, is_text in kinds.items() if is_text)
+
+
+def _kind_of_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind) or _is_list(kind):
+        return _kind_of_text(kind.value_type)
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def ids_of_table(table: pa.Table, layout: RatingsFormat) -> dict[str, list[str]]:
