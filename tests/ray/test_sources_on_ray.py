@@ -76,8 +76,8 @@ def test_of_100_000_rows_every_bad_one_is_counted_by_its_reason(tmp_path, monkey
 def test_too_many_bad_rows_fail_with_the_first_of_them(tmp_path):
     path = tmp_path / "ratings.csv"
     path.write_bytes(planted()[0])
+    rules = ("data.max_rejected=0.008", "data.ids=integer", "data.scale=0.5,5")
     with pytest.raises(RecrayError, match=r"900 of 100,000 rows cannot be read, more than data"):
-        rules = ("data.max_rejected=0.008", "data.ids=integer", "data.scale=0.5,5")
         prepare(path, tmp_path / "p", *rules)
     assert not (tmp_path / "p").exists()
 
