@@ -15,8 +15,8 @@ from recray.data.feedback import with_log
 from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
 from recray.data.filtered import item_rules
 from recray.data.formats.layout import FileRange, RatingsFile, RatingsFormat
-from recray.data.source import detect_source
 from recray.data.scan import Scanned, SpillFile, SpillFolder, join_scans, scan
+from recray.data.source import detect_source
 from recray.data.tasks import gather
 from recray.errors import LostRows, RecrayError
 from recray.schema import UNKNOWN_TIME
