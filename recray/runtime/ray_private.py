@@ -74,6 +74,8 @@ QUIET_LOGGERS = {
     "ray._private.runtime_env.packaging": logging.ERROR,
 }
 """Loggers of Ray whose lines below a level say nothing to a user of recray."""
+START_LOGGER = "ray._private.worker"
+"""The logger of ray.init."""
 
 _TEMP_VARIABLES = ("RAY_TMPDIR", "TMPDIR")
 """Where Ray puts its files on Linux: the first that is set."""

@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import IO, Any
 
 from recray.errors import RecrayError
 from recray.runtime.environment import switched
-from recray.runtime.ray_private import JOB_VARIABLE, JOIN_SWITCHES, temp_folder
+from recray.runtime.ray_private import JOB_VARIABLE, JOIN_SWITCHES, START_LOGGER, temp_folder
 
 LOCAL = "local"
 OBJECT_STORE_BYTES = 500 << 20
@@ -44,10 +45,17 @@ def start(address: str, cpus: int) -> None:
         "logging_level": "warning",
         "configure_logging": True,
     }
-    if address == LOCAL:
-        _start_here(options, cpus)
-    else:
-        _join(options, address)
+    said = logging.getLogger(START_LOGGER)
+    level = said.level
+    if threading.current_thread() is not threading.main_thread():
+        said.setLevel(logging.ERROR)  # it warns that it leaves the signal handlers alone
+    try:
+        if address == LOCAL:
+            _start_here(options, cpus)
+        else:
+            _join(options, address)
+    finally:
+        said.setLevel(level)
 
 
 def _start_here(options: dict[str, Any], cpus: int) -> None:

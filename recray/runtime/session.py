@@ -146,6 +146,7 @@ def _begin(stack: ExitStack, address: str, cpus: int) -> None:
     """Start or join Ray, and put on the stack what ends it."""
     stack.enter_context(switched(RAY_SWITCHES))
     stack.enter_context(log_levels_kept("ray"))
+    stack.callback(setattr, sys, "excepthook", sys.excepthook)  # Ray puts its own there
     kept = KeptVariables()
     stack.callback(_restore, kept)
     set_token_mode()
