@@ -104,6 +104,14 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_users():
     assert widths[1] < widths[0] / 5
 
 
+@pytest.mark.parametrize("value", [0.1, 0.7, 1 / 3, 1.0, 0.0])
+@pytest.mark.parametrize("users", [3, 60, 977])
+def test_the_interval_of_a_constant_metric_holds_its_mean(value, users):
+    (found,) = summarise(table_of("ndcg@10", [value] * users), ["ndcg@10"]).values()
+    assert found.low <= found.value <= found.high
+    assert found.high - found.low < 1e-12
+
+
 def table_of(metric: str, values) -> PerUserMetrics:
     values = np.asarray(values, float)
     columns = {metric: values}

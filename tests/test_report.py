@@ -210,3 +210,11 @@ def test_a_sweep_shows_its_trials_the_winner_first(tmp_path):
 def test_what_up_wrote_is_reported_by_its_folder(make_bundle, tmp_path):
     make_bundle("bundle")
     assert report.make(str(tmp_path)).title == "tiny: ranking (bundle)"
+
+
+def test_an_interval_that_misses_its_mean_by_a_rounding_is_drawn():
+    figure, axes = style.picture("", "", "")
+    style.intervals(axes, [0.1, 0.2], [0, 1], xerr=[np.array([-1e-17, 0.1]), np.array([0.0, 0.1])])
+    style.intervals(axes, [0, 1], [0.1, 0.2], yerr=np.array([-1e-17, np.nan]))
+    assert len(axes.containers) == 2
+    assert figure

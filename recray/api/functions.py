@@ -27,6 +27,7 @@ from recray.data import ingest
 from recray.data.table_source import Table
 from recray.errors import RecrayError
 from recray.reporting import frames
+from recray.reporting.data_text import remarks
 from recray.serving.registry import resolve_bundle
 from recray.storage import Folder
 from recray.training import trainer
@@ -75,8 +76,11 @@ def prepare(
     with opened(source, items, folder, chosen, mirror) as ratings:
         if Folder(folder).published():
             return Data(matching(folder, ratings, chosen))
-        with telling(f"prepare {ratings.name} into {folder}"):
-            return Data(ingest.prepare(ratings, folder, chosen, address))
+        with telling(f"prepare {ratings.name} into {folder}") as ui:
+            made = ingest.prepare(ratings, folder, chosen, address)
+            for line in remarks(made.manifest):
+                ui.log(line)
+            return Data(made)
 
 
 def _data_settings(

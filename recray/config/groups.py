@@ -62,6 +62,12 @@ class DataSettings(Group):
             raise ValueError("the lowest rating comes before the highest one, as in 1,10")
         return value
 
+    @property
+    def rating_columns(self) -> dict[str, str] | None:
+        """Role to column of the ratings, without what is told of the list of items."""
+        told = {role: name for role, name in (self.columns or {}).items() if role != "title"}
+        return {str(role): name for role, name in told.items()} or None
+
 
 class SplitSettings(Group):
     """How ratings are divided. The result depends on the data and the seed alone."""

@@ -146,11 +146,8 @@ def _lone_file(path: str, name: str, settings: Settings) -> Source:
 
 
 def _chooser(container: Container, settings: Settings) -> Chooser:
-    told = settings.data.columns or {}
-    columns = {role: column for role, column in told.items() if role != "title"} or None
-
     def format_of(file: FoundFile) -> tuple[RatingsFormat, FirstIds]:
-        return reading.format_of(file.name, file.path, file.content, columns)
+        return reading.format_of(file.name, file.path, file.content, settings.data.rating_columns)
 
     items, users = (_id_rule(role, settings) for role in layout.IDS[::-1])
     return Chooser(container, settings.split, format_of, items, users)

@@ -83,7 +83,7 @@ def _beside(out: Folder) -> Folder:
 def _used_columns(ratings: Table, settings: Settings) -> pa.Table:
     """The columns that mean something, by the names that the table gives them."""
     names, columns = _columns(ratings)
-    layout = format_of_names("the table", names, settings.data.columns)
+    layout = format_of_names("the table", names, settings.data.rating_columns)
     used = [place for place, role in enumerate(layout.columns) if role]
     return pa.table({names[place]: _arrow(names[place], columns[place]) for place in used})
 

@@ -179,8 +179,9 @@ def compare_on_holdout(candidate: Bundle, other: Bundle, live: Bundle) -> Compar
             "they cannot be compared; use --force to promote it"
         )
     check_holdout_unseen(candidate.version, candidate.interactions.used, candidate, live)
-    metric = "ndcg@10" if live.settings.ranks or candidate.settings.ranks else "rmse"
-    settings = live.settings.evaluate.model_copy(update={"k": (10,)})
+    k = min(10, *(bundle.item_ids.known for bundle in (candidate, other, live)))
+    metric = f"ndcg@{k}" if live.settings.ranks or candidate.settings.ranks else "rmse"
+    settings = live.settings.evaluate.model_copy(update={"k": (k,)})
     first, second = (_measure(bundle, live, settings) for bundle in (candidate, other))
     return compare(first, second, metric)
 

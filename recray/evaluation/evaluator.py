@@ -107,7 +107,10 @@ class Evaluator:
             )
         largest, items = max(self.settings.k), self.bundle.item_ids.known
         if largest > items:
-            raise RecrayError(f"evaluate.k={largest} is larger than the catalogue of {items} items")
+            raise RecrayError(
+                f"evaluate.k={largest} is larger than the catalogue of {items} items; give "
+                f"--k {items} or less"
+            )
 
     def measure_block(self, block: int) -> dict[str, PerUserMetrics]:
         """Model and baselines on one block of users."""

@@ -20,6 +20,7 @@ from recray.evaluation.report import EvaluationReport, Measured, parse_report
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.progress import Log
+from recray.reporting.data_text import remarks
 from recray.reporting.terminal import evaluation
 from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
@@ -115,7 +116,10 @@ class Stages:
                     self.log(f"prepare: {folder} is there and matches")
                     return before
             self.log(f"prepare: {source.name} into {folder}")
-            return ingest.prepare(source, folder.path, self.settings, self.address, replace=True)
+            made = ingest.prepare(source, folder.path, self.settings, self.address, replace=True)
+            for line in remarks(made.manifest):
+                self.log(f"prepare: {line}")
+            return made
 
     def train(self, prepared: Prepared) -> str:
         """Train on the data set, and return the folder of the run."""

@@ -77,13 +77,28 @@ def side_lists(reports: Iterable[Mapping[str, Any]]) -> list[str]:
             parts.append(f"left out: {_reasons(report['rejected'])}, {first}")
         if report["incomplete"]:
             parts.append(f"incomplete: {_reasons(report['incomplete'])}")
-        if report["rated"] and 2 * report["matched"] < report["rated"]:
+        if _lists_few(report):
             parts.append(
                 f"it lists only {report['matched']:,} of the {report['rated']:,} that are rated: "
                 "are ids written alike in both files?"
             )
         lines.append("; ".join(parts))
     return lines
+
+
+def remarks(manifest: Mapping[str, Any]) -> list[str]:
+    """What a reader should know of the files beside the ratings: whatever was not used."""
+    reports = [
+        report
+        for report in manifest.get("lists", ())
+        if report["used"] < report["rows"] or report["problem"] or _lists_few(report)
+    ]
+    return [*side_lists(reports), *unused(manifest.get("unused", {}))]
+
+
+def _lists_few(report: Mapping[str, Any]) -> bool:
+    """Whether a list has less than half of what is rated."""
+    return bool(report["rated"] and 2 * report["matched"] < report["rated"])
 
 
 def unused(files: Mapping[str, str]) -> list[str]:

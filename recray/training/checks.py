@@ -58,7 +58,7 @@ def check_evaluation(settings: Settings, prepared: Prepared) -> None:
     if max(settings.evaluate.k) > prepared.items:
         raise RecrayError(
             f"evaluate.k={max(settings.evaluate.k)} is larger than the catalogue "
-            f"of {prepared.items} items"
+            f"of {prepared.items} items; give --set evaluate.k={prepared.items} or less"
         )
     _, high = prepared.rating_range
     threshold = settings.evaluate.relevant_from
