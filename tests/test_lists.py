@@ -222,6 +222,13 @@ def test_genres_may_stand_between_commas(text):
     assert listed(f'item,title,genre\n1,Heat,"{text}"\n')[0][0][3] == ["Crime", "Drama"]
 
 
+def test_the_item_files_of_recbole_have_types_behind_their_names():
+    content = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+    assert listed(content + "1\tToy Story\t1995\tAnimation Comedy\n")[0] == [
+        (1, "Toy Story", 1995, ["Animation", "Comedy"])
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from recray import schema
+from recray.data.formats.layout import folded
 from recray.data.lists.rows import (
     IdRule,
     ListReport,
@@ -14,7 +15,6 @@ from recray.data.lists.rows import (
     checked_ids,
     column_of,
     decode,
-    fold,
     read_rows,
 )
 from recray.errors import RecrayError
@@ -28,7 +28,7 @@ YEARS = (
     "movie_year publish_year"
 ).split()
 GENRES = "genres genre categories category class tags".split()
-"""What columns of a list may be called, the likeliest first; see rows.fold."""
+"""What columns of a list may be called, the likeliest first; see formats.layout.folded."""
 ML_100K_GENRES = (
     "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|"
     "Film-Noir|Horror|Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
@@ -149,6 +149,8 @@ def _named(names: list[str], rows: list[Row], rule: IdRule) -> list[_Item]:
     year, genres = places["year"], places["genres"]
     texts = [] if genres is None else [fields[genres] for _, fields in rows]
     separator = next((s for s in "|;," if any(s in text for text in texts)), "|")
+    if genres is not None and names[genres].endswith(":token_seq"):  # RecBole's kind of a list
+        separator = " "
     return [
         _Item(
             line,
@@ -168,7 +170,7 @@ def _places(names: Sequence[str], rule: IdRule) -> dict[str, int | None]:
     if item is None or item == title:  # `id` alone may be the id of anything
         item = column_of(names, ["id"])
     if item is not None and item == title:
-        title = column_of(names, [name for name in TITLES if fold(name) != fold(names[item])])
+        title = column_of(names, [name for name in TITLES if folded(name) != folded(names[item])])
     return {
         "item": item,
         "title": title,

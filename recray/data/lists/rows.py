@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from recray.data.formats.layout import RatingsFormat
+from recray.data.formats.layout import RatingsFormat, folded
 from recray.data.formats.values import PADDING, check_fields
 from recray.errors import RecrayError
 
@@ -97,15 +97,10 @@ class IdRule:
     title: str | None = None
 
 
-def fold(name: str) -> str:
-    """A column's name without its case, blanks, dashes, underscores and RecBole's `:token`."""
-    return re.sub(r"[\s_-]", "", name.strip().strip(BOM + '"').partition(":")[0].lower())
-
-
 def column_of(names: Sequence[str], known: Sequence[str]) -> int | None:
     """The column that has the first of the known names that any column has."""
-    folded = [fold(name) for name in names]
-    return next((folded.index(fold(name)) for name in known if fold(name) in folded), None)
+    own = [folded(name) for name in names]
+    return next((own.index(folded(name)) for name in known if folded(name) in own), None)
 
 
 # ------------------------------------------------------------------------------------ reading
