@@ -113,12 +113,6 @@ FILES = {
 }
 LEVELS_OF = {"thumbs.csv": [[0.0, 2], [1.0, 2]], "chosen.csv": [[1.0, 4]]}
 
-# Removed with the change that reads them.
-AWAITED = (
-    "plays-semicolon.csv plays-bars.txt plays-blanks.txt quoted.csv books.csv plays.inter "
-    "from-r.txt thumbs.csv"
-).split()
-
 
 def write(path, content):
     if isinstance(content, dict):
@@ -138,8 +132,6 @@ def test_the_line_reads_its_file(tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(line)
     name = arguments[2]
-    if name in AWAITED:
-        pytest.xfail("not read yet")
     write(tmp_path / name, FILES[name])
     result = CliRunner().invoke(cli, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
