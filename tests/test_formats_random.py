@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recray.data.formats.reading import parsed_in_order
 from recray.data.source import detect_source
 
 Row = tuple[str | int, str | int, float, int | None]
+EXAMPLES = 40
 COLUMNS = ("user", "item", "rating", "timestamp")
 
 # What makes trouble in one format or another, beside all letters; blanks around are kept in quotes.
@@ -76,6 +77,7 @@ WRITERS = {
 }
 
 
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(tables())
 def test_every_format_gives_the_rows_that_were_written(rows: list[Row]) -> None:
     with tempfile.TemporaryDirectory() as folder:
