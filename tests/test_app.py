@@ -391,6 +391,7 @@ def test_a_service_of_the_bundle_is_verified(serve, recommender):
     result = verify(serve(build_app(recommender)), recommender, k=3)
     assert result.verified, result.differences
     assert result.users == 14
+    assert result.model_dump()["ndcg"] == {"offline": None, "online": None}
 
 
 def test_a_service_of_another_version_is_found(serve, recommender, make_bundle):

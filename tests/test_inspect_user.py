@@ -65,7 +65,9 @@ def test_the_command_marks_hits_and_prints_one_json_object(make_bundle):
     lines = run(bundle, "--user", raw(0), "-k", 3).stdout.splitlines()
     assert sum(line.startswith("* Film 8 (1998)") for line in lines) == 1
     assert sum(line.startswith("*") for line in lines) == 1
-    assert json.loads(run(bundle, "--user", raw(0), "--json").stdout)["hits"] == 1
+    found = json.loads(run(bundle, "--user", raw(0), "--json").stdout)
+    assert found["hits"] == sum(film["hit"] for film in found["held_out"]) == 1
+    assert not any(film["hit"] for film in found["recommended"]), "8 is held out, and left out"
 
 
 def test_an_unknown_user_is_one_line_and_exit_2(make_bundle):

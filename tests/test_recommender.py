@@ -194,6 +194,14 @@ def test_what_cannot_be_used_is_named(make_bundle, given_ratings, k, words):
         Recommender(make_bundle()).recommend_from(given_ratings, k)
 
 
+def test_a_decimal_rating_given_once_more_is_no_new_one(make_bundle):
+    recommender = Recommender(make_bundle())
+    seen = recommender.scorer.seen
+    recommender.scorer.seen = replace(seen, rating=np.full_like(seen.rating, 3.7))
+    sources = [recommender.user(int(raw(0)), [(int(raw(0)), r)]).source for r in (3.7, 3.6)]
+    assert sources == ["model", "fold_in"]
+
+
 @pytest.mark.parametrize("user", [1, 10**20])
 def test_an_unknown_user_is_a_key_error(make_bundle, user):
     with pytest.raises(KeyError):

@@ -33,6 +33,17 @@ class HeldOutItem(RatedItem):
 
 
 @dataclass(frozen=True)
+class ListedItem(ScoredItem):
+    """An item of the list.
+
+    Args:
+        hit: False for each: the list leaves out the held-out items with all that is known.
+    """
+
+    hit: bool = False
+
+
+@dataclass(frozen=True)
 class UserInspection:
     """What is known of one user's taste, and how well the model meets it.
 
@@ -43,7 +54,7 @@ class UserInspection:
         model_version: The bundle's version.
         ratings: Number of known ratings, the held-out ones included.
         rated: The items with the best known ratings, best first.
-        recommended: The list, best first; it leaves out everything known, so it has no hits.
+        recommended: The list, best first.
         held_out: By rank; items without a rank come last.
         hits: Number of hits.
     """
@@ -54,7 +65,7 @@ class UserInspection:
     model_version: str
     ratings: int
     rated: list[RatedItem]
-    recommended: list[ScoredItem]
+    recommended: list[ListedItem]
     held_out: list[HeldOutItem]
     hits: int
 
@@ -98,7 +109,7 @@ def inspect_user(recommender: Recommender, user: RawId, k: int | None = None) ->
         answer.model_version,
         len(known),
         recommender.best_rated(known.item, known.rating, k),
-        answer.items,
+        [ListedItem(**vars(item)) for item in answer.items],
         held_out,
         sum(item.hit for item in held_out),
     )

@@ -218,8 +218,9 @@ class Lookup:
             known = dict(zip(item.tolist(), rating.tolist(), strict=True))
             filtered = set(self._filtered.of_user(dense).item.tolist())
         items = self.items.encode_all([item for item, _ in since]).tolist()
+        # In float32, as the known ratings are: 3.7 given once more is no new rating.
         new = {
-            item: rating
+            item: float(np.float32(rating))
             for item, (_, rating) in zip(items, since, strict=True)
             if 0 <= item < self.items.known
         }

@@ -22,12 +22,22 @@ KEY_VARIABLE = "RECRAY_API_KEY"
 """Environment variable with the key that opens a service."""
 
 
+class ServedNdcg(BaseModel):
+    """NDCG of the lists on the hold-out. Served lists leave the held-out items out with all that is
+    known, so both are null; `recray evaluate` measures.
+    """
+
+    offline: None = None
+    online: None = None
+
+
 class Verification(BaseModel):
     """The comparison of a service with a bundle."""
 
     verified: bool
     users: int = Field(0, description="Users that were compared.")
     differences: list[str]
+    ndcg: ServedNdcg = ServedNdcg()
     model_version: str
 
 

@@ -114,7 +114,10 @@ def fit_again(
     address: str,
     log: Log | None = None,
 ) -> None:
-    """Fit with chosen settings in a folder of its own, unless it holds just that."""
+    """Fit with chosen settings in a folder of its own, unless it holds just that.
+
+    The files of the data set have been compared with their sha256 when `prepared` was opened.
+    """
     folder = Folder(path)
     if folder.exists("run.json"):
         before = RunFolder(path).metadata()
@@ -126,7 +129,9 @@ def fit_again(
         many = f"{epochs} epoch{'s' * (epochs > 1)}"
         log(f"fit: on {settings.train.fit_on}, {many} as the run's best")
     callbacks = Callbacks(log) if log is not None else None
-    trainer.run(settings, prepared.folder.path, path, workers, True, address, callbacks)
+    trainer.run(
+        settings, prepared.folder.path, path, workers, True, address, callbacks, verify=False
+    )
 
 
 def same_bundle(folder: Folder, run_path: str, prepared: Prepared, fits: Fits) -> bool:

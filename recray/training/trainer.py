@@ -46,6 +46,7 @@ def run(
     address: str = LOCAL,
     callbacks: Callbacks | None = None,
     max_failures: int = MAX_FAILURES,
+    verify: bool = True,
 ) -> RunSummary:
     """Train a model on a prepared data set.
 
@@ -58,11 +59,12 @@ def run(
         address: Ray cluster.
         callbacks: What is called while it trains; None calls nothing.
         max_failures: How often to begin again from the last checkpoint when a worker is lost.
+        verify: Whether to compare the files of the data set with their sha256 first.
 
     Raises:
         RecrayError: What the user can fix; see the message.
     """
-    prepared = Prepared.open(prepared_path, verify=True)
+    prepared = Prepared.open(prepared_path, verify=verify)
     settings = adapt_to_dataset(settings, prepared)
     start_weights = check_trainable(settings, prepared, workers, address)
     folder, callbacks = RunFolder(out), callbacks or Callbacks()

@@ -128,11 +128,13 @@ function waiting(place, n, kind) {
 
 // ---------------------------------------------------------------------------------- stars
 
+/** Whether a scale, its lowest and highest rating, is one of stars. */
+const isOfStars = ([low, high]) => low !== high && low >= 0 && high <= 10;
+
 function scale() {
   const [low, high] = state.scale;
   if (low === high) return { of: 1, step: 1, value: () => high, places: (value) => (value === null ? 0 : 1) };
-  const wide = high > 10 || low < 0; // no scale of stars: five of them from end to end
-  if (wide) {
+  if (!isOfStars(state.scale)) { // five of them from end to end
     const value = (n) => low + ((n - 1) * (high - low)) / 4;
     return { of: 5, step: 1, value, places: (v) => (v === null ? 0 : 1 + (4 * (v - low)) / (high - low)) };
   }
@@ -140,6 +142,8 @@ function scale() {
   return { of: Math.ceil(high), step, value: (n) => Math.max(low, n), places: (v) => v || 0 };
 }
 
+/** A rating in a sentence: a star follows it only where the scale is one of stars. */
+const given = (value, digits = 2) => `${digits < 2 ? value.toFixed(digits) : Number(value.toFixed(digits))}${isOfStars(state.scale) ? "\u2009★" : ""}`;
 const said = (value) => (state.scale[0] === state.scale[1] ? "liked" : `${Number(value.toFixed(2))} of ${state.scale[1]}`);
 
 function starsOf(film, onrate, name = "Rate") {
@@ -489,7 +493,7 @@ function why(film, you) {
   const reasons = film.why?.items || [];
   if (!reasons.length) return null;
   const who = you ? "you" : "they";
-  const named = reasons.slice(0, 2).flatMap((reason, n) => [n ? " and " : "", h("b", {}, titleOf(reason)), " ", h("span", { class: "given" }, `${Number(reason.rating)}\u2009★`)]);
+  const named = reasons.slice(0, 2).flatMap((reason, n) => [n ? " and " : "", h("b", {}, titleOf(reason)), " ", state.scale[0] !== state.scale[1] && h("span", { class: "given" }, given(Number(reason.rating)))]);
   return h("p", { class: "why" }, `Because ${who} rated `, named);
 }
 
@@ -525,8 +529,8 @@ function drawHistory(user) {
   const figure = (name, text) => h("div", {}, h("dt", {}, name), h("dd", {}, text));
   const most = user.genres.slice(0, 6);
   fill("history",
-    h("dl", { class: "figures" }, figure("ratings", user.ratings.toLocaleString("en")), user.mean_rating !== null && figure("on average", `${user.mean_rating.toFixed(1)} ★`)),
-    user.ratings ? [] : h("p", { class: "hint" }, "No rating of this user is known before the test."),
+    h("dl", { class: "figures" }, figure("ratings", user.ratings.toLocaleString("en")), user.mean_rating !== null && state.scale[0] !== state.scale[1] && figure("on average", given(user.mean_rating, 1))),
+    user.ratings ? [] : h("p", { class: "hint" }, "No rating of this user is known."),
     most.length ? [h("p", { class: "section" }, "Mostly"), h("ul", { class: "bars" }, most.map(({ genre, ratings }) =>
       h("li", {}, h("span", {}, genre), h("div", { class: "meter" }, h("i", { "--part": ratings / most[0].ratings })), h("span", {}, ratings))))] : [],
     user.highest.length ? [h("p", { class: "section" }, "Rated highest"), h("ul", { "aria-label": "Rated highest" }, user.highest.map((film) => row(film, stillStars(film.rating))))] : []);
@@ -589,7 +593,7 @@ function modelCard(model, place) {
     state.models.length > 1 && h("h3", { class: "section" }, h("span", { class: "badge" }, "AB"[place]), ` ${model.preset}`),
     h("dl", { class: "about" },
       fact("Data", `${model.dataset}: ${words(model.users, "user", "users")}, ${words(model.items, "film", "films")}`),
-      fact("Ratings", low === high ? "what people chose, without stars" : `${low} to ${high} stars`),
+      fact("Ratings", low === high ? "what people chose, without stars" : `${low} to ${high}${isOfStars(model.rating_range) ? " stars" : ""}`),
       fact("Model", `${model.model}, preset ${model.preset}; it ${model.scores === "stars" ? "predicts stars" : "orders films"}`),
       fact("Version", h("code", {}, model.model_version)),
       fact("Made", made)),
