@@ -206,6 +206,7 @@ WITHOUT_EFFECT = [
         "objective.unobserved_weight=5.0",
         "objective.kind=logistic and objective.negatives=3 and train.als_pretrain_epochs=0",
     ),
+    ("dot-mse", [], "objective.unobserved_power=0.5", MSE),
     ("dot-mse", [], "objective.negatives=9", MSE),
     ("dot-mse", [], "objective.sampling=popularity", MSE),
     ("dot-mse", SOFTMAX, "objective.sampling=popularity", "objective.negatives=all"),

@@ -196,7 +196,7 @@ def test_prior_and_shares_of_a_folded_in_user_make_up_the_state(kind, strength):
     item, rating = torch.tensor([1, 4, 7]), torch.tensor([5.0, 2.0, 4.0])
     with torch.no_grad():
         state = objective.fold_in(model, item, rating, config)[0]
-        base, parts = objective.contributions(model, config)(item, rating)
+        base, parts = objective.contributions(model, config, None)(item, rating)
     assert parts.shape == (3, len(state))
     assert torch.allclose((base + parts.sum(dim=0)).float(), state, atol=1e-5)
     assert bool(base.abs().max() > 0.01) is (kind == "mse" or strength > 0)

@@ -132,6 +132,44 @@ def test_a_solve_that_is_held_to_vectors_is_the_minimum_over_all_pairs():
     assert slope.abs().max() < 1e-6
 
 
+def test_solves_that_weigh_popular_items_more_are_the_minimum_over_all_pairs():
+    user, item, _ = rated()
+    count = torch.bincount(item, minlength=ITEMS).double()
+    objective = ImplicitALS(0.3, 0.05, unobserved_power=0.5)
+    c = (count + 1) ** 0.5 * ITEMS / ((count + 1) ** 0.5).sum()
+    base = count + 0.3 * USERS * c
+    ridge = 0.05 * base * (base / base.prod() ** (1 / ITEMS)) ** 0.3  # as ITEM_POWER is 1.3
+    assert torch.allclose(objective.item_weights(count), c)
+    torch.manual_seed(2)
+    w = torch.randn(USERS, DIM, dtype=torch.float64)
+    order = torch.argsort(item, stable=True)
+    begins = torch.searchsorted(item[order], torch.arange(ITEMS + 1))
+    of_items = objective.item_weights(count), objective.item_ridge(count, USERS)
+    h = objective.solve(
+        w, begins, user[order], objective.gram(w), USERS, weights=of_items[0], ridge=of_items[1]
+    ).requires_grad_()
+    edges = torch.searchsorted(user, torch.arange(USERS + 1))
+    gram = objective.gram(h.detach(), c)
+    v = objective.solve(h.detach(), edges, item, gram, ITEMS).requires_grad_()
+    rated_users = torch.bincount(user, minlength=USERS)
+
+    def loss(users, items):
+        scores = users @ items.T
+        error = ((1 - scores[user, item]) ** 2).sum() + 0.3 * (c * scores.square()).sum()
+        held = (ridge * items.square().sum(dim=1)).sum()
+        return error + held + (0.05 * (rated_users + 0.3 * ITEMS) * (users**2).sum(dim=1)).sum()
+
+    (of_h,) = torch.autograd.grad(loss(w, h), h)
+    (of_v,) = torch.autograd.grad(loss(v, h.detach()), v)
+    assert max(of_h.abs().max(), of_v.abs().max()) < 1e-6
+
+
+def test_without_a_power_all_items_weigh_the_same():
+    objective, count = ImplicitALS(0.3, 0.05), torch.tensor([0.0, 4.0])
+    assert objective.item_weights(count) is None
+    assert objective.item_ridge(count, 7).tolist() == objective.ridge(count, 7).tolist()
+
+
 @pytest.mark.parametrize("dim", [1, 5, 31, 32, 33, 64])
 def test_solves_by_halves_are_those_of_the_whole_system(dim):
     torch.manual_seed(0)

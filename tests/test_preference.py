@@ -150,7 +150,7 @@ def test_a_graded_fold_in_is_the_least_squares_solution(preference):
     expected = torch.linalg.solve(torch.tensor(matrix), torch.as_tensor(right))
     state = objective.fold_in(model, item, rating, FoldInConfig())[0]
     assert torch.allclose(state.double(), expected, atol=1e-6)
-    base, parts = objective.contributions(model, FoldInConfig())(item, rating)
+    base, parts = objective.contributions(model, FoldInConfig(), None)(item, rating)
     assert torch.allclose((base + parts.sum(dim=0)).double(), expected, atol=1e-6)
 
 

@@ -170,6 +170,10 @@ class ObjectiveSettings(Group):
     """
     unobserved_weight: Annotated[float, Field(gt=0)] = 0.1
     """ials, logistic against all items, ALS pretraining: weight of the pairs without a rating."""
+    unobserved_power: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """ials: how that weight grows with the number n of an item's ratings, as (n + 1) to this power
+    over its mean. 0: the same for all; more: lists show more of the catalogue and hit less.
+    """
     negatives: Annotated[int, Field(ge=1)] | Literal["all"] = 4
     """logistic, bpr, item-softmax, unobserved-class: items drawn for each rating in each epoch.
     all: every item is a negative (logistic, item-softmax).

@@ -219,6 +219,7 @@ EFFECTIVE_UNDER: dict[str, tuple[tuple[Condition, ...], ...]] = {
         (_is("objective.kind", "logistic"), _is("objective.negatives", "all")),
         _PRETRAINED,
     ),
+    "objective.unobserved_power": ((_is("objective.kind", "ials"),),),
     "objective.negatives": ((_SAMPLED,),),
     **dict.fromkeys(("objective.sampling", "objective.reject_seen"), (_DRAWN,)),
     **dict.fromkeys(

@@ -117,18 +117,34 @@ def choose_fold_in(prepared: Prepared, trained: TrainedModel, settings: Settings
         return trained
     if settings.train.fit_on != "train":  # validation rows that were trained on cannot tell
         return replace(trained, prior_strength=objective.default_prior_strength)
-    valid = prepared.load("valid")
-    known = Ratings.concatenate([prepared.load("train"), prepared.load("fold_in")])
+    train, valid = prepared.load("train"), prepared.load("valid")
+    known = Ratings.concatenate([train, prepared.load("fold_in")])
     model = build_model(settings, fit.users, fit.items)
     model.load_state_dict(trained.weights)
     users = NewUsers.of(known, valid, model.items, settings.evaluate)
-    return replace(trained, prior_strength=best_strength(model, objective, users, settings))
+    popularity = torch.from_numpy(np.bincount(train.item, minlength=model.items)).float()
+    strength = best_strength(model, objective, users, settings, popularity)
+    return replace(trained, prior_strength=strength)
 
 
 @torch.no_grad()
-def best_strength(model: Model, objective: Objective, users: NewUsers, settings: Settings) -> float:
-    """The strength of the prior with the best lists for users who are treated as new."""
-    scorer = Scorer(model, objective, users.known)
+def best_strength(
+    model: Model,
+    objective: Objective,
+    users: NewUsers,
+    settings: Settings,
+    popularity: Tensor | None = None,
+) -> float:
+    """The strength of the prior with the best lists for users who are treated as new.
+
+    Args:
+        model: A trained model.
+        objective: What it was trained with.
+        users: Those who are treated as new.
+        settings: Lengths of lists.
+        popularity: (I,) training ratings of each item; None counts those of `users`.
+    """
+    scorer = Scorer(model, objective, users.known, popularity=popularity)
     k = min(settings.evaluate.k[0], model.items)
     best, best_value = objective.default_prior_strength, -1.0
     for strength in reversed(objective.prior_strengths):

@@ -211,10 +211,7 @@ class Explainer:
 
     @cached_property
     def _shares(self) -> Contributions | None:
-        objective = self.scorer.objective
-        return (
-            objective.contributions(self.scorer.model, self.scorer.fold_in) if objective else None
-        )
+        return self.scorer.contributions()
 
     @torch.no_grad()
     def explain(

@@ -19,7 +19,7 @@ from recray.inference.history import History, UserRatings
 from recray.inference.top_k import NONE, Ids, Scores, TopK, best_of
 from recray.models.base import ITEM_BLOCK, LinearModel, Model
 from recray.models.baselines import BiasOnly
-from recray.models.objectives import FoldIn, FoldInConfig, Objective, RatingsCSR
+from recray.models.objectives import Contributions, FoldIn, FoldInConfig, Objective, RatingsCSR
 
 SOURCES = ("model", "fold_in", "popular")
 MODEL, FOLD_IN, POPULAR = range(len(SOURCES))
@@ -147,6 +147,12 @@ class Scorer:
         if self.objective is None:
             raise ValueError("a scorer without an objective cannot fold in")
         return self.objective.fold_in_solver(self.model, self.fold_in, self._trained_popularity)
+
+    def contributions(self) -> Contributions | None:
+        """A folded-in state as a sum over ratings; None where the objective has no such sum."""
+        if self.objective is None:
+            return None
+        return self.objective.contributions(self.model, self.fold_in, self._trained_popularity)
 
     @torch.no_grad()
     def user_embeddings(self, users: Ids) -> tuple[Tensor, NDArray[np.int8]]:

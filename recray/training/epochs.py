@@ -279,7 +279,9 @@ class ALSEpochs(EpochRunner):
         self.item_users = shard.user[order]
         self.graded = objective.preference.graded(shard.rating)
         self.item_graded = objective.preference.graded(shard.rating[order])
-        self.item_counts = workers.sum(self.item_begins.diff().float())
+        item_counts = workers.sum(self.item_begins.diff().float())
+        self.item_weights = objective.item_weights(item_counts)
+        self.item_ridge = objective.item_ridge(item_counts, model.users)
 
     @torch.no_grad()
     def run(self, epoch: int) -> tuple[float, float]:
@@ -305,15 +307,17 @@ class ALSEpochs(EpochRunner):
             summed,
             None if hybrid is None else hybrid.prior_rows(),
             self.item_graded,
+            self.item_weights,
+            self.item_ridge,
         )
         if hybrid is None:
             self.model.get_parameter("item_vectors.weight").copy_(solved)
         else:
-            hybrid.set_item_rows(solved, self.objective.ridge(self.item_counts, self.model.users))
+            hybrid.set_item_rows(solved, self.item_ridge)
 
     def _solve_users(self, user_table: Tensor) -> None:
         item_table = self.model.item_rows(slice(None))
-        gram = self.objective.gram(item_table)
+        gram = self.objective.gram(item_table, self.item_weights)
         sizes, ratings = (gram, self.model.items), (self.user_begins, self.shard.item)
         solved = self.objective.solve(item_table, *ratings, *sizes, graded=self.graded)
         # A sum hands out every user's row: each is nonzero on its owner alone.
@@ -330,5 +334,5 @@ class ALSEpochs(EpochRunner):
             score = (user_table[seen.user[rows]] * item_table[seen.item[rows]]).sum(dim=-1)
             error += self.objective.rated_loss(score, seen.rating[rows]).sum()
         own = user_table[self.own]
-        gram = self.objective.gram(item_table)
+        gram = self.objective.gram(item_table, self.item_weights)
         return float(error) + float(((own @ gram) * own).sum())

@@ -56,16 +56,20 @@ class Objective(ABC):
         Args:
             model: A trained model.
             config: Noise and strength of the prior, from the bundle.
-            popularity: (items,) ratings of each item; None will do where the objective does not
-                draw negatives by popularity.
+            popularity: (items,) ratings of each item in training; None will do where the objective
+                neither draws negatives nor weighs pairs by it.
 
         Returns:
             A function from the ratings of U users to their (U, S) best states, items fixed. The
             state of a user does not depend on the other users in the call.
         """
 
-    def contributions(self, model: Model, config: FoldInConfig) -> Contributions | None:
-        """The folded-in state as a sum over ratings; None where it is no such sum."""
+    def contributions(
+        self, model: Model, config: FoldInConfig, popularity: Tensor | None
+    ) -> Contributions | None:
+        """The folded-in state as a sum over ratings; None where it is no such sum. The arguments
+        are those of fold_in_solver.
+        """
         return None
 
     def fold_in(self, model: Model, item: Tensor, rating: Tensor, config: FoldInConfig) -> Tensor:

@@ -60,7 +60,9 @@ class Mse(PairLoss):
 
         return fold_in_each(fold_in)
 
-    def contributions(self, model: Model, config: FoldInConfig) -> Contributions | None:
+    def contributions(
+        self, model: Model, config: FoldInConfig, popularity: Tensor | None
+    ) -> Contributions | None:
         """The right side of the regression is a sum over ratings, so its solution is one too."""
         if not isinstance(model, LinearModel):
             return None
