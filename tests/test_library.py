@@ -18,7 +18,8 @@ import torch
 import recray
 from recray.api import functions, handles
 from recray.api import model as loaded
-from recray.data import ingest
+from recray.api.caller import left_as_found
+from recray.data import ingest, scan
 from recray.errors import RecrayError
 from recray.evaluation import evaluator
 from recray.inference import batch
@@ -67,7 +68,7 @@ STAND_INS = {
 def without_ray():
     """The stages in this process: loops where Ray would share the work."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (batch, repetition, evaluator, ingest, search, stages, trainer, tuner):
+        for module in (batch, repetition, evaluator, ingest, scan, search, stages, trainer, tuner):
             for name, stand_in in STAND_INS.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, stand_in)
@@ -145,6 +146,18 @@ def test_the_process_of_the_caller_is_left_as_it_was(names, tmp_path, capsys):
     torch.set_num_threads(threads)
     assert not {name for name in before if before[name] != now[name]}
     assert capsys.readouterr().out == ""
+
+
+def test_blocks_that_overlap_put_back_what_the_first_found():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    left_as_found.__enter__()
+    torch.manual_seed(0)
+    left_as_found.__enter__()
+    left_as_found.__exit__()
+    assert not torch.equal(torch.get_rng_state(), before)
+    left_as_found.__exit__()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_library_works_off_the_main_thread_and_under_an_event_loop(names, tmp_path):

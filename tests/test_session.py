@@ -13,7 +13,12 @@ import pytest
 import recray
 from recray.errors import RecrayError
 from recray.runtime import ray_start, session
-from recray.runtime.environment import KeptVariables, log_levels_kept, signal_handlers_kept
+from recray.runtime.environment import (
+    KeptVariables,
+    QuietStdout,
+    log_levels_kept,
+    signal_handlers_kept,
+)
 from recray.runtime.ray_private import temp_folder
 from recray.runtime.ray_start import PACKAGE_FOLDER
 
@@ -255,3 +260,16 @@ def test_off_the_main_thread_no_handler_is_touched():
     thread.start()
     thread.join()
     assert done
+
+
+def test_stdout_comes_back_from_blocks_that_overlap(capsys):
+    quiet, before = QuietStdout(), sys.stdout
+    quiet.__enter__()
+    quiet.__enter__()
+    print("dropped")
+    quiet.__exit__()
+    print("dropped, too")
+    quiet.__exit__()
+    assert sys.stdout is before
+    print("shown")
+    assert capsys.readouterr().out == "shown\n"

@@ -56,7 +56,7 @@ def test_a_table_of_any_kind_is_read(tmp_path, table):
 def test_text_ids_are_not_changed(tmp_path):
     ids = ["007", "7", 'The "1" Show, II', "a\nb"]
     frame = pd.DataFrame({"user": ids, "item": ids, "rating": 1.0})
-    read, _, source = rows(tmp_path, frame, "data.ids=text")
+    read, _, source = rows(tmp_path, frame)
     assert [row[:2] for row in read] == [(i, i) for i in ids]
     assert source.text == {"raw_user", "raw_item"}
 
@@ -118,9 +118,9 @@ def test_a_table_of_items_gives_titles(tmp_path):
 def test_items_with_text_ids_and_lists_of_genres(tmp_path):
     frame = pd.DataFrame({"user": ["a"], "sku": ["007"], "rating": [1.0]})
     items = pa.table({"sku": ["007", "7"], "title": ["Bond", "Seven"], "genres": [["Spy"], None]})
-    told = ("data.columns={item: sku}", "data.ids=text")
-    source = rows(tmp_path, frame, *told, items=items)[2]
+    told = "data.columns={item: sku}"
+    source = rows(tmp_path, frame, told, items=items)[2]
     found = [tuple(row.values())[:4] for row in source.movies.to_pylist()]
     assert found == [("007", "Bond", 0, ["Spy"]), ("7", "Seven", 0, [])]
     with pytest.raises(RecrayError, match="the table of items has the columns sku; an item column"):
-        rows(tmp_path, frame, *told, items=items.select(["sku"]))
+        rows(tmp_path, frame, told, items=items.select(["sku"]))

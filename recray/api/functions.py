@@ -243,7 +243,7 @@ def _search(request: TuneRequest, settings: Settings, space: str | None) -> Swee
         concurrent=arguments.optional_whole("concurrent", request.concurrent),
         seeds=arguments.whole("seeds", request.seeds),
     )
-    with left_as_found():
+    with left_as_found:
         checked = check(request, settings, load_space(settings, space))
     with telling(f"{request.trials} trials into {request.out}") as ui:
         return Sweep(request.out, search.tune(checked, ui.log, draw=draw))

@@ -34,7 +34,7 @@ def telling(words: str) -> Iterator[Console]:
     """Tell what is done while the block runs, and leave the caller's process as it was."""
     ui = Console(False, words)
     try:
-        with left_as_found(), ui.during(words):
+        with left_as_found, ui.during(words):
             yield ui
     finally:
         ui.close()
@@ -139,7 +139,7 @@ class Run:
         fits: Fits = "final" if final_fit else "none"
         folder = arguments.path_of("out", out)
         prepared = Prepared.open(RunFolder(self.path).metadata().prepared)
-        with left_as_found():
+        with left_as_found:
             same = same_bundle(Folder(folder), self.path, prepared, fits)
         if not same:
             with telling(f"measure {self.path} on the test split"):

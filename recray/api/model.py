@@ -45,7 +45,7 @@ class Loaded:
         Raises:
             RecrayError: It is missing, damaged or not a bundle.
         """
-        with left_as_found():  # a model is made with random weights, and then reads its own
+        with left_as_found:  # a model is made with random weights, and then reads its own
             return cls(Recommender.open(resolve_bundle(arguments.path_of("bundle", path))))
 
     def __repr__(self) -> str:
@@ -248,7 +248,7 @@ class Loaded:
         """Every picture of its report, by name: data-..., training-..., predictions-..., ...."""
         from recray.reporting import report
 
-        with left_as_found():
+        with left_as_found:
             drawn = report.of_bundle(self.bundle, "bundle").plots
         return {picture.name: picture.figure for picture in drawn}
 
@@ -268,7 +268,7 @@ class Loaded:
         from recray.reporting import report
 
         file = arguments.path_of("out", out)
-        with left_as_found():
+        with left_as_found:
             return report.write(report.of_bundle(self.bundle, "bundle"), file, png)[0]
 
     def _options(self, k: object, given: Mapping[str, Any]) -> tuple[int | None, Filters]:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TextIO, cast
 
 TERMINATED = 143
 """Exit status after SIGTERM."""
@@ -59,6 +60,33 @@ class KeptVariables:
         """Put back every noted variable that still has the value of the start."""
         same = [name for name, value in self._now.items() if os.environ.get(name) == value]
         put({name: self._before.get(name) for name in same})
+
+
+class QuietStdout:
+    """Drops what is printed on stdout while a block of any thread runs.
+
+    contextlib.redirect_stdout is not for threads: of two that overlap, the second to end would put
+    back what the first had put there.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._blocks = threading.Lock(), 0
+        self._stdout: TextIO | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._blocks:
+                self._stdout, sys.stdout = sys.stdout, cast("TextIO", None)
+            self._blocks += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if not self._blocks and sys.stdout is None:
+                sys.stdout = cast("TextIO", self._stdout)
+
+
+quiet_stdout = QuietStdout()
 
 
 @contextmanager

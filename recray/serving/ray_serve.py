@@ -3,12 +3,12 @@
 import contextlib
 import logging
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
 
 from recray.errors import RecrayError
+from recray.runtime.environment import quiet_stdout
 from recray.runtime.ray_private import serve_address
 from recray.serving.guard import log
 from recray.serving.options import DEPLOYMENT
@@ -129,5 +129,5 @@ def ray_serve(host: str, port: int, ray_goes_on: bool) -> Iterator[None]:
         # A Serve that nobody uses would keep the port as long as Ray runs.
         if ray_goes_on and not running and not serve.status().applications:
             # Ray prints a line when the controller ends; stdout is for the command's result.
-            with contextlib.redirect_stdout(sys.stderr):
+            with quiet_stdout:
                 serve.shutdown()

@@ -24,7 +24,7 @@ from recray.config import Settings
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 from recray.progress import Log
-from recray.runtime.environment import TERMINATED
+from recray.runtime.environment import TERMINATED, quiet_stdout
 from recray.runtime.ray_private import lean_trainer, lost_worker, unplaced, user_error
 from recray.schema import TIMINGS
 from recray.storage import Folder, is_uri
@@ -42,6 +42,8 @@ Config = TypeVar("Config")
 OnEpoch = Callable[[EpochEntry], None]
 POLL_S = 0.25
 """Seconds between two looks at the history of a run that trains in other processes."""
+_TURNS = threading.Lock()
+"""Runs in this process take turns: torch has one random state for all threads."""
 EVENTS = "tensorboard"
 TENSORBOARD_DELAY_S = 2.0
 """TensorBoard takes half a second to load; a run that is shorter than this waits for it once."""
@@ -88,7 +90,7 @@ def fit(
     """
     trainer = _trainer(worker, config, folder, workers, gpus)
     try:
-        with contextlib.redirect_stdout(None):
+        with quiet_stdout, contextlib.nullcontext() if workers else _TURNS:
             trainer.fit()
     except SystemExit as error:  # Ray's own SIGINT handler leaves with 0 or 1
         if error.code == TERMINATED:

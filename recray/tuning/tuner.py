@@ -18,7 +18,7 @@ from typing import Any
 
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
-from recray.runtime.environment import switched
+from recray.runtime.environment import quiet_stdout, switched
 from recray.runtime.nodes import capacity, require_shared, scale_up
 from recray.runtime.ray_private import TUNE_SWITCHES, replay_trial
 from recray.runtime.session import LOCAL, session
@@ -105,7 +105,7 @@ def _fit(driver: SearchDriver, concurrent: int) -> None:
     """Let Tune run the trials that wait."""
     search = driver.search
     try:
-        with _tune_environment(), contextlib.redirect_stdout(None):
+        with _tune_environment(), quiet_stdout:
             _tuner(driver, concurrent).fit()
     except Exception:
         if driver.failure is None:
