@@ -126,8 +126,8 @@ def test_numbers_that_are_ids_are_never_changed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (json.dumps({"user": {"0": 1}, "item": {"0": 2}}).encode(), "one JSON object of whole col"),
-        (b"[[1, 2], [3, 4]]", "looks like JSON, but no object"),
+        (json.dumps({"user": {"0": 1}, "item": {"0": 2}}).encode(), "one JSON object for all"),
+        (b"[[1, 2], [3, 4]]", "looks like JSON, but begins with no whole"),
         (lines_of([{"who": 1, "what": 2}]), "no user column: its columns are who, what"),
     ],
 )

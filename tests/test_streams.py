@@ -185,6 +185,10 @@ FOREIGN = {
     "npy": (npy(), "a NumPy file"),
     "html": (b"<!DOCTYPE html><html>404", "a web page or XML; was the download refused"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
+    "ebcdic": (LINES.encode("cp500", "ignore"), "a binary file of a kind that is not known"),
+    "old-mac": (b"user,item\r1,2\r3,4\r", "lines that end with CR alone"),
+    "xlsx-in-zip": (in_zip(in_zip(b"<xml/>", "xl/workbook.xml"), "a.xlsx"), "an Excel file"),
+    "zip-in-zip": (in_zip(in_zip(LINES), "a.zip"), "a.zip is packed twice"),
     "noise": (np.random.default_rng(0).bytes(5000), "a binary file of a kind that is not known"),
 }
 
@@ -205,10 +209,12 @@ def test_sqlite_is_named(tmp_path):
 
 
 def test_a_folder_of_kinds_that_are_not_read_names_them(tmp_path):
-    (tmp_path / "ratings.xlsx").write_bytes(b"PK\x03\x04" + bytes(90))
+    (tmp_path / "ratings.xlsx").write_bytes(FOREIGN["xlsx"][0])
     (tmp_path / "old.xls").write_bytes(FOREIGN["xls"][0])
     (tmp_path / "ratings.pkl").write_bytes(FOREIGN["pickle"][0])
-    with pytest.raises(RecrayError, match=r"old\.xls looks like an Excel .* looks like a pickle"):
+    with pytest.raises(
+        RecrayError, match=r"old\.xls looks like an Excel .* a pickle.*ratings.xlsx looks"
+    ):
         detect_source(str(tmp_path))
 
 

@@ -82,7 +82,7 @@ def _reading(path: str, kind: FileKind) -> Iterator[None]:
 
 class _Parquet:
     def __init__(self, stream: Any) -> None:
-        self._file = pq.ParquetFile(stream)
+        self._file = pq.ParquetFile(stream, page_checksum_verification=True)
         self.schema, self.pieces = self._file.schema_arrow, self._file.num_row_groups
 
     def batches(

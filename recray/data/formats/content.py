@@ -5,11 +5,13 @@ of such a file.
 """
 
 import codecs
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from recray.data.formats.archives import open_zip
 from recray.data.formats.layout import FileKind
 from recray.data.formats.streams import Packing, as_utf8, can_start_anywhere, open_bytes
 from recray.errors import RecrayError
@@ -64,7 +66,7 @@ _FOREIGN = (
     (r"(?i)\s*<(!doctype html|html|\?xml)", "a web page or XML", "was the download refused?"),
     (r"\x80[\x02-\x05]|[(\]}]?c(pandas|numpy|copy_reg|builtins|__builtin__)", "a pickle", _PICKLED),
 )
-_JSON = re.compile(rb"\s*(\{\s*[\"'}u]|\[\s*[\[{])")
+_JSON = re.compile(rb"\{\s*([\"'}]|u')|\[\s*[\[{\]]")
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1a\x1b\x1c\x1d\x1e\x1f"))
 _MEMBERS = (
     (r"^xl/", "an Excel file", _EXCEL),
@@ -111,7 +113,9 @@ def detect_content(name: str, path: str, member: str = "") -> Content:
     packing = packing_of(head)
     if packing:
         head = _head(path, member, packing)
-    if packing_of(head) or head.startswith(b"PK\x03\x04"):
+    if head.startswith(b"PK\x03\x04"):
+        _refuse_zip(name, path, bool(packing or member))
+    if packing_of(head):
         raise RecrayError(f"{name} is packed twice; unpack {path} first")
     kind = next((kind for begin, kind in _TABLES.items() if _begins(head, begin)), None)
     if kind is not None:
@@ -123,21 +127,59 @@ def detect_content(name: str, path: str, member: str = "") -> Content:
     lines = as_utf8(_whole_lines(_head(path, member, packing, encoding)), encoding)
     if not lines.strip(b" \t\r\n\xef\xbb\xbf"):
         raise EmptyFileError(f"{name} is empty: it has no ratings")
-    if 100 * _controls(lines) > len(lines) or _controls(lines.split(b"\n", 1)[0]):
-        raise RecrayError(
-            f"{name} looks like a binary file of a kind that is not known here; "
-            "write the table as csv or parquet"
-        )
+    _refuse_unclear(name, lines, encoding)
     return Content(_kind_of_lines(lines), packing, encoding, lines)
 
 
+def _refuse_unclear(name: str, lines: bytes, encoding: str) -> None:
+    """Refuse what is no text, or text whose lines or letters cannot be told."""
+    letters = len(lines.decode("utf-8", "replace"))
+    beyond = letters - len(lines.translate(None, bytes(range(128, 256))))
+    if (
+        100 * _controls(lines) > len(lines)
+        or _controls(lines.split(b"\n", 1)[0])
+        or (encoding == "cp1252" and 10 * beyond > 4 * letters)
+    ):
+        raise RecrayError(
+            f"{name} looks like a binary file of a kind that is not known here, or text in an "
+            "encoding that is not; write the table as csv in UTF-8, or as parquet"
+        )
+    if b"\n" not in lines and lines.rstrip(b"\r").count(b"\r") > 0:
+        raise RecrayError(
+            f"{name} has lines that end with CR alone, as old Macs wrote them; "
+            "convert them: tr '\\r' '\\n' < FILE > ratings.csv"
+        )
+
+
+def _refuse_zip(name: str, path: str, is_inside: bool) -> None:
+    """Refuse a zip archive where a file is looked for, by what it is."""
+    if not is_inside:
+        with open_zip(path) as archive:
+            refuse_foreign_archive(name, archive.namelist())
+        raise RecrayError(f"{name} is a zip archive; give it alone as SOURCE, or unpack it")
+    if name.lower().endswith((".xlsx", ".xlsm", ".ods")):
+        raise RecrayError(f"{name} looks like an Excel file; {_EXCEL}")
+    raise RecrayError(f"{name} is packed twice; unpack {path} first")
+
+
 def _kind_of_lines(head: bytes) -> FileKind:
-    if not _JSON.match(head.removeprefix(codecs.BOM_UTF8)):
+    head = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if not _JSON.match(head):
         return "text"
-    first = head.removeprefix(codecs.BOM_UTF8).strip().split(b"\n", 1)[0].strip()
+    lines = [line for line in head.split(b"\n", 10)[:10] if line.strip()]
     # An object in each line ends where its line ends; all else is read as one document.
-    whole = first.startswith(b"{") and first.endswith(b"}")
+    whole = head.startswith(b"{") and any(map(_is_object, lines))
     return "json" if whole else "json-document"
+
+
+def _is_object(line: bytes) -> bool:
+    """Whether a line is an object of JSON, or looks like one of Python's dicts."""
+    if re.match(rb"\{u?'.*\}\s*$", line):
+        return True
+    try:
+        return bool(isinstance(json.loads(line), dict))
+    except (ValueError, RecursionError):
+        return False
 
 
 def packing_of(head: bytes) -> Packing:

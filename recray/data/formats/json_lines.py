@@ -64,9 +64,9 @@ def format_of_records(file: str, content: Content, columns: Columns | None) -> R
     """
     records = list(_first_records(content))
     if not records:
-        raise RecrayError(f"{file} looks like JSON, but no object in its head is whole; {_CONVERT}")
+        raise RecrayError(f"{file} looks like JSON, but begins with no whole object; {_CONVERT}")
     if len(records) == 1 and all(isinstance(v, dict | list) for v in records[0].values()):
-        raise RecrayError(f"{file} looks like one JSON object of whole columns; {_CONVERT}")
+        raise RecrayError(f"{file} looks like one JSON object for all ratings; {_CONVERT}")
     names = _all_names(records)
     return replace(format_of_names(file, names, columns), header=0, quoting="none")
 
