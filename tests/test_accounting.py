@@ -19,6 +19,7 @@ from recray.data.scan import Scanned, SpillFile, SpillFolder, join_scans, scan
 from recray.data.source import detect_source
 from recray.data.tasks import gather
 from recray.errors import LostRows, RecrayError
+from recray.reporting.data_text import remarks, row_account
 from recray.schema import UNKNOWN_TIME
 from recray.storage import Folder
 
@@ -57,6 +58,19 @@ def test_a_source_without_times_has_no_rule_and_no_unknown_one():
     ]
     assert times_read(tuple(ranges[:1]), 7).model_dump() == {"format": None, "unknown": 0}
     assert times_read(tuple(ranges), 7).model_dump() == {"format": "s", "unknown": 7}
+
+
+def test_people_read_what_became_of_every_row_in_two_lines():
+    counts = account(scanned(1020, bad=3), Counter(duplicates=4, min_rating=1002), 11)
+    facts = {"rows": counts.model_dump(), "times": {"format": "ms", "unknown": 2}}
+    assert row_account(facts) == [
+        "rows: 1,020 read = 11 kept + 4 repeated + 1,002 below data.min_rating + 3 rejected",
+        "times: read as milliseconds since 1970; 2 are missing or cannot be read",
+    ]
+    bare = facts | {"times": {"format": None, "unknown": 0}}
+    assert len(row_account(bare)) == 1
+    assert remarks(facts) == row_account(facts)
+    assert remarks(bare | {"rows": {"read": 5, "kept": 5, "dropped": {}}}) == []
 
 
 # ------------------------------------------------------------------- source and log together

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from recray.data.accounting import TimesRead
+from recray.data.accounting import RowCounts, TimesRead
 from recray.data.feedback import LogSummary
 from recray.data.formats.times import WORDS
 from recray.reporting.terminal import table
@@ -87,13 +87,16 @@ def side_lists(reports: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def remarks(manifest: Mapping[str, Any]) -> list[str]:
-    """What a reader should know of the files beside the ratings: whatever was not used."""
+    """What a reader should know: rows and files that were not used, and times that are unusual."""
     reports = [
         report
         for report in manifest.get("lists", ())
         if report["used"] < report["rows"] or report["problem"] or _lists_few(report)
     ]
-    return [*side_lists(reports), *unused(manifest.get("unused", {}))]
+    times, dropped = manifest["times"], manifest["rows"]["dropped"]
+    told = dropped or times["unknown"] or times["format"] not in ("s", None)
+    lines = row_account(manifest) if told else []
+    return [*lines, *side_lists(reports), *unused(manifest.get("unused", {}))]
 
 
 def _lists_few(report: Mapping[str, Any]) -> bool:
@@ -141,14 +144,19 @@ def prepared(manifest: dict[str, Any]) -> str:
         lines.append(
             f"rejected: {_reasons(manifest['rejected']['reasons'])} (see rejected.parquet)"
         )
-    rows = manifest["rows"]
-    dropped = "".join(f" + {n:,} {DROPPED.get(why, why)}" for why, n in rows["dropped"].items())
-    lines.append(f"rows: {rows['read']:,} read = {rows['kept']:,} kept{dropped}")
-    lines += _times(TimesRead.model_validate(manifest["times"]))
+    lines += row_account(manifest)
     if counts.get("filtered"):
         lines.append(f"dropped by filters, and never recommended: {counts['filtered']:,}")
     lines += [*side_lists(manifest.get("lists", ())), *unused(manifest.get("unused", {}))]
     return "\n".join(lines)
+
+
+def row_account(manifest: Mapping[str, Any]) -> list[str]:
+    """What became of every row that was read, and how times were read."""
+    rows = RowCounts.model_validate(manifest["rows"])
+    dropped = "".join(f" + {n:,} {DROPPED.get(why, why)}" for why, n in rows.dropped.items())
+    balance = f"rows: {rows.read:,} read = {rows.kept:,} kept{dropped}"
+    return [balance, *_times(TimesRead.model_validate(manifest["times"]))]
 
 
 def _times(times: TimesRead) -> list[str]:
