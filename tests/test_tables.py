@@ -1,6 +1,7 @@
 """Parquet, Arrow and ORC: columns of any type give the same rows; only damage is called damage."""
 
 import decimal
+import json
 import uuid
 
 import numpy as np
@@ -96,6 +97,21 @@ def test_uuids_are_written_as_people_write_them(tmp_path):
 def test_booleans_are_ratings_of_1_and_0(tmp_path):
     pq.write_table(with_column("rating", [True, False, True]), tmp_path / "given")
     assert [row[2] for row in rows_of(detect(tmp_path / "given"))] == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("words", [["like", "dislike", "like"], ["True", "False", "True"]])
+def test_words_are_ratings_of_1_and_0(tmp_path, words):
+    pq.write_table(with_column("rating", words), tmp_path / "given")
+    assert [row[2] for row in rows_of(detect(tmp_path / "given"))] == [1.0, 0.0, 1.0]
+    (tmp_path / "given").write_text(
+        "\n".join(map(json.dumps, with_column("rating", words).to_pylist()))
+    )
+    assert [row[2] for row in rows_of(detect(tmp_path / "given"))] == [1.0, 0.0, 1.0]
+
+
+def test_numbers_in_a_column_of_texts_may_have_a_decimal_comma(tmp_path):
+    pq.write_table(with_column("rating", ["1", "2,5", "4,0"]), tmp_path / "given")
+    assert rows_of(detect(tmp_path / "given")) == ROWS
 
 
 def test_bytes_that_are_no_text_stay_different_ids(tmp_path):

@@ -267,11 +267,19 @@ _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+")
 
 
 def _with_numbers(layout: RatingsFormat, rows: Fields) -> RatingsFormat:
-    """Add how ratings are written: 3,5 or like and dislike."""
     if "rating" not in layout.columns:
-        return layout
+        return with_ratings(layout, [dict(layout.constants).get("rating", "")])
     place = layout.columns.index("rating")
-    ratings = [row[place] for row in rows if len(row) == len(layout.columns)]
+    return with_ratings(layout, [row[place] for row in rows if len(row) == len(layout.columns)])
+
+
+def with_ratings(layout: RatingsFormat, ratings: Sequence[str]) -> RatingsFormat:
+    """Add how ratings are written: 3,5 or like and dislike.
+
+    Args:
+        layout: How the other columns look.
+        ratings: The first of them, as they stand in the file.
+    """
     given = [value for value in ratings if value.lower() not in MISSING]
     commas = any(_COMMA.fullmatch(v) and not _THOUSANDS.fullmatch(v) for v in given)
     words = {word for words in LIKES.values() for word in words}

@@ -84,6 +84,15 @@ def first_ids(layout: RatingsFormat, content: Content) -> dict[str, list[str]]:
     return first
 
 
+def first_ratings(layout: RatingsFormat, content: Content) -> list[str]:
+    """The ratings of a file's first objects, as they stand there."""
+    if "rating" not in layout.columns:
+        return [text for role, text in layout.constants if role == "rating"]
+    name = layout.names[layout.columns.index("rating")]
+    values = (_value_of(record, name) for record in _first_records(content))
+    return [value for value in values if isinstance(value, str)]
+
+
 def _first_records(content: Content) -> Iterator[Record]:
     if content.kind == "json-document":
         values = _decoded(iter([content.head.decode("utf-8", "replace")]), "", at_end=False)

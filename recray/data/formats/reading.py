@@ -46,9 +46,11 @@ def format_of(
         layout = format_of_names(name, head.column_names, columns)
         tables.refuse_nested(name, head, layout)
         layout = replace(layout, header=0, text=tables.text_ids(head, layout))
+        layout = dialect.with_ratings(layout, tables.first_ratings(head, layout))
         return layout, tables.ids_of_table(head, layout)
     if content.kind in ("json", "json-document"):
         layout = json_lines.format_of_records(name, content, columns)
+        layout = dialect.with_ratings(layout, json_lines.first_ratings(layout, content))
         return layout, json_lines.first_ids(layout, content)
     layout = dialect.format_of_text(name, content.head, columns)
     return layout, dialect.first_ids(layout, content.head)

@@ -140,6 +140,15 @@ def _kind_of_text(kind: pa.DataType) -> bool:
     )
 
 
+def first_ratings(table: pa.Table, layout: RatingsFormat) -> list[str]:
+    """The ratings in a table's first rows where they are texts, such as like and dislike."""
+    names = dict(zip(layout.columns, layout.names, strict=True))
+    if "rating" not in names:
+        return [text for role, text in layout.constants if role == "rating"]
+    column = plain("rating", column_of(table, names["rating"]))
+    return column.drop_null().to_pylist() if pa.types.is_string(column.type) else []
+
+
 def ids_of_table(table: pa.Table, layout: RatingsFormat) -> dict[str, list[str]]:
     """The ids in a table's first rows, as text, and its times unless their type tells the unit."""
     names = dict(zip(layout.columns, layout.names, strict=True))
