@@ -113,6 +113,9 @@ def test_a_table_of_items_gives_titles(tmp_path):
     source = rows(tmp_path, FRAME, items=items)[2]
     found = [tuple(row.values())[:4] for row in source.movies.to_pylist()]
     assert found == [(10, "Big", 1988, []), (20, "Heat (1995)", 1995, ["Crime", "Drama"])]
+    (report,) = source.lists.reports
+    reasons = ("item is empty", "item is listed before", "item is not a number")
+    assert report.rejected == dict.fromkeys(reasons, 1)
 
 
 def test_items_with_text_ids_and_lists_of_genres(tmp_path):

@@ -34,7 +34,8 @@ from recray.storage import Folder, file_type, is_uri, modified_ns, open_input
 
 SAMPLE = "sample"
 LOOKED_AT = 50
-"""Files beside the ratings whose columns are looked at to find lists of no usual name."""
+"""Files beside the ratings whose columns are looked at to find lists of no usual name; of a store,
+where each takes several requests, a fifth."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ def _lists_beside(
     items = [folder + name for name in USUAL_ITEMS if folder + name in beside] + choice.items
     users = [folder + name for name in USUAL_USERS if folder + name in beside] + choice.users
     others = [name for name in beside if is_listed(name) and name not in {*items, *users}]
-    found = _lists_among(chooser, others[:LOOKED_AT]) if not items or not users else {}
+    looked_at = LOOKED_AT // 5 if is_uri(chooser.container.path) else LOOKED_AT
+    found = _lists_among(chooser, others[:looked_at]) if not items or not users else {}
     items = items or [name for name, kind in found.items() if kind == "items"]
     users = users or [name for name, kind in found.items() if kind == "users"]
     links = f"{folder}links.csv"

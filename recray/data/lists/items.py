@@ -16,6 +16,7 @@ from recray.data.lists.rows import (
     column_of,
     decode,
     read_rows,
+    table_rows,
 )
 from recray.errors import RecrayError
 
@@ -96,6 +97,12 @@ def parse_items(file: str, content: bytes, rule: IdRule) -> tuple[pa.Table, List
     else:
         rows = _named(*read_rows(content, report), rule)
     return _item_table(rows, report, rule), report
+
+
+def parse_table_of_items(name: str, table: pa.Table, rule: IdRule) -> tuple[pa.Table, ListReport]:
+    """The same of typed columns; a whole number is written without a point, 7 for 7.0."""
+    report = ListReport(file=name, kind="items")
+    return _item_table(_named(*table_rows(table, report), rule), report, rule), report
 
 
 # ------------------------------------------------------------------------------------ formats

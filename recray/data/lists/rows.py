@@ -244,6 +244,11 @@ def _parquet(content: bytes, report: ListReport) -> tuple[list[str], list[Row]]:
         table = pq.read_table(pa.BufferReader(content), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise RecrayError(f"a damaged parquet file: {error}") from error
+    return table_rows(table, report)
+
+
+def table_rows(table: pa.Table, report: ListReport) -> tuple[list[str], list[Row]]:
+    """The rows of typed columns, as they would stand in a csv; see read_rows."""
     report.rows = len(table)
     columns = [[_text_of(value) for value in column.to_pylist()] for column in table.columns]
     rows = zip(*columns, strict=True)
@@ -280,6 +285,8 @@ def _text_of(value: Any) -> str:
     """A typed value as it would stand in a csv; a list of values with bars."""
     if value is None or value != value:
         return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # pandas makes a number of any column of integers with a gap
     if isinstance(value, list | tuple):
         return "|".join(_text_of(v.get("name") if isinstance(v, dict) else v) for v in value)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
