@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from recray.config import load_settings
+from recray.errors import RecrayError
 from recray.storage.moved import found, from_folder, named, relative_to
 from recray.training.checkpoint import RunFolder
 from recray.training.export import prepared_of
@@ -75,3 +76,10 @@ def test_a_run_of_an_earlier_version_names_the_whole_path(prepared, tmp_path):
     file.write_text(json.dumps(stored | {"prepared": prepared.folder.path}))
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     assert prepared_of(str(tmp_path / "elsewhere")).folder.path == prepared.folder.path
+
+
+def test_a_data_set_that_is_gone_is_named_with_what_helps(prepared, tmp_path):
+    run_of(prepared, tmp_path / "run")
+    shutil.move(prepared.folder.path, tmp_path / "elsewhere")
+    with pytest.raises(RecrayError, match=r"is not at .*/prepared: move it there, or prepare the"):
+        prepared_of(str(tmp_path / "run"))

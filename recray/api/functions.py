@@ -24,6 +24,7 @@ from recray.api.model import Loaded
 from recray.api.sources import Path, matching, opened
 from recray.config import Settings, load_settings
 from recray.data import ingest
+from recray.data.source import Source
 from recray.data.table_source import Table
 from recray.errors import RecrayError
 from recray.reporting import frames
@@ -76,11 +77,15 @@ def prepare(
     with opened(source, items, folder, chosen, mirror) as ratings:
         if Folder(folder).published():
             return Data(matching(folder, ratings, chosen))
-        with telling(f"prepare {ratings.name} into {folder}") as ui:
-            made = ingest.prepare(ratings, folder, chosen, address)
-            for line in remarks(made.manifest):
-                ui.log(line)
-            return Data(made)
+        return _prepare(ratings, folder, chosen, address)
+
+
+def _prepare(ratings: Source, out: str, settings: Settings, address: str) -> Data:
+    with telling(f"prepare {ratings.name} into {out}") as ui:
+        made = ingest.prepare(ratings, out, settings, address)
+        for line in remarks(made.manifest):
+            ui.log(line)
+    return Data(made)
 
 
 def _data_settings(

@@ -134,11 +134,11 @@ class Run:
         Raises:
             RecrayError: The folder is taken, or the data set has changed since.
         """
-        from recray.training.export import Fits, export, same_bundle
+        from recray.training.export import Fits, export, prepared_of, same_bundle
 
         fits: Fits = "final" if final_fit else "none"
         folder = arguments.path_of("out", out)
-        prepared = Prepared.open(RunFolder(self.path).metadata().prepared)
+        prepared = prepared_of(self.path)
         with left_as_found:
             same = same_bundle(Folder(folder), self.path, prepared, fits)
         if not same:

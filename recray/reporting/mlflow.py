@@ -14,12 +14,13 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from pydantic import BaseModel
 
 from recray.errors import RecrayError
+from recray.runtime.loopback import not_proxied
 from recray.storage import Folder, is_uri
 from recray.training.ray_train import LoggerFactory, tagged
 from recray.training.run_metadata import EpochEntry, RunMetadata
@@ -90,7 +91,7 @@ class MLflowExperiment:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder has to be allowed
         _check_reachable(store)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        self.store, self.client = store, client(tracking_uri=store)
+        self.store, self.client = store, _DirectClient(client(tracking_uri=store), store)
         found = self.client.get_experiment_by_name(name)
         self.id = str(found.experiment_id if found else self.client.create_experiment(name))
 
@@ -122,6 +123,27 @@ class MLflowExperiment:
         """Find the last epoch of which a run has the metric; 0 without any."""
         history = self.client.get_metric_history(run, metric)
         return max((int(entry.step) for entry in history), default=0)
+
+
+class _DirectClient:
+    """MLflow's client, which asks a server of this machine past the proxies of the environment.
+
+    Args:
+        client: The client.
+        store: Its server or store.
+    """
+
+    def __init__(self, client: Any, store: str) -> None:
+        self._client, self._store = client, store
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*values: Any, **named: Any) -> Any:
+            with not_proxied(self._store):
+                return method(*values, **named)
+
+        return call
 
 
 def mlflow_name(metric: str) -> str:

@@ -84,6 +84,11 @@ def prepared_of(run_path: str) -> Prepared:
         RecrayError: There is no run, or its data set has changed since.
     """
     metadata = RunFolder(run_path).metadata()
+    if not Folder(metadata.prepared).exists():
+        raise RecrayError(
+            f"the data set of {run_path} is not at {metadata.prepared}: move it there, or prepare "
+            "the same ratings with the same settings there again"
+        )
     prepared = Prepared.open(metadata.prepared, verify=True)
     if prepared.fingerprint_of(metadata.settings.train.fit_on) != metadata.fingerprint:
         raise RecrayError(

@@ -79,12 +79,19 @@ def made(tmp_path_factory, port):
     return folder
 
 
+def long_folder(folder) -> dict[str, str]:
+    """A TMPDIR as some clusters have it: too long for the sockets of Ray."""
+    path = folder / ("t" * 60)
+    path.mkdir(exist_ok=True)
+    return {"TMPDIR": str(path)}
+
+
 def run_stages(stages: str, folder, port: int, hidden: str = "") -> str:
     """Run the stages in one fresh process; what it says on stderr."""
     arguments = json.dumps([stages.split(), hidden, str(folder), port])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, arguments],
-        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | long_folder(folder),
         capture_output=True, text=True, timeout=560,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
