@@ -15,8 +15,9 @@ from recray.data.feedback import with_log
 from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
 from recray.data.filtered import item_rules
 from recray.data.formats.layout import FileRange, RatingsFile, RatingsFormat
-from recray.data.scan import Scanned, SpillFile, SpillFolder, join_scans, scan
+from recray.data.scan import Scanned, join_scans, scan
 from recray.data.source import detect_source
+from recray.data.spill import SpillFile, SpillFolder
 from recray.data.tasks import gather
 from recray.errors import LostRows, RecrayError
 from recray.reporting.data_text import remarks, row_account
