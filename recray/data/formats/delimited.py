@@ -5,7 +5,6 @@ is split into fields and checked again by patterns, which find the exact rows. S
 one chunk some time and nothing else.
 """
 
-import itertools
 import re
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from recray.data.formats.quotes import (
     ROW_BYTES,
     Rows,
     find_rows,
+    has_quoted_fields,
     quoted_bytes,
     short_rows,
 )
@@ -60,8 +60,9 @@ def _newlines(content: bytes) -> int:
 # -------------------------------------------------------------------------------- fast way
 
 
+_CACHED_BYTES = 1 << 17
 _DIGITS = b"0123456789.-\r\n"
-_PLAIN = bytes(c for c in range(32, 127) if c != ord('"')) + b"\r\n"
+_PLAIN = bytes(range(32, 127)) + b"\r\n"
 
 
 def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
@@ -73,7 +74,7 @@ def _parse_clean(content: bytes, layout: RatingsFormat) -> pa.Table | None:
     """
     if layout.decimal_comma or layout.likes or layout.constants:
         return None
-    quoted = layout.quoting != "none" and b'"' in content
+    quoted = has_quoted_fields(content, layout.delimiter, layout.quoting)
     types = _types(layout)
     has_text = pa.string() in types.values()
     allowed = (_PLAIN if has_text else _DIGITS) + layout.delimiter.encode() + b'"' * quoted
@@ -112,17 +113,22 @@ def _has_odd_number(content: bytes, delimiter: str) -> bool:
     """Whether some field may begin with 0 and a digit, or with -0: 007 would become 7."""
     if content[:2] == b"-0" or (content[:1] == b"0" and content[1:2].isdigit()):
         return True
-    letters = np.frombuffer(content, np.uint8)
-    before = [b"\n", delimiter.encode(), *([b'"'] if b'"' in content else [])]
-    first_digits = [b"0", *([b"-"] if b"-" in content else [])]
-    for first in (0, 1):  # two letters at a time are compared at once
-        pairs = letters[first : len(letters) - (len(letters) - first) % 2].view("<u2")
-        for mark, digit in itertools.product(before, first_digits):
-            found = np.flatnonzero(pairs == int.from_bytes(mark + digit, "little"))
-            behind = 2 * found + first + 2
-            next_digit = letters[behind[behind < len(letters)]] - ord("0")  # wraps below 0
-            if (next_digit < (10 if digit == b"0" else 1)).any():
-                return True
+    letters, marks = np.frombuffer(content, np.uint8), delimiter.encode() + b"\n"
+    marks += b'"' if b'"' in content else b""
+    has_minus = b"-" in content
+    for begin in range(0, len(letters), _CACHED_BYTES):  # twice as fast as all at once
+        block = letters[begin : begin + _CACHED_BYTES + 2]
+        before, first, second = block[:-2], block[1:-1], block[2:]
+        begins = before == marks[0]
+        for mark in marks[1:]:
+            begins |= before == mark
+        odd = first == ord("0")
+        odd &= begins
+        odd &= second - np.uint8(ord("0")) < 10  # what is below 0 wraps to above 9
+        if odd.any():
+            return True
+        if has_minus and (begins & (first == ord("-")) & (second == ord("0"))).any():
+            return True
     return False
 
 

@@ -59,7 +59,7 @@ def find_rows(content: bytes, delimiter: Delimiter, quoting: Quoting, ended: boo
         quoting: What quotes mean.
         ended: Whether nothing follows the content.
     """
-    if quoting == "none" or b'"' not in content:
+    if not has_quoted_fields(content, delimiter, quoting):
         whole = len(content) if ended else content.rfind(b"\n") + 1
         return Rows(content, {}, frozenset(), whole)
     content, stand_ins = _with_stand_ins(content, delimiter)
@@ -77,6 +77,22 @@ def find_rows(content: bytes, delimiter: Delimiter, quoting: Quoting, ended: boo
         masked_bytes[begin:end] = content[begin:end].translate(table)
     opened = (walk.opened, len(walk.spans))
     return Rows(bytes(masked_bytes), stand_ins, frozenset(walk.unclosed), walk.whole, True, opened)
+
+
+def has_quoted_fields(content: bytes, delimiter: Delimiter, quoting: Quoting) -> bool:
+    """Whether any quote may make a quoted field: it stands at the begin of one, or behind blanks.
+
+    Args:
+        content: Lines, which begin with a row.
+        delimiter: What stands between fields.
+        quoting: What quotes mean.
+    """
+    if quoting == "none" or b'"' not in content:
+        return False
+    letters = np.frombuffer(content, np.uint8)
+    before = letters[np.flatnonzero(letters[1:] == _QUOTE)]
+    marks = [_NEWLINE, *b" \t", delimiter.encode()[-1]]
+    return content.startswith(b'"') or bool(np.isin(before, marks).any())
 
 
 def end_of_rows(content: bytes, block: int, rows: Rows) -> int:
