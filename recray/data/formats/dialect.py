@@ -23,7 +23,7 @@ from recray.data.formats.layout import (
     check_ids,
     constants_of,
     format_of_names,
-    place_of,
+    position_of,
     role_of,
     usual_role,
 )
@@ -144,7 +144,7 @@ def _delimiter(body: bytes, names: Sequence[str]) -> Delimiter:
             if rows and len(rows[0]) > 1:
                 found[delimiter] = rows
     for delimiter, rows in found.items():
-        if names and all(place_of(name, rows[0]) is not None for name in names):
+        if names and all(position_of(name, rows[0]) is not None for name in names):
             return delimiter
         if not names and _has_roles(rows):
             return delimiter

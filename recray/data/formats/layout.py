@@ -192,7 +192,7 @@ def usual_role(name: str) -> str:
     return _ROLES.get(folded(name), "")
 
 
-def place_of(name: str, names: Sequence[str]) -> int | None:
+def position_of(name: str, names: Sequence[str]) -> int | None:
     """Where a header has a name that the user gave: exactly so, in another case, or folded."""
     for form in (str, str.lower, folded):
         shown = [form(one) for one in names]
@@ -215,8 +215,8 @@ def format_of_names(
     folders = list(folder_values(file))
     places: dict[int, str] = {}
     for role, name in (columns or {}).items():
-        place = place_of(name, names)
-        if place is None and place_of(name, folders) is None:
+        place = position_of(name, names)
+        if place is None and position_of(name, folders) is None:
             raise RecrayError(
                 f"--columns {role}={name}: {file} has no such column; "
                 f"its columns are {', '.join(names)[:200]}"
@@ -261,7 +261,7 @@ def constants_of(
     """
     found: dict[str, str] = {}
     for name, value in folder_values(file).items():
-        told = next((role for role, word in chosen.items() if place_of(word, [name]) == 0), "")
+        told = next((role for role, word in chosen.items() if position_of(word, [name]) == 0), "")
         role = told or usual_role(name)
         if role and role not in roles:
             found.setdefault(role, value)
