@@ -57,6 +57,24 @@ def test_an_unknown_user_is_404_with_a_way_on(client, user):
     assert "POST /v1/recommendations" in reply.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("users/130%2Frecommendations", "'130/recommendations'"),
+        ("users/130%2frecommendations/recommendations?k=3", "'130/recommendations'"),
+        ("users/130%2Fa/recommendations?k=3", "'130/a'"),
+        ("users/130/a/recommendations?k=3", "'130/a'"),
+        ("users/130%252Fa/recommendations?k=3", "'130%2Fa'"),
+        ("items/130%2Fsimilar", "'130/similar'"),
+    ],
+)
+def test_an_encoded_slash_belongs_to_the_id(client, path, asked):
+    assert client.get("/v1/users/130/recommendations?k=3").status_code == 200
+    reply = client.get(f"/v1/{path}")
+    assert reply.status_code == 404
+    assert asked in reply.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("k", ["0", "-1", "501", "ten", "1e3"])
 def test_a_bad_k_is_422_and_names_it(client, k):
     reply = client.get(f"/v1/users/{raw(0)}/recommendations?k={k}")

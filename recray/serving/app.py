@@ -25,6 +25,7 @@ from recray.serving.guard import SecurityMiddleware, ServiceMetrics
 from recray.serving.hot_swap import ModelHolder
 from recray.serving.options import ServiceLimits
 from recray.serving.service import UNANSWERABLE, Service, error_response
+from recray.serving.slashes import SlashMiddleware
 
 ROUTERS = (service.router, routes.items_router, routes.router)
 """Of two routes that fit an address the first one answers. Ids may hold slashes, so a route that
@@ -81,6 +82,7 @@ def _add_middleware(app: FastAPI, limits: ServiceLimits, metrics: ServiceMetrics
     app.add_middleware(
         SecurityMiddleware, limits=limits, metrics=metrics, answer_at_once=queries.answer_at_once
     )
+    app.add_middleware(SlashMiddleware)
     if limits.cors:
         _let_in(app, limits.cors)
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from recray.data.ids import ID_LENGTH
 from recray.errors import RecrayError
 from recray.serving.service import Service, for_user, plan_list, router
+from recray.serving.slashes import decode_slashes
 
 (ROUTE,) = (r for r in router.routes if isinstance(r, APIRoute) and r.endpoint is for_user)
 """The route of lists of users; no other one that comes before it in the app has its addresses."""
@@ -42,7 +43,7 @@ class CheckedQueries:
         if checked is None or place is None or len(place["user"]) > ID_LENGTH:
             return None
         scope["route"] = ROUTE  # for the counts and the log
-        return plan_list(self.service, place["user"], *checked)
+        return plan_list(self.service, decode_slashes(place["user"]), *checked)
 
     def answer_at_once(self, scope: Scope) -> Response | None:
         """The reply, if it takes less time than a thread and back; otherwise None."""

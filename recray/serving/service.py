@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
+from pydantic import AfterValidator
 from pydantic_core import to_json
 
 from recray.data.ids import ID_LENGTH, RawId
@@ -26,6 +27,7 @@ from recray.schema import SCORE_NAMES
 from recray.serving.guard import ServiceMetrics, error_body
 from recray.serving.hot_swap import ModelHolder
 from recray.serving.schemas import requests, responses
+from recray.serving.slashes import decode_slashes
 
 if TYPE_CHECKING:
     from recray.serving.ab_test import ABTest
@@ -39,8 +41,16 @@ UNANSWERABLE = "unfit"
 """
 
 T = TypeVar("T")
-UserPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw user id.", examples=["1"])]
-ItemPath = Annotated[str, Path(max_length=ID_LENGTH, description="Raw item id.", examples=["1"])]
+UserPath = Annotated[
+    str,
+    Path(max_length=ID_LENGTH, description="Raw user id.", examples=["1"]),
+    AfterValidator(decode_slashes),
+]
+ItemPath = Annotated[
+    str,
+    Path(max_length=ID_LENGTH, description="Raw item id.", examples=["1"]),
+    AfterValidator(decode_slashes),
+]
 NoQuery = Annotated[requests.NoParameters, Query()]
 ErrorResponses = dict[int | str, dict[str, type[responses.ErrorResponse] | str]]
 CheckedQuery = tuple[requests.QueryOptions, Filters]
