@@ -59,7 +59,7 @@ def prepare(
         out: Folder of the data set; the same data with the same settings may be there already.
         settings: Of data.* and split.*, such as {"split.kind": "leave-one-out"}.
         preset: Recipe whose data and split settings are taken.
-        columns: Role (user, item, rating, timestamp) to the name of a column of yours.
+        columns: Role (user, item, rating, timestamp, title) to the name of a column of yours.
         items: Titles for a table of ratings: a table with item, title, genres and year.
         mirror: Where a release lies instead of its official address.
         address: Ray cluster; `local` starts one.
