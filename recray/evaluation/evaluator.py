@@ -105,12 +105,9 @@ class Evaluator:
             raise RecrayError(
                 f"no held-out rating has {threshold:g} stars or more: nothing would be relevant"
             )
-        largest, items = max(self.settings.k), self.bundle.item_ids.known
-        if largest > items:
-            raise RecrayError(
-                f"evaluate.k={largest} is larger than the catalogue of {items} items; give "
-                f"--k {items} or less"
-            )
+        if (k := max(self.settings.k)) > (items := self.bundle.item_ids.known):
+            words = f"evaluate.k={k} is larger than the catalogue of {items} items"
+            raise RecrayError(f"{words}; give --k {items} or less")
 
     def measure_block(self, block: int) -> dict[str, PerUserMetrics]:
         """Model and baselines on one block of users."""
