@@ -123,6 +123,13 @@ def test_numbers_that_are_ids_are_never_changed(tmp_path):
     assert users == ["7.10", "1e5", "123456789012345678901234567890", "0.70", "a b "]
 
 
+@pytest.mark.parametrize("behind", [b"", b"no object\n"], ids=["clean", "damaged"])
+def test_text_ids_written_as_numbers_are_the_same_beside_any_line(tmp_path, behind):
+    records = b'{"user": 1, "item": 7.10}\n{"user": 1, "item": 7.1}\n' + behind
+    found = source_of(tmp_path, records)
+    assert [row[1] for row in rows_of(found)] == ["7.10", "7.1"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -230,6 +230,23 @@ def test_a_header_tells_the_columns(line, delimiter, columns):
     assert (layout.delimiter, layout.columns, layout.header) == (delimiter, columns, True)
 
 
+@pytest.mark.parametrize(
+    ("row", "shifted"),
+    [
+        (b"%d,9,3,978300760,x", False),
+        (b"%d,9,3,978300760,1", False),
+        (b"%d,9,3,2014-05-13,x", False),
+        (b"%d,9,3,978300760,", False),
+        (b"%d,77,9,3,978300760", True),
+        (b"%d,77,9,3.5,NA", True),
+    ],
+)
+def test_a_field_too_many_is_a_row_name_only_where_the_others_then_mean_something(row, shifted):
+    header = b"user,item,rating,timestamp\n"
+    layout = format_of_text("x.csv", header + b"".join(row % n + b"\n" for n in range(9)))
+    assert layout.columns.index("raw_user") == shifted
+
+
 @pytest.mark.parametrize("line", [b"userId,movieId,rating", b"user,item,rating", b"1::2::3::4"])
 def test_no_name_of_a_file_or_column_brings_a_scale(line):
     assert format_of_text("ratings.dat", line).scale is None

@@ -244,13 +244,32 @@ def _as_rows_have_them(columns: tuple[str, ...], rows: Fields, quoted: bool) -> 
     if width == len(columns) + 1:
         if not any(row[-1] for row in usual):
             return (*columns, "")
-        names = [row[0] for row in usual]
-        numbers = [int(name) for name in names if name.isdecimal()]
-        counted = len(numbers) == len(names) and numbers == sorted(set(numbers))
-        return ("", *columns) if counted or (quoted and len(set(names)) == len(names)) else columns
+        return ("", *columns) if _have_names(usual, quoted, columns) else columns
     if width == len(columns) - 1 and width and not rows[0][-1]:
         return columns[:-1]
     return columns
+
+
+def _have_names(rows: Fields, quoted: bool, columns: Sequence[str]) -> bool:
+    """Whether the first field of rows is their name, rather than the last one a field too many.
+
+    Only what differs in all rows is a name. Sorted ids do as well, so the ratings and times must
+    be some when read one place further on.
+    """
+    names = [row[0] for row in rows]
+    numbers = [int(name) for name in names if name.isdecimal()]
+    counted = len(numbers) == len(names) and numbers == sorted(set(numbers))
+    if not counted and not (quoted and len(set(names)) == len(names)):
+        return False
+    ratings, times = (
+        [row[columns.index(role) + 1] for row in rows] if role in columns else []
+        for role in ("rating", "timestamp")
+    )
+    ratings = [value for value in ratings if value.lower() not in MISSING | _WORDS]
+    times = [value for value in times if value.lower() not in MISSING]
+    return all(_is_number(value) and not _NO_RATING.fullmatch(value) for value in ratings) and all(
+        any(map(str.isdigit, value)) for value in times
+    )
 
 
 def _lines_of_first_row(body: bytes, delimiter: Delimiter, quoting: Quoting) -> int:
@@ -262,6 +281,9 @@ def _lines_of_first_row(body: bytes, delimiter: Delimiter, quoting: Quoting) -> 
 # ------------------------------------------------------------------------------------ numbers
 
 
+_NO_RATING = re.compile(r"[0-9]{9,}|0[0-9]+")
+"""Numbers that are times or ids, not ratings."""
+_WORDS = frozenset(word for words in LIKES.values() for word in words)
 _COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+")
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+")
 
@@ -282,8 +304,7 @@ def with_ratings(layout: RatingsFormat, ratings: Sequence[str]) -> RatingsFormat
     """
     given = [value for value in ratings if value.lower() not in MISSING]
     commas = any(_COMMA.fullmatch(v) and not _THOUSANDS.fullmatch(v) for v in given)
-    words = {word for words in LIKES.values() for word in words}
-    likes = all(value.lower() in words for value in given)
+    likes = all(value.lower() in _WORDS for value in given)
     return replace(
         layout,
         decimal_comma=commas and not any("." in value for value in given),

@@ -9,7 +9,7 @@ import ast
 import codecs
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -150,7 +150,7 @@ def _parse_clean(
     names.pop("", None)
     try:
         first = json.loads(filled[0]) if filled else None
-        fields = _schema_of(first, list(names.values()))
+        fields = _schema_of(first, names, layout.text)
         if fields is None or max(map(len, filled)) >= ROW_BYTES:
             return None
         table = pajson.read_json(
@@ -167,12 +167,15 @@ def _parse_clean(
     return None if len(result.rejected) else result
 
 
-def _schema_of(record: Any, names: Sequence[str]) -> pa.Schema | None:
-    """The types of some fields of an object, by which pyarrow reads the others; None if unclear."""
+def _schema_of(record: Any, names: Mapping[str, str], text: frozenset[str]) -> pa.Schema | None:
+    """The types of some fields of an object, by which pyarrow reads the others; None if unclear.
+
+    Text ids that are written as 7.10 are unclear: as a float that is 7.1.
+    """
     tree: dict[str, Any] = {}
-    for name in names:
+    for role, name in names.items():
         kind = _KINDS.get(type(_value_of(record, name))) if isinstance(record, dict) else None
-        if kind is None:
+        if kind is None or (role in text and kind == pa.float64()):
             return None
         path = [name] if name in record else name.split(".")
         inner = tree

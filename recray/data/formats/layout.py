@@ -283,8 +283,8 @@ def check_ids(file: str, roles: Sequence[str], names: Sequence[str]) -> None:
         if role not in roles:
             word = role.removeprefix("raw_")
             raise RecrayError(
-                f"{file} has no {word} column: its columns are {', '.join(names)[:200]}; a {word} "
-                f"column is named one of {', '.join(COLUMN_NAMES[role])}, or told by "
+                f"{file} has no {word} column: its columns are {', '.join(names)[:200]}; {word} "
+                f"columns are named {', '.join(COLUMN_NAMES[role])}, or told by "
                 f"--columns {word}=NAME (in a file without a header by its place, from 1)"
             )
 
