@@ -1,5 +1,6 @@
 """Whole ingest of the user's own files: bad rows, text ids, given splits and held-out users."""
 
+import csv
 import hashlib
 import json
 
@@ -85,20 +86,20 @@ def test_too_many_bad_rows_fail_with_the_first_of_them(tmp_path):
 def text_rows():
     rng = np.random.default_rng(1)
     user = [f"user {n:03d}" for n in rng.integers(0, 200, 5000)]
-    item = [f"{n:x}-é" for n in rng.integers(0, 300, 5000)]
+    item = [f'{n:x}-é, "x"\nuser 1,{n},5\n' for n in rng.integers(0, 300, 5000)]
     return user, item, rng.integers(1, 6, 5000).tolist()
 
 
 def test_text_ids_give_the_same_bytes_from_any_pieces_and_from_parquet(tmp_path, monkeypatch):
     user, item, rating = text_rows()
-    csv = tmp_path / "own.csv"
-    rows = "".join(f"{u},{i},{r}\n" for u, i, r in zip(user, item, rating, strict=True))
-    csv.write_text("user,item,rating\n" + rows)
+    own = tmp_path / "own.csv"
+    with own.open("w", newline="") as file:
+        csv.writer(file).writerows([("user", "item", "rating"), *zip(user, item, rating)])  # noqa: B905
     parquet = tmp_path / "own.parquet"
     columns = {"user": user, "item": item, "rating": rating}
     pq.write_table(pa.table(columns), parquet, row_group_size=700)
     hashes = set()
-    for n, (path, range_bytes) in enumerate([(csv, 64 << 20), (csv, 7_000), (parquet, 0)]):
+    for n, (path, range_bytes) in enumerate([(own, 64 << 20), (own, 7_000), (parquet, 0)]):
         monkeypatch.setattr(text, "RANGE_BYTES", range_bytes)
         prepared = prepare(path, tmp_path / f"p{n}")
         files = [f for f in prepared.manifest["files"] if f["name"].endswith(".parquet")]
