@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "recray"
 # A package or loose module imports only what stands left of it in this list, and itself.
 ORDER = (
     "errors schema progress config storage runtime data models inference evaluation training "
-    "tuning serving reporting pipelines api benchmarks cli __init__ __main__"
+    "tuning serving reporting pipelines api results benchmarks cli __init__ __main__"
 ).split()
 # Packages that may import Ray, and the modules elsewhere that do something for all users at once.
 RAY_HOMES = ("runtime", "data.ingest", "training", "tuning", "serving", "benchmarks")

@@ -11,9 +11,9 @@ import urllib.request
 import pytest
 import requests
 
-from recray.api.handles import Service
 from recray.errors import RecrayError
 from recray.pipelines.node_facts import asks_for_token
+from recray.results import Service
 from recray.runtime.loopback import is_loopback, not_proxied, open_url
 
 NOWHERE = "http://127.0.0.1:9"
