@@ -29,13 +29,15 @@ CORE_10 = (
     "split.test=0.1",
     "split.valid=0.1",
 )
+# Where any rating is a hit, whatever its stars, any rating is a like.
+ANY_RATING = "objective.preference=binary"
 # How much vectors shrink is chosen on validation rows, and it depends on the size of the data.
-SMALL = ("train.l2=0.02", "objective.unobserved_weight=0.2")
-WIDER = ("train.l2=0.015", "objective.unobserved_weight=0.3", "model.dim=128")
-LARGER = ("train.l2=0.01", "objective.unobserved_weight=0.3", "model.dim=128")
+SMALL = ("train.l2=0.02", "objective.unobserved_weight=0.2", ANY_RATING)
+WIDER = ("train.l2=0.015", "objective.unobserved_weight=0.3", "model.dim=128", ANY_RATING)
+LARGER = ("train.l2=0.01", "objective.unobserved_weight=0.3", "model.dim=128", ANY_RATING)
 # The same where vectors start from exact solves.
-START_SMALL = ("train.als_pretrain_l2=0.02", "objective.unobserved_weight=0.2")
-START_LARGER = ("train.als_pretrain_l2=0.01", "objective.unobserved_weight=0.3")
+START_SMALL = ("train.als_pretrain_l2=0.02", "objective.unobserved_weight=0.2", ANY_RATING)
+START_LARGER = ("train.als_pretrain_l2=0.01", "objective.unobserved_weight=0.3", ANY_RATING)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,10 @@ CASES = (
         "neumf_100k", "ml-100k", "neumf-ranking", (*PER_ITEM, *START_SMALL), "ndcg@10", 5, None,
         "0.3961 NCF",
     ),
-    Case("softmax_100k", "ml-100k", "softmax-dnn-ranking", PER_ITEM, "ndcg@10", 5, None, ""),
+    Case(
+        "softmax_100k", "ml-100k", "softmax-dnn-ranking", (*PER_ITEM, ANY_RATING), "ndcg@10", 5,
+        None, "",
+    ),
     Case("dot_mse_100k", "ml-100k", "dot-mse", RANDOM_80, "recall@10", 1, None, "0.2438 seed"),
     _on_u1("dot-mse", 0.940),
     _on_u1("gmf", 0.975),
