@@ -48,6 +48,21 @@ def test_a_list_of_any_name_is_told_from_the_ratings(tmp_path, name, given):
     assert titles(found) == ["Heat", "Alien"]
 
 
+@pytest.mark.parametrize("name", ["items.csv", "users.csv", "movies.csv.gz"])
+def test_a_list_that_cannot_be_opened_stops_no_run(tmp_path, name):
+    write(tmp_path, {"plays.csv": PLAYS})
+    (tmp_path / name).write_bytes(b"\x1f\x8bcut off" if name.endswith("gz") else b"\0\1\2" * 99)
+    found = detect_source(str(tmp_path))
+    assert (names(found), list(found.unused)) == (["plays.csv"], [name])
+
+
+def test_a_damaged_file_of_another_name_may_be_ratings_and_is_refused(tmp_path):
+    write(tmp_path, {"plays.csv": PLAYS})
+    (tmp_path / "more.csv").write_bytes(b"\0\1\2" * 99)
+    with pytest.raises(RecrayError, match=r"more\.csv looks like a binary file"):
+        detect_source(str(tmp_path))
+
+
 def test_the_columns_that_were_told_hold_for_the_list_too(tmp_path):
     files = {"p.csv": PLAYS.replace("item", "sku"), "l.csv": "sku,label,title\n10,Heat,x\n"}
     found = detect_source(write(tmp_path, files), settings(item="sku", title="label"))

@@ -32,6 +32,8 @@ LOOKED_AT = 20
 """Files that are opened to say what they are, where none may be ratings."""
 NOT_RATINGS = ("links.csv", "tags.csv", "genome-tags.csv", "genome-scores.csv")
 """Files of MovieLens that are neither ratings nor lists; links.csv is read beside movies.csv."""
+LISTS = ("items", "movies", "users")
+"""How lists are called, before a dot; one that cannot be opened is left out."""
 _SPLIT_WORDS = {
     "train": {"train", "training", "trn", "base"},
     "test": {"test", "testing", "tst"},
@@ -159,6 +161,11 @@ class Chooser:
                 file = self.container.find(name)
                 listed = self.kind_of_list(file)
             except EmptyFileError as error:  # Spark writes such ones beside the others
+                chosen.unused[name] = str(error)
+                continue
+            except RecrayError as error:
+                if base_of(name).lower().split(".")[0] not in LISTS:
+                    raise  # these may be ratings, which must not be lost
                 chosen.unused[name] = str(error)
                 continue
             if listed:

@@ -178,7 +178,10 @@ def _assembled(
     found = choice.ratings
     if len({one.layout.implicit for one in found}) > 1:
         bare = next(one.file.name for one in found if one.layout.implicit)
-        raise RecrayError(f"{bare} has no rating column, and other files of {name} have one")
+        raise RecrayError(
+            f"{bare} has no rating column, and other files of {name} have one; "
+            "give the file of ratings alone as SOURCE"
+        )
     first = {role: [v for one in found for v in one.ids[role]] for role in layout.IDS}
     files = [_ratings_file(one.file, one.layout) for one in found]
     files = reading.with_one_reading(files, [one.ids for one in found], settings.data)
