@@ -68,16 +68,14 @@ def run(
     settings = adapt_to_dataset(settings, prepared)
     start_weights = check_trainable(settings, prepared, workers, address)
     folder, callbacks = RunFolder(out), callbacks or Callbacks()
-    metadata = _metadata(settings, prepared, workers)
-    folder.validate(metadata, resume)
+    now = _metadata(settings, prepared, workers)
+    folder.validate(now, resume)
     before = folder.train_state()
     if is_done(before, settings.train.epochs):
         return _finish(folder, before, already=True)
     distrust = distrust_of_validation(settings, prepared)
-    paths = prepared.folder.path, folder.folder.path
-    job = TrainJob(settings, *paths, start_weights, distrust is not None)
-    training = _Training(job, prepared, folder, metadata, before, callbacks, distrust)
-    training.run(address, max_failures)
+    job = TrainJob(settings, str(prepared.folder), str(folder), start_weights, distrust is not None)
+    _Training(job, prepared, folder, now, before, callbacks, distrust).run(address, max_failures)
     return _finish(folder, folder.train_state())
 
 
