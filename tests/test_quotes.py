@@ -151,6 +151,9 @@ def test_an_open_quote_costs_its_line_only(monkeypatch):
     parsed = parse_ratings(b'1,a,5,"open\n' + good * 4 + b'3,c,1,"closed"\n', REVIEWS)
     assert len(parsed.table) == 13
     assert [r["reason"] for r in parsed.rejected.to_pylist()] == ["quote is not closed"]
+    parsed = parse_ratings(b'1,a,5,"open\n' + good * 4 + b'"\n', REVIEWS)  # nor one by itself
+    assert rows_of(parsed) == [(2, "b", 4)] * 12
+    assert [r["line"] for r in parsed.rejected.to_pylist()] == [0, 13]
 
 
 def test_what_stands_behind_a_closing_quote_never_swallows_rows():

@@ -106,7 +106,8 @@ def _has_clean_rows(content: bytes, layout: RatingsFormat, quoted: bool, has_tex
     inside = quoted_bytes(content, layout.delimiter, layout.quoting)
     if inside is None or inside[-1]:
         return False
-    return short_rows(find_rows(content, layout.delimiter, layout.quoting).masked)
+    rows = find_rows(content, layout.delimiter, layout.quoting)
+    return not rows.unclosed and short_rows(rows.masked)  # unclosed: within ROW_BYTES
 
 
 def _has_odd_number(content: bytes, delimiter: str) -> bool:
