@@ -53,6 +53,12 @@ def test_a_table_of_any_kind_is_read(tmp_path, table):
     assert (read, rejected, source.name) == (EXPECTED, [], "table")
 
 
+def test_levels_of_an_index_that_are_columns_as_well_are_read_once(tmp_path):
+    index = [FRAME["userId"], FRAME["movieId"]]
+    frame = FRAME.drop(columns="movieId").set_index(index)
+    assert rows(tmp_path, frame)[0] == EXPECTED
+
+
 def test_text_ids_are_not_changed(tmp_path):
     ids = ["007", "7", 'The "1" Show, II', "a\nb"]
     frame = pd.DataFrame({"user": ids, "item": ids, "rating": 1.0})
@@ -75,6 +81,10 @@ def test_columns_are_told_and_rows_that_cannot_be_read_are_counted(tmp_path):
         (FRAME.rename(columns={"movieId": "film"}), "the table has no item column: its columns"),
         (FRAME.iloc[:0], "the table of ratings is empty"),
         (FRAME.assign(userId=[1, "b", None]), "'userId' of the table holds values of the kinds"),
+        (
+            FRAME.assign(userId=pd.to_datetime(FRAME["timestamp"])),
+            r"column userId is timestamp\[ns\], which is no user",
+        ),
     ],
 )
 def test_what_cannot_be_a_source_is_refused(tmp_path, table, message):

@@ -86,8 +86,9 @@ def _used_columns(ratings: Table, settings: Settings) -> pa.Table:
 def _columns(given: Table) -> tuple[list[str], list[Any]]:
     """Names and columns of any table; the named levels of a pandas index are columns, too."""
     if isinstance(given, pd.DataFrame):
-        if any(name is not None for name in given.index.names):
-            given = given.reset_index()
+        named = {name for name in given.index.names if name is not None}
+        if levels := sorted(named.difference(given.columns), key=given.index.names.index):
+            given = given.reset_index(levels)
         names = [str(name) for name in given.columns]
         return names, [given.iloc[:, place] for place in range(len(names))]
     table = given.read_all() if isinstance(given, pa.RecordBatchReader) else pa.table(given)

@@ -182,7 +182,7 @@ def refuse_nested(file: str, table: pa.Table, layout: RatingsFormat) -> None:
                 f"{file}: column {name} holds several fields; --columns {word}=NAME takes one of "
                 f"{inner[:200]}"
             )
-        if pa.types.is_map(kind):
+        if pa.types.is_map(kind) or (role != "timestamp" and pa.types.is_temporal(kind)):
             raise RecrayError(
                 f"{file}: column {name} is {kind}, which is no {word}; name another by "
                 f"--columns {word}=NAME"
