@@ -148,6 +148,23 @@ def test_fields_inside_a_column_are_named_by_a_path(tmp_path):
             detect(tmp_path / "given")
 
 
+@pytest.mark.parametrize(
+    "items",
+    [
+        pa.array([1, 2, 3], pa.timestamp("s")),
+        pa.array([1, 2, 3], pa.timestamp("s")).dictionary_encode(),
+        pa.array([[1], [2], [3]], pa.list_(pa.date32())),
+        pa.array([[{"id": 1}], [{"id": 2}], []]),
+        pa.array([[("a", 1)], [], []], pa.map_(pa.string(), pa.int64())),
+    ],
+    ids=["times", "categories", "lists", "structs", "maps"],
+)
+def test_what_can_be_no_id_is_refused_by_its_type(tmp_path, items):
+    pq.write_table(with_column("item", items), tmp_path / "given")
+    with pytest.raises(RecrayError, match=r"given: column item is .*, which is no item; name an"):
+        detect(tmp_path / "given")
+
+
 def test_two_columns_of_one_name_are_named(tmp_path):
     pq.write_table(TABLE.append_column("user", [USERS]), tmp_path / "given")
     with pytest.raises(RecrayError, match="two columns named user"):

@@ -182,11 +182,20 @@ def refuse_nested(file: str, table: pa.Table, layout: RatingsFormat) -> None:
                 f"{file}: column {name} holds several fields; --columns {word}=NAME takes one of "
                 f"{inner[:200]}"
             )
-        if pa.types.is_map(kind) or (role != "timestamp" and pa.types.is_temporal(kind)):
+        value = _value_type(kind)
+        is_no_id = pa.types.is_struct(value) or pa.types.is_temporal(value)
+        if pa.types.is_map(kind) or (is_no_id and role != "timestamp"):
             raise RecrayError(
                 f"{file}: column {name} is {kind}, which is no {word}; name another by "
                 f"--columns {word}=NAME"
             )
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a column, in lists and categories as well."""
+    while pa.types.is_dictionary(kind) or _is_list(kind):
+        kind = kind.value_type
+    return kind
 
 
 def plain(role: str, column: pa.Array) -> pa.Array:
