@@ -143,17 +143,12 @@ class ImplicitALS(Objective):
             system = _normal_equations(fixed, indptr[first : last + 1], places, graded)
             if all_reduce is not None:
                 system = all_reduce(system)
-            right, own = system[:, :, dim], self.ridge(system[:, 0, dim + 1], others)
-            if ridge is not None:
-                own = ridge[first:last]
-            if prior_mean is not None:
-                right = right + own[:, None] * prior_mean[first:last]
+            own = self.ridge(system[:, 0, dim + 1], others) if ridge is None else ridge[first:last]
+            mean = None if prior_mean is None else prior_mean[first:last]
             # The pairs without a rating enter through the Gram matrix of the whole other side, so
             # the cost of a row grows with its own ratings only (Hu et al., section 4).
             every = gram if weights is None else weights[first:last, None, None] * gram
-            matrix = system[:, :, :dim].add_(every)
-            matrix.diagonal(dim1=1, dim2=2).add_(own[:, None])
-            out[first:last] = _solve_positive(matrix, right[:, :, None])[:, :, 0]
+            out[first:last] = _solve_rows(system, every, own, mean)
         return out
 
     def fold_in_solver(
@@ -221,6 +216,16 @@ def _normal_equations(
         system[row, :, dim] = right.sum(dim=0)
         system[row, :, dim + 1] = end - begin
     return system
+
+
+def _solve_rows(system: Tensor, every: Tensor, ridge: Tensor, mean: Tensor | None) -> Tensor:
+    """The (R, D) vectors of normal equations, all pairs and the (R,) ridge added to them."""
+    dim = system.shape[1]
+    matrix, right = system[:, :, :dim].add_(every), system[:, :, dim]
+    matrix.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+    if mean is not None:
+        right = right + ridge[:, None] * mean
+    return _solve_positive(matrix, right[:, :, None])[:, :, 0]
 
 
 def _solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
