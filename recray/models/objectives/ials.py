@@ -145,8 +145,6 @@ class ImplicitALS(Objective):
                 system = all_reduce(system)
             own = self.ridge(system[:, 0, dim + 1], others) if ridge is None else ridge[first:last]
             mean = None if prior_mean is None else prior_mean[first:last]
-            # The pairs without a rating enter through the Gram matrix of the whole other side, so
-            # the cost of a row grows with its own ratings only (Hu et al., section 4).
             every = gram if weights is None else weights[first:last, None, None] * gram
             out[first:last] = _solve_rows(system, every, own, mean)
         return out
@@ -220,6 +218,8 @@ def _normal_equations(
 
 def _solve_rows(system: Tensor, every: Tensor, ridge: Tensor, mean: Tensor | None) -> Tensor:
     """The (R, D) vectors of normal equations, all pairs and the (R,) ridge added to them."""
+    # The pairs without a rating enter through the Gram matrix of the whole other side, so the cost
+    # of a row grows with its own ratings only (Hu et al., section 4).
     dim = system.shape[1]
     matrix, right = system[:, :, :dim].add_(every), system[:, :, dim]
     matrix.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
