@@ -211,12 +211,14 @@ def test_only_what_the_start_changed_is_put_back(monkeypatch):
     kept.changed()
     os.environ.update(RECRAY_LATER="mine", RECRAY_AGAIN="mine")
     kept.restore()
-    left = {name: value for name, value in os.environ.items() if name.startswith("RECRAY_")}
+    names = ("CHANGED", "REMOVED", "NEW", "LATER", "AGAIN")
+    left = {name: os.environ.get(f"RECRAY_{name}") for name in names}
     assert left == {
-        "RECRAY_CHANGED": "before",
-        "RECRAY_REMOVED": "before",
-        "RECRAY_LATER": "mine",
-        "RECRAY_AGAIN": "mine",
+        "CHANGED": "before",
+        "REMOVED": "before",
+        "NEW": None,
+        "LATER": "mine",
+        "AGAIN": "mine",
     }
 
 

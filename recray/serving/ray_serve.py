@@ -15,6 +15,8 @@ from recray.serving.options import DEPLOYMENT
 
 PROXY_SECONDS = 120.0
 """How long a proxy that Serve has replaced may take to come up."""
+END_SECONDS = 10.0
+"""How long the process of a killed proxy may take to end; on a busy machine that is a second."""
 
 
 def refuse_taken_port(host: str, port: int) -> None:
@@ -32,6 +34,17 @@ def refuse_taken_port(host: str, port: int) -> None:
             raise RecrayError(
                 f"cannot listen on {host}:{port}: {reason}; give another --port"
             ) from error
+
+
+def _wait_for_proxy_to_end(host: str, port: int) -> None:
+    """Wait until the port of a proxy that was killed can be taken again, or a limit is over."""
+    end = time.monotonic() + END_SECONDS
+    while time.monotonic() < end:
+        try:
+            refuse_taken_port(host, port)
+            return
+        except RecrayError:
+            time.sleep(0.1)
 
 
 def _refuse_other_service(host: str, port: int) -> None:
@@ -131,3 +144,4 @@ def ray_serve(host: str, port: int, ray_goes_on: bool) -> Iterator[None]:
             # Ray prints a line when the controller ends; stdout is for the command's result.
             with quiet_stdout:
                 serve.shutdown()
+            _wait_for_proxy_to_end(host, port)

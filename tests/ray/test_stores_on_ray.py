@@ -16,7 +16,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from recray.config import load_settings
-from recray.data import ingest, sample, source
+from recray.data import ingest, sample, scan, source
 from recray.data.dataset import Prepared
 
 
@@ -43,7 +43,10 @@ def s3(monkeypatch):
 @pytest.fixture
 def in_process(monkeypatch):
     """Runs the maps of ingest here: the session's workers have another environment."""
-    monkeypatch.setattr(ingest, "map_tasks", lambda task, count: [task(n) for n in range(count)])
+    for module in (ingest, scan):
+        monkeypatch.setattr(
+            module, "map_tasks", lambda task, count: [task(n) for n in range(count)]
+        )
 
 
 @pytest.mark.usefixtures("ray_session", "in_process")
