@@ -130,6 +130,12 @@ def test_text_ids_written_as_numbers_are_the_same_beside_any_line(tmp_path, behi
     assert [row[1] for row in rows_of(found)] == ["7.10", "7.1"]
 
 
+def test_text_ids_with_half_a_letter_stay_apart(tmp_path):
+    lines = "".join(f'{{"user": 1, "item": "\\ud83{end}"}}\n' for end in "de")
+    found = rows_of(source_of(tmp_path, lines.encode()))
+    assert [row[1] for row in found] == ["\\ud83d", "\\ud83e"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -271,7 +271,8 @@ def _text_of(role: str, value: Any) -> str | None:
     if isinstance(value, bool):
         return str(int(value)) if role == "rating" else str(value).lower()
     text = "" if value is None else str(value)
-    return text.encode("utf-8", "replace").decode()
+    # A half of a pair of UTF-16 is no letter; it stays as it is escaped, so that ids stay apart.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _column(role: str, values: list[str], layout: RatingsFormat) -> pa.Array:
