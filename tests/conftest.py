@@ -12,6 +12,7 @@ import torch
 from recray import schema
 from recray.config import load_settings
 from recray.data.dataset import KIND, KNOWN, Prepared, part_name
+from recray.data.formats.reading import parsed
 from recray.inference.bundle import Bundle
 from recray.inference.bundle_writer import TrainedModel, write_bundle
 from recray.models import build_model
@@ -47,6 +48,16 @@ def pytest_xdist_make_scheduler(config, log):
 def raw(ids):
     """Raw ids of dense ones: 10 times as large, plus 100."""
     return np.asarray(ids) * 10 + 100
+
+
+def parts_of(found):
+    """The parsed chunks of a recognised source, in order."""
+    return [part for file_range in found.ranges for _, part in parsed(file_range)]
+
+
+def rows_of(found):
+    """All its accepted rows, in order."""
+    return [tuple(row.values()) for part in parts_of(found) for row in part.table.to_pylist()]
 
 
 def rows_of_splits() -> dict[str, list[tuple[int, int, float, int]]]:

@@ -7,9 +7,10 @@ import pytest
 
 from recray.config import Settings
 from recray.data.formats import json_lines, text
-from recray.data.formats.reading import parsed
 from recray.data.source import detect_source
 from recray.errors import RecrayError
+
+from .conftest import parts_of, rows_of
 
 RECORDS = [
     {"user": n % 7, "item": f"film {n:03} „é“", "rating": 1 + n % 5, "timestamp": 1000 + n}
@@ -27,14 +28,6 @@ def source_of(tmp_path, content, name="given", **columns):
     path.write_bytes(content)
     settings = Settings.model_validate({"data": {"columns": columns or None}})
     return detect_source(str(path), settings)
-
-
-def parts_of(found):
-    return [part for piece in found.ranges for _, part in parsed(piece)]
-
-
-def rows_of(found):
-    return [tuple(row.values()) for part in parts_of(found) for row in part.table.to_pylist()]
 
 
 def rejected_of(found):

@@ -10,23 +10,15 @@ import pytest
 from recray.data.formats import text
 from recray.data.formats.dialect import first_ids, format_of_text
 from recray.data.formats.layout import ML_1M, ML_100K, RatingsFormat, format_of_names, text_roles
-from recray.data.formats.reading import parsed
 from recray.data.formats.tables import parse_table
 from recray.data.source import detect_source
 from recray.errors import RecrayError
 
+from .conftest import rows_of
+
 LINES = b"user,item,rating,timestamp\n" + b"".join(
     f"{n % 7},{n},{1 + n % 5},{n + 1}\n".encode() for n in range(100)
 )
-
-
-def rows_of(found):
-    return [
-        tuple(row.values())
-        for piece in found.ranges
-        for _, part in parsed(piece)
-        for row in part.table.to_pylist()
-    ]
 
 
 def write(tmp_path, name, content):

@@ -19,6 +19,8 @@ from recray.data.formats.reading import parsed
 from recray.data.source import detect_source
 from recray.errors import RecrayError
 
+from .conftest import rows_of
+
 NAMES = ["Amélie", "Les Misérables", "À bout de souffle", "Château (½)", "Zoë €5"]
 LINES = "user,item,rating\n" + "".join(f"{n % 7},{NAMES[n % 5]},{1 + n % 5}\n" for n in range(100))
 ROWS = [(n % 7, NAMES[n % 5], 1.0 + n % 5, None) for n in range(100)]
@@ -62,15 +64,6 @@ def source_of(tmp_path, content, name="given"):
     path = tmp_path / name
     path.write_bytes(content)
     return detect_source(str(path))
-
-
-def rows_of(found):
-    return [
-        tuple(row.values())
-        for piece in found.ranges
-        for _, part in parsed(piece)
-        for row in part.table.to_pylist()
-    ]
 
 
 @pytest.mark.parametrize("pack", PACKINGS.values(), ids=PACKINGS)

@@ -13,9 +13,10 @@ import pytest
 
 from recray.config import Settings
 from recray.data.formats import columnar
-from recray.data.formats.reading import parsed
 from recray.data.source import detect_source
 from recray.errors import RecrayError
+
+from .conftest import parts_of, rows_of
 
 USERS, ITEMS, RATINGS = [7, 8, 9], ["a", "b", "c"], [1.0, 2.5, 4.0]
 TABLE = pa.table({"user": USERS, "item": ITEMS, "rating": RATINGS})
@@ -24,14 +25,6 @@ ROWS = list(zip(USERS, ITEMS, RATINGS, [None] * 3, strict=True))
 
 def detect(path, **columns):
     return detect_source(str(path), Settings.model_validate({"data": {"columns": columns or None}}))
-
-
-def parts_of(found):
-    return [part for piece in found.ranges for _, part in parsed(piece)]
-
-
-def rows_of(found):
-    return [tuple(row.values()) for part in parts_of(found) for row in part.table.to_pylist()]
 
 
 def with_column(name, values, kind=None):

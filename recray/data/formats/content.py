@@ -125,7 +125,7 @@ def detect_content(name: str, path: str, member: str = "") -> Content:
     refuse_foreign(name, head)
     encoding = encoding_of([head, *_samples(path, member, packing)])
     lines = as_utf8(_whole_lines(_head(path, member, packing, encoding)), encoding)
-    if not lines.strip(b" \t\r\n\xef\xbb\xbf"):
+    if not lines.strip(b" \t\r\n" + codecs.BOM_UTF8):
         raise EmptyFileError(f"{name} is empty: it has no ratings")
     _refuse_unclear(name, lines, encoding)
     return Content(_kind_of_lines(lines), packing, encoding, lines)

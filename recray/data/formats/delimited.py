@@ -5,6 +5,7 @@ is split into fields and checked again by patterns, which find the exact rows. S
 one chunk some time and nothing else.
 """
 
+import codecs
 import re
 from dataclasses import dataclass
 
@@ -213,7 +214,7 @@ class _Fields:
 def _split(content: bytes, layout: RatingsFormat) -> _Fields:
     rows = find_rows(content, layout.delimiter, layout.quoting)
     masked = rows.masked
-    if masked.startswith(b"\xef\xbb\xbf"):  # the mark at the begin of a file, before any quote
+    if masked.startswith(codecs.BOM_UTF8):  # the mark at the begin of a file, before any quote
         masked = b"   " + masked[3:]
     ends = np.flatnonzero(np.frombuffer(masked, np.uint8) == ord("\n")) + 1
     start = np.concatenate([[0], ends]).astype(np.int64)

@@ -4,6 +4,7 @@ What stands between fields, whether quotes mean anything, notes and the header a
 column of row names, a delimiter at the end of each row, 3,5 for 3.5 and words for ratings.
 """
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,6 @@ SAMPLES = 16
 """Places behind the heads of files at which ids are looked at."""
 STEADY = 0.8
 """Fraction of rows that must have one number of fields for a delimiter to be believed."""
-_MARK = b"\xef\xbb\xbf"
 _NAMES_OF_NO_ROLE = frozenset(
     "id name title user reviewer customer buyer member visitor person author item product movie "
     "film book song artist track game asin isbn sku rating stars score review time date".split()
@@ -62,7 +62,7 @@ def format_of_text(file: str, head: bytes, columns: Columns | None = None) -> Ra
     Raises:
         RecrayError: No user column or no item column.
     """
-    head = head.removeprefix(_MARK)
+    head = head.removeprefix(codecs.BOM_UTF8)
     notes, body = _without_notes(head)
     if columns is None and (known := _movielens(file, body)) is not None:
         return replace(known, header=notes)
@@ -76,8 +76,8 @@ def format_of_text(file: str, head: bytes, columns: Columns | None = None) -> Ra
     else:
         layout = format_of_names(file, rows[0] if rows else [""], columns, delimiter)
         second = body.partition(b"\n")[2]
-        columns_ = _as_rows_have_them(layout.columns, rows, second.startswith(b'"'))
-        layout = replace(layout, columns=columns_)
+        meanings = _as_rows_have_them(layout.columns, rows, second.startswith(b'"'))
+        layout = replace(layout, columns=meanings)
     header_lines = _lines_of_first_row(body, delimiter, quoting) if layout.header else 0
     layout = replace(layout, quoting=quoting, header=notes + header_lines)
     return _with_numbers(layout, rows[1:] if header_lines else rows)
@@ -317,7 +317,7 @@ def with_ratings(layout: RatingsFormat, ratings: Sequence[str]) -> RatingsFormat
 
 def first_ids(layout: RatingsFormat, head: bytes) -> dict[str, list[str]]:
     """The ids in a file's first lines, as they stand there, and the times."""
-    lines = head.removeprefix(_MARK).split(b"\n", layout.header)
+    lines = head.removeprefix(codecs.BOM_UTF8).split(b"\n", layout.header)
     rows = _rows(lines[-1], layout.delimiter, layout.quoting) if len(lines) > layout.header else []
     return _values(layout, rows)
 

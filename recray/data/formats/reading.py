@@ -44,7 +44,7 @@ def format_of(
     if content.kind in TABLES:
         head = tables.head(name, path, content.kind)
         layout = format_of_names(name, head.column_names, columns)
-        tables.refuse_nested(name, head, layout)
+        tables.refuse_types(name, head, layout)
         layout = replace(layout, header=0, text=tables.text_ids(head, layout))
         layout = dialect.with_ratings(layout, tables.first_ratings(head, layout))
         return layout, tables.ids_of_table(head, layout)

@@ -167,7 +167,7 @@ def ids_of_table(table: pa.Table, layout: RatingsFormat) -> dict[str, list[str]]
 # --------------------------------------------------------------------------- types of columns
 
 
-def refuse_nested(file: str, table: pa.Table, layout: RatingsFormat) -> None:
+def refuse_types(file: str, table: pa.Table, layout: RatingsFormat) -> None:
     """Refuse columns that hold more than one value for each row, or no value that can be meant.
 
     Raises:
