@@ -9,6 +9,7 @@ from recray.data.dataset import Ratings
 from recray.evaluation.fold_in import NewUsers, best_strength, choose_fold_in
 from recray.inference.bundle_writer import TrainedModel
 from recray.models.factorization import Dot
+from recray.models.history import RatingsCSR
 from recray.models.neural import NeuMf, SoftmaxDnn
 from recray.models.objectives import (
     Bpr,
@@ -18,7 +19,6 @@ from recray.models.objectives import (
     Logistic,
     Mse,
     RatingClassification,
-    RatingsCSR,
     UnobservedClass,
 )
 from recray.models.objectives.fold_in import lbfgs_rows

@@ -9,6 +9,7 @@ from recray.config import MODEL_SETTINGS, ModelSettings, load_settings
 from recray.errors import RecrayError
 from recray.models import MODELS, build_model
 from recray.models.base import Statistics
+from recray.models.history import ClosedForm, HistoryModel, RatingsCSR
 from recray.models.neural import Gmf
 
 USERS, ITEMS = 7, 9
@@ -26,6 +27,24 @@ def statistics() -> Statistics:
     return Statistics(sums(stars), sums(torch.ones_like(stars)), 1.0, 5.0)
 
 
+def histories() -> RatingsCSR:
+    """Everybody has three items or more, in an order that is not that of the ids."""
+    rows = [torch.randperm(ITEMS, generator=torch.Generator().manual_seed(u)) for u in range(USERS)]
+    return RatingsCSR.of([(row[: 3 + u % 4], torch.ones(3 + u % 4)) for u, row in enumerate(rows)])
+
+
+def states(model):
+    if isinstance(model, HistoryModel):
+        return model.state_of(histories())
+    return model.user_state(torch.arange(USERS))
+
+
+def score_pairs(model, user, item):
+    if isinstance(model, HistoryModel):
+        return model.activation(model.logits(states(model)[user], item))
+    return model(user, item)
+
+
 def make(kind: str, **changes):
     torch.manual_seed(0)
     arguments = {"users": USERS, "items": ITEMS} | changes
@@ -35,6 +54,8 @@ def make(kind: str, **changes):
     arguments |= {name: size for name, size in sizes.items() if name in wanted}
     model = MODELS[kind](**arguments)
     model.init_from_statistics(statistics())
+    if isinstance(model, ClosedForm):
+        model.fit(histories())
     if kind == "hybrid":
         model.describe_items(torch.eye(2).repeat(ITEMS, 1)[:ITEMS])
     for name, parameter in model.named_parameters():
@@ -54,23 +75,23 @@ every_model = pytest.mark.parametrize(
 @pytest.mark.parametrize("size", [0, 1, 2, 7])
 def test_one_score_per_pair(kind, changes, size):
     ids = torch.arange(size)
-    assert make(kind, **changes)(ids, ids).shape == (size,)
+    assert score_pairs(make(kind, **changes), ids, ids).shape == (size,)
 
 
 @every_model
 def test_a_block_of_scores_equals_the_scores_of_its_pairs(kind, changes):
     model = make(kind, **changes)
     with torch.no_grad():
-        block = model.score(model.user_state(torch.arange(USERS)))
+        block = model.score(states(model))
         user, item = torch.meshgrid(torch.arange(USERS), torch.arange(ITEMS), indexing="ij")
-        pairs = model(user.reshape(-1), item.reshape(-1)).reshape(USERS, ITEMS)
+        pairs = score_pairs(model, user.reshape(-1), item.reshape(-1)).reshape(USERS, ITEMS)
     assert torch.allclose(block, pairs, atol=1e-5)
 
 
 @every_model
 def test_blocks_of_items_join_to_the_whole(kind, changes, monkeypatch):
     model = make(kind, **changes)
-    state = model.user_state(torch.arange(USERS))
+    state = states(model)
     whole = model.score(state)
     monkeypatch.setattr("recray.models.base.ITEM_BLOCK", 4)
     assert torch.allclose(model.score(state), whole, atol=1e-6)
@@ -90,7 +111,7 @@ def test_weights_survive_a_round_trip(kind, changes):
     fresh.load_state_dict(model.state_dict())
     ids = torch.arange(USERS)
     assert isinstance(fresh, other)
-    assert torch.equal(fresh(ids, ids), model(ids, ids))
+    assert torch.equal(score_pairs(fresh, ids, ids), score_pairs(model, ids, ids))
 
 
 @every_model
@@ -98,10 +119,19 @@ def test_every_parameter_moves_the_score(kind, changes):
     model = make(kind, **changes)
     ids = torch.arange(USERS)
     if list(model.parameters()):
-        model(ids, ids).sum().backward()
+        score_pairs(model, ids, ids).sum().backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name
+
+
+@every_model
+def test_a_state_that_follows_from_the_history_is_that_of_its_own_user(kind, changes):
+    model = make(kind, **changes)
+    if isinstance(model, HistoryModel):
+        for user, (item, rating) in enumerate(histories().each()):
+            alone = model.state_of(RatingsCSR.one(item, rating))[0]
+            assert torch.allclose(alone, states(model)[user], atol=1e-6)
 
 
 def test_dot_is_the_product_of_its_rows():

@@ -11,6 +11,7 @@ from recray.data.negatives import Negatives
 from recray.errors import RecrayError
 from recray.models.base import Batch
 from recray.models.factorization import Dot
+from recray.models.history import RatingsCSR
 from recray.models.neural import NeuMf
 from recray.models.objectives import (
     BINARY,
@@ -20,7 +21,6 @@ from recray.models.objectives import (
     ItemSoftmax,
     Logistic,
     Preference,
-    RatingsCSR,
     detect_scale,
 )
 from recray.models.objectives.ranking import all_logits

@@ -19,6 +19,7 @@ from recray.inference.top_k import NONE
 from recray.models import baselines as item_item
 from recray.models.baselines import Cooccurrence, Ease, ItemKnn
 from recray.models.factorization import Dot
+from recray.models.history import RatingsCSR
 
 from .conftest import raw
 
@@ -203,14 +204,18 @@ def seen() -> np.ndarray:
 
 
 def fitted(model, seen: np.ndarray):
-    user, item = np.nonzero(seen)
-    begins = np.searchsorted(user, np.arange(len(seen) + 1))
-    model.fit(torch.from_numpy(begins), torch.from_numpy(item))
+    model.fit(histories(seen))
     return model
 
 
-def scores(model) -> np.ndarray:
-    return model.score(model.user_state(torch.arange(USERS))).numpy()
+def histories(seen: np.ndarray) -> RatingsCSR:
+    user, item = (torch.from_numpy(column) for column in np.nonzero(seen))
+    begins = torch.searchsorted(user, torch.arange(len(seen) + 1))
+    return RatingsCSR(begins, item, torch.ones(len(item)))
+
+
+def scores(model, seen: np.ndarray) -> np.ndarray:
+    return model.score(model.state_of(histories(seen))).numpy()
 
 
 def knn_by_hand(seen: np.ndarray, kept: int, shrink: float) -> np.ndarray:
@@ -229,7 +234,7 @@ def knn_by_hand(seen: np.ndarray, kept: int, shrink: float) -> np.ndarray:
 def test_item_knn_adds_the_similarities_of_the_nearest(seen, kept, shrink, monkeypatch):
     monkeypatch.setattr(item_item, "COUNT_BLOCK", 4)
     model = fitted(ItemKnn(USERS, ITEMS, kept, shrink), seen)
-    np.testing.assert_allclose(scores(model), knn_by_hand(seen, kept, shrink), rtol=1e-5)
+    np.testing.assert_allclose(scores(model, seen), knn_by_hand(seen, kept, shrink), rtol=1e-5)
 
 
 def test_ease_is_the_ridge_regression_of_each_item_on_the_others(seen, monkeypatch):
@@ -241,24 +246,23 @@ def test_ease_is_the_ridge_regression_of_each_item_on_the_others(seen, monkeypat
         x, y = seen[:, rest], seen[:, item]
         expected[rest, item] = np.linalg.solve(x.T @ x + 2.0 * np.eye(ITEMS - 1), x.T @ y)
     np.testing.assert_allclose(model.weight.numpy(), expected, atol=1e-6)
-    np.testing.assert_allclose(scores(model), seen @ expected, atol=1e-5)
+    np.testing.assert_allclose(scores(model, seen), seen @ expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [ItemKnn, Ease])
-def test_a_pair_scores_as_in_a_block_and_anybody_is_exactly_their_history(seen, make, monkeypatch):
-    monkeypatch.setattr(item_item, "PAIR_BLOCK", 7)
+def test_a_pair_scores_as_in_a_block_and_a_state_is_the_history_of_its_own_user(seen, make):
     model = fitted(make(USERS, ITEMS), seen)
+    state = model.state_of(histories(seen))
     user, item = (torch.from_numpy(a.ravel()) for a in np.indices((USERS, ITEMS)))
-    pairs = model(user, item).reshape(USERS, ITEMS)
-    np.testing.assert_allclose(pairs.numpy(), scores(model), rtol=1e-5, atol=1e-7)
-    own = torch.from_numpy(np.flatnonzero(seen[3]))
-    assert torch.equal(model.state_of(own), model.user_state(torch.tensor([3])))
+    pairs = model.logits(state[user], item).reshape(USERS, ITEMS)
+    np.testing.assert_allclose(pairs.numpy(), scores(model, seen), rtol=1e-5, atol=1e-7)
+    assert torch.equal(model.state_of(histories(seen[3:4])), state[3:4])
+    with pytest.raises(ValueError, match="no rows of users"):
+        model.user_state(torch.tensor([3]))
 
 
 def test_counts_of_two_items_are_exact(seen):
-    user, item = np.nonzero(seen)
-    begins = torch.from_numpy(np.searchsorted(user, np.arange(USERS + 1)))
-    both = Cooccurrence(begins, torch.from_numpy(item), ITEMS)
+    both = Cooccurrence(histories(seen), ITEMS)
     assert np.array_equal(both.rows(2, 9).numpy(), (seen.T @ seen)[2:9])
 
 
@@ -271,7 +275,7 @@ def test_somebody_not_in_training_is_ranked_by_their_history_or_by_popularity(se
     scorer = protocol.build_baselines([name], beside)[name]
     ranked = scorer.rank(np.array([5, 25, 29]), 4)
     assert ranked.source.tolist() == [0, 1, 2]
-    expected = scorer.model.score(scorer.model.state_of(torch.from_numpy(np.flatnonzero(seen[25]))))
+    expected = scorer.model.score(scorer.model.state_of(histories(seen[25:26])))
     expected[0, np.flatnonzero(seen[25])] = -torch.inf
     assert ranked.item[1].tolist() == torch.argsort(-expected[0], stable=True)[:4].tolist()
     popular = np.argsort(-seen.sum(axis=0), kind="stable")

@@ -9,6 +9,7 @@ from recray.data.negatives import Negatives
 from recray.errors import RecrayError
 from recray.models.base import Batch
 from recray.models.factorization import Dot
+from recray.models.history import RatingsCSR
 from recray.models.neural import NeuMf, SoftmaxDnn
 from recray.models.objectives import (
     Bpr,
@@ -16,7 +17,6 @@ from recray.models.objectives import (
     ItemSoftmax,
     Logistic,
     RatingClassification,
-    RatingsCSR,
     UnobservedClass,
 )
 from recray.models.objectives.ranking import all_logits

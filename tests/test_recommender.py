@@ -17,8 +17,8 @@ from recray.inference.catalog import Filters
 from recray.inference.history import History
 from recray.inference.inspect_user import inspect_user
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import Scorer, best_of_one
-from recray.inference.top_k import NONE, top_k
+from recray.inference.scorer import Scorer
+from recray.inference.top_k import NONE, best_of_one, top_k
 from recray.models.factorization import Dot
 from recray.models.objectives import FoldInConfig, ImplicitALS
 from recray.training.checks import described_k, resolved_k

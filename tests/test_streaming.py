@@ -19,8 +19,9 @@ from recray.storage import Folder, publish
 from recray.training import trainer
 from recray.training.checkpoint import RunFolder
 from recray.training.loop import TrainingRun, build_run
-from recray.training.shard import BatchPlan, Shard, WorkerRows, Workers, epoch_generator
+from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator
 from recray.training.streaming import StreamedShard
+from recray.training.worker_rows import WorkerRows
 from recray.tuning.trial import NoCheckpoints
 from tests.test_training import SIZE, training_run, two_tastes
 

@@ -19,10 +19,11 @@ from recray.models.objectives import build_objective
 from recray.training import trainer
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.early_stopping import distrust_of_validation
-from recray.training.loop import TrainingRun, epoch_runner
+from recray.training.loop import TrainingRun
 from recray.training.optimizers import DenseStep
 from recray.training.ray_train import Callbacks, TrainJob
 from recray.training.run_metadata import RunMetadata
+from recray.training.runners import epoch_runner
 from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator, shuffled_batches
 
 SIZE = 20

@@ -157,8 +157,11 @@ class ObjectiveSettings(Group):
         "item-softmax",
         "unobserved-class",
         "bpmf",
+        "closed-form",
     ] = "mse"
-    """mse, bce, classes and bpmf predict ratings, the others rank; see docs/training.md."""
+    """mse, bce, classes and bpmf predict ratings, the others rank; see docs/training.md.
+    closed-form: markov, next-ridge, ease, item-knn, recent-popular, whose weights are counted.
+    """
     preference: Literal["graded", "binary"] = "graded"
     """ials, logistic, bpr, item-softmax, ALS pretraining: what a rating says of liking. graded: as
     much as its value on the scale; binary: any rating is a like.
@@ -207,14 +210,14 @@ class TrainSettings(Group):
     """Ratings per step over all workers, or users where negatives are all items; all: one step an
     epoch.
     """
-    optimizer: Literal["auto", "adam", "lazy-adam", "adagrad", "sgd", "alternating", "gibbs"] = (
-        "auto"
-    )
+    optimizer: Literal[
+        "auto", "adam", "lazy-adam", "adagrad", "sgd", "alternating", "gibbs", "closed-form"
+    ] = "auto"
     """adam: every step updates every row; lazy-adam, adagrad: a step updates the rows in its batch;
     auto: adam where a batch has more pairs than 0.39 x (users + items), or these are fewer than
     16,384; lazy-adam elsewhere.
     alternating: exact solves of users, then items (ials only); gibbs: random draws of them from
-    the posterior (bpmf only).
+    the posterior (bpmf only); closed-form: fitted once (closed-form only).
     """
     lr: Annotated[float, Field(gt=0)] = 0.001
     """Learning rate of the gradient steps."""

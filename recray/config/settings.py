@@ -22,7 +22,7 @@ RATING_OBJECTIVES = ("mse", "bce", "classes", "bpmf")
 SAMPLED_OBJECTIVES = ("logistic", "bpr", "item-softmax", "unobserved-class")
 GRADED_OBJECTIVES = ("ials", "logistic", "bpr", "item-softmax")
 """Those that take from a rating what it says of liking: objective.preference."""
-SOLVERS = {"alternating": "ials", "gibbs": "bpmf"}
+SOLVERS = {"alternating": "ials", "gibbs": "bpmf", "closed-form": "closed-form"}
 """Optimizers that take no gradient steps, and the only objective of each."""
 
 
@@ -193,6 +193,8 @@ MODEL_SETTINGS = {
     "neumf": ("dim", "mlp_dim", "layers", "dropout"),
     "softmax-dnn": ("dim", "layers", "levels", "dropout", "product"),
     "bpmf": ("dim",),
+    "item-knn": (),
+    "ease": (),
 }
 """The settings that each model takes; a model that is not listed may take any."""
 

@@ -19,7 +19,8 @@ from recray.data.split import hash_ids
 from recray.evaluation.metrics import ndcg
 from recray.inference.bundle_writer import TrainedModel
 from recray.inference.history import History
-from recray.inference.scorer import FOLD_IN, Queries, Scorer
+from recray.inference.queries import FOLD_IN, Queries
+from recray.inference.scorer import Scorer
 from recray.inference.top_k import NONE
 from recray.models import build_model
 from recray.models.base import Model

@@ -25,10 +25,9 @@ from recray.evaluation.metrics import rows_of_users
 from recray.evaluation.report import ProtocolReport
 from recray.inference.bundle import Bundle
 from recray.inference.scorer import Scorer
-from recray.models.base import Model
-from recray.models.baselines import Ease, HistoryModel, ItemKnn, Popularity
-from recray.models.objectives import FoldIn, FoldInConfig, Objective
-from recray.models.objectives.fold_in import fold_in_each
+from recray.models.baselines import Ease, ItemKnn, Popularity
+from recray.models.history import ClosedForm
+from recray.models.objectives import ByHistory
 from recray.storage import open_input
 
 Kind = Literal["full", "rated", "sampled"]
@@ -205,31 +204,6 @@ class Protocol:
 FULL_RANKING = Protocol()
 
 
-class AsHistory(Objective):
-    """Folding in for models whose user state is the history itself."""
-
-    def check(self, model: Model) -> None:
-        """Refuse every model: nothing is trained.
-
-        Raises:
-            ValueError: A caller's mistake.
-        """
-        raise ValueError(f"{type(model).__name__} is not trained by its history")
-
-    def fold_in_solver(
-        self, model: Model, config: FoldInConfig, popularity: Tensor | None = None
-    ) -> FoldIn:
-        """Make the state of the items that a user rated; the ratings themselves are not used.
-
-        Raises:
-            ValueError: A caller's mistake: another kind of model.
-        """
-        if not isinstance(model, HistoryModel):
-            raise ValueError(f"{type(model).__name__} does not score by history")
-        state_of = model.state_of
-        return fold_in_each(lambda item, _rating: state_of(item)[0])
-
-
 def choose_baselines(asked: Iterable[str] | None, items: int) -> tuple[str, ...]:
     """The baselines to measure, in the order of BASELINES.
 
@@ -266,22 +240,23 @@ def build_baselines(names: Iterable[str], beside: Scorer) -> dict[str, Scorer]:
         names: As choose_baselines returns them.
         beside: The model's scorer: its history is fitted, its seen items are left out.
     """
-    history, seen = beside.history, beside.seen
+    learned, seen = beside.learned, beside.seen
     users, items = beside.model.users, beside.model.items
     popularity = Popularity(users, items)
-    popularity.init_from_statistics(history.statistics(items))
-    popular = Scorer(popularity, None, history, seen=seen, rating_range=beside.rating_range)
+    popularity.init_from_statistics(learned.statistics(items))
+    popular = Scorer(popularity, None, learned, seen=seen, rating_range=beside.rating_range)
 
-    def from_history(model: HistoryModel) -> Scorer:
-        indptr = history.indptr[: users + 1]
-        items_of_users = torch.tensor(history.item[: indptr[-1]], dtype=torch.int64)
-        model.fit(torch.from_numpy(indptr), items_of_users)
-        return Scorer(model, AsHistory(), history, popularity=popular.popularity, seen=seen)
+    def from_history(model: ClosedForm) -> Scorer:
+        model.fit(learned.rows(0, users).as_csr())
+        counts = popular.popularity
+        return Scorer(
+            model, ByHistory(), beside.history, popularity=counts, seen=seen, learned=learned
+        )
 
     made: dict[str, Callable[[], Scorer]] = {
         "popularity": lambda: popular,
         "bias-only": lambda: Scorer(
-            popular.bias_only, None, history, seen=seen, rating_range=beside.rating_range
+            popular.bias_only, None, learned, seen=seen, rating_range=beside.rating_range
         ),
         "item-knn": lambda: from_history(ItemKnn(users, items)),
         "ease": lambda: from_history(Ease(users, items)),

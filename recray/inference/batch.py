@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
+from recray.inference.queries import SOURCES
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import SOURCES
 from recray.inference.top_k import NONE
 from recray.runtime.nodes import map_tasks, require_shared
 from recray.runtime.session import LOCAL, session

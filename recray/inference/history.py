@@ -11,24 +11,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recray.data.dataset import Ratings
+from recray.data.dataset import Ratings, in_order
 from recray.inference.top_k import Ids, Scores
-from recray.models.base import Statistics
-from recray.models.objectives import RatingsCSR
+from recray.models.base import Model, Statistics
+from recray.models.history import HistoryModel, RatingsCSR
 
 
 class UserRatings(NamedTuple):
-    """What one user has rated: (N,) int64 items, each once, and (N,) float32 ratings."""
+    """What one user has rated, in the order of time: (N,) int64 items, each once, and (N,) float32
+    ratings; (N,) int64 seconds where a model reads times.
+    """
 
     item: Tensor
     rating: Tensor
+    time: Tensor | None = None
 
     @classmethod
     def of(cls, ratings: dict[int, float]) -> Self:
-        """Take ratings by item, in the order of the items."""
-        items = sorted(ratings)
-        rating = torch.tensor([ratings[item] for item in items], dtype=torch.float32)
-        return cls(torch.tensor(items, dtype=torch.int64), rating)
+        """Take ratings by item, in their order."""
+        item = torch.tensor(list(ratings), dtype=torch.int64)
+        return cls(item, torch.tensor(list(ratings.values()), dtype=torch.float32))
 
 
 @dataclass(frozen=True)
@@ -39,29 +41,50 @@ class History:
         indptr: (users + 1,) int64; user u has the ratings indptr[u]..indptr[u + 1] - 1.
         item: (R,) ids, int32 as bundles have them.
         rating: (R,) float32.
+        time: (R,) int64 seconds, where a model reads times.
     """
 
     indptr: Ids
     item: NDArray[np.int32]
     rating: Scores
+    time: Ids | None = None
 
     @classmethod
-    def of(cls, ratings: Ratings, users: int, items: int) -> Self:
-        """Keep the ratings of items below `items`; ratings are sorted by user."""
+    def of(
+        cls, ratings: Ratings, users: int, items: int, reader: type[Model] | None = None
+    ) -> Self:
+        """Keep the ratings of items below `items`; ratings are sorted by user.
+
+        Args:
+            ratings: The ratings.
+            users: Number of users, those without ratings included.
+            items: Number of items.
+            reader: The model that reads them, if it reads their order or times.
+        """
+        reader = reader if reader is not None and issubclass(reader, HistoryModel) else None
+        if reader is not None and reader.reads_order:
+            ratings = in_order(ratings)
         inside = ratings.item < items
         known = ratings if inside.all() else ratings.where(inside)
         indptr = np.searchsorted(known.user, np.arange(users + 1, dtype=known.user.dtype))
-        return cls(indptr, known.item, known.rating)
+        timed = reader is not None and reader.reads_times
+        return cls(indptr, known.item, known.rating, known.timestamp if timed else None)
 
     @classmethod
     def join(cls, rated: Sequence[UserRatings]) -> Self:
-        """Put the ratings of several users, one at least, together in their order."""
-        indptr, item, rating = (part.numpy() for part in RatingsCSR.of(rated))
-        return cls(indptr, item.astype(np.int32), rating)
+        """Put the ratings of several users, one at least, together in their order; with times
+        where all of them have some.
+        """
+        known = RatingsCSR.of([(user.item, user.rating) for user in rated])
+        times = [user.time.numpy() for user in rated if user.time is not None]
+        time = np.concatenate(times) if len(times) == len(rated) else None
+        item = known.item.numpy().astype(np.int32)
+        return cls(known.indptr.numpy(), item, known.rating.numpy(), time)
 
     def of_user(self, user: int) -> UserRatings:
         """Copy the ratings of one user."""
-        return UserRatings(*self.rows(user, user + 1).as_csr()[1:])
+        known = self.rows(user, user + 1).as_csr()
+        return UserRatings(known.item, known.rating, known.time)
 
     def of_users(self, users: Ids) -> "History":
         """The ratings of (U,) users, in their order."""
@@ -73,13 +96,17 @@ class History:
         counts.cumsum(out=indptr[1:])
         # Place of each rating: counted on from where its user's ratings start in the history.
         rows = np.arange(indptr[-1]) + np.repeat(start - indptr[:-1], counts)
-        return History(indptr, self.item[rows], self.rating[rows])
+        return History(indptr, *self._columns(rows))
 
     def rows(self, first: int, last: int) -> "History":
         """The ratings of the users first..last-1, without a copy."""
         indptr = self.indptr[first : last + 1]
         cells = slice(indptr[0], indptr[-1])
-        return History(indptr - indptr[0], self.item[cells], self.rating[cells])
+        return History(indptr - indptr[0], *self._columns(cells))
+
+    def _columns(self, cells: slice | Ids) -> tuple[NDArray[np.int32], Scores, Ids | None]:
+        time = None if self.time is None else self.time[cells]
+        return self.item[cells], self.rating[cells], time
 
     def coo_indices(self) -> tuple[Ids, NDArray[np.int32]]:
         """Row and item of each rating."""
@@ -88,10 +115,18 @@ class History:
             return np.zeros(len(self.item), np.int64), self.item
         return np.repeat(np.arange(users), np.diff(self.indptr)), self.item
 
-    def as_csr(self) -> RatingsCSR:
-        """Copy the ratings into tensors, as folding in takes them."""
+    def as_csr(self, now: Ids | None = None) -> RatingsCSR:
+        """Copy the ratings into tensors, as folding in takes them.
+
+        Args:
+            now: (users,) int64 seconds when each list is asked for, for a model that reads times.
+        """
         item, rating = self.item.astype(np.int64), self.rating.copy()
-        return RatingsCSR(*map(torch.from_numpy, (self.indptr, item, rating)))
+        known = RatingsCSR(*map(torch.from_numpy, (self.indptr, item, rating)))
+        return known._replace(
+            time=None if self.time is None else torch.from_numpy(self.time.copy()),
+            now=None if now is None else torch.from_numpy(now),
+        )
 
     def statistics(self, items: int) -> Statistics:
         """Sums and counts over the ratings of all users."""

@@ -9,9 +9,9 @@ from recray.data.dataset import Ratings
 from recray.data.ids import RawId
 from recray.inference.catalog import ItemFacts
 from recray.inference.lookup import RatedItem
+from recray.inference.queries import POPULAR
 from recray.inference.recommendations import ScoredItem
 from recray.inference.recommender import Recommender
-from recray.inference.scorer import POPULAR
 from recray.inference.top_k import NONE
 from recray.schema import SCORE_NAMES
 

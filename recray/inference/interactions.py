@@ -7,7 +7,7 @@ caller has to say which of the two is meant.
 # Shape letter: R = rows.
 
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +20,29 @@ from recray.data.dataset import Prepared, Ratings, time_column
 from recray.data.ids import FIT_SPLITS, FitOn
 from recray.data.split import TEST, TRAIN
 from recray.inference.history import History
+from recray.models.base import Model
+from recray.models.history import HistoryModel
 from recray.storage import Folder
 
 FILE = "interactions.parquet"
 OF_BEFORE = ("history.parquet", "holdout.parquet")
 """Files of older bundles: train, valid and fold_in in the first, test in the second."""
 FILTERED = schema.INTERACTION_PARTS.index(schema.FILTERED)
+
+
+class Histories(NamedTuple):
+    """What of the interactions stands for what.
+
+    Args:
+        rated: What the states of users follow from.
+        seen: What lists leave out.
+        learned: What the model learned from, of the users of its training; and all that is known
+            of the others.
+    """
+
+    rated: History
+    seen: History
+    learned: History
 
 
 @dataclass(frozen=True)
@@ -92,40 +109,50 @@ class Interactions:
     @property
     def filtered_history(self) -> History:
         """The rows of each user that a filter kept from training."""
-        return self._history(self.part == FILTERED)
+        return History.of(self.rows.where(self.part == FILTERED), self.all_users, self.items)
 
-    def for_service(self) -> tuple[History, History]:
+    def for_service(self, model: Model) -> "Histories":
         """What answers follow from, and what lists leave out: everything that is known."""
         every = np.ones(len(self.part), bool)
-        return self._pair(self.part != FILTERED, every)
+        return self._histories(model, self.part != FILTERED, every)
 
-    def for_measurement(self, all_users: int = 0) -> tuple[History, History]:
+    def for_measurement(self, model: Model, all_users: int = 0) -> "Histories":
         """What scores follow from, and what lists leave out, with the test rows withheld.
 
         Rows that a filter kept from training are no part of the protocol: they are ranked.
 
         Args:
+            model: The model that is measured.
             all_users: Users that may be measured, if more than have an id here.
         """
         before = (self.part != FILTERED) & (self.part != TEST)
-        return self._pair(before, before, all_users)
+        return self._histories(model, before, before, all_users)
 
-    def _pair(
-        self, may_learn: NDArray[np.bool_], seen: NDArray[np.bool_], all_users: int = 0
-    ) -> tuple[History, History]:
-        """The history, which has of users in training what they were trained on; and the seen."""
+    def _histories(
+        self,
+        model: Model,
+        may_learn: NDArray[np.bool_],
+        seen: NDArray[np.bool_],
+        all_users: int = 0,
+    ) -> "Histories":
         trained = self.rows.user < self.users
         parts = [schema.PARTS.index(name) for name in FIT_SPLITS[self.fit_on]]
-        learned = np.isin(self.part, parts)
-        history = may_learn & (learned | ~trained)
-        left_out = self._history(seen, all_users)
-        if (history == seen).all():
-            return left_out, left_out  # one copy in memory
-        return self._history(history, all_users), left_out
+        learned = may_learn & (np.isin(self.part, parts) | ~trained)
+        # A state that is a function of the history follows from all of it; a trained row does not.
+        rated = may_learn if isinstance(model, HistoryModel) else learned
+        made: list[tuple[NDArray[np.bool_], History]] = []
 
-    def _history(self, chosen: NDArray[np.bool_], all_users: int = 0) -> History:
-        rows = self.rows if chosen.all() else self.rows.where(chosen)
-        return History.of(rows, max(all_users, self.all_users), self.items)
+        def history(chosen: NDArray[np.bool_]) -> History:
+            for mask, before in made:
+                if (mask == chosen).all():
+                    return before  # one copy in memory
+            rows = self.rows if chosen.all() else self.rows.where(chosen)
+            made.append(
+                (chosen, History.of(rows, max(all_users, self.all_users), self.items, type(model)))
+            )
+            return made[-1][1]
+
+        return Histories(history(rated), history(seen), history(learned))
 
     def emptied(self) -> "Interactions":
         """The same without any row."""

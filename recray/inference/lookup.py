@@ -17,7 +17,8 @@ from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import ItemCatalog, ItemFacts, ItemSummary
 from recray.inference.history import UserRatings
-from recray.inference.scorer import FOLD_IN, MODEL, POPULAR, SOURCES, Scorer
+from recray.inference.queries import FOLD_IN, MODEL, POPULAR, SOURCES
+from recray.inference.scorer import Scorer
 from recray.inference.top_k import NONE
 
 HIGHEST_ITEMS = 10
@@ -184,7 +185,7 @@ class Lookup:
         if dense == NONE and not since:
             raise KeyError(user)
         known = self._known_of_user(user, since or [])
-        item, rating = (column.numpy() for column in known.seen)
+        item, rating = known.seen.item.numpy(), known.seen.rating.numpy()
         genres = Counter(genre for i in item.tolist() for genre in self.catalog.genres[i])
         trained = 0 <= dense < self.bundle.model.users
         folds = len(known.rated.item) > 0
@@ -214,8 +215,8 @@ class Lookup:
         known: dict[int, float] = {}
         filtered: set[int] = set()
         if dense != NONE:
-            item, rating = self.scorer.seen.of_user(dense)
-            known = dict(zip(item.tolist(), rating.tolist(), strict=True))
+            old = self.scorer.seen.of_user(dense)
+            known = dict(zip(old.item.tolist(), old.rating.tolist(), strict=True))
             filtered = set(self._filtered.of_user(dense).item.tolist())
         items = self.items.encode_all([item for item, _ in since]).tolist()
         # In float32, as the known ratings are: 3.7 given once more is no new rating.
@@ -224,7 +225,8 @@ class Lookup:
             for item, (_, rating) in zip(items, since, strict=True)
             if 0 <= item < self.items.known
         }
-        seen = known | new
+        # What is given again comes last: it is what the user did last.
+        seen = {item: rating for item, rating in known.items() if item not in new} | new
         rated = {item: seen[item] for item in seen if item in new or item not in filtered}
         return KnownOfUser(UserRatings.of(rated), UserRatings.of(seen), seen != known)
 

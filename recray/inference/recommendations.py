@@ -232,7 +232,7 @@ class Explainer:
 
     def shares(self, embedding: Tensor, rated: UserRatings, listed: Tensor) -> tuple[Tensor, bool]:
         """(N, K) what each rating adds to each listed item's score, and whether that is exact."""
-        item, rating = rated
+        item, rating = rated.item, rated.rating
         model = self.scorer.model
         if self._shares is None or not isinstance(model, LinearModel) or not len(item):
             return self._likeness(item, rating, listed), False

@@ -14,6 +14,7 @@ from recray.inference.bundle import Bundle
 from recray.inference.catalog import NO_FILTERS, Filters
 from recray.inference.history import UserRatings
 from recray.inference.lookup import KnownOfUser, Lookup, RatingsSince, RawRatings
+from recray.inference.queries import MODEL, POPULAR, SOURCES, Queries
 from recray.inference.recommendations import (
     Explainer,
     Explanation,
@@ -22,7 +23,6 @@ from recray.inference.recommendations import (
     mmr_pool,
     mmr_rerank,
 )
-from recray.inference.scorer import MODEL, POPULAR, SOURCES, Queries
 from recray.inference.top_k import NONE, Scores, TopK, top_k
 from recray.models import LinearModel
 from recray.models.base import ITEM_BLOCK

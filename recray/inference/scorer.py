@@ -4,7 +4,6 @@
 # B = pairs.
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -16,38 +15,13 @@ from torch import Tensor
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.history import History, UserRatings
-from recray.inference.top_k import NONE, Ids, Scores, TopK, best_of
+from recray.inference.interactions import Histories
+from recray.inference.queries import FOLD_IN, MODEL, POPULAR, Queries
+from recray.inference.top_k import NONE, Ids, Scores, TopK, best_of, best_of_one
 from recray.models.base import ITEM_BLOCK, LinearModel, Model
 from recray.models.baselines import BiasOnly
-from recray.models.objectives import Contributions, FoldIn, FoldInConfig, Objective, RatingsCSR
-
-SOURCES = ("model", "fold_in", "popular")
-MODEL, FOLD_IN, POPULAR = range(len(SOURCES))
-
-
-@dataclass(frozen=True)
-class Queries:
-    """Users who want a list, as the model sees them.
-
-    Args:
-        embedding: (U, S) user embeddings.
-        source: (U,) int8 index into SOURCES: where each embedding comes from.
-        rated: The ratings that each one's scores follow from, in the same order.
-        seen: What each one's list leaves out.
-    """
-
-    embedding: Tensor
-    source: NDArray[np.int8]
-    rated: History
-    seen: History
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, rows: slice) -> "Queries":
-        first, last, _ = rows.indices(len(self))
-        rated, seen = self.rated.rows(first, last), self.seen.rows(first, last)
-        return Queries(self.embedding[rows], self.source[rows], rated, seen)
+from recray.models.history import HistoryModel
+from recray.models.objectives import Contributions, FoldIn, FoldInConfig, Objective
 
 
 class Scorer:
@@ -65,6 +39,8 @@ class Scorer:
         seen: What lists leave out; the history by default.
         rating_range: Lowest and highest rating, which no predicted one leaves; those of the
             history by default.
+        learned: What the model has learned from; the history by default. A state that is a
+            function of the history may follow from more.
     """
 
     def __init__(
@@ -77,10 +53,12 @@ class Scorer:
         popularity: Tensor | None = None,
         seen: History | None = None,
         rating_range: tuple[float, float] | None = None,
+        learned: History | None = None,
     ) -> None:
         self.model = model.eval()
         self.objective, self.history, self.fold_in = objective, history, fold_in
         self.seen = history if seen is None else seen
+        self.learned = history if learned is None else learned
         if bias_only is not None:
             self.bias_only = bias_only
         if popularity is not None:
@@ -91,7 +69,7 @@ class Scorer:
     @classmethod
     def for_service(cls, bundle: Bundle) -> Self:
         """The scorer of what users get: its lists leave out everything that is known of them."""
-        return cls._of(bundle, *bundle.interactions.for_service())
+        return cls._of(bundle, bundle.interactions.for_service(bundle.model))
 
     @classmethod
     def for_measurement(cls, bundle: Bundle, all_users: int = 0) -> Self:
@@ -101,37 +79,45 @@ class Scorer:
             bundle: An opened bundle.
             all_users: Users that may be measured, if more than the bundle has ids for.
         """
-        return cls._of(bundle, *bundle.interactions.for_measurement(all_users))
+        return cls._of(bundle, bundle.interactions.for_measurement(bundle.model, all_users))
 
     @classmethod
-    def _of(cls, bundle: Bundle, history: History, seen: History) -> Self:
-        model, objective, scale = bundle.model, bundle.objective, bundle.rating_range
-        return cls(model, objective, history, bundle.fold_in, seen=seen, rating_range=scale)
+    def _of(cls, bundle: Bundle, of: Histories) -> Self:
+        return cls(
+            bundle.model,
+            bundle.objective,
+            of.rated,
+            bundle.fold_in,
+            seen=of.seen,
+            rating_range=bundle.rating_range,
+            learned=of.learned,
+        )
 
     @cached_property
     def popularity(self) -> Tensor:
         """(I,) float32 ratings of each item, those by users unknown to training included."""
-        return self.history.statistics(self.model.items).item_count.float()
+        return self.learned.statistics(self.model.items).item_count.float()
 
     @cached_property
     def _trained_popularity(self) -> Tensor:
         """(I,) float32 ratings of each item by the users that training knows."""
-        known = self.history.rows(0, self.model.users)
+        known = self.learned.rows(0, self.model.users)
         return known.statistics(self.model.items).item_count.float()
 
     @cached_property
     def rating_range(self) -> tuple[float, float]:
         """Lowest and highest rating of the history."""
-        known = self.history.statistics(self.model.items)
+        known = self.learned.statistics(self.model.items)
         return known.low, known.high
 
     @cached_property
     def bias_only(self) -> BiasOnly:
         """The baseline that predicts a pair with a side that training does not know."""
         users, items = self.model.users, self.model.items
-        model, known = BiasOnly(users, items), self.history.rows(0, users)
+        model, known = BiasOnly(users, items), self.learned.rows(0, users)
         model.init_from_statistics(known.statistics(items))
-        model.fit_users(torch.from_numpy(known.coo_indices()[0]), *known.as_csr()[1:])
+        rated = known.as_csr()
+        model.fit_users(torch.from_numpy(known.coo_indices()[0]), rated.item, rated.rating)
         return model
 
     @cached_property
@@ -155,8 +141,20 @@ class Scorer:
         return self.objective.contributions(self.model, self.fold_in, self._trained_popularity)
 
     @torch.no_grad()
-    def user_embeddings(self, users: Ids) -> tuple[Tensor, NDArray[np.int8]]:
-        """(U, S) embeddings of users of the data set, and (U,) where each comes from."""
+    def user_embeddings(
+        self, users: Ids, now: Ids | None = None
+    ) -> tuple[Tensor, NDArray[np.int8]]:
+        """(U, S) embeddings of users of the data set, and (U,) where each comes from.
+
+        Args:
+            users: (U,) dense ids.
+            now: (U,) seconds when each list is asked for, for a model that reads times.
+        """
+        if isinstance(self.model, HistoryModel):
+            known = np.where(users < self.model.users, MODEL, FOLD_IN)
+            rated = self.history.of_users(users)
+            source = np.where(np.diff(rated.indptr) > 0, known, POPULAR).astype(np.int8)
+            return self.model.state_of(rated.as_csr(now)), source
         if max(users.tolist(), default=NONE) < self.model.users:  # one user costs numpy more
             return self.model.user_state(torch.from_numpy(users)), np.zeros(len(users), np.int8)
         trained = users < self.model.users
@@ -170,30 +168,37 @@ class Scorer:
             source[new] = FOLD_IN
         return embedding, source
 
-    def queries(self, users: Ids) -> Queries:
-        """Make queries of (U,) dense ids of the data set."""
-        embedding, source = self.user_embeddings(users)
+    def queries(self, users: Ids, now: Ids | None = None) -> Queries:
+        """Make queries of (U,) dense ids of the data set; see user_embeddings."""
+        embedding, source = self.user_embeddings(users, now)
         rated = self.history.of_users(users)
         seen = rated if self.seen is self.history else self.seen.of_users(users)
         return Queries(embedding, source, rated, seen)
 
     @torch.no_grad()
     def queries_of_ratings(
-        self, rated: Sequence[UserRatings], seen: Sequence[UserRatings] | None = None
+        self,
+        rated: Sequence[UserRatings],
+        seen: Sequence[UserRatings] | None = None,
+        now: Ids | None = None,
     ) -> Queries:
         """Make queries of the ratings of users, one at least, who were not in training.
 
         Args:
             rated: What is folded in, for each user.
             seen: What each list leaves out; the same by default.
+            now: (U,) seconds when each list is asked for, for a model that reads times.
         """
-        embedding = self.model.user_state(torch.zeros(len(rated), dtype=torch.int64))
         source = np.full(len(rated), POPULAR, np.int8)
-        new = [row for row, (item, _) in enumerate(rated) if len(item)]
-        if new:
-            embedding[new] = self._solver(RatingsCSR.of([rated[row] for row in new]))
-            source[new] = FOLD_IN
+        new = [row for row, user in enumerate(rated) if len(user.item)]
+        source[new] = FOLD_IN
         folded = History.join(rated)
+        if isinstance(self.model, HistoryModel):
+            embedding = self.model.state_of(folded.as_csr(now))
+        else:
+            embedding = self.model.user_state(torch.zeros(len(rated), dtype=torch.int64))
+            if new:
+                embedding[new] = self._solver(folded.of_users(np.array(new)).as_csr())
         return Queries(embedding, source, folded, folded if seen is None else History.join(seen))
 
     @torch.no_grad()
@@ -331,14 +336,3 @@ class Scorer:
             return ranked.score
         counts = (ranked.source == POPULAR)[:, None]  # a number of ratings is no rating
         return np.where(counts, ranked.score, self.within_scale(ranked.score))
-
-
-def best_of_one(scores: Scores, k: int) -> tuple[Ids, Scores]:
-    """best_of for one user, whose (1, I) scores are cut at the k-th best one, which is faster."""
-    score_I = scores[0]
-    ordered = score_I.copy()
-    ordered.partition(-k)
-    item = (score_I >= ordered[-k]).nonzero()[0]  # ascending, with all that tie with the k-th
-    place = (-score_I[item]).argsort(kind="stable")[:k]
-    chosen = item[place][None, :]
-    return chosen, score_I[chosen]

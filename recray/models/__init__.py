@@ -1,7 +1,7 @@
 """The registry: a model's name to its class."""
 
 from recray.models.base import BASELINES, LinearModel, Model, build_model, model_class
-from recray.models.baselines import BiasOnly, Popularity
+from recray.models.baselines import BiasOnly, Ease, ItemKnn, Popularity
 from recray.models.factorization import BPMFMean, Dot, DotBias, Hybrid, MfNormalised
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
 
@@ -15,6 +15,8 @@ MODELS: dict[str, type[Model]] = {
     "neumf": NeuMf,
     "softmax-dnn": SoftmaxDnn,
     "bpmf": BPMFMean,
+    "item-knn": ItemKnn,
+    "ease": Ease,
     "popularity": Popularity,
     "bias-only": BiasOnly,
 }

@@ -8,7 +8,6 @@ needs no fold-in: the history is the user state. Ratings are not used, only whic
 # H = history.
 
 import warnings
-from abc import abstractmethod
 
 import numpy as np
 import torch
@@ -16,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from recray.models.base import LinearModel, Model, ScoreType, Statistics
+from recray.models.base import LinearModel, ScoreType, Statistics
+from recray.models.history import ClosedForm, RatingsCSR, SumCounts
 
 SHRINKAGE_RATINGS = 5.0
 """Ratings of residual 0 that are added to each user and item before its mean is taken."""
 COUNT_BLOCK = 512  # items whose co-occurrences are counted at once
-PAIR_BLOCK = 256  # pairs that are scored at once, each with a dense history
 NEIGHBOURS = 200  # of each item
 SHRINKAGE_USERS = 10.0
 L2_USERS = 300.0
@@ -114,81 +113,41 @@ class BiasOnly(LinearModel):
         return ratings
 
 
-class HistoryModel(Model):
+class ItemItem(ClosedForm):
     """Score of a pair: the sum of weights from the items of the user's history to the item.
 
     A user state is the history itself, (U, items) of 0 and 1.
-
-    Args:
-        users: Number of users.
-        items: Number of items.
     """
 
-    def __init__(self, users: int, items: int) -> None:
-        super().__init__(users, items, "logit")
-        self.indptr = torch.zeros(users + 1, dtype=torch.int64)
-        self.item = torch.zeros(0, dtype=torch.int64)
-
-    def fit(self, indptr: Tensor, item: Tensor) -> None:
-        """Keep the histories and compute the weights from them.
-
-        Args:
-            indptr: (users + 1,) int64; the items of user u are item[indptr[u]:indptr[u + 1]].
-            item: (H,) int64 ids; a user has each at most once.
-        """
-        self.indptr, self.item = indptr, item
-        self.fit_weights()
-
-    @abstractmethod
-    def fit_weights(self) -> None:
-        """Compute the weights from the histories."""
-
-    def user_state(self, user: Tensor) -> Tensor:
-        """(U,) ids to (U, items) of 0 and 1."""
-        count = self.indptr[user + 1] - self.indptr[user]
-        # The histories of these users are pieces of self.item. Numbering the rows of all pieces and
-        # subtracting where each piece starts gives the position inside its piece.
-        row = torch.repeat_interleave(torch.arange(len(user)), count)
-        first = torch.cat([count.new_zeros(1), count.cumsum(dim=0)])[row]
-        position = self.indptr[user][row] + torch.arange(len(row)) - first
-        state = torch.zeros(len(user), self.items)
-        state[row, self.item[position]] = 1.0
+    def state_of(self, known: RatingsCSR) -> Tensor:
+        """(U, items) of 0 and 1: which items the users have."""
+        state = torch.zeros(len(known.indptr) - 1, self.items)
+        state[known.row, known.item] = 1.0
         return state
-
-    def state_of(self, item: Tensor) -> Tensor:
-        """(1, items) state of a user with (N,) items."""
-        state = torch.zeros(1, self.items)
-        state[0, item] = 1.0
-        return state
-
-    def forward(self, user: Tensor, item: Tensor) -> Tensor:
-        """Score B pairs: (B,) int64 ids and (B,) int64 ids to (B,) scores."""
-        scores = [
-            self.logits(self.user_state(u), i)
-            for u, i in zip(user.split(PAIR_BLOCK), item.split(PAIR_BLOCK), strict=True)
-        ]
-        return torch.cat(scores)
 
 
 class Cooccurrence:
     """How many users have both of two items, computed by blocks of rows to bound memory.
 
     Args:
-        indptr: (users + 1,) int64 as in HistoryModel.fit.
-        item: (H,) int64 ids.
+        histories: The ratings of this worker's users.
         items: Number of items.
+        sum_counts: Sums over all workers.
     """
 
-    def __init__(self, indptr: Tensor, item: Tensor, items: int) -> None:
-        users = len(indptr) - 1
-        self.user = torch.repeat_interleave(torch.arange(users), indptr.diff())
-        self.item, self.items, self.users = item, items, users
+    def __init__(
+        self, histories: RatingsCSR, items: int, sum_counts: SumCounts = lambda counts: counts
+    ) -> None:
+        users, item = len(histories.indptr) - 1, histories.item
+        self.user, self.item, self.items, self.users = histories.row, item, items, users
+        self.sum_counts = sum_counts
         indices = torch.stack([self.user, item])
         size = (users, items)
         self._all = _sparse(indices, size)
         self._by_item = torch.argsort(item, stable=True)
-        self.counts = torch.bincount(item, minlength=items)
-        self._ends = torch.cat([self.counts.new_zeros(1), self.counts.cumsum(dim=0)]).tolist()
+        own = torch.bincount(item, minlength=items)
+        self._ends = torch.cat([own.new_zeros(1), own.cumsum(dim=0)]).tolist()
+        self.counts = sum_counts(own.clone())
 
     def rows(self, first: int, last: int) -> Tensor:
         """(last - first, items) float32 counts; exact, since they are whole numbers."""
@@ -198,7 +157,7 @@ class Cooccurrence:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             counts: Tensor = torch.sparse.mm(_sparse(indices, size), self._all).to_dense()
-        return counts
+        return self.sum_counts(counts)
 
 
 def _sparse(indices: Tensor, size: tuple[int, int]) -> Tensor:
@@ -207,7 +166,7 @@ def _sparse(indices: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.sparse_coo_tensor(indices, ones, size, check_invariants=True).coalesce()
 
 
-class ItemKnn(HistoryModel):
+class ItemKnn(ItemItem):
     """Score of a pair: sum of the similarities of the item's neighbours in the history.
 
     similarity of i and j = both / (sqrt(count i * count j) + shrink): the cosine of their columns,
@@ -232,9 +191,9 @@ class ItemKnn(HistoryModel):
         self.neighbour: Tensor
         self.weight: Tensor
 
-    def fit_weights(self) -> None:
-        """Find each item's neighbours, a block of items at a time."""
-        both = Cooccurrence(self.indptr, self.item, self.items)
+    def fit(self, histories: RatingsCSR, sum_counts: SumCounts = lambda counts: counts) -> None:
+        """Find each item's neighbours, a block of items at a time; see ClosedForm.fit."""
+        both = Cooccurrence(histories, self.items, sum_counts)
         root = both.counts.double().sqrt()
         for first in range(0, self.items, COUNT_BLOCK):
             last = min(first + COUNT_BLOCK, self.items)
@@ -268,7 +227,7 @@ def _nearest(near: Tensor, count: int) -> Tensor:
     return torch.topk(key, count, dim=1)[1].sort(dim=1)[0]
 
 
-class Ease(HistoryModel):
+class Ease(ItemItem):
     """Score of a pair: history times the item-item weights that best reproduce the histories.
 
     B = argmin |X - X B|^2 + l2 |B|^2 with diagonal 0, in closed form: P = (X'X + l2 I)^-1,
@@ -288,9 +247,9 @@ class Ease(HistoryModel):
         self.register_buffer("weight", torch.zeros(items, items))
         self.weight: Tensor
 
-    def fit_weights(self) -> None:
-        """Solve for the weights in float64."""
-        both = Cooccurrence(self.indptr, self.item, self.items)
+    def fit(self, histories: RatingsCSR, sum_counts: SumCounts = lambda counts: counts) -> None:
+        """Solve for the weights in float64; see ClosedForm.fit."""
+        both = Cooccurrence(histories, self.items, sum_counts)
         gram = torch.empty(self.items, self.items, dtype=torch.float64)
         for first in range(0, self.items, COUNT_BLOCK):
             last = min(first + COUNT_BLOCK, self.items)

@@ -11,29 +11,21 @@ import torch
 from recray.config import Settings, TrainSettings
 from recray.data.dataset import Prepared
 from recray.data.features import feature_matrix
-from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.evaluation.metrics import RATING
 from recray.models import build_model
 from recray.models.base import Model
-from recray.models.factorization import BPMFMean, Hybrid
-from recray.models.objectives import (
-    BPMF,
-    ImplicitALS,
-    Objective,
-    PairLoss,
-    SampledLoss,
-    as_linear,
-    build_objective,
-)
+from recray.models.factorization import Hybrid
+from recray.models.objectives import Objective, build_objective
 from recray.schema import TIMINGS
 from recray.training.checkpoint import Checkpoint, CheckpointStore, TrainState
-from recray.training.epochs import AllItemsEpochs, ALSEpochs, EpochRunner, PairEpochs
-from recray.training.gibbs import GibbsSampler
+from recray.training.epochs import EpochRunner
 from recray.training.run_metadata import EpochEntry
-from recray.training.shard import Shard, Validate, WorkerRows, Workers, rating_statistics
+from recray.training.runners import epoch_runner
+from recray.training.shard import Shard, Workers, rating_statistics
 from recray.training.streaming import StreamedShard, check_streaming
 from recray.training.warm_start import StartWeights, pretrain, read_start_weights, start_from
+from recray.training.worker_rows import Validate, WorkerRows
 
 Report = Callable[[EpochEntry], None]
 
@@ -46,47 +38,6 @@ LOWER_IS_BETTER = RATING
 def is_done(state: TrainState, epochs: int) -> bool:
     """Whether nothing is left to train of so many epochs."""
     return state.stopped or state.epoch >= epochs
-
-
-def epoch_runner(
-    model: Model,
-    objective: Objective,
-    shard: Shard | StreamedShard,
-    settings: Settings,
-    workers: Workers,
-) -> EpochRunner:
-    """Build the kind of epoch that the objective needs."""
-    objective.check(model)
-    all_items = isinstance(objective, SampledLoss) and objective.negatives is None
-    if isinstance(objective, PairLoss) and not all_items:
-        sampler = _sampler(model, shard, settings, workers)
-        return PairEpochs(model, objective, shard, settings.train, workers, sampler)
-    if isinstance(shard, StreamedShard):
-        raise ValueError(f"{type(objective).__name__} cannot be streamed: see check_streaming")
-    if isinstance(objective, SampledLoss):
-        return AllItemsEpochs(model, objective, shard, settings.train, workers)
-    group = workers.with_long_timeout()
-    if isinstance(objective, ImplicitALS):
-        return ALSEpochs(as_linear(model), objective, shard, group)
-    if isinstance(objective, BPMF) and isinstance(model, BPMFMean):
-        return GibbsSampler(model, objective, shard, settings.train.seed, group)
-    raise ValueError(f"{type(objective).__name__} has no training loop")
-
-
-def _sampler(
-    model: Model, shard: Shard | StreamedShard, settings: Settings, workers: Workers
-) -> NegativeSampler | None:
-    """Build what draws the negatives of the objective; None if it has none."""
-    objective = settings.objective
-    if not settings.ranks or objective.negatives == "all":
-        return None
-    popularity = known = None
-    if objective.sampling == "popularity":
-        counts = (torch.bincount(item, minlength=model.items) for _, item, _ in shard.chunks())
-        popularity = workers.sum(sum(counts, torch.zeros(model.items, dtype=torch.float64)))
-    if objective.reject_seen and isinstance(shard, Shard):  # check_streaming refuses the other
-        known = torch.sort(shard.user * model.items + shard.item).values
-    return NegativeSampler(model.items, objective.negatives, popularity, known)
 
 
 class PreemptionCheckpoint:

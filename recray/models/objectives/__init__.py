@@ -7,7 +7,8 @@ from recray.models.objectives.base import (
     as_linear,
     build_objective,
 )
-from recray.models.objectives.fold_in import FoldIn, FoldInConfig, FoldInPrior, RatingsCSR
+from recray.models.objectives.fold_in import FoldIn, FoldInConfig, FoldInPrior
+from recray.models.objectives.history import ByHistory
 from recray.models.objectives.ials import ROW_BLOCK, ImplicitALS
 from recray.models.objectives.preference import BINARY, Graded, Preference, detect_scale
 from recray.models.objectives.ranking import (
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "bpr": Bpr,
     "item-softmax": ItemSoftmax,
     "unobserved-class": UnobservedClass,
+    "closed-form": ByHistory,
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "OBJECTIVES",
     "ROW_BLOCK",
     "Bce",
+    "ByHistory",
     "Contributions",
     "FoldIn",
     "FoldInConfig",
@@ -50,7 +53,6 @@ __all__ = [
     "PairLoss",
     "Preference",
     "RatingClassification",
-    "RatingsCSR",
     "SampledLoss",
     "UnobservedClass",
     "as_linear",

@@ -17,7 +17,8 @@ from torch import Tensor
 from recray.config import Settings
 from recray.errors import RecrayError
 from recray.models.base import Batch, LinearModel, Model
-from recray.models.objectives.fold_in import FoldIn, FoldInConfig, RatingsCSR
+from recray.models.history import RatingsCSR
+from recray.models.objectives.fold_in import FoldIn, FoldInConfig
 from recray.models.objectives.preference import Preference
 
 Contributions = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

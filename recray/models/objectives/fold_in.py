@@ -4,17 +4,16 @@ Objectives with a closed form solve for each user alone (`fold_in_each`). The ot
 losses of many users together by a batched L-BFGS (`fold_in_by_lbfgs`).
 """
 
-# Shape letters: U = users, R = all their ratings, N = ratings of one user, S = length of a state.
+# Shape letters: U = users, N = ratings of one user, S = length of a state.
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from recray.models.base import Model
+from recray.models.history import RatingsCSR
 
 MAX_STEPS = 40
 MEMORY_STEPS = 8  # pairs of steps and gradient changes that L-BFGS keeps
@@ -27,59 +26,6 @@ TOLERANCE = 1e-7
 """A user has converged when a step lowers the loss by no more than this fraction of it."""
 MAX_CELLS = 1 << 22
 """Scores (ratings times items) that are held at once while users are folded in together."""
-
-
-class RatingsCSR(NamedTuple):
-    """The ratings of new users as a sparse matrix in CSR form.
-
-    Args:
-        indptr: (U + 1,) int64; user u has the ratings indptr[u]..indptr[u + 1] - 1.
-        item: (R,) int64 ids; a user has each at most once.
-        rating: (R,) float32 ratings.
-    """
-
-    indptr: Tensor
-    item: Tensor
-    rating: Tensor
-
-    @classmethod
-    def one(cls, item: Tensor, rating: Tensor) -> Self:
-        """One user with (N,) items and (N,) ratings."""
-        return cls.of([(item, rating)])
-
-    @classmethod
-    def of(cls, users: Sequence[tuple[Tensor, Tensor]]) -> Self:
-        """One or more users, each with (N,) items and (N,) ratings."""
-        counts = torch.tensor([0, *(len(item) for item, _ in users)])
-        items, ratings = zip(*users, strict=True)
-        return cls(counts.cumsum(dim=0), torch.cat(items), torch.cat(ratings))
-
-    @property
-    def row(self) -> Tensor:
-        """(R,) number of the user of each rating."""
-        return torch.repeat_interleave(torch.arange(len(self.indptr) - 1), self.indptr.diff())
-
-    def sums(self, value: Tensor) -> Tensor:
-        """Sum (R,) values of ratings for each user: (U,)."""
-        return value.new_zeros(len(self.indptr) - 1).index_add(0, self.row, value)
-
-    def each(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The items and ratings of each user in turn."""
-        for begin, end in pairwise(self.indptr.tolist()):
-            yield self.item[begin:end], self.rating[begin:end]
-
-    def blocks(self, ratings: int) -> Iterator["RatingsCSR"]:
-        """Blocks of users with at most so many ratings in a block, but at least one user."""
-        ends, first = self.indptr.tolist(), 0
-        while first < len(ends) - 1:
-            last = first + 1
-            while last < len(ends) - 1 and ends[last + 1] - ends[first] <= ratings:
-                last += 1
-            rows = slice(ends[first], ends[last])
-            yield RatingsCSR(
-                self.indptr[first : last + 1] - ends[first], self.item[rows], self.rating[rows]
-            )
-            first = last
 
 
 FoldIn = Callable[[RatingsCSR], Tensor]

@@ -11,8 +11,9 @@ from torch import Tensor
 from recray.errors import RecrayError
 from recray.models.base import Model
 from recray.models.factorization import Dot, Hybrid
+from recray.models.history import RatingsCSR
 from recray.models.objectives.base import Contributions, Objective, as_linear
-from recray.models.objectives.fold_in import FoldIn, FoldInConfig, RatingsCSR
+from recray.models.objectives.fold_in import FoldIn, FoldInConfig
 from recray.models.objectives.preference import BINARY, Graded, Preference
 
 AllReduce = Callable[[Tensor], Tensor]

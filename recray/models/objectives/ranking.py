@@ -20,12 +20,12 @@ from torch.nn import functional
 from recray.data.negatives import Negatives, sampling_probabilities
 from recray.errors import RecrayError
 from recray.models.base import ITEM_BLOCK, Batch, Model
+from recray.models.history import RatingsCSR
 from recray.models.objectives.base import PairLoss, require_raw_output
 from recray.models.objectives.fold_in import (
     FoldIn,
     FoldInConfig,
     FoldInPrior,
-    RatingsCSR,
     fold_in_by_lbfgs,
 )
 from recray.models.objectives.preference import BINARY, Graded, Preference

@@ -11,6 +11,7 @@ from torch.nn import functional
 from recray.errors import RecrayError
 from recray.models.base import Batch, LinearModel, Model
 from recray.models.factorization import BPMFMean
+from recray.models.history import RatingsCSR
 from recray.models.neural import SoftmaxDnn
 from recray.models.objectives.base import (
     Contributions,
@@ -23,7 +24,6 @@ from recray.models.objectives.fold_in import (
     FoldIn,
     FoldInConfig,
     FoldInPrior,
-    RatingsCSR,
     fold_in_by_lbfgs,
     fold_in_each,
 )

@@ -1,0 +1,130 @@
+"""Models without a table of users: the state of a user follows from the history alone.
+
+So somebody who is new is served by the very same function as somebody of the training, at once.
+"""
+
+# Shape letters: U = users, R = all their ratings, N = ratings of one user, S = length of a state.
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from recray.models.base import Model, ScoreType
+
+SumCounts = Callable[[Tensor], Tensor]
+"""Sums a tensor of whole numbers over all workers; exact, so the order does not matter."""
+
+
+class RatingsCSR(NamedTuple):
+    """The ratings of users as a sparse matrix in CSR form.
+
+    Args:
+        indptr: (U + 1,) int64; user u has the ratings indptr[u]..indptr[u + 1] - 1.
+        item: (R,) int64 ids; a user has each at most once. Those of a user are in the order of
+            time where a model reads it.
+        rating: (R,) float32 ratings.
+        time: (R,) int64 seconds, schema.UNKNOWN_TIME where unknown; None where no model reads it.
+        now: (U,) int64 seconds when each list is asked for; None: when the last rating came.
+    """
+
+    indptr: Tensor
+    item: Tensor
+    rating: Tensor
+    time: Tensor | None = None
+    now: Tensor | None = None
+
+    @classmethod
+    def one(cls, item: Tensor, rating: Tensor) -> Self:
+        """One user with (N,) items and (N,) ratings."""
+        return cls.of([(item, rating)])
+
+    @classmethod
+    def of(cls, users: Sequence[tuple[Tensor, Tensor]]) -> Self:
+        """One or more users, each with (N,) items and (N,) ratings."""
+        counts = torch.tensor([0, *(len(item) for item, _ in users)])
+        items, ratings = zip(*users, strict=True)
+        return cls(counts.cumsum(dim=0), torch.cat(items), torch.cat(ratings))
+
+    @property
+    def row(self) -> Tensor:
+        """(R,) number of the user of each rating."""
+        return torch.repeat_interleave(torch.arange(len(self.indptr) - 1), self.indptr.diff())
+
+    def sums(self, value: Tensor) -> Tensor:
+        """Sum (R,) values of ratings for each user: (U,)."""
+        return value.new_zeros(len(self.indptr) - 1).index_add(0, self.row, value)
+
+    def each(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The items and ratings of each user in turn."""
+        for begin, end in pairwise(self.indptr.tolist()):
+            yield self.item[begin:end], self.rating[begin:end]
+
+    def blocks(self, ratings: int) -> Iterator["RatingsCSR"]:
+        """Blocks of users with at most so many ratings in a block, but at least one user."""
+        ends, first = self.indptr.tolist(), 0
+        while first < len(ends) - 1:
+            last = first + 1
+            while last < len(ends) - 1 and ends[last + 1] - ends[first] <= ratings:
+                last += 1
+            yield self._users(first, last)
+            first = last
+
+    def _users(self, first: int, last: int) -> "RatingsCSR":
+        """The ratings of the users first..last-1."""
+        begin, end = (int(self.indptr[user]) for user in (first, last))
+        return RatingsCSR(
+            self.indptr[first : last + 1] - begin,
+            self.item[begin:end],
+            self.rating[begin:end],
+            None if self.time is None else self.time[begin:end],
+            None if self.now is None else self.now[first:last],
+        )
+
+
+class HistoryModel(Model):
+    """A model whose user state is a function of the user's history.
+
+    Args:
+        users: Users of the training, whose lists come from the model; there is no row for them.
+        items: Number of items.
+        score_type: logit, or rating where scores are predicted ratings.
+    """
+
+    reads_order: ClassVar[bool] = False
+    """Whether the state depends on the order of a user's ratings."""
+    reads_times: ClassVar[bool] = False
+    """Whether it depends on when they came, or on when the list is asked for."""
+
+    def __init__(self, users: int, items: int, score_type: ScoreType = "logit") -> None:
+        super().__init__(users, items, score_type)
+
+    @abstractmethod
+    def state_of(self, known: RatingsCSR) -> Tensor:
+        """The (U, S) states of users with these ratings; each depends on its own user alone."""
+
+    def user_state(self, user: Tensor | slice) -> Tensor:
+        """There is no table of users.
+
+        Raises:
+            ValueError: Always; see state_of.
+        """
+        raise ValueError(f"{type(self).__name__} has no rows of users: see state_of")
+
+
+class ClosedForm(HistoryModel):
+    """A history model that is fitted once, from counts of what lies in the histories."""
+
+    @abstractmethod
+    def fit(self, histories: RatingsCSR, sum_counts: SumCounts = lambda counts: counts) -> None:
+        """Compute the weights.
+
+        Args:
+            histories: Training ratings of the users of this worker.
+            sum_counts: Sums whole numbers over all workers, which are called with tensors of the
+                same shapes in the same order; so the weights are the same to the digit on each,
+                however many there are.
+        """
