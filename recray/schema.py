@@ -22,6 +22,10 @@ RATINGS = pa.schema(
     ]
 )
 
+PLACE = pa.field("place", pa.int32())
+"""Beside RATINGS where the order of a user's ratings is part of the data: the place of a rating
+among all those of its user, from 0."""
+
 UNKNOWN_TIME = -(2**63)
 """The time of a rating whose time is unknown, in arrays: it stands before all others."""
 

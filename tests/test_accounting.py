@@ -46,9 +46,9 @@ def test_a_lost_or_doubled_row_is_a_fault(kept):
 
 
 def test_one_cut_in_time_is_refused_above_one_percent_of_unknown_times():
-    check_times_known(1000, 990)
+    check_times_known("temporal", 1000, 990)
     with pytest.raises(RecrayError, match=r"11 of 1,000 ratings \(1.1%\).*per-user-ratio"):
-        check_times_known(1000, 989)
+        check_times_known("temporal", 1000, 989)
 
 
 def test_a_source_without_times_has_no_rule_and_no_unknown_one():

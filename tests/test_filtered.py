@@ -38,7 +38,7 @@ def known(spill: SpillFolder, tmp_path, kept: Rows, users: DenseIds, items: Dens
     count = write_known(0, spill=spill, folder=folder, timed=True, **sizes)
     rows = Ratings.of(folder.read_table(part_name(KNOWN, 0)))
     assert len(rows) == count
-    return list(zip(*(column.tolist() for column in vars(rows).values()), strict=True))
+    return list(zip(*(column.tolist() for column in rows.columns.values()), strict=True))
 
 
 def test_what_was_dropped_is_written_once_with_dense_ids(spill, tmp_path):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from recray.data import ingest
+from recray.data import manifest
 from recray.errors import CheckFailed, RecrayError
 from recray.evaluation.comparison import check_not_worse
 from recray.evaluation.evaluator import evaluate
@@ -70,10 +70,10 @@ def test_a_rating_that_a_filter_keeps_from_training_may_be_given(bundle):
 def test_data_of_an_earlier_version_are_prepared_again(prepared, monkeypatch):
     source = SimpleNamespace(identity="same")
     prepared.manifest["source"] = "same"
-    monkeypatch.setattr(ingest, "_settings_of", lambda _: prepared.manifest["settings"])
-    assert ingest.same_settings(prepared, source, None)
+    monkeypatch.setattr(manifest, "_settings_of", lambda _: prepared.manifest["settings"])
+    assert manifest.same_settings(prepared, source, None)
     del prepared.manifest["fits"]
-    assert not ingest.same_settings(prepared, source, None)
+    assert not manifest.same_settings(prepared, source, None)
 
 
 def test_both_fits_are_one_version(bundle, make_bundle, tmp_path):

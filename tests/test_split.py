@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from recray.config import SplitSettings
 from recray.data import split
+from recray.data.row_order import order_by, run_starts
 from recray.data.split import (
     FOLD_IN,
     SLOTS,
@@ -15,9 +16,8 @@ from recray.data.split import (
     VALID,
     assign,
     hash_ids,
-    order_by,
     partitions_for,
-    run_starts,
+    places_in_order,
     slot_of,
     within_given,
 )
@@ -278,6 +278,83 @@ def test_what_needs_time_refuses_data_without(kind):
     ids = np.arange(4)
     with pytest.raises(RecrayError, match="needs timestamps"):
         assign(ids, ids, None, SplitSettings(kind=kind))
+
+
+# ------------------------------------------------------------------------------------- next
+
+
+def by_hand(rows, cut=None, valid=True):
+    """The split of next, counted user by user: rows are (user, item, time), in file order."""
+    which = [TRAIN] * len(rows)
+    for user in {row[0] for row in rows}:
+        own = sorted((row[2], line) for line, row in enumerate(rows) if row[0] == user)
+        targets = own[-1:] if len(own) >= 3 else []
+        validates = own[-2:-1] if len(own) >= 3 and valid else []
+        for time, line in own:
+            if time == UNKNOWN_TIME or (cut is not None and time < cut):
+                continue
+            split = TRAIN if cut is None else FOLD_IN
+            split = VALID if (time, line) in validates else split
+            which[line] = TEST if (time, line) in targets else split
+    return which
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 99), st.sampled_from([UNKNOWN_TIME, 1, 2, 3])),
+        min_size=1,
+        max_size=40,
+        unique_by=lambda row: row[:2],
+    ),
+    st.sampled_from([None, 2, 3]),
+    st.sampled_from([0.0, 0.1]),
+)
+def test_next_takes_the_last_rows_of_each_user_in_the_order_of_the_file(rows, cut, valid):
+    user, item, time = (np.array(column, np.int64) for column in zip(*rows, strict=True))
+    cuts = None if cut is None else (cut, cut)
+    settings, line = SplitSettings(kind="next", valid=valid), np.arange(len(rows)) * 3 + 7
+    which = assign(user, item, time, settings, cuts, line)
+    assert which.tolist() == by_hand(rows, cut, valid > 0)
+    shuffled = np.random.default_rng(0).permutation(len(rows))
+    again = assign(user[shuffled], item[shuffled], time[shuffled], settings, cuts, line[shuffled])
+    assert again.tolist() == which[shuffled].tolist(), "the place in memory decides nothing"
+
+
+def test_next_without_lines_takes_the_rows_of_leave_one_out():
+    user, item = people(300, 4)
+    time = np.where(item == 0, 5, 9)  # three of four rows tie
+    one = assign(user, item, time, SplitSettings(kind="leave-one-out"))
+    assert (assign(user, item, time, SplitSettings(kind="next")) == one).all()
+
+
+def test_next_without_times_goes_by_the_lines():
+    user, item = people(3, 4)
+    which = assign(user, item, None, SplitSettings(kind="next"), None, np.arange(12)[::-1])
+    assert which.reshape(3, 4).tolist() == [[TEST, VALID, TRAIN, TRAIN]] * 3
+
+
+@pytest.mark.parametrize("kind", ["leave-one-out", "per-user-ratio"])
+def test_lines_order_what_came_at_one_time(kind):
+    user, item = people(50, 5)
+    settings = SplitSettings(kind=kind, test=0.2, valid=0.2)
+    line = np.arange(250)
+    which = assign(user, item, np.full(250, 9), settings, None, line).reshape(50, 5)
+    assert (which == [TRAIN, TRAIN, TRAIN, VALID, TEST]).all()
+    mirrored = assign(user, item, np.full(250, 9), settings, None, line[::-1]).reshape(50, 5)
+    assert (mirrored == [TEST, VALID, TRAIN, TRAIN, TRAIN]).all()
+
+
+def test_a_place_counts_the_rows_of_the_user_before_it():
+    user, item = np.array([7, 3, 7, 7, 3]), np.array([1, 1, 2, 3, 9])
+    time = np.array([5, 2, 5, UNKNOWN_TIME, 2])
+    line = np.array([0, 1, 2, 3, 4])
+    assert places_in_order(user, item, time, 0, line).tolist() == [1, 0, 2, 0, 1]
+    hashed = places_in_order(user, item, time, 0, None)
+    assert sorted(hashed[user == 7].tolist()) == [0, 1, 2]
+    assert hashed[3] == 0
+    last = assign(user, item, time, SplitSettings(kind="leave-one-out", seed=0)) == TEST
+    places = dict(zip(user[last].tolist(), hashed[last].tolist(), strict=True))
+    assert places == {7: 2, 3: 1}, "both take one hash"
 
 
 # ---------------------------------------------------------------------- held-out users, given

@@ -40,7 +40,7 @@ def opened(
 
 def matching(out: str, ratings: Source, settings: Settings) -> Prepared:
     """The data set that lies in a folder, if it is of these ratings and settings."""
-    from recray.data.ingest import same_settings
+    from recray.data.manifest import same_settings
 
     prepared = Prepared.open(out)
     if not same_settings(prepared, ratings, settings):

@@ -100,7 +100,8 @@ class PreparedFacts(Result):
         rows: What became of every row.
         buckets: Files of each split.
         core_rounds: Rounds until data.core held.
-        counts: Users, items, ratings, duplicates, and ids that training lacks.
+        counts: Users, items, ratings, duplicates, ids that training lacks, and short_users: those
+            with too few ratings for a target of split.kind=next.
         splits: By split.
         ratings: The ratings that occur.
         fingerprints: sha256 of ids, items and each split.

@@ -49,6 +49,11 @@ class DataSettings(Group):
     """Keep ratings that are this high or higher."""
     core: Annotated[int, Field(ge=1)] | None = None
     """Keep users and items with at least this many ratings each; repeated until all have them."""
+    order: Literal["hash", "file"] | None = None
+    """What orders a user's ratings of the same time. hash: a hash of the ids, whatever the order of
+    the file; file: the order of the rows in the source, which is then part of the data; null: file
+    for split.kind=next, else hash.
+    """
 
     @field_validator("scale", mode="before")
     @classmethod
@@ -82,10 +87,13 @@ class SplitSettings(Group):
         "kfold",
         "held-out-users",
         "given",
+        "next",
     ] = "per-user-random"
     """Which ratings are for test and validation; docs/data.md explains each kind."""
     test: Fraction = 0.1
-    """Fraction of ratings (held-out-users: of users); unused by leave-one-out, kfold and given."""
+    """Fraction of ratings (held-out-users: of users); unused by leave-one-out, kfold, given and
+    next.
+    """
     valid: Fraction = 0.1
     """The same for validation; kfold, given: of what is not in the test split; 0: no validation."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -100,6 +108,10 @@ class SplitSettings(Group):
     """given: the file of the training ratings inside the source, such as u1.base."""
     test_file: str | None = None
     """given: the file of the test ratings, such as u1.test."""
+    cut: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """next: the share of the ratings, by time, before a cut; only ratings after it are targets.
+    null: every user has one.
+    """
 
     @model_validator(mode="after")
     def _something_left_to_train(self) -> Self:

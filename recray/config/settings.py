@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import JsonValue, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -79,6 +79,16 @@ class Settings(Group):
     def ranks(self) -> bool:
         """Whether training aims at ranking; otherwise it predicts ratings."""
         return self.objective.kind not in RATING_OBJECTIVES
+
+    @property
+    def tie_order(self) -> Literal["hash", "file"]:
+        """What orders a user's ratings of the same time."""
+        return self.data.order or ("file" if self.split.kind == "next" else "hash")
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the data set keeps the place of each rating among those of its user."""
+        return self.tie_order == "file" or self.split.kind == "next"
 
     @property
     def metric(self) -> str:

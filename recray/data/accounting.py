@@ -76,10 +76,11 @@ def times_read(ranges: tuple[FileRange, ...], unknown: int) -> TimesRead:
     )
 
 
-def check_times_known(rows: int, timed: int) -> None:
+def check_times_known(kind: str, rows: int, timed: int) -> None:
     """Refuse one cut in time where many ratings would only train because their time is unknown.
 
     Args:
+        kind: The kind of split.
         rows: Ratings.
         timed: Those whose time is known.
 
@@ -89,7 +90,7 @@ def check_times_known(rows: int, timed: int) -> None:
     unknown = rows - timed
     if unknown > UNKNOWN_SHARE * rows:
         raise RecrayError(
-            f"split.kind=temporal needs times, and {unknown:,} of {rows:,} ratings "
+            f"split.kind={kind} cuts by time, and {unknown:,} of {rows:,} ratings "
             f"({unknown / rows:.1%}) have none that can be read, more than {UNKNOWN_SHARE:.0%}; "
             "mend them, or use split.kind=per-user-ratio or leave-one-out, where such ratings "
             "train, or per-user-random"

@@ -3,7 +3,7 @@
 Raw ids are those that users know, integers or text. Models use dense ids, 0..n-1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recray import schema, storage
 from recray.data.ids import FIT_SPLITS, FitOn, IdMap
+from recray.data.row_order import order_by
 from recray.data.split import hash_ids
 from recray.errors import RecrayError
 from recray.storage import Folder
@@ -26,54 +27,82 @@ KNOWN = "known"
 
 @dataclass(frozen=True)
 class Ratings:
-    """Ratings as columns, sorted by (user, timestamp, item).
+    """Ratings as columns, sorted by (user, place), and without places by (user, timestamp, item).
 
     Args:
         user: (R,) int32 dense ids.
         item: (R,) int32 dense ids.
         rating: (R,) float32 stars.
         timestamp: (R,) int64 seconds; schema.UNKNOWN_TIME where unknown.
+        place: (R,) int32 place of the row among the rows of its user in all splits, in order;
+            None where the data set keeps none.
     """
 
     user: NDArray[np.int32]
     item: NDArray[np.int32]
     rating: NDArray[np.float32]
     timestamp: NDArray[np.int64]
+    place: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.user)
 
     @classmethod
     def of(cls, table: pa.Table) -> Self:
-        """Take the columns of a table of schema.RATINGS."""
+        """Take the columns of a table of schema.RATINGS, with or without schema.PLACE."""
         user, item, rating = (table[name].to_numpy() for name in ("user", "item", "rating"))
         timestamp = table["timestamp"].combine_chunks().fill_null(schema.UNKNOWN_TIME).to_numpy()
-        return cls(user, item, rating, timestamp)
+        place = table["place"].to_numpy() if "place" in table.column_names else None
+        return cls(user, item, rating, timestamp, place)
 
     @classmethod
     def concatenate(cls, parts: list["Ratings"]) -> Self:
-        """All rows of the parts, sorted by (user, timestamp, item)."""
-        columns = [
+        """All rows of the parts, sorted by (user, place), or by (user, timestamp, item).
+
+        Rows of equal places, which filters dropped, stay in the order of the parts.
+        """
+        joined, order = cls.joined(parts)
+        return cls(**joined.where(order).columns)
+
+    @classmethod
+    def joined(cls, parts: list["Ratings"]) -> tuple["Ratings", NDArray[np.int64]]:
+        """All rows of the parts one after another, and the order that sorts them.
+
+        Raises:
+            ValueError: Some parts have places, and others do not.
+        """
+        places = [part.place for part in parts if part.place is not None]
+        if places and any(part.place is None and len(part) for part in parts):
+            raise ValueError("some of the ratings have a place among those of their user")
+        user, item, rating, timestamp = (
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("user", "item", "rating", "timestamp")
-        ]
-        order = np.lexsort((columns[1], columns[3], columns[0]))
-        return cls(*(column[order] for column in columns))
+        )
+        place = np.concatenate(places) if places else None
+        keys = (item, timestamp, user) if place is None else (place, user)
+        return Ratings(user, item, rating, timestamp, place), np.lexsort(keys)
+
+    @property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns by their names; without `place` where there is none."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in columns.items() if column is not None}
 
     def where(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Ratings":
         """The rows that a mask or places choose."""
-        return Ratings(
-            self.user[chosen], self.item[chosen], self.rating[chosen], self.timestamp[chosen]
-        )
+        return Ratings(**{name: column[chosen] for name, column in self.columns.items()})
 
 
 def in_order(rows: Ratings) -> Ratings:
-    """The rows of each user in the order of time; ties are broken by a hash of the ids.
+    """Each user's rows in order: by place, or else by time.
 
-    So the order of ids, which is that of rows with one time in a file, tells a model nothing.
+    Rows of one time without places are ordered by a hash of their ids, so that no model learns
+    the order of ids.
     """
-    ids = rows.user.astype(np.int64), rows.item.astype(np.int64)
-    return rows.where(np.lexsort((hash_ids(0, *ids), rows.timestamp, rows.user)))
+    if rows.place is not None:
+        return rows.where(np.lexsort((rows.place, rows.user)))
+    tie = hash_ids(0, rows.user.astype(np.int64), rows.item.astype(np.int64))
+    return rows.where(order_by(rows.user, rows.timestamp, tie))
 
 
 class Fit(NamedTuple):
@@ -237,6 +266,8 @@ def write_part(folder: Folder, split: str, bucket: int, rows: Ratings, timed: bo
     times = time_column(rows.timestamp) if timed else pa.nulls(len(rows), pa.int64())
     columns = [rows.user, rows.item, rows.rating, times]
     table = pa.table(columns, schema=schema.RATINGS)
+    if rows.place is not None:
+        table = table.append_column(schema.PLACE, [rows.place])
     folder.write_table(part_name(split, bucket), table, dictionary=["rating"])
 
 

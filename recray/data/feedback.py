@@ -19,9 +19,9 @@ from pydantic import BaseModel
 from recray.config import Duplicates
 from recray.data.feedback_log import MICRO, LoggedRating, RatingsLog
 from recray.data.formats.layout import FileRange, RatingsFile, format_of_names
+from recray.data.row_order import order_by
 from recray.data.source import Source
 from recray.data.spill import Rows, merge_duplicates
-from recray.data.split import order_by
 from recray.errors import RecrayError
 
 SNAPSHOTS = "snapshots"
@@ -167,12 +167,6 @@ def append(
 ) -> tuple[Rows, NDArray[np.int8]]:
     """Rows with those of the log behind them, sorted by user, then item, and the split of each."""
     splits = np.concatenate([which, np.full(len(logged.user), split, np.int8)])
-    both = Rows(
-        np.concatenate([rows.user, logged.user]),
-        np.concatenate([rows.item, logged.item]),
-        np.concatenate([rows.rating, logged.rating]),
-        np.concatenate([rows.timestamp, logged.timestamp]),
-        None if rows.part is None else splits,
-    )
+    both = Rows.join([rows, logged])._replace(part=None if rows.part is None else splits)
     order = order_by(both.user, both.item)
     return both.at(order), splits[order]

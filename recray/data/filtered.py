@@ -15,9 +15,9 @@ from recray import schema
 from recray.config import DataSettings
 from recray.data.dataset import KNOWN, Ratings, write_part
 from recray.data.ids import DenseIds, id_hash
+from recray.data.row_order import order_by, run_starts
 from recray.data.source import Source
 from recray.data.spill import Rows, SpillFile, SpillFolder, merge_duplicates
-from recray.data.split import order_by
 from recray.errors import RecrayError
 from recray.storage import Folder
 
@@ -124,6 +124,7 @@ def write_known(
     users: DenseIds,
     items: DenseIds,
     timed: bool,
+    ordered: bool = False,
 ) -> int:
     """Write the ratings of a partition that filters dropped and that may matter to a list.
 
@@ -138,6 +139,7 @@ def write_known(
         users: Dense ids of all users.
         items: Dense ids of all items.
         timed: Whether times are known.
+        ordered: Whether rows have places; these have that of the last kept row before them, or -1.
 
     Returns:
         How many they are.
@@ -148,10 +150,30 @@ def write_known(
         rows = rows.at(np.isin(rows.user, users.key) & np.isin(rows.item, items.key))
         rows = _without(merge_duplicates(rows, "last"), kept)
     user, item = users.of(rows.user), items.of(rows.item)
-    order = order_by(user, rows.timestamp, item)
-    ordered = Ratings(user, item, rows.rating, rows.timestamp).where(order)
-    write_part(folder, KNOWN, partition, ordered, timed)
-    return len(ordered)
+    place = _places_among(kept, rows) if ordered else None
+    order = order_by(user, rows.timestamp, item if rows.line is None else rows.line)
+    known = Ratings(user, item, rows.rating, rows.timestamp, place).where(order)
+    write_part(folder, KNOWN, partition, known, timed)
+    return len(known)
+
+
+def _places_among(kept: Rows, dropped: Rows) -> NDArray[np.int32]:
+    """For each dropped row the kept rows of its user that do not come after it, less one.
+
+    So no place of a kept row depends on what was dropped.
+    """
+    both = Rows.join([kept, dropped])
+    is_kept = np.arange(len(both.user)) < len(kept.user)
+    tie = (~is_kept).astype(np.int64) if both.line is None else both.line
+    order = order_by(both.user, both.timestamp, tie)
+    if not len(order):
+        return np.zeros(0, np.int32)
+    before = is_kept[order].cumsum()
+    begins = run_starts(both.user[order])
+    of_others = (before - is_kept[order])[begins]  # kept rows of the users before this one
+    place = np.empty(len(order), np.int32)
+    place[order] = before - np.repeat(of_others, np.diff(begins, append=len(order))) - 1
+    return place[len(kept.user) :]
 
 
 def _without(rows: Rows, others: Rows) -> Rows:

@@ -13,7 +13,6 @@ a file or one partition of users, never by the data, and no row passes through t
 """
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -22,26 +21,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
-from pydantic import JsonValue
 
 from recray import schema
 from recray.config import Settings
 from recray.data import split, tasks
-from recray.data.accounting import account, check_times_known, times_read
-from recray.data.dataset import KIND, KNOWN, Prepared
+from recray.data.accounting import account, check_times_known
+from recray.data.dataset import KIND, Prepared
+from recray.data.encode import encode
 from recray.data.filtered import item_rules
-from recray.data.ids import FIT_SPLITS, CountedIds, FitOn, IdMap, TextIds
+from recray.data.ids import CountedIds, IdMap, TextIds
+from recray.data.manifest import count_facts, fingerprint_facts, source_facts
 from recray.data.scan import Scanned, join_scans, scan_ranges
 from recray.data.source import Source
 from recray.data.spill import SpillFile, SpillFolder
-from recray.data.tasks import EncodedCounts, PartitionCounts
+from recray.data.tasks import PartitionCounts
 from recray.errors import RecrayError
 from recray.runtime.nodes import map_tasks, require_shared
 from recray.runtime.session import LOCAL, session
 from recray.storage import Folder, publish
-
-Facts = dict[str, JsonValue]
-"""A part of the manifest."""
 
 SPILL = ".spill"
 """Folder of the spill files inside the data set that is being written; deleted at the end."""
@@ -75,9 +72,10 @@ def _write(source: Source, folder: Folder, settings: Settings) -> None:
     spill = SpillFolder(folder.child(SPILL))
     scans = scan_ranges(source.ranges, spill)
     scanned = join_scans(source, scans, settings.data)
+    _check_times(source, scanned.timed, settings)
     partitions = split.partitions_for(scanned.rows)
     gathered, core_rounds = _gather(source, spill, scanned, partitions, settings)
-    _split(spill, partitions, scanned.timed, gathered, settings)
+    short_users = _split(spill, partitions, scanned.timed, gathered, settings)
     users, items = (
         CountedIds.join(spill.read_all(kind, partitions), _text_ids(spill, source, role))
         for kind, role in ((SpillFile.USERS, "raw_user"), (SpillFile.ITEMS, "raw_item"))
@@ -88,27 +86,26 @@ def _write(source: Source, folder: Folder, settings: Settings) -> None:
             f"{settings.data.model_dump(exclude_defaults=True)}"
         )
     codes = [split.TRAIN, split.VALID, split.TEST]
-    if settings.split.kind == "held-out-users":
+    if settings.split.kind == "held-out-users" or settings.split.cut is not None:
         codes.append(split.FOLD_IN)
     data = settings.data
     filters = any(limit is not None for limit in (data.min_year, data.min_rating, data.core))
     timed = scanned.timed or scanned.has_log
-    encode = partial(tasks.encode, spill=spill, folder=folder, splits=codes, timed=timed)
-    encode = partial(encode, filters=filters)
-    encoded = map_tasks(partial(encode, users=users.dense, items=items.dense), partitions)
+    write = partial(encode, spill=spill, folder=folder, splits=codes, timed=timed, filters=filters)
+    encoded = map_tasks(partial(write, users=users.dense, items=items.dense), partitions)
     _write_items(folder, source, items)
     _write_users(folder, source, users)
     folder.write_table("rejected.parquet", scanned.rejected)
     spill.folder.delete()
     dropped = sum((part.dropped for part in gathered), Counter[str]())
     facts = {
-        **_facts(source, settings, scanned),
+        **source_facts(source, settings, scanned),
         "buckets": partitions,
         "core_rounds": core_rounds,
-        **_counts(encoded, users, items, dropped["duplicates"]),
+        **count_facts(encoded, users, items, dropped["duplicates"], short_users),
         "rows": account(scanned, dropped, sum(p.rows.total() for p in encoded)).model_dump(),
         "lists": source.lists.facts(items.ids.column(), users.ids.column()),
-        "fingerprints": _fingerprints(folder, users.ids, items.ids),
+        "fingerprints": fingerprint_facts(folder, users.ids, items.ids),
     }
     folder.write_manifest(KIND, facts)
 
@@ -122,6 +119,25 @@ def _check_split(settings: Settings) -> None:
         )
     if settings.split.kind == "held-out-users" and settings.split.test == 0:
         raise RecrayError("split.kind=held-out-users with split.test=0 holds nobody out")
+    if settings.split.cut is not None and settings.split.kind != "next":
+        raise RecrayError(f"split.cut goes with split.kind=next, not {settings.split.kind}")
+
+
+def _check_times(source: Source, timed: bool, settings: Settings) -> None:
+    """Refuse what needs times where the source has none."""
+    if timed or settings.split.kind != "next":
+        return
+    by_name = "name the column of times by --columns timestamp=NAME"
+    if settings.data.order != "file":
+        raise RecrayError(
+            f"split.kind=next needs the order of each user's ratings, and {source.name} has no "
+            f"times: {by_name}, or take the order of the rows in the file by --set data.order=file"
+        )
+    if settings.split.cut is not None:
+        raise RecrayError(
+            f"split.cut={settings.split.cut:g} is a cut in time, and {source.name} has no times: "
+            f"{by_name}, or leave split.cut out"
+        )
 
 
 def _text_ids(spill: SpillFolder, source: Source, role: str) -> TextIds | None:
@@ -138,7 +154,7 @@ def _gather(
     """Fill the partitions; return the counts of each, and how many rounds `core` took."""
     gather = partial(tasks.gather, spill=spill, scanned=scanned.files, partitions=partitions)
     rules = item_rules(source, settings.data)
-    gather = partial(gather, rules=rules, settings=settings.data, timed=scanned.timed)
+    gather = partial(gather, rules=rules, settings=settings, timed=scanned.timed)
     counts = map_tasks(gather, partitions)
     overlap = sum(part.overlap for part in counts)
     if overlap:
@@ -170,25 +186,33 @@ def _split(
     timed: bool,
     gathered: list[PartitionCounts],
     settings: Settings,
-) -> None:
-    """Decide the split of every row."""
+) -> int:
+    """Decide the split of every row; return how many users have too few for split.kind=next."""
     chosen = settings.split
     cuts = item_offsets = None
     if chosen.kind == "temporal" and timed:
-        cuts = _cuts(spill, gathered, settings)
+        shares = (chosen.valid + chosen.test, chosen.test)
+        cuts = _cuts(spill, gathered, chosen.kind, shares)
+    if chosen.cut is not None:
+        after_cut = round(1 - chosen.cut, 9)  # 0.1 from 0.9, not a little less
+        cuts = _cuts(spill, gathered, chosen.kind, (after_cut, after_cut))
     if chosen.kind == "per-item-random":
         write = partial(tasks.write_item_keys, spill=spill, groups=partitions, seed=chosen.seed)
         offsets = map_tasks(write, partitions)
         by_item = partial(tasks.split_items, spill=spill, offsets=offsets, settings=chosen)
         item_offsets = map_tasks(by_item, partitions)
-    decide = partial(tasks.split_partition, spill=spill, settings=chosen, timed=timed)
-    map_tasks(partial(decide, cuts=cuts, item_offsets=item_offsets), partitions)
+    decide = partial(tasks.split_partition, spill=spill, settings=settings, timed=timed)
+    short = sum(map_tasks(partial(decide, cuts=cuts, item_offsets=item_offsets), partitions))
+    return short if chosen.kind == "next" else 0
 
 
 def _cuts(
-    spill: SpillFolder, gathered: list[PartitionCounts], settings: Settings
+    spill: SpillFolder,
+    gathered: list[PartitionCounts],
+    kind: str,
+    after: tuple[float, float],
 ) -> tuple[int, int]:
-    """Where valid and test begin, in seconds: at most their share of the rows is at or after it.
+    """The earliest times, in seconds, from which on there are at most these shares of the rows.
 
     Rows without a known time do not count, and train.
 
@@ -196,7 +220,7 @@ def _cuts(
         RecrayError: They are too many.
     """
     rows, timed = (sum(getattr(p, name) for p in gathered) for name in ("rows", "timed"))
-    check_times_known(rows, timed)
+    check_times_known(kind, rows, timed)
     first = [part.first for part in gathered if part.first is not None]
     last = [part.last for part in gathered if part.last is not None]
     if not first:
@@ -206,8 +230,7 @@ def _cuts(
         task = partial(tasks.count_times, spill=spill, begin=begin, end=end, width=width)
         return np.asarray(np.sum(map_tasks(task, len(gathered)), axis=0))
 
-    shares = settings.split.test, settings.split.test + settings.split.valid
-    test, valid = (split.cut_at(count, min(first), max(last), share * timed) for share in shares)
+    valid, test = (split.cut_at(count, min(first), max(last), share * timed) for share in after)
     return valid, test
 
 
@@ -245,102 +268,3 @@ def _write_ids(
     fields = fields.set(1, fields.field(1).with_type(ids.column().type))
     ordered = {name: columns[name] for name in fields.names}
     folder.write_table(file, pa.table(ordered, schema=fields))
-
-
-# ------------------------------------------------------------------------------- manifest
-
-
-def _facts(source: Source, settings: Settings, scanned: Scanned) -> Facts:
-    rejected: JsonValue = dict(sorted(scanned.reasons.items()))
-    return {
-        "dataset": source.name,
-        "source": source.identity,
-        "settings": _settings_of(settings),
-        "timestamps": scanned.timed or scanned.has_log,
-        "times": times_read(source.ranges, scanned.unknown_times).model_dump(),
-        "implicit": source.implicit,
-        "unused": dict(source.unused),
-        "rejected": {"rows": sum(scanned.reasons.values()), "reasons": rejected},
-        "rows_read": scanned.rows,
-    }
-
-
-def _settings_of(settings: Settings) -> Facts:
-    """The settings that a prepared data set depends on."""
-    return {g: getattr(settings, g).model_dump(mode="json") for g in ("data", "split")}
-
-
-def _counts(
-    encoded: list[EncodedCounts], users: CountedIds, items: CountedIds, duplicates: int
-) -> Facts:
-    rows = sum((part.rows for part in encoded), Counter[str]())
-    levels = sum((part.levels for part in encoded), Counter[float]())
-    splits: Facts = {}
-    for place, name in enumerate(schema.PARTS):
-        if name in encoded[0].rows:
-            unseen = sum(part.unseen[name] for part in encoded)
-            splits[name] = {
-                "rows": rows[name],
-                "users": int((users.counts[place] > 0).sum()),
-                "items": int((items.counts[place] > 0).sum()),
-                "unseen": unseen,
-                "unseen_percent": round(100 * unseen / rows[name], 3) if rows[name] else 0.0,
-            }
-    pairs: list[JsonValue] = [[value, levels[value]] for value in sorted(levels)]
-    return {
-        "counts": {
-            "users": users.ids.known,
-            "items": items.ids.known,
-            "unseen_users": len(users.ids) - users.ids.known,
-            "unseen_items": len(items.ids) - items.ids.known,
-            "duplicates": duplicates,
-            "ratings": sum(rows.values()),
-            "filtered": sum(part.filtered for part in encoded),
-        },
-        "splits": splits,
-        "fits": {fit_on: _fit(fit_on, encoded, users, items) for fit_on in FIT_SPLITS},
-        "ratings": {
-            "range": [min(levels), max(levels)],
-            "levels": pairs if len(levels) <= 100 else [],
-        },
-    }
-
-
-def _fit(
-    fit_on: FitOn, encoded: list[EncodedCounts], users: CountedIds, items: CountedIds
-) -> Facts:
-    """How many users and items a fit knows, and the range of its ratings."""
-    ranges = [p.ranges[name] for p in encoded for name in FIT_SPLITS[fit_on] if name in p.ranges]
-    lows, highs = zip(*ranges, strict=True)
-    return {
-        "users": users.known_to(fit_on),
-        "items": items.known_to(fit_on),
-        "range": [min(lows), max(highs)],
-    }
-
-
-def _fingerprints(folder: Folder, users: IdMap, items: IdMap) -> Facts:
-    """Hash each split, what filters dropped, the ids of training, and the lists of ids.
-
-    They prove later that what training saw does not depend on the test split.
-    """
-    prints: Facts = {
-        "ids": hashlib.sha256(users.content() + items.content()).hexdigest(),
-        "items": hashlib.sha256(folder.read_bytes("items.parquet")).hexdigest(),
-        "users": hashlib.sha256(folder.read_bytes("users.parquet")).hexdigest(),
-    }
-    for name in (*schema.PARTS, KNOWN):
-        digest = hashlib.sha256()
-        for file in folder.files():
-            if file.startswith(f"{name}/"):
-                digest.update(file.encode() + hashlib.sha256(folder.read_bytes(file)).digest())
-        prints[name] = digest.hexdigest()
-    return prints
-
-
-def same_settings(prepared: Prepared, source: Source, settings: Settings) -> bool:
-    """Whether preparing this source again would give the data set on disk."""
-    facts = prepared.manifest
-    if "fits" not in facts:  # an earlier version: it did not keep what filters dropped
-        return False
-    return bool(facts["source"] == source.identity and facts["settings"] == _settings_of(settings))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import Duplicates
-from recray.data.split import order_by, run_starts
+from recray.data.row_order import order_by, run_starts
 from recray.storage import Folder, is_uri
 
 Index = NDArray[np.bool_] | NDArray[np.int64] | slice
@@ -88,10 +88,15 @@ def read_arrow(folder: Folder, name: str, begin: int = 0, end: int | None = None
     return table.slice(begin, None if end is None else end - begin)
 
 
+MORE_COLUMNS = ("part", "line")
+"""Columns of Rows that may be missing."""
+
+
 class Rows(NamedTuple):
     """Ratings as columns by the keys of raw ids: (R,) each; an unknown time is UNKNOWN_TIME.
 
     `part` is the split that the source itself says a row belongs to, None where it says nothing.
+    `line` grows with the place of a row in the source, None where that decides nothing.
     """
 
     user: NDArray[np.int64]
@@ -99,14 +104,15 @@ class Rows(NamedTuple):
     rating: NDArray[np.float32]
     timestamp: NDArray[np.int64]
     part: NDArray[np.int8] | None = None
+    line: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, table: pa.Table) -> "Rows":
-        """Take the columns of a table of schema.RAW_RATINGS, with or without `part`."""
+        """Take the columns of a table of schema.RAW_RATINGS, with or without `part` and `line`."""
         user, item, rating = (table[n].to_numpy() for n in ("raw_user", "raw_item", "rating"))
         timestamp = table["timestamp"].combine_chunks().fill_null(schema.UNKNOWN_TIME).to_numpy()
-        part = table["part"].to_numpy() if "part" in table.column_names else None
-        return cls(user, item, rating, timestamp, part)
+        given = (table[n].to_numpy() if n in table.column_names else None for n in MORE_COLUMNS)
+        return cls(user, item, rating, timestamp, *given)
 
     def without_times(self) -> "Rows":
         """The same rows, all times unknown."""
@@ -116,18 +122,23 @@ class Rows(NamedTuple):
     def join(cls, parts: "list[Rows]") -> "Rows":
         """The rows of all parts, one at least, without what the source says of splits."""
         columns = zip(*(part[:4] for part in parts), strict=True)
-        return cls(*(np.concatenate(column) for column in columns))
+        joined = cls(*(np.concatenate(column) for column in columns))
+        lines = [part.line for part in parts if part.line is not None]
+        return joined._replace(line=np.concatenate(lines) if lines else None)
 
     def at(self, index: Index) -> "Rows":
         """The rows that a mask, places or a slice choose."""
-        user, item, rating, timestamp, part = self
-        chosen = None if part is None else part[index]
-        return Rows(user[index], item[index], rating[index], timestamp[index], chosen)
+        user, item, rating, timestamp, part, line = self
+        part = None if part is None else part[index]
+        line = None if line is None else line[index]
+        return Rows(user[index], item[index], rating[index], timestamp[index], part, line)
 
     def table(self) -> pa.Table:
-        """The columns as a table of schema.RAW_RATINGS, with `part` where there is one."""
+        """The columns as a table of schema.RAW_RATINGS, with `part` and `line` where given."""
         table = pa.table(list(self[:4]), schema=schema.RAW_RATINGS)
-        return table if self.part is None else table.append_column("part", pa.array(self.part))
+        for name, column in zip(MORE_COLUMNS, self[4:], strict=True):
+            table = table if column is None else table.append_column(name, pa.array(column))
+        return table
 
 
 def merge_duplicates(ratings: Rows, how: Duplicates) -> Rows:
@@ -137,7 +148,7 @@ def merge_duplicates(ratings: Rows, how: Duplicates) -> Rows:
         ratings: Rows in file order.
         how: last: the latest row stays, and of several at that time the last in the file. The
             mean, sum or count of the ratings, or the highest one, do not depend on the order of
-            the file; they keep the latest time.
+            the file; they keep the latest time, and the line of the last row at that time.
     """
     if not len(ratings.user):
         return ratings
@@ -145,7 +156,8 @@ def merge_duplicates(ratings: Rows, how: Duplicates) -> Rows:
     begins = run_starts(rows.user, rows.item)
     if len(begins) == len(rows.user) and how != "count":
         return rows
-    rows = rows.at(_by_time_in_runs(rows, begins, how != "last"))
+    by_rating = how != "last" and rows.line is None  # else the last line of a time must be last
+    rows = rows.at(_by_time_in_runs(rows, begins, by_rating))
     count = np.diff(begins, append=len(rows.user))
     latest = rows.at(begins + count - 1)
     match how:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recray.config import SplitSettings
+from recray.data.row_order import order_by, run_starts
 from recray.errors import RecrayError
 from recray.schema import UNKNOWN_TIME
 
@@ -17,6 +18,8 @@ TRAIN, VALID, TEST, FOLD_IN = 0, 1, 2, 3
 """Codes of schema.PARTS."""
 SLOTS = 256
 """Hash slots that users (or items) fall into; a partition is a run of them."""
+SHORT = 2
+"""Rows of a user with too few for a history, a row that validates and one that tests."""
 BINS = 4096
 """Bins of time that are counted at once on the way to a cut."""
 
@@ -24,9 +27,6 @@ USER_SALT = 0x75736572
 """Salt of the hash that chooses whole users ("user" in ASCII). Without it, seed 0 gives the hash of
 slot_of, and all users with the lowest hashes lie in one partition."""
 
-KEY_BITS = 64
-"""Bits of the key that several columns are packed into for sorting."""
-Integers = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.uint64]
 Ids = NDArray[np.int64]
 Splits = NDArray[np.int8]
 """(R,) code of the split that each row belongs to."""
@@ -67,6 +67,7 @@ def assign(
     timestamp: Ids | None,
     settings: SplitSettings,
     cuts: tuple[int, int] | None = None,
+    line: Ids | None = None,
 ) -> Splits:
     """Which split each rating belongs to: TRAIN, VALID, TEST or FOLD_IN.
 
@@ -76,7 +77,9 @@ def assign(
         timestamp: (R,) seconds, UNKNOWN_TIME where unknown; None where the data has no times.
         settings: The kind, fractions and seed. `per-item-random` looks at whole items, which are
             not here; see assign_by_share.
-        cuts: For `temporal`: where valid and test begin, in seconds; see cut_at.
+        cuts: For `temporal`: where valid and test begin, in seconds; `next`: where targets do.
+        line: (R,) places in the source, which order rows of one user at one time; None: a hash
+            of their ids does.
 
     Raises:
         RecrayError: The kind needs time and there is none.
@@ -95,7 +98,9 @@ def assign(
             raise ValueError("per-item-random is decided item by item, by assign_by_share")
         case "given":
             raise ValueError("given is decided by the source, see within_given")
-    return _by_time(user, key, timestamp, settings, cuts)
+        case "next":
+            return _next(user, _tie(key, line), timestamp, settings, cuts)
+    return _by_time(user, _tie(key, line), timestamp, settings, cuts)
 
 
 def assign_by_share(group: Ids, key: NDArray[np.uint64], settings: SplitSettings) -> Splits:
@@ -198,7 +203,7 @@ def _by_time(
     settings: SplitSettings,
     cuts: tuple[int, int] | None,
 ) -> Splits:
-    """The kinds that need time; the keys decide between rows of one user at one time."""
+    """The kinds that need time; of a user's rows at one time the lowest key is the latest."""
     if timestamp is None:
         raise RecrayError(
             f"split.kind={settings.kind} needs timestamps, and this data has none; "
@@ -218,6 +223,54 @@ def _by_time(
         if share > 0:
             split[timestamp >= begin] = code
     return split
+
+
+def _tie(key: NDArray[np.uint64], line: Ids | None) -> NDArray[np.uint64]:
+    """(R,) keys of which the lowest is the latest of a user's rows at one time."""
+    return key if line is None else ~line.astype(_U64)
+
+
+def _next(
+    user: Ids,
+    key: NDArray[np.uint64],
+    timestamp: Ids | None,
+    settings: SplitSettings,
+    cuts: tuple[int, int] | None,
+) -> Splits:
+    """Each user's last row to test, the one before to valid; after a cut only.
+
+    A user with one or two rows has no target, and a row of unknown time is none. What is known
+    after a cut is never trained on, so what a model learns ends before it.
+    """
+    time = np.full(len(user), UNKNOWN_TIME) if timestamp is None else timestamp
+    rank, count = _rank_in_group(user, key, ~time)
+    after = np.ones(len(user), bool) if cuts is None else time >= cuts[0]
+    split = np.full(len(user), TRAIN if cuts is None else FOLD_IN, np.int8)
+    split[~after] = TRAIN
+    targets = after & (count > SHORT)
+    split[targets & (rank == 0)] = TEST
+    if settings.valid > 0:
+        split[targets & (rank == 1)] = VALID
+    if timestamp is not None:
+        split[timestamp == UNKNOWN_TIME] = TRAIN
+    return split
+
+
+def places_in_order(
+    user: Ids, item: Ids, timestamp: Ids, seed: int, line: Ids | None
+) -> NDArray[np.int32]:
+    """Each row's place among the rows of its user, from 0: by time, then by line.
+
+    Args:
+        user: (R,) raw ids; all rows of a user are here.
+        item: (R,) raw ids.
+        timestamp: (R,) seconds; an unknown time stands first.
+        seed: The split's seed; without lines a hash decides, as it does in `assign`.
+        line: (R,) places in the source.
+    """
+    tie = _tie(hash_ids(seed, user, item), line)
+    rank, count = _rank_in_group(user, tie, ~timestamp)
+    return (count - 1 - rank).astype(np.int32)
 
 
 def _rank_in_group(
@@ -249,66 +302,3 @@ def _latest(rank: NDArray[np.int64], count: NDArray[np.int64], settings: SplitSe
     if settings.valid > 0:
         split[(rank == 1) & (count >= 3)] = VALID
     return split
-
-
-# -------------------------------------------------------------------------------- order of rows
-
-
-def order_by(*columns: Integers) -> NDArray[np.int64]:
-    """The stable order of rows by several columns, the first one first.
-
-    The columns' ranges are packed into 64 bits, the last one's low bits left out if they do not
-    fit; where that leaves rows undecided, np.lexsort decides.
-
-    Args:
-        columns: (R,) integers each.
-
-    Returns:
-        (R,) places, as np.lexsort(columns[::-1]) gives them.
-    """
-    if len(columns[0]) < 2:
-        return np.arange(len(columns[0]))
-    key, lost = _packed(columns)
-    if key is None:
-        return np.lexsort(columns[::-1])
-    order = np.argsort(key)
-    ordered = key[order]
-    if not (ordered[1:] == ordered[:-1]).any():
-        return order
-    return np.lexsort(columns[::-1]) if lost else np.argsort(key, kind="stable")
-
-
-def _packed(
-    columns: tuple[Integers, ...],
-) -> tuple[NDArray[np.uint64] | None, bool]:
-    """One key for each row, None if only a part of the first columns would fit; and whether the
-    last column lost bits.
-    """
-    key, free = np.zeros(len(columns[0]), np.uint64), KEY_BITS
-    for place, column in enumerate(columns):
-        offsets = _offsets(column)
-        bits = int(offsets.max()).bit_length()
-        if bits > free:
-            if place < len(columns) - 1:
-                return None, True
-            kept = offsets >> np.uint64(bits - free) if free else np.zeros_like(offsets)
-            return ((key << np.uint64(free)) | kept if free < KEY_BITS else kept), True
-        key = (key << np.uint64(bits)) | offsets if bits < KEY_BITS else offsets
-        free -= bits
-    return key, False
-
-
-def _offsets(column: Integers) -> NDArray[np.uint64]:
-    """The column from 0 on, in the same order; the ranks of one that is sorted already."""
-    steps = column[1:] != column[:-1]
-    if (column[1:] >= column[:-1]).all():
-        return np.concatenate([[0], np.cumsum(steps)]).astype(np.uint64)
-    return column.astype(np.uint64) - np.asarray(column.min()).astype(np.uint64)
-
-
-def run_starts(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each run of equal rows begins; columns are sorted, and not empty."""
-    differs = np.zeros(len(columns[0]) - 1, bool)
-    for column in columns:
-        differs |= column[1:] != column[:-1]
-    return np.concatenate([[0], np.flatnonzero(differs) + 1])

@@ -14,11 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recray import schema
-from recray.config import DataSettings, SplitSettings
+from recray.config import Settings, SplitSettings
 from recray.data import feedback, split
-from recray.data.dataset import Ratings, write_part
-from recray.data.filtered import ItemRules, add_filtered, drop_low, write_known
-from recray.data.ids import DenseIds
+from recray.data.filtered import ItemRules, add_filtered, drop_low
+from recray.data.row_order import order_by, run_starts
 from recray.data.scan import ScannedRows
 from recray.data.spill import (
     Rows,
@@ -26,8 +25,9 @@ from recray.data.spill import (
     SpillFolder,
     merge_duplicates,
 )
-from recray.data.split import order_by, run_starts
-from recray.storage import Folder
+
+LOG_LINES = 1 << 48
+"""Lines of the ratings log are counted from here on: it came after the source."""
 
 
 @dataclass(frozen=True)
@@ -59,34 +59,6 @@ class PartitionCounts:
         return cls(len(rows.user), len(times), first, last, dropped, overlap)
 
 
-@dataclass(frozen=True)
-class EncodedCounts:
-    """What the part files of a partition hold.
-
-    Args:
-        rows: Split to its ratings.
-        unseen: Split to its ratings whose user or item training does not know.
-        levels: Rating to how often it occurs in training.
-        ranges: Split to its lowest and highest rating, where it has one.
-        filtered: Ratings that filters dropped, of users and items that have ids.
-    """
-
-    rows: Counter[str]
-    unseen: Counter[str]
-    levels: Counter[float]
-    ranges: dict[str, tuple[float, float]]
-    filtered: int
-
-    def add(self, name: str, rows: Ratings, unseen: int) -> None:
-        """Count the ratings of a split."""
-        self.rows[name], self.unseen[name] = len(rows), unseen
-        levels, times_each = np.unique(rows.rating, return_counts=True)
-        if len(rows):
-            self.ranges[name] = float(levels[0]), float(levels[-1])
-        if name == schema.PARTS[split.TRAIN]:
-            self.levels.update(dict(zip(levels.tolist(), times_each.tolist(), strict=True)))
-
-
 def read_partition(spill: SpillFolder, partition: int) -> Rows:
     """The ratings of a partition."""
     return Rows.of(spill.read(SpillFile.PARTITION, partition))
@@ -104,7 +76,7 @@ def gather(
     scanned: list[ScannedRows],
     partitions: int,
     rules: ItemRules,
-    settings: DataSettings,
+    settings: Settings,
     timed: bool,
 ) -> PartitionCounts:
     """Collect the rows of a partition from all scanned files and clean them: the one shuffle.
@@ -115,21 +87,21 @@ def gather(
         scanned: The files, in the order of the rows in the source.
         partitions: Number of partitions.
         rules: Which items stay.
-        settings: Duplicates and the lowest rating.
+        settings: Duplicates, the lowest rating, and whether the order of the source counts.
         timed: Whether the source has times.
     """
     dropped = Counter[str]()
-    drop = partial(drop_low, partition, spill=spill, settings=settings, dropped=dropped)
-    collect = partial(_collect, partition, partitions, spill)
+    drop = partial(drop_low, partition, spill=spill, settings=settings.data, dropped=dropped)
+    collect = partial(_collect, partition, partitions, spill, settings.tie_order == "file")
     given = collect([file for file in scanned if not file.feedback])
     given, others = rules.apply(given if timed else given.without_times())
-    averaged = settings.merge_titles and settings.duplicates == "last"
-    merged = merge_duplicates(given, "mean" if averaged else settings.duplicates)
+    averaged = settings.data.merge_titles and settings.data.duplicates == "last"
+    merged = merge_duplicates(given, "mean" if averaged else settings.data.duplicates)
     dropped["duplicates"] += len(given.user) - len(merged.user)
     rows = drop(merged, others)
     if log := [file for file in scanned if file.feedback]:
         logged, others = rules.apply(collect(log))
-        latest = feedback.with_source(logged, given, settings.duplicates)
+        latest = feedback.with_source(logged, given, settings.data.duplicates)
         high = drop(latest, others)
         rows, late = feedback.rerate(rows, high)
         merged_away = len(logged.user) - len(latest.user) + len(high.user) - len(late.user)
@@ -139,13 +111,21 @@ def gather(
     return PartitionCounts.of(rows, dropped, _count_overlap(given))
 
 
-def _collect(partition: int, partitions: int, spill: SpillFolder, files: list[ScannedRows]) -> Rows:
-    """The rows of a partition in these scanned files, in their order."""
+def _collect(
+    partition: int, partitions: int, spill: SpillFolder, numbered: bool, files: list[ScannedRows]
+) -> Rows:
+    """The rows of a partition in these scanned files, in their order.
+
+    Where they are numbered, blocks and partitions change the numbers, but never which of a user's
+    rows has the lower one.
+    """
     width, tables = split.SLOTS // partitions, []
     for file in files:
         begin, end = (file.offsets[(partition + n) * width] for n in (0, 1))
         tables.append(spill.read(SpillFile.ROWS, *file.number, begin=begin, end=end))
-    return Rows.of(pa.concat_tables(tables))
+    rows = Rows.of(pa.concat_tables(tables))
+    first = LOG_LINES if files[0].feedback else 0
+    return rows._replace(line=np.arange(len(rows.user)) + first) if numbered else rows
 
 
 def _count_overlap(ratings: Rows) -> int:
@@ -250,36 +230,42 @@ def split_partition(
     partition: int,
     *,
     spill: SpillFolder,
-    settings: SplitSettings,
+    settings: Settings,
     timed: bool,
     cuts: tuple[int, int] | None = None,
     item_offsets: list[list[int]] | None = None,
-) -> None:
-    """Decide the split of each row of a partition, and count its ids by split.
+) -> int:
+    """Decide the split of each row, and count ids by split; return how many users are short.
 
     Args:
         partition: Its number.
         spill: Where it is.
-        settings: The kind, fractions and seed.
+        settings: The kind of split, fractions, seed and order.
         timed: Whether the source has times.
-        cuts: For `temporal`: where valid and test begin, in seconds.
+        cuts: As split.assign takes them.
         item_offsets: For `per-item-random`: for each group of items, where each partition begins.
     """
     rows = read_partition(spill, partition)
+    short = int((np.unique(rows.user, return_counts=True)[1] <= split.SHORT).sum())
     if item_offsets is not None:
         which = _from_items(spill, partition, item_offsets, len(rows.user))
     elif rows.part is not None:
-        which = split.within_given(rows.user, rows.item, rows.part, settings)
+        which = split.within_given(rows.user, rows.item, rows.part, settings.split)
     else:
         times = rows.timestamp if timed else None
-        which = split.assign(rows.user, rows.item, times, settings, cuts)
+        which = split.assign(rows.user, rows.item, times, settings.split, cuts, rows.line)
     if spill.exists(SpillFile.LATE, partition):
         late = Rows.of(spill.read(SpillFile.LATE, partition))
         rows, which = feedback.append(rows, which, late, split.TRAIN)
         write_partition(spill, partition, rows)
-    spill.write(SpillFile.SPLIT, pa.table({"split": which}), partition)
+    columns: dict[str, NDArray[np.generic]] = {"split": which}
+    if settings.is_ordered:
+        user, item, _, time, _, line = rows
+        columns["place"] = split.places_in_order(user, item, time, settings.split.seed, line)
+    spill.write(SpillFile.SPLIT, pa.table(columns), partition)
     spill.write(SpillFile.USERS, _counts_by_split(rows.user, which), partition)
     spill.write(SpillFile.ITEMS, _counts_by_split(rows.item, which), partition)
+    return short
 
 
 def _from_items(
@@ -299,44 +285,3 @@ def _counts_by_split(ids: NDArray[np.int64], which: NDArray[np.int8]) -> pa.Tabl
     cell = which.astype(np.int64) * len(raw) + place
     counts = np.bincount(cell, minlength=cells).reshape(len(schema.PARTS), len(raw))
     return pa.table({"raw": raw} | dict(zip(schema.PARTS, counts, strict=True)))
-
-
-def encode(
-    partition: int,
-    *,
-    spill: SpillFolder,
-    folder: Folder,
-    users: DenseIds,
-    items: DenseIds,
-    timed: bool,
-    splits: list[int],
-    filters: bool,
-) -> EncodedCounts:
-    """Write the part files of a partition, with the ids of the training split.
-
-    Args:
-        partition: Its number.
-        spill: Where its rows and their splits are.
-        folder: The data set's folder.
-        users: Dense ids of all users.
-        items: Dense ids of all items.
-        timed: Whether times are known.
-        splits: The splits that are written, as codes of schema.PARTS.
-        filters: Whether a filter may have dropped rows, which are written as well.
-    """
-    rows = read_partition(spill, partition)
-    user, item = users.of(rows.user), items.of(rows.item)
-    order = order_by(user, rows.timestamp, item)
-    ratings = Ratings(user, item, rows.rating, rows.timestamp).where(order)
-    which = spill.read(SpillFile.SPLIT, partition)["split"].to_numpy()[order]
-    filtered = 0
-    if filters:
-        write = partial(write_known, partition, spill=spill, folder=folder, timed=timed)
-        filtered = write(kept=rows, users=users, items=items)
-    counts = EncodedCounts(Counter(), Counter(), Counter(), {}, filtered)
-    for code in splits:
-        name, chosen = schema.PARTS[code], ratings.where(which == code)
-        write_part(folder, name, partition, chosen, timed)
-        cold = (chosen.user >= users.num_train) | (chosen.item >= items.num_train)
-        counts.add(name, chosen, int(cold.sum()))
-    return counts

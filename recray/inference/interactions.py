@@ -50,7 +50,7 @@ class Interactions:
     """Every interaction of the users and items of a bundle.
 
     Args:
-        rows: Sorted by (user, timestamp, item); each pair of user and item once.
+        rows: Sorted as Ratings are; each pair of user and item once.
         part: (R,) int8 code of schema.INTERACTION_PARTS of each row.
         fit_on: What the model learned from, as train.fit_on.
         users: Users that the model knows; those from here on were not in its training.
@@ -168,15 +168,12 @@ def interaction_table(prepared: Prepared) -> pa.Table:
     times = time_column(rows.timestamp)
     names = pa.DictionaryArray.from_arrays(part, pa.array(schema.INTERACTION_PARTS))
     columns = [rows.user, rows.item, rows.rating, times, names]
-    return pa.table(columns, schema=schema.INTERACTIONS)
+    table = pa.table(columns, schema=schema.INTERACTIONS)
+    return table if rows.place is None else table.append_column(schema.PLACE, [rows.place])
 
 
 def _joined(parts: dict[int, Ratings]) -> tuple[Ratings, NDArray[np.int8]]:
-    """All rows, sorted by (user, timestamp, item), and the code of each row's part."""
-    columns = [
-        np.concatenate([getattr(rows, name) for rows in parts.values()])
-        for name in ("user", "item", "rating", "timestamp")
-    ]
+    """All rows, sorted as Ratings are, and the code of each row's part."""
+    joined, order = Ratings.joined(list(parts.values()))
     codes = [np.full(len(rows), code, np.int8) for code, rows in parts.items()]
-    order = np.lexsort((columns[1], columns[3], columns[0]))
-    return Ratings(*(column[order] for column in columns)), np.concatenate(codes)[order]
+    return joined.where(order), np.concatenate(codes)[order]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from recray.config import Settings
-from recray.data import ingest
+from recray.data import ingest, manifest
 from recray.data.dataset import Prepared
 from recray.data.ids import RawId
 from recray.data.source import Source
@@ -112,7 +112,7 @@ class Stages:
             folder = self.out.child("prepared")
             if folder.published():
                 before = Prepared.open(folder.path)
-                if ingest.same_settings(before, source, self.settings):
+                if manifest.same_settings(before, source, self.settings):
                     self.log(f"prepare: {folder} is there and matches")
                     return before
             self.log(f"prepare: {source.name} into {folder}")

@@ -96,6 +96,7 @@ def remarks(manifest: Mapping[str, Any]) -> list[str]:
     times, dropped = manifest["times"], manifest["rows"]["dropped"]
     told = dropped or times["unknown"] or times["format"] not in ("s", None)
     lines = row_account(manifest) if told else []
+    lines += _short_users(manifest["counts"])
     return [*lines, *side_lists(reports), *unused(manifest.get("unused", {}))]
 
 
@@ -147,8 +148,15 @@ def prepared(manifest: dict[str, Any]) -> str:
     lines += row_account(manifest)
     if counts.get("filtered"):
         lines.append(f"dropped by filters, and never recommended: {counts['filtered']:,}")
+    lines += _short_users(counts)
     lines += [*side_lists(manifest.get("lists", ())), *unused(manifest.get("unused", {}))]
     return "\n".join(lines)
+
+
+def _short_users(counts: Mapping[str, int]) -> list[str]:
+    """How many users have too few ratings for a target of split.kind=next; nothing where none."""
+    short = counts.get("short_users", 0)
+    return [f"users with one or two ratings, who have no target: {short:,}"] if short else []
 
 
 def row_account(manifest: Mapping[str, Any]) -> list[str]:
