@@ -8,11 +8,13 @@ from recray.config import EvaluateSettings
 from recray.data.dataset import Ratings
 from recray.errors import RecrayError
 from recray.evaluation import evaluator
+from recray.evaluation.beyond_accuracy import ItemTraits, add_list_metrics, exposure_metrics
 from recray.evaluation.comparison import compare, summarise
-from recray.evaluation.evaluator import Evaluator, add_segments, exposure_metrics, segments_report
+from recray.evaluation.evaluator import Evaluator
 from recray.evaluation.metrics import PerUserMetrics, compute_metrics, evaluate_block, rank_block
 from recray.evaluation.protocol import Protocol
 from recray.evaluation.report import parse_report, who_is_not_served
+from recray.evaluation.segments import add_segments, segments_report
 from recray.inference.history import History
 from recray.inference.scorer import Scorer
 from recray.models.factorization import Dot
@@ -46,12 +48,21 @@ def test_each_user_is_measured_by_the_rank_of_their_item():
     assert table.shown.tolist() == [[40, 40, 40] + [0] * 9]
 
 
+def with_list_metrics(scorer, targets, users, settings, vectors=None, genres=None, popular=None):
+    """The metrics of what is shown, beside the others."""
+    lists = rank_block(scorer, targets, users, settings)
+    traits = ItemTraits(vectors, genres, scorer.popularity.numpy().astype(float))
+    popular = np.full_like(lists.ranked.item, 99) if popular is None else popular
+    table = compute_metrics(scorer, lists, settings)
+    return add_list_metrics(table, lists, traits, popular, settings)
+
+
 def test_coverage_novelty_and_gini_are_cut_at_each_k():
     # Everybody's list is 0, 1, 2, in order.
     scorer, targets = planted(users=6)
     scorer.popularity = torch.tensor([20.0, 10.0] + [1.0] * 10)  # 40 in all
     settings = EvaluateSettings(k=(1, 2, 3))
-    parts = [evaluate_block(scorer, targets, np.arange(a, a + 3), settings) for a in (3, 0)]
+    parts = [with_list_metrics(scorer, targets, np.arange(a, a + 3), settings) for a in (3, 0)]
     group = exposure_metrics(PerUserMetrics.join(parts), settings)
     assert [group[f"coverage@{k}"] for k in (1, 2, 3)] == [1 / 12, 2 / 12, 3 / 12]
     bits = [1.0, 2.0, np.log2(40)]
@@ -167,7 +178,8 @@ def test_a_whole_evaluation_has_the_agreed_keys(make_bundle):
     assert set(report["baselines"]) == {"popularity", "bias-only", "item-knn"}
     assert report["unseen"] == {"users": 2, "items": 1, "ratings": 3}
     assert report["users"] == 14
-    assert set(report["catalogue"]) == {"coverage@2", "novelty@2", "gini@2"}
+    names = "coverage novelty gini mean_popularity diversity genre_diversity serendipity"
+    assert set(report["catalogue"]) == {f"{name}@2" for name in names.split()}
     assert report["coverage"] == report["catalogue"]["coverage@2"]
     assert all(
         set(b["catalogue"]) == set(report["catalogue"]) for b in report["baselines"].values()

@@ -9,8 +9,8 @@ import torch
 
 from recray.data import manifest
 from recray.errors import CheckFailed, RecrayError
-from recray.evaluation.comparison import check_not_worse
 from recray.evaluation.evaluator import evaluate
+from recray.evaluation.promotion import check_not_worse
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.serving.registry import Registry

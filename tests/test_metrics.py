@@ -5,7 +5,7 @@ from math import log2
 import numpy as np
 import pytest
 
-from recray.evaluation import evaluator, metrics
+from recray.evaluation import beyond_accuracy, metrics
 
 # Four people and lists of four: first and third place; third place only; nothing; no relevant item.
 HITS = np.array([[1, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]], bool)
@@ -67,7 +67,7 @@ def test_arrays_about_different_numbers_of_users_are_refused(name):
 
 
 def test_coverage_counts_items_not_places():
-    assert evaluator.coverage(np.array([7, 0, 1, 0])) == 0.5
+    assert beyond_accuracy.coverage(np.array([7, 0, 1, 0])) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -84,21 +84,23 @@ def test_coverage_counts_items_not_places():
     ],
 )
 def test_gini_is_0_for_equal_places_and_1_for_one_item(shown, expected):
-    assert evaluator.gini(np.array(shown)) == pytest.approx(expected, abs=1e-15)
+    assert beyond_accuracy.gini(np.array(shown)) == pytest.approx(expected, abs=1e-15)
 
 
 @pytest.mark.parametrize("shown", [[0, 0, 0], [5]])
 def test_gini_of_nothing_or_of_one_item_is_not_a_number(shown):
-    assert np.isnan(evaluator.gini(np.array(shown)))
+    assert np.isnan(beyond_accuracy.gini(np.array(shown)))
 
 
 def test_information_is_bits_of_the_share_and_never_infinite():
     # Eight ratings: shares 1/2, 1/4, 1/8, and one item without any, which counts as 1 of 8.
-    np.testing.assert_allclose(metrics.self_information(np.array([4.0, 2, 1, 0])), [1, 2, 3, 3])
+    np.testing.assert_allclose(
+        beyond_accuracy.self_information(np.array([4.0, 2, 1, 0])), [1, 2, 3, 3]
+    )
 
 
 def test_novelty_is_the_mean_over_what_is_shown():
     surprise = np.array([[1.0, 2, 6], [1, 2, 6], [1, 2, 6]])
     shown = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)
-    np.testing.assert_allclose(metrics.novelty(surprise, shown, 3), [3, 1, NAN])
-    np.testing.assert_allclose(metrics.novelty(surprise, shown, 2), [1.5, 1, NAN])
+    np.testing.assert_allclose(beyond_accuracy.mean_of_shown(surprise, shown, 3), [3, 1, NAN])
+    np.testing.assert_allclose(beyond_accuracy.mean_of_shown(surprise, shown, 2), [1.5, 1, NAN])

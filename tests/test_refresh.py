@@ -13,7 +13,7 @@ from recray.data.formats.layout import FileRange
 from recray.data.source import detect_source
 from recray.data.spill import Rows
 from recray.errors import RecrayError
-from recray.evaluation.comparison import NotComparable
+from recray.evaluation.promotion import NotComparable
 from recray.inference.history import UserRatings
 from recray.inference.recommender import Recommender
 from recray.pipelines.refresh import (

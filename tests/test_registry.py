@@ -5,7 +5,7 @@ import pytest
 
 from recray.data.split import TRAIN
 from recray.errors import RecrayError
-from recray.evaluation.comparison import check_not_worse
+from recray.evaluation.promotion import check_not_worse
 from recray.serving.registry import Registry, resolve_bundle
 
 

@@ -19,7 +19,8 @@ from recray.benchmarks.experiments import (
 from recray.benchmarks.harness import Figures, Row
 from recray.config import EvaluateSettings
 from recray.data.ids import RawId
-from recray.evaluation.evaluator import Evaluator, coverage
+from recray.evaluation.beyond_accuracy import coverage
+from recray.evaluation.evaluator import Evaluator
 from recray.evaluation.metrics import PerUserMetrics, RankedBatch, rank_block
 from recray.evaluation.protocol import Protocol
 from recray.inference.bundle import Bundle

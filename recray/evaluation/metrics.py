@@ -12,6 +12,7 @@ in the order of users and reduced once, so the digits do not depend on the numbe
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -110,38 +111,12 @@ RANKING: dict[str, Callable[[Hits, Counts, int], PerUser]] = {
 RATING = ("rmse", "mae")
 
 
-def self_information(count: NDArray[np.floating]) -> NDArray[np.float64]:
-    """How surprising each item is: -log2 of its share of the training ratings, in bits.
-
-    Args:
-        count: (I,) training ratings of each item; an item without any counts as rated once.
-
-    Source: Zhou et al. (2010), PNAS 107(10), with shares of ratings in place of users.
-    """
-    count_I = np.maximum(count.astype(np.float64), 1.0)
-    return np.asarray(np.log2(count_I.sum()) - np.log2(count_I))
-
-
-def novelty(surprise: NDArray[np.float64], shown: NDArray[np.bool_], k: int) -> PerUser:
-    """Mean self_information of the items of each user's list, in bits; nan for an empty list.
-
-    Args:
-        surprise: (U, R) self_information of the item at each rank; any number where there is none.
-        shown: (U, R) whether there is an item at that rank.
-        k: Cut-off in items, 1 <= k <= R.
-    """
-    shown_UK = shown[:, :k]
-    total = np.where(shown_UK, surprise[:, :k], 0.0).sum(axis=1)
-    count = shown_UK.sum(axis=1)
-    return np.asarray(total / np.where(count > 0, count, np.nan))
-
-
 @dataclass(frozen=True)
 class PerUserMetrics:
-    """The metrics of each user.
+    """The metrics of each user; of a user who is measured at several targets, of each of them.
 
     Args:
-        user: (U,) dense ids, ascending.
+        user: (U,) dense ids, ascending; a user has a row for each target.
         values: Name to (U,) float64; nan where the metric does not apply to the user. Squared and
             absolute errors are sums over the user's ratings; "ratings" counts them.
         shown: (C, items) int64; how many lists show each item, cut at each of evaluate.k.
@@ -156,16 +131,34 @@ class PerUserMetrics:
         """Whether errors of predicted ratings were measured."""
         return "ratings" in self.values
 
-    def fraction(self, name: str) -> tuple[PerUser, PerUser]:
-        """(U,) numerators and (U,) denominators, whose ratio of sums is the metric's mean.
+    @property
+    def users(self) -> int:
+        """How many users were measured."""
+        return len(self._first)
 
-        The numerators of rmse are squared errors.
+    @cached_property
+    def _first(self) -> NDArray[np.int64]:
+        """The first row of each user."""
+        return np.flatnonzero(np.diff(self.user, prepend=self.user[:1] - 1))
+
+    def fraction(self, name: str) -> tuple[PerUser, PerUser]:
+        """Numerators and denominators by user, whose ratio of sums is the metric's mean.
+
+        The numerators of rmse are squared errors. With several rows of a user the mean is one over
+        rows, and each user is one term of both sums: what intervals draw are users.
         """
         if name in RATING:
             error = self.values["squared_error" if name == "rmse" else "absolute_error"]
-            return error, self.values["ratings"]
+            return self._by_user(error), self._by_user(self.values["ratings"])
         value = self.values[name]
-        return np.nan_to_num(value), (~np.isnan(value)).astype(np.float64)
+        known = (~np.isnan(value)).astype(np.float64)
+        return self._by_user(np.nan_to_num(value)), self._by_user(known)
+
+    def _by_user(self, column: PerUser) -> PerUser:
+        """The sum of each user's rows."""
+        if self.users == len(self.user):
+            return column
+        return np.asarray(np.add.reduceat(column, self._first))
 
     def where(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "PerUserMetrics":
         """The users that a mask or places choose. What all lists show stays as it is."""
@@ -183,7 +176,7 @@ class PerUserMetrics:
         if not tables:
             raise ValueError("no parts: nobody was measured")
         user = np.concatenate([table.user for table in tables])
-        order = np.argsort(user)
+        order = np.argsort(user, kind="stable")  # the rows of a user are in one part
         values = {
             name: np.concatenate([table.values[name] for table in tables])[order]
             for name in tables[0].values
@@ -216,7 +209,7 @@ class RankedBatch:
     """The ranked lists of a block of users, beside their held-out ratings.
 
     Args:
-        users: (U,) dense ids, ascending.
+        users: (U,) dense ids, ascending; a user has a row for each list.
         place: (R,) row in `users` of each held-out rating.
         item: (R,) int64 ids; those from the catalogue's size on are not known to training.
         rating: (R,) float32 held-out ratings.
@@ -245,11 +238,11 @@ def rank_block(
     settings: EvaluateSettings,
     candidates: tuple[Tensor, Tensor] | None = None,
 ) -> RankedBatch:
-    """Rank items for a block of users, and mark the hits; see evaluate_block.
+    """Rank items for a block of users, and mark the hits.
 
     Args:
         scorer: Ranks the whole catalogue, without what its history holds.
-        targets: Held-out ratings, sorted by user.
+        targets: Held-out ratings, sorted by user; those of other users are not looked at.
         users: (U,) int64 ids, ascending, each with held-out ratings.
         settings: Cut-offs, and the least rating that is relevant.
         candidates: Rows (in `users`) and items. If given, only these and the held-out items are
@@ -257,8 +250,6 @@ def rank_block(
     """
     rows, place = rows_of_users(targets.user, users)
     item, rating = targets.item[rows].astype(np.int64), targets.rating[rows]
-    threshold = settings.relevant_from
-    relevant = np.ones(len(rows), bool) if threshold is None else rating >= threshold
     longest = min(max(settings.k), scorer.model.items)
     if candidates is None:
         ranked = scorer.rank(users, longest)
@@ -266,6 +257,20 @@ def rank_block(
         row = torch.cat([candidates[0], torch.from_numpy(place)])
         column = torch.cat([candidates[1], torch.from_numpy(item)])
         ranked = scorer.rank_candidates(users, row, column, longest)
+    return mark_hits(users, place, item, rating, ranked, settings)
+
+
+def mark_hits(
+    users: NDArray[np.int64],
+    place: NDArray[np.int64],
+    item: NDArray[np.int64],
+    rating: NDArray[np.float32],
+    ranked: TopK,
+    settings: EvaluateSettings,
+) -> RankedBatch:
+    """Put ranked lists beside held-out ratings; the arguments are the fields of RankedBatch."""
+    threshold = settings.relevant_from
+    relevant = np.ones(len(item), bool) if threshold is None else rating >= threshold
     # A pair of user and item is one number, so that one isin finds the hits of all lists.
     held_out = np.unique(place[relevant] * np.int64(1 << 32) + item[relevant])
     listed = np.arange(len(users))[:, None] * np.int64(1 << 32) + ranked.item
@@ -274,9 +279,9 @@ def rank_block(
 
 
 def compute_metrics(
-    scorer: Scorer, lists: RankedBatch, settings: EvaluateSettings
+    scorer: Scorer, lists: RankedBatch, settings: EvaluateSettings, errors: bool = True
 ) -> PerUserMetrics:
-    """Compute every metric of lists that `scorer` has ranked; see evaluate_block."""
+    """Compute every metric of lists that `scorer` has ranked, and errors where it can rate."""
     items, place = scorer.model.items, lists.place
     count = lists.count(lists.relevant)
     values = {
@@ -284,31 +289,21 @@ def compute_metrics(
         for k in settings.k
         for name, metric in RANKING.items()
     }
-    listed = lists.ranked.item
-    there = listed != NONE
-    # The padding NONE (-1) takes the last item's value here; `there` leaves it out below.
-    surprise = self_information(scorer.popularity.numpy())[listed]
-    for k in settings.k:
-        values[f"novelty@{k}"] = novelty(surprise, there, min(k, items))
-    if scorer.model.score_type == "rating":
+    if errors and scorer.model.score_type == "rating":
         error = scorer.predict(lists.users[place], lists.item).astype(np.float64) - lists.rating
         columns = {"squared_error": error**2, "absolute_error": np.abs(error)}
         for name, column in (columns | {"ratings": np.ones(len(place))}).items():
             values[name] = np.bincount(place, column, len(lists.users)).astype(np.float64)
-    shown = [np.bincount(listed[:, :k][there[:, :k]], minlength=items) for k in settings.k]
+    # Without an item there is NONE, -1, which becomes the first count and is cut off.
+    cut = (lists.ranked.item[:, :k].ravel() + 1 for k in settings.k)
+    shown = [np.bincount(listed, minlength=items + 1)[1:] for listed in cut]
     return PerUserMetrics(lists.users, values, np.stack(shown))
 
 
 def evaluate_block(
     scorer: Scorer, targets: Ratings, users: NDArray[np.int64], settings: EvaluateSettings
 ) -> PerUserMetrics:
-    """Measure a block of users on their held-out ratings.
-
-    Args:
-        scorer: Ranks the whole catalogue, without what its history holds.
-        targets: Held-out ratings, sorted by user; those of other users are not looked at.
-        users: (U,) int64 ids, ascending, each with held-out ratings.
-        settings: Cut-offs, and the least rating that is relevant.
+    """Measure a block of users on their held-out ratings; see rank_block.
 
     Returns:
         One row per user. A held-out item that training does not know counts as relevant and is

@@ -27,10 +27,35 @@ class ProtocolReport(BaseModel):
     honest: bool
     words: str
     negatives: str | None = None
+    next: str | None = None
+
+
+class ComparisonReport(BaseModel):
+    """The model against one other system on the same users.
+
+    Args:
+        other: A baseline or another bundle.
+        metric: What is compared.
+        difference: Mean of the model less mean of the other.
+        low: Lower end of the paired 95 % interval over users.
+        high: Upper end.
+        p: p value of the paired randomisation test, two-sided; None where nothing was measured.
+        p_holm: The same after Holm's correction for all comparisons of the report.
+        verdict: better than, worse than or not distinguishable from, by p_holm.
+    """
+
+    other: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    p: float | None = None
+    p_holm: float | None = None
+    verdict: str
 
 
 class BaselineReport(BaseModel):
-    """Metrics of one baseline, each an extra field, and the catalogue that its lists show."""
+    """Metrics of a baseline or another bundle, each an extra field, and what its lists show."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Interval]
@@ -73,10 +98,19 @@ class Segment(BaseModel):
 
 
 class Segments(BaseModel):
-    """Groups of users by their known ratings, and of held-out items by theirs."""
+    """Groups of users, and of held-out items by their known ratings.
+
+    Args:
+        users: By the number of their known ratings.
+        items: tail, middle and head.
+        gender: Users by gender; None where the data set knows none.
+        age: Users by age, in years.
+    """
 
     users: dict[str, Segment]
     items: dict[str, Segment]
+    gender: dict[str, Segment] | None = None
+    age: dict[str, Segment] | None = None
 
 
 class EvaluationReport(BaseModel):
@@ -88,8 +122,12 @@ class EvaluationReport(BaseModel):
         metrics: The model's metrics, such as ndcg@10.
         coverage: Share of the catalogue that the lists of the first cut-off show; None where the
             protocol chooses what can be shown.
-        catalogue: Coverage, novelty and Gini at each cut-off.
-        verdict: The model against the best baseline, in words.
+        catalogue: What the lists show at each cut-off, see docs/evaluation.md; what cannot be
+            measured is left out.
+        verdict: The model against the best baseline, and every other bundle, in words.
+        comparisons: The model against each baseline and bundle, corrected together.
+        bundles: Other bundles on the same targets, by preset and version.
+        targets: Held-out items that were looked for one by one (`--next`).
     """
 
     dataset: str
@@ -103,10 +141,18 @@ class EvaluationReport(BaseModel):
     metrics: dict[str, Interval]
     baselines: dict[str, BaselineReport]
     verdict: str
+    comparisons: list[ComparisonReport] = []
+    bundles: dict[str, BaselineReport] = {}
+    targets: int | None = None
     unseen: Unseen
     coverage: float | None = None
     catalogue: Values | None = None
     slices: Segments
+
+    @property
+    def others(self) -> dict[str, BaselineReport]:
+        """All systems beside the model: other bundles, then baselines."""
+        return self.bundles | self.baselines
 
     def plain(self) -> Json:
         """JSON-ready; fields that do not apply are left out."""

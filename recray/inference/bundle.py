@@ -2,6 +2,7 @@
 
 weights.safetensors  ids.parquet  items.parquet  interactions.parquet
 config.json  metrics.json  training.json (the epochs, for people)  manifest.json
+users.parquet (age and gender, where the data set has them)
 measured/config.json  measured/weights.safetensors  run/config.json  run/weights.safetensors
 
 What lies at the top has been fitted on all ratings, and answers. Its twin in `measured` was fitted
@@ -26,6 +27,8 @@ from recray.data.dataset import Ratings
 from recray.data.ids import FIT_SPLITS, IdMap
 from recray.errors import RecrayError
 from recray.inference.interactions import Interactions
+from recray.inference.user_features import FILE as USER_FEATURES
+from recray.inference.user_features import UserFeatures
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.objectives import FoldInConfig, Objective, build_objective
@@ -39,7 +42,7 @@ RUN = "run"
 """Folder of the run that chose the epoch, where the measured fit is another one."""
 TWIN = "measured"
 """Folder of the twin that was measured, where there is a final fit."""
-UNVERSIONED = ("metrics.json", TRAINING)
+UNVERSIONED = ("metrics.json", TRAINING, USER_FEATURES)
 CONFIG = ("dataset", "settings", "users", "items", "rating_range", "fold_in", "fingerprints")
 """What config.json must have for its model to be built."""
 
@@ -137,6 +140,11 @@ class Bundle:
     def is_final(self) -> bool:
         """Whether it was fitted on all ratings, so that it knows those of test."""
         return self.settings.train.fit_on == "all"
+
+    @cached_property
+    def user_features(self) -> UserFeatures | None:
+        """Age and gender of users; None where the data set says nothing of them."""
+        return UserFeatures.read(self.folder)
 
     @property
     def run_settings(self) -> Settings:

@@ -13,7 +13,7 @@ from torch import Tensor
 from recray import schema
 from recray.config import Settings
 from recray.data.dataset import Prepared
-from recray.inference import interactions
+from recray.inference import interactions, user_features
 from recray.inference.bundle import (
     KIND,
     RUN,
@@ -76,6 +76,7 @@ def write_bundle(
         folder.write_table("ids.parquet", _id_table(prepared))
         folder.write_table("items.parquet", prepared.item_table)
         folder.write_table(interactions.FILE, interactions.interaction_table(prepared))
+        user_features.write_user_features(folder, prepared)
         folder.write_json(TRAINING, trained.history)
         folder.write_json("metrics.json", {})
         version = version_of(folder, {})

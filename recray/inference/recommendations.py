@@ -136,6 +136,10 @@ class ItemSimilarity:
         vectors = model.item_vectors_for_similarity()
         return None if vectors is None else cls(vectors.detach())
 
+    def all_unit_vectors(self) -> Tensor:
+        """(I, D) vectors of length 1."""
+        return self.vectors / self._length[:, None]
+
     def unit_vectors(self, item: Tensor) -> Tensor:
         """(P,) items to their (P, D) vectors of length 1."""
         return self.vectors[item] / self._length[item, None]

@@ -10,7 +10,7 @@ from recray.data.feedback import LogSummary, with_log
 from recray.data.feedback_log import RatingsLog
 from recray.data.source import Source
 from recray.errors import RecrayError
-from recray.evaluation.comparison import (
+from recray.evaluation.promotion import (
     NotComparable,
     check_holdout_unseen,
     compare_on_holdout,

@@ -79,21 +79,30 @@ def metrics(report: EvaluationReport) -> pd.DataFrame:
         report: What the model and its baselines were measured at.
 
     Returns:
-        By metric: model, low, high, then the baselines; missing where one cannot be measured.
+        By metric: model, low, high, then other bundles and the baselines; missing where one
+        cannot be measured.
         `attrs` holds the verdict, the number of users and the protocol.
     """
-    baselines = report.baselines.values()
+    others = report.others.values()
     rows: dict[str, list[float | None]] = {}
     for name, mean in report.metrics.items():
-        others = [b.metrics[name].value if name in b.metrics else None for b in baselines]
-        rows[name] = [mean.value, mean.low, mean.high, *others]
+        beside = [b.metrics[name].value if name in b.metrics else None for b in others]
+        rows[name] = [mean.value, mean.low, mean.high, *beside]
     for name, value in (report.catalogue or {}).items():
-        rows[name] = [value, None, None, *((b.catalogue or {}).get(name) for b in baselines)]
-    columns = ["model", "low", "high", *report.baselines]
+        rows[name] = [value, None, None, *((b.catalogue or {}).get(name) for b in others)]
+    columns = ["model", "low", "high", *report.others]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=float)
     frame.index.name = "metric"
     frame.attrs = {"verdict": report.verdict, "users": report.users}
     return frame
+
+
+def comparisons(report: EvaluationReport) -> pd.DataFrame:
+    """The model against each other system: metric, difference, its interval, p values, verdict."""
+    names = ["metric", "difference", "low", "high", "p", "p_holm", "verdict"]
+    rows = [[getattr(found, name) for name in names] for found in report.comparisons]
+    index = pd.Index([found.other for found in report.comparisons], name="other")
+    return pd.DataFrame(rows, index=index, columns=names)
 
 
 def trials(result: TuneResult) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from recray.inference.inspect_user import inspect_user
 from recray.inference.recommender import Recommender
 from recray.reporting import frames
 from recray.reporting.html import Block, Details, Document, Plot, Section, Table, plots_of
-from recray.reporting.plots import predictions, search, style
+from recray.reporting.plots import evaluation, predictions, search, style
 from recray.reporting.plots import run as run_plots
 from recray.serving.registry import resolve_bundle
 from recray.storage import Folder, is_uri, storage_errors
@@ -245,16 +245,13 @@ def _predictions(recommender: Recommender) -> Section | None:
 
 def _ranking(report: EvaluationReport) -> Section:
     """Show every metric beside the baselines."""
-    drawn = {
-        "ranking-metrics": run_plots.beside(report, errors=False),
-        "ranking-errors": run_plots.beside(report, errors=True),
-        "ranking-catalogue": run_plots.catalogue(report),
-        "ranking-users": run_plots.by_history(report),
-        "ranking-films": run_plots.by_popularity(report),
-    }
     words = f"{report.users:,} users of the test split, the whole catalogue ranked. "
     words += who_is_not_served(report.slices)
-    blocks = [*plots_of(drawn), _table("All metrics", frames.metrics(report), ".4f")]
+    blocks = plots_of(evaluation.figures(report))
+    blocks.append(_table("All metrics", frames.metrics(report), ".4f"))
+    if report.comparisons:
+        title = "The model less each other system, on the same users (p values after Holm decide)"
+        blocks.append(_table(title, frames.comparisons(report), ".4f"))
     return Section("ranking", "Ranking", words, blocks)
 
 

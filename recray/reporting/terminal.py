@@ -52,54 +52,83 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
 
 
 def evaluation(report: EvaluationReport | None, slices: bool = False) -> str:
-    """An evaluation: data set, split, metrics beside the baselines, verdict, and maybe slices."""
+    """An evaluation: data set, split, metrics beside the others, verdict, and maybe slices."""
     if report is None:
         return "no test split to measure on"
-    rows, baselines = report.split.rows, report.baselines
+    rows, unseen = report.split.rows, report.unseen
+    cold = (
+        f"not in training: {unseen.users:,} users, {unseen.items:,} items, "
+        f"{unseen.ratings:,} of {rows['test']:,} test ratings"
+    )
+    plain = report.protocol.honest and report.protocol.next is None
+    lines = [] if plain else [report.protocol.words]
+    if report.final_fit:
+        lines.append(f"measured: the fit on {report.fit_on}; served: the same on all ratings")
+    lines += [_metrics(report), *report.verdict.split("; "), *_comparisons(report), cold]
+    shown = _slices(report.slices, ["model", *report.others]) if slices else []
+    return "\n".join(lines + shown)
+
+
+def _metrics(report: EvaluationReport) -> str:
+    """Every metric, of the model with its interval and of the systems beside it."""
+    rows, others = report.split.rows, report.others
+    targets = "" if report.targets is None else f", {report.targets:,} targets"
     title = (
-        f"{report.dataset}, preset {report.preset}: {report.users:,} users, "
+        f"{report.dataset}, preset {report.preset}: {report.users:,} users{targets}, "
         f"split {report.split.kind} "
         f"(train {rows['train']:,}, valid {rows['valid']:,}, test {rows['test']:,})"
     )
     body = []
     for name, mean in report.metrics.items():
-        others = [b.metrics.get(name) for b in baselines.values()]
-        values = [f"{other.value:.4f}" if other else "" for other in others]
+        beside = [b.metrics.get(name) for b in others.values()]
+        values = [f"{other.value:.4f}" if other else "" for other in beside]
         body.append([name, f"{mean.value:.4f}", f"{mean.low:.4f} to {mean.high:.4f}", *values])
     for name, number in (report.catalogue or {}).items():
-        values = [_number((b.catalogue or {}).get(name)) for b in baselines.values()]
+        values = [_number((b.catalogue or {}).get(name)) for b in others.values()]
         body.append([name, _number(number), "", *values])
-    unseen = report.unseen
-    cold = (
-        f"not in training: {unseen.users:,} users, {unseen.items:,} items, "
-        f"{unseen.ratings:,} of {rows['test']:,} test ratings"
-    )
-    columns = ["metric", "model", "95 % interval", *baselines]
-    lines = [] if report.protocol.honest else [report.protocol.words]
-    if report.final_fit:
-        lines.append(f"measured: the fit on {report.fit_on}; served: the same on all ratings")
-    lines += [table(title, columns, body), *report.verdict.split("; "), cold]
-    return "\n".join(lines + (_slices(report.slices, ["model", *baselines]) if slices else []))
+    return table(title, ["metric", "model", "95 % interval", *others], body)
+
+
+def _comparisons(report: EvaluationReport) -> list[str]:
+    """The model less each other system, where there are several."""
+    if len(report.comparisons) < 2:
+        return []
+    rows = [
+        [
+            f"{found.verdict} {found.other}",
+            found.metric,
+            f"{found.difference:+.4f}",
+            f"{found.low:+.4f} to {found.high:+.4f}",
+            _number(found.p),
+            _number(found.p_holm),
+        ]
+        for found in report.comparisons
+    ]
+    columns = ["the model is", "metric", "difference", "95 % interval", "p", "p after Holm"]
+    return ["", table("", columns, rows), ""]
 
 
 def _slices(slices: Segments, systems: list[str]) -> list[str]:
-    """NDCG by the known ratings of users, and recall by those of items."""
+    """NDCG by the known ratings, the gender and the age of users, and recall by those of items."""
 
     def rows(name: str, size: int | None, means: Mapping[str, Values]) -> Iterable[list[str]]:
         for metric in means["model"]:
             yield [name, f"{size:,}", metric, *(_number(means[s].get(metric)) for s in systems)]
 
-    users = [
-        row
-        for name, group in slices.users.items()
-        for row in rows(name, group.users, group.systems)
-        if row[2].startswith(("ndcg", "rmse"))
-    ]
+    columns, lines = ["metric", *systems], []
+    of_users = {"known ratings": slices.users, "gender": slices.gender, "age": slices.age}
+    for words, groups in of_users.items():
+        found = [
+            row
+            for name, group in (groups or {}).items()
+            for row in rows(name, group.users, group.systems)
+            if row[2].startswith(("ndcg", "rmse"))
+        ]
+        if found:
+            lines += ["", table(f"users by {words}", ["", "users", *columns], found)]
     items = [row for name, g in slices.items.items() for row in rows(name, g.ratings, g.systems)]
-    columns = ["metric", *systems]
     return [
-        "",
-        table("users by known ratings", ["", "users", *columns], users),
+        *lines,
         "",
         table("held-out items by known ratings", ["", "ratings", *columns], items),
     ]

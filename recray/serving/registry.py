@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, Field, ValidationError
 
 from recray.errors import CheckFailed, DamagedFile, RecrayError, unknown_name
-from recray.evaluation.comparison import check_not_worse
+from recray.evaluation.promotion import check_not_worse
 from recray.inference.bundle import KIND, Bundle, check_bundle
 from recray.storage import Folder, publish
 

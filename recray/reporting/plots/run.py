@@ -1,4 +1,4 @@
-"""Plots of a run: the ratings that it trained on, its epochs, and what its lists measured."""
+"""Plots of a run: the ratings that it trained on, and its epochs."""
 
 # Shape letters: L = rating levels, U = users, I = items, R = ratings.
 
@@ -12,12 +12,10 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from recray import schema
-from recray.evaluation.report import EvaluationReport, Interval, Segment
 from recray.reporting.plots import style
 
 MOST_GENRES = 18
 MOST_LEVELS = 20
-ERRORS = ("rmse", "mae")
 LOSS_WORDS = {
     "mse": "squared error (stars²)",
     "bce": "cross-entropy (nats)",
@@ -203,131 +201,3 @@ def speed(entries: Entries, rows: int) -> Figure:
 def _line(axes: Axes, epochs: list[float], values: list[float], color: str, label: str) -> None:
     marker = "o" if len(epochs) <= 30 else ""
     axes.plot(epochs, values, marker=marker, markersize=4, color=color, label=label)
-
-
-# ---------------------------------------------------------------------------- the evaluation
-
-
-def beside(report: EvaluationReport, errors: bool) -> Figure | None:
-    """Every metric with its 95 % interval, of the model and of each baseline.
-
-    Args:
-        report: An evaluation.
-        errors: The errors in stars; otherwise the metrics of lists, which lie in 0..1.
-
-    Returns:
-        None where there are none of them.
-    """
-    names = [name for name in report.metrics if (name in ERRORS) == errors]
-    if not names:
-        return None
-    title, unit = "Lists on the test split, with 95 % intervals: higher is better", "0 to 1"
-    if errors:
-        title, unit = "Error on the test split, with 95 % intervals: lower is better", "stars"
-    systems = {"model": report.metrics} | {n: b.metrics for n, b in report.baselines.items()}
-    systems = {system: means for system, means in systems.items() if means.keys() & set(names)}
-    height = 1.6 + 0.12 * len(names) * len(systems)
-    figure, axes = style.picture(title, unit, "", (style.WIDE, max(height, 2.4)))
-    step = 0.75 / len(systems)
-    for place, (system, means) in enumerate(systems.items()):
-        _means(axes, names, means, step * (place + 0.5) - 0.375, system)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(False, axis="y")
-    axes.grid(True, axis="x", color=style.GRID)
-    if not errors:
-        axes.set_xlim(left=0)
-    style.legend_above(axes, len(systems))
-    return figure
-
-
-def _means(
-    axes: Axes, names: list[str], means: Mapping[str, Interval], offset: float, system: str
-) -> None:
-    """Draw the means of one system, each `offset` below the line of its metric."""
-    measured = [(row, means[name]) for row, name in enumerate(names) if name in means]
-    x = [mean.value for _, mean in measured]
-    low, high = ([getattr(m, end) for _, m in measured] for end in ("low", "high"))
-    spread = [np.subtract(x, low), np.subtract(high, x)]
-    y = [row + offset for row, _ in measured]
-    style.intervals(axes, x, y, style.color_of(system), fmt="o", xerr=spread, label=system)
-
-
-def by_history(report: EvaluationReport) -> Figure | None:
-    """NDCG of groups of users, by how many of their ratings are known.
-
-    Returns:
-        None where the evaluation has no groups.
-    """
-    groups = report.slices.users
-    metric = next((name for name in report.metrics if name.startswith("ndcg")), None)
-    if not groups or metric is None:
-        return None
-    words = metric.replace("ndcg", "NDCG")
-    names = [f"{name}\n{group.users:,} users" for name, group in groups.items()]
-    title = f"Who is served: {words} by how many ratings of a user are known"
-    return _groups(title, "known ratings of the user", f"{words} (0 to 1)", names, groups, metric)
-
-
-def by_popularity(report: EvaluationReport) -> Figure | None:
-    """Recall of groups of items, by how many ratings they have.
-
-    Returns:
-        None where the evaluation has no groups.
-    """
-    groups = report.slices.items
-    metric = next((n for group in groups.values() for n in group.systems.get("model", {})), None)
-    if metric is None:
-        return None
-    words = {"head": "50 and more", "middle": "5 to 49", "tail": "under 5"}
-    names = [f"{words.get(n, n)}\n{g.ratings:,} held out" for n, g in groups.items()]
-    title = (
-        f"Which films are found: {metric.replace('recall', 'Recall')} by how often films are rated"
-    )
-    y = f"{metric.replace('recall', 'Recall')} (0 to 1)"
-    return _groups(title, "known ratings of the film", y, names, groups, metric)
-
-
-def _groups(
-    title: str, x: str, y: str, names: list[str], groups: Mapping[str, Segment], metric: str
-) -> Figure:
-    figure, axes = style.picture(title, x, y)
-    systems = list(next(iter(groups.values())).systems)
-    series = {s: [group.systems[s].get(metric) for group in groups.values()] for s in systems}
-    style.grouped(axes, names, series, [style.color_of(s) for s in systems])
-    style.legend_above(axes, len(systems))
-    return figure
-
-
-def catalogue(report: EvaluationReport) -> Figure | None:
-    """Coverage, novelty and Gini of all lists, of the model and of each baseline.
-
-    Returns:
-        None where the protocol chooses what can be shown.
-    """
-    model = report.catalogue
-    if not model:
-        return None
-    kinds = {
-        "coverage": "share of all films\nin some list",
-        "novelty": "novelty (bits)",
-        "gini": "Gini: 0 even,\n1 one film only",
-    }
-    chosen = {kind: next(n for n in model if n.startswith(kind)) for kind in kinds}
-    k = chosen["gini"].partition("@")[2]
-    systems = {"model": model} | {n: b.catalogue or {} for n, b in report.baselines.items()}
-    title = f"What all lists of {k} show: how much of the catalogue, how little known, how unevenly"
-    size = (style.WIDE, 1.9 + 0.28 * len(systems))
-    figure, row = style.row_of(title, list(kinds.values()), size)
-    for axes, (kind, name) in zip(row, chosen.items(), strict=True):
-        values = [facts.get(name) or 0.0 for facts in systems.values()]
-        colors = [style.color_of(system) for system in systems]
-        drawn = axes.barh(list(systems), values, color=colors)
-        words = [f"{v:.1f}" if kind == "novelty" else f"{v:.2f}" for v in values]
-        axes.bar_label(drawn, words, padding=2, color=style.SOFT, fontsize=9)
-        axes.set_xlim(0, max(*values, 1e-9) * 1.35)
-        axes.grid(False)
-        axes.locator_params(axis="x", nbins=3)
-        axes.xaxis.set_major_formatter("{x:g}")
-    row[0].invert_yaxis()
-    return figure

@@ -34,6 +34,17 @@ DARK = {
 }
 """Each colour's counterpart on dark paper."""
 
+COLORS = {
+    "model": 0,
+    "popularity": 1,
+    "item-knn": 2,
+    "ease": 3,
+    "markov": 3,
+    "bias-only": 4,
+    "recent-popular": 4,
+}
+"""System to its place in SERIES; those that never stand side by side by default share one."""
+
 WIDE, HIGH = 5.2, 3.5
 """Inches, 72 units each: one picture is as wide as a phone, two side by side fill a page."""
 TITLE_LETTERS = 50
@@ -131,8 +142,7 @@ def legend_above(axes: Axes, columns: int) -> None:
 
 def color_of(system: str) -> str:
     """The colour of a model or baseline, the same in every picture."""
-    names = ("model", "popularity", "item-knn", "ease", "bias-only")
-    return SERIES[names.index(system)] if system in names else SOFT
+    return SERIES[COLORS[system]] if system in COLORS else SOFT
 
 
 def png(figure: Figure, dpi: int = 160) -> bytes:
