@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 SLOW ?= slow
 # Two processes take the tests of a Ray each, the others all that start none.
 PROCESSES ?= 4
+SLOW_PROCESSES ?= 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: run test test-slow test-pythons check validate docs dist clean
@@ -16,7 +17,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --durations=10 --cov
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m "$(SLOW)" --durations=20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(SLOW)" -n $(SLOW_PROCESSES) --durations=20
 
 test-pythons:
 	.ci/pythons

@@ -29,6 +29,10 @@ os.environ.pop("COLUMNS", None)
 # Files of tests/ray whose tests share the first Ray when pytest-xdist runs them. All others share
 # the second one, which alone runs trials. Both take about as long, and wait more than they compute.
 FIRST_RAY = ("tests/ray/test_up.py", "tests/ray/test_swaps_on_ray.py")
+# Those that use neither, but start each Ray that they need; in the second row what a file has made
+# serves all of its tests.
+STARTS = ("benchmarks_quick", "cluster_utils", "growing", "notebooks", "readme")
+STARTS_FOR_ALL = ("faults", "nodes", "session")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -38,9 +42,13 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            if not nodeid.startswith("tests/ray/"):
+            file, _, _ = nodeid.partition("::")
+            name = file.removeprefix("tests/ray/test_").removesuffix(".py")
+            if not file.startswith("tests/ray/") or name in STARTS:
                 return nodeid
-            return "first ray" if nodeid.startswith(FIRST_RAY) else "second ray"
+            if name in STARTS_FOR_ALL:
+                return file
+            return "first ray" if file in FIRST_RAY else "second ray"
 
     return Scheduling(config, log)
 

@@ -26,8 +26,8 @@ def ray_session():
 @pytest.fixture(scope="session")
 def port() -> int:
     # Below the ports that the system gives to connections: one of those could be taken by the time
-    # that a later test listens.
-    for number in range(20_000 + os.getpid() % 1_000, 32_000):
+    # that a later test listens. Processes that were started one after another look ten apart.
+    for number in range(20_000 + os.getpid() % 1_000 * 10, 32_000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", number)):
                 return number

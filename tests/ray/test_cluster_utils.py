@@ -9,7 +9,7 @@ import pytest
 
 from recray.training.checkpoint import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SETTINGS = ["--preset", "dot-mse", "--set", "train.epochs=3"]
 SCRIPT = """
