@@ -31,7 +31,7 @@ from recray.reporting import frames
 from recray.reporting.data_text import remarks
 from recray.serving.registry import resolve_bundle
 from recray.storage import Folder
-from recray.training import trainer
+from recray.training import model_selection
 from recray.training.ray_train import Callbacks, TensorBoard
 from recray.tuning.request import TuneRequest, check
 
@@ -131,10 +131,10 @@ def train(
     chosen = _settings(preset, config, settings)
     folder, workers = arguments.path_of("out", out), arguments.whole("workers", workers)
     with telling(f"train {chosen.preset} into {folder}") as ui:
-        ui.expect(chosen.train.epochs, chosen.metric)
-        calls = Callbacks(ui.log, ui.epoch, (TensorBoard,))
+        calls = Callbacks(ui.log, ui.epoch, (TensorBoard,), ui.expect)
         path = _path(data)
-        return Run(folder, trainer.run(chosen, path, folder, workers, True, address, calls))
+        summary = model_selection.train(chosen, path, folder, workers, True, address, calls)
+        return Run(folder, summary)
 
 
 def evaluate(

@@ -37,13 +37,12 @@ def _open(
     from recray.data.source import detect_source
     from recray.pipelines.stages import Stages
     from recray.storage import Folder
+    from recray.training.export import Fits
 
-    ui.expect(settings.train.epochs, settings.metric)
     ratings = detect_source(source, settings, mirror)
     folder = Folder(out or default_out(ratings.name))
-    return ratings, Stages(
-        folder, settings, workers, address, ui.log, ui.epoch, "final" if final_fit else "none"
-    )
+    fits: Fits = "final" if final_fit else "none"
+    return ratings, Stages(folder, settings, workers, address, ui.log, ui.epoch, fits, ui.expect)
 
 
 @cli.command()

@@ -161,16 +161,17 @@ def train(
     recipe.refuse_groups(("data", "split"), "recray prepare")
     settings = recipe.settings()
     from recray.schema import TIMINGS
-    from recray.training import ray_train, trainer
+    from recray.training import model_selection, ray_train
 
     loggers: list[ray_train.LoggerFactory] = [ray_train.TensorBoard]
     if tracking is not None:
         from recray.reporting.mlflow import mlflow_logger
 
         loggers.append(mlflow_logger(tracking))
-    ui.expect(settings.train.epochs, settings.metric)
-    watch = ray_train.Callbacks(ui.log, ui.epoch, tuple(loggers))
-    summary = trainer.run(settings, prepared, out, workers, resume, address, watch, max_failures)
+    watch = ray_train.Callbacks(ui.log, ui.epoch, tuple(loggers), ui.expect)
+    summary = model_selection.train(
+        settings, prepared, out, workers, resume, address, watch, max_failures
+    )
     if summary.already_finished:
         ui.log(f"{out} was finished before: {summary.epochs} epochs; nothing was trained")
     metrics = {k: v for k, v in summary.best.items() if isinstance(v, float)}

@@ -12,6 +12,7 @@ from recray.config.groups import (
 )
 from recray.config.load import (
     RENAMED,
+    candidates,
     current_name,
     load_settings,
     overridden,
@@ -43,6 +44,7 @@ __all__ = [
     "SplitSettings",
     "TrainSettings",
     "build_settings",
+    "candidates",
     "current_name",
     "effective",
     "known_keys",

@@ -216,6 +216,11 @@ class ObjectiveSettings(Group):
 class TrainSettings(Group):
     """How a model is trained."""
 
+    choose_from: tuple[str, ...] = ()
+    """Presets, the simplest first, each with settings of its own if need be, as `sequence
+    train.epochs=20`. All are trained; a later one is the run where it is better on validation than
+    what was best before by the paired 95 % interval. Empty: these settings are trained themselves.
+    """
     epochs: Annotated[int, Field(ge=1)] = 20
     """Most passes over the training ratings; bpmf: each is objective.samples_per_epoch samples."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 8192

@@ -8,8 +8,9 @@ import yaml
 from pydantic import JsonValue
 
 from recray.config.settings import (
-    EFFECTIVE_UNDER,
     GRADED_OBJECTIVES,
+    OF_EVERY_CANDIDATE,
+    SOLVERS,
     Settings,
     build_settings,
     shown,
@@ -86,7 +87,36 @@ def _changed(recipe: Settings, chosen: Values) -> Settings:
     _merge(values, chosen)
     settings = build_settings(values)
     _refuse_without_effect(settings, recipe, chosen)
+    candidates(settings)
     return settings
+
+
+def candidates(settings: Settings) -> dict[str, Settings]:
+    """The recipes among which training chooses, by name, in the order in which they are tried.
+
+    They have the data, the split, the measurement and the seed of these settings in common.
+
+    Raises:
+        RecrayError: A preset is unknown, chooses itself, or has settings that cannot be its own.
+    """
+    found: dict[str, Settings] = {}
+    for text in settings.train.choose_from:
+        preset, *overrides = text.split() or [""]
+        recipe = load_settings(preset, None, overrides)
+        if recipe.train.choose_from:
+            raise RecrayError(f"train.choose_from: {preset} chooses itself; name its presets")
+        for shared in ("data", "split", "evaluate"):
+            if shared in parse_overrides(overrides):
+                raise RecrayError(
+                    f"train.choose_from: {text}: {shared} is the same for all, set it beside"
+                )
+        own = ("device",) if recipe.train.optimizer in SOLVERS else ()
+        train = settings.train.model_dump(mode="json", include={*OF_EVERY_CANDIDATE} - {*own})
+        groups = settings.model_dump(mode="json", include={"data", "split", "evaluate"})
+        number = 1 + sum(before.preset == preset for before in found.values())
+        name = preset if number == 1 else f"{preset}-{number}"
+        found[name] = recipe.changed(**groups, train={**train, "choose_from": []})
+    return found
 
 
 def parse_overrides(overrides: Iterable[str]) -> Values:
@@ -153,7 +183,7 @@ def _refuse_without_effect(settings: Settings, recipe: Settings, chosen: Values)
     Raises:
         RecrayError: There is such a setting.
     """
-    for setting in EFFECTIVE_UNDER.keys() & _flat(chosen).keys():
+    for setting in _flat(chosen):
         value = settings.value(setting)
         reasons = without_effect(settings, setting)
         if reasons and value not in (recipe.value(setting), Settings().value(setting)):

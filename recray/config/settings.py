@@ -50,6 +50,8 @@ class Settings(Group):
     @model_validator(mode="after")
     def _optimizer_fits_objective(self) -> Self:
         train, kind = self.train, self.objective.kind
+        if train.choose_from:  # each of those is checked in its place
+            return self
         mismatch = f"train.optimizer={train.optimizer} does not go with "
         for optimizer, objective in SOLVERS.items():
             if (train.optimizer == optimizer) != (kind == objective):
@@ -216,6 +218,11 @@ _PRETRAINED = (_is_not("train.als_pretrain_epochs", 0), _is("train.init_from", (
 _LIKING = (_is("objective.kind", *GRADED_OBJECTIVES),)
 _GRADED = _is("objective.preference", "graded")
 
+OF_EVERY_CANDIDATE = ("choose_from", "seed", "device", "metric", "max_rows_in_memory")
+"""Settings of `train` that all presets of train.choose_from share, as they share data, split and
+evaluate; each has its own model, its own objective and its own other settings of `train`.
+"""
+
 EFFECTIVE_UNDER: dict[str, tuple[tuple[Condition, ...], ...]] = {
     **{
         f"model.{key}": (
@@ -283,6 +290,11 @@ def without_effect(
     Returns:
         One failed condition of each alternative; nothing where the setting has an effect.
     """
+    group, key = setting.split(".")
+    if settings.train.choose_from and (
+        group in ("model", "objective") or (group == "train" and key not in OF_EVERY_CANDIDATE)
+    ):
+        return (f"train.choose_from={shown(list(settings.train.choose_from))}",)
     reasons = []
     for conditions in EFFECTIVE_UNDER.get(setting, ()):
         failed = [
@@ -300,7 +312,7 @@ def without_effect(
 def effective(settings: Settings) -> dict[str, Any]:
     """The plain settings without those that change nothing."""
     values = settings.plain()
-    for setting in EFFECTIVE_UNDER:
+    for setting in known_keys():
         if without_effect(settings, setting):
             group, key = setting.split(".")
             del values[group][key]

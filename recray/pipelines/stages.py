@@ -31,10 +31,10 @@ from recray.serving.ray_serve import refuse_taken_port
 from recray.serving.registry import Registry
 from recray.serving.verify import Verification
 from recray.storage import Folder
-from recray.training import trainer
-from recray.training.checkpoint import RunFolder
+from recray.training import model_selection
 from recray.training.export import Fits, export, same_bundle
-from recray.training.ray_train import Callbacks, OnEpoch, TensorBoard
+from recray.training.ray_train import Callbacks, OnEpoch, OnStart, TensorBoard
+from recray.training.run_metadata import ModelSelection
 
 
 def evaluate(
@@ -86,6 +86,7 @@ class Stages:
         log: Receives what happens, one line at a time.
         on_epoch: Receives each epoch's metrics.
         fits: Which fits follow on the run, for its measurement and for its release.
+        on_start: Receives how many epochs follow at most, and the metric to show.
     """
 
     out: Folder
@@ -95,9 +96,11 @@ class Stages:
     log: Log
     on_epoch: OnEpoch | None = None
     fits: Fits = "final"
+    on_start: OnStart | None = None
 
     def __post_init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.selection: ModelSelection | None = None
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -125,24 +128,14 @@ class Stages:
         """Train on the data set, and return the folder of the run."""
         with self.timed("train"):
             folder = self.out.child("run")
-            resolved = trainer.adapt_to_dataset(self.settings, prepared)
-            if folder.exists("run.json"):
-                before = RunFolder(folder.path).metadata()
-                same = before.settings == resolved
-                if not same or before.fingerprint != prepared.fingerprint:
-                    trainer.check_trainable(resolved, prepared, self.workers, self.address)
-                    folder.delete()
+            paths, at = (prepared.folder.path, folder.path), self.address
+            model_selection.clear_outdated(folder, self.settings, prepared, self.workers, at)
             words = "is there and matches" if folder.published() else f"{self.settings.preset}"
             self.log(f"train: {folder} {words}")
-            trainer.run(
-                resolved,
-                prepared.folder.path,
-                folder.path,
-                self.workers,
-                True,
-                self.address,
-                Callbacks(self.log, self.on_epoch, (TensorBoard,) if self.on_epoch else ()),
-            )
+            loggers = (TensorBoard,) if self.on_epoch else ()
+            calls = Callbacks(self.log, self.on_epoch, loggers, self.on_start)
+            summary = model_selection.train(self.settings, *paths, self.workers, True, at, calls)
+            self.selection = summary.selection
             return folder.path
 
     def export(self, run: str, prepared: Prepared) -> Bundle:
@@ -163,26 +156,36 @@ class Stages:
         return prepared, self.export(self.train(prepared), prepared)
 
 
-class Release(Measured):
-    """A bundle that was trained, measured, and promoted unless it was worse than the live one.
+class Staged(Measured):
+    """A bundle that went through all stages.
 
     Args:
         bundle: Its folder.
+        seconds: By stage.
+        selection: How its model was chosen, where there were several.
+    """
+
+    bundle: str
+    seconds: dict[str, float]
+    selection: ModelSelection | None = None
+
+
+class Release(Staged):
+    """A bundle that was trained, measured, and promoted unless it was worse than the live one.
+
+    Args:
         registry: Folder of the versions.
         version: Its version.
         before: The version that was live; None where nothing was promoted, or nothing was live.
         promoted: Whether it is the live version now.
         verdict: Why, in words.
-        seconds: By stage.
     """
 
-    bundle: str
     registry: str
     version: str
     before: str | None = None
     promoted: bool
     verdict: str
-    seconds: dict[str, float]
 
     def text(self) -> str:
         """The end of `recray pipeline`: the metrics, whether it was promoted, and the seconds."""
@@ -200,25 +203,21 @@ class Release(Measured):
         )
 
 
-class Running(Measured):
+class Running(Staged):
     """A bundle that answers at a URL, and the comparison of its answers with offline ones.
 
     Args:
         prepared: Folder of the data set.
-        bundle: Folder of the bundle.
         url: Address of the service.
         verified: Whether no answer differs.
         verification: The comparison.
-        seconds: By stage.
         example_user: A user of the data set.
     """
 
     prepared: str
-    bundle: str
     url: str
     verified: bool
     verification: Verification
-    seconds: dict[str, float]
     example_user: RawId
 
     def text(self) -> str:
@@ -293,6 +292,7 @@ def release(
         registry=versions.folder.path,
         evaluation=parse_report(bundle.metrics),
         seconds=stages.seconds,
+        selection=stages.selection,
         **vars(outcome),
     )
 
@@ -336,6 +336,7 @@ def up(source: Source, stages: Stages, host: str, port: int) -> Iterator[Running
                 evaluation=parse_report(bundle.metrics),
                 seconds=stages.seconds,
                 example_user=bundle.user_ids.raw[:1].tolist()[0],
+                selection=stages.selection,
             )
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 OnEpoch = Callable[[EpochEntry], None]
+OnStart = Callable[[int, str], None]
 POLL_S = 0.25
 """Seconds between two looks at the history of a run that trains in other processes."""
 _TURNS = threading.Lock()
@@ -195,11 +196,13 @@ class Callbacks:
         log: Receives what happens, one line at a time.
         on_epoch: Receives each epoch's metrics as they come.
         loggers: Open what else keeps the metrics.
+        on_start: Receives how many epochs follow at most, and the metric to show.
     """
 
     log: Log = _ignore
     on_epoch: OnEpoch | None = None
     loggers: tuple[LoggerFactory, ...] = ()
+    on_start: OnStart | None = None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from recray.config import Settings
+from recray.evaluation.report import Interval
 from recray.storage import moved
 
 RUN_FORMAT = 1
@@ -61,6 +62,44 @@ class RunMetadata(BaseModel):
         return f"settings: {changed}" if changed else ""
 
 
+class Candidate(BaseModel):
+    """A model among which training chose, on the validation users.
+
+    Args:
+        name: Its folder in RUN/candidates: its preset, with a number where that is tried again.
+        settings: What train.choose_from says of it.
+        value: The metric; None where it was not trained.
+        against: The best one before it; None for the first.
+        gain: The metric less that of the best one before it, with the paired 95 % interval.
+        seconds: How long its epochs took.
+        left_out: Why it was not trained; None where it was.
+    """
+
+    name: str
+    settings: str
+    value: Interval | None = None
+    against: str | None = None
+    gain: Interval | None = None
+    seconds: float | None = None
+    left_out: str | None = None
+
+
+class ModelSelection(BaseModel):
+    """Which model training chose among several, and what each gained over those before it.
+
+    Args:
+        metric: What they are compared by.
+        users: Validation users.
+        taken: The name of the one that is the run.
+        candidates: All of them, in the order in which they were tried.
+    """
+
+    metric: str
+    users: int
+    taken: str
+    candidates: list[Candidate]
+
+
 class RunSummary(BaseModel):
     """The end of a run.
 
@@ -71,6 +110,7 @@ class RunSummary(BaseModel):
         best: Its entry in the history.
         stopped_early: Whether patience ran out.
         already_finished: Whether nothing was left to train when this command began.
+        selection: How the model was chosen, where there were several (train.choose_from).
     """
 
     run: str
@@ -79,6 +119,7 @@ class RunSummary(BaseModel):
     best: EpochEntry
     stopped_early: bool
     already_finished: bool = False
+    selection: ModelSelection | None = None
 
 
 def changed_values(before: dict[str, JsonValue], now: dict[str, JsonValue]) -> str:

@@ -64,6 +64,8 @@ def run(
     Raises:
         RecrayError: What the user can fix; see the message.
     """
+    if settings.train.choose_from:
+        raise ValueError("a run is of one model: see recray.training.model_selection")
     prepared = Prepared.open(prepared_path, verify=verify)
     settings = adapt_to_dataset(settings, prepared)
     start_weights = check_trainable(settings, prepared, workers, address)
@@ -73,6 +75,8 @@ def run(
     before = folder.train_state()
     if is_done(before, settings.train.epochs):
         return _finish(folder, before, already=True)
+    if callbacks.on_start is not None:
+        callbacks.on_start(settings.train.epochs, settings.metric)
     distrust = distrust_of_validation(settings, prepared)
     job = TrainJob(settings, str(prepared.folder), str(folder), start_weights, distrust is not None)
     _Training(job, prepared, folder, now, before, callbacks, distrust).run(address, max_failures)

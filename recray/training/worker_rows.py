@@ -76,6 +76,14 @@ class WorkerRows:
         """Build what ranks, for this worker's validation users, all items that they have not
         trained on; None without validation rows.
         """
+        measure = self.per_user(objective)
+        if measure is None:
+            return None
+        names = metric_names(self.settings.evaluate, rates=not self.settings.ranks)
+        return lambda trained: metric_sums(measure(trained), names)
+
+    def per_user(self, objective: Objective) -> Callable[[Model], PerUserMetrics | None] | None:
+        """The same for the metrics of each user, which are None where this worker has none."""
         prepared, settings = self.prepared, self.settings
         if self.fit_on != "train" or not prepared.manifest["splits"]["valid"]["rows"]:
             return None
@@ -83,12 +91,11 @@ class WorkerRows:
         # metrics do not depend on how many there are.
         whole = rating_statistics(self.shard, self.fit.items, self.workers.with_long_timeout())
         biases = None if settings.ranks else self._biases(whole)  # ranking asks for none
-        names = metric_names(settings.evaluate, rates=not settings.ranks)
         fold_in = FoldInConfig(prior_strength=objective.default_prior_strength)
         of_all = fold_in, biases, whole.item_count.float(), None, self.fit.rating_range
         groups = self._seen if self.streamed else list(self._seen()).__iter__
 
-        def validate(trained: Model) -> dict[str, tuple[float, float]]:
+        def measure(trained: Model) -> PerUserMetrics | None:
             on_cpu = settings.train.device == "cpu"
             model, tables = trained if on_cpu else copy.deepcopy(trained).cpu(), []
             for valid, history in groups():
@@ -96,9 +103,9 @@ class WorkerRows:
                 tables += [
                     evaluate_block(scorer, valid, b, settings.evaluate) for b in blocks_of(valid)
                 ]
-            return metric_sums(PerUserMetrics.join(tables) if tables else None, names)
+            return PerUserMetrics.join(tables) if tables else None
 
-        return validate
+        return measure
 
     def _biases(self, whole: Statistics) -> BiasOnly:
         """Fit the bias-only model of this worker's users; each has all ratings in one group."""

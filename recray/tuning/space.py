@@ -108,8 +108,15 @@ def load_space(settings: Settings, path: str | None = None) -> SearchSpace:
     """Load the search space of a file, or the one that recray has for the model.
 
     Raises:
-        RecrayError: There is no such file, or the space does not fit the settings.
+        RecrayError: There is no such file, the space does not fit the settings, or these choose
+            among several models.
     """
+    if settings.train.choose_from:
+        presets = ", ".join(settings.train.choose_from)
+        raise RecrayError(
+            f"a search is of one model, and {settings.preset} chooses among several: give --preset "
+            f"with one of {presets}"
+        )
     if path is None:
         return parse_space(_default(settings), settings)
     if not Path(path).is_file():
