@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pydantic import JsonValue
+from pydantic import ConfigDict, JsonValue
 
 from recray.config import Settings
 from recray.data import ingest, manifest
@@ -157,17 +157,15 @@ class Stages:
 
 
 class Staged(Measured):
-    """A bundle that went through all stages.
+    """A bundle that went through all stages."""
 
-    Args:
-        bundle: Its folder.
-        seconds: By stage.
-        selection: How its model was chosen, where there were several.
-    """
-
+    model_config = ConfigDict(use_attribute_docstrings=True)
     bundle: str
+    """Its folder."""
     seconds: dict[str, float]
+    """By stage."""
     selection: ModelSelection | None = None
+    """How its model was chosen, where there were several (train.choose_from)."""
 
 
 class Release(Staged):

@@ -64,8 +64,6 @@ def run(
     Raises:
         RecrayError: What the user can fix; see the message.
     """
-    if settings.train.choose_from:
-        raise ValueError("a run is of one model: see recray.training.model_selection")
     prepared = Prepared.open(prepared_path, verify=verify)
     settings = adapt_to_dataset(settings, prepared)
     start_weights = check_trainable(settings, prepared, workers, address)
@@ -75,8 +73,6 @@ def run(
     before = folder.train_state()
     if is_done(before, settings.train.epochs):
         return _finish(folder, before, already=True)
-    if callbacks.on_start is not None:
-        callbacks.on_start(settings.train.epochs, settings.metric)
     distrust = distrust_of_validation(settings, prepared)
     job = TrainJob(settings, str(prepared.folder), str(folder), start_weights, distrust is not None)
     _Training(job, prepared, folder, now, before, callbacks, distrust).run(address, max_failures)
@@ -120,6 +116,8 @@ class _Training:
         workers, log = self.metadata.workers, self.callbacks.log
         if self.before.epoch or self.before.step:
             log(self._continued())
+        if self.callbacks.on_start is not None:
+            self.callbacks.on_start(self.job.settings.train.epochs, self.job.settings.metric)
         with session(address):
             busy = wait_for_capacity(workers)
             require_shared(self.folder.folder)
@@ -260,6 +258,8 @@ def check_trainable(
     Raises:
         RecrayError: Too many workers, or settings that do not fit each other or the data.
     """
+    if settings.train.choose_from:
+        raise ValueError("a run is of one model: see recray.training.model_selection")
     if workers > prepared.buckets:
         raise RecrayError(
             f"--workers {workers}: the data set has {prepared.buckets} parts, "
