@@ -62,7 +62,7 @@ def test_a_candidate_that_cannot_be_is_refused_when_settings_are_read(choose_fro
 
 @pytest.mark.parametrize("override", ["model.dim=9", "objective.kind=bpr", "train.epochs=3"])
 def test_a_setting_that_belongs_to_a_candidate_is_refused_beside_them(override):
-    with pytest.raises(RecrayError, match="changes nothing with train.choose_from="):
+    with pytest.raises(RecrayError, match=r"changes nothing with train\.choose_from="):
         load_settings("ranking", None, ["train.choose_from=[dot-mse]", override])
 
 
@@ -111,7 +111,7 @@ def test_a_later_model_is_taken_where_its_gain_is_sure(choose, tmp_path):
     selection = summary.selection
     assert trained == ["ranking", "ranking-2", "ranking-3"]
     assert selection.taken == "ranking-2", "the third is the same model again, so no better"
-    poor, good, same = selection.candidates
+    poor, good, same = selection.models
     assert poor.gain is None
     assert good.against == "ranking"
     assert good.gain.low > 0
@@ -124,7 +124,7 @@ def test_a_later_model_is_taken_where_its_gain_is_sure(choose, tmp_path):
 def test_the_simplest_stays_where_a_later_one_is_not_better(choose):
     summary, _ = choose(recipe(GOOD, POOR))
     assert summary.selection.taken == "ranking"
-    assert summary.selection.candidates[1].gain.high < 0
+    assert summary.selection.models[1].gain.high < 0
 
 
 def test_the_run_is_a_copy_of_the_one_that_was_taken(choose, tmp_path):
@@ -173,14 +173,14 @@ def test_a_stage_keeps_the_candidates_that_match(choose, prepared, tmp_path):
 
 def test_what_does_not_fit_the_data_is_left_out_by_name(choose):
     summary, trained = choose(recipe("neumf-ranking train.batch_size=1000", GOOD))
-    left_out, taken = summary.selection.candidates
+    left_out, taken = summary.selection.models
     assert trained == ["ranking"]
     assert "train.batch_size=1000: the data set has" in left_out.left_out
     assert (taken.name, taken.against, summary.selection.taken) == ("ranking", None, "ranking")
 
 
 def test_where_nothing_fits_or_nothing_compares_it_is_refused(choose):
-    with pytest.raises(RecrayError, match="neumf-ranking: train.batch_size=1000"):
+    with pytest.raises(RecrayError, match=r"neumf-ranking: train\.batch_size=1000"):
         choose(recipe("neumf-ranking train.batch_size=1000"))
     with pytest.raises(RecrayError, match=r"ranking has ndcg@3, dot-mse has rmse; set train.met"):
         choose(recipe("ranking", "dot-mse train.batch_size=4"))

@@ -27,7 +27,7 @@ from recray.storage import MANIFEST, Folder, refuse_taken
 from recray.training import trainer
 from recray.training.checkpoint import CHECKPOINTS, EPOCHS, RUN, RunFolder
 from recray.training.ray_train import Callbacks
-from recray.training.run_metadata import Candidate, ModelSelection, RunSummary
+from recray.training.run_metadata import ComparedModel, ModelSelection, RunSummary
 from recray.training.shard import Workers
 from recray.training.worker_rows import WorkerRows
 
@@ -141,12 +141,12 @@ class _Selecting:
     def run(self, fit: dict[str, Settings], refused: dict[str, str]) -> RunSummary:
         """Train and compare all that fit, and make the best of them the run."""
         texts = dict(zip(candidates(self.recipe), self.recipe.train.choose_from, strict=True))
-        found: list[Candidate] = []
+        found: list[ComparedModel] = []
         best: tuple[str, PerUserMetrics, RunSummary] | None = None
         for name, text in texts.items():
             if name in refused:
                 self.log(f"train: {name} is left out: {refused[name]}")
-                found.append(Candidate(name=name, settings=text, left_out=refused[name]))
+                found.append(ComparedModel(name=name, settings=text, left_out=refused[name]))
                 continue
             self.log(f"train: {name}, {len(found) + 1} of {len(texts)} to choose from")
             summary = self.train(fit[name], self._folder(name).path)
@@ -159,9 +159,7 @@ class _Selecting:
         name, table, summary = best
         metric = fit[name].metric
         self.log(f"train: {name} is taken, by {metric} of {len(table.user):,} validation users")
-        selection = ModelSelection(
-            metric=metric, users=len(table.user), taken=name, candidates=found
-        )
+        selection = ModelSelection(metric=metric, users=len(table.user), taken=name, models=found)
         return self._take(name, summary, selection)
 
     def _folder(self, name: str) -> Folder:
@@ -186,14 +184,14 @@ class _Selecting:
         text: str,
         table: PerUserMetrics,
         best: tuple[str, PerUserMetrics, RunSummary] | None,
-    ) -> tuple[Candidate, bool]:
+    ) -> tuple[ComparedModel, bool]:
         """Say what a candidate gained over the best before it, and whether that is sure."""
         run = RunFolder(self._folder(name).path)
         metric = run.metadata().settings.metric
         value = summarise(table, [metric])[metric]
         words = f"train: {name}: {metric} {value.value:.4f} ({value.low:.4f} to {value.high:.4f})"
         seconds = round(sum(float(entry["seconds"]) for entry in run.history()), 3)
-        candidate = Candidate(name=name, settings=text, value=value, seconds=seconds)
+        candidate = ComparedModel(name=name, settings=text, value=value, seconds=seconds)
         if best is None:
             self.log(f"{words} on validation")
             return candidate, True

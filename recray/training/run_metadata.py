@@ -62,7 +62,7 @@ class RunMetadata(BaseModel):
         return f"settings: {changed}" if changed else ""
 
 
-class Candidate(BaseModel):
+class ComparedModel(BaseModel):
     """A model among which training chose, on the validation users.
 
     Args:
@@ -91,13 +91,13 @@ class ModelSelection(BaseModel):
         metric: What they are compared by.
         users: Validation users.
         taken: The name of the one that is the run.
-        candidates: All of them, in the order in which they were tried.
+        models: All of them, in the order in which they were tried.
     """
 
     metric: str
     users: int
     taken: str
-    candidates: list[Candidate]
+    models: list[ComparedModel]
 
 
 class RunSummary(BaseModel):
