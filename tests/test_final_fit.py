@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from recray.config import load_settings
 from recray.data import manifest
 from recray.errors import CheckFailed, RecrayError
 from recray.evaluation.evaluator import evaluate
@@ -14,6 +15,7 @@ from recray.evaluation.promotion import check_not_worse
 from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
 from recray.serving.registry import Registry
+from recray.training import export
 from recray.training.warm_start import read_start_weights
 
 from .conftest import COLD, ITEMS, USERS, raw
@@ -49,6 +51,14 @@ def test_a_bundle_without_a_final_fit_is_its_own_twin(make_bundle):
     alone = make_bundle()
     assert alone.measured is alone
     assert not alone.is_final
+
+
+@pytest.mark.parametrize(("cut", "learned"), [("null", "train+valid"), ("0.9", "train")])
+def test_after_a_cut_in_time_no_later_row_is_learned_before_the_measurement(cut, learned):
+    prepared = SimpleNamespace(manifest={"splits": {n: {"rows": 5} for n in ("valid", "test")}})
+    chosen = load_settings("ranking", None, ["split.kind=next", f"split.cut={cut}"])
+    measured, final = export._planned(chosen, 3, prepared, "final")
+    assert (measured.train.fit_on, final.train.fit_on) == (learned, "all")
 
 
 def test_what_has_learned_the_test_split_is_measured_nowhere(make_bundle, prepared):

@@ -104,7 +104,9 @@ def _planned(
     rows = {name: split["rows"] for name, split in prepared.manifest["splits"].items()}
     train = {"epochs": best_epoch, "patience": None}
     measured, final = chosen, None
-    if fits != "none" and chosen.train.fit_on == "train" and rows["valid"]:
+    # After a cut in time the validation rows may be later than a test row of somebody else.
+    ends_before = chosen.split.cut is None
+    if fits != "none" and chosen.train.fit_on == "train" and rows["valid"] and ends_before:
         measured = chosen.changed(train={**train, "fit_on": "train+valid"})
     if fits == "final" and chosen.train.fit_on != "all" and rows["test"]:
         final = chosen.changed(train={**train, "fit_on": "all"})
