@@ -273,6 +273,7 @@ SHARED = {
     "neumf": ("neumf", [*WHOLE, "train.optimizer=sgd"]),
     "all-items": ("neumf-ranking", [*WHOLE, "train.lr=0.01", "model.dropout=0"]),
     "ranking": ("ranking", []),
+    "sequence": ("sequence", [*WHOLE, "train.optimizer=sgd", "model.dropout=0"]),
 }
 
 

@@ -128,8 +128,8 @@ class ModelSettings(Group):
     """Which model is trained, and its size."""
 
     kind: str = "dot"
-    """dot, dot-bias, mf-normalised, hybrid, gmf, mlp, neumf, softmax-dnn, bpmf, or the name of a
-    model that was added to the registry in recray.models.
+    """dot, dot-bias, mf-normalised, hybrid, gmf, mlp, neumf, softmax-dnn, bpmf, sequence, or the
+    name of a model that was added to the registry in recray.models.
     """
     dim: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 64
     """Length of the user and item vectors; auto: 64, and 96 where users times
@@ -142,7 +142,17 @@ class ModelSettings(Group):
     layers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (128, 64, 32)
     """mlp, neumf, softmax-dnn: widths of the ReLU layers, first to last."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """mlp, neumf, softmax-dnn: fraction of each layer's values that training drops."""
+    """mlp, neumf, softmax-dnn, sequence: fraction of each layer's values that training drops."""
+    blocks: Annotated[int, Field(ge=1, le=64)] = 2
+    """sequence: blocks of attention and a network, one after another."""
+    heads: Annotated[int, Field(ge=1, le=64)] = 2
+    """sequence: heads of the attention; model.dim is a multiple of it."""
+    length: Annotated[int, Field(ge=1, le=10_000)] = 200
+    """sequence: items at the end of a history that are read; a longer one is cut."""
+    time: bool = False
+    """sequence: whether attention depends on the time between two items, and on when the list is
+    asked for.
+    """
     levels: tuple[float, ...] | None = None
     """softmax-dnn: the ratings that are classes; null: all ratings that occur in training."""
     product: bool = False
@@ -170,9 +180,11 @@ class ObjectiveSettings(Group):
         "unobserved-class",
         "bpmf",
         "closed-form",
+        "next-item",
     ] = "mse"
     """mse, bce, classes and bpmf predict ratings, the others rank; see docs/training.md.
     closed-form: markov, next-ridge, ease, item-knn, recent-popular, whose weights are counted.
+    next-item: sequence, by a softmax over what comes next.
     """
     preference: Literal["graded", "binary"] = "graded"
     """ials, logistic, bpr, item-softmax, ALS pretraining: what a rating says of liking. graded: as
@@ -189,9 +201,10 @@ class ObjectiveSettings(Group):
     """ials: how that weight grows with the number n of an item's ratings, as (n + 1) to this power
     over its mean. 0: the same for all; more: lists show more of the catalogue and hit less.
     """
-    negatives: Annotated[int, Field(ge=1)] | Literal["all"] = 4
+    negatives: Annotated[int, Field(ge=1)] | Literal["all", "auto"] = 4
     """logistic, bpr, item-softmax, unobserved-class: items drawn for each rating in each epoch.
-    all: every item is a negative (logistic, item-softmax).
+    all: every item is a negative (logistic, item-softmax, next-item). next-item: items drawn by
+    popularity for each step; auto: all up to 20,000 items, else 4,096 (next-item alone).
     """
     sampling: Literal["uniform", "popularity"] = "uniform"
     """How negatives are drawn. popularity: by their number of ratings to the power of 0.75."""
@@ -210,6 +223,8 @@ class ObjectiveSettings(Group):
     def _all_items_where_that_is_possible(self) -> Self:
         if self.negatives == "all" and self.kind in ("bpr", "unobserved-class"):
             raise ValueError(f"kind={self.kind} draws negatives: negatives must be a number")
+        if self.negatives == "auto" and self.kind != "next-item":
+            raise ValueError("negatives=auto goes with kind=next-item; give a number")
         return self
 
 
@@ -224,8 +239,8 @@ class TrainSettings(Group):
     epochs: Annotated[int, Field(ge=1)] = 20
     """Most passes over the training ratings; bpmf: each is objective.samples_per_epoch samples."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 8192
-    """Ratings per step over all workers, or users where negatives are all items; all: one step an
-    epoch.
+    """Ratings per step over all workers, or users where negatives are all items, or windows of
+    histories with next-item; all: one step an epoch.
     """
     optimizer: Literal[
         "auto", "adam", "lazy-adam", "adagrad", "sgd", "alternating", "gibbs", "closed-form"
@@ -237,7 +252,9 @@ class TrainSettings(Group):
     the posterior (bpmf only); closed-form: fitted once (closed-form only).
     """
     lr: Annotated[float, Field(gt=0)] = 0.001
-    """Learning rate of the gradient steps."""
+    """Learning rate of the gradient steps. next-item: the highest; it rises over the first 5 % of
+    train.epochs and falls to nothing by the last.
+    """
     l2: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
     """Weight of the squared vectors and biases of the rows in a batch, for each rating; auto: for
     ials 0.013 x (1.5 million / (users times items))^0.25, from 0.001 to 0.02; else 0.

@@ -32,6 +32,8 @@ their fourth root: so do the best values of ml-100k, ml-latest-small and ml-1m, 
 """
 AUTO_L2_CELLS = 1_500_000
 AUTO_L2_RANGE = (0.001, 0.02)
+FULL_SOFTMAX_ITEMS, DRAWN_ITEMS = 20_000, 4096
+"""objective.negatives = auto: up to so many items all take part; of more, so many are drawn."""
 LARGE_CELLS = 8_000_000
 """So many pairs of a user and an item from which on model.dim = auto is 96; below it is 64."""
 
@@ -65,9 +67,10 @@ class Settings(Group):
             )
         if train.optimizer not in ("adagrad", "lazy-adam"):
             return self
-        if self.ranks and self.objective.negatives == "all":
+        if self.ranks and (self.objective.negatives == "all" or kind == "next-item"):
+            of = "kind=next-item" if kind == "next-item" else "negatives=all"
             raise ValueError(
-                f"{mismatch}objective.negatives=all: it updates the rows in its batch, "
+                f"{mismatch}objective.{of}: it updates the rows in its batch, "
                 "and then every item is in the batch; use adam"
             )
         if train.compile:
@@ -106,7 +109,7 @@ class Settings(Group):
         return value
 
     def sized(self, users: int, items: int) -> "Settings":
-        """The settings with numbers where model.dim or train.l2 is auto.
+        """The settings with numbers where model.dim, train.l2 or objective.negatives is auto.
 
         Args:
             users: Users of the training split.
@@ -117,7 +120,10 @@ class Settings(Group):
         lowest, highest = AUTO_L2_RANGE
         l2 = min(max(AUTO_L2 * (AUTO_L2_CELLS / cells) ** 0.25, lowest), highest)
         strength = round(l2, 4) if self.objective.kind == "ials" else 0.0
+        every = items <= FULL_SOFTMAX_ITEMS
+        drawn = {"negatives": "all" if every else DRAWN_ITEMS}
         return self.changed(
+            objective=drawn if self.objective.negatives == "auto" else {},
             model={"dim": dim} if self.model.dim == "auto" else {},
             train={"l2": strength} if self.train.l2 == "auto" else {},
         )
@@ -205,6 +211,7 @@ MODEL_SETTINGS = {
     "neumf": ("dim", "mlp_dim", "layers", "dropout"),
     "softmax-dnn": ("dim", "layers", "levels", "dropout", "product"),
     "bpmf": ("dim",),
+    "sequence": ("dim", "blocks", "heads", "length", "dropout", "time"),
     "item-knn": (),
     "ease": (),
 }
@@ -239,7 +246,7 @@ EFFECTIVE_UNDER: dict[str, tuple[tuple[Condition, ...], ...]] = {
         _PRETRAINED,
     ),
     "objective.unobserved_power": ((_is("objective.kind", "ials"),),),
-    "objective.negatives": ((_SAMPLED,),),
+    "objective.negatives": ((_SAMPLED,), (_is("objective.kind", "next-item"),)),
     **dict.fromkeys(("objective.sampling", "objective.reject_seen"), (_DRAWN,)),
     **dict.fromkeys(
         [f"objective.{key}" for key in ("factors", "side_rank", "samples_per_epoch", "burn_in")],

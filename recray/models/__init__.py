@@ -4,6 +4,7 @@ from recray.models.base import BASELINES, LinearModel, Model, build_model, model
 from recray.models.baselines import BiasOnly, Ease, ItemKnn, Popularity
 from recray.models.factorization import BPMFMean, Dot, DotBias, Hybrid, MfNormalised
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
+from recray.models.sequence import Sequence
 
 MODELS: dict[str, type[Model]] = {
     "dot": Dot,
@@ -15,6 +16,7 @@ MODELS: dict[str, type[Model]] = {
     "neumf": NeuMf,
     "softmax-dnn": SoftmaxDnn,
     "bpmf": BPMFMean,
+    "sequence": Sequence,
     "item-knn": ItemKnn,
     "ease": Ease,
     "popularity": Popularity,

@@ -85,7 +85,7 @@ def check_start(settings: Settings, prepared: Prepared) -> tuple[StartWeights, .
 def check_negatives(settings: Settings, prepared: Prepared, objective: Objective) -> None:
     """Refuse to draw more negatives than the catalogue can give."""
     negatives = settings.objective.negatives
-    if isinstance(objective, SampledLoss | UnobservedClass) and negatives != "all":
+    if isinstance(objective, SampledLoss | UnobservedClass) and not isinstance(negatives, str):
         NegativeSampler(prepared.items, negatives)  # refuses it
 
 

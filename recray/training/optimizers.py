@@ -73,7 +73,9 @@ def pairs_of(settings: Settings) -> int | None:
     if not settings.ranks:
         return 1
     negatives = settings.objective.negatives
-    return None if negatives == "all" else 1 + negatives
+    if isinstance(negatives, str) or settings.objective.kind == "next-item":
+        return None
+    return 1 + negatives
 
 
 def describe(settings: Settings, users: int, items: int, rows: int, workers: int) -> str:
@@ -96,6 +98,7 @@ def describe(settings: Settings, users: int, items: int, rows: int, workers: int
     choice = OptimizerChoice.of(train, rows, pairs_of(settings), users + items)
     batch = "all" if train.batch_size == "all" else f"{train.batch_size:,}"
     of = "users" if pairs_of(settings) is None else "ratings"
+    of = "windows of histories" if settings.objective.kind == "next-item" else of
     which = "the rows that a batch touches" if choice.sparse else "all rows"
     chosen = " (auto)" if train.optimizer == "auto" else ""
     phrases = [f"train: {size}", f"{choice.optimizer}{chosen} on {which}, {batch} {of} a step"]

@@ -14,8 +14,11 @@ from recray.models.objectives import (
     SampledLoss,
     as_linear,
 )
+from recray.models.objectives.next_item import NextItem
+from recray.models.sequence import Sequence
 from recray.training.epochs import AllItemsEpochs, ALSEpochs, EpochRunner, PairEpochs
 from recray.training.gibbs import GibbsSampler
+from recray.training.next_item import NextItemEpochs
 from recray.training.shard import Shard, Workers
 from recray.training.streaming import StreamedShard
 
@@ -37,6 +40,8 @@ def epoch_runner(
         raise ValueError(f"{type(objective).__name__} cannot be streamed: see check_streaming")
     if isinstance(objective, SampledLoss):
         return AllItemsEpochs(model, objective, shard, settings.train, workers)
+    if isinstance(objective, NextItem) and isinstance(model, Sequence):
+        return NextItemEpochs(model, objective, shard, settings.train, workers)
     group = workers.with_long_timeout()
     if isinstance(objective, ImplicitALS):
         return ALSEpochs(as_linear(model), objective, shard, group)
@@ -50,7 +55,7 @@ def _sampler(
 ) -> NegativeSampler | None:
     """Build what draws the negatives of the objective; None if it has none."""
     objective = settings.objective
-    if not settings.ranks or objective.negatives == "all":
+    if not settings.ranks or isinstance(objective.negatives, str):
         return None
     popularity = known = None
     if objective.sampling == "popularity":

@@ -10,6 +10,7 @@ from recray.models.objectives.base import (
 from recray.models.objectives.fold_in import FoldIn, FoldInConfig, FoldInPrior
 from recray.models.objectives.history import ByHistory
 from recray.models.objectives.ials import ROW_BLOCK, ImplicitALS
+from recray.models.objectives.next_item import NextItem
 from recray.models.objectives.preference import BINARY, Graded, Preference, detect_scale
 from recray.models.objectives.ranking import (
     Bpr,
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "item-softmax": ItemSoftmax,
     "unobserved-class": UnobservedClass,
     "closed-form": ByHistory,
+    "next-item": NextItem,
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "ItemSoftmax",
     "Logistic",
     "Mse",
+    "NextItem",
     "Objective",
     "PairLoss",
     "Preference",

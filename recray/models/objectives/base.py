@@ -118,7 +118,7 @@ def build_objective(settings: Settings, low: float, high: float) -> Objective:
     if settings.train.l2 == "auto":
         raise ValueError("train.l2=auto has no number yet: see Settings.sized")
     values = {**group.model_dump(), "l2": settings.train.l2, "low": low, "high": high}
-    values["negatives"] = None if group.negatives == "all" else group.negatives
+    values["negatives"] = None if isinstance(group.negatives, str) else group.negatives
     values["by_popularity"] = group.sampling == "popularity"
     names = inspect.signature(objective).parameters
     if "preference" in names:
