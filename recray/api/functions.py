@@ -70,7 +70,7 @@ def prepare(
     Example:
         >>> data = recray.prepare("sample", folder + "/prepared")
         >>> data
-        <recray data sample: 600 users, 1,500 items; train 47,796, valid 6,004, test 6,004>
+        <recray data sample: 600 users, 1,500 items; train 47,834, valid 6,019, test 6,019>
     """
     chosen = _data_settings(preset, settings, columns)
     folder = arguments.path_of("out", out)

@@ -86,7 +86,7 @@ class Loaded:
         Example:
             >>> model = recray.load(bundle)
             >>> model.recommend(4, 2)["title"].tolist()
-            ['Quiet Lantern Returns (1953)', 'Stolen Empire at Dawn (2007)']
+            ['Restless Road in Winter (1996)', 'Velvet Summer in Winter (1998)']
             >>> set(model.recommend(4, 3, genres="Drama")["source"])
             {'model'}
             >>> model.recommend(9999)
