@@ -172,7 +172,8 @@ def _times(rng: np.random.Generator, opened: int, session_N: np.ndarray) -> np.n
     gap_N = rng.integers(0, 90, len(session_N)) * (rng.random(len(session_N)) < 0.9)
     is_new_N = np.diff(session_N, prepend=session_N[0]) > 0
     gap_N[is_new_N] += rng.exponential(10 * 86_400, is_new_N.sum()).astype(int) + 3_600
-    return opened + np.cumsum(gap_N)
+    time_N: np.ndarray = opened + np.cumsum(gap_N)
+    return time_N
 
 
 def _stars(
