@@ -172,8 +172,7 @@ def _times(rng: np.random.Generator, opened: int, session_N: np.ndarray) -> np.n
     gap_N = rng.integers(0, 90, len(session_N)) * (rng.random(len(session_N)) < 0.9)
     is_new_N = np.diff(session_N, prepend=session_N[0]) > 0
     gap_N[is_new_N] += rng.exponential(10 * 86_400, is_new_N.sum()).astype(int) + 3_600
-    time_N: np.ndarray = opened + np.cumsum(gap_N)
-    return time_N
+    return opened + np.cumsum(gap_N)
 
 
 def _stars(
@@ -182,7 +181,8 @@ def _stars(
     quality_I = rng.normal(0, 0.4, ITEMS)
     stars_R = 3.4 + rng.normal(0, 0.3, USERS)[user_R] + quality_I[item_R]
     stars_R = stars_R + 0.45 * match_R + rng.normal(0, 0.6, len(user_R))
-    return np.clip(np.round(stars_R * 2) / 2, 0.5, 5.0)
+    rating_R: np.ndarray = np.clip(np.round(stars_R * 2) / 2, 0.5, 5.0)
+    return rating_R
 
 
 def _movies_csv(rng: np.random.Generator, genre_IG: np.ndarray, year_I: np.ndarray) -> bytes:
