@@ -200,6 +200,19 @@ WITHOUT_EFFECT = [
     ("dot-mse", [], "model.levels=[1.0, 2.0]", KIND),
     ("dot-mse", [], "model.product=true", KIND),
     ("dot-mse", [], 'model.item_features=["genre:Drama"]', KIND),
+    *(
+        ("dot-mse", [], f"model.{key}=0.25", KIND)
+        for key in ("decay", "ahead_decay", "recent_decay", "row_power", "popularity_power")
+    ),
+    *(
+        (
+            "dot-mse",
+            [],
+            f"model.{key}=7.0" if key in ("ridge", "shrink") else f"model.{key}=7",
+            KIND,
+        )
+        for key in ("window", "ahead", "recent", "ridge", "neighbours", "shrink", "days")
+    ),
     ("dot-mse", [], "objective.preference=binary", f"{MSE} and train.als_pretrain_epochs=0"),
     ("dot-mse", [], "objective.scale=sign", f"{MSE} and train.als_pretrain_epochs=0"),
     ("ranking", ["objective.preference=binary"], "objective.scale=stars", BINARY),
@@ -223,6 +236,8 @@ WITHOUT_EFFECT = [
     ("rating", [], "train.batch_size=64", "objective.kind=bpmf"),
     ("ranking", [], "train.lr=0.5", "objective.kind=ials"),
     ("rating", [], "train.l2=0.1", "objective.kind=bpmf"),
+    ("markov", [], "train.l2=0.1", "objective.kind=closed-form"),
+    ("markov", [], 'train.init_from=["runs/a"]', "objective.kind=closed-form"),
     ("ranking", [], "train.weight_decay=0.1", "objective.kind=ials"),
     ("dot-mse", ["train.optimizer=sgd"], "train.weight_decay=0.1", "train.optimizer=sgd"),
     ("ranking", [], "train.local_sgd_steps=4", "objective.kind=ials"),

@@ -1,6 +1,7 @@
 """One contract for every registered model."""
 
 import inspect
+from itertools import pairwise
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ def statistics() -> Statistics:
 def histories() -> RatingsCSR:
     """Everybody has three items or more, in an order that is not that of the ids."""
     rows = [torch.randperm(ITEMS, generator=torch.Generator().manual_seed(u)) for u in range(USERS)]
-    return RatingsCSR.of([(row[: 3 + u % 4], torch.ones(3 + u % 4)) for u, row in enumerate(rows)])
+    known = RatingsCSR.of([(row[: 3 + u % 4], torch.ones(3 + u % 4)) for u, row in enumerate(rows)])
+    return known._replace(time=40_000 * torch.arange(len(known.item)))
 
 
 def states(model):
@@ -129,8 +131,10 @@ def test_every_parameter_moves_the_score(kind, changes):
 def test_a_state_that_follows_from_the_history_is_that_of_its_own_user(kind, changes):
     model = make(kind, **changes)
     if isinstance(model, HistoryModel):
-        for user, (item, rating) in enumerate(histories().each()):
-            alone = model.state_of(RatingsCSR.one(item, rating))[0]
+        known = histories()
+        for user, (begin, end) in enumerate(pairwise(known.indptr.tolist())):
+            alone = RatingsCSR.one(known.item[begin:end], known.rating[begin:end])
+            alone = model.state_of(alone._replace(time=known.time[begin:end]))[0]
             assert torch.allclose(alone, states(model)[user], atol=1e-6)
 
 

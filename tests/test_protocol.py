@@ -209,7 +209,7 @@ def fitted(model, seen: np.ndarray):
 
 
 def histories(seen: np.ndarray) -> RatingsCSR:
-    user, item = (torch.from_numpy(column) for column in np.nonzero(seen))
+    user, item = (torch.tensor(column) for column in np.nonzero(seen))
     begins = torch.searchsorted(user, torch.arange(len(seen) + 1))
     return RatingsCSR(begins, item, torch.ones(len(item)))
 
@@ -239,7 +239,7 @@ def test_item_knn_adds_the_similarities_of_the_nearest(seen, kept, shrink, monke
 
 def test_ease_is_the_ridge_regression_of_each_item_on_the_others(seen, monkeypatch):
     monkeypatch.setattr(item_item, "COUNT_BLOCK", 4)
-    model = fitted(Ease(USERS, ITEMS, l2=2.0), seen)
+    model = fitted(Ease(USERS, ITEMS, ridge=2.0), seen)
     expected = np.zeros((ITEMS, ITEMS))
     for item in range(ITEMS):  # not the closed form: one regression at a time
         rest = np.arange(ITEMS) != item

@@ -128,8 +128,10 @@ class ModelSettings(Group):
     """Which model is trained, and its size."""
 
     kind: str = "dot"
-    """dot, dot-bias, mf-normalised, hybrid, gmf, mlp, neumf, softmax-dnn, bpmf, sequence, or the
-    name of a model that was added to the registry in recray.models.
+    """dot, dot-bias, mf-normalised, hybrid, gmf, mlp, neumf, softmax-dnn, bpmf, markov, next-ridge,
+    ease, item-knn, recent-popular, sequence, or the name of a model that was added to the registry
+    in
+    recray.models.
     """
     dim: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 64
     """Length of the user and item vectors; auto: 64, and 96 where users times
@@ -159,6 +161,30 @@ class ModelSettings(Group):
     """softmax-dnn: whether the layers also see the element-wise product of the two vectors."""
     item_features: tuple[str, ...] | None = None
     """hybrid: genres and decades, such as genre:Drama or decade:1990; null: all in the data."""
+    window: Annotated[int, Field(ge=1, le=200)] = 20
+    """markov, next-ridge: how many places apart two items of a history may stand to be counted."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """The same: weight of a pair that stands one place farther apart."""
+    ahead: Annotated[int, Field(ge=1, le=200)] = 1
+    """next-ridge: how many of the items that came next are predicted."""
+    ahead_decay: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """next-ridge: weight of an item that came one place later."""
+    recent: Annotated[int, Field(ge=1, le=1000)] = 50
+    """markov, next-ridge: how many of the last items of a history make its scores."""
+    recent_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """The same: weight of an item one place earlier."""
+    row_power: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """markov: 1: what follows an item shares a weight of 1; 0: frequent items say more."""
+    popularity_power: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """markov, next-ridge: scores are divided by an item's ratings to this power."""
+    ridge: Annotated[float, Field(gt=0)] = 300.0
+    """next-ridge, ease: weight of the squared item-item weights, in ratings and in users."""
+    neighbours: Annotated[int, Field(ge=1, le=10_000)] = 200
+    """item-knn: similar items that each item keeps."""
+    shrink: Annotated[float, Field(ge=0)] = 10.0
+    """item-knn: users added to the divisor of a similarity, so that few in common say little."""
+    days: Annotated[int, Field(ge=1, le=100_000)] = 30
+    """recent-popular: length of the window of time."""
 
     @field_validator("layers", "levels", mode="before")
     @classmethod

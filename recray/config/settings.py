@@ -60,6 +60,11 @@ class Settings(Group):
                 raise ValueError(
                     f"{mismatch}objective.kind={kind}; {objective} needs {optimizer}, and only it"
                 )
+        if kind == "closed-form" and train.epochs > 1:
+            raise ValueError(
+                f"train.epochs={train.epochs} does not go with objective.kind=closed-form, "
+                "which is fitted once; give train.epochs=1"
+            )
         if train.optimizer in SOLVERS and train.device != "cpu":
             raise ValueError(
                 f"train.device={train.device} does not go with train.optimizer={train.optimizer}, "
@@ -212,8 +217,27 @@ MODEL_SETTINGS = {
     "softmax-dnn": ("dim", "layers", "levels", "dropout", "product"),
     "bpmf": ("dim",),
     "sequence": ("dim", "blocks", "heads", "length", "dropout", "time"),
-    "item-knn": (),
-    "ease": (),
+    "item-knn": ("neighbours", "shrink"),
+    "ease": ("ridge",),
+    "markov": (
+        "window",
+        "decay",
+        "recent",
+        "recent_decay",
+        "row_power",
+        "popularity_power",
+    ),
+    "next-ridge": (
+        "window",
+        "decay",
+        "ahead",
+        "ahead_decay",
+        "recent",
+        "recent_decay",
+        "popularity_power",
+        "ridge",
+    ),
+    "recent-popular": ("days",),
 }
 """The settings that each model takes; a model that is not listed may take any."""
 
@@ -256,7 +280,8 @@ EFFECTIVE_UNDER: dict[str, tuple[tuple[Condition, ...], ...]] = {
         [f"train.{key}" for key in ("batch_size", "lr", "local_sgd_steps", "precision")],
         ((_BY_STEPS,),),
     ),
-    "train.l2": ((_is_not("objective.kind", "bpmf"),),),
+    "train.l2": ((_is_not("objective.kind", "bpmf", "closed-form"),),),
+    "train.init_from": ((_is_not("objective.kind", "closed-form"),),),
     "train.weight_decay": ((_BY_STEPS, _is_not("train.optimizer", "sgd")),),
     "train.compile": (
         (_is_not("objective.kind", *SOLVERS.values(), *SAMPLED_OBJECTIVES),),

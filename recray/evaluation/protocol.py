@@ -26,7 +26,7 @@ from recray.evaluation.report import ProtocolReport
 from recray.inference.bundle import Bundle
 from recray.inference.scorer import Scorer
 from recray.models.baselines import Ease, ItemKnn, Popularity
-from recray.models.history import ClosedForm
+from recray.models.history import ITEM_LIMIT, ClosedForm, refuse_large_catalogue
 from recray.models.objectives import ByHistory
 from recray.storage import open_input
 
@@ -34,8 +34,6 @@ Kind = Literal["full", "rated", "sampled"]
 SAMPLED = ("ndcg", "hitrate")
 """The metrics that papers report for sampled candidates."""
 BASELINES = ("popularity", "bias-only", "item-knn", "ease")
-ITEM_LIMIT = 12_000
-"""Above so many items EASE is refused, and item-kNN is measured only when asked for by name."""
 MEANING: dict[Kind, str] = {
     "full": "every item that the user has not rated is a candidate",
     "rated": "NOT THE HONEST PROTOCOL: only films that the user has rated are ranked, and those of "
@@ -223,11 +221,8 @@ def choose_baselines(asked: Iterable[str] | None, items: int) -> tuple[str, ...]
         raise unknown_name("baseline", name, BASELINES)
     if not names:
         raise RecrayError(f"--baselines needs at least one of {', '.join(BASELINES)}")
-    if "ease" in names and items > ITEM_LIMIT:
-        raise RecrayError(
-            f"ease solves for every pair of items: {items:,} items are too many, {ITEM_LIMIT:,} "
-            "are allowed; use item-knn"
-        )
+    if "ease" in names:
+        refuse_large_catalogue("ease", items)
     return tuple(name for name in BASELINES if name in names)
 
 

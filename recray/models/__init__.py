@@ -3,7 +3,10 @@
 from recray.models.base import BASELINES, LinearModel, Model, build_model, model_class
 from recray.models.baselines import BiasOnly, Ease, ItemKnn, Popularity
 from recray.models.factorization import BPMFMean, Dot, DotBias, Hybrid, MfNormalised
+from recray.models.markov import Markov
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
+from recray.models.next_ridge import NextRidge
+from recray.models.recent_popular import RecentPopular
 from recray.models.sequence import Sequence
 
 MODELS: dict[str, type[Model]] = {
@@ -19,6 +22,9 @@ MODELS: dict[str, type[Model]] = {
     "sequence": Sequence,
     "item-knn": ItemKnn,
     "ease": Ease,
+    "markov": Markov,
+    "next-ridge": NextRidge,
+    "recent-popular": RecentPopular,
     "popularity": Popularity,
     "bias-only": BiasOnly,
 }

@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from recray.models.base import LinearModel, ScoreType, Statistics
-from recray.models.history import ClosedForm, RatingsCSR, SumCounts
+from recray.models.counts import ALONE, Group
+from recray.models.history import ClosedForm, RatingsCSR, refuse_large_catalogue
 
 SHRINKAGE_RATINGS = 5.0
 """Ratings of residual 0 that are added to each user and item before its mean is taken."""
 COUNT_BLOCK = 512  # items whose co-occurrences are counted at once
 NEIGHBOURS = 200  # of each item
 SHRINKAGE_USERS = 10.0
-L2_USERS = 300.0
+RIDGE_USERS = 300.0
 
 
 class Popularity(LinearModel):
@@ -132,22 +133,20 @@ class Cooccurrence:
     Args:
         histories: The ratings of this worker's users.
         items: Number of items.
-        sum_counts: Sums over all workers.
+        group: The workers.
     """
 
-    def __init__(
-        self, histories: RatingsCSR, items: int, sum_counts: SumCounts = lambda counts: counts
-    ) -> None:
+    def __init__(self, histories: RatingsCSR, items: int, group: Group = ALONE) -> None:
         users, item = len(histories.indptr) - 1, histories.item
         self.user, self.item, self.items, self.users = histories.row, item, items, users
-        self.sum_counts = sum_counts
+        self.group = group
         indices = torch.stack([self.user, item])
         size = (users, items)
         self._all = _sparse(indices, size)
         self._by_item = torch.argsort(item, stable=True)
         own = torch.bincount(item, minlength=items)
         self._ends = torch.cat([own.new_zeros(1), own.cumsum(dim=0)]).tolist()
-        self.counts = sum_counts(own.clone())
+        self.counts = group.sum(own.clone())
 
     def rows(self, first: int, last: int) -> Tensor:
         """(last - first, items) float32 counts; exact, since they are whole numbers."""
@@ -157,7 +156,7 @@ class Cooccurrence:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             counts: Tensor = torch.sparse.mm(_sparse(indices, size), self._all).to_dense()
-        return self.sum_counts(counts)
+        return self.group.sum(counts)
 
 
 def _sparse(indices: Tensor, size: tuple[int, int]) -> Tensor:
@@ -191,9 +190,9 @@ class ItemKnn(ItemItem):
         self.neighbour: Tensor
         self.weight: Tensor
 
-    def fit(self, histories: RatingsCSR, sum_counts: SumCounts = lambda counts: counts) -> None:
+    def fit(self, histories: RatingsCSR, group: Group = ALONE) -> None:
         """Find each item's neighbours, a block of items at a time; see ClosedForm.fit."""
-        both = Cooccurrence(histories, self.items, sum_counts)
+        both = Cooccurrence(histories, self.items, group)
         root = both.counts.double().sqrt()
         for first in range(0, self.items, COUNT_BLOCK):
             last = min(first + COUNT_BLOCK, self.items)
@@ -230,31 +229,32 @@ def _nearest(near: Tensor, count: int) -> Tensor:
 class Ease(ItemItem):
     """Score of a pair: history times the item-item weights that best reproduce the histories.
 
-    B = argmin |X - X B|^2 + l2 |B|^2 with diagonal 0, in closed form: P = (X'X + l2 I)^-1,
+    B = argmin |X - X B|^2 + ridge |B|^2 with diagonal 0, in closed form: P = (X'X + ridge I)^-1,
     B_ij = -P_ij / P_jj. Solving needs 20 to 30 bytes for each pair of items, the result 4.
 
     Args:
         users: Number of users.
         items: Number of items.
-        l2: Weight of the squared weights, in users.
+        ridge: Weight of the squared weights, in users.
 
     Source: Steck (2019), WWW, "Embarrassingly shallow autoencoders for sparse data".
     """
 
-    def __init__(self, users: int, items: int, l2: float = L2_USERS) -> None:
+    def __init__(self, users: int, items: int, ridge: float = RIDGE_USERS) -> None:
         super().__init__(users, items)
-        self.l2 = l2
+        refuse_large_catalogue("ease", items)
+        self.ridge = ridge
         self.register_buffer("weight", torch.zeros(items, items))
         self.weight: Tensor
 
-    def fit(self, histories: RatingsCSR, sum_counts: SumCounts = lambda counts: counts) -> None:
+    def fit(self, histories: RatingsCSR, group: Group = ALONE) -> None:
         """Solve for the weights in float64; see ClosedForm.fit."""
-        both = Cooccurrence(histories, self.items, sum_counts)
+        both = Cooccurrence(histories, self.items, group)
         gram = torch.empty(self.items, self.items, dtype=torch.float64)
         for first in range(0, self.items, COUNT_BLOCK):
             last = min(first + COUNT_BLOCK, self.items)
             gram[first:last] = both.rows(first, last)
-        gram.diagonal().add_(self.l2)
+        gram.diagonal().add_(self.ridge)
         torch.linalg.cholesky(gram, out=gram)  # in place: another matrix of this size may not fit
         inverse = torch.cholesky_inverse(gram)
         weight = inverse.div_(-inverse.diagonal().clone()[None, :])

@@ -6,17 +6,19 @@ So somebody who is new is served by the very same function as somebody of the tr
 # Shape letters: U = users, R = all their ratings, N = ratings of one user, S = length of a state.
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from recray.errors import RecrayError
 from recray.models.base import Model, ScoreType
+from recray.models.counts import ALONE, Group
 
-SumCounts = Callable[[Tensor], Tensor]
-"""Sums a tensor of whole numbers over all workers; exact, so the order does not matter."""
+ITEM_LIMIT = 12_000
+"""Items above which a model that solves for every pair of them is refused."""
 
 
 class RatingsCSR(NamedTuple):
@@ -118,13 +120,40 @@ class HistoryModel(Model):
 class ClosedForm(HistoryModel):
     """A history model that is fitted once, from counts of what lies in the histories."""
 
+    sized_by_data: ClassVar[tuple[str, ...]] = ()
+    """Buffers whose length follows from the training ratings; loading takes any length."""
+
     @abstractmethod
-    def fit(self, histories: RatingsCSR, sum_counts: SumCounts = lambda counts: counts) -> None:
+    def fit(self, histories: RatingsCSR, group: Group = ALONE) -> None:
         """Compute the weights.
+
+        What is summed over workers are whole numbers, so the weights are the same to the digit on
+        each of them, and for any number of workers.
 
         Args:
             histories: Training ratings of the users of this worker.
-            sum_counts: Sums whole numbers over all workers, which are called with tensors of the
-                same shapes in the same order; so the weights are the same to the digit on each,
-                however many there are.
+            group: The workers.
         """
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **given: Any
+    ) -> None:
+        for name in self.sized_by_data:
+            found = state_dict.get(f"{prefix}{name}")
+            if found is not None:
+                setattr(self, name, torch.empty_like(found))
+        super()._load_from_state_dict(state_dict, prefix, *args, **given)
+
+
+def refuse_large_catalogue(model: str, items: int) -> None:
+    """Refuse to solve for every pair of items of a large catalogue.
+
+    Raises:
+        RecrayError: There are more items than ITEM_LIMIT.
+    """
+    if items > ITEM_LIMIT:
+        beside = "markov" if model == "next-ridge" else "item-knn"
+        raise RecrayError(
+            f"{model} solves for every pair of items: {items:,} items are too many, "
+            f"{ITEM_LIMIT:,} are allowed; use {beside}"
+        )

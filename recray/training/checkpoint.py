@@ -12,7 +12,7 @@ Randomness is a function of (seed, epoch, rank), so the epoch number is all of i
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
@@ -80,15 +80,19 @@ class Checkpoint:
     train_state: TrainState
     losses: Tensor | None = None
 
-    def check_compatible(self, expected: Mapping[str, Tensor], path: str) -> None:
+    def check_compatible(
+        self, expected: Mapping[str, Tensor], path: str, any_length: Collection[str] = ()
+    ) -> None:
         """Refuse a checkpoint at `path` whose weights are not the model's, which are `expected`.
+
+        Those named in `any_length` may be as long as they are.
 
         Raises:
             RecrayError: A name or a shape differs.
         """
         found, own = ({n: tuple(t.shape) for n, t in w.items()} for w in (self.weights, expected))
         for name in sorted(found.keys() | own.keys()):
-            if found.get(name) != own.get(name):
+            if found.get(name) != own.get(name) and name not in any_length:
                 raise RecrayError(
                     f"{path} holds a checkpoint of another model: {name} is "
                     f"{_shape(found.get(name))}, this model's is {_shape(own.get(name))}"

@@ -10,6 +10,7 @@ from recray.training.optimizers import pairs_of
 from recray.training.warm_start import (
     StartWeights,
     check_pretraining,
+    has_start,
     read_start_weights,
     start_from,
 )
@@ -73,7 +74,7 @@ def check_start(settings: Settings, prepared: Prepared) -> tuple[StartWeights, .
     """Read the weights to start from, and refuse those that do not fit the model."""
     if settings.train.als_pretrain_epochs:
         check_pretraining(build_model(settings, 1, 1))
-    if not settings.train.init_from:
+    if not settings.train.init_from or not has_start(settings):
         return ()
     init_from, fit_on = settings.train.init_from, settings.train.fit_on
     start_weights, fit = read_start_weights(init_from, prepared, fit_on), prepared.fit(fit_on)

@@ -28,6 +28,8 @@ from recray.training.streaming import StreamedShard
 class EpochRunner:
     """How one pass over the data changes the model; exact solves have no steps and no losses."""
 
+    has_loss = True
+    """Whether `run` returns the sum of a loss."""
     _losses = torch.zeros(0, dtype=torch.float64)
     _callback: Callable[[int], None] | None = None
     _resumed: Tensor | None = None

@@ -16,6 +16,7 @@ from recray.evaluation.metrics import RATING
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.factorization import Hybrid
+from recray.models.history import ClosedForm
 from recray.models.objectives import Objective, build_objective
 from recray.schema import TIMINGS
 from recray.training.checkpoint import Checkpoint, CheckpointStore, TrainState
@@ -24,7 +25,13 @@ from recray.training.run_metadata import EpochEntry
 from recray.training.runners import epoch_runner
 from recray.training.shard import Shard, Workers, rating_statistics
 from recray.training.streaming import StreamedShard, check_streaming
-from recray.training.warm_start import StartWeights, pretrain, read_start_weights, start_from
+from recray.training.warm_start import (
+    StartWeights,
+    has_start,
+    pretrain,
+    read_start_weights,
+    start_from,
+)
 from recray.training.worker_rows import Validate, WorkerRows
 
 Report = Callable[[EpochEntry], None]
@@ -139,7 +146,8 @@ class TrainingRun:
             if self.initialize is not None:
                 self.initialize(self.model)
             return TrainState()
-        checkpoint.check_compatible(self.model.state_dict(), str(self.checkpoints))
+        free = self.model.sized_by_data if isinstance(self.model, ClosedForm) else ()
+        checkpoint.check_compatible(self.model.state_dict(), str(self.checkpoints), free)
         self.model.load_state_dict(checkpoint.weights)
         runner.load_state(checkpoint.optimizer)
         state, losses = checkpoint.train_state, checkpoint.losses
@@ -162,7 +170,8 @@ class TrainingRun:
                 "use a smaller train.lr or a larger train.l2; the last good checkpoint stays"
             )
         trained = time.perf_counter()
-        metrics = {"loss": loss_sum / rows, **self._validation()}
+        loss = {"loss": loss_sum / rows} if runner.has_loss else {}
+        metrics = {**loss, **self._validation()}
         state.epoch += 1
         # Rank 0's clock for everybody: decisions and history must not differ between workers.
         clock = (trained - begin, time.perf_counter() - begin) if self.workers.rank == 0 else (0, 0)
@@ -281,7 +290,7 @@ def _initializer(
 ) -> Callable[[Model], None] | None:
     """Choose how a model gets its first weights; None leaves the random ones."""
     train, shard = settings.train, rows.shard
-    if train.init_from:
+    if train.init_from and has_start(settings):
         runs = start_weights or read_start_weights(train.init_from, prepared, train.fit_on)
         return partial(start_from, runs=runs, alpha=train.neumf_alpha)
     if train.als_pretrain_epochs and isinstance(shard, Shard):  # check_streaming refuses the other

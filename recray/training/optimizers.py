@@ -90,6 +90,8 @@ def describe(settings: Settings, users: int, items: int, rows: int, workers: int
     """
     train = settings.train
     size = f"{rows:,} ratings of {users:,} users and {items:,} items"
+    if train.optimizer == "closed-form":
+        return f"train: {size}; {settings.model.kind} fitted once, in closed form"
     if train.optimizer in EXACT:
         sizes = f"model.dim={settings.model.dim}"
         if train.optimizer == "alternating":

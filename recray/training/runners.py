@@ -6,6 +6,7 @@ from recray.config import Settings
 from recray.data.negatives import NegativeSampler
 from recray.models.base import Model
 from recray.models.factorization import BPMFMean
+from recray.models.history import ClosedForm
 from recray.models.objectives import (
     BPMF,
     ImplicitALS,
@@ -16,6 +17,7 @@ from recray.models.objectives import (
 )
 from recray.models.objectives.next_item import NextItem
 from recray.models.sequence import Sequence
+from recray.training.closed_form import ClosedFormFit
 from recray.training.epochs import AllItemsEpochs, ALSEpochs, EpochRunner, PairEpochs
 from recray.training.gibbs import GibbsSampler
 from recray.training.next_item import NextItemEpochs
@@ -47,6 +49,8 @@ def epoch_runner(
         return ALSEpochs(as_linear(model), objective, shard, group)
     if isinstance(objective, BPMF) and isinstance(model, BPMFMean):
         return GibbsSampler(model, objective, shard, settings.train.seed, group)
+    if isinstance(model, ClosedForm):
+        return ClosedFormFit(model, shard, group)
     raise ValueError(f"{type(objective).__name__} has no training loop")
 
 

@@ -52,6 +52,11 @@ class StartWeights:
     weights: Weights
 
 
+def has_start(settings: Settings) -> bool:
+    """Whether first weights change anything: a closed form is fitted anew, whatever it was."""
+    return settings.objective.kind != "closed-form"
+
+
 def read_runs(
     paths: Sequence[str], prepared: Prepared, fit_on: FitOn = "train"
 ) -> list[StartWeights]:

@@ -250,6 +250,8 @@ def trial_resources(search: ValidatedSearch) -> Resources:
     dim = search.largest("model.dim", int(search.settings.model.dim))
     rows = sum(data.manifest["splits"][name]["rows"] for name in ("train", "valid"))
     weights = 16 * dim * (data.users + data.items)  # bytes; float32 weight, gradient, two moments
+    if search.settings.model.kind in ("ease", "next-ridge"):
+        weights = 30 * data.items**2  # a solve for every pair of items
     memory = request.workers * (PROCESS_BYTES + weights * max(1, request.folds)) + 100 * rows
     return Resources(request.workers, request.gpus, memory)
 

@@ -136,13 +136,18 @@ def _percent(share: float) -> str:
 # ------------------------------------------------------------------------------- the epochs
 
 
-def loss(entries: Entries, objective: str) -> Figure:
+def loss(entries: Entries, objective: str) -> Figure | None:
     """The loss on training rows, and on validation rows where the validation metric is the same.
 
     Args:
         entries: The history of a run.
         objective: objective.kind.
+
+    Returns:
+        None where nothing was minimised: a model in closed form.
     """
+    if any("loss" not in entry for entry in entries):
+        return None
     epochs = [entry["epoch"] for entry in entries]
     valid = objective in ("mse", "bpmf") and all("rmse" in entry for entry in entries)
     rows = "training and validation ratings" if valid else "the training ratings"
