@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recray.api.functions import evaluate, load, prepare, serve, session, train, tune
+    from recray.api.evaluation import evaluate
+    from recray.api.functions import load, prepare, serve, session, train, tune
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "load", "prepare", "serve", "session", "train", "tune"]
@@ -17,7 +18,8 @@ __all__ = ["__version__", "evaluate", "load", "prepare", "serve", "session", "tr
 def __getattr__(name: str) -> Any:
     """The functions of __all__, imported when first asked for."""
     if name in __all__:
-        return getattr(importlib.import_module("recray.api.functions"), name)
+        home = "evaluation" if name == "evaluate" else "functions"
+        return getattr(importlib.import_module(f"recray.api.{home}"), name)
     raise AttributeError(f"module 'recray' has no attribute {name!r}")
 
 

@@ -294,7 +294,9 @@ def planted_slices() -> dict[str, PerUserMetrics]:
     held_out = columns([0, 0, 1, 1, 1, 2, 2, 3, 4], [0, 1, 0, 2, 3, 0, ITEMS + 5, 0, 150])
     lists = rank_block(scorer, held_out, np.arange(5), SETTINGS)
     return {
-        "model": add_segments(compute_metrics(scorer, lists, SETTINGS), lists, scorer, SETTINGS)
+        "model": add_segments(
+            compute_metrics(scorer, lists, SETTINGS), lists, scorer, SETTINGS, np.array(known)
+        )
     }
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import recray
+from recray.api import evaluation as measuring
 from recray.api import functions, handles
 from recray.api import model as loaded
 from recray.api.caller import left_as_found
@@ -90,7 +91,9 @@ def names(without_ray, tmp_path_factory):
 
 def examples():
     finder = doctest.DocTestFinder()
-    found = [test for module in (functions, handles, loaded) for test in finder.find(module)]
+    found = [
+        test for module in (functions, measuring, handles, loaded) for test in finder.find(module)
+    ]
     return {test.name: test for test in found if test.examples}
 
 

@@ -11,11 +11,9 @@ is taken as it is, so that a notebook can be run again; what does not match is r
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-
-import pandas as pd
 
 from recray.api import arguments
 from recray.api.caller import left_as_found
@@ -27,9 +25,7 @@ from recray.data import ingest
 from recray.data.source import Source
 from recray.data.table_source import Table
 from recray.errors import RecrayError
-from recray.reporting import frames
 from recray.reporting.data_text import remarks
-from recray.serving.registry import resolve_bundle
 from recray.storage import Folder
 from recray.training import model_selection
 from recray.training.ray_train import Callbacks, TensorBoard
@@ -135,66 +131,6 @@ def train(
         path = _path(data)
         summary = model_selection.train(chosen, path, folder, workers, True, address, calls)
         return Run(folder, summary)
-
-
-def evaluate(
-    model: Loaded | Path,
-    *,
-    k: int | Sequence[int] | None = None,
-    baselines: str | Sequence[str] | None = None,
-    relevant_from: float | None = None,
-    among: str = "all",
-    workers: int = 1,
-    address: str = LOCAL,
-) -> pd.DataFrame:
-    """Measure a bundle on its test split, the whole catalogue ranked; see `recray evaluate`.
-
-    Args:
-        model: What load or export returned, or a folder.
-        k: Cut-offs in items; the bundle's own by default.
-        baselines: Of popularity, bias-only, item-knn and ease; None takes the usual ones.
-        relevant_from: Held-out ratings of so many stars and more count; None: the bundle's own.
-        among: `rated` ranks only what the user has rated, which is not honest.
-        workers: 1 measures in this process without Ray; the digits do not depend on it.
-        address: Ray cluster for more.
-
-    Returns:
-        By metric: model, low, high (the 95 % bootstrap interval over users), then the baselines.
-        `attrs["verdict"]` compares with the best of them in words.
-
-    Raises:
-        RecrayError: There is nobody to evaluate, or a name or a cut-off is out of range.
-
-    Example:
-        >>> table = recray.evaluate(bundle, k=[5, 10], baselines=["popularity"])
-        >>> bool(table.loc["recall@10", "model"] > table.loc["recall@10", "popularity"])
-        True
-    """
-    if among not in ("all", "rated"):
-        raise RecrayError(f"among={among!r}: give 'all' or 'rated'")
-    wanted = {"relevant_from": relevant_from, "k": k}  # settings judge them
-    changes = {n: arguments.plain(n, value) for n, value in wanted.items() if value is not None}
-    workers = arguments.whole("workers", workers)
-    return _measure(model, changes, baselines, among == "rated", workers, address)
-
-
-def _measure(
-    model: Loaded | Path,
-    changes: Changes,
-    baselines: str | Sequence[str] | None,
-    rated: bool,
-    workers: int,
-    address: str,
-) -> pd.DataFrame:
-    from recray.evaluation.protocol import Protocol
-    from recray.pipelines import stages
-
-    names = arguments.names_of("baselines", baselines)
-    protocol = Protocol(names, "rated" if rated else "full")
-    path = model.path if isinstance(model, Loaded) else None
-    path = path or resolve_bundle(arguments.path_of("model", model))
-    with telling(f"measure {path}"):
-        return frames.metrics(stages.evaluate(path, changes, None, workers, address, protocol))
 
 
 def tune(

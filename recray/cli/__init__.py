@@ -3,6 +3,7 @@
 from recray.cli import (  # noqa: F401 - each adds its commands
     bundles,
     cluster,
+    evaluation,
     pipelines,
     serving,
     stages,

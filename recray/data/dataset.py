@@ -93,16 +93,21 @@ class Ratings:
         return Ratings(**{name: column[chosen] for name, column in self.columns.items()})
 
 
-def in_order(rows: Ratings) -> Ratings:
-    """Each user's rows in order: by place, or else by time.
+def row_order(rows: Ratings) -> NDArray[np.int64]:
+    """The places of rows that put each user's in order: by place, or else by time.
 
     Rows of one time without places are ordered by a hash of their ids, so that no model learns
     the order of ids.
     """
     if rows.place is not None:
-        return rows.where(np.lexsort((rows.place, rows.user)))
+        return np.lexsort((rows.place, rows.user))
     tie = hash_ids(0, rows.user.astype(np.int64), rows.item.astype(np.int64))
-    return rows.where(order_by(rows.user, rows.timestamp, tie))
+    return order_by(rows.user, rows.timestamp, tie)
+
+
+def in_order(rows: Ratings) -> Ratings:
+    """Each user's rows in order; see row_order."""
+    return rows.where(row_order(rows))
 
 
 class Fit(NamedTuple):

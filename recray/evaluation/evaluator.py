@@ -24,6 +24,7 @@ from recray.evaluation.metrics import (
     metric_names,
     rank_block,
 )
+from recray.evaluation.next_item import NextTargets, baselines_beside
 from recray.evaluation.protocol import (
     FULL_RANKING,
     SAMPLED,
@@ -42,6 +43,7 @@ from recray.evaluation.report import (
 from recray.evaluation.segments import add_segments, segments_report
 from recray.inference.bundle import Bundle
 from recray.inference.scorer import Scorer
+from recray.inference.top_k import Ids
 from recray.runtime.nodes import map_tasks, wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
 
@@ -73,7 +75,9 @@ class Evaluator:
         self.settings = settings or bundle.settings.evaluate
         if targets is None and bundle.is_final:
             raise RecrayError("this model was trained on the test split, too: nothing is held out")
-        self.targets = bundle.holdout if targets is None else targets
+        self.next = NextTargets.of(bundle, protocol.next) if protocol.next else None
+        own = bundle.holdout if self.next is None else self.next.ratings
+        self.targets = own if targets is None else targets
         self.blocks = blocks_of(self.targets)
         if not self.blocks:
             raise RecrayError("the test split has no ratings: nobody can be evaluated")
@@ -84,13 +88,22 @@ class Evaluator:
             rated = np.isin(before.user, np.concatenate(self.blocks))
             self.targets = Ratings.concatenate([before.where(rated), self.targets])
         protocol.check(bundle, np.concatenate(self.blocks))
-        self.baselines = choose_baselines(protocol.baselines, bundle.item_ids.known)
+        asked, items = protocol.baselines, bundle.item_ids.known
+        if self.next is not None and asked is None:
+            asked = baselines_beside(items, self.next.rows.timestamp)
+        self.baselines = choose_baselines(asked, items)
+        self.others = [other.name for other in protocol.others]
 
     @functools.cached_property
     def scorers(self) -> dict[str, Scorer]:
-        """Model and baselines by name; built only in the process that measures blocks."""
+        """All systems by name; built only in the process that measures blocks."""
         scorer = Scorer.for_measurement(self.bundle)
-        return {"model": scorer} | build_baselines(self.baselines, scorer)
+        others = {
+            other.name: Scorer.for_measurement(Bundle.open(other.path).measured)
+            for other in self.protocol.others
+        }
+        beside = scorer if self.next is None else self.next.beside(scorer)
+        return {"model": scorer} | others | build_baselines(self.baselines, beside)
 
     @functools.cached_property
     def _traits(self) -> ItemTraits:
@@ -113,33 +126,43 @@ class Evaluator:
             raise RecrayError(f"{words}; give --k {items} or less")
 
     def measure_block(self, block: int) -> dict[str, PerUserMetrics]:
-        """Model and baselines on one block of users."""
+        """All systems on one block of users."""
         torch.set_num_threads(1)  # so that sums are added in one order everywhere
-        lists = {name: self._rank(scorer, block) for name, scorer in self.scorers.items()}
+        users = self.blocks[block]
+        pieces = [users] if self.next is None else self.next.moments_of(users)
+        parts = [self._measure(piece) for piece in pieces]
+        return {name: PerUserMetrics.join(part[name] for part in parts) for name in parts[0]}
+
+    def _measure(self, piece: Ids) -> dict[str, PerUserMetrics]:
+        """All systems on some users, or on some moments of users."""
+        lists = {name: self._rank(scorer, piece) for name, scorer in self.scorers.items()}
+        tables = {name: self._table(name, *found) for name, found in lists.items()}
         if self.protocol.kind != "full":
-            return {name: self._measure(name, ranked) for name, ranked in lists.items()}
-        found = lists.get(POPULARITY) or self._rank(self._popular, block)
-        popular = found.ranked.item
+            return tables
+        popular, _ = lists.get(POPULARITY) or self._rank(self._popular, piece)
+        traits, settings, shown = self._traits, self.settings, popular.ranked.item
         return {
-            name: add_list_metrics(
-                self._measure(name, ranked), ranked, self._traits, popular, self.settings
-            )
-            for name, ranked in lists.items()
+            name: add_list_metrics(table, lists[name][0], traits, shown, settings)
+            for name, table in tables.items()
         }
 
-    def _rank(self, scorer: Scorer, block: int) -> RankedBatch:
-        users = self.blocks[block]
-        candidates = self.protocol.candidate_cells(scorer, users)
-        return rank_block(scorer, self.targets, users, self.settings, candidates)
+    def _rank(self, scorer: Scorer, piece: Ids) -> tuple[RankedBatch, Ids]:
+        """The lists, and how many known ratings are behind each."""
+        if self.next is not None:
+            return self.next.rank(scorer, piece, self.settings)
+        candidates = self.protocol.candidate_cells(scorer, piece)
+        indptr = scorer.seen.indptr
+        known = indptr[piece + 1] - indptr[piece]
+        return rank_block(scorer, self.targets, piece, self.settings, candidates), known
 
-    def _measure(self, name: str, lists: RankedBatch) -> PerUserMetrics:
+    def _table(self, name: str, lists: RankedBatch, known: Ids) -> PerUserMetrics:
         scorer = self.scorers[name]
-        table = compute_metrics(scorer, lists, self.settings)
-        return add_segments(table, lists, scorer, self.settings)
+        table = compute_metrics(scorer, lists, self.settings, errors=self.next is None)
+        return add_segments(table, lists, scorer, self.settings, known)
 
     def report(self, parts: list[dict[str, PerUserMetrics]]) -> EvaluationReport:
         """Put the blocks together: means, intervals, baselines and the verdict."""
-        names = ("model", *self.baselines)
+        names = ("model", *self.others, *self.baselines)
         tables = {name: PerUserMetrics.join(part[name] for part in parts) for name in names}
         config, catalogue = self.bundle.config, self._catalogue(tables["model"])
         rows = {name: split["rows"] for name, split in config["splits"].items()}
@@ -149,18 +172,15 @@ class Evaluator:
             dataset=config["dataset"],
             preset=self.bundle.settings.preset,
             model_version=self.bundle.version,
-            protocol=self.protocol.report(),
+            protocol=self.protocol.report(self.next.users_seen_ahead() if self.next else 0),
             users=tables["model"].users,
             split=SplitReport(**config["split"], rows=rows),
             fit_on=self.bundle.settings.train.fit_on,
             final_fit=self.final_fit,
             metrics=drawn.intervals("model"),
-            baselines={
-                name: BaselineReport(
-                    catalogue=self._catalogue(tables[name]), **drawn.intervals(name)
-                )
-                for name in self.baselines
-            },
+            baselines={name: self._other(name, tables, drawn) for name in self.baselines},
+            bundles={name: self._other(name, tables, drawn) for name in self.others},
+            targets=None if self.next is None else len(self.next.target),
             verdict=self._verdict(drawn, compared),
             comparisons=[_plain(name, comparison) for name, comparison in compared],
             unseen=Unseen.model_validate(config["unseen"]),
@@ -168,6 +188,9 @@ class Evaluator:
             catalogue=catalogue,
             slices=segments_report(tables, self.settings, self.bundle.user_features),
         )
+
+    def _other(self, name: str, tables: Tables, drawn: Bootstrap) -> BaselineReport:
+        return BaselineReport(catalogue=self._catalogue(tables[name]), **drawn.intervals(name))
 
     def _catalogue(self, table: PerUserMetrics) -> Values | None:
         """What the lists show of the catalogue; None where the protocol limits it."""
@@ -195,7 +218,7 @@ class Evaluator:
         return [(name, found) for (name, _), found in zip(family, compared, strict=True)]
 
     def _verdict(self, drawn: Bootstrap, compared: list[tuple[str, Comparison]]) -> str:
-        """The model against the best baseline by each metric, in words."""
+        """The model against the best baseline by each metric, and every bundle, in words."""
         sentences = []
         for metric in dict.fromkeys(found.metric for _, found in compared):
             own = {name: found for name, found in compared if found.metric == metric}
@@ -203,6 +226,7 @@ class Evaluator:
             if values:
                 best = (min if metric == "rmse" else max)(values, key=lambda name: values[name])
                 sentences.append(own[best].words(best))
+            sentences += [found.words(name) for name, found in own.items() if name in self.others]
         return "; ".join(sentences)
 
 

@@ -31,6 +31,7 @@ from recray.models.objectives import ByHistory
 from recray.storage import open_input
 
 Kind = Literal["full", "rated", "sampled"]
+NextKind = Literal["last", "successive", "all"]
 SAMPLED = ("ndcg", "hitrate")
 """The metrics that papers report for sampled candidates."""
 BASELINES = ("popularity", "bias-only", "item-knn", "ease")
@@ -41,6 +42,27 @@ MEANING: dict[Kind, str] = {
     "sampled": "NOT THE HONEST PROTOCOL: held-out items are ranked among sampled candidates, as "
     "papers do; it need not order models as the full catalogue does",
 }
+NEXT: dict[NextKind, str] = {
+    "last": "the last test rating of each user, from everything before it",
+    "successive": "every test rating in turn, from everything before it",
+    "all": "every test rating, from what was known before the first of its user",
+}
+"""Which test ratings are looked for one by one, and from what."""
+
+
+@dataclass(frozen=True)
+class OtherBundle:
+    """A bundle that is measured beside the model, on the same targets.
+
+    Args:
+        path: Its folder.
+        version: Its version.
+        name: What reports call it.
+    """
+
+    path: str
+    version: str
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,12 +165,16 @@ class Protocol:
             among candidates from a file.
         negatives: sampled: the path of the file of candidates.
         candidates: sampled: the content of that file.
+        next: Which test ratings are looked for one by one; None: all of a user's together.
+        others: Bundles that are measured beside the model.
     """
 
     baselines: tuple[str, ...] | None = None
     kind: Kind = "full"
     negatives: str | None = None
     candidates: Candidates | None = None
+    next: NextKind | None = None
+    others: tuple[OtherBundle, ...] = ()
 
     def resolved(self, bundle: Bundle) -> "Protocol":
         """The same protocol with its file of candidates read.
@@ -156,6 +182,11 @@ class Protocol:
         Raises:
             RecrayError: The file of candidates is missing or unusable, or given for nothing.
         """
+        if self.next is not None and self.kind != "full":
+            raise RecrayError(
+                f"--next {self.next} ranks the whole catalogue without what was seen: leave "
+                "--among and --protocol out"
+            )
         if (self.kind == "sampled") != (self.negatives is not None):
             raise RecrayError("--protocol sampled and --negatives FILE go together: give both")
         if self.negatives is None:
@@ -191,11 +222,22 @@ class Protocol:
             return torch.from_numpy(row), torch.from_numpy(item.astype(np.int64))
         return None if self.candidates is None else self.candidates.cells(users)
 
-    def report(self) -> ProtocolReport:
-        """Name the protocol, and say what it means."""
-        kind = self.kind
+    def report(self, seen_ahead: int = 0) -> ProtocolReport:
+        """Name the protocol, and say what it means.
+
+        Args:
+            seen_ahead: Users of whom the model has learned ratings that came after a target.
+        """
+        words, honest = MEANING[self.kind], self.kind == "full" and not seen_ahead
+        if self.next is not None:
+            words = f"one target at a time: {NEXT[self.next]}"
+        if seen_ahead:
+            words = (
+                f"NOT THE HONEST PROTOCOL: the training holds later ratings of {seen_ahead:,} of "
+                f"these users; use split.kind=next or temporal; {words}"
+            )
         return ProtocolReport(
-            kind=kind, honest=kind == "full", words=MEANING[kind], negatives=self.negatives
+            kind=self.kind, honest=honest, words=words, negatives=self.negatives, next=self.next
         )
 
 

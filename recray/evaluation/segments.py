@@ -46,7 +46,7 @@ def add_segments(
     lists: RankedBatch,
     scorer: Scorer,
     settings: EvaluateSettings,
-    history: NDArray[np.int64] | None = None,
+    history: NDArray[np.int64],
 ) -> PerUserMetrics:
     """Add what slices need of each user: `history`, the number of known ratings; for each slice of
     items `relevant/SLICE`, how many relevant items it has, and `recall@K/SLICE`, found of them.
@@ -56,16 +56,13 @@ def add_segments(
         lists: The lists.
         scorer: What ranked them.
         settings: Cut-offs.
-        history: (U,) known ratings behind each list; by default those that it left out.
+        history: (U,) known ratings behind each list.
     """
     edges, known = list(ITEM_SLICES.values()), scorer.popularity.numpy()
     slice_of = np.append(np.searchsorted(edges, known, "right") - 1, 0)  # unknown: in the tail
     unknown = len(slice_of) - 1
     listed = slice_of[np.where(lists.ranked.item == NONE, unknown, lists.ranked.item)]
     wanted = slice_of[np.minimum(lists.item, unknown)]
-    if history is None:
-        indptr = scorer.seen.indptr
-        history = indptr[lists.users + 1] - indptr[lists.users]
     values = {"history": history.astype(np.float64)}
     for place, name in enumerate(ITEM_SLICES):
         count = lists.count(lists.relevant & (wanted == place))

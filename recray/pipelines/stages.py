@@ -3,8 +3,8 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pydantic import ConfigDict, JsonValue
 
@@ -15,6 +15,7 @@ from recray.data.ids import RawId
 from recray.data.source import Source
 from recray.errors import RecrayError
 from recray.evaluation import evaluator
+from recray.evaluation.other_bundles import other_bundles
 from recray.evaluation.protocol import FULL_RANKING, Protocol
 from recray.evaluation.report import EvaluationReport, Measured, parse_report
 from recray.inference.bundle import Bundle
@@ -44,6 +45,7 @@ def evaluate(
     workers: int = 1,
     address: str = LOCAL,
     protocol: Protocol = FULL_RANKING,
+    others: Sequence[str] = (),
 ) -> EvaluationReport:
     """Measure a bundle on its hold-out with the given number of workers.
 
@@ -54,13 +56,14 @@ def evaluate(
         workers: Ray Data tasks; the digits do not depend on them.
         address: Ray cluster.
         protocol: What is measured, and beside what.
+        others: Folders of bundles that are measured beside it, on the same targets.
 
     Raises:
         RecrayError: The prepared data set is another one, or has changed since; the file of
-            candidates cannot be used.
+            candidates cannot be used; another bundle has other targets.
     """
     bundle = Bundle.open(bundle_path)
-    protocol = protocol.resolved(bundle)
+    protocol = replace(protocol.resolved(bundle), others=other_bundles(bundle, others))
     if prepared_path is not None:
         prepared = Prepared.open(prepared_path, verify=True)
         if prepared.manifest["fingerprints"] != bundle.config["fingerprints"]:

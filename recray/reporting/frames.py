@@ -81,7 +81,7 @@ def metrics(report: EvaluationReport) -> pd.DataFrame:
     Returns:
         By metric: model, low, high, then other bundles and the baselines; missing where one
         cannot be measured.
-        `attrs` holds the verdict, the number of users and the protocol.
+        `attrs` holds the verdict, the number of users and the comparisons.
     """
     others = report.others.values()
     rows: dict[str, list[float | None]] = {}
@@ -93,7 +93,8 @@ def metrics(report: EvaluationReport) -> pd.DataFrame:
     columns = ["model", "low", "high", *report.others]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=float)
     frame.index.name = "metric"
-    frame.attrs = {"verdict": report.verdict, "users": report.users}
+    compared = [found.model_dump() for found in report.comparisons]  # pandas compares attrs by ==
+    frame.attrs = {"verdict": report.verdict, "users": report.users, "comparisons": compared}
     return frame
 
 
