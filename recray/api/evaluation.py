@@ -1,7 +1,7 @@
 """`recray.evaluate`: a bundle measured on its test split, as a pandas frame."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import pandas as pd
@@ -39,16 +39,14 @@ def evaluate(
         baselines: Of popularity, bias-only, item-knn and ease; None takes the usual ones.
         relevant_from: Held-out ratings of so many stars and more count; None: the bundle's own.
         among: `rated` ranks only what the user has rated, which is not honest.
-        next: `last`, `successive` or `all`: look for one target at a time, from all that was known
-            before it.
+        next: `last`, `successive` or `all`: one target at a time, from all that was known before.
         against: Other bundles of the same prepared data set, on the same targets.
         workers: 1 measures in this process without Ray; the digits do not depend on it.
         address: Ray cluster for more.
 
     Returns:
-        By metric: model, low, high (the 95 % bootstrap interval over users), then other bundles
-        and the baselines. `attrs["verdict"]` compares with the best baseline in words, and
-        `attrs["comparisons"]` has a row for each system, as dictionaries.
+        By metric: model, low, high (the 95 % bootstrap interval over users), other bundles and
+        baselines. `attrs` has the verdict in words, and the comparisons as dictionaries.
 
     Raises:
         RecrayError: There is nobody to evaluate, or a name or a cut-off is out of range.
@@ -58,15 +56,30 @@ def evaluate(
         >>> bool(table.loc["recall@10", "model"] > table.loc["recall@10", "popularity"])
         True
     """
+    protocol = _protocol(among, next, baselines)
+    wanted = {"relevant_from": relevant_from, "k": k}  # settings judge them
+    return _measure(model, wanted, protocol, against, workers, address)
+
+
+def _protocol(among: str, kind: str | None, baselines: str | Sequence[str] | None) -> Protocol:
     if among not in ("all", "rated"):
         raise RecrayError(f"among={among!r}: give 'all' or 'rated'")
-    if next not in (None, "last", "successive", "all"):
-        raise RecrayError(f"next={next!r}: give 'last', 'successive' or 'all'")
-    wanted = {"relevant_from": relevant_from, "k": k}  # settings judge them
-    changes = {n: arguments.plain(n, value) for n, value in wanted.items() if value is not None}
-    kind: Kind = "rated" if among == "rated" else "full"
+    if kind not in (None, "last", "successive", "all"):
+        raise RecrayError(f"next={kind!r}: give 'last', 'successive' or 'all'")
     names = arguments.names_of("baselines", baselines)
-    protocol = Protocol(names, kind, next=cast("NextKind | None", next))
+    ranked: Kind = "rated" if among == "rated" else "full"
+    return Protocol(names, ranked, next=cast("NextKind | None", kind))
+
+
+def _measure(
+    model: Loaded | Path,
+    wanted: Mapping[str, object],
+    protocol: Protocol,
+    against: Loaded | Path | Sequence[Loaded | Path],
+    workers: int,
+    address: str,
+) -> pd.DataFrame:
+    changes = {n: arguments.plain(n, value) for n, value in wanted.items() if value is not None}
     paths = [against] if isinstance(against, Loaded | str | os.PathLike) else against
     others = [_path("against", path) for path in paths]
     workers, path = arguments.whole("workers", workers), _path("model", model)

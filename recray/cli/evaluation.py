@@ -92,7 +92,6 @@ def evaluate(
     Example:
         recray evaluate bundles/mse --workers 2 -k 10 -k 20
         recray evaluate bundles/mse --baselines popularity,item-knn,ease --slices
-        recray evaluate bundles/mse --protocol sampled --negatives candidates.csv
         recray evaluate bundles/next --next last --against bundles/markov
         recray evaluate ml-100k --preset rating --folds u1,u2,u3,u4,u5 --set split.valid=0
     """
