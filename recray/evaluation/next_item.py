@@ -23,14 +23,14 @@ from recray.data.ids import FIT_SPLITS
 from recray.data.split import TEST
 from recray.errors import RecrayError
 from recray.evaluation.metrics import RankedBatch, mark_hits, rows_of_users
-from recray.evaluation.protocol import BASELINES, ITEM_LIMIT, NextKind
+from recray.evaluation.protocol import BASELINES, NextKind
 from recray.inference.bundle import Bundle
 from recray.inference.history import History, UserRatings
 from recray.inference.interactions import FILTERED
 from recray.inference.queries import Queries
 from recray.inference.scorer import Scorer
 from recray.inference.top_k import Ids, TopK
-from recray.models.history import HistoryModel
+from recray.models.history import ITEM_LIMIT, HistoryModel
 from recray.schema import UNKNOWN_TIME
 
 MOMENTS = 256
