@@ -243,6 +243,8 @@ WITHOUT_EFFECT = [
     ("ranking", [], "train.local_sgd_steps=4", "objective.kind=ials"),
     ("ranking", [], "train.precision=bf16", "objective.kind=ials"),
     ("rating", [], "train.compile=true", "objective.kind=bpmf"),
+    ("sequence", [], "train.compile=true", "objective.kind=next-item"),
+    ("sequence", [], "train.l2=0.1", "objective.kind=next-item"),
     ("neumf-ranking", [], "train.compile=true", "objective.kind=item-softmax and objective.negat"),
     ("dot-mse", ["train.fit_on=train+valid"], "train.patience=7", "train.fit_on=train+valid"),
     ("dot-mse", [], "train.als_pretrain_epochs=3", KIND),

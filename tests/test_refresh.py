@@ -201,6 +201,21 @@ def test_a_bucket_without_new_users_folds_nobody_in(make_bundle, prepared, monke
         assert value.equal(whole[name]), name
 
 
+def test_a_model_without_rows_of_users_keeps_the_items_that_it_knows(
+    make_bundle, prepared, monkeypatch
+):
+    bundle, new = make_bundle(preset="sequence"), 3
+    last = bundle.model.users - 1
+    monkeypatch.setattr("recray.training.warm_start._places", unknown(last))
+    for name, value in grown(bundle, prepared).items():
+        assert value.equal(bundle.model.state_dict()[name]), f"{name}: a new user has no row"
+    monkeypatch.setattr("recray.training.warm_start._places", unknown_item(new, bundle.model.items))
+    weights, before = grown(bundle, prepared), bundle.model.state_dict()["item_vectors.weight"]
+    others = torch.arange(bundle.model.items) != new
+    assert weights["item_vectors.weight"][others].equal(before[others])
+    assert torch.allclose(weights["item_vectors.weight"][new], before.mean(dim=0))
+
+
 def unknown_item(item, items):
     def places(dense, known):
         place = np.where(dense < known, dense, -1).astype(np.int64)

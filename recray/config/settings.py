@@ -280,11 +280,11 @@ EFFECTIVE_UNDER: dict[str, tuple[tuple[Condition, ...], ...]] = {
         [f"train.{key}" for key in ("batch_size", "lr", "local_sgd_steps", "precision")],
         ((_BY_STEPS,),),
     ),
-    "train.l2": ((_is_not("objective.kind", "bpmf", "closed-form"),),),
+    "train.l2": ((_is_not("objective.kind", "bpmf", "closed-form", "next-item"),),),
     "train.init_from": ((_is_not("objective.kind", "closed-form"),),),
     "train.weight_decay": ((_BY_STEPS, _is_not("train.optimizer", "sgd")),),
     "train.compile": (
-        (_is_not("objective.kind", *SOLVERS.values(), *SAMPLED_OBJECTIVES),),
+        (_is_not("objective.kind", *SOLVERS.values(), *SAMPLED_OBJECTIVES, "next-item"),),
         _DRAWN,
     ),
     "train.patience": ((_is("train.fit_on", "train"),),),

@@ -299,7 +299,7 @@ def _fold_in(
     new = place_of_user < 0
     names = [name for name in bundle.model.embeddings() if is_user_table(name)]
     widths = [bundle.model.embeddings()[name].embedding_dim for name in names]
-    if not new.any() or not _made_of_rows(bundle.model, names):
+    if not names or not new.any() or not _made_of_rows(bundle.model, names):
         return
     scorer = Scorer.for_service(bundle)
     for part in parts:
