@@ -124,6 +124,14 @@ class Run:
         """A row an epoch, by epoch: loss, validation metrics, seconds."""
         return frames.history(RunFolder(self.path).history())
 
+    @property
+    def selection(self) -> pd.DataFrame | None:
+        """The models of train.choose_from by name: their metric on validation, what each gained
+        over those before it; None where there was nothing to choose.
+        """
+        chosen = self.summary.selection
+        return None if chosen is None else frames.selection(chosen)
+
     def export(self, out: str | os.PathLike[str], *, final_fit: bool = True) -> Loaded:
         """Write the best epoch as a bundle, measured on the test split; see `recray export`.
 

@@ -9,11 +9,12 @@ import pyarrow as pa
 from recray import schema
 from recray.data.dataset import Ratings
 from recray.data.ids import IdMap
-from recray.evaluation.report import EvaluationReport
+from recray.evaluation.report import EvaluationReport, Interval
 from recray.inference.catalog import ItemSummary
-from recray.training.run_metadata import EpochEntry
+from recray.training.run_metadata import EpochEntry, ModelSelection
 from recray.tuning.results import TuneResult
 
+UNMEASURED = Interval(value=float("nan"), low=float("nan"), high=float("nan"))
 FILM = ("item", "title", "year", "genres")
 
 
@@ -104,6 +105,21 @@ def comparisons(report: EvaluationReport) -> pd.DataFrame:
     rows = [[getattr(found, name) for name in names] for found in report.comparisons]
     index = pd.Index([found.other for found in report.comparisons], name="other")
     return pd.DataFrame(rows, index=index, columns=names)
+
+
+def selection(chosen: ModelSelection) -> pd.DataFrame:
+    """The models among which training chose, by name: the metric on validation and its interval,
+    what each gained over the best before it (`against`), seconds, whether it was taken.
+    """
+    rows = []
+    for model in chosen.models:
+        value, gain = model.value or UNMEASURED, model.gain or UNMEASURED
+        row = {chosen.metric: value.value, "low": value.low, "high": value.high}
+        row |= {"against": model.against, "gain": gain.value, "gain_low": gain.low}
+        row |= {"gain_high": gain.high, "seconds": model.seconds}
+        rows.append(row | {"taken": model.name == chosen.taken})
+    index = pd.Index([model.name for model in chosen.models], name="model")
+    return pd.DataFrame(rows, index=index)
 
 
 def trials(result: TuneResult) -> pd.DataFrame:
