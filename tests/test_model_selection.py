@@ -42,6 +42,14 @@ def test_candidates_share_data_split_measurement_and_seed_and_nothing_else():
     assert found["dot-mse"].train.lr == 0.5
 
 
+def test_the_preset_next_chooses_among_the_models_of_order_the_simplest_first():
+    settings = load_settings("next")
+    found = candidates(settings)
+    assert list(found) == ["markov", "next-ridge", "sequence"]
+    assert {s.split.kind for s in (settings, *found.values())} == {"next"}
+    assert {s.metric for s in found.values()} == {"ndcg@10"}
+
+
 def test_exact_solves_stay_on_the_cpu():
     found = candidates(recipe("ranking", "dot-mse", changes=["train.device=cuda"]))
     assert [s.train.device for s in found.values()] == ["cpu", "cuda"]

@@ -150,7 +150,8 @@ def lists_of_batch(bundle: Bundle, out: str) -> Lists:
 def served_known(lab: Lab) -> tuple[Figures, Sequence[Row]]:
     """Every preset, by every way, on every data set, with and without low ratings."""
     releases = RELEASES[:1] if lab.quick else RELEASES
-    presets = ("ranking",) if lab.quick else preset_names()
+    every = [name for name in preset_names() if not load_settings(name).train.choose_from]
+    presets = ["ranking"] if lab.quick else every
     rows: list[ServedKnown] = []
     with session():
         for release in releases:
