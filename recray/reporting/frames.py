@@ -114,7 +114,7 @@ def selection(chosen: ModelSelection) -> pd.DataFrame:
     rows = []
     for model in chosen.models:
         value, gain = model.value or UNMEASURED, model.gain or UNMEASURED
-        row = {chosen.metric: value.value, "low": value.low, "high": value.high}
+        row: dict[str, object] = {chosen.metric: value.value, "low": value.low, "high": value.high}
         row |= {"against": model.against, "gain": gain.value, "gain_low": gain.low}
         row |= {"gain_high": gain.high, "seconds": model.seconds}
         rows.append(row | {"taken": model.name == chosen.taken})
