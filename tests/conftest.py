@@ -15,7 +15,9 @@ from recray.data.dataset import KIND, KNOWN, Prepared, part_name
 from recray.data.formats.reading import parsed
 from recray.inference.bundle import Bundle
 from recray.inference.bundle_writer import TrainedModel, write_bundle
-from recray.models import build_model
+from recray.inference.raw_ratings import RawRating
+from recray.models import LinearModel, build_model
+from recray.models.history import HistoryModel, RatingsCSR
 from recray.storage import Folder, publish
 
 USERS, ITEMS, COLD = 12, 10, 2
@@ -58,6 +60,11 @@ def raw(ids):
     return np.asarray(ids) * 10 + 100
 
 
+def gave(item, stars=None, time=None):
+    """A rating of a dense item by somebody, or the plain item."""
+    return RawRating(int(raw(item)), stars, time)
+
+
 def parts_of(found):
     """The parsed chunks of a recognised source, in order."""
     return [part for file_range in found.ranges for _, part in parsed(file_range)]
@@ -66,6 +73,35 @@ def parts_of(found):
 def rows_of(found):
     """All its accepted rows, in order."""
     return [tuple(row.values()) for part in parts_of(found) for row in part.table.to_pylist()]
+
+
+class NextNumber(HistoryModel, LinearModel):
+    """After film n comes film n + 1, then n + 2 half as sure; an earlier film counts a quarter."""
+
+    reads_order = True
+    reads_times = True
+
+    def __init__(self, users: int, items: int) -> None:
+        super().__init__(users, items, "logit")
+        step = (torch.arange(items)[None, :] - torch.arange(items)[:, None]) % items
+        self.register_buffer("follows", torch.where(step > 0, 0.5 ** (step - 1.0), 0.0))
+        self.asked: list[RatingsCSR] = []
+
+    def state_of(self, known: RatingsCSR) -> torch.Tensor:
+        self.asked.append(known)
+        state = torch.zeros(len(known.indptr) - 1, self.items)
+        for user, (item, _) in enumerate(known.each()):
+            state[user, item] = 0.25 ** torch.arange(len(item)).flip(0).float()
+        return state
+
+    def user_state(self, user: torch.Tensor | slice) -> torch.Tensor:
+        return HistoryModel.user_state(self, user)
+
+    def item_rows(self, item: torch.Tensor | slice) -> torch.Tensor:
+        return self.follows.T[item]
+
+    def item_offset(self, item: torch.Tensor | slice) -> torch.Tensor:
+        return torch.zeros(self.items)[item]
 
 
 def rows_of_splits() -> dict[str, list[tuple[int, int, float, int]]]:

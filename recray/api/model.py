@@ -15,6 +15,7 @@ from recray.errors import RecrayError
 from recray.evaluation.report import parse_report
 from recray.inference.catalog import Filters
 from recray.inference.inspect_user import inspect_user
+from recray.inference.raw_ratings import RawRating
 from recray.inference.recommendations import ExplainedItem, Recommendations
 from recray.inference.recommender import Recommender
 from recray.reporting import frames
@@ -23,8 +24,11 @@ from recray.serving.registry import resolve_bundle
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RatingsByItem = Mapping[RawId, float] | Iterable[tuple[RawId, float]] | pd.Series | pd.DataFrame
-"""Items, by raw id or by a part of the title, and stars; a table has columns of these names."""
+Pair = tuple[RawId, float] | tuple[RawId, float | None, object]
+RatingsByItem = Mapping[RawId, float] | Iterable[RawId | Pair] | pd.Series | pd.DataFrame
+"""Items, by raw id or by a part of the title, with stars and times or plain, in order; a table has
+columns of these names.
+"""
 
 
 class Loaded:
@@ -66,12 +70,16 @@ class Loaded:
 
     # ------------------------------------------------------------------------------ lists
 
-    def recommend(self, user: RawId, k: int | None = None, **filters: Any) -> pd.DataFrame:
+    def recommend(
+        self, user: RawId, k: int | None = None, *, now: object = None, **filters: Any
+    ) -> pd.DataFrame:
         """The k best items that a user has not rated.
 
         Args:
             user: Raw user id.
             k: Length of the list, 10 by default; fewer come where fewer remain.
+            now: When it is asked for, as seconds since 1970 or a datetime, for a model that reads
+                times; by default when the user's last rating came.
             filters: What may be in it, as in `recray recommend`: genres, not_genres, year_from,
                 year_to, exclude, candidates, min_popularity, diversity, explain; one genre or id
                 may stand for a list of it, and arrays and Series for lists.
@@ -93,27 +101,30 @@ class Loaded:
             Traceback (most recent call last):
             recray.errors.RecrayError: no user 9999 in sample
         """
-        user = self._known(user)
+        user, asked = self._known(user), arguments.seconds("now", now)
         k, chosen = self._options(k, filters)
-        return _listed(self.recommender.recommend(user, k, filters=chosen))
+        return _listed(self.recommender.recommend(user, k, filters=chosen, now=asked))
 
     def recommend_from(
-        self, ratings: RatingsByItem, k: int | None = None, **filters: Any
+        self, ratings: RatingsByItem, k: int | None = None, *, now: object = None, **filters: Any
     ) -> pd.DataFrame:
         """The k best items for somebody who was not in training: folded in, not retrained.
 
         Args:
             ratings: Items, by raw id or by a part of the title, and stars: a dict, pairs, a Series
-                whose index is the items, or a table with item and rating; of several for one
-                item the last counts. Without any, what is popular.
+                whose index is the items, or a table with item, rating and perhaps time; or plain
+                items. They are put in the order of their times, and stay as given without; of
+                several for one item the last counts. Without any, what is popular.
             k: Length of the list, 10 by default.
+            now: See recommend; no rating may be later.
             filters: See recommend.
 
         Returns:
-            As recommend.
+            As recommend; `attrs["skipped"]` counts the items that training does not know.
 
         Raises:
-            RecrayError: No such item or genre, a rating off the scale, or k is out of range.
+            RecrayError: No such item or genre, a rating off the scale, a time after now, or k is
+                out of range.
 
         Example:
             >>> model = recray.load(bundle)
@@ -124,11 +135,15 @@ class Loaded:
             recray.errors.RecrayError: rating 7 is off the scale of 0.5 to 5
         """
         found = [
-            (self._find(item), arguments.number("rating", stars))
-            for item, stars in arguments.pairs_of(ratings)
+            RawRating(
+                self._find(each.item),
+                None if each.rating is None else arguments.number("rating", each.rating),
+                arguments.seconds("time", each.time),
+            )
+            for each in arguments.ratings_of(ratings)
         ]
-        k, chosen = self._options(k, filters)
-        return _listed(self.recommender.recommend_from(found, k, filters=chosen))
+        (k, chosen), asked = self._options(k, filters), arguments.seconds("now", now)
+        return _listed(self.recommender.recommend_from(found, k, filters=chosen, now=asked))
 
     def similar(self, item: RawId, k: int | None = None, **filters: Any) -> pd.DataFrame:
         """The k items whose vectors point most nearly the same way.
@@ -292,6 +307,8 @@ class Loaded:
 
 def _listed(answer: Recommendations) -> pd.DataFrame:
     frame = frames.item_list(answer.items, "score").assign(source=answer.source)
+    if answer.skipped is not None:
+        frame.attrs["skipped"] = answer.skipped
     explained = [item for item in answer.items if isinstance(item, ExplainedItem)]
     if explained:
         reasons = [[reason.title for reason in item.why.items] for item in explained]

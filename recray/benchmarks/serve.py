@@ -35,7 +35,8 @@ from recray.benchmarks.harness import Figures, Measurement, load_now, own_memory
 from recray.benchmarks.synthetic import make_bundle
 from recray.data.ids import RawId
 from recray.inference.bundle import Bundle
-from recray.inference.recommender import RawRatings, Recommender
+from recray.inference.raw_ratings import RawRating
+from recray.inference.recommender import Recommender
 from recray.progress import Log
 from recray.serving.auth import new_key, parse_key
 from recray.serving.deployment import Profile, deploy, serving
@@ -316,7 +317,8 @@ def _fold_in(bundle: Bundle) -> Latency:
     recommender, rng = Recommender(bundle), np.random.default_rng(0)
     raw, taken = bundle.item_ids.raw[: bundle.item_ids.known], []
     for _ in range(220):
-        ratings: RawRatings = [(int(item), 4.0) for item in rng.choice(raw, RATINGS, replace=False)]
+        chosen = rng.choice(raw, RATINGS, replace=False)
+        ratings = [RawRating(int(item), 4.0) for item in chosen]
         begin = time.perf_counter()
         recommender.recommend_from(ratings, 10)
         taken.append(time.perf_counter() - begin)

@@ -24,6 +24,7 @@ from recray.evaluation.evaluator import Evaluator
 from recray.evaluation.metrics import PerUserMetrics, RankedBatch, rank_block
 from recray.evaluation.protocol import Protocol
 from recray.inference.bundle import Bundle
+from recray.inference.raw_ratings import RawRating
 from recray.inference.recommender import Recommender
 
 LIKED, DISLIKED = 4.0, 2.0
@@ -170,7 +171,8 @@ def genre_shown(
         visitors: The dense items of each.
     """
     raw: list[RawId] = recommender.items.raw.tolist()
-    lists = recommender.recommend_many([[(raw[n], stars) for n in items] for items in visitors], 10)
+    rated = [[RawRating(raw[n], stars) for n in items] for items in visitors]
+    lists = recommender.recommend_many(rated, 10)
     counts = [
         sum(genre in item.genres for item in answer.items)
         for answer in lists

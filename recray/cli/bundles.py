@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from recray.cli.base import PATH, cli, options, shared
-from recray.data.ids import IdMap, RawId
+from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.progress import Console
 from recray.reporting import terminal
 
 if TYPE_CHECKING:
     from recray.inference.catalog import Filters
+    from recray.inference.raw_ratings import RawRatings
     from recray.inference.recommender import Recommender
 
 
@@ -65,6 +66,9 @@ def _filters(
 @click.argument("bundle", type=PATH)
 @click.option("--user", help="A user of the data set.")
 @click.option("--rate", multiple=True, metavar="ITEM=STARS", help="Ratings of somebody new.")
+@click.option(
+    "--item", multiple=True, metavar="ID|TITLE", help="What somebody new took, the last one last."
+)
 @click.option("--all", "everyone", is_flag=True, help="Every user, as parquet into --out.")
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for --all.")
 @_filter_options
@@ -74,6 +78,7 @@ def recommend(
     bundle: str,
     user: str | None,
     rate: tuple[str, ...],
+    item: tuple[str, ...],
     everyone: bool,
     out: str | None,
     k: int | None,
@@ -86,25 +91,24 @@ def recommend(
     Example:
         recray recommend bundles/mse --user 4
         recray recommend bundles/mse --rate 1=5 --rate 50=4.5
+        recray recommend bundles/next --item 1 --item "the shawshank" --why
         recray recommend bundles/mse --user 4 --genres Drama --year-from 1990 --why
         recray recommend bundles/mse --all --out lists
     """
-    if (user is not None) + bool(rate) + everyone != 1:
-        raise RecrayError(
-            "give exactly one of --user ID, --rate ITEM=STARS (repeated) and --all --out DIR"
-        )
+    if (user is not None) + bool(rate) + bool(item) + everyone != 1:
+        ways = "--user ID, --rate ITEM=STARS or --item ID|TITLE (repeated), and --all --out DIR"
+        raise RecrayError(f"give exactly one of {ways}")
     if everyone and out is None:
         raise RecrayError("--all writes files: give --out DIR")
-    ratings = [_parse_rating(text) for text in rate]
+    ratings = [_parse_rating(text) for text in rate] or [(text, None) for text in item]
     recommender = _recommender(bundle)
     if everyone:
         if any(filters.values()):
-            raise RecrayError("--all writes plain lists: filters go with --user and --rate")
+            raise RecrayError("--all writes plain lists: filters go with --user, --rate and --item")
         return _recommend_all(ui, recommender, str(out), k, address)
     chosen = _filters(recommender, **filters)
     if user is None:
-        new = _raw_items(recommender.items, ratings)
-        answer = recommender.recommend_from(new, k, filters=chosen)
+        answer = recommender.recommend_from(_found(recommender, ratings), k, filters=chosen)
     else:
         answer = recommender.recommend(_known_user(recommender, user), k, filters=chosen)
     return ui.result(answer.plain(), terminal.recommendations(answer))
@@ -141,21 +145,23 @@ def _known_user(recommender: "Recommender", user: str) -> RawId:
     raise RecrayError(f"no user {user} in {recommender.bundle.config['dataset']}")
 
 
-def _parse_rating(text: str) -> tuple[str, float]:
+def _found(recommender: "Recommender", ratings: Sequence[tuple[str, float | None]]) -> "RawRatings":
+    """Ratings of items that are named by id or title.
+
+    Raises:
+        RecrayError: The data set has no such item.
+    """
+    from recray.inference.raw_ratings import RawRating
+
+    return [RawRating(recommender.find_item(text), stars) for text, stars in ratings]
+
+
+def _parse_rating(text: str) -> tuple[str, float | None]:
     item, _, stars = text.rpartition("=")
     try:
         return item, float(stars)
     except ValueError:
         raise RecrayError(f"--rate {text!r}: write ITEM=STARS, such as 50=4.5") from None
-
-
-def _raw_items(items: IdMap, ratings: list[tuple[str, float]]) -> list[tuple[RawId, float]]:
-    try:
-        return [(items.parse(item), stars) for item, stars in ratings]
-    except KeyError as error:
-        raise RecrayError(
-            f"--rate {error.args[0]}=...: the items of this data are numbers"
-        ) from None
 
 
 @cli.command()

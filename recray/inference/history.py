@@ -15,11 +15,12 @@ from recray.data.dataset import Ratings, in_order
 from recray.inference.top_k import Ids, Scores
 from recray.models.base import Model, Statistics
 from recray.models.history import HistoryModel, RatingsCSR
+from recray.schema import UNKNOWN_TIME
 
 
 class UserRatings(NamedTuple):
     """What one user has rated, in the order of time: (N,) int64 items, each once, and (N,) float32
-    ratings; (N,) int64 seconds where a model reads times.
+    ratings; (N,) int64 seconds where a model reads the order or times.
     """
 
     item: Tensor
@@ -32,6 +33,15 @@ class UserRatings(NamedTuple):
         item = torch.tensor(list(ratings), dtype=torch.int64)
         return cls(item, torch.tensor(list(ratings.values()), dtype=torch.float32))
 
+    def at(self, chosen: Tensor) -> "UserRatings":
+        """Those at (K,) places, or where (N,) bool says."""
+        time = None if self.time is None else self.time[chosen]
+        return UserRatings(self.item[chosen], self.rating[chosen], time)
+
+    def times(self) -> Tensor:
+        """(N,) seconds, UNKNOWN_TIME where they are not kept."""
+        return torch.full_like(self.item, UNKNOWN_TIME) if self.time is None else self.time
+
 
 @dataclass(frozen=True)
 class History:
@@ -41,7 +51,7 @@ class History:
         indptr: (users + 1,) int64; user u has the ratings indptr[u]..indptr[u + 1] - 1.
         item: (R,) ids, int32 as bundles have them.
         rating: (R,) float32.
-        time: (R,) int64 seconds, where a model reads times.
+        time: (R,) int64 seconds, where a model reads the order or times.
     """
 
     indptr: Ids
@@ -67,17 +77,19 @@ class History:
         inside = ratings.item < items
         known = ratings if inside.all() else ratings.where(inside)
         indptr = np.searchsorted(known.user, np.arange(users + 1, dtype=known.user.dtype))
-        timed = reader is not None and reader.reads_times
+        # New ratings are put in order among the known ones by their times.
+        timed = reader is not None and (reader.reads_order or reader.reads_times)
         return cls(indptr, known.item, known.rating, known.timestamp if timed else None)
 
     @classmethod
     def join(cls, rated: Sequence[UserRatings]) -> Self:
         """Put the ratings of several users, one at least, together in their order; with times
-        where all of them have some.
+        where one of them has some, which are unknown for the others.
         """
         known = RatingsCSR.of([(user.item, user.rating) for user in rated])
-        times = [user.time.numpy() for user in rated if user.time is not None]
-        time = np.concatenate(times) if len(times) == len(rated) else None
+        time = None
+        if any(user.time is not None for user in rated):
+            time = np.concatenate([user.times().numpy() for user in rated])
         item = known.item.numpy().astype(np.int32)
         return cls(known.indptr.numpy(), item, known.rating.numpy(), time)
 

@@ -3,10 +3,10 @@
 # Shape letter: B = pairs.
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -18,29 +18,20 @@ from recray.inference.bundle import Bundle
 from recray.inference.catalog import ItemCatalog, ItemFacts, ItemSummary
 from recray.inference.history import UserRatings
 from recray.inference.queries import FOLD_IN, MODEL, POPULAR, SOURCES
+from recray.inference.raw_ratings import (
+    KnownOfUser,
+    RawRatings,
+    in_order_of_time,
+    joined,
+    same,
+    user_ratings,
+)
 from recray.inference.scorer import Scorer
 from recray.inference.top_k import NONE
+from recray.models.history import HistoryModel
 
-HIGHEST_ITEMS = 10
-"""Items that a user's profile names, those with the highest ratings."""
-RawRatings = list[tuple[RawId, float]]
-"""Raw item ids and ratings; of several for one item the last counts."""
-RatingsSince = Callable[[RawId], RawRatings]
-"""Gives what a user has rated since training."""
-
-
-class KnownOfUser(NamedTuple):
-    """All that is known of a user, new ratings included, by items that training knows.
-
-    Args:
-        rated: What the user is folded in from.
-        seen: What lists leave out: also the ratings that a filter kept from training.
-        changed: Whether the new ratings say anything that was not known.
-    """
-
-    rated: UserRatings
-    seen: UserRatings
-    changed: bool
+NAMED_ITEMS = 10
+"""Items that a user's profile names, those with the highest ratings, and the last ones."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +61,7 @@ class UserProfile:
         mean_rating: None without ratings.
         genres: Those of the rated items, the most frequent first.
         highest: The items with the highest ratings.
+        latest: The last items, the newest first, where the model reads the order.
     """
 
     user: RawId
@@ -79,6 +71,7 @@ class UserProfile:
     mean_rating: float | None
     genres: list[GenreCount]
     highest: list[RatedItem]
+    latest: list[RatedItem]
 
 
 @dataclass(frozen=True)
@@ -124,6 +117,9 @@ class Lookup:
         # not when the garbage collector next looks for cycles.
         self.catalog = ItemCatalog(self.items, bundle.item_table, lambda: scorer.popularity)
         self.scorer = scorer
+        model = bundle.model
+        self.reads_order = isinstance(model, HistoryModel) and model.reads_order
+        self.reads_times = isinstance(model, HistoryModel) and model.reads_times
 
     @classmethod
     def open(cls, path: str) -> Self:
@@ -197,8 +193,14 @@ class Lookup:
             len(item),
             round(float(rating.mean()), 6) if len(item) else None,
             [GenreCount(genre, count) for genre, count in genres.most_common()],
-            self.best_rated(item, rating, HIGHEST_ITEMS),
+            self.best_rated(item, rating, NAMED_ITEMS),
+            self._latest(known.seen) if self.reads_order else [],
         )
+
+    def _latest(self, known: UserRatings) -> list[RatedItem]:
+        pairs = zip(known.item.tolist(), known.rating.tolist(), strict=True)
+        last = list(pairs)[: -NAMED_ITEMS - 1 : -1]
+        return [RatedItem(*self.catalog.fields(item), rating) for item, rating in last]
 
     def best_rated(
         self, item: NDArray[np.integer], rating: NDArray[np.float32], k: int
@@ -210,25 +212,41 @@ class Lookup:
         ]
 
     def _known_of_user(self, user: RawId, since: RawRatings) -> KnownOfUser:
-        """What is known of a user, with the ratings since."""
+        """What is known of a user, with the ratings since, which come in the order of time."""
         dense = self.users.encode_one(user)
-        known: dict[int, float] = {}
-        filtered: set[int] = set()
-        if dense != NONE:
-            old = self.scorer.seen.of_user(dense)
-            known = dict(zip(old.item.tolist(), old.rating.tolist(), strict=True))
-            filtered = set(self._filtered.of_user(dense).item.tolist())
-        items = self.items.encode_all([item for item, _ in since]).tolist()
-        # In float32, as the known ratings are: 3.7 given once more is no new rating.
-        new = {
-            item: float(np.float32(rating))
-            for item, (_, rating) in zip(items, since, strict=True)
-            if 0 <= item < self.items.known
-        }
-        # What is given again comes last: it is what the user did last.
-        seen = {item: rating for item, rating in known.items() if item not in new} | new
-        rated = {item: seen[item] for item in seen if item in new or item not in filtered}
-        return KnownOfUser(UserRatings.of(rated), UserRatings.of(seen), seen != known)
+        new, _ = self._dense_ratings(since)
+        if dense == NONE:
+            return KnownOfUser(new, new, len(new.item) > 0)
+        known = self.scorer.seen.of_user(dense)
+        seen = joined(known, new)
+        filtered = self._filtered.of_user(dense).item
+        kept = ~torch.isin(seen.item, filtered) | torch.isin(seen.item, new.item)
+        changed = not same(known, seen, self.reads_order, self.reads_times)
+        return KnownOfUser(seen.at(kept), seen, changed)
+
+    def _dense_ratings(self, ratings: RawRatings) -> tuple[UserRatings, int]:
+        """The ratings of items that training knows, and how many there are of others."""
+        dense = self.items.encode_all([rating.item for rating in ratings]).tolist()
+        known = [row for row, item in enumerate(dense) if 0 <= item < self.items.known]
+        items, kept = [dense[row] for row in known], [ratings[row] for row in known]
+        timed = self.reads_order or self.reads_times
+        plain = self.bundle.rating_range[1]
+        return user_ratings(items, kept, plain, timed), len(ratings) - len(known)
+
+    def _posted(self, ratings: RawRatings, now: int | None) -> KnownOfUser:
+        """What somebody who was not in training says of themselves.
+
+        Raises:
+            RecrayError: A rating is off the scale, only some have a time, or one is after now.
+        """
+        low, high = self.rating_scale
+        for rating in ratings:
+            if rating.rating is not None and not low <= rating.rating <= high:
+                raise RecrayError(
+                    f"rating {rating.rating:g} is off the scale of {low:g} to {high:g}"
+                )
+        known, skipped = self._dense_ratings(in_order_of_time(ratings, now))
+        return KnownOfUser(known, known, True, skipped)
 
     @torch.no_grad()
     def score_pairs(self, pairs: Sequence[tuple[RawId, RawId]]) -> list[PairScore]:

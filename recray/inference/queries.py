@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recray.inference.history import History
+from recray.inference.top_k import Ids
 
 SOURCES = ("model", "fold_in", "popular")
 MODEL, FOLD_IN, POPULAR = range(len(SOURCES))
@@ -23,12 +24,15 @@ class Queries:
         source: (U,) int8 index into SOURCES: where each embedding comes from.
         rated: The ratings that each one's scores follow from, in the same order.
         seen: What each one's list leaves out.
+        now: (U,) int64 seconds when each list is asked for, where a model reads times and
+            somebody said it.
     """
 
     embedding: Tensor
     source: NDArray[np.int8]
     rated: History
     seen: History
+    now: Ids | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -36,4 +40,5 @@ class Queries:
     def __getitem__(self, rows: slice) -> "Queries":
         first, last, _ = rows.indices(len(self))
         rated, seen = self.rated.rows(first, last), self.seen.rows(first, last)
-        return Queries(self.embedding[rows], self.source[rows], rated, seen)
+        now = None if self.now is None else self.now[rows]
+        return Queries(self.embedding[rows], self.source[rows], rated, seen, now)

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from recray.data.ids import RawId
 from recray.inference.catalog import ItemCatalog, ItemSummary
-from recray.inference.history import UserRatings
+from recray.inference.history import History, UserRatings
+from recray.inference.queries import Queries
 from recray.inference.scorer import Scorer
 from recray.models.base import LinearModel, Model
+from recray.models.history import HistoryModel
 from recray.models.objectives import Contributions, Preference
 
 REASONS_PER_ITEM = 3
@@ -53,7 +55,8 @@ class Explanation:
     """The rated items that speak most for a recommended one.
 
     Args:
-        kind: exact if the shares of all ratings add up to the score, otherwise approximate.
+        kind: exact if the shares of all ratings add up to the score, or if each is what the score
+            would lose without that item in the history; otherwise approximate.
         items: Those with the largest shares, which are above 0.
     """
 
@@ -79,6 +82,8 @@ class Recommendations:
         model_version: The bundle's version.
         catalog: Describes the items.
         why: The reasons for each item; None if nobody asked for them.
+        skipped: How many of the ratings that the list was asked for with are of items that
+            training does not know; None for a user of the data.
     """
 
     item: list[int]
@@ -87,6 +92,7 @@ class Recommendations:
     model_version: str
     catalog: ItemCatalog = field(repr=False, compare=False)
     why: list[Explanation] | None = None
+    skipped: int | None = None
 
     @cached_property
     def items(self) -> list[ScoredItem]:
@@ -98,9 +104,11 @@ class Recommendations:
 
     def plain(self) -> dict[str, JsonValue]:
         """The list as JSON-ready values."""
+        skipped: dict[str, JsonValue] = {} if self.skipped is None else {"skipped": self.skipped}
         return {
             "items": [asdict(item) for item in self.items],
             "source": self.source,
+            **skipped,
             "model_version": self.model_version,
         }
 
@@ -111,11 +119,15 @@ class Recommendations:
         prefixes, pairs = self.catalog.json_prefixes, zip(self.item, self.score, strict=True)
         return f"[{','.join([f'{prefixes[item]}{score!r}}}' for item, score in pairs])}]"
 
+    def entry_json(self) -> str:
+        """The items and where they come from, as the inside of a JSON object."""
+        skipped = "" if self.skipped is None else f',"skipped":{self.skipped}'
+        return f'"items":{self.items_json()},"source":"{self.source}"{skipped}'
+
     def to_json(self) -> bytes:
         """The list as JSON: what plain gives."""
         version = to_json(self.model_version).decode()
-        ends = f'"source":"{self.source}","model_version":{version}'
-        return f'{{"items":{self.items_json()},{ends}}}'.encode()
+        return f'{{{self.entry_json()},"model_version":{version}}}'.encode()
 
 
 class ItemSimilarity:
@@ -191,10 +203,11 @@ def mmr_rerank(
 class Explainer:
     """Takes scores apart over the ratings behind them.
 
-    Where folding in is a linear solve, a score is a sum over the ratings, and the shares are exact
-    for a user who was folded in, or trained to the same optimum. Elsewhere they are the cosines of
-    the item vectors, of the ratings that are not below the user's mean. An item that the user
-    disliked is no reason, whatever its share.
+    Where the state is a function of the history, the share of an item is what the score would lose
+    without it. Where folding in is a linear solve, a score is a sum over the ratings, and the
+    shares are exact for a user who was folded in, or trained to the same optimum. Elsewhere they
+    are the cosines of the item vectors, of the ratings that are not below the user's mean. An item
+    that the user disliked is no reason, whatever its share, unless the model reads the order.
 
     Args:
         scorer: The model, its objective and its history.
@@ -212,51 +225,56 @@ class Explainer:
     ) -> None:
         self.scorer, self.similarity, self.catalog = scorer, similarity, catalog
         self.preference = preference
+        model = scorer.model
+        self.reads_order = isinstance(model, HistoryModel) and model.reads_order
 
     @cached_property
     def _shares(self) -> Contributions | None:
         return self.scorer.contributions()
 
     @torch.no_grad()
-    def explain(
-        self, embedding: Tensor, rated: UserRatings, listed: list[int]
-    ) -> list[Explanation]:
+    def explain(self, query: Queries, rated: UserRatings, listed: list[int]) -> list[Explanation]:
         """Find what speaks for each item of a list.
 
         Args:
-            embedding: (1, S) user embedding that the list was made from.
+            query: The one user whose list it is.
             rated: N ratings of the user.
             listed: K dense items.
         """
-        share, exact = self.shares(embedding, rated, torch.tensor(listed, dtype=torch.int64))
+        share, exact = self.shares(query, rated, torch.tensor(listed, dtype=torch.int64))
         kind: Literal["exact", "approximate"] = "exact" if exact else "approximate"
         return [
             Explanation(kind, self._largest(share[:, place], rated)) for place in range(len(listed))
         ]
 
-    def shares(self, embedding: Tensor, rated: UserRatings, listed: Tensor) -> tuple[Tensor, bool]:
+    def shares(self, query: Queries, rated: UserRatings, listed: Tensor) -> tuple[Tensor, bool]:
         """(N, K) what each rating adds to each listed item's score, and whether that is exact."""
         item, rating = rated.item, rated.rating
         model = self.scorer.model
-        if self._shares is None or not isinstance(model, LinearModel) or not len(item):
+        if not len(item):
+            return torch.zeros(0, len(listed)), False
+        if isinstance(model, HistoryModel):
+            return model.share_of(History.join([rated]).as_csr(query.now), listed), True
+        if self._shares is None or not isinstance(model, LinearModel):
             return self._likeness(item, rating, listed), False
         base, parts = self._shares(item, rating)
         rows = model.item_rows(listed).to(parts.dtype)
         share = parts @ rows.T
         rest = rows @ base + model.item_offset(listed)
-        score = model.logits(embedding.expand(len(listed), -1), listed).to(parts.dtype)
+        score = model.logits(query.embedding.expand(len(listed), -1), listed).to(parts.dtype)
         exact = torch.allclose(share.sum(dim=0) + rest, score, EXACT_TOLERANCE, EXACT_TOLERANCE)
         return share, bool(exact)
 
     def _likeness(self, item: Tensor, rating: Tensor, listed: Tensor) -> Tensor:
-        if self.similarity is None or not len(item):
+        if self.similarity is None:
             return torch.zeros(len(item), len(listed))
         liked = (rating >= rating.mean())[:, None]
         unit = self.similarity.unit_vectors
         return (unit(item) @ unit(listed).T) * liked
 
     def _largest(self, share_N: Tensor, rated: UserRatings) -> list[Reason]:
-        share_N = share_N * self.preference.speaks_for(rated.rating)
+        if not self.reads_order:  # what comes next may follow from a film that was not liked
+            share_N = share_N * self.preference.speaks_for(rated.rating)
         share, place = torch.sort(share_N, descending=True, stable=True)
         item, rating = rated.item[place].tolist(), rated.rating[place].tolist()
         return [

@@ -3,6 +3,7 @@
 # Shape letters: U = users, K = length of a list.
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -12,9 +13,14 @@ from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import NO_FILTERS, Filters
-from recray.inference.history import UserRatings
-from recray.inference.lookup import KnownOfUser, Lookup, RatingsSince, RawRatings
+from recray.inference.lookup import Lookup
 from recray.inference.queries import MODEL, POPULAR, SOURCES, Queries
+from recray.inference.raw_ratings import (
+    KnownOfUser,
+    RatingsSince,
+    RawRating,
+    RawRatings,
+)
 from recray.inference.recommendations import (
     Explainer,
     Explanation,
@@ -23,9 +29,10 @@ from recray.inference.recommendations import (
     mmr_pool,
     mmr_rerank,
 )
-from recray.inference.top_k import NONE, Scores, TopK, top_k
+from recray.inference.top_k import NONE, Ids, Scores, TopK, top_k
 from recray.models import LinearModel
 from recray.models.base import ITEM_BLOCK
+from recray.models.history import HistoryModel
 from recray.models.objectives import Preference
 
 SCORES_AT_ONCE = 1 << 21
@@ -35,8 +42,6 @@ FAST_ITEMS = 60_000
 SCORE_DIGITS = 6
 DEFAULT_K = 10
 """Length of a list, in a catalogue that is not smaller."""
-
-__all__ = ["RatingsSince", "RawRatings", "Recommendations", "Recommender", "UnknownUser"]
 
 
 class UnknownUser(RecrayError):
@@ -83,6 +88,7 @@ class Recommender(Lookup):
         exclude_seen: bool = True,
         filters: Filters = NO_FILTERS,
         since: RawRatings | None = None,
+        now: int | None = None,
     ) -> Recommendations:
         """The k best items for a user of the data set, or one with ratings since.
 
@@ -91,18 +97,21 @@ class Recommender(Lookup):
             k: 1..number of items; the list is shorter where fewer remain. See check_k for None.
             exclude_seen: Leave out everything that the user is known to have rated.
             filters: Which items the list may hold, and how it is arranged.
-            since: What the user has rated since training; items unknown to it are passed over.
+            since: What the user has rated since training, in order; items unknown to it are
+                passed over.
+            now: When the list is asked for, in seconds since 1970, for a model that reads times;
+                None: when the user's last rating came.
 
         Raises:
             KeyError: No split has this user, and there are no ratings since.
-            RecrayError: k is out of range, or there is no such genre.
+            RecrayError: k is out of range, there is no such genre, or now is before a rating.
         """
         k = self.check_k(k)
         known = self._with_new_ratings(user, since) if since else None
         if known is not None:
-            queries = self.scorer.queries_of_ratings([known.rated], [known.seen])
+            queries = self._queries_of([known], now)
         elif (dense := self.users.encode_one(user)) != NONE:
-            queries = self.scorer.queries(np.array([dense]))
+            queries = self._queries_of_users([dense], now)
         else:
             raise KeyError(user)
         return self._lists(queries, k, exclude_seen, filters)[0]
@@ -113,22 +122,27 @@ class Recommender(Lookup):
         k: int | None = None,
         exclude_seen: bool = True,
         filters: Filters = NO_FILTERS,
+        now: int | None = None,
     ) -> Recommendations:
         """The k best items for a user who was not in training.
 
         Args:
-            ratings: Raw item ids and ratings; of several for one item the last counts.
+            ratings: What the user has done, by raw item ids. They are put in the order of their
+                times, and stay in the order given where they have none. Of several for one item
+                the last counts; those of items that training does not know are skipped.
             k: 1..number of items; the list is shorter where fewer remain. See check_k for None.
             exclude_seen: Leave out the rated items.
             filters: Which items the list may hold, and how it is arranged.
+            now: When the list is asked for; see recommend.
 
         Raises:
-            RecrayError: An item is unknown, a rating is off the scale, k is out of range, or there
-                is no such genre.
+            RecrayError: A rating is off the scale, only some have a time or one is after now, k is
+                out of range, or there is no such genre.
         """
         k = self.check_k(k)
-        queries = self.scorer.queries_of_ratings([self._dense_ratings(ratings)])
-        return self._lists(queries, k, exclude_seen, filters)[0]
+        known = self._posted(ratings, now)
+        (answer,) = self._lists(self._queries_of([known], now), k, exclude_seen, filters)
+        return replace(answer, skipped=known.skipped)
 
     def recommend_many(
         self,
@@ -137,6 +151,7 @@ class Recommender(Lookup):
         exclude_seen: bool = True,
         filters: Filters = NO_FILTERS,
         since: RatingsSince | None = None,
+        now: int | None = None,
     ) -> list[Recommendations | RecrayError]:
         """The lists of many users, scored together; the same as one by one.
 
@@ -146,6 +161,7 @@ class Recommender(Lookup):
             exclude_seen: Leave out what each has rated.
             filters: Which items the lists may hold, and how they are arranged.
             since: Gives what a user has rated since training.
+            now: When the lists are asked for; see recommend.
 
         Returns:
             For each a list, or why there is none.
@@ -155,17 +171,19 @@ class Recommender(Lookup):
         """
         k = self.check_k(k)
         dense = iter(self.users.encode_all([u for u in users if not isinstance(u, list)]).tolist())
-        found = dict(enumerate(self._dense_or_ratings(user, dense, since) for user in users))
+        found = dict(enumerate(self._dense_or_known(user, dense, since, now) for user in users))
         answers: dict[int, Recommendations | RecrayError] = {}
         answers |= {row: error for row, error in found.items() if isinstance(error, RecrayError)}
         stored = {row: user for row, user in found.items() if isinstance(user, int)}
         folded = {row: user for row, user in found.items() if isinstance(user, KnownOfUser)}
-        queries = self.scorer.queries(np.array(list(stored.values()), np.int64))
+        queries = self._queries_of_users(list(stored.values()), now)
         lists = self._lists(queries, k, exclude_seen, filters)
         if folded:
-            rated, seen, _ = zip(*folded.values(), strict=True)
-            queries = self.scorer.queries_of_ratings(rated, seen)
-            lists += self._lists(queries, k, exclude_seen, filters)
+            known = list(folded.values())
+            made = self._lists(self._queries_of(known, now), k, exclude_seen, filters)
+            lists += [
+                replace(each, skipped=user.skipped) for each, user in zip(made, known, strict=True)
+            ]
         answers.update(zip([*stored, *folded], lists, strict=True))
         return [answers[row] for row in range(len(users))]
 
@@ -174,15 +192,20 @@ class Recommender(Lookup):
     ) -> Recommendations:
         """The k items whose vectors point most nearly the same way (cosine).
 
+        A model of histories without item vectors gives the list after this item alone: what comes
+        next, or goes with it.
+
         Raises:
             KeyError: The model was not trained on this item.
             RecrayError: The model has no item vectors, k is out of range, or no such genre.
         """
-        k = self.check_k(k)
-        dense, similarity = self.items.encode_one(item), self.similarity()
+        k, dense = self.check_k(k), self.items.encode_one(item)
         if not 0 <= dense < self.items.known:
             raise KeyError(item)
-        scores = similarity.cosines(dense)[None, :].numpy()
+        if self._similarity is None and isinstance(self.bundle.model, HistoryModel):
+            alone = self._posted([RawRating(item)], None)
+            return self._lists(self._queries_of([alone], None), k, True, filters)[0]
+        scores = self.similarity().cosines(dense)[None, :].numpy()
         scores[0, dense] = -np.inf
         mask = self.catalog.candidate_mask(filters)
         if mask is not None:
@@ -250,13 +273,31 @@ class Recommender(Lookup):
         query = queries[row : row + 1]
         rated = query.rated.of_user(0)
         if query.source[0] == POPULAR:  # such a list follows from nothing that the user has rated
-            rated = UserRatings(rated.item[:0], rated.rating[:0])
-        return self._explainer.explain(query.embedding, rated, listed)
+            rated = rated.at(torch.arange(0))
+        return self._explainer.explain(query, rated, listed)
 
     # --------------------------------------------------------------------------- raw ratings
 
-    def _dense_or_ratings(
-        self, user: RawId | RawRatings, dense: Iterator[int], since: RatingsSince | None
+    def _queries_of_users(self, dense: list[int], now: int | None) -> Queries:
+        """Queries of users of the data set."""
+        users = np.array(dense, np.int64)
+        return self.scorer.queries(users, self._asked(len(users), now))
+
+    def _queries_of(self, known: list[KnownOfUser], now: int | None) -> Queries:
+        """Queries of users who are folded in, one at least."""
+        rated, seen = [user.rated for user in known], [user.seen for user in known]
+        return self.scorer.queries_of_ratings(rated, seen, self._asked(len(known), now))
+
+    def _asked(self, users: int, now: int | None) -> Ids | None:
+        """When each of the lists is asked for, as a model that reads times takes it."""
+        return None if now is None or not self.reads_times else np.full(users, now, np.int64)
+
+    def _dense_or_known(
+        self,
+        user: RawId | RawRatings,
+        dense: Iterator[int],
+        since: RatingsSince | None,
+        now: int | None,
     ) -> int | KnownOfUser | RecrayError:
         """A dense id, or ratings to fold in: those passed, or a user's with new ones; or an error.
 
@@ -264,8 +305,7 @@ class Recommender(Lookup):
         """
         try:
             if isinstance(user, list):
-                ratings = self._dense_ratings(user)
-                return KnownOfUser(ratings, ratings, True)
+                return self._posted(user, now)
             place, new = next(dense), since(user) if since is not None else None
             known = self._with_new_ratings(user, new) if new else None
         except RecrayError as error:
@@ -278,17 +318,3 @@ class Recommender(Lookup):
         """What is known of a user with the ratings since; None if nothing of them is new."""
         known = self._known_of_user(user, since)
         return known if known.changed or self.users.encode_one(user) == NONE else None
-
-    def _dense_ratings(self, ratings: RawRatings) -> UserRatings:
-        dense = self.items.encode_all([item for item, _ in ratings]).tolist()
-        for (item, _), place in zip(ratings, dense, strict=True):
-            if not 0 <= place < self.items.known:
-                raise RecrayError(
-                    f"unknown item {item!r}: rate items that the model was trained on"
-                )
-        low, high = self.rating_scale
-        last = dict(zip(dense, (rating for _, rating in ratings), strict=True))
-        for rating in last.values():
-            if not low <= rating <= high:
-                raise RecrayError(f"rating {rating:g} is off the scale of {low:g} to {high:g}")
-        return UserRatings.of(last)

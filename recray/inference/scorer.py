@@ -173,7 +173,7 @@ class Scorer:
         embedding, source = self.user_embeddings(users, now)
         rated = self.history.of_users(users)
         seen = rated if self.seen is self.history else self.seen.of_users(users)
-        return Queries(embedding, source, rated, seen)
+        return Queries(embedding, source, rated, seen, now)
 
     @torch.no_grad()
     def queries_of_ratings(
@@ -199,7 +199,8 @@ class Scorer:
             embedding = self.model.user_state(torch.zeros(len(rated), dtype=torch.int64))
             if new:
                 embedding[new] = self._solver(folded.of_users(np.array(new)).as_csr())
-        return Queries(embedding, source, folded, folded if seen is None else History.join(seen))
+        left_out = folded if seen is None else History.join(seen)
+        return Queries(embedding, source, folded, left_out, now)
 
     @torch.no_grad()
     def top_k(

@@ -19,6 +19,8 @@ from recray.models.counts import ALONE, Group
 
 ITEM_LIMIT = 12_000
 """Items above which a model that solves for every pair of them is refused."""
+HISTORIES_AT_ONCE = 64
+"""Histories without one rating whose states are held at once."""
 
 
 class RatingsCSR(NamedTuple):
@@ -115,6 +117,39 @@ class HistoryModel(Model):
             ValueError: Always; see state_of.
         """
         raise ValueError(f"{type(self).__name__} has no rows of users: see state_of")
+
+    def share_of(self, known: RatingsCSR, item: Tensor) -> Tensor:
+        """What scores of one user would lose without each of the ratings: leave-one-out.
+
+        Without a rating those before it move one place towards the end. A share may be negative,
+        and the shares of a score need not sum to it. It takes N + 1 states.
+
+        Args:
+            known: N ratings of one user; in order where it is read.
+            item: (K,) int64 ids of the items that are scored.
+
+        Returns:
+            (N, K) float32: score(item | all) - score(item | all but one).
+        """
+        if known.now is None and known.time is not None and len(known.time):
+            known = known._replace(now=known.time[-1:])  # also where the last one is left out
+        places = torch.arange(len(known.item))
+        (whole,) = self._scores_of(known, [places], item)
+        shares = [
+            whole - self._scores_of(known, [places[places != n] for n in block], item)
+            for block in places.split(HISTORIES_AT_ONCE)
+        ]
+        return torch.cat(shares)
+
+    def _scores_of(self, known: RatingsCSR, parts: list[Tensor], item: Tensor) -> Tensor:
+        """(parts, K) scores of items for the ratings of one user at several sets of places."""
+        indptr = torch.tensor([0, *(len(part) for part in parts)]).cumsum(dim=0)
+        rows = torch.cat(parts)
+        time = None if known.time is None else known.time[rows]
+        now = None if known.now is None else known.now.expand(len(parts))
+        state = self.state_of(RatingsCSR(indptr, known.item[rows], known.rating[rows], time, now))
+        pairs = state.repeat_interleave(len(item), dim=0), item.repeat(len(parts))
+        return self.logits(*pairs).view(len(parts), len(item))
 
 
 class ClosedForm(HistoryModel):

@@ -156,6 +156,8 @@ def recommendations(answer: "Recommendations") -> str:
             rated = ", ".join(f"{r.title} ({r.share:+.3f})" for r in why.items)
             approximately = "" if why.kind == "exact" else ", approximately"
             lines.append(f"{place}. because of {rated}{approximately}")
+    if answer.skipped:
+        lines.append(f"skipped {answer.skipped} that the model was not trained on")
     return "\n".join(lines)
 
 

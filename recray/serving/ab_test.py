@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.catalog import Filters
+from recray.inference.raw_ratings import RawRatings
 from recray.inference.recommendations import Recommendations
-from recray.inference.recommender import RawRatings, Recommender
+from recray.inference.recommender import Recommender
 from recray.serving.guard import ListComparison, ServiceMetrics, log
 
 SALT = b"recray-arm-"
@@ -67,6 +68,7 @@ class ABTest:
         exclude_seen: bool,
         filters: Filters,
         since: RawRatings,
+        now: int | None,
     ) -> None:
         """Have the challenger make the same list later, in a thread, and compare the two."""
         if not self.shadow or shown.model_version == self.challenger.version:
@@ -78,7 +80,7 @@ class ABTest:
         def work() -> None:
             try:
                 begin = time.perf_counter()
-                other = self.challenger.recommend(user, k, exclude_seen, filters, since)
+                other = self.challenger.recommend(user, k, exclude_seen, filters, since, now)
                 seconds = time.perf_counter() - begin
                 self.metrics.record_list_seconds(other.model_version, seconds)
                 self.metrics.record_comparison(compare_lists(shown, other))

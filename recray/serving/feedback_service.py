@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 
-from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
+from recray.data.feedback_log import MICRO, LoggedRating, LogWriter, RatingsLog
 from recray.data.ids import RawId
 from recray.errors import DamagedFile, RecrayError
-from recray.inference.recommender import RawRatings, Recommender
+from recray.inference.raw_ratings import RawRating, RawRatings
+from recray.inference.recommender import Recommender
 from recray.serving.guard import log
 from recray.serving.schemas.responses import RatingsLogStatus
 from recray.storage import is_uri
@@ -56,12 +57,12 @@ class FeedbackService:
             self._changed.notify()
 
     def ratings_of(self, user: RawId) -> RawRatings:
-        """Return the user's ratings in the log as (item, rating), oldest first."""
+        """Return the user's ratings in the log, oldest first."""
         ratings = self._by_user.get(user)
         if not ratings:
             return []
         ordered = sorted(ratings.values(), key=lambda event: event.received)
-        return [(event.item, event.rating) for event in ordered]
+        return [RawRating(e.item, e.rating, e.received // MICRO) for e in ordered]
 
     def status(self) -> RatingsLogStatus:
         """Count what the log holds, and name the files that cannot be read."""

@@ -16,7 +16,9 @@ import torch
 
 from recray.errors import RecrayError
 from recray.inference.catalog import Filters
-from recray.inference.recommender import RawRatings, Recommender
+from recray.inference.raw_ratings import RawRating
+from recray.inference.recommender import Recommender
+from recray.models.history import HistoryModel
 from recray.serving.guard import log
 from recray.serving.registry import Registry, is_registry
 from recray.serving.schemas.responses import Readiness, RefusedVersion
@@ -123,7 +125,7 @@ def load_and_warm_up(path: str) -> Recommender:
 def _warm_up(recommender: Recommender) -> None:
     k = min(10, recommender.items.known)
     high = recommender.bundle.rating_range[1]
-    ratings: RawRatings = [(item, high) for item in recommender.items.raw[:k].tolist()]
+    ratings = [RawRating(item, high) for item in recommender.items.raw[:k].tolist()]
     users = recommender.users.raw[:WARM_UP_USERS].tolist()
     vectors = recommender.bundle.model.item_vectors_for_similarity() is not None
     filters = Filters(diversity=0.5 if vectors else 0.0, explain=True, min_popularity=1)
@@ -133,11 +135,11 @@ def _warm_up(recommender: Recommender) -> None:
     for answer in recommender.recommend_many([*users, ratings, []], k, True, filters):
         if isinstance(answer, RecrayError):
             raise answer
-    recommender.score_pairs([(user, ratings[0][0]) for user in users])
+    recommender.score_pairs([(user, ratings[0].item) for user in users])
     recommender.catalog.find("the", k)
-    recommender.item(ratings[0][0])
-    if vectors:
-        recommender.similar(ratings[0][0], k)
+    recommender.item(ratings[0].item)
+    if vectors or isinstance(recommender.bundle.model, HistoryModel):
+        recommender.similar(ratings[0].item, k)
 
 
 def open_holder(path: str) -> ModelHolder:

@@ -72,7 +72,7 @@ async def items(request: Request, body: requests.ItemsRequest, _query: NoQuery) 
 async def similar(
     request: Request, item: ItemPath, options: Annotated[requests.SimilarOptions, Query()]
 ) -> Response:
-    """The items most like one item, by the model's vectors."""
+    """The items most like one item, by the model's vectors, or what follows it in histories."""
     recommender = service_of(request).model()
     filters, k = options.as_filters(), recommender.at_most(options.k)
     try:
@@ -180,6 +180,7 @@ def _info(service: Service, recommender: Recommender) -> responses.ModelInfo:
         genres=recommender.catalog.genre_names,
         years=None if years is None else list(years),
         example_users=recommender.users.raw[:EXAMPLE_USERS].tolist(),
+        reads_order=recommender.reads_order,
         keeps_ratings=service.feedback is not None,
         rating_range=list(recommender.rating_scale),
         metrics=bundle.metrics.get("metrics", {}),

@@ -16,13 +16,9 @@ from pydantic_core import to_json
 from recray.data.ids import ID_LENGTH, RawId
 from recray.errors import RecrayError
 from recray.inference.catalog import Filters
-from recray.inference.recommender import (
-    RatingsSince,
-    RawRatings,
-    Recommendations,
-    Recommender,
-    UnknownUser,
-)
+from recray.inference.raw_ratings import RatingsSince, RawRatings
+from recray.inference.recommendations import Recommendations
+from recray.inference.recommender import Recommender, UnknownUser
 from recray.schema import SCORE_NAMES
 from recray.serving.guard import ServiceMetrics, error_body
 from recray.serving.hot_swap import ModelHolder
@@ -220,14 +216,14 @@ def plan_list(
 
     def reply() -> Response:
         try:
-            answer = recommender.recommend(raw, k, options.exclude_seen, filters, news)
+            answer = recommender.recommend(raw, k, options.exclude_seen, filters, news, options.now)
         except KeyError:
             return unknown_user(recommender, user)
         service.metrics.record_lists(answer.source, answer.model_version)
         if service.ab_test is not None and options.model is None:
             seconds = time.perf_counter() - begin
             service.metrics.record_list_seconds(answer.model_version, seconds)
-            service.ab_test.mirror(raw, answer, k, options.exclude_seen, filters, news)
+            service.ab_test.mirror(raw, answer, k, options.exclude_seen, filters, news, options.now)
         return list_response(answer)
 
     return recommender.is_fast and not (filters.diversity or filters.explain or news), reply
@@ -242,12 +238,13 @@ def plan_list(
 async def for_cold_user(
     request: Request, body: requests.ColdUserRequest, _query: NoQuery
 ) -> Response:
-    """The best items for somebody who was not in training."""
+    """The best items for somebody who was not in training, by what they did and in which order."""
     service = service_of(request)
     recommender = service.select_model(body.model)
-    ratings, k = requests.as_pairs(body.ratings), recommender.at_most(body.k)
+    ratings, k = requests.as_raw(body.ratings), recommender.at_most(body.k)
+    filters = body.as_filters()
     answer = await service.run_in_thread(
-        lambda: recommender.recommend_from(ratings, k, body.exclude_seen, body.as_filters())
+        lambda: recommender.recommend_from(ratings, k, body.exclude_seen, filters, body.now)
     )
     service.metrics.record_lists(answer.source, answer.model_version)
     return list_response(answer)
@@ -276,11 +273,11 @@ def _batch(
 ) -> tuple[Response, Counter[str]]:
     """Make the reply, and count its lists by their source."""
     queries: list[RawId | RawRatings] = [
-        requests.as_pairs(query.ratings) if query.user is None else query.user
+        requests.as_raw(query.ratings) if query.user is None else query.user
         for query in body.askers
     ]
     k, filters = recommender.at_most(body.k), body.as_filters()
-    answers = recommender.recommend_many(queries, k, body.exclude_seen, filters, since)
+    answers = recommender.recommend_many(queries, k, body.exclude_seen, filters, since, body.now)
     sources: Counter[str] = Counter()
     entries = ",".join([_batch_entry(answer, sources) for answer in answers])
     version = to_json(recommender.version).decode()
@@ -293,7 +290,7 @@ def _batch_entry(answer: Recommendations | RecrayError, sources: Counter[str]) -
         code = "unknown_user" if isinstance(answer, UnknownUser) else UNANSWERABLE
         return error_body(code, str(answer)).decode()
     sources[answer.source] += 1
-    return f'{{"items":{answer.items_json()},"source":"{answer.source}"}}'
+    return f"{{{answer.entry_json()}}}"
 
 
 @router.get(

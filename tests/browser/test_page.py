@@ -327,5 +327,6 @@ def test_ratings_go_to_the_log_if_the_visitor_wants_it(visit, films, tmp_path):
     with page.expect_response(lambda reply: reply.url.endswith("/v1/ratings")):
         rate(page, "Toy Story", "2")
     user = page.evaluate("JSON.parse(localStorage.getItem('recray:tiny')).saveAs")
-    assert kept.ratings_of(user) == [(int(raw(5)), 4.0), (int(raw(0)), 2.0)]
+    kept_ratings = [each[:2] for each in kept.ratings_of(user)]
+    assert kept_ratings == [(int(raw(5)), 4.0), (int(raw(0)), 2.0)]
     kept.stop()

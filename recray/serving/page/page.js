@@ -1,4 +1,5 @@
-// The page: a visitor rates films, or looks at a user of the data; lists come from /v1.
+// The page: a visitor rates films, or looks at a user of the data; lists come from /v1. Where the
+// model reads the order of a history, films are clicked in a row and the list is what comes next.
 // No library. Text enters the document as text nodes only.
 
 const $ = (id) => document.getElementById(id);
@@ -10,6 +11,7 @@ const state = {
   models: [], // what GET /v1/models says, the first one in charge
   scale: [1, 5],
   ratings: new Map(), // item -> {film, stars}, newest last
+  inOrder: false, // whether the model reads the order: films are clicked, and have no stars
   saveAs: null, // the id under which ratings are sent to the log; null sends none
   mode: "you",
   user: null,
@@ -185,6 +187,21 @@ function starsOf(film, onrate, name = "Rate") {
   return node;
 }
 
+/** A film taken or not: a click puts it at the end of the history, the next one takes it back. */
+function takenOf(film) {
+  const taken = () => state.ratings.has(film.item);
+  const node = h("button", { type: "button", class: "quiet taken", "data-item": film.item, onclick: () => rate(film, taken() ? null : state.scale[1]) });
+  node.refresh = () => {
+    node.setAttribute("aria-pressed", taken());
+    node.setAttribute("aria-label", `Watched ${titleOf(film)}`);
+    node.textContent = taken() ? "✓ Watched" : "Watched";
+  };
+  node.refresh();
+  return node;
+}
+
+const mark = (film) => (state.inOrder ? takenOf(film) : starsOf(film, rate));
+
 const stillStars = (value) => h("span", { class: "stars still", role: "img", "--of": scale().of, "--part": scale().places(value) / scale().of, "aria-label": said(value) });
 
 // ---------------------------------------------------------------------------------- films
@@ -241,7 +258,7 @@ function recall() {
     for (const { film, stars } of kept.ratings || []) {
       if (stars >= low && stars <= high) state.ratings.set(film.item, { film, stars });
     }
-    if (state.models[0].keeps_ratings) state.saveAs = kept.saveAs || null;
+    if (state.models[0].keeps_ratings && !state.inOrder) state.saveAs = kept.saveAs || null;
   } catch { /* nothing that can be read: begin anew */ }
 }
 
@@ -249,11 +266,11 @@ let settle;
 const sending = new Map(); // by film: rating another one does not stop it
 /** Take a rating; arrow keys pass through values that nobody means, so those wait a moment. */
 function rate(film, stars, passing = false) {
-  const focused = document.activeElement?.closest(".stars")?.dataset.item === String(film.item);
-  if (stars === null) state.ratings.delete(film.item);
-  else state.ratings.set(film.item, { film: plainFilm(film), stars });
+  const focused = document.activeElement?.closest("[data-item]")?.dataset.item === String(film.item);
+  if (stars === null || state.inOrder) state.ratings.delete(film.item); // what comes again comes last
+  if (stars !== null) state.ratings.set(film.item, { film: plainFilm(film), stars });
   remember();
-  for (const node of document.querySelectorAll(".stars[data-item]")) node.refresh();
+  for (const node of document.querySelectorAll("[data-item]")) node.refresh();
   drawMine();
   clearTimeout(settle);
   clearTimeout(sending.get(film.item));
@@ -275,11 +292,16 @@ const plainFilm = ({ item, title, year, genres }) => ({ item, title, year, genre
 function drawMine() {
   const mine = [...state.ratings.values()].reverse();
   show("mine", mine.length > 0);
-  $("mine-title").textContent = `Your ratings (${mine.length})`;
-  const held = document.activeElement?.closest("#mine-list .stars")?.dataset.item;
-  const gone = (film) => h("button", { type: "button", class: "gone", "aria-label": `Take back ${titleOf(film)}`, onclick: () => rate(film, null) }, "×");
-  fill("mine-list", h("ul", {}, mine.map(({ film }) => row(film, starsOf(film, rate), gone(film)))));
-  if (held) $("mine-list").querySelector(`.stars[data-item="${CSS.escape(held)}"]`)?.focus();
+  $("mine-title").textContent = state.inOrder ? `Your history (${mine.length})` : `Your ratings (${mine.length})`;
+  const held = document.activeElement?.closest("#mine-list [data-item]")?.dataset.item;
+  const again = (film) => film.item !== mine[0].film.item && h("button", { type: "button", class: "quiet", "aria-label": `Watched ${titleOf(film)} again`, onclick: () => rate(film, state.scale[1]) }, "Again");
+  const gone = (film) => {
+    const node = h("button", { type: "button", class: "gone", "data-item": state.inOrder && film.item, "aria-label": `Take back ${titleOf(film)}`, onclick: () => rate(film, null) }, "×");
+    node.refresh = () => {}; // it stands for the film where there are no stars
+    return node;
+  };
+  fill("mine-list", h("ul", {}, mine.map(({ film }) => row(film, state.inOrder ? again(film) : starsOf(film, rate), gone(film)))));
+  if (held) $("mine-list").querySelector(`[data-item="${CSS.escape(held)}"]`)?.focus();
   show("begin", mine.length < ENOUGH && !$("search").value.trim());
   drawJump();
   learnLinks("mine", mine.map(({ film }) => film), $("mine-list"));
@@ -289,7 +311,7 @@ function drawJump() {
   const n = state.ratings.size;
   const you = state.mode === "you";
   show("jump", !listInView && (you ? n > 0 : state.user !== null));
-  $("jump").textContent = you ? `${words(n, "rating", "ratings")} · see what comes next` : `What is recommended to ${state.user}`;
+  $("jump").textContent = you ? `${state.inOrder ? words(n, "film", "films") : words(n, "rating", "ratings")} · see what comes next` : `What is recommended to ${state.user}`;
 }
 
 let listInView = false; // on a phone the list lies below; a button leads there until it is seen
@@ -297,8 +319,9 @@ new IntersectionObserver(([entry]) => { listInView = entry.isIntersecting; drawJ
 
 /** Offer to send ratings to the log, where the service keeps one. */
 function drawKeep() {
-  show("keep", state.models[0].keeps_ratings);
-  if (!state.models[0].keeps_ratings) return;
+  const keeps = state.models[0].keeps_ratings && !state.inOrder; // the log keeps ratings, and a click is none
+  show("keep", keeps);
+  if (!keeps) return;
   const box = h("input", { type: "checkbox", id: "save", onchange: (event) => save(event.target.checked) });
   box.checked = state.saveAs !== null;
   const text = state.saveAs === null
@@ -341,7 +364,7 @@ async function search() {
   await attempt("found", async () => {
     const { items } = await ask("search", `v1/items?k=8&query=${encodeURIComponent(query)}`);
     fill("found", items.length
-      ? h("ul", { "aria-label": "Films found" }, items.map((film) => row(film, starsOf(film, rate))))
+      ? h("ul", { "aria-label": "Films found" }, items.map((film) => row(film, mark(film))))
       : h("p", { class: "hint" }, `No film is called anything like “${query}”. Try fewer words, or another spelling.`));
     learnLinks("found", items, $("found"));
   }, search);
@@ -353,7 +376,7 @@ async function begin() {
   const k = Math.min(BEGIN, state.models[0].items);
   await attempt("begin", async () => {
     const { items } = await ask("begin", "v1/recommendations", { k });
-    fill("begin", h("p", { class: "section" }, "Well known, to begin with"), h("ul", { "aria-label": "Well-known films" }, items.map((film) => row(film, starsOf(film, rate)))));
+    fill("begin", h("p", { class: "section" }, "Well known, to begin with"), h("ul", { "aria-label": "Well-known films" }, items.map((film) => row(film, mark(film)))));
     learnLinks("begin", items, $("begin"));
   }, begin);
 }
@@ -404,7 +427,8 @@ const EXPLAIN = {
 /** One list of each model that is loaded, for the visitor's ratings or for a user. */
 async function recommend() {
   const you = state.mode === "you";
-  $("recommended-title").textContent = you || state.user === null ? "Recommended for you" : `Recommended for user ${state.user}`;
+  const what = state.inOrder ? "Next" : "Recommended";
+  $("recommended-title").textContent = you || state.user === null ? `${what} for you` : `${what} for user ${state.user}`;
   const empty = you ? !state.ratings.size : state.user === null;
   show("filters", !empty && hasFilters());
   if (empty) return nothingYet(you);
@@ -422,7 +446,7 @@ function list(model, place, wanted, you) {
   const k = Math.min(K, model.items);
   const which = state.models.length > 1 ? { model: model.model_version } : {};
   if (you) {
-    const ratings = [...state.ratings.values()].map(({ film, stars }) => ({ item: film.item, rating: stars }));
+    const ratings = [...state.ratings.values()].map(({ film, stars }) => (state.inOrder ? { item: film.item } : { item: film.item, rating: stars }));
     return ask(`list-${place}`, "v1/recommendations", { ratings, k, explain: true, ...wanted, ...which });
   }
   const query = new URLSearchParams({ k, explain: "true", ...which });
@@ -437,8 +461,8 @@ function nothingYet(you) {
   $("lists").className = "lists";
   const step = (n, text) => h("li", {}, h("span", { class: "badge" }, n), text);
   fill("lists", h("div", { class: "empty" }, you
-    ? [h("b", {}, "Your list appears here"), "It changes with every film you rate.",
-       h("ol", { class: "steps" }, step(1, "Give stars to a film you know"), step(2, "Read why each film was chosen"), step(3, "Click a title for films like it"))]
+    ? [h("b", {}, "Your list appears here"), `It changes with every film you ${state.inOrder ? "click" : "rate"}.`,
+       h("ol", { class: "steps" }, step(1, state.inOrder ? "Click films in the order you watched them" : "Give stars to a film you know"), step(2, "Read why each film was chosen"), step(3, "Click a title for films like it"))]
     : [h("b", {}, "Pick a user"), "See what they rated highest beside what the model would show them."]));
 }
 
@@ -446,7 +470,8 @@ function draw(answers, you) {
   const two = answers.length > 1;
   $("lists").className = two ? "lists two" : "lists";
   const source = answers[0].source;
-  const how = EXPLAIN[source]?.[you ? "you" : "user"] || EXPLAIN[source] || "";
+  const last = you && state.inOrder && source !== "popular" && [...state.ratings.values()].at(-1);
+  const how = last ? `what comes next after ${titleOf(last.film)}` : EXPLAIN[source]?.[you ? "you" : "user"] || EXPLAIN[source] || "";
   const n = answers[0].items.length;
   const shared = two ? overlap(answers) : "";
   $("said").textContent = two ? shared : n ? `${words(n, "film", "films")}, ${how}` : "";
@@ -478,7 +503,7 @@ function pick(film, at, answer, model, you, other, which) {
       at2 >= 0 && h("span", { class: "badge" }, `${at2 + 1} in ${"BA"[which]}`))),
     value(film, answer, model, top, last),
     why(film, you),
-    you && h("div", { class: "rate" }, h("span", { class: "small" }, "Seen it?"), starsOf(film, rate)));
+    you && h("div", { class: "rate" }, h("span", { class: "small" }, "Seen it?"), mark(film)));
 }
 
 function value(film, answer, model, top, last) {
@@ -493,8 +518,8 @@ function why(film, you) {
   const reasons = film.why?.items || [];
   if (!reasons.length) return null;
   const who = you ? "you" : "they";
-  const named = reasons.slice(0, 2).flatMap((reason, n) => [n ? " and " : "", h("b", {}, titleOf(reason)), " ", state.scale[0] !== state.scale[1] && h("span", { class: "given" }, given(Number(reason.rating)))]);
-  return h("p", { class: "why" }, `Because ${who} rated `, named);
+  const named = reasons.slice(0, 2).flatMap((reason, n) => [n ? " and " : "", h("b", {}, titleOf(reason)), " ", !state.inOrder && state.scale[0] !== state.scale[1] && h("span", { class: "given" }, given(Number(reason.rating)))]);
+  return h("p", { class: "why" }, `Because ${who} ${state.inOrder ? "watched" : "rated"} `, named);
 }
 
 // --------------------------------------------------------------------------- an existing user
@@ -533,9 +558,10 @@ function drawHistory(user) {
     user.ratings ? [] : h("p", { class: "hint" }, "No rating of this user is known."),
     most.length ? [h("p", { class: "section" }, "Mostly"), h("ul", { class: "bars" }, most.map(({ genre, ratings }) =>
       h("li", {}, h("span", {}, genre), h("div", { class: "meter" }, h("i", { "--part": ratings / most[0].ratings })), h("span", {}, ratings))))] : [],
+    user.latest.length ? [h("p", { class: "section" }, "Last"), h("ul", { "aria-label": "Last" }, user.latest.map((film) => row(film, stillStars(film.rating))))] : [],
     user.highest.length ? [h("p", { class: "section" }, "Rated highest"), h("ul", { "aria-label": "Rated highest" }, user.highest.map((film) => row(film, stillStars(film.rating))))] : []);
   $("history").classList.remove("stale");
-  learnLinks("history", user.highest, $("history"));
+  learnLinks("history", [...user.latest, ...user.highest], $("history"));
 }
 
 function openTab(mode) {
@@ -563,7 +589,7 @@ function openWindow(id, title, ...content) {
 async function openFilm(film) {
   const facts = h("p", { class: "facts" }, factsOf(film));
   const alike = h("div", { "aria-live": "polite" }, ghosts(4, "low"));
-  const own = h("div", { class: "rate" }, h("span", { class: "small" }, "Your rating"), starsOf(film, rate));
+  const own = h("div", { class: "rate" }, h("span", { class: "small" }, state.inOrder ? "Your history" : "Your rating"), mark(film));
   openWindow("film", titleOf(film), facts, own, h("p", { class: "section" }, "Films like it"), alike);
   await attempt(alike, async () => {
     const known = await ask("film", `v1/items/${encodeURIComponent(film.item)}`);
@@ -572,7 +598,7 @@ async function openFilm(film) {
     const k = Math.min(8, state.models[0].items - 1);
     if (!known.in_training) return fill(alike, h("p", { class: "hint" }, "The model was not trained on this film, so it knows none like it."));
     const { items } = await ask("alike", `v1/items/${encodeURIComponent(film.item)}/similar?k=${k}`);
-    fill(alike, h("ul", { "aria-label": "Similar films" }, items.map((other) => row(other, starsOf(other, rate)))));
+    fill(alike, h("ul", { "aria-label": "Similar films" }, items.map((other) => row(other, mark(other)))));
     learnLinks("alike", items, alike);
   }, () => openFilm(film));
 }
@@ -643,9 +669,16 @@ async function start() {
 function ready() {
   const [model] = state.models;
   state.scale = model.rating_range;
+  state.inOrder = model.reads_order;
   $("chip").textContent = state.models.map((each) => each.preset).join(" + ");
   $("open-model").disabled = false;
   $("lead").textContent = `A recommender, trained on what ${words(model.users, "person has", "people have")} rated, answers while you rate: ${words(model.items, "film", "films")} to choose from.`;
+  if (state.inOrder) {
+    $("headline").textContent = "Click a few films. See what comes next, and why.";
+    $("tab-you").textContent = "Your history";
+    $("lead").textContent = $("lead").textContent.replace("while you rate", "while you click");
+    $("kept-note").textContent = "Your history stays in this browser.";
+  }
   show("sides");
   show("genres", model.genres.length > 0);
   show("years", Boolean(model.years));
@@ -668,13 +701,13 @@ $("search").addEventListener("input", searchSoon);
 $("search-form").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(typing); search(); });
 $("search").addEventListener("keydown", (event) => {
   if (event.key !== "ArrowDown") return;
-  $("panel-you").querySelector("#found .stars, #begin:not([hidden]) .stars")?.focus();
+  $("panel-you").querySelector("#found [data-item], #begin:not([hidden]) [data-item]")?.focus();
   event.preventDefault();
 });
 $("forget").addEventListener("click", () => {
   state.ratings.clear();
   remember();
-  for (const node of document.querySelectorAll(".stars[data-item]")) node.refresh();
+  for (const node of document.querySelectorAll("[data-item]")) node.refresh();
   drawMine();
   recommend();
   $("search").focus();

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, m
 from recray.data.feedback_log import KEY_LENGTH
 from recray.data.ids import ID_LENGTH, ID_LIMIT, RawId
 from recray.inference.catalog import NO_FILTERS, Filters
-from recray.inference.recommender import RawRatings
+from recray.inference.raw_ratings import CLOCK_TOLERANCE, RawRating, RawRatings
 
 MAX_K = 500
 MAX_RATINGS = 1000
@@ -45,6 +45,18 @@ Length = Annotated[
     INTEGER,
 ]
 Stars = Annotated[float, Field(allow_inf_nan=False, description="Stars, on the data's scale.")]
+Seconds = Annotated[int, Field(gt=-ID_LIMIT, lt=ID_LIMIT), INTEGER]
+Now = Annotated[
+    Seconds | None,
+    Field(
+        description=(
+            "When the list is asked for, in seconds since 1970, for a model that reads times; "
+            "without it, when the last rating came. No time may be after it, or, without it, more "
+            f"than {CLOCK_TOLERANCE} seconds after the clock of the service."
+        ),
+        examples=[None],
+    ),
+]
 EXCLUDE = Field(max_length=MAX_IDS, description="Raw ids that must not appear.")
 CANDIDATES = Field(
     max_length=MAX_IDS, description="Only these raw ids may appear; unknown ones cannot."
@@ -114,6 +126,7 @@ class QueryOptions(ListOptions):
     """The options in an address; a list is a parameter given several times."""
 
     since: Annotated[bool, Field(description="Count ratings since training.")] = True
+    now: Now = None
     exclude: Annotated[list[IdText], EXCLUDE] = Field(default_factory=list)
     candidates: Annotated[list[IdText] | None, CANDIDATES] = None
 
@@ -123,7 +136,7 @@ class QueryOptions(ListOptions):
         Args:
             parse: Makes a raw id of its text; a KeyError says that no item can have it.
         """
-        if self.model_fields_set <= {"k", "exclude_seen", "model", "since"}:
+        if self.model_fields_set <= {"k", "exclude_seen", "model", "since", "now"}:
             return NO_FILTERS
         return replace(
             self.as_filters(),
@@ -173,20 +186,39 @@ class SearchQuery(StrictModel):
 
 
 class Rating(StrictBody):
-    """One rating of an item."""
+    """One rating, or a plain item that was taken without one."""
 
     model_config = example(item=1, rating=5)
     item: ItemId
-    rating: Stars
+    rating: Annotated[
+        Stars | None,
+        Field(description="Without it a plain item, which counts as the highest rating."),
+    ] = None
+    time: Annotated[
+        Seconds | None,
+        Field(description="Seconds since 1970, with all ratings or with none.", examples=[None]),
+    ] = None
 
 
-def as_pairs(ratings: list[Rating] | None) -> RawRatings:
-    """Return (item, rating) pairs, as the recommender takes them."""
-    return [(rating.item, rating.rating) for rating in ratings or ()]
+Ratings = Annotated[
+    list[Rating],
+    Field(
+        max_length=MAX_RATINGS,
+        description=(
+            "Of somebody not in training, oldest first where no times come; none gives popular "
+            "items. Items unknown to training are skipped, and counted in the reply."
+        ),
+    ),
+]
+
+
+def as_raw(ratings: list[Rating] | None) -> RawRatings:
+    """The ratings as the recommender takes them."""
+    return [RawRating(each.item, each.rating, each.time) for each in ratings or ()]
 
 
 class ColdUserRequest(BodyOptions):
-    """A list for somebody new, by their ratings."""
+    """A list for somebody new, by their ratings or by the items they took."""
 
     model_config = example(
         ratings=[{"item": 1, "rating": 5}, {"item": 50, "rating": 3.5}],
@@ -194,13 +226,8 @@ class ColdUserRequest(BodyOptions):
         genres=["Drama"],
         explain=True,
     )
-    ratings: Annotated[
-        list[Rating],
-        Field(
-            max_length=MAX_RATINGS,
-            description="Of somebody not in training; none gives popular items.",
-        ),
-    ] = Field(default_factory=list)
+    ratings: Ratings = Field(default_factory=list)
+    now: Now = None
 
 
 class BatchQuery(StrictBody):
@@ -215,7 +242,7 @@ class BatchQuery(StrictBody):
         },
     )
     user: Annotated[UserId | None, Field(description="Raw user id; without it, by ratings.")] = None
-    ratings: Annotated[list[Rating] | None, Field(max_length=MAX_RATINGS)] = None
+    ratings: Ratings | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -229,6 +256,7 @@ class BatchRequest(BodyOptions):
 
     model_config = example(askers=[{"user": 1}, {"ratings": [{"item": 1, "rating": 5}]}], k=5)
     askers: Annotated[list[BatchQuery], Field(min_length=1, max_length=MAX_BATCH)]
+    now: Now = None
 
 
 class Pair(StrictModel):

@@ -21,7 +21,7 @@ class Reason(BaseModel):
 
     item: ItemId
     title: str
-    rating: float
+    rating: Annotated[float, Field(description="A plain item has the highest.")]
     share: Annotated[float, Field(description="What it adds to the score, or its likeness.")]
 
 
@@ -30,7 +30,12 @@ class Explanation(BaseModel):
 
     kind: Annotated[
         Literal["exact", "approximate"],
-        Field(description="Whether the shares of all rated items make up the score."),
+        Field(
+            description=(
+                "exact: the shares of all rated items make up the score or, of a model of "
+                "histories, each is what the score would lose without that item."
+            )
+        ),
     ]
     items: list[Reason]
 
@@ -42,6 +47,13 @@ class RecommendedItem(ItemSummary):
     why: Annotated[Explanation | None, Field(description="With explain.")] = None
 
 
+Skipped = Annotated[
+    int | None,
+    Field(
+        description="With ratings: how many of them are of items that training does not know.",
+        examples=[0],
+    ),
+]
 Source = Annotated[Literal["model", "fold_in", "popular"], Field(description="What made the list.")]
 EXAMPLE_ITEM: dict[str, JsonValue] = {
     "item": 318,
@@ -59,6 +71,7 @@ class RecommendationList(BaseModel):
     )
     items: list[RecommendedItem]
     source: Source
+    skipped: Skipped = None
     model_version: str
 
 
@@ -81,6 +94,7 @@ class BatchEntry(BaseModel):
 
     items: list[RecommendedItem]
     source: Source
+    skipped: Skipped = None
 
 
 class BatchRecommendations(BaseModel):
@@ -91,7 +105,9 @@ class BatchRecommendations(BaseModel):
 
 
 class SimilarItems(BaseModel):
-    """Items like one item; the score is the cosine of their vectors."""
+    """Items like one item. The score is the cosine of their vectors; of a model of histories
+    without vectors, that of the list after this item alone.
+    """
 
     item: ItemSummary
     items: list[RecommendedItem]
@@ -156,6 +172,10 @@ class UserHistory(BaseModel):
     mean_rating: float | None
     genres: list[GenreCount]
     highest: list[RatedItem]
+    latest: Annotated[
+        list[RatedItem],
+        Field(description="The newest first; empty where the model reads no order."),
+    ]
     model_version: str
 
 
@@ -218,6 +238,9 @@ class ModelInfo(BaseModel):
     genres: list[str]
     years: Annotated[list[int] | None, Field(description="First and last year of the items.")]
     example_users: list[int | str]
+    reads_order: Annotated[
+        bool, Field(description="Whether lists follow from the order of a history: what is next.")
+    ]
     keeps_ratings: Annotated[bool, Field(description="Whether POST /v1/ratings takes ratings.")]
     rating_range: Annotated[list[float], Field(description="Lowest and highest rating.")]
     metrics: dict[str, JsonValue]
