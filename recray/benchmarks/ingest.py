@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,9 @@ def run(sizes: Sizes, log: Log) -> Measurement:
     """Compare the ways at each size and format, then measure the memory of whole prepares."""
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder:
         rows: list[Row] = []
-        for size in sizes.compared:
-            for kind in sizes.kinds:
+        with session():
+            start_workers()
+            for size, kind in product(sizes.compared, sizes.kinds):
                 path = generate(Path(folder), size, kind)
                 timings = _compare(path, size, kind, Path(folder), sizes.repetitions, log)
                 rows += timings
@@ -145,7 +147,7 @@ def generate(folder: Path, rows: int, kind: str, each: int = 154) -> Path:
 def _compare(
     path: Path, size: int, kind: str, folder: Path, repetitions: int, log: Log
 ) -> list[Timing]:
-    """All ways on one file, in one Ray."""
+    """All ways on one file, in the Ray that runs."""
     from recray.benchmarks import textbook
 
     out = folder / "out"
@@ -155,9 +157,7 @@ def _compare(
         "pandas": lambda: _pandas(str(path)),
         "textbook": lambda: textbook.read_encode(str(path)),
     }
-    with session():
-        start_workers()
-        found = interleaved(ways, repetitions)
+    found = interleaved(ways, repetitions)
     rows = []
     for way, seconds in found.items():
         speed = round(size / seconds.seconds)

@@ -24,7 +24,12 @@ from recray.training.shard import Shard, Workers
 
 NEGATIVES = 4
 LOOP_BATCH = 512
-SIZES = {"ml-1m": (6_040, 3_706), "ml-20m": (138_493, 26_744), "ml-25m": (162_541, 59_047)}
+SIZES = {
+    "sample": (600, 1_500),
+    "ml-1m": (6_040, 3_706),
+    "ml-20m": (138_493, 26_744),
+    "ml-25m": (162_541, 59_047),
+}
 MODELS = {
     "dot": ["model.kind=dot", "model.dim=64"],
     "neumf": ["model.kind=neumf", "model.dim=64", "model.mlp_dim=64", "model.layers=[128,64,32]"],
@@ -37,7 +42,7 @@ class Case:
 
     Args:
         model: dot or neumf.
-        size: Whose tables: ml-1m or ml-25m.
+        size: Whose tables: one of SIZES.
         batch: Pairs of a step over all workers: ratings and their negatives.
         steps: Steps of one pass.
         changes: Settings beside those of the model.

@@ -50,6 +50,7 @@ class Sizes:
         tiny_runs: Short trainings of one worker, by which the price of Ray is measured.
         tiny_runs_of_two: The same with two workers.
         naive: Time two workers of Ray Train as it comes, too.
+        tables: Whose tables the models have: smaller ones, and larger ones.
     """
 
     batches: tuple[int, ...]
@@ -58,6 +59,7 @@ class Sizes:
     tiny_runs: int
     tiny_runs_of_two: int
     naive: bool
+    tables: tuple[str, str] = ("ml-1m", "ml-25m")
 
 
 FULL = Sizes((1024, BATCH, 32768), 1 << 20, 5, 3, 3, naive=True)
@@ -108,7 +110,7 @@ def run(sizes: Sizes, log: Log, device: str = "cpu") -> Measurement:
     finally:
         torch.set_num_threads(threads)
     log(f"threads of each process: 1; checkpoint of 50 MB: {price['checkpoint_share']:.2%}")
-    return Measurement({**_figures(rows, sizes.large), **price}, rows)
+    return Measurement({**_figures(rows, sizes), **price}, rows)
 
 
 # ------------------------------------------------------------------------------- samples/s
@@ -119,15 +121,15 @@ def _cases(sizes: Sizes) -> list[Case]:
     cases = [
         Case(model, size, batch, steps[batch] // parts)
         for model, parts in (("dot", 1), ("neumf", 4))
-        for size in ("ml-1m", "ml-25m")
+        for size in sizes.tables
         for batch in sizes.batches
     ]
-    return [*cases, Case("dot", "ml-25m", sizes.large, 12)]
+    return [*cases, Case("dot", sizes.tables[1], sizes.large, 12)]
 
 
 def _speed(folder: Path, sizes: Sizes, log: Log) -> list[Speed]:
     with stage.group(folder / "one", 1) as one, stage.group(folder / "two", 2) as two:
-        rows = _loops(sizes.repetitions, log)
+        rows = _loops(sizes, log)
         for case in _cases(sizes):
             rows += _one_case(case, one, two, sizes, log)
             for group in (one, two):
@@ -135,14 +137,14 @@ def _speed(folder: Path, sizes: Sizes, log: Log) -> list[Speed]:
     return rows
 
 
-def _loops(repetitions: int, log: Log) -> list[Speed]:
+def _loops(sizes: Sizes, log: Log) -> list[Speed]:
     """The usual loop at its own batch; few steps, for it is slow."""
     rows = []
     for model in ("dot", "neumf"):
-        case = Case(model, "ml-1m", LOOP_BATCH, 20)
+        case = Case(model, sizes.tables[0], LOOP_BATCH, 20)
         run = loop_pass(case)
         run()
-        rates = [rate(run) for _ in range(repetitions)]
+        rates = [rate(run) for _ in range(sizes.repetitions)]
         rows.append(_row("a loop", case, rates, 0.0, log))
     return rows
 
@@ -152,7 +154,7 @@ def _one_case(
 ) -> list[Speed]:
     """Every way of a case, in turn."""
     # Dense Adam on large tables takes a tenth of a second a step: a few tell enough.
-    steps = min(case.steps, 16) if case.size == "ml-1m" else 3
+    steps = min(case.steps, 16) if case.size == sizes.tables[0] else 3
     few = Case(case.model, case.size, case.batch, steps)
     averaged = Case(case.model, case.size, case.batch, case.steps, case.changes + AVERAGED)
     alone = {
@@ -200,29 +202,30 @@ def _row(way: str, case: Case, rates: list[float], moved: float, log: Log) -> Sp
     )
 
 
-def _figures(rows: list[Speed], large_batch: int) -> Figures:
+def _figures(rows: list[Speed], sizes: Sizes) -> Figures:
+    smaller, larger = sizes.tables
     speed = {(row.way[0], *row.key): row.samples_per_s for row in reversed(rows)}
-    named = {(row.way, row.batch): row.samples_per_s for row in rows if row.tables == "ml-25m"}
-    large, small = ("dot", "ml-25m", BATCH), ("dot", "ml-1m", BATCH)
+    named = {(row.way, row.batch): row.samples_per_s for row in rows if row.tables == larger}
+    large, small = ("dot", larger, BATCH), ("dot", smaller, BATCH)
     both = [row for row in rows if row.way == "c core"]
     over = [speed["d", *row.key] / speed["c", *row.key] for row in both]
     fastest = {
-        model: max(row.samples_per_s for row in both if row.key[:2] == (model, "ml-1m"))
+        model: max(row.samples_per_s for row in both if row.key[:2] == (model, smaller))
         for model in ("dot", "neumf")
     }
-    one = speed["d", "dot", "ml-25m", large_batch]
+    one = speed["d", "dot", larger, sizes.large]
     return {
-        "dot_over_loop": fastest["dot"] / speed["a", "dot", "ml-1m", LOOP_BATCH],
-        "neumf_over_loop": fastest["neumf"] / speed["a", "neumf", "ml-1m", LOOP_BATCH],
+        "dot_over_loop": fastest["dot"] / speed["a", "dot", smaller, LOOP_BATCH],
+        "neumf_over_loop": fastest["neumf"] / speed["a", "neumf", smaller, LOOP_BATCH],
         "dot_25m_samples_per_s": speed["c", *large],
         "dot_25m_over_dense_adam": speed["c", *large] / speed["b", *large],
         "cost_25m_over_1m": speed["c", *small] / speed["c", *large],
         "ray_over_core": statistics.median(over),
-        "two_over_one_25m": speed["e", "dot", "ml-25m", large_batch] / one,
-        "two_over_one_25m_averaged": named["e averaged every 8", large_batch] / one,
-        "ddp_over_one_25m": speed["f", "dot", "ml-25m", large_batch] / one,
+        "two_over_one_25m": speed["e", "dot", larger, sizes.large] / one,
+        "two_over_one_25m_averaged": named["e averaged every 8", sizes.large] / one,
+        "ddp_over_one_25m": speed["f", "dot", larger, sizes.large] / one,
         # What two processes reach here that exchange nothing: the most that the machine gives.
-        "two_alone_over_one_25m": speed["g", "dot", "ml-25m", large_batch] / one,
+        "two_alone_over_one_25m": speed["g", "dot", larger, sizes.large] / one,
     }
 
 

@@ -17,7 +17,7 @@ import pytest
 from recray import benchmarks
 from recray.cli import main
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SMALLEST: dict[str, dict[str, Any]] = {
     "evaluate": {"memory_users": 1024, "repetitions": 1},
@@ -38,6 +38,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
         "tiny_runs": 1,
         "tiny_runs_of_two": 1,
         "naive": True,
+        "tables": ("sample", "ml-1m"),
     },
     "tune": {"trials": 3, "inside_train": 1},
 }
