@@ -8,6 +8,15 @@ from nbclient import NotebookClient
 
 from ..test_notebooks import NOTEBOOKS
 
+# Fewer epochs and trials than a reader sees: what is tried is that every cell runs.
+SHORTER = {
+    '{"train.epochs": 40}': '{"train.epochs": 3}',
+    '{"train.epochs": 15}': '{"train.epochs": 3}',
+    '{"train.epochs": 5}': '{"train.epochs": 2}',
+    '{"train.epochs": 4}': '{"train.epochs": 2}',
+    "trials=8": "trials=4",
+}
+
 
 def execute(path: Path, folder: Path, changes: dict[str, str]):
     book = nbformat.read(path, as_version=4)
@@ -35,7 +44,7 @@ def kernel(monkeypatch, tmp_path):
 @pytest.mark.timeout(900)
 def test_all_notebooks_run_from_top_to_bottom(kernel, tmp_path, port):
     for path in NOTEBOOKS:
-        book = execute(path, tmp_path, {"PORT = 8000": f"PORT = {port}"})
+        book = execute(path, tmp_path, SHORTER | {"PORT = 8000": f"PORT = {port}"})
         outputs = shown(book)
         pictures = [o for o in outputs if "image/png" in o.get("data", {})]
         tables = [o for o in outputs if "text/html" in o.get("data", {})]
