@@ -15,8 +15,8 @@ def code(path: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
-def test_all_five_are_there():
-    names = ["01_data", "02_models", "03_training_on_ray", "04_search", "05_serving"]
+def test_all_six_are_there():
+    names = ["01_data", "02_models", "03_training_on_ray", "04_search", "05_serving", "06_next"]
     assert [path.stem for path in NOTEBOOKS] == names
 
 

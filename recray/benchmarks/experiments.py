@@ -15,7 +15,7 @@ from recray.errors import RecrayError
 from recray.evaluation.comparison import Comparison, compare
 from recray.evaluation.evaluator import Evaluator
 from recray.evaluation.metrics import PerUserMetrics
-from recray.evaluation.protocol import Protocol
+from recray.evaluation.protocol import NextKind, Protocol
 from recray.inference.bundle import Bundle
 from recray.pipelines import repetition
 from recray.progress import Log
@@ -93,11 +93,14 @@ def archive(name: str, folder: str | None) -> str:
 
 
 def tables_of(
-    bundle: Bundle, relevant_from: float | None = None, baselines: tuple[str, ...] = ("popularity",)
+    bundle: Bundle,
+    relevant_from: float | None = None,
+    baselines: tuple[str, ...] = ("popularity",),
+    order: NextKind | None = None,
 ) -> dict[str, PerUserMetrics]:
     """Model and baselines on the test rows: name to the metrics at 10 of each raw user id."""
     settings = EvaluateSettings(k=(10,), relevant_from=relevant_from)
-    evaluator = Evaluator(bundle, settings, protocol=Protocol(baselines=baselines))
+    evaluator = Evaluator(bundle, settings, protocol=Protocol(baselines=baselines, next=order))
     parts = [evaluator.measure_block(block) for block in range(len(evaluator.blocks))]
     joined = {name: PerUserMetrics.join(part[name] for part in parts) for name in parts[0]}
     return {

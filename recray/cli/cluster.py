@@ -257,13 +257,14 @@ def doctor(
     "--data",
     type=PATH,
     metavar="FOLDER",
-    help="quality, search, tune: archives such as ml-100k.zip.",
+    help="next, quality, search, tune: archives such as ml-100k.zip.",
 )
-@click.option("--only", metavar="FIGURE", help="quality: one figure, such as rmse_1m.")
+@click.option("--only", metavar="FIGURE", help="next, quality: one figure, such as rmse_1m.")
 @click.option("--device", metavar="DEVICE", help="train: cpu (the default) or cuda.")
 @shared()
 def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> None:
-    """Run the benchmark NAME: evaluate, ingest, quality, scale, search, serve, train or tune.
+    """Run the benchmark NAME: evaluate, ingest, next, quality, scale, search, serve, train or
+    tune.
 
     \b
     Example:

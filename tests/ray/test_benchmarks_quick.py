@@ -27,6 +27,13 @@ SMALLEST: dict[str, dict[str, Any]] = {
         "repetitions": 1,
         "watched": (100_000,),
     },
+    "next": {
+        "data": ("sample",),
+        "trials": 1,
+        "seeds": 1,
+        "sequence": ("train.epochs=1", "model.length=50"),
+        "workers": 1,
+    },
     "quality": {"figures": ("ndcg10_100k_per_item",), "repetitions": 1},
     "scale": {"small": 20_000, "middle": 40_000, "large": (60_000,), "repetitions": 1},
     "search": {"trials": 2, "source": "sample"},
