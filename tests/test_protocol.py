@@ -7,10 +7,11 @@ from click.testing import CliRunner
 
 from recray.cli import cli
 from recray.config import EvaluateSettings
-from recray.data.dataset import Ratings
+from recray.data.dataset import Ratings, in_order
 from recray.data.ids import IdMap
 from recray.errors import RecrayError
 from recray.evaluation import evaluator, protocol
+from recray.evaluation.evaluator import Evaluator
 from recray.evaluation.metrics import compute_metrics, rank_block
 from recray.evaluation.protocol import Candidates, Protocol
 from recray.inference.history import History
@@ -281,6 +282,22 @@ def test_somebody_not_in_training_is_ranked_by_their_history_or_by_popularity(se
     popular = np.argsort(-seen.sum(axis=0), kind="stable")
     assert ranked.item[2].tolist() == popular[:4].tolist()
     assert not (ranked.item == NONE).any()
+
+
+def test_a_baseline_that_reads_order_gets_it_beside_a_model_that_does_not(make_bundle):
+    bundle = make_bundle()
+    asked = Protocol(baselines=("markov", "recent-popular", "last-item-knn"))
+    scorers = Evaluator(bundle, protocol=asked).scorers
+    before = in_order(bundle.interactions.before_test)
+    before = before.where(before.item < scorers["markov"].model.items)
+    assert list(scorers) == ["model", *asked.baselines]
+    for name in asked.baselines:
+        assert scorers[name].history.item.tolist() == before.item.tolist(), name
+    assert scorers["recent-popular"].history.time.tolist() == before.timestamp.tolist()
+    user = int(before.user[0])
+    last = before.item[before.user == user][-1]
+    state, _ = scorers["last-item-knn"].user_embeddings(np.array([user]))
+    assert state.nonzero()[:, 1].tolist() == [last]
 
 
 def test_the_default_leaves_out_what_a_large_catalogue_makes_slow():

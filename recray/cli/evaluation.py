@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @click.option("-k", multiple=True, type=click.IntRange(min=1), help="Cut-off; may be repeated.")
 @click.option("--relevant-from", type=float, metavar="STARS", help="Held-out ratings that count.")
 @click.option(
-    "--baselines", metavar="NAME,...", help="Of popularity, bias-only, item-knn and ease."
+    "--baselines",
+    metavar="NAME,...",
+    help="Of popularity, bias-only, item-knn, ease, markov, recent-popular, last-item-knn.",
 )
 @click.option(
     "--slices",

@@ -1,5 +1,6 @@
 """Settings: frozen, checked when built, unknown and ineffective keys refused."""
 
+from recray.config.effects import EFFECTIVE_UNDER, MODEL_SETTINGS, effective, without_effect
 from recray.config.groups import (
     DataSettings,
     Duplicates,
@@ -20,15 +21,7 @@ from recray.config.load import (
     refuse_renamed_setting,
     translated,
 )
-from recray.config.settings import (
-    EFFECTIVE_UNDER,
-    MODEL_SETTINGS,
-    Settings,
-    build_settings,
-    effective,
-    known_keys,
-    without_effect,
-)
+from recray.config.settings import Settings, build_settings, known_keys
 
 __all__ = [
     "EFFECTIVE_UNDER",

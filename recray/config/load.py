@@ -7,14 +7,12 @@ from pathlib import Path
 import yaml
 from pydantic import JsonValue
 
+from recray.config.effects import OF_EVERY_CANDIDATE, shown, without_effect
 from recray.config.settings import (
     GRADED_OBJECTIVES,
-    OF_EVERY_CANDIDATE,
     SOLVERS,
     Settings,
     build_settings,
-    shown,
-    without_effect,
 )
 from recray.errors import RecrayError, unknown_name
 

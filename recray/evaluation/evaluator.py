@@ -103,7 +103,10 @@ class Evaluator:
             for other in self.protocol.others
         }
         beside = scorer if self.next is None else self.next.beside(scorer)
-        return {"model": scorer} | others | build_baselines(self.baselines, beside)
+        # Those of --next are in order already.
+        histories = self.bundle.interactions.for_measurement if self.next is None else None
+        baselines = build_baselines(self.baselines, beside, histories)
+        return {"model": scorer} | others | baselines
 
     @functools.cached_property
     def _traits(self) -> ItemTraits:

@@ -24,17 +24,31 @@ from recray.errors import RecrayError, unknown_name
 from recray.evaluation.metrics import rows_of_users
 from recray.evaluation.report import ProtocolReport
 from recray.inference.bundle import Bundle
+from recray.inference.interactions import Histories
 from recray.inference.scorer import Scorer
-from recray.models.baselines import Ease, ItemKnn, Popularity
+from recray.models.base import Model
+from recray.models.baselines import Ease, ItemKnn, LastItemKnn, Popularity
 from recray.models.history import ITEM_LIMIT, ClosedForm, refuse_large_catalogue
+from recray.models.markov import Markov
 from recray.models.objectives import ByHistory
+from recray.models.recent_popular import RecentPopular
 from recray.storage import open_input
 
 Kind = Literal["full", "rated", "sampled"]
 NextKind = Literal["last", "successive", "all"]
+HistoriesOf = Callable[[Model], Histories]
+"""From a model to what it reads of the users."""
 SAMPLED = ("ndcg", "hitrate")
 """The metrics that papers report for sampled candidates."""
-BASELINES = ("popularity", "bias-only", "item-knn", "ease")
+BASELINES = (
+    "popularity",
+    "bias-only",
+    "item-knn",
+    "ease",
+    "markov",
+    "recent-popular",
+    "last-item-knn",
+)
 MEANING: dict[Kind, str] = {
     "full": "every item that the user has not rated is a candidate",
     "rated": "NOT THE HONEST PROTOCOL: only films that the user has rated are ranked, and those of "
@@ -268,14 +282,18 @@ def choose_baselines(asked: Iterable[str] | None, items: int) -> tuple[str, ...]
     return tuple(name for name in BASELINES if name in names)
 
 
-def build_baselines(names: Iterable[str], beside: Scorer) -> dict[str, Scorer]:
+def build_baselines(
+    names: Iterable[str], beside: Scorer, histories: HistoriesOf | None = None
+) -> dict[str, Scorer]:
     """Fit baselines on the rows that the model beside them learned from.
 
     Popularity alone counts the ratings of users whom training does not know as well.
 
     Args:
         names: As choose_baselines returns them.
-        beside: The model's scorer: its history is fitted, its seen items are left out.
+        beside: The model's scorer: what it learned from is fitted, its seen items are left out.
+        histories: What a baseline reads, in order and with times where it reads them; by default
+            the histories of the model beside it as they are.
     """
     learned, seen = beside.learned, beside.seen
     users, items = beside.model.users, beside.model.items
@@ -283,19 +301,22 @@ def build_baselines(names: Iterable[str], beside: Scorer) -> dict[str, Scorer]:
     popularity.init_from_statistics(learned.statistics(items))
     popular = Scorer(popularity, None, learned, seen=seen, rating_range=beside.rating_range)
 
-    def from_history(model: ClosedForm) -> Scorer:
-        model.fit(learned.rows(0, users).as_csr())
-        counts = popular.popularity
-        return Scorer(
-            model, ByHistory(), beside.history, popularity=counts, seen=seen, learned=learned
-        )
+    def fitted(kind: type[ClosedForm]) -> Scorer:
+        model, counts = kind(users, items), popular.popularity
+        read = histories(model) if histories is not None else None
+        rated, rows = (beside.history, learned) if read is None else (read.rated, read.learned)
+        model.fit(rows.rows(0, users).as_csr())
+        return Scorer(model, ByHistory(), rated, popularity=counts, seen=seen, learned=rows)
 
     made: dict[str, Callable[[], Scorer]] = {
         "popularity": lambda: popular,
         "bias-only": lambda: Scorer(
             popular.bias_only, None, learned, seen=seen, rating_range=beside.rating_range
         ),
-        "item-knn": lambda: from_history(ItemKnn(users, items)),
-        "ease": lambda: from_history(Ease(users, items)),
+        "item-knn": lambda: fitted(ItemKnn),
+        "ease": lambda: fitted(Ease),
+        "markov": lambda: fitted(Markov),
+        "recent-popular": lambda: fitted(RecentPopular),
+        "last-item-knn": lambda: fitted(LastItemKnn),
     }
     return {name: made[name]() for name in names}

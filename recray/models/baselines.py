@@ -217,6 +217,20 @@ class ItemKnn(ItemItem):
         return (state.gather(1, self.neighbour[item]) * self.weight[item]).sum(dim=-1)
 
 
+class LastItemKnn(ItemKnn):
+    """item-kNN of the last item of a history alone: what is similar to it."""
+
+    reads_order = True
+
+    def state_of(self, known: RatingsCSR) -> Tensor:
+        """(U, items) of 0 and 1: which item came last."""
+        begin, end = known.indptr[:-1], known.indptr[1:]
+        user = (begin < end).nonzero()[:, 0]
+        state = torch.zeros(len(begin), self.items)
+        state[user, known.item[end[user] - 1]] = 1.0
+        return state
+
+
 def _nearest(near: Tensor, count: int) -> Tensor:
     """(J, N) ids of the largest of (J, I) similarities, ascending; ties go to the lowest ids."""
     # torch.topk breaks ties in any order. The bits of float32 numbers that are not negative, read

@@ -63,8 +63,8 @@ class RecentPopular(ClosedForm):
         group.sum(ends), group.sum(dated)
         if not dated.any():
             raise RecrayError(
-                "model.kind=recent-popular needs times, and no training rating has one; "
-                "use a source with times, or another model"
+                "recent-popular needs times, and no training rating has one; use a source with "
+                "times, or leave it out"
             )
         self.end.fill_(ends[dated > 0].max())
         key = (int(self.end) - time[known]) // DAY_S * self.items + item[known]
