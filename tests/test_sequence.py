@@ -240,3 +240,13 @@ def test_every_rating_but_the_first_is_predicted_once_an_epoch(tmp_path):
         assert sorted(torch.cat(steps).tolist()) == list(range(len(size)))
         cuts.add(tuple(sorted(begin.tolist())))
     assert len(cuts) > 10, "an epoch cuts where the one before did not"
+
+
+def test_a_large_catalogue_is_sampled():
+    settings = load_settings("sequence")
+    assert settings.sized(10, 20_000).objective.negatives == "all"
+    assert settings.sized(10, 20_001).objective.negatives == 4096
+    with pytest.raises(RecrayError, match="negatives=auto goes with kind=next-item"):
+        load_settings("neumf-ranking", None, ["objective.negatives=auto"])
+    with pytest.raises(RecrayError, match=r"adagrad does not go with objective\.kind=next-item"):
+        load_settings("sequence", None, ["train.optimizer=adagrad"])
