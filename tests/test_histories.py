@@ -108,6 +108,15 @@ def test_a_known_users_list_may_be_asked_for_at_a_time(client, recommender):
     path = f"/v1/users/{raw(0)}/recommendations?k=2&now=5000"
     assert client.get(path).status_code == 200
     assert recommender.scorer.model.asked[-1].now.tolist() == [5000]
+    early = client.get(path.replace("5000", "1003"))
+    assert early.status_code == 422
+    assert "now, 1003, is before the user's last rating, at 1004" in early.text
+    askers = {"askers": [{"user": int(raw(0))}, {"ratings": []}], "now": 1003}
+    results = client.post("/v1/recommendations:batch", json=askers).json()["results"]
+    assert results[0]["error"]["code"] == "unfit"
+    assert results[1]["source"] == "popular"
+    with pytest.raises(RecrayError, match="now, 10001, is before"):
+        recommender.recommend(int(raw(0)), 2, since=since(1, 3, 5), now=10_001)
 
 
 # --------------------------------------------------------------------------- unknown items

@@ -82,6 +82,18 @@ def in_order_of_time(ratings: RawRatings, now: int | None = None) -> RawRatings:
     return sorted(ratings, key=lambda rating: rating.time or 0)
 
 
+def refuse_later(known: UserRatings, now: int | None) -> None:
+    """Refuse to ask for a list at a time before what the user did last, where times are kept.
+
+    Raises:
+        RecrayError: A rating is after now.
+    """
+    if now is None or known.time is None or not len(known.time):
+        return
+    if (latest := int(known.time.max())) > now:
+        raise RecrayError(f"now, {now}, is before the user's last rating, at {latest}")
+
+
 def user_ratings(
     items: list[int], ratings: RawRatings, plain_rating: float, timed: bool
 ) -> UserRatings:

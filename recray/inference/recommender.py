@@ -20,6 +20,7 @@ from recray.inference.raw_ratings import (
     RatingsSince,
     RawRating,
     RawRatings,
+    refuse_later,
 )
 from recray.inference.recommendations import (
     Explainer,
@@ -109,8 +110,10 @@ class Recommender(Lookup):
         k = self.check_k(k)
         known = self._with_new_ratings(user, since) if since else None
         if known is not None:
+            refuse_later(known.rated, now)
             queries = self._queries_of([known], now)
         elif (dense := self.users.encode_one(user)) != NONE:
+            self._refuse_later_than(dense, now)
             queries = self._queries_of_users([dense], now)
         else:
             raise KeyError(user)
@@ -292,6 +295,10 @@ class Recommender(Lookup):
         """When each of the lists is asked for, as a model that reads times takes it."""
         return None if now is None or not self.reads_times else np.full(users, now, np.int64)
 
+    def _refuse_later_than(self, dense: int, now: int | None) -> None:
+        if now is not None:
+            refuse_later(self.scorer.history.of_user(dense), now)
+
     def _dense_or_known(
         self,
         user: RawId | RawRatings,
@@ -308,6 +315,10 @@ class Recommender(Lookup):
                 return self._posted(user, now)
             place, new = next(dense), since(user) if since is not None else None
             known = self._with_new_ratings(user, new) if new else None
+            if known is not None:
+                refuse_later(known.rated, now)
+            elif place != NONE:
+                self._refuse_later_than(place, now)
         except RecrayError as error:
             return error
         if known is not None:
