@@ -1,12 +1,16 @@
 """Models fitted in closed form: the formula by brute force, and the same digits for any workers."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from recray.config import load_settings
 from recray.errors import RecrayError
+from recray.models import MODELS as REGISTERED
 from recray.models import counts, markov
 from recray.models.counts import ALONE
 from recray.models.history import RatingsCSR
@@ -189,3 +193,20 @@ def test_one_worker_and_many_count_the_same_to_the_digit(histories, tmp_path):
             several = torch.load(tmp_path / f"{kind}-{size}-{rank}")
             for name, value in one.items():
                 assert torch.equal(several[name], value), f"{kind} {name}: {size} workers"
+
+
+@pytest.mark.parametrize("kind", ["markov", "next-ridge", "ease", "item-knn", "recent-popular"])
+def test_a_model_without_settings_is_that_of_its_preset(kind):
+    """A baseline is made without settings, so it is the model that the preset trains."""
+    settings, model = load_settings(kind).model, REGISTERED[kind]
+    for name, parameter in inspect.signature(model).parameters.items():
+        if hasattr(settings, name):
+            assert parameter.default == getattr(settings, name), name
+
+
+@every_model
+def test_a_fit_of_another_length_loads_what_was_saved(kind, histories):
+    model, fresh = MODELS[kind](), MODELS[kind]()
+    model.fit(timed(histories))
+    fresh.load_state_dict(model.state_dict())
+    assert np.array_equal(scores(fresh, timed(histories)), scores(model, timed(histories)))

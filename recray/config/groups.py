@@ -173,9 +173,9 @@ class ModelSettings(Group):
     """markov, next-ridge: how many of the last items of a history make its scores."""
     recent_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     """The same: weight of an item one place earlier."""
-    row_power: Annotated[float, Field(ge=0, le=2)] = 1.0
+    row_power: Annotated[float, Field(ge=0, le=2)] = 0.9
     """markov: 1: what follows an item shares a weight of 1; 0: frequent items say more."""
-    popularity_power: Annotated[float, Field(ge=0, le=2)] = 0.0
+    popularity_power: Annotated[float, Field(ge=0, le=2)] = 0.2
     """markov, next-ridge: scores are divided by an item's ratings to this power."""
     ridge: Annotated[float, Field(gt=0)] = 300.0
     """next-ridge, ease: weight of the squared item-item weights, in ratings and in users."""

@@ -52,12 +52,12 @@ class Markov(ClosedForm):
         self,
         users: int,
         items: int,
-        window: int = 10,
-        decay: float = 0.8,
-        recent: int = 10,
+        window: int = 20,
+        decay: float = 0.85,
+        recent: int = 50,
         recent_decay: float = 0.8,
-        row_power: float = 1.0,
-        popularity_power: float = 0.0,
+        row_power: float = 0.9,
+        popularity_power: float = 0.2,
     ) -> None:
         super().__init__(users, items)
         if items > EXACT_IDS:

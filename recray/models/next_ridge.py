@@ -42,14 +42,14 @@ class NextRidge(ClosedForm):
         self,
         users: int,
         items: int,
-        window: int = 10,
-        decay: float = 0.8,
+        window: int = 13,
+        decay: float = 0.81,
         ahead: int = 1,
-        ahead_decay: float = 0.8,
-        recent: int = 10,
-        recent_decay: float = 0.8,
-        popularity_power: float = 0.0,
-        ridge: float = 300.0,
+        ahead_decay: float = 0.5,
+        recent: int = 50,
+        recent_decay: float = 0.79,
+        popularity_power: float = 0.05,
+        ridge: float = 430.0,
     ) -> None:
         super().__init__(users, items)
         refuse_large_catalogue("next-ridge", items)
