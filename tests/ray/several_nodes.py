@@ -26,12 +26,12 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def wait_for(condition, seconds: float = 240):
+def wait_for(condition, seconds: float = 240, pause: float = 0.2):
     """What the condition gives as soon as it is true."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "it never came"
-        time.sleep(0.2)
+        time.sleep(pause)
     return value
 
 
@@ -98,14 +98,20 @@ class Nodes:
     def __enter__(self) -> "Nodes":
         try:
             self._start(self.head)
-            wait_for(self._alive)
-            for others in range(self.count):  # in turn: two that start at once may take one port
-                self.add()
-                wait_for(lambda there=others + 2: self._alive() == there)
+            wait_for(self.alive)
+            self.fill(self.count)
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def fill(self, count: int) -> None:
+        """Have so many nodes beside the head: as many as are missing are started."""
+        missing = count - sum(node.poll() is None for node in self.running[1:])
+        for number in range(count - missing + 1, count + 1):
+            self.add()  # in turn: two that start at once may take one port
+            wait_for(lambda there=number + 1: self.alive() == there)
+        wait_for(lambda: self.alive() == count + 1)  # the head knows of those that were killed
 
     def add(self, *before: str) -> subprocess.Popen:
         """Start a node; `before` are the words that run the command."""
@@ -138,7 +144,8 @@ class Nodes:
         except (OSError, KeyError, TypeError):
             return None
 
-    def _alive(self) -> int:
+    def alive(self) -> int:
+        """How many nodes live, the head among them."""
         rows = self.ask("/api/v0/nodes?limit=100") or []
         return sum(row["state"] == "ALIVE" for row in rows)
 
@@ -177,17 +184,17 @@ class Nodes:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=560,
         )
 
-    def start(self, *arguments: object) -> subprocess.Popen:
+    def start(self, *arguments: object, stderr=subprocess.STDOUT) -> subprocess.Popen:
         """Start a command against this cluster."""
         return subprocess.Popen(
             [sys.executable, "-m", "recray", *map(str, arguments)],
             env=self.environment,
             cwd=ROOT,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
             start_new_session=True,
         )

@@ -9,7 +9,7 @@ import pytest
 
 from recray.training.checkpoint import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SETTINGS = ["--preset", "dot-mse", "--set", "train.epochs=3"]
 SCRIPT = """
@@ -42,7 +42,7 @@ def test_workers_on_two_nodes_reach_the_bits_of_two_on_one(tmp_path):
     def run(*words) -> str:
         done = subprocess.run(
             [sys.executable, *map(str, words)],
-            env=environment, capture_output=True, text=True, timeout=280,
+            env=environment, capture_output=True, text=True, timeout=560,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -6,15 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from recray.training.checkpoint import RunFolder
-from tests.ray.several_nodes import RAY, Nodes, session_of
+from tests.ray.several_nodes import RAY, Nodes, session_of, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RECRAY = [sys.executable, "-m", "recray"]
 LONG = ["--preset", "dot-mse", "--set", "train.epochs=400", "--set", "train.patience=null"]
@@ -23,7 +22,7 @@ SHORT = ["--preset", "dot-mse", "--set", "train.epochs=40", "--set", "train.pati
 
 def recray(*arguments: object, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*RECRAY, *map(str, arguments)], capture_output=True, text=True, timeout=180, **options
+        [*RECRAY, *map(str, arguments)], capture_output=True, text=True, timeout=560, **options
     )
 
 
@@ -36,13 +35,6 @@ def start(*arguments: object) -> subprocess.Popen:
         text=True,
         start_new_session=True,
     )
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.05)
 
 
 def epochs(run: Path) -> int:
@@ -84,7 +76,7 @@ def test_a_killed_run_resumes_to_the_same_bits(prepared, unbroken, tmp_path, wor
     options = [prepared, *SHORT, "--workers", workers, "--out"]
     killed = start("train", *options, tmp_path / "killed")
     try:
-        wait_for(lambda: epochs(tmp_path / "killed") >= 3)
+        wait_for(lambda: epochs(tmp_path / "killed") >= 3, pause=0.05)
     finally:
         os.killpg(killed.pid, signal.SIGKILL)
         killed.communicate()
@@ -105,11 +97,17 @@ def train_workers(session: int) -> list[int]:
     ]
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has computed so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def lose_a_worker(running: subprocess.Popen, run: Path) -> tuple[int, str]:
     """Kill one of two workers after some epochs; the exit code and what was said."""
-    wait_for(lambda: epochs(run) >= 3)
+    wait_for(lambda: epochs(run) >= 3, pause=0.05)
     os.kill(train_workers(running.pid)[-1], signal.SIGKILL)
-    _, errors = running.communicate(timeout=180)
+    _, errors = running.communicate(timeout=560)
     return running.returncode, errors
 
 
@@ -135,28 +133,6 @@ def test_a_lost_worker_may_also_end_the_run_which_one_worker_continues(prepared,
     assert "was finished before: 40 epochs; nothing was trained" in again.stderr
 
 
-def test_a_node_that_is_taken_away_with_notice_leaves_a_checkpoint_within_the_epoch(
-    prepared, tmp_path
-):
-    small = ["--preset", "dot-mse", "--set", "train.epochs=1", "--set", "train.batch_size=4"]
-    run = tmp_path / "run"
-    with Nodes(2, cpus=2, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1") as nodes:
-        running = nodes.start(
-            "train", prepared, *small, "--workers", 2, "--out", run, "--address", nodes.address
-        )
-        wait_for(lambda: len(nodes.nodes_of("RayTrainWorker")) == 1)
-        time.sleep(15)  # until the workers are in their epoch
-        (busy,) = nodes.nodes_of("RayTrainWorker")
-        drain = [RAY, "drain-node", "--address", nodes.address, "--node-id", busy]
-        drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
-        drain += ["--deadline-remaining-seconds", "20"]
-        subprocess.run(drain, env=nodes.environment, check=True)
-        wait_for(lambda: list(run.glob("checkpoints/epoch-00000-step-*/manifest.json")), 60)
-        printed, _ = running.communicate(timeout=200)
-        assert running.returncode == 0, printed
-        assert epochs(run) == 1
-
-
 def test_ctrl_c_exits_with_130_and_leaves_no_process(prepared, tmp_path):
     running = start("train", prepared, *LONG, "--out", tmp_path / "run", "--workers", 2)
     wait_for(lambda: epochs(tmp_path / "run") >= 2)
@@ -167,8 +143,9 @@ def test_ctrl_c_exits_with_130_and_leaves_no_process(prepared, tmp_path):
     wait_for(lambda: not session_of(running.pid), 30)
 
 
-def test_a_terminated_service_exits_with_143(tmp_path):
-    running = start("up", "sample", "--out", tmp_path / "o", "--port", 18731)
+def test_a_terminated_service_exits_with_143(tmp_path, port):
+    short = ["--no-final-fit", "--set", "train.epochs=1"]
+    running = start("up", "sample", "--out", tmp_path / "o", "--port", port, *short)
     wait_for(lambda: "serving on" in running.stderr.readline())
     os.kill(running.pid, signal.SIGTERM)
     running.communicate(timeout=60)
@@ -179,7 +156,7 @@ def test_a_terminated_service_exits_with_143(tmp_path):
 def test_a_killed_prepare_leaves_nothing_under_its_name(tmp_path):
     out = tmp_path / "prepared"
     running = start("prepare", "sample", "--out", out)
-    wait_for(lambda: list(tmp_path.glob(".unfinished-*/.spill/*")))
+    wait_for(lambda: list(tmp_path.glob(".unfinished-*/.spill/*")), pause=0.05)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
     for pid in session_of(running.pid):
@@ -188,28 +165,48 @@ def test_a_killed_prepare_leaves_nothing_under_its_name(tmp_path):
     assert recray("prepare", "sample", "--out", out).returncode == 0
 
 
-def test_the_same_commands_run_on_a_cluster_that_is_there_already(tmp_path):
-    with Nodes(0, head_cpus=4) as nodes:
-        environment, address = nodes.environment, ["--address", nodes.address]
-        done = recray(
-            "up", "sample", "--once", "--json", "--workers", 2, "--port", 18732,
-            "--out", tmp_path / "o", *address, env=environment,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["verified"]
-        refused = recray(
-            "train", tmp_path / "o" / "prepared", "--out", tmp_path / "r", "--workers", 6,
-            *address, env=environment,
-        )  # fmt: skip
-        assert refused.returncode == 2
-        assert "the cluster has 4 CPUs" in refused.stderr
-        assert not (tmp_path / "r").exists()
-        lost = recray(
-            "train",
-            tmp_path / "o" / "prepared",
-            "--out",
-            tmp_path / "r",
-            "--address",
-            "127.0.0.1:1",
-        )
-        assert (lost.returncode, lost.stderr.count("\n")) == (2, 1)
+@pytest.fixture(scope="module")
+def nodes():
+    """A cluster with two CPUs on each of two nodes, on which trainings soon learn of a notice."""
+    with Nodes(2, cpus=2, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1") as running:
+        yield running
+
+
+def test_the_same_commands_run_on_a_cluster_that_is_there_already(nodes, tmp_path, port):
+    environment, address = nodes.environment, ["--address", nodes.address]
+    done = recray(
+        "up", "sample", "--once", "--json", "--workers", 2, "--port", port,
+        "--out", tmp_path / "o", *address, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["verified"]
+    words = ["train", tmp_path / "o" / "prepared", "--out", tmp_path / "r"]
+    refused = recray(*words, "--workers", 6, *address, env=environment)
+    assert refused.returncode == 2
+    assert "the cluster has 4 CPUs" in refused.stderr
+    assert not (tmp_path / "r").exists()
+    lost = recray(*words, "--address", "127.0.0.1:1")
+    assert (lost.returncode, lost.stderr.count("\n")) == (2, 1)
+
+
+def test_a_node_that_is_taken_away_with_notice_leaves_a_checkpoint_within_the_epoch(
+    nodes, prepared, tmp_path
+):
+    small = ["--preset", "dot-mse", "--set", "train.epochs=1", "--set", "train.batch_size=8"]
+    run = tmp_path / "run"
+    running = nodes.start(
+        "train", prepared, *small, "--workers", 2, "--out", run, "--address", nodes.address
+    )
+    wait_for(lambda: len(nodes.nodes_of("RayTrainWorker")) == 1)
+    (busy,) = nodes.nodes_of("RayTrainWorker")
+    workers = train_workers(nodes.running_on(busy).pid)
+    # They are in their epoch then: a start takes some two seconds, and the epoch at least six.
+    wait_for(lambda: min(map(cpu_seconds, workers)) > 5)
+    drain = [RAY, "drain-node", "--address", nodes.address, "--node-id", busy]
+    drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+    drain += ["--deadline-remaining-seconds", "20"]
+    subprocess.run(drain, env=nodes.environment, check=True)
+    wait_for(lambda: list(run.glob("checkpoints/epoch-00000-step-*/manifest.json")), 60)
+    printed, _ = running.communicate(timeout=560)
+    assert running.returncode == 0, printed
+    assert epochs(run) == 1

@@ -32,7 +32,7 @@ def released(nodes, tmp_path_factory):
     out = tmp_path_factory.mktemp("released")
     done = nodes.recray(
         "submit", "pipeline", "sample", "--out", out, "--workers", 2, "--follow", "--name",
-        "first", "--set", "train.epochs=3", "--address", nodes.dashboard,
+        "first", "--set", "train.epochs=3", "--no-final-fit", "--address", nodes.dashboard,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done
@@ -49,7 +49,7 @@ def test_a_pipeline_as_a_job_leaves_a_promoted_bundle(released):
 def test_a_job_run_again_goes_on_with_what_is_there(nodes, released):
     out, _ = released
     words = ["submit", "pipeline", "sample", "--out", out, "--workers", 2, "--follow"]
-    words += ["--set", "train.epochs=3", "--address", nodes.dashboard, "--name"]
+    words += ["--set", "train.epochs=3", "--no-final-fit", "--address", nodes.dashboard, "--name"]
     taken = nodes.recray(*words, "first")
     assert (taken.returncode, taken.stderr.count("\n")) == (2, 1)
     assert "first is taken by a job that is SUCCEEDED" in taken.stderr
@@ -185,10 +185,10 @@ def test_a_disk_that_a_node_does_not_share_is_refused(nodes, released, tmp_path)
     apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs own "$0" && exec "$@"', str(hidden)]
     if subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("this user may not mount: no disk of a node's own here")
-    before = nodes._alive()
+    before = nodes.alive()
     third = nodes.add(*apart)
     try:
-        wait_for(lambda: nodes._alive() == before + 1)
+        wait_for(lambda: nodes.alive() == before + 1)
         refused = nodes.recray(
             "train", released[0] / "prepared", "--out", hidden / "run", "--workers", 2,
             "--address", nodes.address,
@@ -214,21 +214,21 @@ def epoch_runner(run: Path) -> int:
         return 0
 
 
-def trained_through_a_loss(prepared: Path, out: Path, spare: int) -> str:
+def trained_through_a_loss(nodes: Nodes, prepared: Path, out: Path, spare: int) -> str:
     """What a job of two workers prints when one's node is killed, beside so many spare nodes."""
-    with Nodes(2 + spare) as nodes:
-        running = nodes.start(
-            "submit", "train", prepared, "--out", out, "--workers", 2, *LONG, "--follow",
-            "--address", nodes.dashboard,
-        )  # fmt: skip
-        wait_for(lambda: epoch_runner(out) >= 3)
-        at_work = nodes.nodes_of("RayTrainWorker")
-        assert len(at_work) == 2
-        nodes.kill(nodes.running_on(min(at_work)))
-        assert epoch_runner(out) < 40, "killed too late to show anything"
-        printed, _ = running.communicate(timeout=280)
-        assert running.returncode == 0, printed
-        return printed
+    nodes.fill(2 + spare)
+    running = nodes.start(
+        "submit", "train", prepared, "--out", out, "--workers", 2, *LONG, "--follow",
+        "--address", nodes.dashboard,
+    )  # fmt: skip
+    wait_for(lambda: epoch_runner(out) >= 3)
+    at_work = nodes.nodes_of("RayTrainWorker")
+    assert len(at_work) == 2
+    nodes.kill(nodes.running_on(min(at_work)))
+    assert epoch_runner(out) < 40, "killed too late to show anything"
+    printed, _ = running.communicate(timeout=560)
+    assert running.returncode == 0, printed
+    return printed
 
 
 @pytest.fixture(scope="module")
@@ -237,22 +237,24 @@ def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     recray = [sys.executable, "-m", "recray"]
     prepared, run = folder / "prepared", folder / "run"
-    subprocess.run([*recray, "prepare", "sample", "--out", prepared], check=True, timeout=280)
+    subprocess.run([*recray, "prepare", "sample", "--out", prepared], check=True, timeout=560)
     words = [*recray, "train", prepared, "--out", run, "--workers", "2", *LONG]
-    subprocess.run(words, check=True, timeout=280)
+    subprocess.run(words, check=True, timeout=560)
     return prepared, run
 
 
-def test_a_run_whose_node_dies_ends_with_the_same_bits_on_another(unbroken, tmp_path):
+def test_a_run_whose_node_dies_ends_with_the_same_bits_on_another(nodes, unbroken, tmp_path):
     prepared, run = unbroken
     # Who begins again depends on what Ray learns first: it may take the loss for one with notice.
-    assert "instead of" not in trained_through_a_loss(prepared, tmp_path / "run", spare=1)
+    assert "instead of" not in trained_through_a_loss(nodes, prepared, tmp_path / "run", spare=1)
     ours, theirs = (RunFolder(str(path)).best().weights for path in (run, tmp_path / "run"))
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
-def test_without_room_for_as_many_a_run_goes_on_with_fewer_workers_and_says_so(unbroken, tmp_path):
-    printed = trained_through_a_loss(unbroken[0], tmp_path / "run", spare=0)
+def test_without_room_for_as_many_a_run_goes_on_with_fewer_workers_and_says_so(
+    nodes, unbroken, tmp_path
+):
+    printed = trained_through_a_loss(nodes, unbroken[0], tmp_path / "run", spare=0)
     assert "goes on with 1 worker instead of 2" in printed
     run = RunFolder(str(tmp_path / "run"))
     assert run.finished

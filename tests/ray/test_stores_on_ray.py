@@ -131,6 +131,7 @@ class _Unreliable(BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_job_ends_well_where_every_fifth_write_fails(s3, monkeypatch):
     host, _, port = s3.meta.endpoint_url.removeprefix("http://").partition(":")
     _Unreliable.store = host, int(port)
@@ -140,7 +141,7 @@ def test_a_job_ends_well_where_every_fifth_write_fails(s3, monkeypatch):
     words = ["pipeline", "sample", "--out", "s3://data/release", "--workers", "2", "--json"]
     words += ["--set", "train.epochs=3"]
     done = subprocess.run(
-        [sys.executable, "-m", "recray", *words], capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", "recray", *words], capture_output=True, text=True, timeout=560
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["promoted"]
