@@ -11,7 +11,7 @@ from recray.cli import cli
 from recray.config import EvaluateSettings
 from recray.errors import RecrayError
 from recray.evaluation import next_item
-from recray.evaluation.evaluator import Evaluator
+from recray.evaluation.evaluator import Evaluator, _MeasureBlocks
 from recray.evaluation.next_item import NextTargets
 from recray.evaluation.other_bundles import other_bundles
 from recray.evaluation.protocol import Protocol
@@ -154,6 +154,18 @@ def test_pieces_of_any_size_and_any_order_give_the_same_digits(make_bundle, kind
         monkeypatch.setattr(next_item, "MOMENTS", moments)
         evaluator, parts = evaluated(bundle, kind)
         reports.append(evaluator.report(parts[::-1]).plain())
+    assert reports[0] == reports[1] == reports[2]
+
+
+def test_any_number_of_workers_gives_the_same_digits(make_bundle, monkeypatch):
+    monkeypatch.setattr("recray.evaluation.metrics.USER_BLOCK", 3)
+    bundle, reports = make_bundle(), []
+    protocol = Protocol(("popularity", "item-knn"), next="successive")
+    for workers in (1, 2, 4):
+        task = _MeasureBlocks(bundle.folder.path, bundle.version, SETTINGS, protocol, workers)
+        parts = [task(worker) for worker in reversed(range(workers))]
+        evaluator = Evaluator(bundle, SETTINGS, protocol=protocol)
+        reports.append(evaluator.report(parts).plain())
     assert reports[0] == reports[1] == reports[2]
 
 
