@@ -215,6 +215,18 @@ def test_without_any_time_it_is_refused_and_a_kept_order_is_taken(make_bundle):
     assert len(targets.target) == 15
 
 
+def test_baselines_that_read_order_and_time_stand_beside_it_as_far_as_the_data_allow(make_bundle):
+    bundle = make_bundle()
+    evaluator, parts = evaluated(bundle, "last", None)
+    report = evaluator.report(parts)
+    assert set(report.baselines) == set(next_item.BESIDE)
+    assert report.baselines["markov"].metrics["ndcg@2"].value > 0
+    times = bundle.interactions.rows.timestamp
+    untimed = next_item.baselines_beside(10, np.full_like(times, UNKNOWN_TIME))
+    assert set(next_item.BESIDE) - set(untimed) == {"recent-popular"}
+    assert "item-knn" not in next_item.baselines_beside(12_001, times)
+
+
 def test_training_rows_after_a_target_are_named(make_bundle):
     def first(rows, part):
         times = np.where((part == 2) & (rows.user == 3), 10, rows.timestamp)

@@ -36,7 +36,7 @@ def evaluate(
     Args:
         model: What load or export returned, or a folder.
         k: Cut-offs in items; the bundle's own by default.
-        baselines: Of popularity, bias-only, item-knn and ease; None takes the usual ones.
+        baselines: Names as `recray evaluate --help` lists them; None takes the usual ones.
         relevant_from: Held-out ratings of so many stars and more count; None: the bundle's own.
         among: `rated` ranks only what the user has rated, which is not honest.
         next: `last`, `successive` or `all`: one target at a time, from all that was known before.

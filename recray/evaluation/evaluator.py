@@ -102,10 +102,8 @@ class Evaluator:
             other.name: Scorer.for_measurement(Bundle.open(other.path).measured)
             for other in self.protocol.others
         }
-        beside = scorer if self.next is None else self.next.beside(scorer)
-        # Those of --next are in order already.
-        histories = self.bundle.interactions.for_measurement if self.next is None else None
-        baselines = build_baselines(self.baselines, beside, histories)
+        histories = self.bundle.interactions.for_measurement
+        baselines = build_baselines(self.baselines, scorer, histories)
         return {"model": scorer} | others | baselines
 
     @functools.cached_property

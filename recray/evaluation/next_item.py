@@ -52,7 +52,6 @@ class NextTargets:
     Args:
         rows: (R,) all that is known, the rows of each user in order, test rows among them.
         learned: (R,) whether the measured fit learned from the row.
-        others: (R,) whether it is a row before the test of somebody whom that fit does not know.
         items: Items that the model knows.
         target: (T,) row of each target, ascending.
         moment: (T,) number of the moment that it is ranked from.
@@ -62,7 +61,6 @@ class NextTargets:
 
     rows: Ratings
     learned: NDArray[np.bool_]
-    others: NDArray[np.bool_]
     items: int
     target: Ids
     moment: Ids
@@ -94,9 +92,7 @@ class NextTargets:
             )
         fit_on = bundle.settings.train.fit_on
         learned = np.isin(part, [schema.PARTS.index(name) for name in FIT_SPLITS[fit_on]])
-        known, inside = rows.user < bundle.model.users, rows.item < bundle.model.items
-        learned &= known & inside
-        others = ~known & inside & (part != TEST)
+        learned &= (rows.user < bundle.model.users) & (rows.item < bundle.model.items)
         target = np.flatnonzero(test)
         of_user = rows.user[target]
         starts = np.flatnonzero(np.diff(of_user, prepend=of_user[0] - 1))
@@ -106,7 +102,7 @@ class NextTargets:
         moment = np.cumsum(np.isin(np.arange(len(of_user)), starts)) - 1
         first = np.searchsorted(rows.user, rows.user[end], "left")
         places = moment if kind == "all" else np.arange(len(target))
-        return cls(rows, learned, others, bundle.model.items, target, places, first, end)
+        return cls(rows, learned, bundle.model.items, target, places, first, end)
 
     @property
     def ratings(self) -> Ratings:
@@ -126,21 +122,6 @@ class NextTargets:
     def _learned_before(self) -> Ids:
         """(R + 1,) how many rows before each were learned from."""
         return np.append(0, np.cumsum(self.learned))
-
-    def beside(self, scorer: Scorer) -> Scorer:
-        """The model's scorer for fitting baselines: what was learned is in order, with times."""
-        rows = self.rows.where(self.learned | self.others)
-        users = np.arange(len(scorer.seen.indptr), dtype=rows.user.dtype)
-        indptr = np.searchsorted(rows.user, users)
-        return Scorer(
-            scorer.model,
-            scorer.objective,
-            scorer.history,
-            scorer.fold_in,
-            seen=scorer.seen,
-            rating_range=scorer.rating_range,
-            learned=History(indptr, rows.item, rows.rating, rows.timestamp),
-        )
 
     def users_seen_ahead(self) -> int:
         """Users of whom the model has learned a rating that came after a moment."""
