@@ -25,7 +25,7 @@ from recray.tuning.space import load_space
 PROTOCOL = ("data.core=5", "split.kind=next")
 CUT = (*PROTOCOL, "split.cut=0.9")
 BESIDE = ("popularity", "recent-popular", "item-knn", "last-item-knn", "markov")
-"""Baselines; markov has its preset's settings there."""
+"""Baselines; markov has fixed settings there, which are not the preset's."""
 RELEASES = {"1m_part": "ml-1m-users-1-2999", "100k": "ml-100k", "small": "ml-latest-small"}
 PART = 2999
 """The users of ml-1m up to whom `1m_part` goes."""

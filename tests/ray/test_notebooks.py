@@ -15,6 +15,7 @@ SHORTER = {
     '{"train.epochs": 5}': '{"train.epochs": 2}',
     '{"train.epochs": 4}': '{"train.epochs": 2}',
     "trials=8": "trials=4",
+    "sequence train.epochs=12": "sequence train.epochs=2",
 }
 
 
