@@ -54,6 +54,10 @@ class DataSettings(Group):
     the file; file: the order of the rows in the source, which is then part of the data; null: file
     for split.kind=next, else hash.
     """
+    half_life: Annotated[float, Field(gt=0)] | None = None
+    """ials: days before the latest training rating after which a rating weighs half; null: each
+    weighs as much as its value says.
+    """
 
     @field_validator("scale", mode="before")
     @classmethod

@@ -125,9 +125,14 @@ def _check_split(settings: Settings) -> None:
 
 def _check_times(source: Source, timed: bool, settings: Settings) -> None:
     """Refuse what needs times where the source has none."""
+    by_name = "name the column of times by --columns timestamp=NAME"
+    if settings.data.half_life is not None and not timed:
+        raise RecrayError(
+            f"data.half_life={settings.data.half_life:g} needs the times of ratings, and "
+            f"{source.name} has none: {by_name}, or leave data.half_life out"
+        )
     if timed or settings.split.kind != "next":
         return
-    by_name = "name the column of times by --columns timestamp=NAME"
     if settings.data.order != "file":
         raise RecrayError(
             f"split.kind=next needs the order of each user's ratings, and {source.name} has no "

@@ -70,6 +70,16 @@ def check_evaluation(settings: Settings, prepared: Prepared) -> None:
         )
 
 
+def check_half_life(settings: Settings) -> None:
+    """Refuse a half-life of ratings that the objective would ignore."""
+    half_life, kind = settings.data.half_life, settings.objective.kind
+    if half_life is not None and kind != "ials":
+        raise RecrayError(
+            f"data.half_life={half_life:g} goes with objective.kind=ials, as preset ranking has "
+            f"it; objective.kind={kind} weighs old ratings as new ones: prepare the data without it"
+        )
+
+
 def check_start(settings: Settings, prepared: Prepared) -> tuple[StartWeights, ...]:
     """Read the weights to start from, and refuse those that do not fit the model."""
     if settings.train.als_pretrain_epochs:

@@ -12,6 +12,7 @@ from recray.data.negatives import NegativeSampler
 from recray.models.base import Batch, LinearModel, Model
 from recray.models.factorization import Hybrid
 from recray.models.objectives import ImplicitALS, PairLoss, SampledLoss
+from recray.models.objectives.preference import Graded
 from recray.models.objectives.ranking import all_logits
 from recray.training.optimizers import (
     DenseStep,
@@ -20,7 +21,7 @@ from recray.training.optimizers import (
     keep_freed_memory,
     precision_of,
 )
-from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator
+from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator, time_decay
 from recray.training.sparse import SparseStep
 from recray.training.streaming import StreamedShard
 
@@ -279,11 +280,19 @@ class ALSEpochs(EpochRunner):
         order = torch.argsort(shard.item, stable=True)
         self.item_begins = torch.searchsorted(shard.item[order], torch.arange(items + 1))
         self.item_users = shard.user[order]
-        self.graded = objective.preference.graded(shard.rating)
-        self.item_graded = objective.preference.graded(shard.rating[order])
+        self.graded = self._graded()
+        self.item_graded = None if self.graded is None else self.graded.at(order)
         item_counts = workers.sum(self.item_begins.diff().float())
         self.item_weights = objective.item_weights(item_counts)
         self.item_ridge = objective.item_ridge(item_counts, model.users)
+
+    def _graded(self) -> Graded | None:
+        """Targets and weights of this worker's ratings; old ratings weigh less with a half-life."""
+        graded = self.objective.preference.graded(self.shard.rating)
+        if self.objective.half_life is None:
+            return graded
+        every = graded or Graded(torch.ones_like(self.shard.rating), None)
+        return every.times(time_decay(self.shard, self.objective.half_life, self.workers))
 
     @torch.no_grad()
     def run(self, epoch: int) -> tuple[float, float]:
@@ -334,7 +343,8 @@ class ALSEpochs(EpochRunner):
         for first in range(0, seen.rows, 1 << 16):
             rows = slice(first, first + (1 << 16))
             score = (user_table[seen.user[rows]] * item_table[seen.item[rows]]).sum(dim=-1)
-            error += self.objective.rated_loss(score, seen.rating[rows]).sum()
+            graded = None if self.graded is None else self.graded.rows(rows.start, rows.stop)
+            error += self.objective.rated_loss(score, graded).sum()
         own = user_table[self.own]
         gram = self.objective.gram(item_table, self.item_weights)
         return float(error) + float(((own @ gram) * own).sum())

@@ -19,6 +19,7 @@ from torch import Tensor
 from recray.errors import WorkerLost
 from recray.models.base import Batch, Statistics
 from recray.models.history import RatingsCSR
+from recray.schema import UNKNOWN_TIME
 
 if TYPE_CHECKING:
     from recray.training.streaming import StreamedShard
@@ -29,6 +30,7 @@ TIMEOUT_S = 60.0
 """How long a worker waits for the others in a step before it says that one is lost."""
 LONG_TIMEOUT_S = 1800.0
 """The same after work that may take one worker longer than another: reading, validation, saving."""
+DAY_S = 86_400
 LOWEST = -1e30
 """Stands for minus infinity in a sum over workers, where infinity times 0 would be no number."""
 
@@ -214,6 +216,36 @@ class Shard:
     def batches(self, plan: BatchPlan, generator: torch.Generator) -> Iterator[Batch]:
         """Yield the batches of an epoch; see shuffled_batches."""
         return shuffled_batches((self.user, self.item, self.rating), plan, generator)
+
+
+def time_decay(shard: Shard, half_life: float, workers: Workers) -> Tensor:
+    """(R,) float32 weights of this worker's ratings: 0.5^(age / half-life).
+
+    The age is counted back from the latest training rating of all workers, so that a weight does
+    not depend on how many they are. A rating of unknown time is as old as the oldest.
+
+    Args:
+        shard: Ratings with times.
+        half_life: Days.
+        workers: The group.
+
+    Raises:
+        ValueError: The ratings were read without times.
+    """
+    if shard.time is None:
+        raise ValueError("a half-life needs the times of ratings")
+    unknown = shard.time == UNKNOWN_TIME
+    known = shard.time[~unknown]
+    # Each worker writes a row of its own, so that the sum is the table of all.
+    table = torch.zeros(workers.size, 2, dtype=torch.int64)
+    table[workers.rank] = torch.stack([known.min(), known.max()]) if len(known) else UNKNOWN_TIME
+    workers.sum(table)
+    table = table[table[:, 0] != UNKNOWN_TIME]
+    if not len(table):
+        return torch.ones_like(shard.rating)
+    first, latest = table[:, 0].min(), table[:, 1].max()
+    age_R = latest - torch.where(unknown, first, shard.time)
+    return (0.5 ** (age_R.double() / (half_life * DAY_S))).float()
 
 
 def rating_statistics(shard: "Shard | StreamedShard", items: int, workers: Workers) -> Statistics:

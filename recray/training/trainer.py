@@ -14,6 +14,7 @@ from recray.runtime.session import LOCAL, require_local, session
 from recray.training.checkpoint import RunFolder, TrainState
 from recray.training.checks import (
     check_evaluation,
+    check_half_life,
     check_negatives,
     check_start,
     described_k,
@@ -270,6 +271,7 @@ def check_trainable(
     if not settings.ranks:
         refuse_equal_ratings(prepared)
     check_evaluation(settings, prepared)
+    check_half_life(settings)
     if address == LOCAL:
         device_of(settings.train)
     if settings.train.optimizer not in EXACT:

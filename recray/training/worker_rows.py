@@ -69,6 +69,7 @@ class WorkerRows:
             return StreamedShard(self._columns, self.rows_of, self.limit, owned)
         rows = self._all[0]
         timed = self.reader is not None and self.reader.reads_times
+        timed = timed or self.settings.data.half_life is not None
         time = torch.from_numpy(rows.timestamp.copy()) if timed else None
         return Shard(*_tensors(rows), owned, time)
 

@@ -178,6 +178,8 @@ def test_without_times_the_order_of_the_file_must_be_asked_for(tmp_path):
         prepare(path, tmp_path / "p", NEXT, "data.order=file", "split.cut=0.9")
     with pytest.raises(RecrayError, match=r"goes with split\.kind=next, not random"):
         prepare(path, tmp_path / "p", "split.kind=random", "split.cut=0.9")
+    with pytest.raises(RecrayError, match=r"data\.half_life=30 needs the times .* plays has none"):
+        prepare(path, tmp_path / "p", "data.half_life=30")
     prepared = prepare(path, tmp_path / "p", NEXT, "data.order=file")
     untimed = in_file_order([dataclasses.replace(row, time=0) for row in rows])
     assert histories(prepared, "train", "valid", "test") == untimed

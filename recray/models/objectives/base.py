@@ -119,6 +119,7 @@ def build_objective(settings: Settings, low: float, high: float) -> Objective:
         raise ValueError("train.l2=auto has no number yet: see Settings.sized")
     values = {**group.model_dump(), "l2": settings.train.l2, "low": low, "high": high}
     values["negatives"] = None if isinstance(group.negatives, str) else group.negatives
+    values["half_life"] = settings.data.half_life
     values["by_popularity"] = group.sampling == "popularity"
     names = inspect.signature(objective).parameters
     if "preference" in names:

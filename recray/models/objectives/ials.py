@@ -45,6 +45,8 @@ class ImplicitALS(Objective):
         l2: Weight of the squared vectors, scaled by how often each occurs.
         preference: What a rating says of liking.
         unobserved_power: How the weight grows with the popularity of the item; 0: not at all.
+        half_life: Days after which the weight w of a rating is halved, counted back from the latest
+            rating of the training; None: never. Fold-in takes ratings as given now: not decayed.
 
     Source: Hu, Koren and Volinsky (2008); scaling and ranges by Rendle, Krichene, Zhang and Koren
         (2022), RecSys, "Revisiting the performance of iALS"; weights by popularity by He, Zhang,
@@ -59,9 +61,10 @@ class ImplicitALS(Objective):
         l2: float,
         preference: Preference = BINARY,
         unobserved_power: float = 0.0,
+        half_life: float | None = None,
     ) -> None:
         self.unobserved_weight, self.l2, self.preference = unobserved_weight, l2, preference
-        self.unobserved_power = unobserved_power
+        self.unobserved_power, self.half_life = unobserved_power, half_life
 
     def check(self, model: Model) -> None:
         """Refuse all but the dot product, plain or with features of items."""
@@ -102,9 +105,9 @@ class ImplicitALS(Objective):
         weighted = rows if weights is None else rows * weights[:, None]
         return self.unobserved_weight * (weighted.T @ rows)
 
-    def rated_loss(self, score: Tensor, rating: Tensor) -> Tensor:
+    @staticmethod
+    def rated_loss(score: Tensor, graded: Graded | None) -> Tensor:
         """(B,) part of the loss that the rated pairs have beside all pairs: w (p - s)^2."""
-        graded = self.preference.graded(rating)
         if graded is None:
             return (1 - score).square()
         error = (graded.target - score).square()

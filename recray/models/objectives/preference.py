@@ -47,6 +47,10 @@ class Graded(NamedTuple):
         weight = None if self.weight is None else self.weight[first:last]
         return Graded(self.target[first:last], weight)
 
+    def times(self, factor: Tensor) -> "Graded":
+        """The same with each weight times a (R,) factor."""
+        return Graded(self.target, factor if self.weight is None else self.weight * factor)
+
     def at(self, places: Tensor) -> "Graded":
         """Those of the ratings at (B,) places."""
         return Graded(self.target[places], None if self.weight is None else self.weight[places])
