@@ -107,3 +107,16 @@ def test_films_of_one_session_may_have_one_time_and_stand_in_their_order(ratings
     assert gap.min() == 0
     assert 0.05 < (gap == 0).mean() < 0.2
     assert (gap > 3600).mean() > 0.1
+
+
+def test_tastes_drift():
+    rng = np.random.default_rng(0)
+    genre = np.zeros((sample.ITEMS, len(sample.GENRES)))
+    genre[: sample.ITEMS // 2, 0] = 1
+    genre[sample.ITEMS // 2 :, 1] = 1
+    films = sample._films(rng, genre, np.full(sample.ITEMS, 1990))
+    at_first = genre[films.film_SF[:, 0], 0] == 1
+    liked = 4 * films.profile_IG[:, :2]  # the first genre at first, the second at last
+    chosen = at_first[sample._series_by_session(rng, films, liked, 300)]
+    assert chosen[: len(chosen) // 3].mean() > 0.8
+    assert chosen[-len(chosen) // 3 :].mean() < 0.2

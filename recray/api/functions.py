@@ -66,7 +66,7 @@ def prepare(
     Example:
         >>> data = recray.prepare("sample", folder + "/prepared")
         >>> data
-        <recray data sample: 600 users, 1,500 items; train 47,834, valid 6,019, test 6,019>
+        <recray data sample: 600 users, 1,500 items; train 47,917, valid 6,012, test 6,012>
     """
     chosen = _data_settings(preset, settings, columns)
     folder = arguments.path_of("out", out)

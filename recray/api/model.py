@@ -94,7 +94,7 @@ class Loaded:
         Example:
             >>> model = recray.load(bundle)
             >>> model.recommend(4, 2)["title"].tolist()
-            ['Restless Road in Winter (1996)', 'Velvet Summer in Winter (1998)']
+            ['Gentle Summer of Glass (2006)', 'Quiet River Returns (1967)']
             >>> set(model.recommend(4, 3, genres="Drama")["source"])
             {'model'}
             >>> model.recommend(9999)

@@ -19,7 +19,7 @@ import numpy as np
 USERS, ITEMS, RATINGS = 600, 1500, 60_000
 SERIES = 10
 """Films of a series."""
-SEEN, ALONE = 0.6, 0.5
+SEEN, ALONE = 0.6, 0.8
 """Share of a series that a session shows; share of a user's films that belong to no session."""
 GENRES = (
     "Action Adventure Animation Comedy Crime Documentary Drama Fantasy Horror Musical Mystery "
@@ -93,9 +93,9 @@ def _films(rng: np.random.Generator, genre_IG: np.ndarray, year_I: np.ndarray) -
     main_I = (genre_IG * rng.random(genre_IG.shape)).argmax(axis=1)
     film_SF = np.lexsort((rng.random(ITEMS), main_I)).reshape(-1, SERIES)  # films of one genre
     appeal_I = np.empty(ITEMS)
-    appeal_S = -1.2 * np.log(rng.permutation(len(film_SF)) + 7.0)
-    appeal_I[film_SF] = appeal_S[:, None] + rng.normal(0, 0.6, film_SF.shape)
-    released_I = ((year_I - 1970 + rng.random(ITEMS)) * 31_556_952).astype(np.int64)
+    appeal_S = -1.1 * np.log(rng.permutation(len(film_SF)) + 7.0)
+    appeal_I[film_SF] = appeal_S[:, None] + rng.normal(0, 0.4, film_SF.shape)
+    released_I = (year_I - 1970) * 31_556_952
     profile_IG = genre_IG / np.sqrt(genre_IG.sum(axis=1, keepdims=True))
     return _Films(profile_IG, appeal_I, released_I, film_SF)
 
@@ -112,13 +112,13 @@ def _histories(
     for early_G, later_G, count, opened in zip(
         early_UG, later_UG, count_U.tolist(), opened_U.tolist(), strict=True
     ):
-        taste_2G = np.stack([early_G, (early_G + later_G) / np.sqrt(2)])
+        taste_2G = np.stack([early_G, 0.2 * early_G + later_G])
         match_I2 = films.profile_IG @ taste_2G.T
         item_N, session_N = _watched(rng, films, match_I2, count)
-        time_N = np.maximum(_times(rng, opened, session_N), films.released_I[item_N])
-        order_N = np.argsort(time_N, kind="stable")
-        items.append(item_N[order_N])
-        times.append(time_N[order_N])
+        time_N = _times(rng, opened, session_N)
+        seen = np.flatnonzero(time_N >= films.released_I[item_N])[:count]
+        items.append(item_N[seen])
+        times.append(time_N[seen])
         matches.append(match_I2[items[-1]].mean(axis=1))
     user_R = np.repeat(np.arange(USERS), [len(item_N) for item_N in items])
     return user_R, np.concatenate(items), np.concatenate(times), np.concatenate(matches)
@@ -127,13 +127,13 @@ def _histories(
 def _watched(
     rng: np.random.Generator, films: _Films, match_I2: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) films of one user in order, and the number of the session that each is seen in.
+    """(N,) films of one user in order, each once, and the session that each is chosen in.
 
     Args:
         rng: The randomness.
         films: All films.
         match_I2: How well each film suits the user at first and at last.
-        count: N.
+        count: Films that the user sees; N is more, for some may not be released yet.
     """
     film_TF = films.film_SF[_series_by_session(rng, films, match_I2, count)]
     place_TF = np.arange(SERIES) + rng.normal(0, 3, film_TF.shape)
@@ -147,7 +147,7 @@ def _watched(
     item_N = np.concatenate([film_TF[seen_TF], alone])
     order_N = np.lexsort((place_N, session_N))
     _, first = np.unique(item_N[order_N], return_index=True)  # nobody rates a film twice
-    kept = order_N[np.sort(first)[:count]]
+    kept = order_N[np.sort(first)]
     return item_N[kept], session_N[kept]
 
 
