@@ -20,6 +20,8 @@ from recray.models.recent_popular import RecentPopular
 from recray.schema import UNKNOWN_TIME
 from recray.training.shard import Workers
 
+from .test_training import training_run, two_tastes
+
 USERS, ITEMS, DAY = 40, 13, 86_400
 
 
@@ -210,3 +212,15 @@ def test_a_fit_of_another_length_loads_what_was_saved(kind, histories):
     model.fit(timed(histories))
     fresh.load_state_dict(model.state_dict())
     assert np.array_equal(scores(fresh, timed(histories)), scores(model, timed(histories)))
+
+
+@pytest.mark.parametrize("kind", ["markov", "next-ridge", "ease", "item-knn"])
+def test_a_finished_run_is_resumed_with_the_weights_that_it_has(kind, tmp_path):
+    shard, _ = two_tastes()
+    run = training_run(tmp_path, kind, shard)
+    assert "loss" not in run.fit().history[0], "nothing is minimised"
+    again = training_run(tmp_path, kind, shard)
+    assert again.fit().epoch == 1
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+        assert value.any(), name
