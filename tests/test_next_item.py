@@ -18,6 +18,7 @@ from recray.evaluation.protocol import Protocol
 from recray.inference.scorer import Scorer
 from recray.models.history import HistoryModel
 from recray.models.objectives import ByHistory
+from recray.models.recent_popular import RecentPopular
 from recray.pipelines import stages
 from recray.reporting import terminal
 from recray.schema import UNKNOWN_TIME
@@ -133,15 +134,20 @@ class Asked(HistoryModel):
         return -torch.arange(first, last).float().expand(len(state), -1)
 
 
+class AskedOfWindow(Asked, RecentPopular):
+    """The same, as popularity in a window of time."""
+
+
 @pytest.mark.parametrize(("kind", "now"), [("last", 2000), ("successive", 1004), ("all", 1004)])
-def test_a_model_that_reads_times_is_asked_at_the_time_of_the_target(make_bundle, kind, now):
+@pytest.mark.parametrize("base", [Asked, AskedOfWindow])
+def test_the_time_of_a_target_ends_a_window_and_tells_no_model(make_bundle, kind, now, base):
     bundle = make_bundle()
     targets = NextTargets.of(bundle, kind)
-    beside, model = Scorer.for_measurement(bundle), Asked(12, ITEMS)
+    beside, model = Scorer.for_measurement(bundle), base(12, ITEMS)
     scorer = Scorer(model, ByHistory(), beside.history, popularity=beside.popularity)
     targets.rank(scorer, np.arange(len(targets.end)), SETTINGS)
     (known,) = model.known
-    assert known.now[0] == now
+    assert known.now is None if base is Asked else known.now[0] == now
     last = 4 if kind != "last" else 5
     assert known.time[:last].tolist() == [1000, 1001, 1002, 1003, 1004][:last]
 

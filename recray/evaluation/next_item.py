@@ -31,6 +31,7 @@ from recray.inference.queries import Queries
 from recray.inference.scorer import Scorer
 from recray.inference.top_k import Ids, TopK
 from recray.models.history import ITEM_LIMIT, HistoryModel
+from recray.models.recent_popular import RecentPopular
 from recray.schema import UNKNOWN_TIME
 
 MOMENTS = 256
@@ -173,7 +174,10 @@ class NextTargets:
         by_history = isinstance(scorer.model, HistoryModel)
         trained = np.zeros(len(user), np.bool_) if by_history else self._is_trained(moments)
         known = [history.of_user(row) if fold else NOTHING for row, fold in enumerate(~trained)]
-        queries = scorer.queries_of_ratings(known, now=self._now(moments) if by_history else None)
+        # When a target came says something of what it is: published figures leave it out, and so
+        # does this one. It only tells where a window of time ends, which is the same for everybody.
+        now = self._now(moments) if isinstance(scorer.model, RecentPopular) else None
+        queries = scorer.queries_of_ratings(known, now=now)
         if trained.any():
             embedding, source = scorer.user_embeddings(user[trained])
             queries.embedding[torch.from_numpy(trained)] = embedding
