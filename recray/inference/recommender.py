@@ -184,9 +184,7 @@ class Recommender(Lookup):
         if folded:
             known = list(folded.values())
             made = self._lists(self._queries_of(known, now), k, exclude_seen, filters)
-            lists += [
-                replace(each, skipped=user.skipped) for each, user in zip(made, known, strict=True)
-            ]
+            lists += [replace(m, skipped=u.skipped) for m, u in zip(made, known, strict=True)]
         answers.update(zip([*stored, *folded], lists, strict=True))
         return [answers[row] for row in range(len(users))]
 
