@@ -128,7 +128,7 @@ class Loaded:
 
         Example:
             >>> model = recray.load(bundle)
-            >>> model.recommend_from({"paper voyage": 5, 12: 4.5}, 3)["source"].tolist()
+            >>> model.recommend_from({"paper parade": 5, 12: 4.5}, 3)["source"].tolist()
             ['fold_in', 'fold_in', 'fold_in']
             >>> model.recommend_from({12: 7})
             Traceback (most recent call last):
@@ -161,7 +161,7 @@ class Loaded:
 
         Example:
             >>> model = recray.load(bundle)
-            >>> bool(model.similar("paper voyage", 5)["score"].is_monotonic_decreasing)
+            >>> bool(model.similar("paper parade", 5)["score"].is_monotonic_decreasing)
             True
         """
         raw = self._find(item)
