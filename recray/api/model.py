@@ -189,7 +189,7 @@ class Loaded:
         Example:
             >>> model = recray.load(bundle)
             >>> model.explain(4, 5).loc["rated", "rating"].tolist()
-            [5.0, 5.0, 5.0, 5.0, 5.0]
+            [5.0, 4.5, 4.5, 4.0, 4.0]
         """
         user, k = self._known(user), arguments.optional_whole("k", k)
         look = inspect_user(self.recommender, user, k)
