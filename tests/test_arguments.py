@@ -152,6 +152,9 @@ def test_times_come_as_triples_or_as_a_column():
     assert arguments.seconds("now", pd.NaT) is arguments.seconds("now", float("nan")) is None
     with pytest.raises(RecrayError, match="now='soon': give seconds since 1970, or a datetime"):
         arguments.seconds("now", "soon")
+    for far in (float("inf"), 1e30, 10**400):
+        with pytest.raises(RecrayError, match="give seconds since 1970"):
+            arguments.seconds("now", far)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,7 @@ def recent(times=None, now=None, days=2) -> np.ndarray:
         (9 * DAY, 1, [0, 1, 0, 0]),  # not the rating of item 1 one second later
         (9 * DAY - 1, 1, [0, 0, 0, 0]),
         (5 * DAY, 9, [3, 0, 0, 0]),
+        (-(DAY << 32) + 10 * DAY, 20, [0, 0, 0, 0]),  # more days ago than 32 bits hold
         (UNKNOWN_TIME, 1, [0, 1, 1, 0]),
     ],
 )

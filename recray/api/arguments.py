@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import JsonValue
 
 from recray.data.formats.layout import COLUMN_NAMES
-from recray.data.ids import IdMap, RawId
+from recray.data.ids import ID_LIMIT, IdMap, RawId
 from recray.errors import RecrayError, unknown_name
 from recray.inference.catalog import Filters
 
@@ -288,14 +288,16 @@ def seconds(name: str, given: object) -> int | None:
     value = scalar(given)
     if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return math.floor(float(value))
     try:
-        return math.floor(pd.Timestamp(value).timestamp())
-    except (TypeError, ValueError):
-        raise RecrayError(
-            f"{name}={shown(given)}: give seconds since 1970, or a datetime"
-        ) from None
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            found = math.floor(float(value))
+        else:
+            found = math.floor(pd.Timestamp(value).timestamp())
+        if -ID_LIMIT < found < ID_LIMIT:  # as HTTP takes them
+            return found
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise RecrayError(f"{name}={shown(given)}: give seconds since 1970, or a datetime")
 
 
 def is_table(given: object) -> bool:

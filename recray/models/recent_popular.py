@@ -101,7 +101,8 @@ class RecentPopular(ClosedForm):
     def _windows(self, begin: Tensor, first: int, last: int) -> Tensor:
         """Scores of the items first..last-1 in windows that begin on these days."""
         scores = self.share[first:last].repeat(len(begin), 1)
-        edges = torch.stack([begin, begin + self.days], dim=1).to(self.day.dtype)
+        edges = torch.stack([begin, begin + self.days], dim=1)
+        edges = edges.clamp(max=torch.iinfo(self.day.dtype).max).to(self.day.dtype)
         for row, (low, high) in zip(
             scores, torch.searchsorted(self.day, edges).tolist(), strict=True
         ):
