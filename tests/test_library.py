@@ -247,7 +247,7 @@ def test_a_run_is_reported_as_the_bundle_of_its_best_epoch(names):
     run = f"{names['folder']}/run-of-bundle"
     document = report.make(run)
     assert document.title == "sample: ranking (run)"
-    assert len(document.plots) == 5 + 3 + 3 + 4
+    assert len(document.plots) == 5 + 3 + 3 + 5
     assert ["folder", run] in document.sections[-1].blocks[0].rows
 
 
