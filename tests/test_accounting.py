@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recray.config import DataSettings, Duplicates
+from recray.config import DataSettings, Duplicates, Settings
 from recray.data.accounting import account, check_times_known, times_read
 from recray.data.feedback import with_log
 from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
@@ -63,7 +63,7 @@ def test_a_source_without_times_has_no_rule_and_no_unknown_one():
 
 def test_people_read_what_became_of_every_row_in_two_lines():
     counts = account(scanned(1020, bad=3), Counter(duplicates=4, min_rating=1002), 11)
-    facts = {"rows": counts.model_dump(), "times": {"format": "ms", "unknown": 2}}
+    facts = {"rows": counts.model_dump(), "times": {"format": "ms", "unknown": 2}, "counts": {}}
     assert row_account(facts) == [
         "rows: 1,020 read = 11 kept + 4 repeated + 1,002 below data.min_rating + 3 rejected",
         "times: read as milliseconds since 1970; 2 are missing or cannot be read",
@@ -77,14 +77,14 @@ def test_people_read_what_became_of_every_row_in_two_lines():
 # ------------------------------------------------------------------- source and log together
 
 
-def ingested(given, folder, data):
+def ingested(given, folder, settings):
     """The account of a source after its partitions are filled, and every pair that is kept."""
     spill = SpillFolder(Folder(str(folder)))
     scans = [scan(n, ranges=given.ranges, spill=spill) for n in range(len(given.ranges))]
-    joined = join_scans(given, scans, data)
+    joined, data = join_scans(given, scans, settings.data), settings.data
     common = {"scanned": joined.files, "partitions": 8, "timed": joined.timed}
     parts = [
-        gather(n, spill=spill, settings=data, rules=item_rules(given, data), **common)
+        gather(n, spill=spill, settings=settings, rules=item_rules(given, data), **common)
         for n in range(8)
     ]
     tables = [spill.read(SpillFile.PARTITION, n) for n in range(8)]
@@ -117,7 +117,7 @@ def test_source_and_log_are_accounted_for_and_merged_by_one_rule(
     LogWriter(log).append(events)
     more, added = with_log(source, log, how)
     data = DataSettings(duplicates=how, min_rating=low, max_rejected=1.0)
-    counts, kept = ingested(more, folder / "spill", data)
+    counts, kept = ingested(more, folder / "spill", Settings(data=data))
 
     old, new = defaultdict(list), defaultdict(list)
     for pairs, rows in ((old, rated), (new, later)):

@@ -90,7 +90,7 @@ def test_the_reference_says_what_a_setting_takes_and_means(key):
         "| `train.device` | `cpu`, `cuda` | `cpu` | cuda: each worker holds",
         "| `model.layers` | list of whole numbers from 1 | `[128, 64, 32]` | mlp, neumf, so",
         "| `split.fold_in` | number above 0, below 1, or whole number from 1 | `0.8` | held-out",
-        "| `objective.negatives` | whole number from 1, or `all` | `4` | logistic, bpr",
+        "| `objective.negatives` | whole number from 1, or `all`, `auto` | `4` | logistic, bpr",
     ],
 )
 def test_the_reference_of_settings_has_a_row(row):

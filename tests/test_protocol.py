@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from recray.cli import cli
 from recray.config import EvaluateSettings
+from recray.data.split import TEST, TRAIN
 from recray.data.dataset import Ratings, in_order
 from recray.data.ids import IdMap
 from recray.errors import RecrayError
@@ -288,8 +289,10 @@ def test_a_baseline_that_reads_order_gets_it_beside_a_model_that_does_not(make_b
     bundle = make_bundle()
     asked = Protocol(baselines=("markov", "recent-popular", "last-item-knn"))
     scorers = Evaluator(bundle, protocol=asked).scorers
-    before = in_order(bundle.interactions.before_test)
-    before = before.where(before.item < scorers["markov"].model.items)
+    every = bundle.interactions
+    cold = every.rows.user >= bundle.model.users  # of whom all is known, of the others what trained
+    chosen = np.where(cold, every.part != TEST, every.part == TRAIN)
+    before = in_order(every.rows.where(chosen & (every.rows.item < bundle.model.items)))
     assert list(scorers) == ["model", *asked.baselines]
     for name in asked.baselines:
         assert scorers[name].history.item.tolist() == before.item.tolist(), name

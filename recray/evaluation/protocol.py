@@ -28,7 +28,12 @@ from recray.inference.interactions import Histories
 from recray.inference.scorer import Scorer
 from recray.models.base import Model
 from recray.models.baselines import Ease, ItemKnn, LastItemKnn, Popularity
-from recray.models.history import ITEM_LIMIT, ClosedForm, refuse_large_catalogue
+from recray.models.history import (
+    ITEM_LIMIT,
+    ClosedForm,
+    HistoryModel,
+    refuse_large_catalogue,
+)
 from recray.models.markov import Markov
 from recray.models.objectives import ByHistory
 from recray.models.recent_popular import RecentPopular
@@ -305,6 +310,8 @@ def build_baselines(
         model, counts = kind(users, items), popular.popularity
         read = histories(model) if histories is not None else None
         rated, rows = (beside.history, learned) if read is None else (read.rated, read.learned)
+        if not isinstance(beside.model, HistoryModel):
+            rated = rows  # a trained row follows from these alone, so nor does a baseline see more
         model.fit(rows.rows(0, users).as_csr())
         return Scorer(model, ByHistory(), rated, popularity=counts, seen=seen, learned=rows)
 
