@@ -7,9 +7,9 @@ from click.testing import CliRunner
 
 from recray.cli import cli
 from recray.config import EvaluateSettings
-from recray.data.split import TEST, TRAIN
 from recray.data.dataset import Ratings, in_order
 from recray.data.ids import IdMap
+from recray.data.split import TEST, TRAIN
 from recray.errors import RecrayError
 from recray.evaluation import evaluator, protocol
 from recray.evaluation.evaluator import Evaluator
