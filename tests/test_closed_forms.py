@@ -73,6 +73,16 @@ def test_markov_is_its_formula(histories, settings, monkeypatch):
     np.testing.assert_allclose(scores(model, csr(histories)), expected, rtol=2e-6, atol=1e-9)
 
 
+def test_what_followed_nothing_comes_last_the_most_rated_first():
+    followed = [[0, 1], [5, 4], [4, 3], [3, 4], [4, 5]]  # nothing but 1 ever came after 0
+    model = Markov(5, 6, popularity_power=0.0)
+    model.fit(csr([np.array(one) for one in followed]), ALONE)
+    best = scores(model, csr([np.array([0])]))[0].argsort()[::-1]
+    assert best[:2].tolist() == [1, 4], "4 has most of the ratings"
+    assert set(best[2:4].tolist()) == {3, 5}
+    assert best[-1] == 2, "nobody has rated it"
+
+
 def ridge_by_hand(histories, window, decay, ahead, ahead_decay, recent, g, q, ridge):
     past, came, popularity = [], [], np.zeros(ITEMS)
     for history in histories:

@@ -18,6 +18,10 @@ EXACT_IDS = 1 << 24
 """Up to here a float32 number tells ids apart."""
 ENTRIES = 1 << 22
 """Entries of the table that are added up at once."""
+REST = 1e-9
+"""What the share of an item among all ratings is multiplied by, so that it orders only the items
+that followed nothing of a history.
+"""
 
 
 class Markov(ClosedForm):
@@ -25,8 +29,11 @@ class Markov(ClosedForm):
 
     T[a, b] is the sum of decay^(k - 1) over pairs a, b that stand k places apart in a training
     history, k up to the window; row a is divided by (its sum + 1)^row_power, column b by
-    (ratings of b)^popularity_power. Only the pairs that occur are kept, so the table grows with the
-    ratings and not with the square of the catalogue. j is 0 for the last item.
+    (ratings of b)^popularity_power. j is 0 for the last item. Only the pairs that occur are kept,
+    so the table grows with the ratings and not with the square of the catalogue.
+
+    Items that followed nothing of the history come last, the most rated first: REST times its share
+    of all ratings is added to each item's score.
 
     A user state is (2 M) numbers: the ids of the last M items, newest first and -1 where there are
     fewer, then their weights.
@@ -68,9 +75,11 @@ class Markov(ClosedForm):
         self.register_buffer("begin", torch.zeros(items + 1, dtype=torch.int64))
         self.register_buffer("successor", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("value", torch.zeros(0))
+        self.register_buffer("rest", torch.zeros(items))
         self.begin: Tensor
         self.successor: Tensor
         self.value: Tensor
+        self.rest: Tensor
 
     def fit(self, histories: RatingsCSR, group: Group = ALONE) -> None:
         """Count the successors of each item and scale the counts."""
@@ -86,6 +95,8 @@ class Markov(ClosedForm):
         self.begin.copy_(torch.from_numpy(begin))
         self.successor = torch.from_numpy(column.astype(np.int32))
         self.value = torch.from_numpy(value.astype(np.float32))
+        share = pairs.counts / max(pairs.counts.sum(), 1)
+        self.rest.copy_(torch.from_numpy((REST * share).astype(np.float32)))
 
     def state_of(self, known: RatingsCSR) -> Tensor:
         """The last items of each history and their weights: (U, 2 M) float32."""
@@ -109,7 +120,7 @@ class Markov(ClosedForm):
                 *(np.split(each, np.unique(blocks)) for each in (begin, end, weight)), strict=True
             )
         ]
-        return torch.from_numpy(np.concatenate(parts))
+        return torch.from_numpy(np.concatenate(parts)) + self.rest[first:last]
 
     def _sums(
         self,
@@ -140,7 +151,7 @@ class Markov(ClosedForm):
         wanted = item.numpy()[:, None]
         place, end = self._rows_of(read, wanted, wanted + 1)
         value = np.append(self.value.numpy(), np.float32(0))[np.where(place < end, place, -1)]
-        return torch.from_numpy((value * weight).sum(axis=1).astype(np.float32))
+        return torch.from_numpy((value * weight).sum(axis=1).astype(np.float32)) + self.rest[item]
 
     def _items_of(self, state: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The items and the weights in states."""
