@@ -281,3 +281,10 @@ def test_a_small_catalogue_is_measured_whole_unless_another_length_is_asked_for(
         "train: lists are measured at 6 (evaluate.k), all items of the catalogue"
     ]
     assert described_k(usual, large) == []
+
+
+def test_a_number_that_no_item_has_is_no_title(make_bundle):
+    recommender = Recommender(make_bundle())
+    assert recommender.find_item("Film 3") == int(raw(3))
+    with pytest.raises(RecrayError, match="no item '1993'"):
+        recommender.find_item("1993")  # the year of Film 3 is in its title

@@ -4,6 +4,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -160,13 +161,13 @@ class Lookup:
         Raises:
             RecrayError: No item has this id or title.
         """
-        try:
+        raw: RawId | None = None
+        with suppress(KeyError):  # the text is no id; perhaps it is a title
             raw = self.items.parse(text)
-            if self.items.encode_one(raw) != NONE:
-                return raw
-        except KeyError:
-            pass  # The text is no id; perhaps it is a title.
-        found = self.catalog.find(text, 1)
+        if raw is not None and self.items.encode_one(raw) != NONE:
+            return raw
+        # A number that no item has is a wrong id, and not the title that looks most like it.
+        found = [] if isinstance(raw, int) else self.catalog.find(text, 1)
         if not found:
             raise RecrayError(f"no item {text!r} in {self.bundle.config['dataset']}")
         return found[0].item
