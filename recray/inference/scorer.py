@@ -151,10 +151,7 @@ class Scorer:
             now: (U,) seconds when each list is asked for, for a model that reads times.
         """
         if isinstance(self.model, HistoryModel):
-            known = np.where(users < self.model.users, MODEL, FOLD_IN)
-            rated = self.history.of_users(users)
-            source = np.where(np.diff(rated.indptr) > 0, known, POPULAR).astype(np.int8)
-            return self.model.state_of(rated.as_csr(now)), source
+            return self._states_by_history(self.model, users, self.history.of_users(users), now)
         if max(users.tolist(), default=NONE) < self.model.users:  # one user costs numpy more
             return self.model.user_state(torch.from_numpy(users)), np.zeros(len(users), np.int8)
         trained = users < self.model.users
@@ -168,10 +165,21 @@ class Scorer:
             source[new] = FOLD_IN
         return embedding, source
 
+    def _states_by_history(
+        self, model: HistoryModel, users: Ids, rated: History, now: Ids | None
+    ) -> tuple[Tensor, NDArray[np.int8]]:
+        known = np.where(users < model.users, MODEL, FOLD_IN)
+        source = np.where(np.diff(rated.indptr) > 0, known, POPULAR).astype(np.int8)
+        return model.state_of(rated.as_csr(now)), source
+
+    @torch.no_grad()
     def queries(self, users: Ids, now: Ids | None = None) -> Queries:
         """Make queries of (U,) dense ids of the data set; see user_embeddings."""
-        embedding, source = self.user_embeddings(users, now)
         rated = self.history.of_users(users)
+        if isinstance(self.model, HistoryModel):
+            embedding, source = self._states_by_history(self.model, users, rated, now)
+        else:
+            embedding, source = self.user_embeddings(users)
         seen = rated if self.seen is self.history else self.seen.of_users(users)
         return Queries(embedding, source, rated, seen, now)
 
