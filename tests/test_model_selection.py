@@ -10,8 +10,8 @@ from recray.errors import RecrayError
 from recray.training import model_selection, trainer
 from recray.training.checkpoint import RunFolder
 from recray.training.loop import build_run
-from recray.training.model_selection import CANDIDATES, clear_outdated, selection_of
-from recray.training.run_metadata import RunMetadata
+from recray.training.model_selection import CANDIDATES, SELECTION, clear_outdated
+from recray.training.run_metadata import ModelSelection, RunMetadata
 from recray.training.shard import Workers
 from recray.tuning.space import load_space
 
@@ -126,7 +126,8 @@ def test_a_later_model_is_taken_where_its_gain_is_sure(choose, tmp_path):
     assert good.gain.value == pytest.approx(good.value.value - poor.value.value)
     assert (same.against, same.gain.value) == ("ranking-2", 0.0)
     assert good.value.value == pytest.approx(summary.best[selection.metric], abs=1e-12)
-    assert selection_of(str(tmp_path / "run")) == selection
+    kept = json.loads((tmp_path / "run" / SELECTION).read_text())["selection"]
+    assert ModelSelection.model_validate(kept) == selection
 
 
 def test_the_simplest_stays_where_a_later_one_is_not_better(choose):

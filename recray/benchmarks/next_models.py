@@ -73,17 +73,17 @@ class Models:
     trials: int
 
     def __post_init__(self) -> None:
-        self._made: dict[str, Trained] = {}
-        self._data: dict[str, str] = {}
+        self._made: dict[tuple[object, ...], Trained] = {}
+        self._best: dict[tuple[object, ...], tuple[str, ...]] = {}
+        self._data: dict[tuple[object, ...], str] = {}
         self._folders = 0
 
     def tuned(self, preset: str, data: str, protocol: tuple[str, ...]) -> Trained:
         """A closed form with the settings that validate best."""
-        key = json.dumps(["tuned", preset, data, protocol])
-        if key not in self._made:
-            best = self._search(preset, data, protocol)
-            self._made[key] = self._train(preset, data, protocol, best, 1)
-        return self._made[key]
+        key = (preset, data, protocol)
+        if key not in self._best:
+            self._best[key] = self._search(preset, data, protocol)
+        return self.trained(preset, data, protocol, self._best[key], 1)
 
     def trained(
         self,
@@ -94,7 +94,7 @@ class Models:
         workers: int,
     ) -> Trained:
         """A preset with changed settings."""
-        key = json.dumps([preset, data, protocol, changes, workers])
+        key = (preset, data, protocol, changes, workers)
         if key not in self._made:
             self._made[key] = self._train(preset, data, protocol, changes, workers)
         return self._made[key]
@@ -117,7 +117,7 @@ class Models:
 
     def _prepared(self, data: str, protocol: tuple[str, ...]) -> str:
         """The folder of a data set, which is prepared once."""
-        key = json.dumps([data, protocol])
+        key = (data, protocol)
         if key not in self._data:
             settings, self._data[key] = load_settings("markov", None, protocol), self._folder()
             source = detect_source(_source(self.lab, data), settings)

@@ -134,8 +134,7 @@ class ModelSettings(Group):
     kind: str = "dot"
     """dot, dot-bias, mf-normalised, hybrid, gmf, mlp, neumf, softmax-dnn, bpmf, markov, next-ridge,
     ease, item-knn, recent-popular, sequence, or the name of a model that was added to the registry
-    in
-    recray.models.
+    in recray.models.
     """
     dim: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 64
     """Length of the user and item vectors; auto: 64, and 96 where users times

@@ -27,12 +27,6 @@ class UserRatings(NamedTuple):
     rating: Tensor
     time: Tensor | None = None
 
-    @classmethod
-    def of(cls, ratings: dict[int, float]) -> Self:
-        """Take ratings by item, in their order."""
-        item = torch.tensor(list(ratings), dtype=torch.int64)
-        return cls(item, torch.tensor(list(ratings.values()), dtype=torch.float32))
-
     def at(self, chosen: Tensor) -> "UserRatings":
         """Those at (K,) places, or where (N,) bool says."""
         time = None if self.time is None else self.time[chosen]

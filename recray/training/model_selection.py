@@ -233,12 +233,6 @@ def _selected(folder: Folder) -> _Selected | None:
     )
 
 
-def selection_of(run_path: str) -> ModelSelection | None:
-    """How the model of a run was chosen; None where there was nothing to choose."""
-    selected = _selected(Folder(run_path))
-    return selected.selection if selected is not None else None
-
-
 def _same(before: _Selected, recipe: Settings, prepared: Prepared) -> bool:
     return before.settings == recipe and before.fingerprint == prepared.fingerprint
 

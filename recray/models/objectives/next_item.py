@@ -10,9 +10,7 @@ from torch import Tensor
 
 from recray.errors import RecrayError
 from recray.models.base import Model
-from recray.models.history import HistoryModel
-from recray.models.objectives.base import Objective
-from recray.models.objectives.fold_in import FoldIn, FoldInConfig
+from recray.models.objectives.history import FoldsByHistory
 from recray.models.sequence import Sequence, Windows
 
 NO_TARGET = -1
@@ -38,7 +36,7 @@ class Candidates(NamedTuple):
         return cls(item, (count * share[item]).log())
 
 
-class NextItem(Objective):
+class NextItem(FoldsByHistory):
     """Cross-entropy of the softmax over items of what comes next, at each place of a history.
 
     Items of the window up to there take no part in the softmax, as lists leave them out, too.
@@ -64,18 +62,6 @@ class NextItem(Objective):
                 f"objective.kind=next-item does not train a {type(model).__name__}; "
                 "use it with model.kind=sequence"
             )
-
-    def fold_in_solver(
-        self, model: Model, config: FoldInConfig, popularity: Tensor | None = None
-    ) -> FoldIn:
-        """The state function of the model.
-
-        Raises:
-            ValueError: A caller's mistake: another kind of model.
-        """
-        if not isinstance(model, HistoryModel):
-            raise ValueError(f"{type(model).__name__} does not score by history")
-        return model.state_of
 
     def loss(
         self,
