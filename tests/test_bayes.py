@@ -26,6 +26,7 @@ from recray.training.gibbs_math import (
     truncated_svd,
 )
 from recray.training.loop import TrainingRun
+from recray.training.own_users import OwnUsers
 from recray.training.shard import Shard, Workers
 
 USERS, ITEMS = 90, 60
@@ -46,9 +47,8 @@ def planted() -> tuple[Shard, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     stars += 0.1 * normal(one, USERS, ITEMS)
     chance = torch.from_numpy(one.random((USERS, ITEMS)))
     user, item = torch.nonzero(chance < 0.4).T
-    owned = torch.ones(USERS, dtype=torch.bool)
     out_user, out_item = torch.nonzero(chance > 0.9).T
-    shard = Shard(user, item, stars[user, item].float(), owned)
+    shard = Shard(user, item, stars[user, item].float(), OwnUsers.everyone(USERS))
     return shard, (out_user, out_item, stars[out_user, out_item])
 
 
@@ -57,7 +57,7 @@ def training_run(folder: Path, shard: Shard, changes=(), **given) -> TrainingRun
     torch.manual_seed(settings.train.seed)
     arguments = {
         "settings": settings,
-        "model": build_model(settings, USERS, ITEMS),
+        "model": build_model(settings, len(shard.users), ITEMS),
         "objective": build_objective(settings, 1.0, 5.0),
         "shard": shard,
         "checkpoints": RunFolder(str(folder)),
@@ -113,7 +113,7 @@ def test_a_prior_learns_weights_and_precision_of_many_rows():
     features = torch.cat([torch.ones(20_000, 1), normal(one, 20_000, 1)], dim=1).double()
     weights = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
     spread = torch.tensor([[0.5, 0.0], [0.3, 2.0]], dtype=torch.float64)
-    prior = RowPrior(features, 2)
+    prior = RowPrior(features, 2, 20_000, Workers())
     prior.draw(features @ weights + normal(one, 20_000, 2) @ spread.T, one)
     assert torch.allclose(prior.weights, weights, atol=0.06)
     precision = torch.linalg.inv(spread @ spread.T)
@@ -135,7 +135,8 @@ def test_noise_follows_many_ratings_and_the_typical_user_few():
 def test_tastes_are_the_main_directions_of_who_rated_what():
     same = (torch.arange(USERS)[:, None] + torch.arange(ITEMS)) % 2 == 0  # two circles of users
     rated = torch.from_numpy(rng().random((USERS, ITEMS))) < torch.where(same, 0.8, 0.2)
-    user, item, table = implicit_svd_features(*torch.nonzero(rated).T, USERS, ITEMS, 3, Workers())
+    everyone, pairs = OwnUsers.everyone(USERS), torch.nonzero(rated).T
+    user, item, table = implicit_svd_features(*pairs, everyone, ITEMS, 3, Workers())
     dense = rated.double()
     weighed = dense * dense.sum(dim=1, keepdim=True) ** -0.25 * dense.sum(dim=0) ** -0.25
     left, size, right = torch.linalg.svd(weighed)
@@ -150,9 +151,9 @@ def test_tastes_are_the_main_directions_of_who_rated_what():
 def test_compressing_is_the_truncated_singular_value_decomposition():
     left, right = normal(rng(), 9, 5), normal(rng(), 7, 5)
     u, size, v = torch.linalg.svd(left @ right.T, full_matrices=False)
-    small = truncated_svd(left, right, 2)
+    small = truncated_svd(left, right, 2, Workers())
     assert torch.allclose(small[0] @ small[1].T, u[:, :2] * size[:2] @ v[:2])
-    wide = truncated_svd(left, right, 8)
+    wide = truncated_svd(left, right, 8, Workers())
     assert wide[0].shape == (9, 8)
     assert torch.allclose(wide[0] @ wide[1].T, left @ right.T)
 
@@ -258,8 +259,9 @@ def _train_part(rank: int, size: int, folder: str) -> None:
     # The last worker has no users at all.
     part = max(size - 1, 1)
     own = shard.user % part == rank
-    owned = torch.arange(USERS) % part == rank
-    mine = Shard(shard.user[own], shard.item[own], shard.rating[own].double(), owned)
+    ids = np.arange(rank, USERS, part) if rank < part else np.zeros(0, np.int64)
+    users = OwnUsers.of([rank], [ids], USERS)
+    mine = Shard(users.local(shard.user[own]), shard.item[own], shard.rating[own].double(), users)
     run = training_run(Path(folder), mine, ["train.epochs=3"], workers=Workers(rank, size))
     run.model.double()
     run.fit()

@@ -249,8 +249,8 @@ def test_a_resumed_sweep_may_be_longer_and_remembers_it(search, tmp_path):
 
 def test_folds_validate_every_rating_once_and_never_what_they_train(prepared):
     data = load(open_without_test(prepared.folder.path))
-    known = data.splits["valid"].user < prepared.users
-    wanted = {*_pairs(data.splits["train"]), *_pairs(data.splits["valid"].where(known))}
+    train, valid = data.load("train"), data.load("valid")
+    wanted = {*_pairs(train), *_pairs(valid.where(valid.user < prepared.users))}
     seen: list[tuple[int, int]] = []
     for fold in range(3):
         part = data.fold(fold, 3)

@@ -4,6 +4,7 @@ import platform
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,7 +15,9 @@ from recray.config import TrainSettings, load_settings
 from recray.data.negatives import NegativeSampler
 from recray.errors import RecrayError
 from recray.models import build_model
-from recray.models.base import Batch, Model, UniqueIds, grouped_dot
+from recray.models.base import Model
+from recray.models.batches import Batch, UniqueIds, grouped_dot
+from recray.models.factorization import DotBias
 from recray.models.objectives import Mse, build_objective
 from recray.training.collectives import SparseAllReduce
 from recray.training.loop import device_of
@@ -25,6 +28,7 @@ from recray.training.optimizers import (
     keep_freed_memory,
     precision_of,
 )
+from recray.training.own_users import OwnUsers, user_weights
 from recray.training.shard import Workers
 from recray.training.sparse import SparseStep
 from tests.test_training import SIZE, training_run, two_tastes
@@ -61,7 +65,7 @@ def test_no_ids_touch_nothing():
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("pairs", [1, 4, 4096])
 def test_products_and_their_gradients_are_those_of_autograd(count, pairs, monkeypatch):
-    monkeypatch.setattr("recray.models.base.PAIRS", pairs)
+    monkeypatch.setattr("recray.models.batches.PAIRS", pairs)
     generator = torch.Generator().manual_seed(0)
     user = torch.randint(0, 4, (9,), generator=generator)
     item = torch.randint(0, 5, (9, count), generator=generator)
@@ -105,14 +109,21 @@ def dot_bias(changes=(), weight_decay: float = 0.0) -> tuple[Model, TrainSetting
     return build_model(settings, 6, 5).double(), settings.train
 
 
+def own_rows(model: Model, rank: int, size: int) -> tuple[OwnUsers, Model]:
+    """Every size-th user, and the model with the rows of these alone."""
+    users = OwnUsers.of([rank], [np.arange(rank, 6, size)], 6)
+    mine = DotBias(len(users), 5, 3).double()
+    mine.load_state_dict(users.own_rows(model.state_dict(), user_weights(model)))
+    return users, mine
+
+
 def take_steps(model: Model, settings: TrainSettings, batches: list[Batch], l2: float) -> None:
-    everyone = torch.ones(model.users, dtype=torch.bool)
-    step = SparseStep(model, everyone, settings, Workers(), max_pairs=9)
+    step = SparseStep(model, settings, Workers(), max_pairs=9)
     for batch in batches:
         local = step.prepare(batch)
         small = step.batch_model
         step.take(Mse(l2).loss(small, local).mean(), 0)
-    step.sync_user_rows()
+    step.finish_steps()
 
 
 class DenseAdagrad:
@@ -233,8 +244,7 @@ def test_every_model_and_objective_steps_alike_on_touched_rows_and_whole_tables(
             taken = known if settings.objective.reject_seen else None
             sampler = NegativeSampler(9, settings.objective.negatives, popular, taken)
         extra = {"max_pairs": 99} if kind is SparseStep else {}
-        everyone = torch.ones(6, dtype=torch.bool)
-        step = kind(model, everyone, settings.train, Workers(), **extra)
+        step = kind(model, settings.train, Workers(), **extra)
         for whole in STEPS:
             drawn = sampler.draw(whole.user, generator) if sampler else None
             batch = step.prepare(replace(whole, negatives=drawn))
@@ -247,7 +257,7 @@ def test_every_model_and_objective_steps_alike_on_touched_rows_and_whole_tables(
 
 def test_padding_is_not_touched():
     model, settings = dot_bias(["train.optimizer=lazy-adam"])
-    step = SparseStep(model, torch.ones(6, dtype=torch.bool), settings, Workers(), max_pairs=9)
+    step = SparseStep(model, settings, Workers(), max_pairs=9)
     whole = batch_of([[2, 3], [0, 0]])
     local = step.prepare(replace(whole, num_valid=1))
     assert len(local.user) == 1
@@ -358,17 +368,21 @@ def _take_part(rank: int, size: int, folder: str, optimizer: str, dense: bool) -
     )
     changes = [f"train.optimizer={optimizer}", "train.lr=0.1"]
     model, settings = dot_bias(changes, weight_decay=0.2)
-    owned = torch.arange(6) % size == rank
-    step = SparseStep(model, owned, settings, Workers(rank, size), max_pairs=7)
+    users, model = own_rows(model, rank, size)
+    step = SparseStep(model, settings, Workers(rank, size), max_pairs=7)
     if step.all_reduce is not None:  # several workers
         step.all_reduce.dense = dense
     for batch in STEPS:
         pairs = torch.stack([batch.user, batch.item], dim=1)[batch.user % size == rank]
-        local = step.prepare(batch_of(pairs.tolist()))
+        batch_of_part = replace(batch_of(pairs.tolist()), user=users.local(pairs[:, 0]))
+        local = step.prepare(batch_of_part)
         error = Mse(0.0).loss(step.batch_model, local).sum()
         step.take(error / batch.num_valid, 0)
-    step.sync_user_rows()
-    torch.save({"model": model.state_dict(), "known": step.state()}, f"{folder}-{size}-{rank}")
+    step.finish_steps()
+    weights = model.state_dict()
+    rows = {name: weights.pop(name) for name in user_weights(model)} | step.user_state()
+    known = {"ids": users.ids, "rows": rows, "shared": weights | step.state()}
+    torch.save(known, f"{folder}-{size}-{rank}")
     dist.destroy_process_group()
 
 
@@ -377,8 +391,8 @@ def part(size: int, rank: int, folder: Path, optimizer: str, dense: bool = False
     if not path.exists():
         given = (size, str(folder), optimizer, dense)
         mp.start_processes(_take_part, given, nprocs=size, start_method="fork")
-    found = torch.load(path)
-    return {**found["model"], **found["known"]}
+    found: dict = torch.load(path)
+    return found
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -388,8 +402,11 @@ def test_several_workers_take_the_steps_of_one_on_touched_rows(tmp_path, optimiz
     for size in (2, 3, 4):
         for rank in range(size):
             several = part(size, rank, tmp_path / "w", optimizer, dense)
-            for name, tensor in one.items():
-                same = torch.allclose(several[name].double(), tensor.double(), atol=1e-9)
+            rows = {name: tensor[several["ids"]] for name, tensor in one["rows"].items()}
+            for name, tensor in (one["shared"] | rows).items():
+                own = (several["shared"] | several["rows"])[name]
+                same = torch.allclose(own.double(), tensor.double(), atol=1e-9)
+                assert own.shape == tensor.shape, name
                 assert same, f"{name} of worker {rank} of {size}"
 
 
@@ -397,12 +414,14 @@ def _average(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/r", rank=rank, world_size=2)
     changes = ["train.optimizer=sgd", "train.lr=0.1", "train.local_sgd_steps=2"]
     model, settings = dot_bias(changes)
-    step = SparseStep(model, torch.arange(6) % 2 == rank, settings, Workers(rank, 2), max_pairs=7)
+    users, model = own_rows(model, rank, 2)
+    step = SparseStep(model, settings, Workers(rank, 2), max_pairs=7)
     for number in range(2):
-        local = step.prepare(batch_of([[rank, 0], [rank, 1 + rank]]))
+        batch = batch_of([[rank, 0], [rank, 1 + rank]])
+        local = step.prepare(replace(batch, user=users.local(batch.user)))
         loss = Mse(0.0).loss(step.batch_model, local).mean()
         step.take(loss, number)
-    step.sync_user_rows()
+    step.finish_steps()
     torch.save(model.state_dict(), f"{folder}/{rank}")
     dist.destroy_process_group()
 
@@ -416,10 +435,12 @@ def test_averaging_is_the_mean_of_what_each_worker_made_alone(tmp_path):
         take_steps(model, settings, [batch_of([[rank, 0], [rank, 1 + rank]])] * 2, l2=0.0)
         alone.append(model.state_dict())
     for name, tensor in found[0].items():
+        if "user" in name:  # each worker has the rows of its own users
+            for rank in (0, 1):
+                assert torch.allclose(found[rank][name], alone[rank][name][rank::2], atol=1e-12)
+            continue
         assert torch.equal(tensor, found[1][name]), name
         expected = (alone[0][name] + alone[1][name]) / 2
-        if "user" in name:  # a user's row comes from its owner
-            expected = torch.stack([alone[user % 2][name][user] for user in range(6)])
         assert torch.allclose(tensor, expected, atol=1e-12), name
 
 

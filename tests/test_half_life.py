@@ -10,8 +10,9 @@ from recray.errors import RecrayError
 from recray.models.factorization import Dot
 from recray.models.objectives import ImplicitALS, build_objective
 from recray.schema import UNKNOWN_TIME
+from recray.training.als import ALSEpochs
 from recray.training.checks import check_half_life
-from recray.training.epochs import ALSEpochs
+from recray.training.own_users import OwnUsers
 from recray.training.shard import Shard, Workers, time_decay
 
 DAY = 86_400
@@ -21,7 +22,7 @@ TIME[TIME != UNKNOWN_TIME] *= DAY
 
 def shard(time=TIME):
     user, item = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 1, 2, 1, 3, 0])
-    return Shard(user, item, torch.ones(6), torch.ones(3, dtype=torch.bool), time)
+    return Shard(user, item, torch.ones(6), OwnUsers.everyone(3), time)
 
 
 @dataclasses.dataclass(frozen=True)

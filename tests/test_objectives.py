@@ -5,7 +5,8 @@ import torch
 
 from recray.config import load_settings
 from recray.errors import RecrayError
-from recray.models.base import Batch, Statistics
+from recray.models.base import Statistics
+from recray.models.batches import Batch
 from recray.models.factorization import Dot, DotBias
 from recray.models.objectives import (
     Bce,

@@ -9,7 +9,7 @@ from recray.config import load_settings, translated
 from recray.config.groups import ObjectiveSettings
 from recray.data.negatives import Negatives
 from recray.errors import RecrayError
-from recray.models.base import Batch
+from recray.models.batches import Batch
 from recray.models.factorization import Dot
 from recray.models.history import RatingsCSR
 from recray.models.neural import NeuMf
@@ -24,7 +24,8 @@ from recray.models.objectives import (
     detect_scale,
 )
 from recray.models.objectives.ranking import all_logits
-from recray.training.epochs import ALSEpochs
+from recray.training.als import ALSEpochs
+from recray.training.own_users import OwnUsers
 from recray.training.shard import Shard, Workers
 
 STARS, SIGN = Preference("stars", 1, 5), Preference("sign", -1, 1)
@@ -158,7 +159,7 @@ def test_a_graded_fold_in_is_the_least_squares_solution(preference):
 def test_epochs_of_graded_solves_reach_the_minimum_of_the_formula(preference):
     """The slope over both sides is 0 after many epochs, and the loss is that of the formula."""
     model, objective = start(2), ImplicitALS(0.3, 0.05, preference)
-    shard = Shard(USER, ITEM, RATING.double(), torch.ones(5, dtype=torch.bool))
+    shard = Shard(USER, ITEM, RATING.double(), OwnUsers.everyone(5))
     epochs = ALSEpochs(model, objective, shard, Workers())
     for epoch in range(300):
         loss, _ = epochs.run(epoch)
@@ -179,7 +180,7 @@ def test_binary_solves_do_not_see_values():
     tables = []
     for rating in (RATING, torch.full_like(RATING, 5.0)):
         model = start()
-        shard = Shard(USER, ITEM, rating, torch.ones(5, dtype=torch.bool))
+        shard = Shard(USER, ITEM, rating, OwnUsers.everyone(5))
         ALSEpochs(model, ImplicitALS(0.3, 0.05), shard, Workers()).run(0)
         tables.append(model.item_vectors.weight)
     assert torch.equal(*tables)

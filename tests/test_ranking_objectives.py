@@ -7,7 +7,7 @@ import torch
 
 from recray.data.negatives import Negatives
 from recray.errors import RecrayError
-from recray.models.base import Batch
+from recray.models.batches import Batch
 from recray.models.factorization import Dot
 from recray.models.history import RatingsCSR
 from recray.models.neural import NeuMf, SoftmaxDnn

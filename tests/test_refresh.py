@@ -26,7 +26,8 @@ from recray.pipelines.refresh import (
     saved,
 )
 from recray.storage import Folder
-from recray.training.warm_start import grown, read_start_weights
+from recray.training.grown import grown
+from recray.training.warm_start import read_start_weights
 
 
 def rows(*given, part=None):
@@ -135,7 +136,7 @@ def test_a_user_whom_the_bundle_does_not_know_is_folded_in(make_bundle, prepared
     last = bundle.model.users - 1
     own = prepared.load("train")
     mine = own.user == last
-    monkeypatch.setattr("recray.training.warm_start._places", unknown(last))
+    monkeypatch.setattr("recray.training.grown.places_of", unknown(last))
     weights = grown(bundle, prepared)["user_vectors.weight"]
     item = torch.from_numpy(own.item[mine].astype(np.int64))
     rated = UserRatings(item, torch.from_numpy(own.rating[mine]))
@@ -149,7 +150,7 @@ def test_an_item_that_the_bundle_does_not_know_is_solved_from_those_who_rated_it
 ):
     bundle = make_bundle()
     new, users = 3, bundle.model.users
-    monkeypatch.setattr("recray.training.warm_start._places", unknown_item(new, bundle.model.items))
+    monkeypatch.setattr("recray.training.grown.places_of", unknown_item(new, bundle.model.items))
     vectors = grown(bundle, prepared)["item_vectors.weight"]
     own = prepared.load("train")
     mine = own.item == new
@@ -193,7 +194,7 @@ def test_a_bucket_without_new_users_folds_nobody_in(make_bundle, prepared, monke
     bundle, train = make_bundle(), prepared.load("train")
     last = bundle.model.users - 1
     halves = [train.where(train.user != last), train.where(train.user == last)]
-    monkeypatch.setattr("recray.training.warm_start._places", unknown(last))
+    monkeypatch.setattr("recray.training.grown.places_of", unknown(last))
     whole = grown(bundle, prepared)
     prepared.manifest["buckets"] = 2
     monkeypatch.setattr(type(prepared), "load", lambda _self, _split, parts: halves[parts[0]])
@@ -206,10 +207,10 @@ def test_a_model_without_rows_of_users_keeps_the_items_that_it_knows(
 ):
     bundle, new = make_bundle(preset="sequence"), 3
     last = bundle.model.users - 1
-    monkeypatch.setattr("recray.training.warm_start._places", unknown(last))
+    monkeypatch.setattr("recray.training.grown.places_of", unknown(last))
     for name, value in grown(bundle, prepared).items():
         assert value.equal(bundle.model.state_dict()[name]), f"{name}: a new user has no row"
-    monkeypatch.setattr("recray.training.warm_start._places", unknown_item(new, bundle.model.items))
+    monkeypatch.setattr("recray.training.grown.places_of", unknown_item(new, bundle.model.items))
     weights, before = grown(bundle, prepared), bundle.model.state_dict()["item_vectors.weight"]
     others = torch.arange(bundle.model.items) != new
     assert weights["item_vectors.weight"][others].equal(before[others])

@@ -15,6 +15,7 @@ from recray.schema import UNKNOWN_TIME
 from recray.training.checkpoint import RunFolder
 from recray.training.loop import TrainingRun
 from recray.training.next_item import NextItemEpochs
+from recray.training.own_users import OwnUsers
 from recray.training.shard import Shard, Workers, epoch_generator
 
 ITEMS, LENGTH = 12, 6
@@ -166,7 +167,7 @@ def walks(users=60, items=30, steps=14, time=True) -> Shard:
     item = (start[:, None] + torch.arange(steps)) % items
     when = (torch.arange(users)[:, None] + torch.arange(steps) * 100).reshape(-1)
     user = torch.arange(users).repeat_interleave(steps)
-    every = torch.ones(users, dtype=torch.bool)
+    every = OwnUsers.everyone(users)
     return Shard(user, item.reshape(-1), torch.ones(len(user)), every, when if time else None)
 
 
@@ -222,7 +223,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
 def test_every_rating_but_the_first_is_predicted_once_an_epoch(tmp_path):
     counts = torch.tensor([1, 2, 8, 9, 10, 17, 30])
     user = torch.repeat_interleave(torch.arange(7), counts)
-    shard = Shard(user, torch.arange(len(user)) % 30, torch.ones(len(user)), torch.ones(7) > 0)
+    shard = Shard(user, torch.arange(len(user)) % 30, torch.ones(len(user)), OwnUsers.everyone(7))
     run = run_of(tmp_path, shard, "train.batch_size=4")
     epochs = NextItemEpochs(run.model, NextItem(), shard, run.settings.train, Workers())
     first = counts.cumsum(dim=0) - counts

@@ -22,7 +22,7 @@ from recray.training.epochs import SGDEpochs
 from recray.training.loop import TrainingRun
 from recray.training.run_metadata import RUN_FORMAT, WorkerChange
 from recray.training.shard import LONG_TIMEOUT_S, Shard, Workers
-from tests.test_training import SIZE, metadata, saved, training_run, two_tastes
+from tests.test_training import metadata, part_of, saved, training_run, two_tastes
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 PRIME = 31
@@ -35,18 +35,12 @@ def join(rank: int, size: int, rendezvous: str) -> Workers:
     return Workers(rank, size)
 
 
-def part_of(shard: Shard, rows: int, workers: Workers) -> Shard:
-    """The worker's users of the first so many rows."""
-    user, item, rating = (c[:rows] for c in (shard.user, shard.item, shard.rating.double()))
-    own = user % workers.size == workers.rank
-    owned = torch.arange(SIZE) % workers.size == workers.rank
-    return Shard(user[own], item[own], rating[own], owned)
-
-
 def run_of(folder: Path, workers: Workers, rows: int, *changes: str) -> TrainingRun:
     """A run in float64 of the worker's part of the rows."""
     shard, _ = two_tastes()
-    run = training_run(folder, "dot-mse", part_of(shard, rows, workers), changes)
+    first = (column[:rows] for column in (shard.user, shard.item, shard.rating))
+    mine = part_of(Shard(*first, shard.users), workers)
+    run = training_run(folder, "dot-mse", mine, changes)
     run.model.double()
     return TrainingRun(**(vars(run) | {"workers": workers}))
 
@@ -80,7 +74,7 @@ def test_workers_with_few_rows_or_none_end_together_and_as_one(tmp_path, size):
         )  # fmt: skip
         one.fit()
         found = RunFolder(str(tmp_path / f"{rows}-all")).latest().weights
-        for name, table in one.model.state_dict().items():
+        for name, table in one.checkpoints.latest().weights.items():
             assert torch.allclose(found[name], table, atol=1e-9), f"{name}, {rows} rows"
 
 
@@ -255,7 +249,7 @@ def test_another_number_of_workers_goes_on_with_the_same_tables(tmp_path):
     one.fit()
     found = RunFolder(folder).latest()
     assert [e["epoch"] for e in found.train_state.history] == [1, 2, 3, 4, 5, 6]
-    for name, table in one.model.state_dict().items():
+    for name, table in one.checkpoints.latest().weights.items():
         assert torch.allclose(found.weights[name], table, atol=1e-9), name
 
 

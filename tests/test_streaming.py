@@ -3,6 +3,7 @@
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
@@ -19,6 +20,7 @@ from recray.storage import Folder, publish
 from recray.training import trainer
 from recray.training.checkpoint import RunFolder
 from recray.training.loop import TrainingRun, build_run
+from recray.training.own_users import OwnUsers
 from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator
 from recray.training.streaming import StreamedShard
 from recray.training.worker_rows import WorkerRows
@@ -38,13 +40,18 @@ def columns(part: int) -> tuple[torch.Tensor, ...]:
 
 def streamed(workers: Workers, read=columns, limit: int = LIMIT) -> StreamedShard:
     parts = range(workers.rank, PARTS, workers.size)
-    owned = torch.isin(torch.arange(SIZE) % PARTS, torch.tensor(list(parts)))
-    return StreamedShard(read, {part: len(columns(part)[0]) for part in parts}, limit, owned)
+    users = OwnUsers.of(parts, [np.arange(part, SIZE, PARTS) for part in parts], SIZE)
+
+    def local(part: int) -> tuple[torch.Tensor, ...]:
+        user, item, rating = read(part)
+        return users.local(user), item, rating
+
+    return StreamedShard(local, {part: len(columns(part)[0]) for part in parts}, limit, users)
 
 
 def resident(workers: Workers) -> Shard:
     shard = streamed(workers)
-    return Shard(*(torch.cat(c) for c in zip(*shard.chunks(), strict=True)), shard.owned)
+    return Shard(*(torch.cat(c) for c in zip(*shard.chunks(), strict=True)), shard.users)
 
 
 def run_of(folder: Path, shard, workers: Workers, *changes: str, **given) -> TrainingRun:
@@ -56,7 +63,7 @@ def run_of(folder: Path, shard, workers: Workers, *changes: str, **given) -> Tra
 
 def tables(run: TrainingRun) -> dict[str, torch.Tensor]:
     run.fit()
-    return run.model.state_dict()
+    return run.checkpoints.latest().weights
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -86,7 +93,7 @@ def test_no_more_rows_are_in_memory_than_allowed():
     def read(part: int):
         nonlocal most
         rows = columns(part)
-        alive.append(weakref.ref(rows[0]))
+        alive.append(weakref.ref(rows[1]))
         held = [ref() for ref in alive]
         most = max(most, sum(len(tensor) for tensor in held if tensor is not None))
         return rows
@@ -189,9 +196,10 @@ def test_validation_of_a_streamed_worker_is_that_of_one_that_holds_everything(in
         run = build_run(settings, in_parts, NoCheckpoints(), Workers(), lambda _: None)
         with torch.no_grad():
             found[limit] = run.validate(run.model.eval())
-        assert rows.shard.owned.all()
+        assert sorted(rows.shard.users.ids.tolist()) == list(range(in_parts.users))
         ones = torch.ones(in_parts.items)
-        biases.append(rows._biases(Statistics(3.0 * ones, ones, 1.0, 5.0)).user_bias)
+        bias = rows._biases(Statistics(3.0 * ones, ones, 1.0, 5.0)).user_bias
+        biases.append(bias[torch.argsort(rows.users.ids)])
     assert torch.equal(*biases)
     assert biases[0].count_nonzero() == in_parts.users
     assert found["18"].keys() == found["null"].keys()

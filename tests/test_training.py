@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,13 @@ from recray.training import trainer
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.early_stopping import distrust_of_validation
 from recray.training.loop import TrainingRun
-from recray.training.optimizers import DenseStep
+from recray.training.own_users import OwnUsers, first_model
 from recray.training.ray_train import Callbacks, TrainJob
 from recray.training.run_metadata import RunMetadata
 from recray.training.runners import epoch_runner
 from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator, shuffled_batches
 
-SIZE = 20
+SIZE, PARTS = 20, 5
 
 
 def two_tastes() -> tuple[Shard, tuple[torch.Tensor, torch.Tensor]]:
@@ -37,21 +38,32 @@ def two_tastes() -> tuple[Shard, tuple[torch.Tensor, torch.Tensor]]:
     rating = torch.where((user + item) % 2 == 0, 5.0, 1.0)
     held_out = (user + 2 * item) % 7 == 0
     seen = ~held_out
-    shard = Shard(user[seen], item[seen], rating[seen], torch.ones(SIZE, dtype=torch.bool))
+    shard = Shard(user[seen], item[seen], rating[seen], OwnUsers.everyone(SIZE))
     return shard, (user[held_out], item[held_out])
 
 
 def liked_only(shard: Shard) -> Shard:
     keep = shard.rating == 5
-    return Shard(shard.user[keep], shard.item[keep], shard.rating[keep], shard.owned)
+    return Shard(shard.user[keep], shard.item[keep], shard.rating[keep], shard.users)
+
+
+def part_of(shard: Shard, workers: Workers, parts: int = PARTS) -> Shard:
+    """The ratings of a worker's users, in local ids and float64. A user's part is their id modulo
+    the number of parts, and the parts of a worker are every size-th one.
+    """
+    own, everyone = range(workers.rank, parts, workers.size), np.unique(shard.user.numpy())
+    users = OwnUsers.of(own, [everyone[everyone % parts == part] for part in own], SIZE)
+    place = torch.from_numpy(users.places(shard.user.numpy()))
+    rows = torch.nonzero(place >= 0)[:, 0]
+    rows = rows[torch.argsort(place[rows], stable=True)]
+    return Shard(place[rows], shard.item[rows], shard.rating[rows].double(), users)
 
 
 def training_run(folder: Path, preset: str, shard: Shard, changes=(), **given) -> TrainingRun:
     sizes = {"dim": 4, "mlp_dim": 4, "layers": [16, 8], "levels": [1, 5]}
     small = load_settings(preset).sized(1000, 1500).changed(model=sizes, train={"patience": None})
     settings = overridden(small, changes)
-    torch.manual_seed(settings.train.seed)
-    model = build_model(settings, SIZE, SIZE)
+    model = first_model(partial(build_model, settings), shard.users, SIZE, settings.train.seed)
     arguments = {
         "settings": settings,
         "model": model,
@@ -70,7 +82,7 @@ RATING_RECIPES = [
     ("dot-bias-bce", ["train.lr=0.05", "train.epochs=40"]),
     ("mf-normalised", ["train.lr=0.05", "train.l2=0.001"]),
     ("gmf", ["train.lr=0.05", "train.epochs=60"]),
-    ("neumf", ["train.lr=0.02", "train.epochs=80", "model.dropout=0.1"]),
+    ("neumf", ["train.lr=0.02", "train.epochs=100", "model.dropout=0.1"]),
     # The l2 of the preset is for real ratings; in so few without noise it leaves the mean alone.
     ("softmax-dnn", ["train.lr=0.02", "train.epochs=60", "train.l2=0.1"]),
 ]
@@ -284,14 +296,23 @@ def _train_part(rank: int, size: int, folder: str, recipe: str, address: str) ->
     preset = SHARED[recipe][0]
     if "ranking" in preset:
         shard = liked_only(shard)
-    own = shard.user % size == rank
-    owned = torch.arange(SIZE) % size == rank
-    part = Shard(shard.user[own], shard.item[own], shard.rating[own].double(), owned)
-    run = training_run(Path(folder), preset, part, ["train.epochs=4", *SHARED[recipe][1]])
+    workers = Workers(rank, size)
+    mine = part_of(shard, workers)
+    given = ["train.epochs=4", *SHARED[recipe][1]]
+    run = training_run(Path(folder), preset, mine, given, workers=workers)
     run.model.double()
-    run = TrainingRun(**(vars(run) | {"workers": Workers(rank, size)}))
     run.fit()
+    if size == 2:
+        assert_no_table_of_everyone(run, mine)
     dist.destroy_process_group()
+
+
+def assert_no_table_of_everyone(run: TrainingRun, mine: Shard) -> None:
+    """Among all tensors of the process only those of this worker's users have a row for each."""
+    assert 0 < len(mine.users) < SIZE
+    tables = {name for name in run.model.embeddings() if "user_" in name}
+    for name in tables:
+        assert len(run.model.get_submodule(name).weight) == len(mine.users)
 
 
 def trained_by(size: int, folder: Path, recipe: str) -> dict[str, torch.Tensor]:
@@ -308,29 +329,6 @@ def test_several_workers_take_the_steps_of_one(tmp_path, recipe):
         several = trained_by(size, tmp_path / f"w{size}", recipe)
         for name, tensor in one.items():
             assert torch.allclose(several[name], tensor, atol=1e-9), f"{name} with {size} workers"
-
-
-def _gather_shuffled(rank: int, folder: str) -> None:
-    """Workers whose optimizers hold their slots in different orders, as files may give them."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/r", rank=rank, world_size=2)
-    model = build_model(load_settings("dot-mse", None, ["model.dim=2"]), 2, 3)
-    owned = torch.tensor([rank == 0, rank == 1])
-    step = DenseStep(model, owned, load_settings("dot-mse").train, Workers(rank, 2))
-    (table,) = step.user_tables.values()
-    names = ["exp_avg", "exp_avg_sq"] if rank == 0 else ["exp_avg_sq", "exp_avg"]
-    values = {"exp_avg": -1.0, "exp_avg_sq": 4.0}
-    step.optimizer.state[table] = {n: torch.full((2, 2), values[n]) for n in names}
-    step.sync_user_rows()
-    found = {n: v.unique().tolist() for n, v in step.optimizer.state[table].items()}
-    Path(folder, f"found-{rank}").write_text(json.dumps(found, sort_keys=True))
-    dist.destroy_process_group()
-
-
-def test_gathering_pairs_what_the_optimizer_knows_by_its_name(tmp_path):
-    mp.start_processes(_gather_shuffled, (str(tmp_path),), nprocs=2, start_method="fork")
-    for rank in (0, 1):
-        found = json.loads((tmp_path / f"found-{rank}").read_text())
-        assert found == {"exp_avg": [-1.0], "exp_avg_sq": [4.0]}
 
 
 # ------------------------------------------------------------------------------- checkpoints

@@ -11,8 +11,9 @@ from recray.errors import RecrayError
 from recray.models.factorization import Dot, Hybrid
 from recray.models.neural import Gmf, Mlp, NeuMf, SoftmaxDnn
 from recray.models.objectives import ImplicitALS, Preference
+from recray.training.als import ALSEpochs
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
-from recray.training.epochs import ALSEpochs
+from recray.training.own_users import OwnUsers, first_model
 from recray.training.run_metadata import RunMetadata
 from recray.training.shard import Shard, Workers
 from recray.training.warm_start import (
@@ -101,7 +102,7 @@ def test_pretrained_vectors_know_who_is_alike():
         x.reshape(-1) for x in torch.meshgrid(torch.arange(8), torch.arange(10), indexing="ij")
     )
     liked = (user + item) % 2 == 0
-    shard = Shard(user[liked], item[liked], torch.ones(int(liked.sum())), torch.ones(8).bool())
+    shard = Shard(user[liked], item[liked], torch.ones(int(liked.sum())), OwnUsers.everyone(8))
     model = SoftmaxDnn(8, 10, 2, (4,), (1.0,), 0.0, "logit")
     settings = load_settings("softmax-dnn-ranking", None, ["train.als_pretrain_epochs=3"])
     pretrain(model, shard, settings, Workers(), (1.0, 1.0))
@@ -115,12 +116,11 @@ def test_pretrained_vectors_know_who_is_alike():
 def test_a_pretrained_neumf_starts_with_the_scores_of_the_solves():
     user, item = torch.tensor([0, 0, 1, 2, 2, 3]), torch.tensor([0, 1, 1, 2, 3, 3])
     stars = torch.tensor([5.0, 1.0, 4.0, 2.0, 5.0, 3.0])
-    shard = Shard(user, item, stars, torch.ones(4).bool())
+    shard = Shard(user, item, stars, OwnUsers.everyone(4))
     model = NeuMf(4, 4, 2, 3, (4, 3), 0.0, "logit")
     settings = load_settings("neumf-ranking", None, ["train.als_pretrain_epochs=3"])
     pretrain(model, shard, settings, Workers(), (1.0, 5.0))
-    torch.manual_seed(settings.train.seed)
-    dot = Dot(4, 4, 2, "logit")
+    dot = first_model(lambda *sizes: Dot(*sizes, 2, "logit"), shard.users, 4, settings.train.seed)
     weight, l2 = settings.objective.unobserved_weight, settings.train.als_pretrain_l2
     objective = ImplicitALS(weight, l2, Preference("stars"))
     epochs = ALSEpochs(dot, objective, shard, Workers())

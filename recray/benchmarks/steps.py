@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,6 +21,7 @@ from recray.models.objectives import PairLoss, build_objective
 from recray.training.epochs import PairEpochs
 from recray.training.loop import device_of
 from recray.training.optimizers import pairs_of
+from recray.training.own_users import OwnUsers
 from recray.training.shard import Shard, Workers
 
 NEGATIVES = 4
@@ -66,21 +68,25 @@ class Case:
         given += [f"train.batch_size={self.rows}"]
         return load_settings("dot-mse", None, [*given, *MODELS[self.model], *self.changes])
 
-    def build(self) -> Model:
-        """The untrained model."""
+    def build(self, workers: Workers) -> Model:
+        """The untrained model, with rows of this worker's users."""
         torch.manual_seed(0)
-        return build_model(self.settings, *SIZES[self.size])
+        return build_model(self.settings, len(self.users(workers)), SIZES[self.size][1])
+
+    def users(self, workers: Workers) -> OwnUsers:
+        """Every user whose number is the worker's, modulo their number."""
+        users, _ = SIZES[self.size]
+        ids = np.arange(workers.rank, users, workers.size)
+        return OwnUsers.of([workers.rank], [ids], users)
 
     def shard(self, workers: Workers) -> Shard:
         """Ratings whose items are as unevenly liked as those of MovieLens; users by the worker."""
-        users, items = SIZES[self.size]
+        own, (_, items) = self.users(workers), SIZES[self.size]
         generator = torch.Generator().manual_seed(workers.rank)
         count = self.rows * self.steps // workers.size
-        own = torch.arange(workers.rank, users, workers.size)
-        user = own[torch.randint(0, len(own), (count,), generator=generator)].sort().values
+        user = torch.randint(0, len(own), (count,), generator=generator).sort().values
         place = items ** torch.rand(count, generator=generator, dtype=torch.float64) - 1
-        owned = torch.arange(users) % workers.size == workers.rank
-        return Shard(user, place.long(), torch.ones(count), owned)
+        return Shard(user, place.long(), torch.ones(count), own)
 
 
 Pass = Callable[[], int]
@@ -89,7 +95,7 @@ Pass = Callable[[], int]
 
 def recray_pass(case: Case, workers: Workers) -> tuple[Pass, float]:
     """recray's own epoch, and the bytes that a worker receives in a step."""
-    settings, model = case.settings, case.build().to(device_of(case.settings.train))
+    settings, model = case.settings, case.build(workers).to(device_of(case.settings.train))
     objective = build_objective(settings, 1.0, 5.0)
     if not isinstance(objective, PairLoss):
         raise ValueError("the benchmark trains on pairs")
@@ -135,7 +141,7 @@ class Pairs(Dataset[tuple[int, int, float]]):
 
 def loop_pass(case: Case) -> Pass:
     """The usual loop: a Dataset with __getitem__, a DataLoader, batches of 512, Adam."""
-    model, shard = case.build(), case.shard(Workers())
+    model, shard = case.build(Workers()), case.shard(Workers())
     pairs = Pairs(shard, model.items)
     loader = DataLoader(pairs, batch_size=LOOP_BATCH, shuffle=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
@@ -166,7 +172,9 @@ class Scorer(nn.Module):
 
 def plain_pass(case: Case, workers: Workers) -> tuple[Pass, float]:
     """Vectorised PyTorch on one tensor, Adam; with several workers under plain DDP."""
-    model, shard = case.build(), case.shard(workers)
+    # Under DDP each worker has the whole of every table, so users keep the ids of all.
+    model, shard = case.build(Workers()), case.shard(workers)
+    users = shard.users.ids[shard.user]
     scorer: nn.Module = Scorer(model)
     moved = 0.0
     if workers.size > 1:
@@ -179,7 +187,7 @@ def plain_pass(case: Case, workers: Workers) -> tuple[Pass, float]:
     def run() -> int:
         order = torch.randperm(len(shard.user))
         for chosen in order.split(part)[: len(order) // part]:
-            user = shard.user[chosen].repeat(1 + NEGATIVES)
+            user = users[chosen].repeat(1 + NEGATIVES)
             drawn = torch.randint(0, model.items, (len(chosen) * NEGATIVES,))
             label = (torch.arange(len(user)) < len(chosen)).float()
             scores = scorer(user, torch.cat([shard.item[chosen], drawn]))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recray.errors import RecrayError
-from recray.models.base import BatchIds, LinearModel, Model, ScoreType, Statistics
+from recray.models.base import LinearModel, Model, ScoreType, Statistics
+from recray.models.batches import BatchIds
 from recray.models.factorization import VectorModel, embedding_rows
 
 START_NOISE = 0.1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recray.models.base import UniqueIds
+from recray.models.batches import UniqueIds
 from recray.training.shard import Workers
 
 PendingSum = Callable[[], tuple[Tensor, Tensor]]

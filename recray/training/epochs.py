@@ -1,4 +1,4 @@
-"""Epochs: gradient steps over ratings, with or without negatives, or over users; exact solves."""
+"""Epochs of gradient steps: over ratings, with or without negatives, or over users."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -9,10 +9,9 @@ from torch import Tensor
 
 from recray.config import TrainSettings
 from recray.data.negatives import NegativeSampler
-from recray.models.base import Batch, LinearModel, Model
-from recray.models.factorization import Hybrid
-from recray.models.objectives import ImplicitALS, PairLoss, SampledLoss
-from recray.models.objectives.preference import Graded
+from recray.models.base import Model
+from recray.models.batches import Batch
+from recray.models.objectives import PairLoss, SampledLoss
 from recray.models.objectives.ranking import all_logits
 from recray.training.optimizers import (
     DenseStep,
@@ -21,7 +20,7 @@ from recray.training.optimizers import (
     keep_freed_memory,
     precision_of,
 )
-from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator, time_decay
+from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator
 from recray.training.sparse import SparseStep
 from recray.training.streaming import StreamedShard
 
@@ -56,15 +55,24 @@ class EpochRunner:
         """(steps,) float64 losses of this worker in the epoch that is going on."""
         return self._losses
 
-    def sync_user_rows(self) -> None:
-        """Give every worker the rows of all users, between two steps."""
+    def finish_steps(self) -> None:
+        """Make what workers share equal on all of them, between two steps."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold besides the weights."""
+        """What a checkpoint must hold besides the weights, and is equal on all workers."""
         return {}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
+    def user_state(self) -> dict[str, Tensor]:
+        """The same with a row for each of this worker's users, on the first axis."""
+        return {}
+
+    def load_state(self, shared: dict[str, Tensor], user_rows: dict[str, Tensor]) -> None:
+        """Go on from what `state` and `user_state` returned."""
+
+
+def zero_loss(model: Model) -> Tensor:
+    """0, with gradients of 0: other workers sum them with those of a worker without rows."""
+    return sum((p.sum() * 0 for p in model.parameters()), torch.zeros(()))
 
 
 def _plan(own: int, batch_size: int | str, workers: Workers) -> BatchPlan:
@@ -80,7 +88,7 @@ class SGDEpochs(EpochRunner, ABC):
     The ratings lie where the model is: on the CPU, or in the memory of a GPU.
 
     Args:
-        model: The model, equal on every worker.
+        model: The model; all but the rows of users is equal on every worker.
         shard: This worker's ratings.
         own: How many rows this worker has to cut into steps: ratings, or users.
         settings: Optimizer, rows of a step, and seed.
@@ -101,26 +109,31 @@ class SGDEpochs(EpochRunner, ABC):
         self.device = next(model.parameters()).device
         self.shard, self.workers = shard.to(self.device), workers
         self.plan = _plan(own, settings.batch_size, workers)
-        choice = OptimizerChoice.of(settings, sum(self.plan.rows), pairs, model.users + model.items)
+        entries = self.shard.users.total + model.items
+        choice = OptimizerChoice.of(settings, sum(self.plan.rows), pairs, entries)
         self.settings = settings.model_copy(update={"optimizer": choice.optimizer})
-        given = (model, self.shard.owned, self.settings, workers)
+        given = (model, self.settings, workers)
         self.step: OptimizerStep = (
             SparseStep(*given, max_pairs=self.plan.batch * (pairs or 1))
             if choice.sparse
             else DenseStep(*given)
         )
 
-    def sync_user_rows(self) -> None:
-        """Give every worker the rows of all users, between two steps."""
-        self.step.sync_user_rows()
+    def finish_steps(self) -> None:
+        """Make what workers share equal on all of them, between two steps."""
+        self.step.finish_steps()
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors by name."""
+        """The optimizer's tensors by name, but for those of users."""
         return self.step.state()
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from the tensors of `state`."""
-        self.step.load_state(state)
+    def user_state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors of this worker's users by name."""
+        return self.step.user_state()
+
+    def load_state(self, shared: dict[str, Tensor], user_rows: dict[str, Tensor]) -> None:
+        """Go on from the tensors of `state` and `user_state`."""
+        self.step.load_state(shared, user_rows)
 
     @abstractmethod
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
@@ -151,7 +164,7 @@ class SGDEpochs(EpochRunner, ABC):
                 self._losses[step] = loss.detach()  # float() here would wait for the GPU
                 if self._callback is not None:
                     self._callback(step + 1)
-        self.sync_user_rows()
+        self.finish_steps()
         return float(self._losses.sum()), float(self.shard.rows)
 
 
@@ -159,7 +172,7 @@ class PairEpochs(SGDEpochs):
     """Mini-batch steps over ratings, each with its negatives if the objective has any.
 
     Args:
-        model: The model, equal on every worker.
+        model: The model; all but the rows of users is equal on every worker.
         objective: Loss of each rating.
         shard: This worker's ratings.
         settings: Optimizer, batch size and seed.
@@ -188,6 +201,10 @@ class PairEpochs(SGDEpochs):
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield this worker's sum of losses of each step."""
         for batch in self.shard.batches(self.plan, generator):
+            if not batch.num_valid:  # and perhaps there are no users at all, whose rows it reads
+                self.step.prepare(batch)
+                yield zero_loss(self.step.batch_model)
+                continue
             if self.sampler is not None:
                 batch = replace(batch, negatives=self.sampler.draw(batch.user, generator))
             yield self._compute(self.step.prepare(batch))
@@ -200,7 +217,7 @@ class AllItemsEpochs(SGDEpochs):
     """Mini-batch steps over users, each with all of their ratings against all items.
 
     Args:
-        model: The model, equal on every worker.
+        model: The model; all but the rows of users is equal on every worker.
         objective: Loss of each user.
         shard: This worker's ratings.
         settings: Optimizer, users of a step, and seed.
@@ -240,8 +257,8 @@ class AllItemsEpochs(SGDEpochs):
     def _loss(self, chosen: Tensor) -> Tensor:
         """Sum the losses of these users; without users it is 0, and still has a gradient."""
         model = self.step.batch_model
-        if not len(chosen):  # other workers sum gradients with this one all the same
-            return sum((p.sum() * 0 for p in model.parameters()), torch.zeros(()))
+        if not len(chosen):
+            return zero_loss(model)
         count = self.counts[chosen]
         row = torch.repeat_interleave(torch.arange(len(chosen), device=self.device), count)
         # Place of each rating: where its user's ratings begin in the shard, plus its number there.
@@ -254,97 +271,3 @@ class AllItemsEpochs(SGDEpochs):
         if self.objective.l2:
             losses = losses + self.objective.l2 * model.l2_penalty(self.user[rating], item).sum()
         return losses
-
-
-class ALSEpochs(EpochRunner):
-    """Epochs that solve all items, then all users for these items; the first solves users before.
-
-    Users are solved where their ratings are. For items the normal equations are summed over
-    workers, in blocks of items. There are no steps, and the weights are all the state there is.
-
-    Args:
-        model: A dot product, plain or hybrid, equal on every worker.
-        objective: The ials loss.
-        shard: This worker's rows.
-        workers: The group.
-    """
-
-    def __init__(
-        self, model: LinearModel, objective: ImplicitALS, shard: Shard, workers: Workers
-    ) -> None:
-        self.model, self.objective, self.shard, self.workers = model, objective, shard, workers
-        items = model.items
-        self.own = torch.nonzero(shard.owned)[:, 0]
-        own_begins = torch.searchsorted(shard.user, self.own)
-        self.user_begins = torch.cat([own_begins, torch.tensor([len(shard.user)])])
-        order = torch.argsort(shard.item, stable=True)
-        self.item_begins = torch.searchsorted(shard.item[order], torch.arange(items + 1))
-        self.item_users = shard.user[order]
-        self.graded = self._graded()
-        self.item_graded = None if self.graded is None else self.graded.at(order)
-        item_counts = workers.sum(self.item_begins.diff().float())
-        self.item_weights = objective.item_weights(item_counts)
-        self.item_ridge = objective.item_ridge(item_counts, model.users)
-
-    def _graded(self) -> Graded | None:
-        """Targets and weights of this worker's ratings; old ratings weigh less with a half-life."""
-        graded = self.objective.preference.graded(self.shard.rating)
-        if self.objective.half_life is None:
-            return graded
-        every = graded or Graded(torch.ones_like(self.shard.rating), None)
-        return every.times(time_decay(self.shard, self.objective.half_life, self.workers))
-
-    @torch.no_grad()
-    def run(self, epoch: int) -> tuple[float, float]:
-        """Train one epoch; return this worker's part of the loss and the ratings that it covers."""
-        self.model.eval()
-        user_table = self.model.get_parameter("user_vectors.weight")
-        if epoch == 0:
-            self._solve_users(user_table)
-        self._solve_items(user_table)
-        self._solve_users(user_table)
-        return self._loss(user_table), float(len(self.shard.user))
-
-    def _solve_items(self, user_table: Tensor) -> None:
-        gram = self.workers.sum(self.objective.gram(user_table[self.own]))
-        summed = self.workers.sum if self.workers.size > 1 else None
-        hybrid = self.model if isinstance(self.model, Hybrid) else None
-        solved = self.objective.solve(
-            user_table,
-            self.item_begins,
-            self.item_users,
-            gram,
-            self.model.users,
-            summed,
-            None if hybrid is None else hybrid.prior_rows(),
-            self.item_graded,
-            self.item_weights,
-            self.item_ridge,
-        )
-        if hybrid is None:
-            self.model.get_parameter("item_vectors.weight").copy_(solved)
-        else:
-            hybrid.set_item_rows(solved, self.item_ridge)
-
-    def _solve_users(self, user_table: Tensor) -> None:
-        item_table = self.model.item_rows(slice(None))
-        gram = self.objective.gram(item_table, self.item_weights)
-        sizes, ratings = (gram, self.model.items), (self.user_begins, self.shard.item)
-        solved = self.objective.solve(item_table, *ratings, *sizes, graded=self.graded)
-        # A sum hands out every user's row: each is nonzero on its owner alone.
-        user_table.zero_()
-        user_table[self.own] = solved
-        self.workers.sum(user_table)
-
-    def _loss(self, user_table: Tensor) -> float:
-        """This worker's part of the objective, over its own users and without the penalty."""
-        item_table = self.model.item_rows(slice(None))
-        seen, error = self.shard, torch.zeros((), dtype=torch.float64)
-        for first in range(0, seen.rows, 1 << 16):
-            rows = slice(first, first + (1 << 16))
-            score = (user_table[seen.user[rows]] * item_table[seen.item[rows]]).sum(dim=-1)
-            graded = None if self.graded is None else self.graded.rows(rows.start, rows.stop)
-            error += self.objective.rated_loss(score, graded).sum()
-        own = user_table[self.own]
-        gram = self.objective.gram(item_table, self.item_weights)
-        return float(error) + float(((own @ gram) * own).sum())

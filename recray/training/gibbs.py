@@ -31,12 +31,12 @@ PAIR_BLOCK = 1 << 16
 class GibbsSampler(EpochRunner):
     """Draws all users given the items, then all items given the users; averages the predictions.
 
-    A sample has a row for each user and item: vector, then bias. Users are drawn where their
-    ratings are; for items the normal equations are summed over workers. Samples are in units of
-    the ratings' standard deviation.
+    A sample has a row for each user and item: vector, then bias. Users are drawn, and their rows
+    kept, where their ratings are; for items the normal equations are summed over workers. Samples
+    are in units of the ratings' standard deviation.
 
     Args:
-        model: Equal on every worker.
+        model: Its items are equal on every worker.
         objective: Sizes of the samples, and how many.
         shard: This worker's rows.
         seed: Decides, with the epoch's number, every draw.
@@ -48,7 +48,8 @@ class GibbsSampler(EpochRunner):
     ) -> None:
         self.model, self.objective, self.shard = model, objective, shard
         self.seed, self.workers = seed, workers
-        users, items, dim = model.users, model.items, objective.factors + 1
+        users, items, dim = len(shard.users), model.items, objective.factors + 1
+        self.total, self.ids = shard.users.total, shard.users.ids
         self.user_begins = torch.searchsorted(shard.user, torch.arange(users + 1))
         self.item_order = torch.argsort(shard.item, stable=True)
         self.item_begins = torch.searchsorted(shard.item[self.item_order], torch.arange(items + 1))
@@ -57,19 +58,24 @@ class GibbsSampler(EpochRunner):
         sums = torch.stack([torch.tensor(len(stars)), stars.sum(), stars.square().sum()])
         number, total, squares = workers.sum(sums).tolist()
         self.unit = max(squares / number - (total / number) ** 2, 1e-12) ** 0.5
-        self.user_counts = workers.sum(self.user_begins.diff().double())
+        counts = torch.zeros(self.total, dtype=torch.float64)
+        counts[self.ids] = self.user_begins.diff().double()
+        self.user_counts = workers.sum(counts)
         item_counts = workers.sum(self.item_begins.diff().double())
-        self.own_blocks = _blocks(torch.nonzero(shard.owned)[:, 0], self.user_counts)
+        self.own_blocks = _blocks(torch.arange(users), self.user_begins.diff().double())
         self.item_blocks = _blocks(torch.arange(items), item_counts)
         user_features, item_features, self.taste_table = implicit_svd_features(
-            shard.user, shard.item, users, items, objective.side_rank, workers
+            shard.user, shard.item, shard.users, items, objective.side_rank, workers
         )
         self.user_prior, self.item_prior = (
-            RowPrior(torch.cat([torch.ones(len(f), 1), f], dim=1), dim)
-            for f in (user_features, item_features)
+            RowPrior(torch.cat([torch.ones(len(f), 1), f], dim=1), dim, total, group)
+            for f, total, group in (
+                (user_features, self.total, workers),
+                (item_features, items, Workers()),
+            )
         )
         rng, dtype = np.random.default_rng(seed), model.mean.dtype
-        self.user_rows = (0.1 * normal(rng, users, dim)).to(dtype)
+        self.user_rows = (0.1 * normal(rng, self.total, dim))[self.ids].to(dtype)
         self.item_rows = (0.1 * normal(rng, items, dim)).to(dtype)
         self.weight = torch.ones(users, dtype=torch.float64)
         self.typical, self.samples = 1.0, 0
@@ -95,14 +101,13 @@ class GibbsSampler(EpochRunner):
 
     def _draw_users(self, target: Tensor, rng: np.random.Generator) -> None:
         self.user_prior.draw(self.user_rows, rng)
-        noise = normal(rng, *self.user_rows.shape)
+        noise = normal(rng, self.total, self.user_rows.shape[1])[self.ids]
         drawn, fixed = torch.zeros_like(self.user_rows), _with_one(self.item_rows)
         for rows in self.own_blocks:
             system = self._user_system(rows, fixed, target)
             system = system * self.weight[rows].to(system.dtype)[:, None, None]
             drawn[rows] = self._draw(system, rows, self.user_prior, noise)
-        # A sum hands out every user's row: each is nonzero on its owner alone.
-        self.user_rows = self.workers.sum(drawn)
+        self.user_rows = drawn
 
     def _user_system(self, rows: Tensor, fixed: Tensor, target: Tensor) -> Tensor:
         """Sum the normal equations of some of this worker's users.
@@ -141,15 +146,18 @@ class GibbsSampler(EpochRunner):
         return draw_rows(system, mean.to(kind), prior.precision.to(kind), noise[rows].to(kind))
 
     def _draw_noise(self, target: Tensor, rng: np.random.Generator) -> None:
-        squares = torch.zeros(len(self.user_rows), dtype=torch.float64)
+        own = torch.zeros(len(self.user_rows), dtype=torch.float64)
         fixed = _with_one(self.item_rows)
         for place in torch.arange(len(target)).split(PAIR_BLOCK):
             user = self.shard.user[place]
             mine, other = self.user_rows[user], fixed[self.shard.item[place]]
             guess = (mine * other[:, :-1]).sum(dim=-1) + other[:, -1]
-            squares.index_add_(0, user, (target[place] - guess).double().square())
+            own.index_add_(0, user, (target[place] - guess).double().square())
+        squares = torch.zeros(self.total, dtype=torch.float64)
+        squares[self.ids] = own
         squares = self.workers.sum(squares)
-        self.weight, self.typical = draw_noise(squares, self.user_counts, self.typical, rng)
+        weight, self.typical = draw_noise(squares, self.user_counts, self.typical, rng)
+        self.weight = weight[self.ids]
 
     def _average(self) -> None:
         """Take the newest sample into the running mean of the predictions."""
@@ -165,6 +173,7 @@ class GibbsSampler(EpochRunner):
             torch.cat([old * model.user_vectors.weight, new * users[:, :-1]], dim=1),
             torch.cat([old * model.item_vectors.weight, new * items[:, :-1]], dim=1),
             model.user_vectors.embedding_dim,
+            self.workers,
         )
         model.user_vectors.weight.copy_(left)
         model.item_vectors.weight.copy_(right)
@@ -184,9 +193,10 @@ class GibbsSampler(EpochRunner):
         states = model.user_state(torch.arange(model.users)).double()
         ridge = torch.full((features.shape[1],), float(self.user_prior.shrink)).double()
         ridge[0] = 1e-6
-        weights = torch.linalg.solve(self.user_prior.gram + torch.diag(ridge), features.T @ states)
+        right = self.workers.sum(features.T @ states)
+        weights = torch.linalg.solve(self.user_prior.gram + torch.diag(ridge), right)
         means = features @ weights
-        spread = (states - means).T @ (states - means) / len(states)
+        spread = self.workers.sum((states - means).T @ (states - means)) / self.total
         for _ in range(PRIOR_STEPS):
             spread = self._expected_spread(means, _inverse(spread))
         model.prior_mean.copy_(weights[0])
@@ -206,22 +216,25 @@ class GibbsSampler(EpochRunner):
             right = system[:, :, size] + means[rows] @ precision
             away = (inverse @ right[:, :, None])[:, :, 0] - means[rows]
             total += inverse.sum(dim=0) + away.T @ away
-        return self.workers.sum(total) / max(model.users, 1)
+        return self.workers.sum(total) / max(self.total, 1)
 
     def state(self) -> dict[str, Tensor]:
         """The newest sample, and how many the mean covers; the mean itself is in the model."""
         return {
-            "user_rows": self.user_rows,
             "item_rows": self.item_rows,
             "user_shrink": self.user_prior.shrink,
             "item_shrink": self.item_prior.shrink,
-            "weight": self.weight,
             "typical": torch.tensor(self.typical, dtype=torch.float64),
             "samples": torch.tensor(self.samples),
         }
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from the sample of `state`."""
+    def user_state(self) -> dict[str, Tensor]:
+        """What belongs to this worker's users of the newest sample."""
+        return {"user_rows": self.user_rows, "weight": self.weight}
+
+    def load_state(self, shared: dict[str, Tensor], user_rows: dict[str, Tensor]) -> None:
+        """Go on from the sample of `state` and `user_state`."""
+        state = shared | user_rows
         self.user_rows, self.item_rows = state["user_rows"].clone(), state["item_rows"].clone()
         self.user_prior.shrink = state["user_shrink"]
         self.item_prior.shrink = state["item_shrink"]

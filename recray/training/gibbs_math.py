@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recray.models.factorization import SIDE_POWER
+from recray.training.own_users import OwnUsers
 from recray.training.shard import Workers
 
 SVD_ITERATIONS = 8
@@ -76,13 +77,16 @@ class RowPrior:
     Args:
         features: (R, K) float64; the first column is 1.
         dim: Row length D.
+        total: Rows of all workers.
+        workers: Those who have the other rows; a group of one where each has all.
 
     Source: Salakhutdinov and Mnih (2008), ICML, section 3; features as in Simm et al. (2017),
         MLSP, "Macau", section 2.
     """
 
-    def __init__(self, features: Tensor, dim: int) -> None:
-        self.features, self.gram = features, features.T @ features
+    def __init__(self, features: Tensor, dim: int, total: int, workers: Workers) -> None:
+        self.features, self.total, self.workers = features, total, workers
+        self.gram = workers.sum(features.T @ features)
         self.shrink = torch.ones((), dtype=torch.float64)
         self.precision = torch.eye(dim, dtype=torch.float64)
         self.weights = torch.zeros(features.shape[1], dim, dtype=torch.float64)
@@ -94,11 +98,11 @@ class RowPrior:
         ridge[0] = CONSTANT_PRIOR_ROWS
         matrix = self.gram + torch.diag(ridge)
         factor = torch.linalg.cholesky(matrix)
-        mean = torch.cholesky_solve(self.features.T @ rows, factor)
+        mean = torch.cholesky_solve(self.workers.sum(self.features.T @ rows), factor)
         # What the regression leaves unexplained; rounding makes it slightly asymmetric.
-        scatter = rows.T @ rows - mean.T @ matrix @ mean
+        scatter = self.workers.sum(rows.T @ rows) - mean.T @ matrix @ mean
         identity = torch.eye(dim, dtype=torch.float64)
-        self.precision = draw_wishart(identity + (scatter + scatter.T) / 2, dim + len(rows), rng)
+        self.precision = draw_wishart(identity + (scatter + scatter.T) / 2, dim + self.total, rng)
         spread = torch.linalg.inv(torch.linalg.cholesky(self.precision))
         noise = torch.linalg.solve_triangular(factor.T, normal(rng, count, dim), upper=True)
         self.weights = mean + noise @ spread
@@ -144,7 +148,7 @@ def draw_noise(
 
 
 def implicit_svd_features(
-    user: Tensor, item: Tensor, users: int, items: int, count: int, workers: Workers
+    user: Tensor, item: Tensor, users: OwnUsers, items: int, count: int, workers: Workers
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Reduce who rated what, whatever the ratings, to its main directions.
 
@@ -152,51 +156,66 @@ def implicit_svd_features(
     is reduced by orthogonal iteration; the feature of a user is a sum over their items.
 
     Args:
-        user: (N,) int64 ids of this worker's ratings.
+        user: (N,) int64 local ids of this worker's ratings.
         item: (N,) int64 ids.
-        users: Number of users.
+        users: The users of this worker.
         items: Number of items.
         count: Number of directions K; fewer where there are fewer users or items.
         workers: The group.
 
     Returns:
-        (users, K) and (items, K) features, and (items, K) rows whose sum over a user's items, times
-        the number of them to the power -1/4, is the user's feature. All float64.
+        (N, K) and (items, K) features of this worker's users and of all items, and (items, K) rows
+        whose sum over a user's items, times the number of them to the power -1/4, is the user's
+        feature. All float64.
     """
     ones = torch.ones(len(user), dtype=torch.float64)
-    of_user = torch.zeros(users, dtype=torch.float64).index_add_(0, user, ones)
+    of_user = torch.zeros(len(users), dtype=torch.float64).index_add_(0, user, ones)
     of_item = workers.sum(torch.zeros(items, dtype=torch.float64).index_add_(0, item, ones))
     scale = of_item.clamp(min=1) ** -SIDE_POWER
     value = of_user[user] ** -SIDE_POWER * scale[item]
     matrix = torch.sparse_coo_tensor(
-        torch.stack([user, item]), value, (users, items), check_invariants=False
+        torch.stack([user, item]), value, (len(users), items), check_invariants=False
     ).coalesce()
     flipped = matrix.T.coalesce()
     rng = np.random.default_rng(0)
-    basis = torch.linalg.qr(normal(rng, items, min(count, users, items))).Q
+    basis = torch.linalg.qr(normal(rng, items, min(count, users.total, items))).Q
     for _ in range(SVD_ITERATIONS):
         # Each worker has the rows of its own users, so their products add up over workers.
         turned = torch.sparse.mm(flipped, torch.sparse.mm(matrix, basis))
         basis = torch.linalg.qr(workers.sum(turned)).Q
-    sums = workers.sum(torch.sparse.mm(matrix, basis))
-    length = sums.square().sum(dim=0).sqrt()
-    unit = users**0.5 / length.max()
+    sums = torch.sparse.mm(matrix, basis)
+    length = workers.sum(sums.square().sum(dim=0)).sqrt()
+    unit = users.total**0.5 / length.max()
     return sums * unit, basis * length * (items**0.5 / length.max()), scale[:, None] * basis * unit
 
 
-def truncated_svd(left: Tensor, right: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def shared_qr(rows: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
+    """QR of a table whose rows are divided among workers: (R, D) own rows of Q, and (D, D) R."""
+    own, triangle = torch.linalg.qr(rows)
+    if workers.size == 1:
+        return own, triangle
+    width = rows.shape[1]
+    triangles = rows.new_zeros(workers.size, width, width)
+    triangles[workers.rank, : len(triangle)] = triangle
+    turn, whole = torch.linalg.qr(workers.sum(triangles).view(-1, width))
+    mine = turn.view(workers.size, width, width)[workers.rank, : len(triangle)]
+    return own @ mine, whole
+
+
+def truncated_svd(left: Tensor, right: Tensor, dim: int, workers: Workers) -> tuple[Tensor, Tensor]:
     """Find the tables of `dim` columns whose product is nearest to left right'.
 
     Args:
-        left: (R, D) table, any D.
+        left: (R, D) own rows of a table that is divided among workers, any D.
         right: (R', D) table.
         dim: Columns to keep; filled with zeros where the product has fewer.
+        workers: The group.
 
     Returns:
         (R, dim) and (R', dim), each with orthogonal columns.
     """
     # QR first: the SVD is then of a small matrix, and the long product is never formed.
-    left_q, left_r = torch.linalg.qr(left)
+    left_q, left_r = shared_qr(left, workers)
     right_q, right_r = torch.linalg.qr(right)
     u, size, v = torch.linalg.svd(left_r @ right_r.T, full_matrices=False)
     kept = size[:dim].sqrt()

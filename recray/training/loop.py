@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from recray.config import Settings, TrainSettings
 from recray.data.dataset import Prepared
@@ -21,6 +22,7 @@ from recray.models.objectives import Objective, build_objective
 from recray.schema import TIMINGS
 from recray.training.checkpoint import Checkpoint, CheckpointStore, TrainState
 from recray.training.epochs import EpochRunner
+from recray.training.own_users import OwnUsers, first_model, user_weights
 from recray.training.run_metadata import EpochEntry
 from recray.training.runners import epoch_runner
 from recray.training.shard import Shard, Workers, rating_statistics
@@ -38,6 +40,8 @@ Report = Callable[[EpochEntry], None]
 
 ASK_EVERY_S = 5.0
 """Seconds between two questions whether the machines are about to be taken away."""
+USER_ROWS = "users/"
+"""Begins the names of what a runner keeps of each user, among the optimizer's of a checkpoint."""
 LOWER_IS_BETTER = RATING
 """Metrics of which the lowest value is the best."""
 
@@ -86,7 +90,7 @@ class TrainingRun:
 
     Args:
         settings: The resolved settings.
-        model: Equal on every worker at the start.
+        model: With rows of this worker's users; the others are equal on every worker.
         objective: What is minimised.
         shard: This worker's rows.
         checkpoints: The same for all workers.
@@ -147,9 +151,11 @@ class TrainingRun:
                 self.initialize(self.model)
             return TrainState()
         free = self.model.sized_by_data if isinstance(self.model, ClosedForm) else ()
+        weights, shared, user_rows = self._divided(checkpoint)
+        checkpoint = replace(checkpoint, weights=weights)
         checkpoint.check_compatible(self.model.state_dict(), str(self.checkpoints), free)
-        self.model.load_state_dict(checkpoint.weights)
-        runner.load_state(checkpoint.optimizer)
+        self.model.load_state_dict(weights)
+        runner.load_state(shared, user_rows)
         state, losses = checkpoint.train_state, checkpoint.losses
         if losses is not None and len(losses) == self.workers.size:
             runner.continue_at(state.step, losses[self.workers.rank])
@@ -158,14 +164,15 @@ class TrainingRun:
 
     def _epoch(self, runner: EpochRunner, state: TrainState) -> None:
         begin = time.perf_counter()
-        loss_sum, rows = self.workers.sum_floats(*runner.run(state.epoch))
+        own = runner.run(state.epoch)
         # The loss is that before the last step, which may have been the one too far.
         whole = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
-        if not (math.isfinite(loss_sum) and whole):
-            step = runner.bad_step()
+        loss_sum, rows, broken = self.workers.sum_floats(*own, float(not whole))
+        if not math.isfinite(loss_sum) or broken:
+            step = self._first_of(runner.bad_step())
             where = f"step {step} of epoch" if step is not None else "epoch"
             raise RecrayError(
-                f"the loss became {loss_sum if whole else math.nan} in {where} "
+                f"the loss became {math.nan if broken else loss_sum} in {where} "
                 f"{state.epoch + 1} with train.lr={self.settings.train.lr:g}; "
                 "use a smaller train.lr or a larger train.l2; the last good checkpoint stays"
             )
@@ -183,20 +190,52 @@ class TrainingRun:
         self._save(runner, state)
         self.report(entry)
 
+    def _first_of(self, step: int | None) -> int | None:
+        """The first step that some worker names."""
+        steps = torch.zeros(self.workers.size, dtype=torch.int64)
+        steps[self.workers.rank] = step or 0
+        named = self.workers.sum(steps)
+        return int(named[named > 0].min()) if bool(named.any()) else None
+
     def _save(self, runner: EpochRunner, state: TrainState, step: int = 0) -> None:
         """Write a checkpoint, at the end of an epoch or after a step; all workers at once."""
         losses = None
         if step:
-            runner.sync_user_rows()
+            runner.finish_steps()
             own = runner.losses_so_far()
             losses = own.new_zeros(self.workers.size, len(own))
             losses[self.workers.rank] = own
             self.workers.with_long_timeout().sum(losses)
+        weights = {k: v.detach().contiguous() for k, v in self.model.state_dict().items()}
+        weights |= self._gathered({name: weights[name] for name in user_weights(self.model)})
+        optimizer = runner.state() | self._gathered(runner.user_state(), USER_ROWS)
         if self.workers.rank == 0:
-            weights = {k: v.detach().contiguous() for k, v in self.model.state_dict().items()}
             at = replace(state, step=step)
-            self.checkpoints.save(Checkpoint(weights, runner.state(), at, losses))
+            self.checkpoints.save(Checkpoint(weights, optimizer, at, losses))
         self.workers.with_long_timeout().barrier()
+
+    def _gathered(self, rows: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Tensors with a row for each user of all workers, by dense id."""
+        users, found = self.shard.users, {}
+        for name, own in sorted(rows.items()):
+            whole = own.new_zeros(users.total, *own.shape[1:])
+            whole[users.ids.to(own.device)] = own
+            found[prefix + name] = self.workers.with_long_timeout().sum(whole)
+        return found
+
+    def _divided(self, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], ...]:
+        """The weights of this worker, and the state of its runner: what is shared, and by user."""
+        users, optimizer = self.shard.users, checkpoint.optimizer
+        weights, tables = checkpoint.weights, user_weights(self.model)
+        if all(len(weights.get(name, ())) == users.total for name in tables):
+            weights = users.own_rows(weights, tables)
+        shared = {k: v for k, v in optimizer.items() if not k.startswith(USER_ROWS)}
+        names = [k for k in optimizer if k.startswith(USER_ROWS)]
+        return (
+            weights,
+            shared,
+            {k.removeprefix(USER_ROWS): optimizer[k][users.ids] for k in names},
+        )
 
     def _validation(self) -> dict[str, float]:
         if self.validate is None:
@@ -257,8 +296,7 @@ def build_run(
     objective = build_objective(settings, *fit.rating_range)
     if rows.streamed:  # also where validation rows, or fewer workers than there were, make it so
         check_streaming(settings, objective, max(rows.rows_of.values()), workers.size)
-    torch.manual_seed(settings.train.seed)  # the same start on every worker
-    model = _build_model(settings, prepared).to(device_of(settings.train))
+    model = _build_model(settings, prepared, rows.users).to(device_of(settings.train))
     return TrainingRun(
         settings,
         model,
@@ -272,9 +310,9 @@ def build_run(
     )
 
 
-def _build_model(settings: Settings, prepared: Prepared) -> Model:
+def _build_model(settings: Settings, prepared: Prepared, users: OwnUsers) -> Model:
     fit = prepared.fit(settings.train.fit_on)
-    model = build_model(settings, fit.users, fit.items)
+    model = first_model(partial(build_model, settings), users, fit.items, settings.train.seed)
     if isinstance(model, Hybrid):
         table = prepared.item_table[: fit.items]
         names = settings.model.item_features or ()
@@ -291,7 +329,8 @@ def _initializer(
     """Choose how a model gets its first weights; None leaves the random ones."""
     train, shard = settings.train, rows.shard
     if train.init_from and has_start(settings):
-        runs = start_weights or read_start_weights(train.init_from, prepared, train.fit_on)
+        whole = start_weights or read_start_weights(train.init_from, prepared, train.fit_on)
+        runs = [run.of_users(rows.users) for run in whole]
         return partial(start_from, runs=runs, alpha=train.neumf_alpha)
     if train.als_pretrain_epochs and isinstance(shard, Shard):  # check_streaming refuses the other
         workers, fit = rows.workers.with_long_timeout(), prepared.fit(train.fit_on)

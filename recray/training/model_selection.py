@@ -26,6 +26,7 @@ from recray.runtime.session import LOCAL
 from recray.storage import MANIFEST, Folder, refuse_taken
 from recray.training import trainer
 from recray.training.checkpoint import CHECKPOINTS, EPOCHS, RUN, RunFolder
+from recray.training.own_users import user_weights
 from recray.training.ray_train import Callbacks
 from recray.training.run_metadata import ComparedModel, ModelSelection, RunSummary
 from recray.training.shard import Workers
@@ -170,9 +171,10 @@ class _Selecting:
         torch.set_num_threads(1)  # so that sums are added in one order everywhere
         fit = self.prepared.fit("train")
         objective = build_objective(settings, *fit.rating_range)
-        measure = WorkerRows(settings, self.prepared, Workers()).per_user(objective)
-        model = build_model(settings, fit.users, fit.items)
-        model.load_state_dict(RunFolder(folder.path).best().weights)
+        rows = WorkerRows(settings, self.prepared, Workers())
+        measure, model = rows.per_user(objective), build_model(settings, len(rows.users), fit.items)
+        best = RunFolder(folder.path).best()
+        model.load_state_dict(rows.users.own_rows(best.weights, user_weights(model)))
         table = None if measure is None else measure(model)
         if table is None:
             raise ValueError("there are no validation users: see _checked")

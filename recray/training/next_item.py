@@ -17,7 +17,7 @@ from recray.config import TrainSettings
 from recray.models.objectives.next_item import NO_TARGET, Candidates, NextItem
 from recray.models.sequence import Sequence, Windows
 from recray.schema import UNKNOWN_TIME
-from recray.training.epochs import SGDEpochs
+from recray.training.epochs import SGDEpochs, zero_loss
 from recray.training.shard import Shard, Workers, rating_statistics
 
 WARM_UP = 0.05
@@ -132,8 +132,8 @@ class NextItemEpochs(SGDEpochs):
         candidates = None
         if self.objective.negatives is not None:
             candidates = Candidates.draw(self.popularity, self.objective.negatives, generator)
-        if not len(begin):  # other workers sum gradients with this one all the same
-            return sum((p.sum() * 0 for p in self.model.parameters()), torch.zeros(()))
+        if not len(begin):
+            return zero_loss(self.model)
         place = torch.arange(int(count.max()))
         inside = place < count[:, None]
         row = torch.where(inside, begin[:, None] + place, begin[:, None]).to(self.device)

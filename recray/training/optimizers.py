@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from recray.config import Settings, TrainSettings
-from recray.models.base import Batch, Model, is_user_table
+from recray.models.base import Model, is_user_table
+from recray.models.batches import Batch
 from recray.training.shard import Workers
 
 DENSE_THRESHOLD = 0.39
@@ -55,7 +56,7 @@ class OptimizerChoice:
             train: The settings.
             rows: Ratings that all workers train on.
             pairs: Pairs of a rating: itself and its negatives; None where all items take part.
-            entries: Users and items.
+            entries: Users and items, those of all workers.
         """
         batch = rows if train.batch_size == "all" else min(rows, train.batch_size)
         # What is compiled wants batches of one shape, and touched rows differ in number.
@@ -146,16 +147,15 @@ def precision_of(train: TrainSettings) -> Iterator[None]:
 class OptimizerStep(ABC):
     """What a step does with a loss: gradients, their sum over workers, and the optimizer.
 
-    Only what workers share is summed in a step: items and layers. The rows of a user change where
-    the user's ratings are, and nowhere else; they are synchronised once an epoch.
+    Only what workers share is summed in a step: items and layers. The rows of a user are where the
+    user's ratings are, and nowhere else.
 
     With train.local_sgd_steps above 1 nothing is summed (local SGD): every worker takes local
     steps, and what is shared is averaged after so many of them and at the end of an epoch.
 
     Args:
-        model: The model, equal on every worker.
+        model: The model; all but the rows of users is equal on every worker.
         batch_model: The model that a batch's loss is computed on; it may be `model` itself.
-        owned: (users,) bool; the users whose rows this worker changes. Each user has one owner.
         settings: Optimizer, lr and weight decay.
         workers: The group.
     """
@@ -167,11 +167,10 @@ class OptimizerStep(ABC):
         self,
         model: Model,
         batch_model: Model,
-        owned: Tensor,
         settings: TrainSettings,
         workers: Workers,
     ) -> None:
-        self.model, self.batch_model, self.owned = model, batch_model, owned
+        self.model, self.batch_model = model, batch_model
         self.settings, self.workers = settings, workers
         tables: dict[str, Tensor] = {name: t.weight for name, t in model.embeddings().items()}
         self.user_tables = {name: t for name, t in tables.items() if is_user_table(name)}
@@ -210,20 +209,10 @@ class OptimizerStep(ABC):
     def _shared(self) -> list[Tensor]:
         """Parameters of which every worker has a copy, and whose gradients are summed."""
 
-    @abstractmethod
-    def _user_rows(self) -> Iterator[Tensor]:
-        """Tensors with a row for each user, of the model and of the optimizer."""
-
-    def sync_user_rows(self) -> None:
-        """Give every worker the rows of all users, and what the optimizer knows of them."""
-        if self.workers.size == 1:
-            return
+    def finish_steps(self) -> None:
+        """Make what workers share equal on all of them, after the last of some steps."""
         if self.is_local:
             self._average()
-        for values in self._user_rows():
-            owned = self.owned.view(-1, *[1] * (values.dim() - 1))
-            values.mul_(owned)  # each row is nonzero on its owner alone, so the sum is that row
-            self.workers.sum(values)
 
     def _averaged(self) -> list[Tensor]:
         """Tensors that local steps average: shared parameters and their optimizer states."""
@@ -254,18 +243,30 @@ class OptimizerStep(ABC):
             gradient.copy_(part.view_as(gradient))
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors, named by the number of the parameter and their own name."""
-        return {
-            f"{index}.{name}": torch.as_tensor(value)
-            for index, values in self.optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-            if value is not None
-        }
+        """What all workers have alike of the optimizer's tensors, named by the number of the
+        parameter and their own name.
+        """
+        return {name: value for name, value, of_users in self._slots() if not of_users}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from the tensors of `state`."""
+    def user_state(self) -> dict[str, Tensor]:
+        """Those with a row for each of this worker's users."""
+        return {name: value for name, value, of_users in self._slots() if of_users}
+
+    def _slots(self) -> Iterator[tuple[str, Tensor, bool]]:
+        """Yield names and tensors of the optimizer, and whether they have a row for each user."""
+        tables = {id(table) for table in self.user_tables.values()}
+        every = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, values in self.optimizer.state_dict()["state"].items():
+            of_users = id(every[index]) in tables
+            for name, value in values.items():
+                if value is not None:
+                    slot = torch.as_tensor(value)
+                    yield f"{index}.{name}", slot, of_users and slot.shape == every[index].shape
+
+    def load_state(self, shared: dict[str, Tensor], user_rows: dict[str, Tensor]) -> None:
+        """Go on from the tensors of `state` and `user_state`."""
         slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.items():
+        for key, value in (shared | user_rows).items():
             index, name = key.split(".")
             slots.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
@@ -273,19 +274,16 @@ class OptimizerStep(ABC):
 
 
 class DenseStep(OptimizerStep):
-    """A step of a torch optimizer on tables and layers, of which every worker has a copy.
+    """A step of a torch optimizer on whole tables and layers.
 
     Args:
-        model: The model, equal on every worker.
-        owned: (users,) bool; the users whose rows this worker changes. Each user has one owner.
+        model: The model; all but the rows of users is equal on every worker.
         settings: Optimizer, lr and weight decay.
         workers: The group.
     """
 
-    def __init__(
-        self, model: Model, owned: Tensor, settings: TrainSettings, workers: Workers
-    ) -> None:
-        super().__init__(model, model, owned, settings, workers)
+    def __init__(self, model: Model, settings: TrainSettings, workers: Workers) -> None:
+        super().__init__(model, model, settings, workers)
         if settings.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr)
             return
@@ -308,10 +306,3 @@ class DenseStep(OptimizerStep):
 
     def _shared(self) -> list[Tensor]:
         return [*self.item_tables.values(), *self.layers]
-
-    def _user_rows(self) -> Iterator[Tensor]:
-        for table in self.user_tables.values():
-            # By name: a resumed worker may have read them from the file in another order.
-            slots = [slot for _, slot in sorted(self.optimizer.state.get(table, {}).items())]
-            rows = [s for s in slots if isinstance(s, Tensor) and s.shape == table.shape]
-            yield from [table.data, *rows]

@@ -17,8 +17,9 @@ from recray.models.objectives import (
 )
 from recray.models.objectives.next_item import NextItem
 from recray.models.sequence import Sequence
+from recray.training.als import ALSEpochs
 from recray.training.closed_form import ClosedFormFit
-from recray.training.epochs import AllItemsEpochs, ALSEpochs, EpochRunner, PairEpochs
+from recray.training.epochs import AllItemsEpochs, EpochRunner, PairEpochs
 from recray.training.gibbs import GibbsSampler
 from recray.training.next_item import NextItemEpochs
 from recray.training.shard import Shard, Workers

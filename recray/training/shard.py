@@ -10,22 +10,24 @@ that another one does not have, and the gradient of many workers is that of one 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from recray.errors import WorkerLost
-from recray.models.base import Batch, Statistics
+from recray.models.base import Statistics
+from recray.models.batches import Batch
 from recray.models.history import RatingsCSR
 from recray.schema import UNKNOWN_TIME
+from recray.training.own_users import OwnUsers
 
 if TYPE_CHECKING:
     from recray.training.streaming import StreamedShard
 
 Columns = tuple[Tensor, Tensor, Tensor]
-"""(R,) int64 users, (R,) int64 items and (R,) float32 ratings."""
+"""(R,) int64 local ids of users, (R,) int64 items and (R,) float32 ratings."""
 TIMEOUT_S = 60.0
 """How long a worker waits for the others in a step before it says that one is lost."""
 LONG_TIMEOUT_S = 1800.0
@@ -147,7 +149,7 @@ def shuffled_batches(
     """Yield plan.steps batches of plan.batch rows; every rating occurs once.
 
     Args:
-        columns: Users, items and ratings of this worker.
+        columns: Local ids of users, items and ratings of this worker.
         plan: The steps.
         generator: Decides the order.
     """
@@ -177,11 +179,10 @@ class Shard:
     """The training ratings of one worker, in memory. A worker has every rating of its users.
 
     Args:
-        user: (R,) int64 ids, sorted.
+        user: (R,) int64 local ids, sorted.
         item: (R,) int64 ids.
         rating: (R,) float32 ratings.
-        owned: (users,) bool; the users whose rows this worker updates and saves. Each user has
-            one owner.
+        users: The users of this worker, each of whom has a rating.
         time: (R,) int64 seconds, where the model reads times. Where it reads order, the rows of a
             user are in order.
     """
@@ -189,7 +190,7 @@ class Shard:
     user: Tensor
     item: Tensor
     rating: Tensor
-    owned: Tensor
+    users: OwnUsers
     time: Tensor | None = None
 
     @property
@@ -199,12 +200,15 @@ class Shard:
 
     def to(self, device: torch.device) -> Self:
         """Copy the ratings to the memory of a device, where they stay."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{k: c.to(device) for k, c in columns.items() if c is not None})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        columns: dict[str, Any] = {
+            name: c.to(device) for name, c in values.items() if isinstance(c, Tensor)
+        }
+        return replace(self, **columns)
 
     @property
     def histories(self) -> RatingsCSR:
-        """The ratings by user, of those users who have any."""
+        """The ratings by user."""
         _, counts = torch.unique_consecutive(self.user, return_counts=True)
         indptr = torch.cat([counts.new_zeros(1), counts.cumsum(dim=0)])
         return RatingsCSR(indptr, self.item, self.rating, self.time)

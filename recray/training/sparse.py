@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from recray.config import TrainSettings
 from recray.data.negatives import Negatives
-from recray.models.base import Batch, BatchIds, Model, UniqueIds
+from recray.models.base import Model
+from recray.models.batches import Batch, BatchIds, UniqueIds
 from recray.training.collectives import PendingSum, SparseAllReduce
 from recray.training.optimizers import OptimizerStep
 from recray.training.shard import Workers
@@ -131,17 +132,16 @@ class SparseStep(OptimizerStep):
     changes its users and prepares the next batch.
 
     Args:
-        model: The model, equal on every worker.
-        owned: (users,) bool; the users whose rows this worker changes. Each user has one owner.
+        model: The model; all but the rows of users is equal on every worker.
         settings: Optimizer, lr and weight decay.
         workers: The group.
         max_pairs: Most pairs of one worker in one step.
     """
 
     def __init__(
-        self, model: Model, owned: Tensor, settings: TrainSettings, workers: Workers, max_pairs: int
+        self, model: Model, settings: TrainSettings, workers: Workers, max_pairs: int
     ) -> None:
-        super().__init__(model, _with_empty_tables(model), owned, settings, workers)
+        super().__init__(model, _with_empty_tables(model), settings, workers)
         self.optimizer = _optimizer_of(self.layers, settings)
         decay = 0.0 if settings.optimizer == "sgd" else settings.weight_decay
         self.sparse = SPARSE_OPTIMIZERS[settings.optimizer](settings.lr, decay)
@@ -225,13 +225,10 @@ class SparseStep(OptimizerStep):
             self._pending = None
             self._update(self.item_tables, ids, gradient)
 
-    def sync_user_rows(self) -> None:
-        """Give every worker the rows of all users, and what the optimizer knows of them."""
+    def finish_steps(self) -> None:
+        """Make what workers share equal on all of them, after the last of some steps."""
         self._finish_items()
-        super().sync_user_rows()
-
-    def _user_rows(self) -> Iterator[Tensor]:
-        yield from self._with_states(self.user_tables)
+        super().finish_steps()
 
     def _shared(self) -> list[Tensor]:
         return self.layers
@@ -245,19 +242,25 @@ class SparseStep(OptimizerStep):
             yield from [table, *(value for _, value in sorted(self.states[name].items()))]
 
     def state(self) -> dict[str, Tensor]:
-        """States of rows by table and name, of layers by number and name, and the steps taken."""
-        rows = {f"{n}/{s}": value for n, state in self.states.items() for s, value in state.items()}
+        """States of items by table and name, of layers by number and name, and the steps taken."""
         layers = {f"layer/{key}": value for key, value in super().state().items()}
-        return {"steps": torch.tensor(self.steps), **rows, **layers}
+        return {"steps": torch.tensor(self.steps), **self._rows(self.item_tables), **layers}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from the tensors of `state`."""
-        self.steps = int(state["steps"])
-        for name, own in self.states.items():
-            for slot, value in own.items():
-                value.copy_(state[f"{name}/{slot}"])
-        layers = {k.removeprefix("layer/"): v for k, v in state.items() if k.startswith("layer/")}
-        super().load_state(layers)
+    def user_state(self) -> dict[str, Tensor]:
+        """States of the users by table and name."""
+        return self._rows(self.user_tables)
+
+    def _rows(self, tables: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{n}/{slot}": value for n in tables for slot, value in self.states[n].items()}
+
+    def load_state(self, shared: dict[str, Tensor], user_rows: dict[str, Tensor]) -> None:
+        """Go on from the tensors of `state` and `user_state`."""
+        self.steps = int(shared["steps"])
+        known = shared | user_rows
+        for name, value in self._rows(self.user_tables | self.item_tables).items():
+            value.copy_(known[name])
+        layers = {k.removeprefix("layer/"): v for k, v in shared.items() if k.startswith("layer/")}
+        super().load_state(layers, {})
 
 
 def _models_in(model: Model) -> list[Model]:

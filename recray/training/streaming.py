@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from recray.config import Settings
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
-from recray.models.base import Batch
+from recray.models.batches import Batch
 from recray.models.objectives import Objective, PairLoss, SampledLoss
+from recray.training.own_users import OwnUsers
 from recray.training.shard import BatchPlan, Columns, shuffled_batches
 
 ReadPart = Callable[[int], Columns]
@@ -34,13 +34,13 @@ class StreamedShard:
         read: Reads a part by its number; every rating of a user is in one part.
         rows_of: Ratings of each part.
         max_rows: Most ratings in memory at once; no part is larger.
-        owned: (users,) bool; the users whose rows this worker updates and saves.
+        users: The users of this worker.
     """
 
     read: ReadPart
     rows_of: Mapping[int, int]
     max_rows: int
-    owned: Tensor
+    users: OwnUsers
 
     @property
     def rows(self) -> int:

@@ -1,12 +1,14 @@
 """Reads the parts of one worker: rows to train on, and what validates the model."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from recray.config import Settings
 from recray.data.dataset import Prepared, Ratings, in_order
@@ -23,6 +25,7 @@ from recray.models.base import Model, Statistics, model_class
 from recray.models.baselines import BiasOnly
 from recray.models.history import HistoryModel
 from recray.models.objectives import FoldInConfig, Objective
+from recray.training.own_users import OwnUsers, moments_of
 from recray.training.shard import Columns, Shard, Workers, rating_statistics
 
 if TYPE_CHECKING:
@@ -54,24 +57,26 @@ class WorkerRows:
             counts = prepared.rows_of_parts("train")
             self.rows_of = {part: counts[part] for part in self.parts}
         elif self.limit is not None:
-            self.rows_of = {part: len(self._read([part])[0]) for part in self.parts}
+            self.rows_of = {part: len(self._train(part)) for part in self.parts}
         self.streamed = self.limit is not None and sum(self.rows_of.values()) > self.limit
+
+    @property
+    def users(self) -> OwnUsers:
+        """The users that this worker trains."""
+        return self._streamed_users if self.streamed else self._loaded[0]
 
     @cached_property
     def shard(self) -> "Shard | StreamedShard":
         """The ratings to train on."""
-        owned = torch.zeros(self.fit.users, dtype=torch.bool)
-        for _, train, _ in self._groups():
-            owned[torch.from_numpy(np.unique(train.user).astype(np.int64))] = True
         if self.streamed and self.limit is not None:
             from recray.training.streaming import StreamedShard
 
-            return StreamedShard(self._columns, self.rows_of, self.limit, owned)
-        rows = self._all[0]
+            return StreamedShard(self._columns, self.rows_of, self.limit, self.users)
+        users, rows = self._loaded
         timed = self.reader is not None and self.reader.reads_times
         timed = timed or self.settings.data.half_life is not None
         time = torch.from_numpy(rows.timestamp.copy()) if timed else None
-        return Shard(*_tensors(rows), owned, time)
+        return Shard(*_tensors(rows), users, time)
 
     def validation(self, objective: Objective) -> Validate | None:
         """Build what ranks, for this worker's validation users, all items that they have not
@@ -84,36 +89,49 @@ class WorkerRows:
         return lambda trained: metric_sums(measure(trained), names)
 
     def per_user(self, objective: Objective) -> Callable[[Model], PerUserMetrics | None] | None:
-        """The same for the metrics of each user, which are None where this worker has none."""
-        prepared, settings = self.prepared, self.settings
-        if self.fit_on != "train" or not prepared.manifest["splits"]["valid"]["rows"]:
+        """The same for the metrics of each user, which are None where this worker has none. All
+        workers call what is built at once.
+        """
+        splits, settings = self.prepared.manifest["splits"], self.settings
+        if self.fit_on != "train" or not splits["valid"]["rows"]:
             return None
         # What stands in for the unknown comes from the ratings of all workers, so that the summed
         # metrics do not depend on how many there are.
-        whole = rating_statistics(self.shard, self.fit.items, self.workers.with_long_timeout())
+        group = self.workers.with_long_timeout()
+        whole = rating_statistics(self.shard, self.fit.items, group)
         biases = None if settings.ranks else self._biases(whole)  # ranking asks for none
         fold_in = FoldInConfig(prior_strength=objective.default_prior_strength)
         of_all = fold_in, biases, whole.item_count.float(), None, self.fit.rating_range
         groups = self._seen if self.streamed else list(self._seen()).__iter__
+        folds_in = self.reader is None and "fold_in" in splits
 
         def measure(trained: Model) -> PerUserMetrics | None:
             on_cpu = settings.train.device == "cpu"
             model, tables = trained if on_cpu else copy.deepcopy(trained).cpu(), []
+            model.moments = moments_of(model, group.sum) if folds_in else None
             for valid, history in groups():
                 scorer = Scorer(model, objective, history, *of_all)
                 tables += [
                     evaluate_block(scorer, valid, b, settings.evaluate) for b in blocks_of(valid)
                 ]
-            return PerUserMetrics.join(tables) if tables else None
+            model.moments = None
+            return self._with_dense_ids(tables)
 
         return measure
 
+    def _with_dense_ids(self, tables: list[PerUserMetrics]) -> PerUserMetrics | None:
+        """Join the metrics of blocks of users; None where there are no blocks."""
+        if not tables:
+            return None
+        dense = np.concatenate([self.users.ids.numpy(), self._others])
+        return PerUserMetrics.join(replace(table, user=dense[table.user]) for table in tables)
+
     def _biases(self, whole: Statistics) -> BiasOnly:
         """Fit the bias-only model of this worker's users; each has all ratings in one group."""
-        biases = BiasOnly(self.fit.users, self.fit.items)
+        biases = BiasOnly(len(self.users), self.fit.items)
         biases.init_from_statistics(whole)
         total = torch.zeros_like(biases.user_bias)
-        for _, train, _ in self._groups():
+        for train, *_ in self._groups():
             biases.fit_users(*_tensors(train))
             total += biases.user_bias
         biases.user_bias.copy_(total)
@@ -121,32 +139,98 @@ class WorkerRows:
 
     def _seen(self) -> Iterator[tuple[Ratings, History]]:
         """Yield validation rows, and what their users have rated, one group of parts at a time."""
-        users, items, *_ = self.fit
-        for parts, train, valid in self._groups():
-            known = Ratings.concatenate([train, self.prepared.load("fold_in", parts)])
-            last = max(int(valid.user.max(initial=-1)), int(known.user.max(initial=-1)))
-            yield valid, History.of(known, max(last + 1, users), items, self.reader)
+        users = len(self.users) + len(self._others)
+        for train, known, valid in self._groups():
+            every = _by_user(_joined([train, known]))
+            yield valid, History.of(every, users, self.fit.items, self.reader)
 
-    def _groups(self) -> Iterator[tuple[list[int], Ratings, Ratings]]:
-        """Yield parts with their rows to train on and to validate with, as memory allows."""
+    def _groups(self) -> Iterator[tuple[Ratings, Ratings, Ratings]]:
+        """Yield rows to train on, what is known of who is not trained, and rows to validate with;
+        as many parts at once as memory allows.
+        """
         if not self.streamed:
-            yield self.parts, *self._all
+            known, valid = map(self._local, self._held)
+            yield self._loaded[1], known, valid
         for part in self.parts if self.streamed else ():
-            yield [part], *self._read([part])
+            rows = self._train(part), self._read("fold_in", part), self._read("valid", part)
+            train, known, valid = map(self._local, rows)
+            yield train, known, valid
 
     @cached_property
-    def _all(self) -> tuple[Ratings, Ratings]:
-        return self._read(self.parts)
+    def _loaded(self) -> tuple[OwnUsers, Ratings]:
+        """The users, and all rows to train on."""
+        parts = [self._train(part) for part in self.parts]
+        users = self._users(np.unique(rows.user) for rows in parts)
+        return users, _joined([_renamed(rows, users.places(rows.user)) for rows in parts])
 
-    def _read(self, parts: list[int]) -> tuple[Ratings, Ratings]:
-        """Read the rows to train on and to validate with."""
-        rows = self.prepared.load_fit(self.fit_on, parts)
+    @cached_property
+    def _held(self) -> tuple[Ratings, Ratings]:
+        """Rows of users who are not trained, and those to validate with, with dense ids."""
+        known, valid = (
+            _joined([self._read(split, part) for part in self.parts])
+            for split in ("fold_in", "valid")
+        )
+        return known, valid
+
+    @cached_property
+    def _streamed_users(self) -> OwnUsers:
+        return self._users(np.unique(self._train(part).user) for part in self.parts)
+
+    def _users(self, ids: Iterable[NDArray[np.integer]]) -> OwnUsers:
+        return OwnUsers.of(self.parts, list(ids), self.fit.users)
+
+    @cached_property
+    def _others(self) -> NDArray[np.int64]:
+        """Dense ids of the users of these parts who are not trained; they come after those who are
+        among the local ids.
+        """
+        every = (self._read(split, part) for split in ("fold_in", "valid") for part in self.parts)
+        rows = every if self.streamed else self._held
+        ids = np.unique(np.concatenate([np.zeros(0, np.int64), *(r.user for r in rows)]))
+        return ids[self.users.places(ids) < 0]
+
+    def _local(self, rows: Ratings) -> Ratings:
+        """The rows with local ids, by which they are sorted."""
+        place = self.users.places(rows.user)
+        others = len(self.users) + np.searchsorted(self._others, rows.user)
+        return _by_user(_renamed(rows, np.where(place < 0, others, place)))
+
+    def _train(self, part: int) -> Ratings:
+        return self._in_order(self.prepared.load_fit(self.fit_on, [part]))
+
+    def _read(self, split: str, part: int) -> Ratings:
+        return self._in_order(self.prepared.load(split, [part]))
+
+    def _in_order(self, rows: Ratings) -> Ratings:
+        """In the order that the model reads, which is found by dense ids."""
         ordered = self.reader is not None and self.reader.reads_order
-        return in_order(rows) if ordered else rows, self.prepared.load("valid", parts)
+        return in_order(rows) if ordered else rows
 
     def _columns(self, part: int) -> Columns:
         """Read the training rows of a part."""
-        return _tensors(self.prepared.load_fit(self.fit_on, [part]))
+        rows = self._train(part)
+        return _tensors(_renamed(rows, self.users.places(rows.user)))
+
+
+def _renamed(rows: Ratings, user: NDArray[np.int64]) -> Ratings:
+    """The rows with other ids of users."""
+    return replace(rows, user=user.astype(np.int32), place=None)
+
+
+def _joined(parts: list[Ratings]) -> Ratings:
+    """The rows of the parts, one after another; their places are those of the rows."""
+    user, item, rating, timestamp = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("user", "item", "rating", "timestamp")
+    )
+    return Ratings(user, item, rating, timestamp, np.arange(len(user), dtype=np.int32))
+
+
+def _by_user(rows: Ratings) -> Ratings:
+    """The rows sorted by user; those of a user stay in their order."""
+    if (np.diff(rows.user) >= 0).all():
+        return rows
+    return rows.where(np.argsort(rows.user, kind="stable"))
 
 
 def _tensors(rows: Ratings) -> Columns:

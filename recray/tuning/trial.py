@@ -57,22 +57,22 @@ class TrialDataset(NoTestDataset):
     """A data set in memory, without its test split.
 
     Args:
-        splits: Name to rows.
+        splits: Name to the rows of each part.
     """
 
-    splits: dict[str, Ratings]
+    splits: dict[str, list[Ratings]]
 
     def load(self, split: str, parts: list[int] | None = None) -> Ratings:
-        """All rows of a split.
+        """The rows of a split, of all parts or some of them.
 
         Raises:
-            ValueError: A search may not read the split, or only some parts are asked for.
+            ValueError: A search may not read the split.
         """
-        if parts is not None and len(parts) < self.buckets:
-            raise ValueError("a search holds all parts")
         if split not in self.splits:
             raise ValueError(f"a search does not see the {split} split")
-        return self.splits[split]
+        every = self.splits[split]
+        chosen = every if parts is None else [every[part] for part in parts]
+        return chosen[0] if len(chosen) == 1 else Ratings.concatenate(chosen)
 
     def fold(self, fold: int, folds: int) -> "TrialDataset":
         """The same ratings, split anew: one fold validates, the others train.
@@ -80,12 +80,16 @@ class TrialDataset(NoTestDataset):
         The fold of a rating follows from its raw ids alone. Ratings of users or items that are not
         in the training split are in no fold.
         """
-        pool = Ratings.concatenate([self.splits["train"], self.splits["valid"]])
-        pool = pool.where((pool.user < self.users) & (pool.item < self.items))
         raw_user, raw_item = (id_hash(ids.column()) for ids in (self.user_ids, self.item_ids))
-        key = hash_ids(FOLD_SEED, raw_user[pool.user], raw_item[pool.item])
-        validates = key % np.uint64(folds) == fold
-        splits = self.splits | {"train": pool.where(~validates), "valid": pool.where(validates)}
+        train, valid = list[Ratings](), list[Ratings]()
+        for rows in zip(self.splits["train"], self.splits["valid"], strict=True):
+            pool = Ratings.concatenate(list(rows))
+            pool = pool.where((pool.user < self.users) & (pool.item < self.items))
+            key = hash_ids(FOLD_SEED, raw_user[pool.user], raw_item[pool.item])
+            validates = key % np.uint64(folds) == fold
+            train.append(pool.where(~validates))
+            valid.append(pool.where(validates))
+        splits = self.splits | {"train": train, "valid": valid}
         return TrialDataset(self.folder, self.manifest, splits)
 
 
@@ -109,7 +113,8 @@ def open_without_test(path: str) -> NoTestDataset:
 
 def load(prepared: Prepared) -> TrialDataset:
     """Read the splits that a search may read."""
-    splits = {name: prepared.load(name) for name in SPLITS}
+    parts = range(prepared.buckets)
+    splits = {name: [prepared.load(name, [part]) for part in parts] for name in SPLITS}
     return TrialDataset(prepared.folder, prepared.manifest, splits)
 
 

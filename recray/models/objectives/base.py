@@ -16,7 +16,8 @@ from torch import Tensor
 
 from recray.config import Settings
 from recray.errors import RecrayError
-from recray.models.base import Batch, LinearModel, Model
+from recray.models.base import LinearModel, Model
+from recray.models.batches import Batch
 from recray.models.history import RatingsCSR
 from recray.models.objectives.fold_in import FoldIn, FoldInConfig
 from recray.models.objectives.preference import Preference

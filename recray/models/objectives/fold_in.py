@@ -63,9 +63,8 @@ class FoldInPrior:
     @classmethod
     def of(cls, model: Model, noise: float) -> "FoldInPrior":
         """Measure mean and variance of the trained users' states."""
-        state = model.user_state(torch.arange(model.users)).detach().double()
-        variance = state.var(dim=0, correction=0).clamp(min=1e-6)
-        return cls(state.mean(dim=0), 1 / variance, max(noise, 1e-6))
+        mean, variance = model.user_moments()
+        return cls(mean, 1 / variance.clamp(min=1e-6), max(noise, 1e-6))
 
 
 def fold_in_each(fold_in: Callable[[Tensor, Tensor], Tensor]) -> FoldIn:

@@ -193,8 +193,8 @@ class ImplicitALS(Objective):
 
 def _prior_mean(model: Model, config: FoldInConfig) -> Tensor:
     """(D,) vector that the ridge of a new user pulls to."""
-    users = torch.arange(model.users)
-    return config.prior_strength * model.user_state(users).detach().mean(dim=0)
+    kind = next(model.parameters()).dtype
+    return config.prior_strength * model.user_moments().mean.to(kind)
 
 
 def _normal_equations(

@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from recray.data.negatives import Negatives, sampling_probabilities
 from recray.errors import RecrayError
-from recray.models.base import ITEM_BLOCK, Batch, Model
+from recray.models.base import ITEM_BLOCK, Model
+from recray.models.batches import Batch
 from recray.models.history import RatingsCSR
 from recray.models.objectives.base import PairLoss, require_raw_output
 from recray.models.objectives.fold_in import (

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from recray.errors import RecrayError
-from recray.models.base import Batch, LinearModel, Model
+from recray.models.base import LinearModel, Model
+from recray.models.batches import Batch
 from recray.models.factorization import BPMFMean
 from recray.models.history import RatingsCSR
 from recray.models.neural import SoftmaxDnn
