@@ -246,9 +246,10 @@ class Bench:
     def serve(self) -> None:
         """Fold in histories of 200 ratings over HTTP; how well it is trained does not matter."""
         made = self.models.trained("sequence", self.main, PROTOCOL, ("train.epochs=1",), 1)
-        row = fold_in_200(made.bundle, self.main)
-        self.rows.append(row)
-        self.figures["fold_in_200_p95_ms"] = round(row.p95_ms, 2)
+        rows = fold_in_200(made.bundle, self.main)
+        self.rows += rows
+        served = next(row for row in rows if row.profile == "production")
+        self.figures["fold_in_200_p95_ms"] = round(served.p95_ms, 2)
 
     # ------------------------------------------------------------------------------ the table
 
