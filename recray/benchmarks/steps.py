@@ -18,8 +18,8 @@ from recray.data.negatives import NegativeSampler
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.objectives import PairLoss, build_objective
+from recray.training.devices import device_of
 from recray.training.epochs import PairEpochs
-from recray.training.loop import device_of
 from recray.training.optimizers import pairs_of
 from recray.training.own_users import OwnUsers
 from recray.training.shard import Shard, Workers

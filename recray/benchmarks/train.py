@@ -28,7 +28,8 @@ from recray.progress import Log
 from recray.runtime.session import session
 from recray.training import trainer
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
-from recray.training.loop import build_run, device_of
+from recray.training.devices import device_of
+from recray.training.loop import build_run
 from recray.training.shard import Workers
 
 BATCH = 8192

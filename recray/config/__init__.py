@@ -21,9 +21,10 @@ from recray.config.load import (
     refuse_renamed_setting,
     translated,
 )
-from recray.config.settings import Settings, build_settings, known_keys
+from recray.config.settings import CPU_ONLY, Settings, build_settings, known_keys
 
 __all__ = [
+    "CPU_ONLY",
     "EFFECTIVE_UNDER",
     "MODEL_SETTINGS",
     "RENAMED",

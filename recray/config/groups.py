@@ -296,8 +296,10 @@ class TrainSettings(Group):
     """1, exact: workers sum their gradients in every step. Above 1, approximate (local SGD): each
     worker takes this many steps alone, then workers average items and layers.
     """
-    device: Literal["cpu", "cuda"] = "cpu"
-    """cuda: each worker holds its ratings in the memory of one GPU; gradient optimizers only."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """cuda: each worker trains on a GPU, which holds its ratings; gradient optimizers only, Gibbs
+    samples and closed forms run on the CPU. auto: cuda where each worker has a GPU, else cpu.
+    """
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Precision of matrix products: tf32 on a GPU; bf16 with weights and sums in float32."""
     compile: bool = False

@@ -9,8 +9,8 @@ from pydantic import JsonValue
 
 from recray.config.effects import OF_EVERY_CANDIDATE, shown, without_effect
 from recray.config.settings import (
+    CPU_ONLY,
     GRADED_OBJECTIVES,
-    SOLVERS,
     Settings,
     build_settings,
 )
@@ -108,7 +108,7 @@ def candidates(settings: Settings) -> dict[str, Settings]:
                 raise RecrayError(
                     f"train.choose_from: {text}: {shared} is the same for all, set it beside"
                 )
-        own = ("device",) if recipe.train.optimizer in SOLVERS else ()
+        own = ("device",) if recipe.train.optimizer in CPU_ONLY else ()
         train = settings.train.model_dump(mode="json", include={*OF_EVERY_CANDIDATE} - {*own})
         groups = settings.model_dump(mode="json", include={"data", "split", "evaluate"})
         number = 1 + sum(before.preset == preset for before in found.values())

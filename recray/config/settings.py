@@ -23,7 +23,8 @@ GRADED_OBJECTIVES = ("ials", "logistic", "bpr", "item-softmax")
 """Those that take from a rating what it says of liking: objective.preference."""
 SOLVERS = {"alternating": "ials", "gibbs": "bpmf", "closed-form": "closed-form"}
 """Optimizers that take no gradient steps, and the only objective of each."""
-
+CPU_ONLY = tuple(SOLVERS)
+"""Optimizers that do not run on a GPU."""
 
 AUTO_L2 = 0.013
 """train.l2 = auto of ials where there are AUTO_L2_CELLS pairs of a user and an item. It falls with
@@ -64,10 +65,10 @@ class Settings(Group):
                 f"train.epochs={train.epochs} does not go with objective.kind=closed-form, "
                 "which is fitted once; give train.epochs=1"
             )
-        if train.optimizer in SOLVERS and train.device != "cpu":
+        if train.optimizer in CPU_ONLY and train.device == "cuda":
             raise ValueError(
-                f"train.device={train.device} does not go with train.optimizer={train.optimizer}, "
-                "which runs on the cpu"
+                f"train.device=cuda does not go with train.optimizer={train.optimizer}, "
+                "which runs on the CPU alone; give cpu or auto"
             )
         if train.optimizer not in ("adagrad", "lazy-adam"):
             return self

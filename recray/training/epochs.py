@@ -153,7 +153,7 @@ class SGDEpochs(EpochRunner, ABC):
         torch.manual_seed(generator.initial_seed())  # dropout; a resumed run drops the same
         self._losses = torch.zeros(self.plan.steps, dtype=torch.float64, device=self.device)
         resumed, self._resumed = self._resumed, None
-        with precision_of(self.settings):
+        with precision_of(self.settings, self.device):
             for step, loss in enumerate(self.losses(generator)):
                 if resumed is not None and step < len(resumed):
                     # The checkpoint holds this step; its loss was computed to draw the same

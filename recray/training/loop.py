@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from recray.config import Settings, TrainSettings
+from recray.config import Settings
 from recray.data.dataset import Prepared
 from recray.data.features import feature_matrix
 from recray.errors import RecrayError
@@ -21,6 +21,7 @@ from recray.models.history import ClosedForm
 from recray.models.objectives import Objective, build_objective
 from recray.schema import TIMINGS
 from recray.training.checkpoint import Checkpoint, CheckpointStore, TrainState
+from recray.training.devices import device_of
 from recray.training.epochs import EpochRunner
 from recray.training.own_users import OwnUsers, first_model, user_weights
 from recray.training.run_metadata import EpochEntry
@@ -336,14 +337,3 @@ def _initializer(
         workers, fit = rows.workers.with_long_timeout(), prepared.fit(train.fit_on)
         return lambda model: pretrain(model, shard, settings, workers, fit.rating_range)
     return None
-
-
-def device_of(train: TrainSettings) -> torch.device:
-    """Find the device to train on.
-
-    Raises:
-        RecrayError: A GPU is asked for where there is none.
-    """
-    if train.device == "cuda" and not torch.cuda.is_available():
-        raise RecrayError("train.device=cuda: there is no GPU that torch can use; give cpu")
-    return torch.device(train.device)

@@ -87,7 +87,7 @@ def _ignore(_line: str) -> None:
 
 
 def _check(settings: Settings, prepared: Prepared, workers: int, address: str) -> Settings:
-    settings = trainer.adapt_to_dataset(settings, prepared)
+    settings = trainer.with_sizes_and_device(settings, prepared, workers, address)
     trainer.check_trainable(settings, prepared, workers, address)
     return settings
 
@@ -250,7 +250,7 @@ def clear_outdated(
         RecrayError: The settings cannot be trained: then everything stays.
     """
     check = partial(_check, prepared=prepared, workers=workers, address=address)
-    settings = trainer.adapt_to_dataset(settings, prepared)
+    settings = trainer.with_sizes_and_device(settings, prepared, workers, address)
     if not settings.train.choose_from:
         if folder.exists(RUN) and not _holds(folder, settings, prepared):
             check(settings)

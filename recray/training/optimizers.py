@@ -131,14 +131,14 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def precision_of(train: TrainSettings) -> Iterator[None]:
-    """Compute the layers inside the block with the precision of the settings."""
+def precision_of(train: TrainSettings, device: torch.device) -> Iterator[None]:
+    """Compute the layers inside the block, on a device, with the precision of the settings."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if train.precision == "tf32" else before)
     try:
         bf16 = train.precision == "bf16"
         # Its cache of rounded weights lives as long as the block, and steps change the weights.
-        with torch.autocast(train.device, torch.bfloat16, enabled=bf16, cache_enabled=False):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

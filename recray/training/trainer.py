@@ -23,8 +23,9 @@ from recray.training.checks import (
     resolved_k,
     resolved_preference,
 )
+from recray.training.devices import check_device, gpus_at, with_device
 from recray.training.early_stopping import distrust_of_validation
-from recray.training.loop import device_of, is_done
+from recray.training.loop import is_done
 from recray.training.optimizers import EXACT, describe
 from recray.training.ray_train import Callbacks, TrainJob, fit, train_worker, watch_history
 from recray.training.run_metadata import RunMetadata, RunSummary
@@ -66,7 +67,7 @@ def run(
         RecrayError: What the user can fix; see the message.
     """
     prepared = Prepared.open(prepared_path, verify=verify)
-    settings = adapt_to_dataset(settings, prepared)
+    settings = with_sizes_and_device(settings, prepared, workers, address)
     start_weights = check_trainable(settings, prepared, workers, address)
     folder, callbacks = RunFolder(out), callbacks or Callbacks()
     now = _metadata(settings, prepared, workers)
@@ -248,6 +249,16 @@ def adapt_to_dataset(settings: Settings, prepared: Prepared) -> Settings:
     return build_settings(values)
 
 
+def with_sizes_and_device(
+    settings: Settings, prepared: Prepared, workers: int, address: str
+) -> Settings:
+    """Fill in what the data set decides, and then where workers train; see adapt_to_dataset."""
+    settings = adapt_to_dataset(settings, prepared)
+    if settings.train.choose_from:  # each of those settles its own device
+        return settings
+    return with_device(settings, prepared, workers, lambda: gpus_at(address))
+
+
 def check_trainable(
     settings: Settings, prepared: Prepared, workers: int, address: str
 ) -> tuple[StartWeights, ...]:
@@ -272,8 +283,7 @@ def check_trainable(
         refuse_equal_ratings(prepared)
     check_evaluation(settings, prepared)
     check_half_life(settings)
-    if address == LOCAL:
-        device_of(settings.train)
+    check_device(settings.train, workers, address)
     if settings.train.optimizer not in EXACT:
         refuse_large_batch(settings, prepared)
     objective = build_objective(settings, *prepared.fit(settings.train.fit_on).rating_range)

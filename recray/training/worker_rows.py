@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from recray.config import Settings
 from recray.data.dataset import Prepared, Ratings, in_order
@@ -106,8 +107,7 @@ class WorkerRows:
         folds_in = self.reader is None and "fold_in" in splits
 
         def measure(trained: Model) -> PerUserMetrics | None:
-            on_cpu = settings.train.device == "cpu"
-            model, tables = trained if on_cpu else copy.deepcopy(trained).cpu(), []
+            model, tables = on_cpu(trained), list[PerUserMetrics]()
             model.moments = moments_of(model, group.sum) if folds_in else None
             for valid, history in groups():
                 scorer = Scorer(model, objective, history, *of_all)
@@ -210,6 +210,17 @@ class WorkerRows:
         """Read the training rows of a part."""
         rows = self._train(part)
         return _tensors(_renamed(rows, self.users.places(rows.user)))
+
+
+def on_cpu(model: Model) -> Model:
+    """The model, or a copy where its weights are in the memory of a GPU: lists are made on CPUs."""
+    weights = [*model.parameters(), *model.buffers()]
+    if all(value.device.type == "cpu" for value in weights):
+        return model
+    # deepcopy takes what its memo holds as copied already; so nothing is copied on the GPU.
+    moved: dict[int, object] = {id(b): b.cpu() for b in model.buffers()}
+    moved |= {id(p): nn.Parameter(p.detach().cpu()) for p in model.parameters()}
+    return copy.deepcopy(model, moved)
 
 
 def _renamed(rows: Ratings, user: NDArray[np.int64]) -> Ratings:

@@ -10,6 +10,7 @@ from recray.config import Settings, build_settings, load_settings, overridden
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError, unknown_name
 from recray.runtime.session import LOCAL, local_cpus
+from recray.training.devices import with_device
 from recray.training.loop import LOWER_IS_BETTER
 from recray.training.trainer import adapt_to_dataset, check_trainable
 from recray.tuning.driver import SEARCHERS, GridSearch, Searcher, make_searcher
@@ -138,6 +139,7 @@ def check(request: TuneRequest, settings: Settings, space: SearchSpace) -> Valid
         raise unknown_name("scheduler", request.scheduler, SCHEDULERS)
     data = open_without_test(request.prepared)
     settings = adapt_to_dataset(settings, data)
+    settings = with_device(settings, data, 1, lambda: math.ceil(request.gpus))
     _check_workers(request, data)
     check_trainable(settings, data, 1, request.address)
     if settings.train.max_rows_in_memory is not None:

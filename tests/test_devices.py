@@ -1,0 +1,82 @@
+"""Where a worker trains: auto takes a GPU where each has one; one that is not there is one line."""
+
+import pytest
+import torch
+
+from recray.config import TrainSettings, load_settings
+from recray.errors import RecrayError
+from recray.runtime.session import LOCAL
+from recray.training import trainer
+from recray.training.devices import check_device, device_of, gpus_at, with_device
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Give this machine a number of GPUs."""
+
+    def give(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+
+    return give
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "count", "workers", "device"),
+    [
+        ("neumf", [], 0, 1, "cpu"),
+        ("neumf", [], 1, 1, "cuda"),
+        ("neumf", [], 2, 2, "cuda"),
+        ("neumf", [], 1, 2, "cpu"),
+        ("rating", [], 1, 1, "cpu"),
+        ("item-knn", [], 1, 1, "cpu"),
+        ("dot-mse", ["train.max_rows_in_memory=20"], 1, 1, "cpu"),
+        ("dot-mse", ["train.max_rows_in_memory=2000"], 1, 1, "cuda"),
+    ],
+)
+def test_auto_is_a_gpu_where_each_worker_has_one(
+    gpus, prepared, preset, changes, count, workers, device
+):
+    gpus(count)
+    settings = load_settings(preset, None, ["train.device=auto", *changes])
+    found = with_device(settings, prepared, workers, lambda: gpus_at(LOCAL))
+    assert found.train.device == device
+    assert device_of(found.train).type == device
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_device_that_is_named_is_not_asked_for(prepared, device):
+    settings = load_settings("neumf", None, [f"train.device={device}"])
+    assert with_device(settings, prepared, 1, lambda: 1 / 0) == settings
+
+
+@pytest.mark.parametrize(
+    ("count", "workers", "words"),
+    [
+        (0, 1, "train.device=cuda: this machine has no GPU that torch can use; give cpu"),
+        (1, 3, "train.device=cuda with --workers 3: this machine has 1 GPU, one is needed"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused_in_one_line(gpus, prepared, count, workers, words):
+    gpus(count)
+    settings = load_settings("neumf", None, ["train.device=cuda"])
+    with pytest.raises(RecrayError, match=words) as error:
+        check_device(settings.train, workers, LOCAL)
+    assert "\n" not in str(error.value)
+    if workers == 1:
+        fitted = trainer.adapt_to_dataset(settings, prepared)
+        with pytest.raises(RecrayError, match=words):
+            trainer.check_trainable(fitted, prepared, 1, LOCAL)
+
+
+def test_a_worker_without_the_gpu_that_it_was_promised_says_so(gpus):
+    gpus(0)
+    with pytest.raises(RecrayError, match=r"train\.device=cuda: there is no GPU"):
+        device_of(TrainSettings(device="cuda"))
+
+
+@pytest.mark.parametrize(("preset", "optimizer"), [("rating", "gibbs"), ("ease", "closed-form")])
+def test_what_runs_on_the_cpu_alone_says_so(preset, optimizer):
+    words = f"train.device=cuda does not go with train.optimizer={optimizer}, which runs on the CPU"
+    with pytest.raises(RecrayError, match=words):
+        load_settings(preset, None, ["train.device=cuda"])
