@@ -1,5 +1,6 @@
 """Gibbs sampling: each draw against its formula, then what the whole learns, resumes and shares."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from recray.models.objectives import BPMF, FoldInConfig, build_objective
 from recray.training.checkpoint import RunFolder
 from recray.training.gibbs import GibbsSampler
 from recray.training.gibbs_math import (
+    Draws,
     RowPrior,
+    divided_qr,
     draw_noise,
     draw_rows,
     draw_wishart,
@@ -30,6 +33,7 @@ from recray.training.own_users import OwnUsers
 from recray.training.shard import Shard, Workers
 
 USERS, ITEMS = 90, 60
+ALONE = Workers()
 SMALL = [
     "model.dim=8", "objective.factors=3", "objective.side_rank=5",
     "objective.samples_per_epoch=4", "objective.burn_in=1",
@@ -113,7 +117,7 @@ def test_a_prior_learns_weights_and_precision_of_many_rows():
     features = torch.cat([torch.ones(20_000, 1), normal(one, 20_000, 1)], dim=1).double()
     weights = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
     spread = torch.tensor([[0.5, 0.0], [0.3, 2.0]], dtype=torch.float64)
-    prior = RowPrior(features, 2, 20_000, Workers())
+    prior = RowPrior(features, 2)
     prior.draw(features @ weights + normal(one, 20_000, 2) @ spread.T, one)
     assert torch.allclose(prior.weights, weights, atol=0.06)
     precision = torch.linalg.inv(spread @ spread.T)
@@ -122,7 +126,8 @@ def test_a_prior_learns_weights_and_precision_of_many_rows():
 
 def test_noise_follows_many_ratings_and_the_typical_user_few():
     counts = torch.tensor([100_000.0, 0.0], dtype=torch.float64).repeat(2000)
-    weight, typical = draw_noise(counts * 4.0, counts, 2.0, rng())
+    draws = Draws(7, 0, OwnUsers.everyone(len(counts)))
+    weight, typical = draw_noise(counts * 4.0, counts, 2.0, draws, Workers())
     assert 1 / weight[0] == pytest.approx(4.0, rel=0.05)
     # Gamma(5/2, rate 5/2 * 2) has mean 1/2.
     assert weight[1::2].mean() == pytest.approx(0.5, rel=0.05)
@@ -135,8 +140,9 @@ def test_noise_follows_many_ratings_and_the_typical_user_few():
 def test_tastes_are_the_main_directions_of_who_rated_what():
     same = (torch.arange(USERS)[:, None] + torch.arange(ITEMS)) % 2 == 0  # two circles of users
     rated = torch.from_numpy(rng().random((USERS, ITEMS))) < torch.where(same, 0.8, 0.2)
-    everyone, pairs = OwnUsers.everyone(USERS), torch.nonzero(rated).T
-    user, item, table = implicit_svd_features(*pairs, everyone, ITEMS, 3, Workers())
+    user, item, table = implicit_svd_features(
+        *torch.nonzero(rated).T, OwnUsers.everyone(USERS), ITEMS, 3, Workers()
+    )
     dense = rated.double()
     weighed = dense * dense.sum(dim=1, keepdim=True) ** -0.25 * dense.sum(dim=0) ** -0.25
     left, size, right = torch.linalg.svd(weighed)
@@ -158,12 +164,40 @@ def test_compressing_is_the_truncated_singular_value_decomposition():
     assert torch.allclose(wide[0] @ wide[1].T, left @ right.T)
 
 
-def sampler(**sizes) -> GibbsSampler:
-    shard, _ = planted()
-    model = BPMFMean(USERS, ITEMS, 12).double()
+def _reduce_part(rank: int, size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    address = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    begins, rows = _deficient()
+    found = divided_qr(rows[begins[rank] : begins[rank + 1]], Workers(rank, size))
+    torch.save(found, f"{folder}/qr-{rank}")
+    dist.destroy_process_group()
+
+
+def _deficient() -> tuple[list[int], torch.Tensor]:
+    """Where the rows of three workers begin, and 12 rows: two columns of zeros, three of rank 2."""
+    one = rng()
+    rows = normal(one, 12, 2) @ normal(one, 2, 3)
+    return [0, 9, 12, 12], torch.cat([torch.zeros(12, 2), rows], dim=1)
+
+
+def test_a_divided_table_of_few_directions_is_reduced_like_a_whole_one(tmp_path):
+    mp.start_processes(_reduce_part, (3, str(tmp_path)), nprocs=3, start_method="fork")
+    found = [torch.load(tmp_path / f"qr-{rank}") for rank in range(3)]
+    _, rows = _deficient()
+    assert all(torch.equal(r, found[0][1]) for _, r in found)
+    q, r = torch.cat([q for q, _ in found]), found[0][1]
+    assert torch.allclose(q @ r, rows, atol=1e-12)
+    # Inside the two directions Q is orthogonal: lengths and angles of the rows are those of R.
+    assert torch.allclose(rows.T @ rows, r.T @ r, atol=1e-12)
+
+
+def sampler(shard: Shard | None = None, workers: Workers = ALONE, **sizes) -> GibbsSampler:
+    shard = shard or planted()[0]
+    model = BPMFMean(len(shard.users), ITEMS, 12).double()
     model.mean.fill_(3.0)
     sizes = {"factors": 3, "side_rank": 5, "samples_per_epoch": 2, "burn_in": 0} | sizes
-    return GibbsSampler(model, BPMF(**sizes), shard, 0, Workers())
+    return GibbsSampler(model, BPMF(**sizes), shard, 0, workers)
 
 
 def test_the_model_is_the_mean_of_the_samples_after_burn_in():
@@ -192,7 +226,8 @@ def test_a_rating_counts_by_its_users_noise_on_both_sides(monkeypatch):
     target = normal(one, len(user))
     for own, other, draw in ((user, item, "_draw_users"), (item, user, "_draw_items")):
         fixed = (epochs.item_rows if own is user else epochs.user_rows).clone()
-        getattr(epochs, draw)(target, one)
+        draws = Draws(0, 0, epochs.shard.users)
+        getattr(epochs, draw)(target, draws if own is user else draws.shared)
         for row in (0, 17, 59):
             expected = torch.zeros(4, 5, dtype=torch.float64)
             for n in torch.nonzero(own == row)[:, 0].tolist():
@@ -208,7 +243,8 @@ def test_the_size_of_blocks_changes_nothing(monkeypatch):
     monkeypatch.setattr("recray.training.gibbs.ROW_BLOCK", 4)
     cut = sampler()
     assert len(cut.item_blocks) > 10
-    assert torch.equal(torch.cat(cut.item_blocks), torch.arange(ITEMS))
+    covered = [row for block in cut.item_blocks for row in range(ITEMS)[block]]
+    assert covered == list(range(ITEMS))
     whole.run(0)
     cut.run(0)
     everybody = torch.arange(USERS)
@@ -251,40 +287,79 @@ def test_seed_and_epoch_alone_decide_the_draws():
     assert not torch.allclose(drawn(0, 1), drawn(0, 2))
 
 
-def _train_part(rank: int, size: int, folder: str) -> None:
+PARTS = 5
+
+
+def part(shard: Shard, rank: int, size: int) -> Shard:
+    """The rows of one of several workers, in float64; part 2 is empty, so is worker 2 of 3."""
+    part_of = torch.tensor([0, 1, 3, 4])[torch.arange(USERS) * 7 % 11 % 4]
+    parts = range(rank, PARTS, size)
+    own = OwnUsers.of(parts, [torch.nonzero(part_of == p)[:, 0].numpy() for p in parts], USERS)
+    mine = torch.isin(shard.user, own.ids)
+    local = own.local(shard.user[mine])
+    order = torch.argsort(local, stable=True)
+    columns = (column[mine][order] for column in (shard.item, shard.rating.double()))
+    return Shard(local[order], *columns, own)
+
+
+@dataclass(frozen=True)
+class Listening(Workers):
+    """One of two who meets nobody, and remembers what it would sum."""
+
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        self.shapes.append(tuple(value.shape))
+        return value
+
+
+def test_nothing_of_a_user_is_summed_over_workers():
+    workers = Listening(rank=0, size=2)
+    epochs = sampler(part(planted()[0], 0, 2), workers)
+    epochs.run(0)
+    own = len(epochs.shard.users)
+    assert len(epochs.user_rows) == len(epochs.weight) == epochs.model.users == own
+    assert own not in (0, USERS, ITEMS)
+    assert not any({own, USERS} & set(shape) for shape in workers.shapes)
+    assert any(ITEMS in shape for shape in workers.shapes)
+
+
+def _draw_part(rank: int, size: int, folder: str) -> None:
     torch.set_num_threads(1)
-    address = f"file://{folder}-rendezvous"
+    address = f"file://{folder}/rendezvous-{size}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
-    shard, _ = planted()
-    # The last worker has no users at all.
-    part = max(size - 1, 1)
-    own = shard.user % part == rank
-    ids = np.arange(rank, USERS, part) if rank < part else np.zeros(0, np.int64)
-    users = OwnUsers.of([rank], [ids], USERS)
-    mine = Shard(users.local(shard.user[own]), shard.item[own], shard.rating[own].double(), users)
-    run = training_run(Path(folder), mine, ["train.epochs=3"], workers=Workers(rank, size))
-    run.model.double()
-    run.fit()
+    epochs = sampler(part(planted()[0], rank, size), Workers(rank, size), burn_in=1)
+    for epoch in range(3):
+        epochs.run(epoch)
+    model, own = epochs.model, epochs.shard.users.ids
+    scores = model.score(model.user_state(torch.arange(len(own))))
+    folded_in = folded(model, torch.tensor([3, 8, 20]), torch.tensor([5.0, 1.0, 4.0]))
+    found = own, scores, model.score(folded_in), epochs.typical, epochs.item_rows
+    torch.save(found, f"{folder}/found-{size}-{rank}")
     dist.destroy_process_group()
 
 
 def test_several_workers_draw_the_samples_of_one(tmp_path):
-    models = []
+    several = []
     for size in (1, 2, 3):
-        folder = tmp_path / f"w{size}"
-        mp.start_processes(_train_part, (size, str(folder)), nprocs=size, start_method="fork")
-        model = BPMFMean(USERS, ITEMS, 8).double()
-        model.load_state_dict(RunFolder(str(folder)).latest().weights)
-        models.append(model)
-    everybody = torch.arange(USERS)
-    one, *several = (model.score(model.user_state(everybody)) for model in models)
-    for scores in several:
-        assert torch.allclose(scores, one, atol=1e-6)
-    # A state may turn with the item vectors; what it means may not.
-    item, rating = torch.tensor([3, 8, 20]), torch.tensor([5.0, 1.0, 4.0])
-    first, *others = (model.score(folded(model, item, rating)) for model in models)
-    for scores in others:
-        assert torch.allclose(scores, first, atol=1e-5)
+        mp.start_processes(_draw_part, (size, str(tmp_path)), nprocs=size, start_method="fork")
+        found = [torch.load(tmp_path / f"found-{size}-{rank}") for rank in range(size)]
+        scores = torch.zeros(USERS, ITEMS, dtype=torch.float64)
+        for own, rows, *_ in found:
+            scores[own] = rows
+        for _, _, *shared in found[1:]:  # what is shared is the same on each, to the bit
+            assert all(
+                torch.equal(*map(torch.as_tensor, x))
+                for x in zip(shared, found[0][2:], strict=True)
+            )
+        several.append((scores, *found[0][2:]))
+    (one, folded_in, typical, items), *others = several
+    for scores, other_folded, other_typical, other_items in others:
+        assert torch.allclose(scores, one, rtol=0, atol=1e-9)
+        # A state may turn with the item vectors; what it means may not.
+        assert torch.allclose(other_folded, folded_in, rtol=0, atol=1e-9)
+        assert other_typical == pytest.approx(typical, rel=1e-9)
+        assert torch.allclose(other_items, items, rtol=0, atol=1e-9)
 
 
 # ---------------------------------------------------------------------------------- fold-in

@@ -10,6 +10,7 @@ from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF, ROW_BLOCK
 from recray.training.epochs import EpochRunner
 from recray.training.gibbs_math import (
+    Draws,
     RowPrior,
     draw_noise,
     draw_rows,
@@ -31,12 +32,12 @@ PAIR_BLOCK = 1 << 16
 class GibbsSampler(EpochRunner):
     """Draws all users given the items, then all items given the users; averages the predictions.
 
-    A sample has a row for each user and item: vector, then bias. Users are drawn, and their rows
-    kept, where their ratings are; for items the normal equations are summed over workers. Samples
-    are in units of the ratings' standard deviation.
+    A sample has a row for each user and item: vector, then bias. A worker has and draws the rows of
+    its own users; for items the normal equations are summed over workers. Samples are in units of
+    the ratings' standard deviation. It runs on the CPU alone: random numbers are numpy's.
 
     Args:
-        model: Its items are equal on every worker.
+        model: Its users are this worker's; all else is equal on every worker.
         objective: Sizes of the samples, and how many.
         shard: This worker's rows.
         seed: Decides, with the epoch's number, every draw.
@@ -48,50 +49,41 @@ class GibbsSampler(EpochRunner):
     ) -> None:
         self.model, self.objective, self.shard = model, objective, shard
         self.seed, self.workers = seed, workers
-        users, items, dim = len(shard.users), model.items, objective.factors + 1
-        self.total, self.ids = shard.users.total, shard.users.ids
-        self.user_begins = torch.searchsorted(shard.user, torch.arange(users + 1))
+        own, items, dim = shard.users, model.items, objective.factors + 1
+        self.user_begins = torch.searchsorted(shard.user, torch.arange(len(own) + 1))
         self.item_order = torch.argsort(shard.item, stable=True)
         self.item_begins = torch.searchsorted(shard.item[self.item_order], torch.arange(items + 1))
         self.item_users = shard.user[self.item_order]
         stars = shard.rating.double()
-        sums = torch.stack([torch.tensor(len(stars)), stars.sum(), stars.square().sum()])
-        number, total, squares = workers.sum(sums).tolist()
+        moments = float(len(stars)), float(stars.sum()), float(stars.square().sum())
+        number, total, squares = workers.sum_floats(*moments)
         self.unit = max(squares / number - (total / number) ** 2, 1e-12) ** 0.5
-        counts = torch.zeros(self.total, dtype=torch.float64)
-        counts[self.ids] = self.user_begins.diff().double()
-        self.user_counts = workers.sum(counts)
-        item_counts = workers.sum(self.item_begins.diff().double())
-        self.own_blocks = _blocks(torch.arange(users), self.user_begins.diff().double())
-        self.item_blocks = _blocks(torch.arange(items), item_counts)
+        self.user_counts = self.user_begins.diff().double()
+        self.user_blocks = _blocks(self.user_counts)
+        self.item_blocks = _blocks(workers.sum(self.item_begins.diff().double()))
         user_features, item_features, self.taste_table = implicit_svd_features(
-            shard.user, shard.item, shard.users, items, objective.side_rank, workers
+            shard.user, shard.item, own, items, objective.side_rank, workers
         )
-        self.user_prior, self.item_prior = (
-            RowPrior(torch.cat([torch.ones(len(f), 1), f], dim=1), dim, total, group)
-            for f, total, group in (
-                (user_features, self.total, workers),
-                (item_features, items, Workers()),
-            )
-        )
-        rng, dtype = np.random.default_rng(seed), model.mean.dtype
-        self.user_rows = (0.1 * normal(rng, self.total, dim))[self.ids].to(dtype)
-        self.item_rows = (0.1 * normal(rng, items, dim)).to(dtype)
-        self.weight = torch.ones(users, dtype=torch.float64)
+        self.user_prior = RowPrior(_with_constant(user_features), dim, workers)
+        self.item_prior = RowPrior(_with_constant(item_features), dim)
+        first, dtype = Draws(seed, -1, own), model.mean.dtype
+        self.user_rows = (0.1 * first.normal(dim)).to(dtype)
+        self.item_rows = (0.1 * normal(first.shared, items, dim)).to(dtype)
+        self.weight = torch.ones(len(own), dtype=torch.float64)
         self.typical, self.samples = 1.0, 0
 
     @torch.no_grad()
     def run(self, epoch: int) -> tuple[float, float]:
         """Draw and average one epoch's samples; return this worker's squared error and rows."""
         self.model.eval()
-        rng = np.random.default_rng([self.seed, epoch])
+        draws = Draws(self.seed, epoch, self.shard.users)
         target = (self.shard.rating.to(self.model.mean.dtype) - self.model.mean) / self.unit
         if epoch <= self.objective.burn_in:
             self.samples = 0  # the samples of the burn-in are forgotten
         for _ in range(self.objective.samples_per_epoch):
-            self._draw_users(target, rng)
-            self._draw_items(target, rng)
-            self._draw_noise(target, rng)
+            self._draw_users(target, draws)
+            self._draw_items(target, draws.shared)
+            self._draw_noise(target, draws)
             self._average()
         loss = self._squared_error()
         error, rows = self.workers.sum_floats(loss, float(len(target)))
@@ -99,28 +91,26 @@ class GibbsSampler(EpochRunner):
         self._learn_prior()
         return loss, float(len(target))
 
-    def _draw_users(self, target: Tensor, rng: np.random.Generator) -> None:
-        self.user_prior.draw(self.user_rows, rng)
-        noise = normal(rng, self.total, self.user_rows.shape[1])[self.ids]
-        drawn, fixed = torch.zeros_like(self.user_rows), _with_one(self.item_rows)
-        for rows in self.own_blocks:
+    def _draw_users(self, target: Tensor, draws: Draws) -> None:
+        self.user_prior.draw(self.user_rows, draws.shared)
+        noise, fixed = draws.normal(self.user_rows.shape[1]), _with_one(self.item_rows)
+        for rows in self.user_blocks:
             system = self._user_system(rows, fixed, target)
             system = system * self.weight[rows].to(system.dtype)[:, None, None]
-            drawn[rows] = self._draw(system, rows, self.user_prior, noise)
-        self.user_rows = drawn
+            self.user_rows[rows] = self._draw(system, rows, self.user_prior, noise)
 
-    def _user_system(self, rows: Tensor, fixed: Tensor, target: Tensor) -> Tensor:
+    def _user_system(self, rows: slice, fixed: Tensor, target: Tensor) -> Tensor:
         """Sum the normal equations of some of this worker's users.
 
         Args:
-            rows: (R,) int64 users, ascending; between them are no ratings of others.
+            rows: The users.
             fixed: (items, D + 1); the vector that multiplies a user's row, then what is added.
             target: (N,) values to predict.
         """
-        edges = torch.cat([self.user_begins[rows], self.user_begins[rows[-1:] + 1]])
-        place = slice(int(edges[0]), int(edges[-1]))
+        begins = self.user_begins[rows.start : rows.stop + 1]
+        place = slice(int(begins[0]), int(begins[-1]))
         other = fixed[self.shard.item[place]]
-        return normal_equations(other[:, :-1], target[place] - other[:, -1], edges - edges[0])
+        return normal_equations(other[:, :-1], target[place] - other[:, -1], begins - begins[0])
 
     def _draw_items(self, target: Tensor, rng: np.random.Generator) -> None:
         self.item_prior.draw(self.item_rows, rng)
@@ -128,7 +118,7 @@ class GibbsSampler(EpochRunner):
         by_item = target[self.item_order]
         root, fixed = self.weight.sqrt().to(target.dtype), _with_one(self.user_rows)
         for rows in self.item_blocks:
-            begins = self.item_begins[rows[0] : rows[-1] + 2]
+            begins = self.item_begins[rows.start : rows.stop + 1]
             place = slice(int(begins[0]), int(begins[-1]))
             user = self.item_users[place]
             other, scale = fixed[user], root[user]
@@ -140,24 +130,21 @@ class GibbsSampler(EpochRunner):
             system = self.workers.sum(system)
             self.item_rows[rows] = self._draw(system, rows, self.item_prior, noise)
 
-    def _draw(self, system: Tensor, rows: Tensor, prior: RowPrior, noise: Tensor) -> Tensor:
+    def _draw(self, system: Tensor, rows: slice, prior: RowPrior, noise: Tensor) -> Tensor:
         mean = prior.features[rows] @ prior.weights
         kind = system.dtype
         return draw_rows(system, mean.to(kind), prior.precision.to(kind), noise[rows].to(kind))
 
-    def _draw_noise(self, target: Tensor, rng: np.random.Generator) -> None:
-        own = torch.zeros(len(self.user_rows), dtype=torch.float64)
+    def _draw_noise(self, target: Tensor, draws: Draws) -> None:
+        squares = torch.zeros(len(self.user_rows), dtype=torch.float64)
         fixed = _with_one(self.item_rows)
         for place in torch.arange(len(target)).split(PAIR_BLOCK):
             user = self.shard.user[place]
             mine, other = self.user_rows[user], fixed[self.shard.item[place]]
             guess = (mine * other[:, :-1]).sum(dim=-1) + other[:, -1]
-            own.index_add_(0, user, (target[place] - guess).double().square())
-        squares = torch.zeros(self.total, dtype=torch.float64)
-        squares[self.ids] = own
-        squares = self.workers.sum(squares)
-        weight, self.typical = draw_noise(squares, self.user_counts, self.typical, rng)
-        self.weight = weight[self.ids]
+            squares.index_add_(0, user, (target[place] - guess).double().square())
+        given = squares, self.user_counts, self.typical
+        self.weight, self.typical = draw_noise(*given, draws, self.workers)
 
     def _average(self) -> None:
         """Take the newest sample into the running mean of the predictions."""
@@ -189,14 +176,14 @@ class GibbsSampler(EpochRunner):
         """Learn the prior of a new user: regress the states of the trained users on their features,
         and find the spread around that by a few steps of expectation maximisation, the items fixed.
         """
-        model, features = self.model, self.user_prior.features
+        model, features, add = self.model, self.user_prior.features, self.workers.sum
         states = model.user_state(torch.arange(model.users)).double()
         ridge = torch.full((features.shape[1],), float(self.user_prior.shrink)).double()
         ridge[0] = 1e-6
-        right = self.workers.sum(features.T @ states)
-        weights = torch.linalg.solve(self.user_prior.gram + torch.diag(ridge), right)
+        matrix = self.user_prior.gram + torch.diag(ridge)
+        weights = torch.linalg.solve(matrix, add(features.T @ states))
         means = features @ weights
-        spread = self.workers.sum((states - means).T @ (states - means)) / self.total
+        spread = add((states - means).T @ (states - means)) / self.shard.users.total
         for _ in range(PRIOR_STEPS):
             spread = self._expected_spread(means, _inverse(spread))
         model.prior_mean.copy_(weights[0])
@@ -210,16 +197,16 @@ class GibbsSampler(EpochRunner):
         fixed = torch.cat([model.item_rows(whole), model.item_offset(whole)[:, None]], dim=1)
         fixed, target = fixed.double(), self.shard.rating.double()
         total = means.new_zeros(size, size)
-        for rows in self.own_blocks:
+        for rows in self.user_blocks:
             system = self._user_system(rows, fixed, target) / float(model.noise)
             inverse = torch.linalg.inv(system[:, :, :size] + precision)
             right = system[:, :, size] + means[rows] @ precision
             away = (inverse @ right[:, :, None])[:, :, 0] - means[rows]
             total += inverse.sum(dim=0) + away.T @ away
-        return self.workers.sum(total) / max(self.total, 1)
+        return self.workers.sum(total) / self.shard.users.total
 
     def state(self) -> dict[str, Tensor]:
-        """The newest sample, and how many the mean covers; the mean itself is in the model."""
+        """The newest sample of what is shared, and how many the mean in the model covers."""
         return {
             "item_rows": self.item_rows,
             "user_shrink": self.user_prior.shrink,
@@ -229,26 +216,33 @@ class GibbsSampler(EpochRunner):
         }
 
     def user_state(self) -> dict[str, Tensor]:
-        """What belongs to this worker's users of the newest sample."""
+        """The newest sample of own users: their rows, and the weights of their ratings."""
         return {"user_rows": self.user_rows, "weight": self.weight}
 
     def load_state(self, shared: dict[str, Tensor], user_rows: dict[str, Tensor]) -> None:
         """Go on from the sample of `state` and `user_state`."""
-        state = shared | user_rows
-        self.user_rows, self.item_rows = state["user_rows"].clone(), state["item_rows"].clone()
-        self.user_prior.shrink = state["user_shrink"]
-        self.item_prior.shrink = state["item_shrink"]
-        self.weight = state["weight"]
-        self.typical, self.samples = float(state["typical"]), int(state["samples"])
+        self.user_rows, self.item_rows = user_rows["user_rows"].clone(), shared["item_rows"].clone()
+        self.user_prior.shrink = shared["user_shrink"]
+        self.item_prior.shrink = shared["item_shrink"]
+        self.weight = user_rows["weight"].clone()
+        self.typical, self.samples = float(shared["typical"]), int(shared["samples"])
 
 
-def _blocks(rows: Tensor, counts: Tensor) -> list[Tensor]:
-    """Cut rows, in order, into blocks of few rows, and of few ratings unless it is one row."""
-    if not len(rows):
+def _blocks(counts: Tensor) -> list[slice]:
+    """Cut rows into blocks of few rows, and of few of their ratings unless it is one row."""
+    if not len(counts):
         return []
-    filled = counts[rows].cumsum(dim=0) // RATING_BLOCK
+    filled = counts.cumsum(dim=0) // RATING_BLOCK
     sizes = torch.unique_consecutive(filled, return_counts=True)[1].tolist()
-    return [block for part in rows.split(sizes) for block in part.split(ROW_BLOCK)]
+    blocks = [
+        block for part in torch.arange(len(counts)).split(sizes) for block in part.split(ROW_BLOCK)
+    ]
+    return [slice(int(block[0]), int(block[-1]) + 1) for block in blocks]
+
+
+def _with_constant(features: Tensor) -> Tensor:
+    """Put the constant before (R, K) features."""
+    return torch.cat([torch.ones_like(features[:, :1]), features], dim=1)
 
 
 def _with_one(rows: Tensor) -> Tensor:
