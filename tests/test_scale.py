@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from torch import Tensor
 
+from recray import benchmarks
 from recray.benchmarks import formulas, processes
 from recray.benchmarks.formulas import Size
+from recray.benchmarks.synthetic import make_prepared
 from recray.config import load_settings
+from recray.errors import RecrayError
 from recray.training.checkpoint import RunFolder
 from recray.training.loop import build_run
 
@@ -89,3 +93,20 @@ def test_a_bucket_stops_growing_where_there_are_more_of_them():
 
     assert rows(4_000_000) == rows(8_000_000) == rows(16_000_000) == 500_000
     assert rows(10**9) == 10**9 / 256
+
+
+def test_a_generated_set_has_each_user_in_one_part(tmp_path):
+    made = make_prepared(tmp_path / "made", users=10, items=30, per_user=4, parts=3)
+    assert (made.users, made.items, made.buckets) == (10, 30, 3)
+    for part in range(3):
+        rows = made.load("train", [part])
+        assert np.array_equal(np.unique(rows.user), np.arange(part, 10, 3))
+    rows = made.load("train")
+    pairs = set(zip(rows.user.tolist(), rows.item.tolist(), strict=True))
+    assert len(pairs) == len(rows) == made.manifest["splits"]["train"]["rows"] == 40
+    assert rows.item.max() < 30
+
+
+def test_a_row_that_is_not_there_is_refused():
+    with pytest.raises(RecrayError, match="formulas, largest, workers"):
+        benchmarks.run("scale", True, print, only="memory")

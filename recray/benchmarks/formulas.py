@@ -53,8 +53,8 @@ def prepare_bytes(size: Size) -> Terms:
 def train_seconds(size: Size) -> Terms:
     """CPU seconds of one worker of exact solves, reading its rows included.
 
-    A rating is added to a Gram matrix once for its user and once for its item. A user's
-    system is solved by the worker that owns the user, an item's by every worker.
+    A rating is added to a Gram matrix once for its user and once for its item. A user's system is
+    solved by the worker that has the user, an item's by every worker.
     """
     solved = size.users / size.workers * (size.epochs + 1) + size.items * size.epochs
     gathered = size.ratings / size.workers * (2 * size.epochs + 1)
@@ -70,14 +70,14 @@ def train_seconds(size: Size) -> Terms:
 
 
 def train_bytes(size: Size) -> Terms:
-    """Memory of one worker beyond an idle one: its ratings, all vectors, a block of systems, and
-    among several workers as much again to receive it.
+    """Memory of one worker beyond an idle one: its ratings, the vectors of its users and of all
+    items, a block of systems, and among several workers as much again to receive it.
     """
     block = ROW_BLOCK * size.dim * (size.dim + 2) * FLOAT32
     return {
         "process": 1,
         "rating": size.ratings / size.workers,
-        "vector": (size.users + size.items) * size.dim * FLOAT32,
+        "vector": (size.users / size.workers + size.items) * size.dim * FLOAT32,
         "system": block,
         "system received": block * (size.workers > 1),
     }
@@ -89,11 +89,11 @@ def summed_bytes(size: Size) -> int:
         return 0
     statistics = 2 * size.items * FLOAT64 + size.workers * 2 * FLOAT64
     counts = size.items * FLOAT32
-    users = size.users * size.dim * FLOAT32
     items = size.items * size.dim * (size.dim + 2) * FLOAT32
     gram = size.dim**2 * FLOAT32
-    told = 4 * FLOAT64  # loss, rows, seconds, and how long to wait
-    return statistics + counts + users + size.epochs * (users + items + gram + told)
+    told = 5 * FLOAT64  # loss, rows, whether all is finite, seconds of training and of the epoch
+    saved = size.users * size.dim * FLOAT32
+    return statistics + counts + size.epochs * (items + gram + told + saved)
 
 
 def sent_bytes(size: Size) -> float:

@@ -1,4 +1,5 @@
-"""Prepare and train against the formulas of formulas.py: fitted on small sets, tried on large ones.
+"""Prepare and train against the formulas of formulas.py: fitted on small sets, tried on large ones;
+and what each worker of a group takes (shares.py).
 
 What is compared first is CPU time: on a free core it is the time that passes, and the load of the
 machine hardly touches it. The time that passed stands beside it.
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, Field
 
-from recray.benchmarks import formulas, processes
+from recray.benchmarks import formulas, processes, shares
 from recray.benchmarks.formulas import Size, Terms
 from recray.benchmarks.harness import (
     Figures,
@@ -25,9 +26,11 @@ from recray.benchmarks.harness import (
     timed,
 )
 from recray.benchmarks.ingest import generate
+from recray.benchmarks.shares import Made
 from recray.config import Settings, load_settings
 from recray.data import ingest, source
 from recray.data.dataset import Prepared
+from recray.errors import unknown_name
 from recray.progress import Log
 from recray.runtime.session import session
 
@@ -53,16 +56,25 @@ class Sizes:
         middle: The larger one.
         large: The sets that are predicted.
         repetitions: How often each training is run that constants are fitted to.
+        divided: The set that 1, 2 and 4 workers divide.
+        largest: The set that two workers train once.
     """
 
     small: int
     middle: int
     large: tuple[int, ...]
     repetitions: int
+    divided: Made
+    largest: Made
 
 
-FULL = Sizes(500_000, 2_000_000, (1_000_000, 4_000_000, 16_000_000), 2)
-QUICK = Sizes(125_000, 500_000, (1_000_000,), 1)
+FULL = Sizes(
+    500_000, 2_000_000, (1_000_000, 4_000_000, 16_000_000), 2,
+    Made(1_000_000, 60_000, 64, 10), Made(10_000_000, 1_000_000, 32, 10),
+)  # fmt: skip
+QUICK = Sizes(
+    125_000, 500_000, (1_000_000,), 1, Made(40_000, 10_000, 64, 10), Made(400_000, 40_000, 32, 10)
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,32 @@ FIGURES: dict[str, dict[str, Callable[[Size], Terms]]] = {
 }
 
 
-def run(sizes: Sizes, log: Log) -> Measurement:
+def run(sizes: Sizes, log: Log, only: str | None = None) -> Measurement:
+    """Measure each row, or one.
+
+    Args:
+        sizes: How much is measured.
+        log: Receives what happens, one line at a time.
+        only: formulas, workers or largest; None for all.
+
+    Raises:
+        RecrayError: There is no such row.
+    """
+    ways: dict[str, Callable[[], Measurement]] = {
+        "formulas": lambda: _compare(sizes, log),
+        "workers": lambda: shares.divided(Made(*sizes.divided), log),
+        "largest": lambda: shares.largest(Made(*sizes.largest), log),
+    }
+    if only is not None and only not in ways:
+        raise unknown_name("row", only, ways)
+    found = [measure() for row, measure in ways.items() if only in (None, row)]
+    figures: Figures = {}
+    for one in found:
+        figures |= one.figures
+    return Measurement(figures, [row for one in found for row in one.rows])
+
+
+def _compare(sizes: Sizes, log: Log) -> Measurement:
     """Fit the constants on the small sets, then predict the large ones."""
     small, middle = Data(sizes.small), Data(sizes.middle)
     many = Data(small.rows, 20)  # the same ratings by more users

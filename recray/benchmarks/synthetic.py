@@ -1,10 +1,11 @@
-"""Bundles of any size, made and not trained: for what does not depend on how good a model is."""
+"""Prepared sets and bundles of any size: for what does not depend on how good a model is."""
 
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import load_settings
@@ -24,7 +25,7 @@ def make_bundle(
 
     Raw ids are dense ids + 1. The vectors and the rated items follow from the seed.
     """
-    prepared = _prepare(folder / "prepared", users, items, per_user)
+    prepared = make_prepared(folder / "prepared", users, items, per_user)
     settings = load_settings("ranking", None, [f"model.dim={dim}"]).sized(users, items)
     torch.manual_seed(seed)
     model = build_model(settings, users, items)
@@ -34,42 +35,49 @@ def make_bundle(
     return write_bundle(out, prepared, trained, settings, created, lambda _bundle: {})
 
 
-def _prepare(out: Path, users: int, items: int, per_user: int) -> Prepared:
+def make_prepared(out: Path, users: int, items: int, per_user: int, parts: int = 1) -> Prepared:
+    """Write a prepared set whose users each rate `per_user` different items; one that is there
+    already is taken.
+
+    Args:
+        out: Its folder.
+        users: Number of users; user u is in part u modulo `parts`.
+        items: Number of items, which are all rated about equally often.
+        per_user: Ratings of a user, all to train on.
+        parts: Number of parts.
+    """
     if Folder(str(out)).published():
         return Prepared.open(str(out))
-    rows = {"train": _ratings(users, items, per_user), "valid": _none(), "test": _none()}
     with publish(Folder(str(out))) as folder:
-        for name, table in rows.items():
-            folder.write_table(part_name(name, 0), table)
+        for part in range(parts):
+            own = np.arange(part, users, parts, dtype=np.int32)
+            folder.write_table(part_name("train", part), _ratings(own, items, per_user, part))
+            for split in ("valid", "test"):
+                folder.write_table(part_name(split, part), schema.RATINGS.empty_table())
         folder.write_table("items.parquet", _items(items))
         folder.write_table("users.parquet", _users(users, per_user))
-        counts = {"users": users, "items": items, "unseen_users": 0, "unseen_items": 0}
-        splits = {
-            name: {"rows": len(table), "unseen": 0, "unseen_percent": 0.0}
-            for name, table in rows.items()
-        }
-        facts = {
-            "dataset": f"synthetic-{users}x{items}",
-            "buckets": 1,
-            "counts": counts,
-            "splits": splits,
-            "ratings": {"range": [0.5, 5.0], "levels": []},
-            "settings": {"data": {}, "split": {"kind": "random"}},
-            "fingerprints": dict.fromkeys((*schema.PARTS, "ids", "items"), "0" * 64),
-        }
-        folder.write_manifest(KIND, facts)
+        folder.write_manifest(KIND, _facts(users, items, users * per_user, parts))
     return Prepared.open(str(out))
 
 
-def _none() -> pa.Table:
-    return schema.RATINGS.empty_table()
+def _facts(users: int, items: int, ratings: int, parts: int) -> dict[str, object]:
+    rows = {"train": ratings, "valid": 0, "test": 0}
+    return {
+        "dataset": f"synthetic-{users}x{items}",
+        "buckets": parts,
+        "counts": {"users": users, "items": items, "unseen_users": 0, "unseen_items": 0},
+        "splits": {k: {"rows": n, "unseen": 0, "unseen_percent": 0.0} for k, n in rows.items()},
+        "ratings": {"range": [0.5, 5.0], "levels": []},
+        "settings": {"data": {}, "split": {"kind": "random"}},
+        "fingerprints": dict.fromkeys((*schema.PARTS, "ids", "items"), "0" * 64),
+    }
 
 
-def _ratings(users: int, items: int, per_user: int) -> pa.Table:
+def _ratings(own: NDArray[np.int32], items: int, per_user: int, seed: int) -> pa.Table:
     """Each user has `per_user` different items, spread over the catalogue."""
-    rng = np.random.default_rng(0)
-    user = np.repeat(np.arange(users, dtype=np.int32), per_user)
-    first, step = rng.integers(0, items, users), items // per_user
+    rng = np.random.default_rng(seed)
+    user = np.repeat(own, per_user)
+    first, step = rng.integers(0, items, len(own)), items // per_user
     place = np.arange(per_user) * step
     item = np.sort((first[:, None] + place) % items, axis=1).astype(np.int32).ravel()
     rating = rng.integers(1, 11, len(user)).astype(np.float32) / 2

@@ -259,7 +259,11 @@ def doctor(
     metavar="FOLDER",
     help="next, quality, search, tune: archives such as ml-100k.zip.",
 )
-@click.option("--only", metavar="FIGURE", help="next, quality: one figure, such as rmse_1m.")
+@click.option(
+    "--only",
+    metavar="FIGURE",
+    help="next, quality: one figure, such as rmse_1m; scale: formulas, workers or largest.",
+)
 @click.option("--device", metavar="DEVICE", help="train: cpu (the default) or cuda.")
 @shared()
 def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> None:

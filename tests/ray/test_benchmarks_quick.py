@@ -35,7 +35,14 @@ SMALLEST: dict[str, dict[str, Any]] = {
         "workers": 1,
     },
     "quality": {"figures": ("ndcg10_100k_per_item",), "repetitions": 1},
-    "scale": {"small": 20_000, "middle": 40_000, "large": (60_000,), "repetitions": 1},
+    "scale": {
+        "small": 20_000,
+        "middle": 40_000,
+        "large": (60_000,),
+        "repetitions": 1,
+        "divided": (20_000, 2_000, 16, 5),
+        "largest": (20_000, 2_000, 8, 5),
+    },
     "search": {"trials": 2, "source": "sample"},
     "serve": {"turns": 1, "seconds": 0.5, "swap_seconds": 7.0, "big": (2000, 4000, 20)},
     "train": {
