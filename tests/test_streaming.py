@@ -163,6 +163,24 @@ def test_a_resumed_streamed_run_ends_with_the_same_bits(tmp_path, preset):
         assert torch.equal(rest.model.state_dict()[name], table), name
 
 
+def test_what_is_compiled_may_be_streamed(tmp_path, monkeypatch):
+    compiled: list[str] = []
+
+    def compile(function, mode):
+        compiled.append(mode)
+        return lambda batch: function(batch) * 1
+
+    monkeypatch.setattr(torch, "compile", compile)
+    given = ["train.optimizer=adam", "train.batch_size=16"]
+    plain = tables(run_of(tmp_path / "a", streamed(Workers()), Workers(), *given))
+    assert not compiled
+    changes = [*given, "train.compile=true"]
+    found = tables(run_of(tmp_path / "b", streamed(Workers()), Workers(), *changes))
+    assert compiled == ["default"]
+    for name, table in plain.items():
+        assert torch.equal(found[name], table), name
+
+
 # --------------------------------------------------------------------- from a prepared data set
 
 

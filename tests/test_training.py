@@ -60,8 +60,7 @@ def part_of(shard: Shard, workers: Workers, parts: int = PARTS) -> Shard:
 
 
 def training_run(folder: Path, preset: str, shard: Shard, changes=(), **given) -> TrainingRun:
-    sizes = {"dim": 4, "mlp_dim": 4, "layers": [16, 8], "levels": [1, 5]}
-    small = load_settings(preset).sized(1000, 1500).changed(model=sizes, train={"patience": None})
+    small = load_settings(preset).sized(1000, 1500).changed(model=SIZES, train={"patience": None})
     settings = overridden(small, changes)
     model = first_model(partial(build_model, settings), shard.users, SIZE, settings.train.seed)
     arguments = {
@@ -286,7 +285,10 @@ SHARED = {
     "all-items": ("neumf-ranking", [*WHOLE, "train.lr=0.01", "model.dropout=0"]),
     "ranking": ("ranking", []),
     "sequence": ("sequence", [*WHOLE, "train.optimizer=sgd", "model.dropout=0"]),
+    "adagrad": ("dot-mse", [*WHOLE, "train.optimizer=adagrad", "train.weight_decay=0.1"]),
+    "lazy-adam": ("softmax-dnn", [*WHOLE, "train.optimizer=lazy-adam", "train.lr=0.01"]),
 }
+SIZES = {"dim": 4, "mlp_dim": 4, "layers": [16, 8], "levels": [1, 5]}
 
 
 def _train_part(rank: int, size: int, folder: str, recipe: str, address: str) -> None:
