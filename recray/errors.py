@@ -24,6 +24,14 @@ class WorkerLost(RecrayError):
     """A worker of a group died or stopped answering; the run goes on from its last checkpoint."""
 
 
+class NodeTaken(WorkerLost):
+    """The node of a worker was taken away after notice, before the group had left it."""
+
+
+class NotPlaced(WorkerLost):
+    """The workers of a group found no free CPUs in time."""
+
+
 class LostRows(RecrayError):
     """The rows that were kept and those that were counted out do not make those that were read."""
 

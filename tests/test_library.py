@@ -26,7 +26,7 @@ from recray.evaluation import evaluator
 from recray.inference import batch
 from recray.pipelines import repetition, search, stages
 from recray.reporting import report
-from recray.training import trainer
+from recray.training import elastic, trainer
 from recray.training.checkpoint import RunFolder
 from recray.training.loop import build_run
 from recray.training.shard import Workers
@@ -73,7 +73,8 @@ def without_ray():
             for name, stand_in in STAND_INS.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, stand_in)
-        patch.setattr(trainer, "fit", plain_fit)
+        patch.setattr(elastic, "fit", plain_fit)
+        patch.setattr(elastic, "request_workers", lambda *_request: None)
         patch.setattr(tuner, "_fit", plain_trials)
         patch.setattr(tuner, "_fitting_trials", lambda _search: 1)
         yield

@@ -1,4 +1,4 @@
-"""How many workers still have room after a loss; no Ray is started."""
+"""How many workers there is room for when a group has ended; no Ray is started."""
 
 import pytest
 
@@ -6,24 +6,48 @@ from recray.runtime import nodes
 from recray.runtime.nodes import Node
 
 
-def cluster_of(*cpus: float) -> list[Node]:
-    return [Node(str(n), f"node{n}", {"CPU": count}) for n, count in enumerate(cpus)]
+def cluster_of(cpus: dict[str, float]) -> list[Node]:
+    return [Node(name, name, {"CPU": count}) for name, count in cpus.items()]
+
+
+HEAD = {"head": 0.0}
+TWO, ONE = HEAD | {"a": 1.0, "b": 1.0}, HEAD | {"b": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("seen", "expected"),
+    ("lost", "seen", "expected", "looks"),
     [
-        ([[0, 1, 1, 1]], 2),  # the loss is not known yet, and there is room elsewhere all the same
-        ([[0, 1, 1], [0, 1]], 1),  # it becomes known: one is left
-        ([[0, 1, 1], [0, 1], [0, 1, 1]], 2),  # another node takes its place
-        ([[4]], 2),  # a worker died, its node did not
-        ([[0]], 0),
+        (False, [(TWO, 0), (TWO, 1), (TWO, 2)], 2, 3),  # until Ray counts as free what is free
+        (False, [(ONE, 0), (ONE, 1)], 1, 2),  # a node with notice does not count: nothing to learn
+        (True, [(TWO, 2)] * 3 + [(ONE, 1)], 1, 4),  # the loss becomes known
+        (True, [(TWO, 2)], 2, 10),  # a worker died on a node that lives on
+        (True, [({"only": 4.0}, 4)], 2, 1),
+        (False, [(TWO, 1)], 1, 6),  # others have a CPU, and keep it
+        (False, [(HEAD, 0)], 0, 1),
     ],
 )
-def test_room_is_counted_when_the_loss_is_known(monkeypatch, seen, expected):
-    looks = [cluster_of(*cpus) for cpus in seen]
-    monkeypatch.setattr(nodes, "alive_nodes", lambda: looks.pop(0) if len(looks) > 1 else looks[0])
-    monkeypatch.setattr(nodes.time, "sleep", lambda _seconds: None)
-    clock = iter(range(10**6))
-    monkeypatch.setattr(nodes.time, "monotonic", lambda: next(clock))
-    assert nodes.available_workers(2, notice_s=3, replace_s=6) == expected
+def test_room_is_counted_when_it_is_known(monkeypatch, lost, seen, expected, looks):
+    now = 0
+
+    def look():
+        return seen[min(now, len(seen) - 1)]
+
+    def sleep(_seconds):
+        nonlocal now
+        now += 1
+
+    monkeypatch.setattr(nodes, "usable_nodes", lambda: cluster_of(look()[0]))
+    monkeypatch.setattr(nodes, "free_workers", lambda _gpus: look()[1])
+    monkeypatch.setattr(nodes.time, "sleep", sleep)
+    monkeypatch.setattr(nodes.time, "monotonic", lambda: now)
+    before = set(TWO) if "only" not in seen[0][0] else {"only"}
+    assert nodes.workers_left(2, before, lost, notice_s=9, release_s=5) == expected
+    assert now + 1 == looks
+
+
+def test_workers_with_gpus_need_both_on_one_node(monkeypatch):
+    free = [{"CPU": 4.0}, {"CPU": 1.0, "GPU": 8.0}, {"CPU": 3.0, "GPU": 2.0}]
+    monkeypatch.setattr(nodes, "free_resources", lambda: free)
+    assert nodes.free_workers() == 8
+    assert nodes.free_workers(gpus=1.0) == 3
+    assert nodes.free_workers(gpus=0.5) == 4

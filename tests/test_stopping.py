@@ -16,10 +16,11 @@ import torch.multiprocessing as mp
 
 from recray.errors import RecrayError, StorageError, WorkerLost
 from recray.storage import Folder
-from recray.training import loop
-from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
+from recray.training import resizing
+from recray.training.checkpoint import RunFolder, TrainState
 from recray.training.epochs import SGDEpochs
 from recray.training.loop import TrainingRun
+from recray.training.resizing import GroupEnds
 from recray.training.run_metadata import RUN_FORMAT, WorkerChange
 from recray.training.shard import LONG_TIMEOUT_S, Shard, Workers
 from tests.test_training import metadata, part_of, saved, training_run, two_tastes
@@ -259,39 +260,28 @@ def test_another_number_of_workers_is_remembered(tmp_path):
     folder.reserve(metadata(workers=3))  # nothing was trained yet, nothing differs
     folder.reserve(metadata(workers=1), TrainState(epoch=4))
     assert folder.metadata().workers == 1
-    assert folder.metadata().changes == (WorkerChange(epoch=4, workers=1),)
+    assert folder.metadata().changes == (
+        WorkerChange(epoch=0, workers=3),
+        WorkerChange(epoch=4, workers=1),
+    )
 
 
 # ----------------------------------------------------------------- a machine that is taken away
 
 
-class Taken(Exception):
-    """The machine has gone."""
-
-
-class Ending(RunFolder):
-    """A run whose machine is taken away once it has saved between two steps."""
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        super().save(checkpoint)
-        if checkpoint.train_state.step:
-            raise Taken
-
-
-def warned(run: TrainingRun, folder: Path) -> TrainingRun:
+def warned(run: TrainingRun) -> TrainingRun:
     """The run with a notice after the fifth step of its second epoch."""
     epochs: list[int] = []
     asked: list[int] = []
 
     def preempting() -> bool:
         asked.extend(epochs)
-        return len(asked) == 5
+        return len(asked) == 6
 
-    loop.ASK_EVERY_S = 0.0  # after every step
+    resizing.ASK_EVERY_S = 0.0  # after every step, and once after the first epoch
     given = {
         "report": lambda entry: epochs.append(entry["epoch"]),
         "preempting": preempting,
-        "checkpoints": Ending(str(folder)),
     }
     return TrainingRun(**(vars(run) | given))
 
@@ -311,7 +301,7 @@ RECIPES = {
 def test_a_notice_leads_to_a_checkpoint_between_steps_that_goes_on_exactly(
     tmp_path, monkeypatch, recipe
 ):
-    monkeypatch.setattr(loop, "ASK_EVERY_S", loop.ASK_EVERY_S)  # what `warned` changes comes back
+    monkeypatch.setattr(resizing, "ASK_EVERY_S", resizing.ASK_EVERY_S)  # comes back
     preset, changes = RECIPES[recipe]
     shard, _ = two_tastes()
     settings = ["train.batch_size=8", "train.epochs=3", *changes]
@@ -321,8 +311,8 @@ def test_a_notice_leads_to_a_checkpoint_between_steps_that_goes_on_exactly(
 
     whole = run("whole")
     whole.fit()
-    with pytest.raises(Taken):
-        warned(run("taken"), tmp_path / "taken").fit()
+    with pytest.raises(GroupEnds, match="taken"):
+        warned(run("taken")).fit()
     folder = RunFolder(str(tmp_path / "taken"))
     left = folder.train_state()
     assert (left.epoch, left.step) == (1, 5)
@@ -340,8 +330,8 @@ def _train_warned(rank: int, size: int, folder: str, taken: bool) -> None:
     workers = join(rank, size, f"{folder}-{taken}-{size}")
     run = run_of(Path(folder), workers, 200, "train.batch_size=16", "train.epochs=3")
     if taken:
-        with pytest.raises((Taken, WorkerLost)):
-            warned(run, Path(folder)).fit()
+        with pytest.raises(GroupEnds, match="taken"):
+            warned(run).fit()
         os._exit(0)
     run.fit()
     dist.destroy_process_group()

@@ -18,11 +18,12 @@ from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.objectives import build_objective
 from recray.training import trainer
+from recray.training.callbacks import Callbacks
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
 from recray.training.early_stopping import distrust_of_validation
 from recray.training.loop import TrainingRun
 from recray.training.own_users import OwnUsers, first_model
-from recray.training.ray_train import Callbacks, TrainJob
+from recray.training.ray_train import TrainJob
 from recray.training.run_metadata import RunMetadata
 from recray.training.runners import epoch_runner
 from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator, shuffled_batches
@@ -228,7 +229,7 @@ def test_the_first_lines_of_a_run_say_that_validation_is_not_trusted(prepared, t
     run = RunFolder(str(tmp_path / "run"))
     record = metadata(settings=settings)
     job = TrainJob(settings, prepared.folder.path, run.folder.path, keep_last=True)
-    plan = trainer._Training(job, prepared, run, record, TrainState(), Callbacks(), few)._plan()
+    plan = trainer._Training(job, prepared, run, record, TrainState(), Callbacks(), few)._plan(1)
     words = "validation has 13 users, and 50 are needed to pick an epoch"
     assert f"train: {words}: all 12 epochs are run, the last is kept" in plan
 

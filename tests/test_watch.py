@@ -10,8 +10,8 @@ from recray.errors import RecrayError
 from recray.progress import Console
 from recray.reporting.mlflow import MLflowLogger, mlflow_logger
 from recray.storage import Folder
+from recray.training.callbacks import Callbacks, TensorBoard, watch_history
 from recray.training.checkpoint import RunFolder
-from recray.training.ray_train import Callbacks, TensorBoard, watch_history
 from recray.training.run_metadata import RunMetadata
 
 METADATA = RunMetadata(

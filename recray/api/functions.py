@@ -28,7 +28,7 @@ from recray.errors import RecrayError
 from recray.reporting.data_text import remarks
 from recray.storage import Folder
 from recray.training import model_selection
-from recray.training.ray_train import Callbacks, TensorBoard
+from recray.training.callbacks import Callbacks, TensorBoard
 from recray.tuning.request import TuneRequest, check
 
 Changes = Mapping[str, Any]
@@ -99,7 +99,7 @@ def train(
     preset: str | None = None,
     settings: Changes | None = None,
     config: Path | None = None,
-    workers: int = 1,
+    workers: int | str = 1,
     address: str = LOCAL,
 ) -> Run:
     """Train a model; see `recray train`.
@@ -110,7 +110,7 @@ def train(
         preset: Recipe to start from; `ranking` by default.
         settings: Changes to it, such as {"model.dim": 32, "train.epochs": 5}.
         config: YAML file with settings by group, such as a sweep's best.yaml.
-        workers: Processes.
+        workers: Processes, or a range of them such as "1..4" on a cluster.
         address: Ray cluster; `local` starts one.
 
     Raises:
@@ -125,7 +125,7 @@ def train(
     """
     _refuse(settings, ("data", "split"), "recray.prepare")
     chosen = _settings(preset, config, settings)
-    folder, workers = arguments.path_of("out", out), arguments.whole("workers", workers)
+    folder, workers = arguments.path_of("out", out), _workers(workers)
     with telling(f"train {chosen.preset} into {folder}") as ui:
         calls = Callbacks(ui.log, ui.epoch, (TensorBoard,), ui.expect)
         path = _path(data)
@@ -264,6 +264,11 @@ def _settings(preset: str | None, config: Path | None, changes: Changes | None) 
         for name, value in (changes or {}).items()
     ]
     return load_settings(preset, arguments.optional_path("config", config), overrides)
+
+
+def _workers(given: object) -> int | str:
+    """A number of workers of any type, or a range of them as text."""
+    return given if isinstance(given, str) and ".." in given else arguments.whole("workers", given)
 
 
 def _refuse(changes: Changes | None, groups: tuple[str, ...], function: str) -> None:

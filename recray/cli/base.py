@@ -25,6 +25,7 @@ from recray.errors import RecrayError
 from recray.progress import Console
 from recray.runtime.ray_start import in_job
 from recray.runtime.session import own_address
+from recray.runtime.worker_range import WorkerRange
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 COMPLETION_FILES = {
@@ -73,7 +74,19 @@ class SourcePath(StoragePath):
     """A path, or the name of a release."""
 
 
-PATH, SOURCE = StoragePath(), SourcePath()
+class WorkersType(click.ParamType[WorkerRange]):
+    """A number of workers, or a range of them."""
+
+    name = "workers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> WorkerRange:
+        """Read it; a RecrayError says what it may be."""
+        return WorkerRange.of(value)
+
+
+PATH, SOURCE, WORKERS = StoragePath(), SourcePath(), WorkersType()
 
 
 def _columns(_context: click.Context, _option: click.Parameter, given: Any) -> tuple[str, ...]:
@@ -158,6 +171,14 @@ _SHARED: dict[str, Decorator] = {
         shell_complete=_settings,
     ),
     "workers": number("--workers", default=1, range=click.IntRange(min=1), help="Processes."),
+    "worker_range": click.option(
+        "--workers",
+        default="1",
+        show_default=True,
+        type=WORKERS,
+        metavar="N|N..M",
+        help="Processes; N..M: as many as a cluster has room for, while nodes come and go.",
+    ),
     "address": click.option(
         "--address",
         default=own_address,

@@ -11,6 +11,7 @@ from recray.cli.base import PATH, Commands, SourcePath, StoragePath, cli, shared
 from recray.errors import RecrayError
 from recray.progress import Console
 from recray.reporting import terminal
+from recray.runtime.worker_range import WorkerRange
 from recray.storage import is_uri
 
 if TYPE_CHECKING:
@@ -113,7 +114,12 @@ def _checked(job: str, arguments: tuple[str, ...], files: set[str]) -> tuple[lis
             return word
         return f"{option}{equals}{Path(value).resolve()}"
 
-    return [whole(word) for word in arguments], int(context.params.get("workers") or 1)
+    return [whole(word) for word in arguments], _least(context.params.get("workers"))
+
+
+def _least(workers: object) -> int:
+    """The workers that a job must have room for at its beginning."""
+    return WorkerRange.of(workers).start if isinstance(workers, int | WorkerRange) else 1
 
 
 def _is_path(kind: object, given: str) -> bool:

@@ -17,6 +17,7 @@ from recray.cli.base import (
 from recray.config import Settings
 from recray.errors import CheckFailed, RecrayError
 from recray.progress import Console
+from recray.runtime.worker_range import WorkerRange
 
 if TYPE_CHECKING:
     from recray.data.source import Source
@@ -29,7 +30,7 @@ def _open(
     mirror: str | None,
     settings: Settings,
     out: str | None,
-    workers: int,
+    workers: WorkerRange,
     address: str,
     final_fit: bool,
 ) -> "tuple[Source, Stages]":
@@ -62,7 +63,7 @@ def _open(
     is_flag=True,
     help="Start from the current version, with the ratings it was given: recray refresh.",
 )
-@shared("recipe", "workers", "final_fit", "columns", "mirror", "address")
+@shared("recipe", "worker_range", "final_fit", "columns", "mirror", "address")
 def pipeline(
     ui: Console,
     source: str,
@@ -71,7 +72,7 @@ def pipeline(
     force: bool,
     refresh: bool,
     recipe: Recipe,
-    workers: int,
+    workers: WorkerRange,
     final_fit: bool,
     mirror: str | None,
     address: str,
@@ -111,14 +112,14 @@ def pipeline(
     "--out", type=PATH, metavar="DIR", help="Folder of all outputs.  [default: recray-out/NAME]"
 )
 @click.option("--once", is_flag=True, help="Serve, check over HTTP, stop and exit.")
-@shared("recipe", "workers", "final_fit", "host", "port", "columns", "mirror", "address")
+@shared("recipe", "worker_range", "final_fit", "host", "port", "columns", "mirror", "address")
 def up(
     ui: Console,
     source: str,
     out: str | None,
     once: bool,
     recipe: Recipe,
-    workers: int,
+    workers: WorkerRange,
     final_fit: bool,
     host: str,
     port: int,
@@ -154,7 +155,7 @@ def up(
 )
 @click.option("--no-full", is_flag=True, help="Do not train from nothing to compare.")
 @click.option("--force", is_flag=True, help="Promote even what is worse.")
-@shared("workers", "final_fit", "mirror", "address")
+@shared("worker_range", "final_fit", "mirror", "address")
 def refresh(
     ui: Console,
     registry: str,
@@ -163,7 +164,7 @@ def refresh(
     ratings_log: str | None,
     no_full: bool,
     force: bool,
-    workers: int,
+    workers: WorkerRange,
     final_fit: bool,
     mirror: str | None,
     address: str,

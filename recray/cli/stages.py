@@ -8,6 +8,7 @@ from recray.config import preset_names
 from recray.errors import CheckFailed, RecrayError
 from recray.progress import Console
 from recray.reporting import data_text, terminal
+from recray.runtime.worker_range import WorkerRange
 
 
 @cli.group(cls=Commands)
@@ -140,7 +141,7 @@ def prepare(
 @click.option(
     "--mlflow", "tracking", metavar="URI", help="Tell an MLflow server or store of each epoch."
 )
-@shared("recipe", "workers", "address")
+@shared("recipe", "worker_range", "address")
 def train(
     ui: Console,
     prepared: str,
@@ -149,7 +150,7 @@ def train(
     max_failures: int,
     tracking: str | None,
     recipe: Recipe,
-    workers: int,
+    workers: WorkerRange,
     address: str,
 ) -> None:
     """Train a model on the PREPARED data set.
@@ -161,14 +162,14 @@ def train(
     recipe.refuse_groups(("data", "split"), "recray prepare")
     settings = recipe.settings()
     from recray.schema import TIMINGS
-    from recray.training import model_selection, ray_train
+    from recray.training import callbacks, model_selection
 
-    loggers: list[ray_train.LoggerFactory] = [ray_train.TensorBoard]
+    loggers: list[callbacks.LoggerFactory] = [callbacks.TensorBoard]
     if tracking is not None:
         from recray.reporting.mlflow import mlflow_logger
 
         loggers.append(mlflow_logger(tracking))
-    watch = ray_train.Callbacks(ui.log, ui.epoch, tuple(loggers), ui.expect)
+    watch = callbacks.Callbacks(ui.log, ui.epoch, tuple(loggers), ui.expect)
     summary = model_selection.train(
         settings, prepared, out, workers, resume, address, watch, max_failures
     )

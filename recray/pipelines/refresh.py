@@ -20,7 +20,8 @@ from recray.pipelines.stages import Stages
 from recray.progress import Log
 from recray.reporting.terminal import table
 from recray.runtime.nodes import wait_for_capacity
-from recray.runtime.session import LOCAL, session
+from recray.runtime.session import LOCAL, session, workers_at
+from recray.runtime.worker_range import WorkerRange
 from recray.serving.registry import Registry
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
@@ -41,7 +42,7 @@ class RefreshRequest:
         ratings_log: Folder of the log; None: the registry's own.
         full: Whether to train from nothing as well, to compare the warm start with it.
         force: Promote even what is worse.
-        workers: Training processes.
+        workers: Training processes, or a range of them.
         address: Ray cluster.
         final_fit: Whether what is released is fitted again on all ratings.
     """
@@ -51,7 +52,7 @@ class RefreshRequest:
     ratings_log: str | None = None
     full: bool = True
     force: bool = False
-    workers: int = 1
+    workers: int | WorkerRange = 1
     address: str = LOCAL
     final_fit: bool = True
 
@@ -162,7 +163,7 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
     live = Bundle.open(registry.current().path)
     source, added = _with_log(source, request, live, log)
     with session(request.address):
-        wait_for_capacity(request.workers)
+        wait_for_capacity(workers_at(request.workers, request.address).start)
         prepared = _stages(request, live.run_settings, log).prepare(source)
         comparable = _comparable(prepared, live, request, log)
         warm = _train(request, live, prepared, "warm", log)

@@ -24,7 +24,8 @@ from recray.progress import Log
 from recray.reporting.data_text import remarks
 from recray.reporting.terminal import evaluation
 from recray.runtime.nodes import wait_for_capacity
-from recray.runtime.session import LOCAL, require_local, session
+from recray.runtime.session import LOCAL, require_local, session, workers_at
+from recray.runtime.worker_range import WorkerRange
 from recray.serving import deployment, verify
 from recray.serving.auth import load_keys, new_key, parse_key, require_keys
 from recray.serving.options import ServiceLimits, ServiceOptions
@@ -33,8 +34,8 @@ from recray.serving.registry import Registry
 from recray.serving.verify import Verification
 from recray.storage import Folder
 from recray.training import model_selection
+from recray.training.callbacks import Callbacks, OnEpoch, OnStart, TensorBoard
 from recray.training.export import Fits, export, same_bundle
-from recray.training.ray_train import Callbacks, OnEpoch, OnStart, TensorBoard
 from recray.training.run_metadata import ModelSelection
 
 
@@ -84,7 +85,7 @@ class Stages:
     Args:
         out: Folder that holds prepared, run and bundle.
         settings: The resolved settings.
-        workers: Training processes.
+        workers: Training processes, or a range of them.
         address: Ray cluster.
         log: Receives what happens, one line at a time.
         on_epoch: Receives each epoch's metrics.
@@ -94,7 +95,7 @@ class Stages:
 
     out: Folder
     settings: Settings
-    workers: int
+    workers: int | WorkerRange
     address: str
     log: Log
     on_epoch: OnEpoch | None = None
@@ -154,7 +155,7 @@ class Stages:
 
     def run(self, source: Source) -> tuple[Prepared, Bundle]:
         """Prepare the source, train on it, and export, where the cluster has room."""
-        wait_for_capacity(self.workers)
+        wait_for_capacity(workers_at(self.workers, self.address).start)
         prepared = self.prepare(source)
         return prepared, self.export(self.train(prepared), prepared)
 
@@ -281,7 +282,7 @@ def release(
         RecrayError: What the user can fix, of any stage.
     """
     if stages.address == LOCAL:
-        require_local(stages.workers)
+        require_local(workers_at(stages.workers, LOCAL).most)
     with session(stages.address):
         _, bundle = stages.run(source)
     versions = Registry(registry or stages.out.child("registry").path)
@@ -312,7 +313,7 @@ def up(source: Source, stages: Stages, host: str, port: int) -> Iterator[Running
         RecrayError: What the user can fix, of any stage.
     """
     if stages.address == LOCAL:
-        require_local(stages.workers)
+        require_local(workers_at(stages.workers, LOCAL).most)
         refuse_taken_port(host, port)
     own, limits = _own_key(host)  # keys are checked before the long work
     with session(stages.address):

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from recray.errors import RecrayError
 from recray.runtime.loopback import not_proxied
 from recray.storage import Folder, is_uri
-from recray.training.ray_train import LoggerFactory, tagged
+from recray.training.callbacks import LoggerFactory, tagged
 from recray.training.run_metadata import EpochEntry, RunMetadata
 from recray.tuning.request import FIXED_OPTIONS
 from recray.tuning.store import SweepFolder, SweepMetadata, TrialResult

@@ -12,6 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 import pyarrow as pa
 
 from recray.errors import RecrayError
+from recray.runtime.ray_private import draining_nodes, free_resources, request_nodes
 from recray.runtime.session import quieten
 from recray.storage import UNFINISHED, Folder, is_uri, storage_errors
 
@@ -59,6 +60,12 @@ def alive_nodes() -> list[Node]:
 # ----------------------------------------------------------------------------------- capacity
 
 
+def usable_nodes() -> list[Node]:
+    """The nodes of the cluster without those that are about to be taken away."""
+    leaving = draining_nodes()
+    return [node for node in alive_nodes() if node.id not in leaving]
+
+
 class Capacity(NamedTuple):
     """The CPUs of a cluster.
 
@@ -80,7 +87,7 @@ def capacity_of(resources: Iterable[Mapping[str, float]]) -> Capacity:
 
 def capacity() -> Capacity:
     """Add up the resources of the cluster that this process is connected to."""
-    return capacity_of(node.resources for node in alive_nodes())
+    return capacity_of(node.resources for node in usable_nodes())
 
 
 def scale_up(cpus: int, timeout_s: float = SCALE_UP_TIMEOUT_S) -> int:
@@ -141,21 +148,59 @@ def wait_for_capacity(workers: int) -> str | None:
     return None
 
 
-def available_workers(workers: int, notice_s: float = 25.0, replace_s: float = 30.0) -> int:
-    """Count the workers that the cluster has CPUs for, after one of them was lost.
+def worker_resources(gpus: float = 0.0) -> dict[str, float]:
+    """What a training worker reserves."""
+    return {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
+
+
+def free_workers(gpus: float = 0.0) -> int:
+    """Count the workers that the cluster has room for beside everything that runs on it."""
+    return _places(free_resources(), gpus)
+
+
+def _places(nodes: Iterable[Mapping[str, float]], gpus: float) -> int:
+    needs = worker_resources(gpus).items()
+    return sum(min(int(node.get(name, 0) / need + 1e-6) for name, need in needs) for node in nodes)
+
+
+def request_workers(name: str, workers: int, gpus: float = 0.0) -> None:
+    """Ask the autoscaler for room for more workers; where there is none, nothing happens.
 
     Args:
-        workers: How many there were.
+        name: Who asks; the last request of a name counts.
+        workers: Workers beside those that run; 0 takes the request back.
+        gpus: GPUs that a worker reserves.
+    """
+    if any(MAX_CPUS_RESOURCE in node.resources for node in alive_nodes()):
+        request_nodes(name, [worker_resources(gpus)] * max(workers, 0))
+
+
+def workers_left(
+    most: int,
+    nodes_before: set[str],
+    lost: bool,
+    gpus: float = 0.0,
+    notice_s: float = 25.0,
+    release_s: float = 20.0,
+) -> int:
+    """Count the workers that there is room for when a group of them has ended.
+
+    Args:
+        most: The most that may go on.
+        nodes_before: Ids of the nodes when the group began.
+        lost: Whether a worker was lost. Its node may be, too, which Ray learns late.
+        gpus: GPUs that a worker reserves.
         notice_s: Seconds until Ray knows that a node was lost; it asks it five times, 3 s apart.
-        replace_s: Seconds until another node takes its place, where there is an autoscaler.
+        release_s: Seconds until Ray counts as free what the group had; after that, others use it.
     """
     begin = time.monotonic()
     while True:
-        nodes = alive_nodes()
-        cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))
-        wait_s = replace_s if cpus < workers else notice_s if len(nodes) > 1 else 0.0
-        if time.monotonic() - begin >= wait_s:
-            return min(cpus, workers)
+        nodes, free = usable_nodes(), free_workers(gpus)
+        waited_s = time.monotonic() - begin
+        all_free = free >= min(most, _places((node.resources for node in nodes), gpus))
+        known = not lost or len(nodes) == 1 or not nodes_before <= {node.id for node in nodes}
+        if waited_s >= notice_s or (known and (all_free or waited_s >= release_s)):
+            return min(most, free)
         time.sleep(0.5)
 
 

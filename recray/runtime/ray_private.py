@@ -1,4 +1,4 @@
-"""Private names of Ray, switches that it does not document, and the errors that it wraps ours in.
+"""Private names of Ray, and switches that it does not document.
 
 Each use of a private name saves time or makes a message clearer. Where a version of Ray lacks the
 name, the function takes the public, slower way, and the log says so in one line.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, reduce
 from typing import TYPE_CHECKING, Any
 
-from recray.errors import RecrayError, WorkerLost
+from recray.errors import RecrayError
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -31,6 +31,8 @@ RAY_SWITCHES = {
     # A dead or silent worker fails the run; Ray alone would wait for ever.
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    # A checkpoint is to be written within 10 s of the notice that a node is taken away.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
     # Spinning threads of several workers on few cores are slower than one thread each.
     "OMP_NUM_THREADS": "1",
@@ -112,8 +114,25 @@ DASHBOARD_URL = "ray._private.worker:get_dashboard_url"
 TRAIN_CALLBACKS = "ray.train.torch:TorchTrainer._create_default_callbacks"
 SERVE_CLIENT = "ray.serve.context:_get_global_client"
 SET_SERVE_CLIENT = "ray.serve.context:_set_global_client"
+DRAINING_NODES = "ray._private.state:state.get_draining_nodes"
+FREE_RESOURCES = "ray._private.state:available_resources_per_node"
+AUTOSCALING = (
+    "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator:"
+    "get_or_create_autoscaling_coordinator"
+)
 WITHOUT_SETTER = "Serve is shut down with each local Ray, which takes longer"
-NAMES = (TOKEN_MODE, DASHBOARD_URL, TRAIN_CALLBACKS, SERVE_CLIENT, SET_SERVE_CLIENT)
+NAMES = (
+    TOKEN_MODE,
+    DASHBOARD_URL,
+    TRAIN_CALLBACKS,
+    SERVE_CLIENT,
+    SET_SERVE_CLIENT,
+    DRAINING_NODES,
+    FREE_RESOURCES,
+    AUTOSCALING,
+)
+REQUEST_S = 1800.0
+"""How long the autoscaler remembers what a training that may grow has asked for."""
 
 
 def find(name: str, instead: str) -> Any:
@@ -153,6 +172,40 @@ def dashboard_url() -> str | None:
     """HOST:PORT of the cluster's dashboard as the head binds it; None where none was started."""
     url = find(DASHBOARD_URL, "the dashboard is taken for one that was not started")
     return (url() or None) if url is not None else None
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that are about to be taken away."""
+    ask = find(DRAINING_NODES, "a node that is taken away counts until it is gone")
+    return set(ask() or ()) if ask is not None else set()
+
+
+def free_resources() -> list[dict[str, float]]:
+    """What is free on each node that is not about to be taken away."""
+    import ray
+
+    ask = find(FREE_RESOURCES, "free CPUs are counted over all nodes")
+    if ask is None:
+        return [ray.available_resources()]
+    leaving = draining_nodes()
+    return [free for node, free in ask().items() if node not in leaving]
+
+
+def request_nodes(name: str, resources: list[dict[str, float]]) -> None:
+    """Ask the autoscaler for room beside what other trainings ask for; it is forgotten in time.
+
+    ray.autoscaler.sdk.request_resources would not do: while a training runs, Ray Train calls it
+    every few seconds with its present number of workers, and the last call counts.
+
+    Args:
+        name: Who asks; the last request of a name counts.
+        resources: What each worker needs, of all workers.
+    """
+    coordinator = find(AUTOSCALING, "a cluster does not grow for a training that may have more")
+    if coordinator is not None:
+        coordinator().request_resources.remote(
+            requester_id=name, resources=resources, expire_after_s=REQUEST_S
+        )
 
 
 def lean_trainer() -> type["TorchTrainer"]:
@@ -240,78 +293,3 @@ def replay_trial(
     except (AttributeError, TypeError) as error:
         name = f"{type(scheduler).__module__}:{type(scheduler).__name__}"
         _say_missing(name, f"trials of before do not count for pruning ({error})")
-
-
-# ---------------------------------------------------------- what Ray raises for a failed worker
-
-
-def user_error(error: BaseException) -> RecrayError | None:
-    """Find the RecrayError inside what Ray raised for a failed task or worker.
-
-    WorkerLost does not count: it says only that a worker missed another one.
-    """
-    found = (e for e in _chain(error) if isinstance(e, RecrayError))
-    return next((e for e in found if not isinstance(e, WorkerLost)), None)
-
-
-def lost_worker(error: BaseException) -> WorkerLost | None:
-    """Say which workers died, if that is all that happened.
-
-    A worker may also have been stopped, or have waited in vain for another one. Where a worker
-    raised an error of its own, the answer is None.
-    """
-    import ray.exceptions
-
-    dead = []
-    for rank, failure in sorted(worker_failures(error).items()):
-        chain = _chain(failure)
-        if any(isinstance(e, ray.exceptions.RayActorError) for e in chain):
-            dead.append(rank)
-        elif not any(isinstance(e, WorkerLost | TimeoutError) for e in chain):
-            return None
-    if dead:
-        return WorkerLost(f"worker {', '.join(map(str, dead))} (counted from 0) died")
-    return next((e for e in _chain(error) if isinstance(e, WorkerLost)), None)
-
-
-def worker_failures(error: BaseException) -> dict[int, Exception]:
-    """Map the rank of each worker that failed to what it raised; empty where Ray names none."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    return failures
-
-
-def process_failed(failure: Exception) -> bool:
-    """Whether a worker's failure says only that a process died, hung, or missed another one."""
-    import ray.exceptions
-
-    if isinstance(failure, ray.exceptions.RayError) or "gloo" in str(failure):
-        return True
-    # The classes WorkerHealthCheckFailedError and -TimeoutError of Ray Train are private.
-    return type(failure).__name__.startswith("WorkerHealthCheck")
-
-
-def unplaced(error: BaseException, workers: int) -> RecrayError | None:
-    """The error for a run whose workers found no free CPUs until Ray gave up; else None."""
-    failure = getattr(error, "controller_failure", None)
-    if type(failure).__name__ != "WorkerGroupStartupTimeoutError":
-        return None
-    return RecrayError(
-        f"--workers {workers}: the cluster had no room for them, others use its CPUs; "
-        "give fewer workers, or try again later"
-    )
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """An exception and all exceptions that it wraps, each once."""
-    chain: list[BaseException] = []
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop()
-        if current is None or any(current is one for one in chain):
-            continue
-        chain.append(current)
-        # `cause` is of RayTaskError, `health_check_failure` of a worker that Ray Train watches.
-        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
-        queue.append(getattr(current, "health_check_failure", None))
-        queue += worker_failures(current).values()
-    return chain

@@ -24,6 +24,7 @@ from recray.runtime.ray_private import (
 )
 from recray.runtime.ray_start import LOCAL as LOCAL
 from recray.runtime.ray_start import in_job, start
+from recray.runtime.worker_range import WorkerRange
 
 SERVE = "ray.serve"
 
@@ -36,6 +37,16 @@ def own_address() -> str:
 def local_cpus() -> int:
     """Logical CPUs of a local start: at least 4, so that small machines can place every stage."""
     return max(4, os.cpu_count() or 1)
+
+
+def workers_at(given: int | str | WorkerRange, address: str) -> WorkerRange:
+    """Read the workers that a training may have; on this machine no node comes later.
+
+    Raises:
+        RecrayError: It is neither a number nor a range.
+    """
+    allowed = WorkerRange.of(given)
+    return allowed.on_this_machine(local_cpus()) if address == LOCAL else allowed
 
 
 def require_local(workers: int) -> None:

@@ -153,8 +153,9 @@ class RunFolder:
         before = self.metadata()
         if before.workers != metadata.workers:
             done = state.epoch if state is not None else 0
+            first = WorkerChange(epoch=0, workers=before.workers)
             change = WorkerChange(epoch=done, workers=metadata.workers)
-            changes = (*before.changes, change) if done else before.changes
+            changes = (*(before.changes or (first,)), change) if done else before.changes
             update = {"workers": metadata.workers, "changes": changes}
             self.folder.write_json(RUN, before.model_copy(update=update).stored(self.folder.path))
         if self.finished:  # its last checkpoints were damaged since

@@ -24,8 +24,8 @@ from recray.progress import Log
 from recray.runtime.session import LOCAL
 from recray.storage import Folder
 from recray.training import trainer
+from recray.training.callbacks import Callbacks
 from recray.training.checkpoint import RunFolder
-from recray.training.ray_train import Callbacks
 
 Fits = Literal["none", "measured", "final"]
 """How often a run is fitted again: not at all, for its measurement, or for its release too."""

@@ -24,6 +24,7 @@ from recray.training.checkpoint import Checkpoint, CheckpointStore, TrainState
 from recray.training.devices import device_of
 from recray.training.epochs import EpochRunner
 from recray.training.own_users import OwnUsers, first_model, user_weights
+from recray.training.resizing import ResizeWatch
 from recray.training.run_metadata import EpochEntry
 from recray.training.runners import epoch_runner
 from recray.training.shard import Shard, Workers, rating_statistics
@@ -39,8 +40,6 @@ from recray.training.worker_rows import Validate, WorkerRows
 
 Report = Callable[[EpochEntry], None]
 
-ASK_EVERY_S = 5.0
-"""Seconds between two questions whether the machines are about to be taken away."""
 USER_ROWS = "users/"
 """Begins the names of what a runner keeps of each user, among the optimizer's of a checkpoint."""
 LOWER_IS_BETTER = RATING
@@ -50,39 +49,6 @@ LOWER_IS_BETTER = RATING
 def is_done(state: TrainState, epochs: int) -> bool:
     """Whether nothing is left to train of so many epochs."""
     return state.stopped or state.epoch >= epochs
-
-
-class PreemptionCheckpoint:
-    """Writes one checkpoint between two steps when the machines are about to be taken away.
-
-    Args:
-        preempting: Whether they are. It is a question to the whole group, so all workers must ask
-            after the same steps: rank 0's clock decides when next, and the others learn it.
-        save: Writes the checkpoint after so many steps.
-        workers: The group.
-    """
-
-    def __init__(
-        self, preempting: Callable[[], bool], save: Callable[[int], None], workers: Workers
-    ) -> None:
-        self.preempting, self.save, self.workers = preempting, save, workers
-        self.wait, self.interval, self.asked, self.done = 1, 1, time.monotonic(), False
-
-    def __call__(self, step: int) -> None:
-        """Ask, if it is time; `step` steps of the epoch are done."""
-        self.wait -= 1
-        if self.wait > 0 or self.done:
-            return
-        now = time.monotonic()
-        # Steps that took ASK_EVERY_S at the speed since the last question, at most ten times more.
-        steps = self.interval * ASK_EVERY_S / max(now - self.asked, 1e-6)
-        bounded = min(max(int(steps), 1), 10 * self.interval)
-        (wait,) = self.workers.sum_floats(float(bounded) if self.workers.rank == 0 else 0.0)
-        self.wait = self.interval = int(wait)
-        self.asked = now
-        if self.preempting():
-            self.save(step)
-            self.done = True
 
 
 @dataclass(frozen=True)
@@ -101,7 +67,10 @@ class TrainingRun:
         report: Receives the summed metrics after each epoch, on every worker.
         initialize: Gives the model its first weights, where they are not random.
         preempting: Whether the machines of this group are about to be taken away, the same on
-            every worker; asked every few seconds. A checkpoint is then written between two steps.
+            every worker; asked every few seconds. A checkpoint is then written between two steps,
+            and the group ends.
+        has_room: Whether the cluster has room for more workers than this group has; asked by
+            worker 0 at the end of an epoch, where the group then ends.
         keep_last: Run all epochs and keep the last, whatever validation says.
     """
 
@@ -115,6 +84,7 @@ class TrainingRun:
     report: Report
     initialize: Callable[[Model], None] | None = None
     preempting: Callable[[], bool] | None = None
+    has_room: Callable[[], bool] | None = None
     keep_last: bool = False
 
     def fit(self) -> TrainState:
@@ -122,6 +92,7 @@ class TrainingRun:
 
         Raises:
             RecrayError: The loss is not finite any more; the last good checkpoint stays.
+            GroupEnds: Another number of workers is to go on from the newest checkpoint.
         """
         *_, last = self.epochs()
         return last
@@ -135,13 +106,17 @@ class TrainingRun:
         runner = epoch_runner(self.model, self.objective, self.shard, self.settings, self.workers)
         state = self._restore(runner)
         self.workers.with_long_timeout().barrier()
+        watch = None
         if self.preempting is not None:
             save = partial(self._save, runner, state)
-            runner.on_step(PreemptionCheckpoint(self.preempting, save, self.workers))
+            watch = ResizeWatch(self.preempting, self.has_room, save, self.workers)
+            runner.on_step(watch.after_step)
         yield state
         while not is_done(state, self.settings.train.epochs):
             self._epoch(runner, state)
             yield state
+            if watch is not None and not is_done(state, self.settings.train.epochs):
+                watch.after_epoch()
 
     def _restore(self, runner: EpochRunner) -> TrainState:
         checkpoint = self.checkpoints.latest(warn=False)  # the driver has warned already

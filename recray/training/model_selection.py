@@ -22,12 +22,13 @@ from recray.evaluation.report import Interval
 from recray.models import build_model
 from recray.models.objectives import build_objective
 from recray.progress import Log
-from recray.runtime.session import LOCAL
+from recray.runtime.session import LOCAL, workers_at
+from recray.runtime.worker_range import WorkerRange
 from recray.storage import MANIFEST, Folder, refuse_taken
 from recray.training import trainer
+from recray.training.callbacks import Callbacks
 from recray.training.checkpoint import CHECKPOINTS, EPOCHS, RUN, RunFolder
 from recray.training.own_users import user_weights
-from recray.training.ray_train import Callbacks
 from recray.training.run_metadata import ComparedModel, ModelSelection, RunSummary
 from recray.training.shard import Workers
 from recray.training.worker_rows import WorkerRows
@@ -50,7 +51,7 @@ def train(
     settings: Settings,
     prepared_path: str,
     out: str,
-    workers: int = 1,
+    workers: int | str | WorkerRange = 1,
     resume: bool = False,
     address: str = LOCAL,
     callbacks: Callbacks | None = None,
@@ -86,9 +87,12 @@ def _ignore(_line: str) -> None:
     pass
 
 
-def _check(settings: Settings, prepared: Prepared, workers: int, address: str) -> Settings:
-    settings = trainer.with_sizes_and_device(settings, prepared, workers, address)
-    trainer.check_trainable(settings, prepared, workers, address)
+def _check(
+    settings: Settings, prepared: Prepared, workers: int | str | WorkerRange, address: str
+) -> Settings:
+    allowed = workers_at(workers, address)
+    settings = trainer.with_sizes_and_device(settings, prepared, allowed.start, address)
+    trainer.check_trainable(settings, prepared, allowed, address)
     return settings
 
 
@@ -240,7 +244,11 @@ def _same(before: _Selected, recipe: Settings, prepared: Prepared) -> bool:
 
 
 def clear_outdated(
-    folder: Folder, settings: Settings, prepared: Prepared, workers: int, address: str
+    folder: Folder,
+    settings: Settings,
+    prepared: Prepared,
+    workers: int | WorkerRange,
+    address: str,
 ) -> None:
     """Delete what lies in the folder of a run but is of other settings or data.
 
@@ -250,7 +258,8 @@ def clear_outdated(
         RecrayError: The settings cannot be trained: then everything stays.
     """
     check = partial(_check, prepared=prepared, workers=workers, address=address)
-    settings = trainer.with_sizes_and_device(settings, prepared, workers, address)
+    fewest = workers_at(workers, address).start
+    settings = trainer.with_sizes_and_device(settings, prepared, fewest, address)
     if not settings.train.choose_from:
         if folder.exists(RUN) and not _holds(folder, settings, prepared):
             check(settings)

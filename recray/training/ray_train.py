@@ -1,53 +1,37 @@
-"""RAY TRAIN: start the workers, and hand on what they write after each epoch.
-
-The workers run the loop of loop.py. What follows a run, such as a progress bar or the event files
-of TensorBoard, reads its history, so it needs no connection to them.
-"""
+"""RAY TRAIN: start a group of workers, each of which runs the loop of loop.py."""
 
 import contextlib
-import json
 import logging
-import math
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from operator import methodcaller
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
 from recray.config import Settings
 from recray.data.dataset import Prepared
-from recray.errors import RecrayError
-from recray.progress import Log
 from recray.runtime.environment import TERMINATED, quiet_stdout
-from recray.runtime.ray_private import lean_trainer, lost_worker, unplaced, user_error
-from recray.schema import TIMINGS
-from recray.storage import Folder, is_uri
-from recray.training.checkpoint import EPOCHS, RunFolder
+from recray.runtime.nodes import free_workers, request_workers, worker_resources
+from recray.runtime.ray_errors import group_failure
+from recray.runtime.ray_private import lean_trainer
+from recray.storage import Folder
+from recray.training.checkpoint import RunFolder
+from recray.training.failures import machine_failures_told
 from recray.training.loop import build_run
-from recray.training.run_metadata import EpochEntry, RunMetadata
+from recray.training.resizing import EndReason, GroupEnds
 from recray.training.shard import LONG_TIMEOUT_S, Workers
 from recray.training.warm_start import StartWeights
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
-    from torch.utils.tensorboard import SummaryWriter
 
 Config = TypeVar("Config")
-OnEpoch = Callable[[EpochEntry], None]
-OnStart = Callable[[int, str], None]
-POLL_S = 0.25
-"""Seconds between two looks at the history of a run that trains in other processes."""
+Outcome = TypeVar("Outcome")
 _TURNS = threading.Lock()
 """Runs in this process take turns: torch has one random state for all threads."""
-EVENTS = "tensorboard"
-TENSORBOARD_DELAY_S = 2.0
-"""TensorBoard takes half a second to load; a run that is shorter than this waits for it once."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +45,8 @@ class TrainJob:
         run: Folder of the run.
         start_weights: What train.init_from names, read once by the driver.
         keep_last: That of TrainingRun.
+        most: Workers that the group may grow to.
+        gpus: GPUs that a worker reserves.
     """
 
     settings: Settings
@@ -68,15 +54,18 @@ class TrainJob:
     run: str
     start_weights: tuple[StartWeights, ...] = ()
     keep_last: bool = False
+    most: int = 1
+    gpus: float = 0.0
 
 
 def fit(
-    worker: Callable[[dict[str, Config]], None],
+    worker: Callable[[dict[str, Config]], Outcome],
     config: dict[str, Config],
     folder: Folder,
     workers: int,
     gpus: float = 0.0,
-) -> None:
+    starts: int = 4,
+) -> Outcome:
     """Run a function under Ray Train.
 
     Args:
@@ -85,54 +74,59 @@ def fit(
         folder: Where Ray keeps its own files while it runs.
         workers: How many; 0 is Ray's local mode, in this process.
         gpus: GPUs that a worker reserves.
+        starts: How often Ray tries for 60 s to place the workers.
+
+    Returns:
+        What worker 0 returned.
 
     Raises:
+        WorkerLost: A worker died, its node was taken away, or there was no room for all.
         RecrayError: What a worker raised for the user.
     """
-    trainer = _trainer(worker, config, folder, workers, gpus)
+    trainer: Any = _trainer(worker, config, folder, workers, gpus, starts)
     try:
         with quiet_stdout, contextlib.nullcontext() if workers else _TURNS:
-            trainer.fit()
+            outcome: Outcome = trainer.fit().return_value
     except SystemExit as error:  # Ray's own SIGINT handler leaves with 0 or 1
         if error.code == TERMINATED:
             raise
         raise KeyboardInterrupt from error
     except Exception as error:
-        failure: RecrayError | None = user_error(error) or lost_worker(error)
-        failure = failure or unplaced(error, workers)
-        if failure is not None:
-            raise failure from error
-        raise
+        if (failure := group_failure(error, workers)) is None:
+            raise
+        raise failure from error
     finally:
         folder.delete(".ray")
+    return outcome
 
 
 def _trainer(
-    worker: Callable[[dict[str, Config]], None],
+    worker: Callable[[dict[str, Config]], Outcome],
     config: dict[str, Config],
     folder: Folder,
     workers: int,
     gpus: float,
+    starts: int,
 ) -> "TorchTrainer":
     import ray.train
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    resources = {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
     return lean_trainer()(
-        worker,
+        # What it returns comes back, although Ray's types do not say so.
+        cast("Callable[[dict[Any, Any]], None]", worker),
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=gpus > 0,
-            resources_per_worker=resources if workers else None,
+            resources_per_worker=worker_resources(gpus) if workers else None,
         ),
-        # Every attempt is a fresh Ray run: what resumes is our own checkpoint. Ray itself begins
-        # again after a node that was taken away with notice, as often as that happens.
+        # Every attempt is a fresh Ray run: what resumes is our own checkpoint. Ray's own elastic
+        # policy would not do: it resizes every 60 s in the middle of an epoch.
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one before V2
             name=f"attempt-{uuid.uuid4().hex[:12]}",
             storage_path=folder.child(".ray").path,
             failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
-                max_failures=0, controller_failure_limit=3
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=starts - 1
             ),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
@@ -142,8 +136,12 @@ def _trainer(
     )
 
 
-def train_worker(config: dict[str, TrainJob]) -> None:
-    """Train on the users that this worker owns."""
+def train_worker(config: dict[str, TrainJob]) -> EndReason | None:
+    """Train on the users that this worker owns.
+
+    Returns:
+        Why the group ended before the run did; None at the end of the run.
+    """
     import ray.train
 
     torch.set_num_threads(1)
@@ -159,190 +157,22 @@ def train_worker(config: dict[str, TrainJob]) -> None:
             last[0] = time.monotonic()
             ray.train.report(metrics)
 
-    prepared = Prepared.open(job.prepared)
-    run = build_run(job.settings, prepared, RunFolder(job.run), workers, report, job.start_weights)
-    info = ray.train.get_preemption_info
-    replace(run, preempting=lambda: info() is not None, keep_last=job.keep_last).fit()
+    def has_room() -> bool:
+        request_workers(job.run, job.most - workers.size, job.gpus)
+        return free_workers(job.gpus) > 0
 
-
-# ------------------------------------------------------------------------ what follows the epochs
-
-
-class ExperimentLogger(Protocol):
-    """Keeps the epochs of a run in the form of another tool."""
-
-    name: str
-
-    def epoch(self, entry: EpochEntry) -> None:
-        """Take the next epoch's metrics."""
-
-    def close(self, finished: bool) -> None:
-        """Write what is left; the run is finished, or was stopped."""
-
-
-LoggerFactory = Callable[[Folder, RunMetadata, list[EpochEntry]], ExperimentLogger]
-"""From the run's folder, what the run is, and the epochs it has had."""
-
-
-def _ignore(_line: str) -> None:
-    """Drop the line."""
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """What is called while a run trains.
-
-    Args:
-        log: Receives what happens, one line at a time.
-        on_epoch: Receives each epoch's metrics as they come.
-        loggers: Open what else keeps the metrics.
-        on_start: Receives how many epochs follow at most, and the metric to show.
-    """
-
-    log: Log = _ignore
-    on_epoch: OnEpoch | None = None
-    loggers: tuple[LoggerFactory, ...] = ()
-    on_start: OnStart | None = None
-
-
-@dataclass
-class HistoryTail:
-    """Hands on the entries of epochs.json, each once.
-
-    A logger that fails is left out from then on: no run ends because its log cannot be written.
-
-    Args:
-        run: The run.
-        callbacks: What receives the entries.
-        loggers: The open loggers.
-        already_seen: Entries that were handed on before.
-    """
-
-    run: RunFolder
-    callbacks: Callbacks
-    loggers: list[ExperimentLogger]
-    already_seen: int
-
-    def emit(self) -> None:
-        """Hand on the new entries."""
-        if not self.run.folder.exists(EPOCHS):
-            return
-        history = self.run.history()
-        for entry in history[self.already_seen :]:
-            if self.callbacks.on_epoch is not None:
-                self.callbacks.on_epoch(entry)
-            self.call_loggers(methodcaller("epoch", entry))
-        self.already_seen = max(self.already_seen, len(history))
-
-    def call_loggers(self, call: Callable[[ExperimentLogger], None]) -> None:
-        """Call each logger; one that fails is left out."""
-        for logger in list(self.loggers):
-            try:
-                call(logger)
-            except Exception as error:  # a server that went away, a full disk
-                self.loggers.remove(logger)
-                message = next(iter(str(error).splitlines()), type(error).__name__)
-                self.callbacks.log(f"{logger.name} is left out from here on: {message}")
-
-
-@contextlib.contextmanager
-def watch_history(
-    run: RunFolder, callbacks: Callbacks, metadata: RunMetadata, history: list[EpochEntry]
-) -> Iterator[None]:
-    """Hand on each new entry of epochs.json while the block runs.
-
-    The file is polled, so it does not matter in which process or on which node the run trains.
-
-    Args:
-        run: The run.
-        callbacks: What receives the entries.
-        metadata: What the run is.
-        history: Epochs done before.
-
-    Raises:
-        RecrayError: A logger cannot be opened.
-    """
-    if callbacks.on_epoch is None and not callbacks.loggers:
-        yield
-        return
-    loggers = [factory(run.folder, metadata, history) for factory in callbacks.loggers]
-    tail = HistoryTail(run, callbacks, loggers, len(history))
-    stop = threading.Event()
-
-    def follow() -> None:
-        while not stop.wait(POLL_S):
-            tail.emit()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    finished = False
-    try:
-        yield
-        finished = True
-    finally:
-        stop.set()
-        thread.join()
-        tail.emit()
-        tail.call_loggers(methodcaller("close", finished))
-
-
-def tagged(entry: EpochEntry) -> dict[str, float]:
-    """The numbers of an entry as train/loss, valid/rmse, speed/seconds."""
-    groups = {"loss": "train"} | dict.fromkeys(TIMINGS, "speed")
-    numbers = {k: v for k, v in entry.items() if k != "epoch" and math.isfinite(v)}
-    return {f"{groups.get(name, 'valid')}/{name}": value for name, value in numbers.items()}
-
-
-class TensorBoard:
-    """Event files in RUN/tensorboard, by torch's writer.
-
-    They are written anew when a run is continued, so that no epoch is there twice or lacking.
-
-    Args:
-        folder: The run's folder; in an object store the files come when the run ends.
-        metadata: What the run is.
-        history: Epochs done before.
-    """
-
-    name = "tensorboard"
-
-    def __init__(self, folder: Folder, metadata: RunMetadata, history: list[EpochEntry]) -> None:
-        self.folder, self.metadata = folder.child(EVENTS), metadata
-        self.pending = list(history)
-        self.begin = time.monotonic()
-        self.writer: SummaryWriter | None = None
-        self.local = self.folder.path
-        if is_uri(folder.path):
-            self.scratch = tempfile.TemporaryDirectory(prefix="recray-events-")
-            self.local = self.scratch.name
-
-    def epoch(self, entry: EpochEntry) -> None:
-        """Take the next epoch's metrics."""
-        self.pending.append(entry)
-        if time.monotonic() - self.begin > TENSORBOARD_DELAY_S:
-            self._write()
-
-    def close(self, finished: bool) -> None:
-        """Write what is left."""
-        if self.pending:
-            self._write()
-        if self.writer is not None:
-            self.writer.close()
-        if is_uri(self.folder.path):
-            for path in Path(self.local).iterdir():
-                self.folder.write_bytes(path.name, path.read_bytes())
-            self.scratch.cleanup()
-
-    def _write(self) -> None:
-        if self.writer is None:
-            self.folder.delete()
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(self.local)
-            settings = json.dumps(self.metadata.settings.plain(), indent=1)
-            self.writer.add_text("settings", f"```\n{settings}\n```")
-        for entry in self.pending:
-            for name, value in tagged(entry).items():
-                self.writer.add_scalar(name, value, int(entry["epoch"]))
-        self.writer.flush()
-        self.pending.clear()
+    with machine_failures_told(workers.rank, workers.size):
+        prepared, folder = Prepared.open(job.prepared), RunFolder(job.run)
+        run = build_run(job.settings, prepared, folder, workers, report, job.start_weights)
+        info = ray.train.get_preemption_info
+        run = replace(
+            run,
+            preempting=lambda: info() is not None,
+            has_room=has_room if workers.size < job.most else None,
+            keep_last=job.keep_last,
+        )
+        try:
+            run.fit()
+        except GroupEnds as end:
+            return end.reason
+    return None

@@ -13,7 +13,7 @@ EpochEntry = dict[str, int | float]
 
 
 class WorkerChange(BaseModel):
-    """A run that was continued with another number of workers.
+    """From which epoch on a run had how many workers.
 
     Args:
         epoch: Epochs done before.
@@ -34,7 +34,7 @@ class RunMetadata(BaseModel):
         fingerprint: Hash of the ratings that the run trains on and is validated with.
         settings: Resolved settings.
         workers: Number of workers now.
-        changes: Earlier changes of that number.
+        changes: The number at the start and each change of it; empty where it never changed.
     """
 
     model_config = ConfigDict(frozen=True)

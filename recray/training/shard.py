@@ -7,7 +7,9 @@ that another one does not have, and the gradient of many workers is that of one 
 
 # Shape letters: R = ratings of this worker, B = ratings of its batch.
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +23,7 @@ from recray.models.base import Statistics
 from recray.models.batches import Batch
 from recray.models.history import RatingsCSR
 from recray.schema import UNKNOWN_TIME
+from recray.training.failures import lost_peer
 from recray.training.own_users import OwnUsers
 
 if TYPE_CHECKING:
@@ -67,7 +70,8 @@ class Workers:
 
     def begin_sum(self, value: Tensor) -> Callable[[], object]:
         """Start to sum the tensor over all workers, in place; what is returned waits for it."""
-        work = dist.all_reduce(value, async_op=True)
+        with self._loss_told():
+            work = dist.all_reduce(value, async_op=True)
         return lambda: self._wait(lambda: work)
 
     def begin_gather(self, value: Tensor) -> tuple[Callable[[], object], Tensor]:
@@ -75,7 +79,8 @@ class Workers:
         returned waits for them, and the tensor beside it then has one row for each worker.
         """
         gathered = value.new_empty(self.size, *value.shape)
-        work = dist.all_gather(list(gathered.unbind(dim=0)), value, async_op=True)
+        with self._loss_told():
+            work = dist.all_gather(list(gathered.unbind(dim=0)), value, async_op=True)
         return (lambda: self._wait(lambda: work)), gathered
 
     def sum_floats(self, *values: float) -> list[float]:
@@ -89,14 +94,23 @@ class Workers:
             self._wait(lambda: dist.barrier(async_op=True))
 
     def _wait(self, begin: Callable[[], "dist.Work | None"]) -> None:
-        try:
+        with self._loss_told():
             work = begin()
             if work is not None:
                 work.wait(timedelta(seconds=self.timeout))
-        except RuntimeError as error:  # whatever the backend says: gone, refused, timed out
+
+    @contextmanager
+    def _loss_told(self) -> Iterator[None]:
+        """Raise WorkerLost for an error that says that another worker is lost, and no other."""
+        begin = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            words = lost_peer(error, time.monotonic() - begin)
+            if words is None:
+                raise
             raise WorkerLost(
-                f"worker {self.rank} of {self.size} (from 0) waited for another that died or has "
-                f"not answered for {self.timeout:g} s ({str(error).strip().splitlines()[-1]})"
+                f"worker {self.rank} of {self.size} (from 0) waited for another, which {words}"
             ) from error
 
 

@@ -1,16 +1,18 @@
 """`recray train`: what is refused before a run, and the run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recray.config import Settings, build_settings
 from recray.data.dataset import Prepared, refuse_equal_ratings
 from recray.data.features import feature_names
-from recray.errors import RecrayError, WorkerLost
+from recray.errors import RecrayError
 from recray.evaluation.metrics import check_metric
 from recray.models import build_model
 from recray.models.objectives import build_objective
-from recray.runtime.nodes import available_workers, require_shared, wait_for_capacity
-from recray.runtime.session import LOCAL, require_local, session
+from recray.runtime.nodes import require_shared, wait_for_capacity
+from recray.runtime.session import LOCAL, require_local, session, workers_at
+from recray.runtime.worker_range import WorkerRange
+from recray.training.callbacks import Callbacks, watch_history
 from recray.training.checkpoint import RunFolder, TrainState
 from recray.training.checks import (
     check_evaluation,
@@ -25,9 +27,10 @@ from recray.training.checks import (
 )
 from recray.training.devices import check_device, gpus_at, with_device
 from recray.training.early_stopping import distrust_of_validation
+from recray.training.elastic import ElasticTraining, counted, first_workers
 from recray.training.loop import is_done
 from recray.training.optimizers import EXACT, describe
-from recray.training.ray_train import Callbacks, TrainJob, fit, train_worker, watch_history
+from recray.training.ray_train import TrainJob
 from recray.training.run_metadata import RunMetadata, RunSummary
 from recray.training.streaming import check_streaming, fit_rows_of_parts, is_streamed
 from recray.training.warm_start import StartWeights
@@ -43,7 +46,7 @@ def run(
     settings: Settings,
     prepared_path: str,
     out: str,
-    workers: int = 1,
+    workers: int | str | WorkerRange = 1,
     resume: bool = False,
     address: str = LOCAL,
     callbacks: Callbacks | None = None,
@@ -54,30 +57,29 @@ def run(
 
     Args:
         settings: Resolved settings; `data` and `split` are taken from the data set.
-        prepared_path: Folder of the data set.
+        prepared_path: Its folder.
         out: Folder of the run.
-        workers: Processes; 1 on the local machine runs in this one.
+        workers: Processes, or a range such as "1..4"; on this machine 1 runs in this process.
         resume: Go on with the run in `out`; a finished one is left as it is.
         address: Ray cluster.
         callbacks: What is called while it trains; None calls nothing.
-        max_failures: How often to begin again from the last checkpoint when a worker is lost.
+        max_failures: How often a new group goes on when a worker is lost.
         verify: Whether to compare the files of the data set with their sha256 first.
 
     Raises:
         RecrayError: What the user can fix; see the message.
     """
-    prepared = Prepared.open(prepared_path, verify=verify)
-    settings = with_sizes_and_device(settings, prepared, workers, address)
-    start_weights = check_trainable(settings, prepared, workers, address)
-    folder, callbacks = RunFolder(out), callbacks or Callbacks()
-    now = _metadata(settings, prepared, workers)
+    prepared, allowed = Prepared.open(prepared_path, verify), workers_at(workers, address)
+    settings = with_sizes_and_device(settings, prepared, allowed.start, address)
+    start_weights = check_trainable(settings, prepared, allowed, address)
+    folder, now = RunFolder(out), _metadata(settings, prepared, allowed.start)
     folder.validate(now, resume)
-    before = folder.train_state()
-    if is_done(before, settings.train.epochs):
+    if is_done(before := folder.train_state(), settings.train.epochs):
         return _finish(folder, before, already=True)
     distrust = distrust_of_validation(settings, prepared)
-    job = TrainJob(settings, str(prepared.folder), str(folder), start_weights, distrust is not None)
-    _Training(job, prepared, folder, now, before, callbacks, distrust).run(address, max_failures)
+    job = TrainJob(settings, str(prepared.folder), str(folder), start_weights, bool(distrust))
+    run = _Training(job, prepared, folder, now, before, callbacks or Callbacks(), distrust)
+    run.train(allowed, address, max_failures)
     return _finish(folder, folder.train_state())
 
 
@@ -113,28 +115,33 @@ class _Training:
     callbacks: Callbacks
     distrust: str | None
 
-    def run(self, address: str, max_failures: int) -> None:
+    def train(self, allowed: WorkerRange, address: str, max_failures: int) -> None:
         """Train to the end, on a cluster or in this process."""
-        workers, log = self.metadata.workers, self.callbacks.log
-        if self.before.epoch or self.before.step:
-            log(self._continued())
+        log = self.callbacks.log
         if self.callbacks.on_start is not None:
             self.callbacks.on_start(self.job.settings.train.epochs, self.job.settings.metric)
         with session(address):
-            busy = wait_for_capacity(workers)
+            busy = wait_for_capacity(allowed.start)
+            local_mode = allowed.most == 1 and address == LOCAL
+            gpus = float(self.job.settings.train.device == "cuda" and not local_mode)
+            workers = first_workers(allowed, gpus)
+            now = self.metadata.model_copy(update={"workers": workers})
+            if self.before.epoch or self.before.step:
+                log(self._continued(workers))
             require_shared(self.folder.folder)
-            for line in self._plan():
+            for line in self._plan(workers):
                 log(line)
             if busy is not None:
                 log(f"train: {busy}")
-            self.folder.reserve(self.metadata, self.before)
-            with watch_history(self.folder, self.callbacks, self.metadata, self.before.history):
-                processes = 0 if workers == 1 and address == LOCAL else workers
-                self._fit_again(processes, max_failures)
+            self.folder.reserve(now, self.before)
+            with watch_history(self.folder, self.callbacks, now, self.before.history):
+                job = replace(self.job, gpus=gpus)
+                training = ElasticTraining(job, self.folder, now, allowed, log)
+                training.run(max_failures, local_mode)
 
-    def _plan(self) -> list[str]:
+    def _plan(self, workers: int) -> list[str]:
         """Describe how the run will train, before it begins."""
-        settings, prepared, workers = self.job.settings, self.prepared, self.metadata.workers
+        settings, prepared = self.job.settings, self.prepared
         fit = prepared.fit(settings.train.fit_on)
         rows = sum(fit_rows_of_parts(settings, prepared))
         line = describe(settings, fit.users, fit.items, rows, workers)
@@ -150,61 +157,19 @@ class _Training:
             )
         return lines
 
-    def _continued(self) -> str:
+    def _continued(self, now: int) -> str:
         """Say that a run is continued, and what differs from its beginning."""
-        epochs, before, now = self.job.settings.train.epochs, self.before, self.metadata.workers
+        epochs, before = self.job.settings.train.epochs, self.before
         message = f"train: {self.folder.folder} goes on after epoch {before.epoch} of {epochs}"
         if before.step:
             message += f" and {before.step:,} steps"
         then = self.folder.metadata().workers
         if then != now:
             message += (
-                f" with {_workers(now)} instead of {then}: the same tables; the "
+                f" with {counted(now)} instead of {then}: the same tables; the "
                 "order of the ratings, and so the digits, are not those of an unbroken run"
             )
         return message
-
-    def _fit_again(self, workers: int, max_failures: int) -> None:
-        """Train; when a worker is lost, begin again with a new group from the newest checkpoint.
-
-        An error that a worker raises is not tried again: training is exact, so it would come again.
-
-        Raises:
-            WorkerLost: More than max_failures times.
-            RecrayError: What the user can fix.
-        """
-        gpus = float(workers > 0 and self.job.settings.train.device == "cuda")
-        for failures in range(max_failures + 1):
-            try:
-                return fit(train_worker, {"job": self.job}, self.folder.folder, workers, gpus)
-            except WorkerLost as error:
-                if failures == max_failures:
-                    times = "once" if not failures else f"{failures + 1} times"
-                    raise WorkerLost(
-                        f"a worker was lost {times}, --max-failures is {max_failures}: {error}; "
-                        "continue with --resume"
-                    ) from error
-                state = self.folder.train_state()
-                again = f"again after epoch {state.epoch}, {failures + 1} of {max_failures}"
-                self.callbacks.log(f"train: {error}; {again}")
-                workers = self._remaining(workers, state)
-        return None
-
-    def _remaining(self, workers: int, state: TrainState) -> int:
-        """Count the workers to go on with: fewer where the nodes that are left have less room."""
-        room = available_workers(workers)
-        if not 0 < room < workers:
-            return workers
-        self.callbacks.log(
-            f"train: the nodes that are left have {room} CPUs: goes on with {_workers(room)} "
-            f"instead of {workers}; the digits are not those of an unbroken run"
-        )
-        self.folder.reserve(self.metadata.model_copy(update={"workers": room}), state)
-        return room
-
-
-def _workers(count: int) -> str:
-    return f"{count} worker{'s' * (count > 1)}"
 
 
 def _finish(folder: RunFolder, state: TrainState, already: bool = False) -> RunSummary:
@@ -260,7 +225,7 @@ def with_sizes_and_device(
 
 
 def check_trainable(
-    settings: Settings, prepared: Prepared, workers: int, address: str
+    settings: Settings, prepared: Prepared, workers: int | WorkerRange, address: str
 ) -> tuple[StartWeights, ...]:
     """Refuse what cannot be trained, before anything starts or is written.
 
@@ -272,25 +237,27 @@ def check_trainable(
     """
     if settings.train.choose_from:
         raise ValueError("a run is of one model: see recray.training.model_selection")
-    if workers > prepared.buckets:
+    allowed = WorkerRange.of(workers)
+    if allowed.most > prepared.buckets:
         raise RecrayError(
-            f"--workers {workers}: the data set has {prepared.buckets} parts, "
+            f"--workers {allowed}: the data set has {prepared.buckets} parts, "
             "one is needed per worker"
         )
     if address == LOCAL:
-        require_local(workers)
+        require_local(allowed.most)
     if not settings.ranks:
         refuse_equal_ratings(prepared)
     check_evaluation(settings, prepared)
     check_half_life(settings)
-    check_device(settings.train, workers, address)
+    check_device(settings.train, allowed.start, address)
     if settings.train.optimizer not in EXACT:
         refuse_large_batch(settings, prepared)
     objective = build_objective(settings, *prepared.fit(settings.train.fit_on).rating_range)
     objective.check(build_model(settings, 1, 1))
     limit = settings.train.max_rows_in_memory
-    if limit is not None and is_streamed(settings, prepared, workers):
-        check_streaming(settings, objective, max(fit_rows_of_parts(settings, prepared)), workers)
+    for count in {allowed.start, allowed.most}:
+        if limit is not None and is_streamed(settings, prepared, count):
+            check_streaming(settings, objective, max(fit_rows_of_parts(settings, prepared)), count)
     start_weights = check_start(settings, prepared)
     check_negatives(settings, prepared, objective)
     if settings.train.metric != "auto":

@@ -14,7 +14,7 @@ import torch
 
 from recray.config import build_settings
 from recray.errors import WorkerLost
-from recray.runtime.ray_private import process_failed, worker_failures
+from recray.runtime.ray_errors import process_failed, worker_failures
 from recray.training.loop import build_run
 from recray.training.ray_train import fit
 from recray.training.shard import Workers

@@ -258,5 +258,5 @@ def test_without_room_for_as_many_a_run_goes_on_with_fewer_workers_and_says_so(
     assert "goes on with 1 worker instead of 2" in printed
     run = RunFolder(str(tmp_path / "run"))
     assert run.finished
-    assert [change.workers for change in run.metadata().changes] == [1]
+    assert [change.workers for change in run.metadata().changes] == [2, 1]
     assert epoch_runner(tmp_path / "run") == 40

@@ -1,0 +1,67 @@
+"""What an error in a worker means: another worker is lost, the machine has failed, or a bug."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from recray.errors import RecrayError
+
+_GONE = re.compile(
+    r"connection (closed|reset|refused)|closed by peer|broken pipe|no route to host"
+    r"|ncclRemoteError|remote process exited",
+    re.IGNORECASE,
+)
+"""Words of gloo, of NCCL and of the system for a connection whose other end is gone."""
+_SILENT = re.compile(r"timed? ?out|watchdog caught", re.IGNORECASE)
+"""Their words for one that says nothing."""
+_NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory", re.IGNORECASE)
+
+
+def lost_peer(error: RuntimeError, waited_s: float) -> str | None:
+    """What became of the worker that a collective operation waited for.
+
+    Args:
+        error: What the operation raised. Backends raise RuntimeError for everything: also for
+            tensors of other shapes, and for errors of a device that come late.
+        waited_s: Seconds until it was raised.
+
+    Returns:
+        The end of a sentence; None where the error is not that another worker is lost.
+    """
+    if machine_failure(error) is not None:
+        return None
+    if _GONE.search(str(error)):
+        return f"died: its connection was closed after {waited_s:.1f} s"
+    return f"has not answered for {waited_s:.1f} s" if _SILENT.search(str(error)) else None
+
+
+def machine_failure(error: BaseException) -> str | None:
+    """The first line of an error of memory or of a device; None for all others."""
+    machine = isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError)
+    text = str(error).strip() or "out of memory"
+    if not machine and not (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+        return None
+    return text.splitlines()[0]
+
+
+@contextmanager
+def machine_failures_told(rank: int, size: int) -> Iterator[None]:
+    """Raise errors of memory or of a device in one line with their own words.
+
+    They end the run: begun again it would fail in the same place.
+
+    Raises:
+        RecrayError: Memory was not enough, or a device has failed.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = machine_failure(error)
+        if words is None:
+            raise
+        raise RecrayError(
+            f"worker {rank} of {size} (from 0): {words}; where memory is short, give more workers "
+            "or a smaller train.batch_size or model.dim"
+        ) from error
