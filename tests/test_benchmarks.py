@@ -1,9 +1,11 @@
 """What benchmarks compare must be the same thing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from recray.benchmarks import evaluate, experiments, quality, served, taste
+from recray.benchmarks import evaluate, experiments, gpu, quality, served, taste
 from recray.errors import RecrayError
 from recray.evaluation.metrics import PerUserMetrics, RankedBatch
 from recray.inference.top_k import NONE, TopK
@@ -79,3 +81,31 @@ def test_every_figure_can_be_measured_alone_and_has_one_experiment():
     assert set(quality.QUICK.figures) <= set(names)
     with pytest.raises(RecrayError, match="did you mean 'served_known_share'"):
         quality.run(quality.QUICK, print, only="served_known_shares")
+
+
+def test_the_gpu_table_has_a_row_for_each_family_and_goes_on_after_a_failure(monkeypatch):
+    """On the CPU and at tiny sizes: the code is the same."""
+    monkeypatch.setitem(gpu.SIZES, "ml-20m", (60, 30))
+    monkeypatch.setitem(gpu.SIZES, "ml-25m", (50, 40))
+    small = "model.dim=4", "train.batch_size=16", "train.precision=float32"
+    tasks = []
+    for task in gpu.TASKS:
+        changes = [c for c in task.changes if not c.startswith("train.compile=true")]
+        changes += small if task.preset != "ranking" else small[:1]
+        tasks.append(replace(task, changes=tuple(changes), ratings=900, share=1.0))
+    tasks[1] = replace(tasks[1], changes=("model.dim=4", "model.kind=hybrid"))
+    lines: list[str] = []
+    found = gpu.run(tuple(tasks), 1, lines.append, device="cpu")
+    rows = {row.task: row for row in found.rows}
+    assert list(rows) == [task.name for task in gpu.TASKS]
+    failed = rows.pop("exact_solves_128")
+    assert failed.seconds is None
+    assert "needs model.item_features" in failed.error
+    for name, row in rows.items():
+        assert row.error is None, f"{name}: {row.error}"
+        assert row.seconds > 0
+        assert found.figures[f"gpu_{name}_per_s"] == row.per_s > 0
+    assert len(lines) == len(tasks)
+    monkeypatch.setattr(gpu, "LAST_BEGIN_S", -1.0)
+    late = gpu.run(gpu.TASKS[:1], 1, lines.append, device="cpu")
+    assert late.rows[0].error == "there was no time left"

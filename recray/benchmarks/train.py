@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from recray.benchmarks import stage
+from recray.benchmarks import gpu, stage
 from recray.benchmarks.harness import Figures, Measurement, Row, timed
 from recray.benchmarks.steps import (
     LOOP_BATCH,
@@ -92,7 +92,7 @@ def run(sizes: Sizes, log: Log, device: str = "cpu") -> Measurement:
     Args:
         sizes: How much is measured.
         log: Receives what happens, one line at a time.
-        device: cpu, or cuda, which has a table of its own.
+        device: cpu, or cuda, which has a table of its own: see recray.benchmarks.gpu.
 
     Raises:
         RecrayError: There is no such device.
@@ -100,7 +100,7 @@ def run(sizes: Sizes, log: Log, device: str = "cpu") -> Measurement:
     settings = load_settings("dot-mse", None, [f"train.device={device}"])
     device_of(settings.train)
     if device == "cuda":
-        return _on_gpu(sizes.repetitions, log)
+        return gpu.run(gpu.TASKS, sizes.repetitions, log)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -298,37 +298,3 @@ def _checkpoint_share(folder: str, repetitions: int) -> float:
         checkpoint = Checkpoint(weights, known, TrainState(epoch, epoch, 1.0, history))
         seconds.append(timed(partial(run.save, checkpoint)))
     return statistics.median(seconds) / EPOCH_SECONDS
-
-
-# ------------------------------------------------------------------------------------- GPU
-
-WIDE = ("model.dim=64", "model.mlp_dim=128", "model.layers=[256,128,64]", "train.lr=0.0045")
-"""NVIDIA's configuration of NeuMF: 64 factors, layers 256-256-128-64, the first its input."""
-ON_GPU = (
-    ("float32", 1 << 20, False),
-    ("tf32", 1 << 20, False),
-    ("bf16", 1 << 20, False),
-    ("tf32", BATCH, False),
-    ("tf32", BATCH, True),
-)
-
-
-def _on_gpu(repetitions: int, log: Log) -> Measurement:
-    """NeuMF on the tables of ml-20m, with the ratings in the GPU's memory; batches of 2^20 pairs,
-    and small ones with and without CUDA graphs.
-    """
-    rows: list[Speed] = []
-    for precision, batch, compiled in ON_GPU:
-        how = (f"train.precision={precision}", f"train.compile={str(compiled).lower()}")
-        changes = (*WIDE, "train.optimizer=adam", "train.device=cuda", *how)
-        case = Case("neumf", "ml-20m", batch, 20 if batch > BATCH else 500, changes)
-        run, _ = recray_pass(case, Workers())
-        run()
-        way = f"{precision}{', compiled' if compiled else ''}"
-        rows.append(_row(way, case, [rate(run) for _ in range(repetitions)], 0.0, log))
-    names = ("float32", "tf32", "bf16", "tf32_8192", "tf32_8192_compiled")
-    figures: Figures = {
-        f"gpu_{name}_samples_per_s": row.samples_per_s
-        for name, row in zip(names, rows, strict=True)
-    }
-    return Measurement(figures, rows, torch.cuda.get_device_name())

@@ -20,9 +20,9 @@ START_NOISE = 0.1
 """Size of what differs between a Gmf's vectors at the start, where it predicts ratings: a share of
 that of vectors around 0.
 """
-PAIRS_RANKED, PAIRS_TRAINED = 1 << 12, 1 << 14
+PAIRS_RANKED, PAIRS_TRAINED, PAIRS_ON_GPU = 1 << 12, 1 << 14, 1 << 20
 """Pairs whose layers a block holds at once. They stay in the cache of one core; training takes more
-because each block adds nodes to the autograd graph.
+because each block adds nodes to the autograd graph. A GPU wants large blocks.
 """
 
 
@@ -123,6 +123,7 @@ class Tower(nn.Module):
         """(U, M) and (I, M) vectors to (U, I, outputs), a few pairs at a time."""
         user_half, item_half = self.halves(user, item)
         pairs = PAIRS_TRAINED if torch.is_grad_enabled() else PAIRS_RANKED
+        pairs = pairs if user.device.type == "cpu" else PAIRS_ON_GPU
         width = max(1, pairs // max(1, len(user)))
         # (u * v) W' = v (diag(u) W'): one matrix product for each user needs no row for each pair.
         scaled = None if self.product is None else user[:, :, None] * self.product.weight.T
