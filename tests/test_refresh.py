@@ -27,6 +27,7 @@ from recray.pipelines.refresh import (
 )
 from recray.storage import Folder
 from recray.training.grown import grown
+from recray.training.own_users import OwnUsers
 from recray.training.warm_start import read_start_weights
 
 
@@ -126,8 +127,10 @@ def test_a_bundle_of_the_same_data_starts_with_its_own_rows(make_bundle, prepare
     bundle = make_bundle()
     (start,) = read_start_weights([bundle.folder.path], prepared)
     assert start.kind == "dot"
+    assert "user_vectors.weight" not in start.weights, "a worker takes the rows of its users alone"
+    found = start.of_users(OwnUsers.of((0,), [np.array([1, 4])], prepared.users)).weights
     for name, value in bundle.model.state_dict().items():
-        assert start.weights[name].equal(value), name
+        assert found[name].equal(value[[1, 4]] if "user" in name else value), name
 
 
 def test_a_user_whom_the_bundle_does_not_know_is_folded_in(make_bundle, prepared, monkeypatch):

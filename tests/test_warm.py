@@ -90,7 +90,7 @@ def test_a_run_of_other_data_is_refused(tmp_path):
     fit = Fit(USERS, ITEMS, (1.0, 5.0), ("train",))
     prepared = SimpleNamespace(fingerprint="a", fit=lambda _fit_on: fit)
     (found,) = read_runs([str(tmp_path / "run")], prepared, "train")
-    assert (found.kind, set(found.weights)) == ("dot", set(weights))
+    assert (found.kind, {*found.weights, *found.user_rows}) == ("dot", set(weights))
     with pytest.raises(RecrayError, match="was trained on tiny as it is prepared elsewhere"):
         read_runs([str(tmp_path / "run")], SimpleNamespace(fingerprint="b"), "train")
     with pytest.raises(RecrayError, match="holds no run"):

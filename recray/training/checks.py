@@ -1,5 +1,7 @@
 """What is settled or refused before a run starts: sizes, first weights, and what ratings mean."""
 
+import numpy as np
+
 from recray.config import EvaluateSettings, Settings, without_effect
 from recray.data.dataset import Prepared
 from recray.data.negatives import NegativeSampler
@@ -7,6 +9,7 @@ from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.objectives import Objective, SampledLoss, UnobservedClass, detect_scale
 from recray.training.optimizers import pairs_of
+from recray.training.own_users import OwnUsers
 from recray.training.warm_start import (
     StartWeights,
     check_pretraining,
@@ -88,8 +91,12 @@ def check_start(settings: Settings, prepared: Prepared) -> tuple[StartWeights, .
         return ()
     init_from, fit_on = settings.train.init_from, settings.train.fit_on
     start_weights, fit = read_start_weights(init_from, prepared, fit_on), prepared.fit(fit_on)
-    model = build_model(settings, fit.users, fit.items)
-    start_from(model, start_weights, settings.train.neumf_alpha)
+    # Whether they fit shows with the rows of one user, too.
+    model, one = (
+        build_model(settings, 1, fit.items),
+        OwnUsers.of((0,), [np.zeros(1, int)], fit.users),
+    )
+    start_from(model, [run.of_users(one) for run in start_weights], settings.train.neumf_alpha)
     return tuple(start_weights)
 
 

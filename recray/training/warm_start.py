@@ -1,11 +1,12 @@
 """First weights of a model: those of finished runs, of bundles of earlier data, or exact solves."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recray.config import Settings
@@ -41,17 +42,26 @@ class StartWeights:
         path: Its folder.
         kind: The kind of its model.
         weights: The weights by name.
-        user_tables: Names of those that have a row for each user.
+        user_rows: Those that have a row for each user, by dense id, until a worker takes its own.
+            They are arrays, since Ray hands these to all workers of a node without a copy.
     """
 
     path: str
     kind: str
     weights: Weights
-    user_tables: tuple[str, ...] = ()
+    user_rows: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, path: str, kind: str, model: Model, weights: Weights) -> Self:
+        """Divide the weights of a model of all users."""
+        rows = {name: weights[name].numpy() for name in user_weights(model)}
+        return cls(path, kind, {k: v for k, v in weights.items() if k not in rows}, rows)
 
     def of_users(self, users: OwnUsers) -> Self:
         """The same with the rows of a worker's users alone."""
-        return replace(self, weights=users.own_rows(self.weights, self.user_tables))
+        ids = users.ids.numpy()
+        own = {name: torch.from_numpy(rows[ids]) for name, rows in self.user_rows.items()}
+        return replace(self, weights=self.weights | own, user_rows={})
 
 
 def has_start(settings: Settings) -> bool:
@@ -82,8 +92,8 @@ def read_runs(
             for size, before in ((fit.users, known.users), (fit.items, known.items))
         )
         model = build_model(metadata.settings, 1, 1)
-        weights, tables = rows_at(model, run.best().weights, *places), user_weights(model)
-        found.append(StartWeights(path, metadata.settings.model.kind, weights, tuple(tables)))
+        weights = rows_at(model, run.best().weights, *places)
+        found.append(StartWeights.of(path, metadata.settings.model.kind, model, weights))
     return found
 
 
@@ -223,8 +233,8 @@ def read_start_weights(
         if folder.published() and folder.manifest().kind == KIND:
             bundle = Bundle.open(path).chosen  # what it validated on may validate here, too
             _refuse_other_split(path, bundle, prepared)
-            weights, tables = grown(bundle, prepared, fit_on), user_weights(bundle.model)
-            found.append(StartWeights(path, bundle.settings.model.kind, weights, tuple(tables)))
+            weights, kind = grown(bundle, prepared, fit_on), bundle.settings.model.kind
+            found.append(StartWeights.of(path, kind, bundle.model, weights))
         else:
             found += read_runs([path], prepared, fit_on)
     return found

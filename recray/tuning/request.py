@@ -250,8 +250,9 @@ def trial_resources(search: ValidatedSearch) -> Resources:
     """The resources of the largest trial: processes, rows, and weights with Adam's two moments."""
     request, data = search.request, search.data
     dim = search.largest("model.dim", int(search.settings.model.dim))
+    users = math.ceil(data.users / request.workers)  # a worker has rows of its own users alone
     rows = sum(data.manifest["splits"][name]["rows"] for name in ("train", "valid"))
-    weights = 16 * dim * (data.users + data.items)  # bytes; float32 weight, gradient, two moments
+    weights = 16 * dim * (users + data.items)  # bytes; float32 weight, gradient, two moments
     if search.settings.model.kind in ("ease", "next-ridge"):
         weights = 30 * data.items**2  # a solve for every pair of items
     memory = request.workers * (PROCESS_BYTES + weights * max(1, request.folds)) + 100 * rows
