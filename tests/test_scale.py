@@ -29,6 +29,9 @@ class Alone(processes.CountingWorkers):
         self.summed.append(value.numel() * value.element_size())
         return value
 
+    def exchange(self, text: str) -> list[str]:
+        return [text, ""]
+
     def barrier(self) -> None:
         pass
 

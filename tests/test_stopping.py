@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from recray.errors import RecrayError, StorageError, WorkerLost
-from recray.storage import Folder
+from recray.storage import files, streams
 from recray.training import resizing
 from recray.training.checkpoint import RunFolder, TrainState
+from recray.training.checkpoint.manifest import FORMAT
 from recray.training.epochs import SGDEpochs
 from recray.training.loop import TrainingRun
 from recray.training.resizing import GroupEnds
@@ -25,7 +27,7 @@ from recray.training.run_metadata import RUN_FORMAT, WorkerChange
 from recray.training.shard import LONG_TIMEOUT_S, Shard, Workers
 from tests.test_training import metadata, part_of, saved, training_run, two_tastes
 
-FILES = ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+FILES = ["shared.safetensors", "users-00000-of-00001.safetensors", "manifest.json"]
 PRIME = 31
 
 
@@ -113,42 +115,43 @@ def test_work_of_unequal_length_is_waited_for_longer():
 
 
 class Disk:
-    """Counts what is written, and does something at the n-th write."""
+    """Counts files written and folders renamed, and does something at the n-th one."""
 
     def __init__(self, monkeypatch, at: int, action) -> None:
         self.count, self.at, self.action = 0, at, action
-        self.write, self.rename = Folder.write_bytes, os.rename
-        monkeypatch.setattr(Folder, "write_bytes", lambda *given: self._do(self.write, *given))
-        monkeypatch.setattr(os, "rename", lambda *given: self._do(self.rename, *given))
+        self.write, self.rename = files.synced, os.rename
+        for module in (files, streams):
+            monkeypatch.setattr(module, "synced", self.synced)
+        monkeypatch.setattr(os, "rename", self.renamed)
 
-    def _do(self, function, *given):
+    @contextmanager
+    def synced(self, path):
+        """Half of the n-th file is on the disk when the action comes."""
+        with self.write(path) as stream:
+            yield stream
+        if self._is_due():
+            os.truncate(path, path.stat().st_size // 2)
+            self.action()
+
+    def renamed(self, *given):
+        if self._is_due():
+            self.action()
+        self.rename(*given)
+
+    def _is_due(self) -> bool:
         self.count += 1
-        if self.count == self.at:
-            self.action(*given)
-        return function(*given)
+        return self.count == self.at
 
 
-def halfway(folder, name="", content=b""):
-    """What a kill or a full disk leaves: half of the file."""
-    if content:
-        Path(folder.path, name).parent.mkdir(parents=True, exist_ok=True)
-        Path(folder.path, name).write_bytes(content[: len(content) // 2])
-
-
-def kill(*given):
-    if isinstance(given[0], Folder):
-        halfway(*given)
+def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def full(*given):
-    if isinstance(given[0], Folder):
-        halfway(*given)
-        raise StorageError(f"cannot write {given[0]}: no space left")
+def full():
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-STEPS_OF_A_SAVE = 6  # four files, the rename, and epochs.json
+STEPS_OF_A_SAVE = 6  # who owns the folder, three files, the rename, and epochs.json
 
 
 def _save_and_die(_index: int, folder: str, at: int) -> None:
@@ -168,8 +171,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before_or_the_new_one(tmp_pat
     with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
         context.join(30)
     assert folder.train_state().epoch == (1 if at < STEPS_OF_A_SAVE else 2)
-    folder.reserve(metadata(workers=1), folder.train_state())  # a new attempt clears up
-    saved(folder, 2)
+    saved(RunFolder(str(tmp_path)), 2)  # a new attempt clears up
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["epoch-00001", "epoch-00002"]
 
 
@@ -219,14 +221,19 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(tmp_path):
     assert RunFolder(str(tmp_path)).train_state().epoch == 1
 
 
-@pytest.mark.parametrize("name", ["run.json", "checkpoints/epoch-00001/manifest.json"])
-def test_another_version_s_run_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [("run.json", RUN_FORMAT), ("checkpoints/epoch-00001/manifest.json", FORMAT)],
+)
+def test_another_version_s_run_is_refused(tmp_path, name, version):
     folder = RunFolder(str(tmp_path))
     folder.reserve(metadata(workers=1))
     saved(folder, 1)
     path = tmp_path / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": RUN_FORMAT + 1}))
-    with pytest.raises(RecrayError, match=f"another version of recray: format {RUN_FORMAT + 1}"):
+    content = json.loads(path.read_text()) | {"format": version + 1}
+    content.pop("sha256", None)
+    path.write_text(json.dumps(content))
+    with pytest.raises(RecrayError, match=f"another version of recray: format {version + 1}"):
         folder.metadata(), folder.train_state()
 
 
@@ -234,16 +241,17 @@ def test_another_version_s_run_is_refused(tmp_path, name):
 
 
 def _train_some(rank: int, size: int, folder: str, epochs: int) -> None:
-    workers = join(rank, size, f"{folder}-rendezvous-{size}")
+    workers = join(rank, size, f"{folder}-rendezvous-{epochs}")
     settings = ["train.batch_size=all", f"train.epochs={epochs}", "train.lr=0.01"]
     run_of(Path(folder), workers, 200, *settings).fit()
-    dist.destroy_process_group()
+    if size > 1:
+        dist.destroy_process_group()
 
 
 def test_another_number_of_workers_goes_on_with_the_same_tables(tmp_path):
     """With all rows in each step the digits do not depend on who has them."""
     folder = str(tmp_path / "run")
-    for size, epochs in ((2, 3), (3, 6)):
+    for size, epochs in ((2, 1), (4, 2), (1, 3), (3, 5), (2, 6)):
         mp.start_processes(_train_some, (size, folder, epochs), nprocs=size, start_method="fork")
     settings = ["train.batch_size=all", "train.epochs=6", "train.lr=0.01"]
     one = run_of(tmp_path / "one", Workers(), 200, *settings)

@@ -19,7 +19,7 @@ from recray.models import build_model
 from recray.models.objectives import build_objective
 from recray.training import trainer
 from recray.training.callbacks import Callbacks
-from recray.training.checkpoint import Checkpoint, RunFolder, TrainState
+from recray.training.checkpoint import Checkpoint, RunFolder, TrainState, UserRows
 from recray.training.early_stopping import distrust_of_validation
 from recray.training.loop import TrainingRun
 from recray.training.own_users import OwnUsers, first_model
@@ -340,7 +340,9 @@ def test_several_workers_take_the_steps_of_one(tmp_path, recipe):
 def saved(folder: RunFolder, epoch: int, best: int = 1) -> None:
     weights = {"table": torch.full((2, 2), float(epoch))}
     history = [{"epoch": e} for e in range(1, epoch + 1)]
-    folder.save(Checkpoint(weights, {}, TrainState(epoch, best, 1.0, history)))
+    users = UserRows(OwnUsers.everyone(3), {"user_vectors.weight": torch.full((3, 2), epoch / 2)})
+    state = TrainState(epoch, best, 1.0, history)
+    folder.save(Checkpoint(weights, {}, state, users=users), Workers())
 
 
 def test_the_best_and_the_last_two_checkpoints_stay(tmp_path):
@@ -353,7 +355,7 @@ def test_the_best_and_the_last_two_checkpoints_stay(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file", ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+    "file", ["shared.safetensors", "users-00000-of-00001.safetensors", "manifest.json"]
 )
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog, file, damage):
@@ -374,8 +376,8 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog, fi
 def test_when_no_checkpoint_is_whole_the_file_is_named(tmp_path):
     folder = RunFolder(str(tmp_path))
     saved(folder, 1)
-    (tmp_path / "checkpoints" / "epoch-00001" / "weights.safetensors").write_bytes(b"")
-    with pytest.raises(RecrayError, match=r"weights\.safetensors"):
+    (tmp_path / "checkpoints" / "epoch-00001" / "shared.safetensors").write_bytes(b"")
+    with pytest.raises(RecrayError, match=r"shared\.safetensors"):
         folder.latest()
 
 
@@ -438,7 +440,7 @@ def test_the_best_epoch_of_the_checkpoint_before_is_still_there(tmp_path):
     folder = RunFolder(str(tmp_path))
     for epoch, best in ((1, 1), (2, 1), (3, 1), (4, 4)):
         saved(folder, epoch, best)
-    (tmp_path / "checkpoints" / "epoch-00004" / "weights.safetensors").write_bytes(b"")
+    (tmp_path / "checkpoints" / "epoch-00004" / "shared.safetensors").write_bytes(b"")
     assert folder.best().train_state.epoch == 1
 
 

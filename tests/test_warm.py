@@ -86,7 +86,7 @@ def test_a_run_of_other_data_is_refused(tmp_path):
         RunMetadata(dataset="tiny", prepared="p", fingerprint="a", settings=settings, workers=1)
     )
     weights = Dot(USERS, ITEMS, 3).state_dict()
-    run.save(Checkpoint(weights, {}, TrainState(epoch=1, best_epoch=1)))
+    run.save(Checkpoint(weights, {}, TrainState(epoch=1, best_epoch=1)), Workers())
     fit = Fit(USERS, ITEMS, (1.0, 5.0), ("train",))
     prepared = SimpleNamespace(fingerprint="a", fit=lambda _fit_on: fit)
     (found,) = read_runs([str(tmp_path / "run")], prepared, "train")

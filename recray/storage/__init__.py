@@ -3,6 +3,7 @@
 from recray.storage.files import (
     UNFINISHED,
     Manifest,
+    ManifestEntry,
     file_type,
     is_uri,
     modified_ns,
@@ -10,14 +11,19 @@ from recray.storage.files import (
     parquet_bytes,
     remove_stale,
     storage_errors,
+    swap_in,
 )
-from recray.storage.folder import MANIFEST, Folder, check_kind, publish, refuse_taken
+from recray.storage.folder import MANIFEST, Folder
+from recray.storage.published import check_kind, publish, refuse_taken
+from recray.storage.streams import Sink, range_reader, write_from
 
 __all__ = [
     "MANIFEST",
     "UNFINISHED",
     "Folder",
     "Manifest",
+    "ManifestEntry",
+    "Sink",
     "check_kind",
     "file_type",
     "is_uri",
@@ -25,7 +31,10 @@ __all__ = [
     "open_input",
     "parquet_bytes",
     "publish",
+    "range_reader",
     "refuse_taken",
     "remove_stale",
     "storage_errors",
+    "swap_in",
+    "write_from",
 ]

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -83,14 +83,20 @@ def modified_ns(path: str) -> int:
     return filesystem.get_file_info(inner).mtime_ns or 0
 
 
-def retry(path: str, work: Callable[[], T]) -> T:
-    """Do the work; repeat it where a store failed in passing. A disk is not tried again."""
-    for attempt in range(STORE_ATTEMPTS if is_uri(path) else 1):
+def retry(path: str, work: Callable[[], T], on_disk: bool = False) -> T:
+    """Do the work; repeat it where a store failed in passing.
+
+    Args:
+        path: Where it is done.
+        work: What is done.
+        on_disk: Whether it is tried again on a disk, too, which may be one of another machine.
+    """
+    for attempt in range(STORE_ATTEMPTS if is_uri(path) or on_disk else 1):
         if attempt:
             time.sleep(STORE_RETRY_SECONDS * 2 ** (attempt - 1))
         try:
             return work()
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
             raise
         except OSError as error:
             last_error = error
@@ -132,13 +138,20 @@ def storage_errors(path: str) -> Iterator[None]:
         raise StorageError(f"cannot write {path}: {reason}") from error
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a local file, making its folder; the content is on the disk when this returns."""
+@contextmanager
+def synced(path: Path) -> Iterator[BinaryIO]:
+    """Open a local file to be written, making its folder; its content is on the disk at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as stream:
-        stream.write(content)
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a local file, making its folder; the content is on the disk when this returns."""
+    with synced(path) as stream:
+        stream.write(content)
 
 
 def sync_folder(path: Path) -> None:
@@ -164,13 +177,13 @@ def staged(path: Path) -> Iterator[Path]:
     try:
         yield staging
         with storage_errors(str(path)):
-            _swap(staging, path)
+            swap_in(staging, path)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def _swap(staging: Path, path: Path) -> None:
+def swap_in(staging: Path, path: Path) -> None:
     """Rename the finished folder to its final name; an old one goes only after that."""
     old = path.with_name(f"{UNFINISHED}{path.name}-old-{uuid.uuid4().hex[:8]}")
     if path.exists():

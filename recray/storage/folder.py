@@ -1,9 +1,10 @@
-"""Folders on a local disk or on any store that pyarrow.fs opens, and how they appear at once.
+"""Folders on a local disk or on any store that pyarrow.fs opens.
 
 A published folder ends with `manifest.json`: facts of its own, and name, bytes and sha256 of
 every other file. A folder without one is not finished, and nothing reads it.
 """
 
+import contextlib
 import json
 import os
 import uuid
@@ -21,18 +22,20 @@ from recray.errors import DamagedFile, RecrayError
 from recray.storage.files import (
     UNFINISHED,
     Manifest,
+    ManifestEntry,
     as_recray_error,
     is_uri,
     manifest_entry,
     parquet_bytes,
     retry,
-    staged,
     storage_errors,
     sync_folder,
     write_synced,
 )
 
 MANIFEST = "manifest.json"
+OBJECT_STORES = ("s3", "gcs", "abfs")
+"""Filesystems without folders: a file there needs none to be made."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or the file of that name in it, exists."""
-        filesystem, path = self._open(name)
+        filesystem, path = self.locate(name)
         with as_recray_error(f"cannot look for {path}"):
             info = retry(self.path, lambda: filesystem.get_file_info(path))
         return bool(info.type != pafs.FileType.NotFound)
@@ -112,7 +115,7 @@ class Folder:
         Raises:
             RecrayError: By each call that cannot read the file.
         """
-        filesystem, path = self._open(name)
+        filesystem, path = self.locate(name)
 
         def attempt() -> bytes:
             with filesystem.open_input_stream(path, compression=None) as stream:
@@ -171,7 +174,7 @@ class Folder:
             yield sink
             self.write_bytes(name, sink.getvalue().to_pybytes())
             return
-        with storage_errors(self.path), self._output(name) as stream:
+        with storage_errors(self.path), self.output(name) as stream:
             yield stream
 
     def write_json(self, name: str, value: Any) -> None:
@@ -209,7 +212,7 @@ class Folder:
 
     def delete(self, name: str = "") -> None:
         """Remove the folder, or the file or folder of that name inside it, if it exists."""
-        filesystem, path = self._open(name)
+        filesystem, path = self.locate(name)
 
         def remove() -> None:
             # A store may have removed it and lost its answer: then it is gone already.
@@ -218,6 +221,17 @@ class Folder:
                 filesystem.delete_dir(path)
             elif kind == pafs.FileType.File:
                 filesystem.delete_file(path)
+
+        with storage_errors(self.path):
+            retry(self.path, remove)
+
+    def delete_folder(self, name: str) -> None:
+        """Remove the folder of that name with all that is in it, in few requests; see `delete`."""
+        filesystem, path = self.locate(name)
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.delete_dir(path)
 
         with storage_errors(self.path):
             retry(self.path, remove)
@@ -258,16 +272,29 @@ class Folder:
                 )
         return manifest
 
-    def write_manifest(self, kind: str, facts: Mapping[str, object]) -> None:
-        """List every file of the folder with its bytes and sha256; this is written last."""
-        entries = (manifest_entry(name, self.read_bytes(name)) for name in self.content())
-        files = [entry.model_dump() for entry in entries]
+    def write_manifest(
+        self, kind: str, facts: Mapping[str, object], known: Sequence[ManifestEntry] = ()
+    ) -> None:
+        """List every file of the folder with its bytes and sha256; this is written last.
+
+        Args:
+            kind: Kind of the folder.
+            facts: What else the manifest says.
+            known: Entries of files that need not be read again.
+        """
+        before = {entry.name: entry for entry in known}
+        files = [
+            (before.get(name) or manifest_entry(name, self.read_bytes(name))).model_dump()
+            for name in self.content()
+        ]
         self.write_json(MANIFEST, {"kind": kind, **facts, "files": files})
 
-    def _open(self, name: str = "") -> tuple[pafs.FileSystem, str]:
+    def locate(self, name: str = "") -> tuple[pafs.FileSystem, str]:
         """The filesystem, and the path of the folder or of a file in it."""
+        # Small files are then one request each, and not the three of an upload in parts.
+        options = "?allow_delayed_open=true" if self.path.startswith("s3://") else ""
         try:
-            filesystem, root = pafs.FileSystem.from_uri(self.path)
+            filesystem, root = pafs.FileSystem.from_uri(self.path + options)
         except (pa.ArrowInvalid, ValueError, OSError) as error:
             raise RecrayError(
                 f"cannot open {self.path}: {error}; give a local path or a URI such as s3://..."
@@ -275,76 +302,21 @@ class Folder:
         return filesystem, f"{root}/{name}" if name else root
 
     @contextmanager
-    def _output(self, name: str) -> Iterator[pa.NativeFile]:
+    def output(self, name: str) -> Iterator[pa.NativeFile]:
         """A stream into the file, whose folder is made."""
-        filesystem, path = self._open(name)
-        filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        filesystem, path = self.locate(name)
+        if filesystem.type_name not in OBJECT_STORES:
+            filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         with filesystem.open_output_stream(path, compression=None) as stream:
             yield stream
 
     def _put(self, name: str, content: bytes) -> None:
-        with self._output(name) as stream:
+        with self.output(name) as stream:
             stream.write(content)
 
     def _list(self, recursive: bool) -> tuple[str, list[pafs.FileInfo]]:
         """The folder's own path on its filesystem, and the entries in it."""
-        filesystem, root = self._open()
+        filesystem, root = self.locate()
         selector = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
         with as_recray_error(f"cannot list {self.path}"):
             return root, retry(self.path, lambda: filesystem.get_file_info(selector))
-
-
-# ---------------------------------------------------------------------- whole or not at all
-
-
-def check_kind(folder: Folder, kind: str, made_by: str) -> Manifest:
-    """Return the manifest of a folder of that kind, which the command `made_by` makes.
-
-    Raises:
-        RecrayError: The folder is missing, unfinished or of another kind.
-    """
-    manifest = folder.manifest()
-    if manifest.kind != kind:
-        raise RecrayError(f"{folder} is a {manifest.kind}, not a {kind}; make one with `{made_by}`")
-    return manifest
-
-
-def refuse_taken(folder: Folder, holds: bool, kind: str, resume: bool) -> None:
-    """Refuse a folder of something else, or of a run or sweep (`kind`) that is not to be continued.
-
-    Raises:
-        RecrayError: It is taken.
-    """
-    if holds and not resume:
-        raise RecrayError(
-            f"{folder} holds a {kind} already; give --resume to continue it, or another folder"
-        )
-    if not holds and folder.files():
-        raise RecrayError(f"{folder} is not empty and holds no {kind}; give another folder")
-
-
-@contextmanager
-def publish(target: Folder, replace: bool = False) -> Iterator[Folder]:
-    """Yield a folder to write into; it becomes `target` when the block ends without an error.
-
-    On a disk a hidden sibling is renamed. On an object store the files lie under their final name,
-    but the manifest, which every reader asks for, is the last one. The block writes the manifest.
-
-    Raises:
-        RecrayError: The target exists and `replace` is not set.
-        StorageError: The disk is full or not writable.
-    """
-    if target.published() and not replace:
-        raise RecrayError(f"{target} exists already; give another folder or remove it")
-    if not is_uri(target.path) and os.path.isfile(target.path):
-        raise RecrayError(f"{target} is a file; give a folder")
-    if target.files() and not (target.published() or target.exists(UNFINISHED)):
-        raise RecrayError(f"{target} is not empty and not recray's; give another folder")
-    if is_uri(target.path):
-        target.delete()
-        target.write_bytes(UNFINISHED, b"")  # the files that a killed writer leaves are recray's
-        yield target
-        target.delete(UNFINISHED)
-        return
-    with staged(Path(target.path)) as staging:
-        yield Folder(str(staging))

@@ -96,7 +96,7 @@ class ElasticTraining:
         if end is None:
             return True
         why = {"taken": "a node is taken away", "room": "there is room for more workers"}[end]
-        self.log(f"train: {why}: a checkpoint {_place(self.folder.train_state())}")
+        self.log(f"train: {why}: a checkpoint {_place(self.folder.train_state(check=False))}")
         return False
 
     def _lost(self, error: WorkerLost, failures: int, max_failures: int) -> None:
@@ -108,7 +108,7 @@ class ElasticTraining:
                 "continue with --resume"
             ) from error
         count = "" if isinstance(error, NodeTaken) else f", {failures} of {max_failures}"
-        self.log(f"train: {error}; again {_place(self.folder.train_state())}{count}")
+        self.log(f"train: {error}; again {_place(self.folder.train_state(check=False))}{count}")
 
     def _resize(self, nodes_before: set[str], lost: bool) -> None:
         """Go on with as many workers as there is room for.
@@ -122,9 +122,10 @@ class ElasticTraining:
             scale_up(least)
             room = workers_left(self.allowed.most, nodes_before, lost, gpus)
         if room < least:
+            kept = _place(self.folder.train_state(check=False))
             raise RecrayError(
                 f"--workers {self.allowed}: the nodes that are left have room for {room}, the "
-                f"fewest are {least}; {self.folder} is kept {_place(self.folder.train_state())}: "
+                f"fewest are {least}; {self.folder} is kept {kept}: "
                 "continue with --resume when there are more nodes, or with fewer --workers"
             )
         if room == now:
@@ -134,7 +135,7 @@ class ElasticTraining:
             f"train: {which} {room} CPUs: goes on with {counted(room)} instead of {now}; {DIGITS}"
         )
         self.metadata = self.metadata.model_copy(update={"workers": room})
-        self.folder.reserve(self.metadata, self.folder.train_state())
+        self.folder.reserve(self.metadata, self.folder.train_state(check=False))
 
 
 def counted(workers: int) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from recray.config import Settings
 from recray.data.dataset import Prepared
@@ -20,7 +19,13 @@ from recray.models.factorization import Hybrid
 from recray.models.history import ClosedForm
 from recray.models.objectives import Objective, build_objective
 from recray.schema import TIMINGS
-from recray.training.checkpoint import Checkpoint, CheckpointStore, TrainState
+from recray.training.checkpoint import (
+    OPTIMIZER,
+    Checkpoint,
+    CheckpointStore,
+    TrainState,
+    UserRows,
+)
 from recray.training.devices import device_of
 from recray.training.epochs import EpochRunner
 from recray.training.own_users import OwnUsers, first_model, user_weights
@@ -40,8 +45,6 @@ from recray.training.worker_rows import Validate, WorkerRows
 
 Report = Callable[[EpochEntry], None]
 
-USER_ROWS = "users/"
-"""Begins the names of what a runner keeps of each user, among the optimizer's of a checkpoint."""
 LOWER_IS_BETTER = RATING
 """Metrics of which the lowest value is the best."""
 
@@ -119,7 +122,7 @@ class TrainingRun:
                 watch.after_epoch()
 
     def _restore(self, runner: EpochRunner) -> TrainState:
-        checkpoint = self.checkpoints.latest(warn=False)  # the driver has warned already
+        checkpoint = self.checkpoints.restore(self.shard.users, self.workers)
         if checkpoint is None:
             group = self.workers.with_long_timeout()
             self.model.init_from_statistics(rating_statistics(self.shard, self.model.items, group))
@@ -127,11 +130,9 @@ class TrainingRun:
                 self.initialize(self.model)
             return TrainState()
         free = self.model.sized_by_data if isinstance(self.model, ClosedForm) else ()
-        weights, shared, user_rows = self._divided(checkpoint)
-        checkpoint = replace(checkpoint, weights=weights)
         checkpoint.check_compatible(self.model.state_dict(), str(self.checkpoints), free)
-        self.model.load_state_dict(weights)
-        runner.load_state(shared, user_rows)
+        self.model.load_state_dict(checkpoint.model_weights)
+        runner.load_state(checkpoint.optimizer, checkpoint.users.optimizer)
         state, losses = checkpoint.train_state, checkpoint.losses
         if losses is not None and len(losses) == self.workers.size:
             runner.continue_at(state.step, losses[self.workers.rank])
@@ -182,36 +183,13 @@ class TrainingRun:
             losses = own.new_zeros(self.workers.size, len(own))
             losses[self.workers.rank] = own
             self.workers.with_long_timeout().sum(losses)
-        weights = {k: v.detach().contiguous() for k, v in self.model.state_dict().items()}
-        weights |= self._gathered({name: weights[name] for name in user_weights(self.model)})
-        optimizer = runner.state() | self._gathered(runner.user_state(), USER_ROWS)
-        if self.workers.rank == 0:
-            at = replace(state, step=step)
-            self.checkpoints.save(Checkpoint(weights, optimizer, at, losses))
-        self.workers.with_long_timeout().barrier()
-
-    def _gathered(self, rows: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-        """Tensors with a row for each user of all workers, by dense id."""
-        users, found = self.shard.users, {}
-        for name, own in sorted(rows.items()):
-            whole = own.new_zeros(users.total, *own.shape[1:])
-            whole[users.ids.to(own.device)] = own
-            found[prefix + name] = self.workers.with_long_timeout().sum(whole)
-        return found
-
-    def _divided(self, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], ...]:
-        """The weights of this worker, and the state of its runner: what is shared, and by user."""
-        users, optimizer = self.shard.users, checkpoint.optimizer
-        weights, tables = checkpoint.weights, user_weights(self.model)
-        if all(len(weights.get(name, ())) == users.total for name in tables):
-            weights = users.own_rows(weights, tables)
-        shared = {k: v for k, v in optimizer.items() if not k.startswith(USER_ROWS)}
-        names = [k for k in optimizer if k.startswith(USER_ROWS)]
-        return (
-            weights,
-            shared,
-            {k.removeprefix(USER_ROWS): optimizer[k][users.ids] for k in names},
-        )
+        every, tables = self.model.state_dict(), user_weights(self.model)
+        weights = {name: value for name, value in every.items() if name not in tables}
+        rows = {name: every[name] for name in tables}
+        rows |= {f"{OPTIMIZER}{name}": value for name, value in runner.user_state().items()}
+        users, at = UserRows(self.shard.users, rows), replace(state, step=step)
+        content = Checkpoint(weights, runner.state(), at, losses, users)
+        self.checkpoints.save(content, self.workers)
 
     def _validation(self) -> dict[str, float]:
         if self.validate is None:

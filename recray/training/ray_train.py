@@ -162,7 +162,7 @@ def train_worker(config: dict[str, TrainJob]) -> EndReason | None:
         return free_workers(job.gpus) > 0
 
     with machine_failures_told(workers.rank, workers.size):
-        prepared, folder = Prepared.open(job.prepared), RunFolder(job.run)
+        prepared, folder = Prepared.open(job.prepared), RunFolder(job.run, warn=False)
         run = build_run(job.settings, prepared, folder, workers, report, job.start_weights)
         info = ray.train.get_preemption_info
         run = replace(

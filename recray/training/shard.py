@@ -88,6 +88,20 @@ class Workers:
         total: list[float] = self.sum(torch.tensor(values, dtype=torch.float64)).tolist()
         return total
 
+    def exchange(self, text: str) -> list[str]:
+        """Give a text to all workers; returns that of each, by rank."""
+        if self.size == 1:
+            return [text]
+        own = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        wait, lengths = self.begin_gather(torch.tensor([len(own)]))
+        wait()
+        longest = own.new_zeros(int(lengths.max()))
+        longest[: len(own)] = own
+        wait, texts = self.begin_gather(longest)
+        wait()
+        pairs = zip(texts, lengths[:, 0].tolist(), strict=True)
+        return [one[:length].numpy().tobytes().decode() for one, length in pairs]
+
     def barrier(self) -> None:
         """Wait until every worker is here; raises WorkerLost as `sum` does."""
         if self.size > 1:

@@ -80,7 +80,7 @@ def run(
     job = TrainJob(settings, str(prepared.folder), str(folder), start_weights, bool(distrust))
     run = _Training(job, prepared, folder, now, before, callbacks or Callbacks(), distrust)
     run.train(allowed, address, max_failures)
-    return _finish(folder, folder.train_state())
+    return _finish(folder, folder.train_state(check=False))
 
 
 def _metadata(settings: Settings, prepared: Prepared, workers: int) -> RunMetadata:

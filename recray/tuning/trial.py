@@ -24,6 +24,7 @@ from recray.errors import RecrayError
 from recray.storage import Folder
 from recray.training.checkpoint import Checkpoint, TrainState
 from recray.training.loop import build_run
+from recray.training.own_users import OwnUsers
 from recray.training.shard import Workers
 from recray.tuning.results import Entry, Status
 from recray.tuning.store import Metric, SweepFolder, TrialSpec
@@ -139,11 +140,11 @@ def check_folds(folds: int, prepared: Prepared) -> None:
 class NoCheckpoints:
     """A run without checkpoints: trials are short, and the winner is trained again."""
 
-    def latest(self, warn: bool = True) -> Checkpoint | None:
+    def restore(self, users: OwnUsers, workers: Workers) -> Checkpoint | None:
         """There is no checkpoint."""
         return None
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint, workers: Workers) -> None:
         """Save nothing."""
 
 
