@@ -92,8 +92,7 @@ def summed_bytes(size: Size) -> int:
     items = size.items * size.dim * (size.dim + 2) * FLOAT32
     gram = size.dim**2 * FLOAT32
     told = 5 * FLOAT64  # loss, rows, whether all is finite, seconds of training and of the epoch
-    saved = size.users * size.dim * FLOAT32
-    return statistics + counts + size.epochs * (items + gram + told + saved)
+    return statistics + counts + size.epochs * (items + gram + told)
 
 
 def sent_bytes(size: Size) -> float:
