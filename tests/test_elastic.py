@@ -5,7 +5,7 @@ import torch
 
 from recray.errors import NodeTaken, NotPlaced, RecrayError, WorkerLost
 from recray.runtime import ray_errors
-from recray.runtime.session import local_cpus, workers_at
+from recray.runtime.session import workers_at
 from recray.runtime.worker_range import WorkerRange
 from recray.training import elastic, resizing
 from recray.training.checkpoint import RunFolder, TrainState
@@ -14,6 +14,7 @@ from recray.training.failures import lost_peer, machine_failures_told
 from recray.training.ray_train import TrainJob
 from recray.training.resizing import GroupEnds, ResizeWatch
 from recray.training.shard import Workers
+from recray.tuning.distributed_trial import cause_of
 from tests.test_training import metadata
 
 # ---------------------------------------------------------------------------------- --workers
@@ -44,7 +45,6 @@ def test_other_workers_are_refused_in_one_line(given):
 def test_on_this_machine_a_range_is_its_maximum():
     assert workers_at("1..3", "local") == WorkerRange(3, 1, 3)
     assert workers_at("1..3", "auto") == WorkerRange(1, 1, 3)
-    assert workers_at(f"1..{local_cpus() + 9}", "local").most == local_cpus()
 
 
 # ------------------------------------------------------------------------------ after a group
@@ -242,3 +242,20 @@ def test_what_ray_raises_is_told_apart(raised, expected, words):
     found = ray_errors.group_failure(raised, 4)
     assert type(found) is (expected or type(None))
     assert words in str(found)
+
+
+# --------------------------------------------------------------------- teams of several workers
+
+
+@pytest.mark.parametrize(
+    "end", [None, KeyboardInterrupt(), SystemExit(1), WorkerLost("worker 1 died")]
+)
+def test_a_trial_whose_workers_were_stopped_has_not_failed(end):
+    with pytest.raises(WorkerLost, match=r"stopped before it ended|died"):
+        cause_of(end)
+
+
+def test_a_trial_whose_worker_raised_an_error_has_failed_with_it():
+    shapes = RuntimeError("shapes, by gloo")
+    assert cause_of(Failed(w0=WorkerLost("waited"), w1=shapes)) is shapes
+    assert str(cause_of(RecrayError("no memory"))) == "no memory"

@@ -36,28 +36,32 @@ def lost_worker(error: BaseException) -> RecrayError | None:
     raised an error of its own, the answer is None. One that Ray has killed since its node ran out
     of memory is not lost: it would be killed again.
     """
-    import ray.exceptions
-
-    dead = []
-    for rank, failure in sorted(worker_failures(error).items()):
-        chain = _chain(failure)
-        if any(isinstance(e, ray.exceptions.RayActorError) for e in chain):
-            dead.append(rank)
-        elif not any(isinstance(e, WorkerLost | TimeoutError) for e in chain):
-            return None
+    failures = sorted(worker_failures(error).items())
+    if own_failure(error) is not None:
+        return None
+    dead = [rank for rank, failure in failures if _process_died(failure)]
+    for rank, failure in failures:
         if _LOW_ON_MEMORY.search(str(failure)):
             return RecrayError(
                 f"worker {rank} (counted from 0) was killed: its node ran out of memory; give "
                 "nodes with more memory, or a smaller train.batch_size or model.dim"
             )
     taken = getattr(error, "preemption_info", None)
-    preempted = any(getattr(e, "preempted", False) for e in _chain(error))
-    if taken is not None or preempted:
+    if taken is not None or any(getattr(e, "preempted", False) for e in _chain(error)):
         ranks = ", ".join(map(str, dead or (taken.preempted_ranks if taken is not None else [])))
         return NodeTaken(f"the node of worker {ranks} (counted from 0) was taken away")
     if dead:
         return WorkerLost(f"worker {', '.join(map(str, dead))} (counted from 0) died")
     return next((e for e in _chain(error) if isinstance(e, WorkerLost)), None)
+
+
+def own_failure(error: BaseException) -> Exception | None:
+    """What the first worker raised that did not just die, hang, or miss another one."""
+    for _, failure in sorted(worker_failures(error).items()):
+        missed = any(isinstance(e, WorkerLost | TimeoutError) for e in _chain(failure))
+        if not missed and not _process_died(failure):
+            return failure
+    return None
 
 
 def worker_failures(error: BaseException) -> dict[int, Exception]:
@@ -66,14 +70,13 @@ def worker_failures(error: BaseException) -> dict[int, Exception]:
     return failures
 
 
-def process_failed(failure: Exception) -> bool:
-    """Whether a worker's failure says only that a process died, hung, or missed another one."""
+def _process_died(failure: Exception) -> bool:
+    """Whether a worker failed since its process died or hung."""
     import ray.exceptions
 
-    if isinstance(failure, ray.exceptions.RayError) or "gloo" in str(failure):
-        return True
     # The classes WorkerHealthCheckFailedError and -TimeoutError of Ray Train are private.
-    return type(failure).__name__.startswith("WorkerHealthCheck")
+    hung = type(failure).__name__.startswith("WorkerHealthCheck")
+    return hung or any(isinstance(e, ray.exceptions.RayActorError) for e in _chain(failure))
 
 
 def not_started(error: BaseException, workers: int) -> WorkerLost | None:

@@ -46,7 +46,7 @@ def workers_at(given: int | str | WorkerRange, address: str) -> WorkerRange:
         RecrayError: It is neither a number nor a range.
     """
     allowed = WorkerRange.of(given)
-    return allowed.on_this_machine(local_cpus()) if address == LOCAL else allowed
+    return allowed.on_this_machine() if address == LOCAL else allowed
 
 
 def require_local(workers: int) -> None:

@@ -56,10 +56,9 @@ class WorkerRange:
         """As the user writes it."""
         return str(self.most) if self.start == self.most else f"{self.start}..{self.most}"
 
-    def on_this_machine(self, cpus: int) -> "WorkerRange":
-        """The number to begin with where no node comes later: the most that there are CPUs for."""
-        most = self.most if not self.is_range else min(self.most, max(cpus, self.start))
-        return WorkerRange(most, self.least, most)
+    def on_this_machine(self) -> "WorkerRange":
+        """The most from the beginning: on one machine no node comes later."""
+        return WorkerRange(self.most, self.least, self.most)
 
 
 def _refused(given: object, why: str) -> RecrayError:

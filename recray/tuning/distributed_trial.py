@@ -14,7 +14,8 @@ import torch
 
 from recray.config import build_settings
 from recray.errors import WorkerLost
-from recray.runtime.ray_errors import process_failed, worker_failures
+from recray.runtime.ray_errors import own_failure
+from recray.training.failures import machine_failures_told
 from recray.training.loop import build_run
 from recray.training.ray_train import fit
 from recray.training.shard import Workers
@@ -70,7 +71,7 @@ class DistributedTrial(Trial):
         request: TuneRequest,
     ) -> None:
         super().__init__(sweep, spec, metric)
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         # Two calls may wait in the actor at once, `report` and `next`, while `answer` comes in.
         self._barrier: Any = (
             ray.remote(EpochBarrier).options(num_cpus=0, max_concurrency=4).remote()
@@ -83,14 +84,15 @@ class DistributedTrial(Trial):
         folder = self.sweep.folder.child(".ray").child(self.spec.key)
         try:
             fit(trial_worker, config, folder, workers, gpus_per_worker)
-        except Exception as error:
+        except BaseException as error:  # also of a signal, which ends no thread but this one
             self._failure = error
 
     def step(self) -> TrialReport:
         """Let the workers train one epoch.
 
         Raises:
-            Exception: A process of the workers died, which is not the trial's fault.
+            WorkerLost: The workers died or were stopped, which is not the trial's fault: it has
+                no result, and a resumed search tries it again.
         """
         if not self.history:
             self._training.start()
@@ -119,8 +121,7 @@ class DistributedTrial(Trial):
                 return None
 
     def _ended_early(self) -> TrialReport:
-        failure = cause_of(self._failure or RuntimeError("its workers left before it ended"))
-        return self.report("failed", error_summary(failure))
+        return self.report("failed", error_summary(cause_of(self._failure)))
 
     def close(self) -> None:
         """Make the workers leave, and wait until they have."""
@@ -129,18 +130,20 @@ class DistributedTrial(Trial):
             self._training.join()
 
 
-def cause_of(error: Exception) -> Exception:
+def cause_of(failure: BaseException | None) -> Exception:
     """The error that a worker raised.
 
+    Args:
+        failure: Why the workers left before the trial ended; None where they say nothing.
+
     Raises:
-        Exception: The error as it is: a process died, or another one missed it.
+        WorkerLost: They did not fail: a process died, missed another one, or was stopped.
     """
-    if isinstance(error, WorkerLost):
-        raise error
-    failures = list(worker_failures(error).values())
-    if any(process_failed(failure) for failure in failures):
-        raise error
-    return failures[0] if failures else error
+    if failure is None or not isinstance(failure, Exception):
+        raise WorkerLost("the workers of the trial were stopped before it ended") from failure
+    if isinstance(failure, WorkerLost):
+        raise failure
+    return own_failure(failure) or failure
 
 
 def trial_worker(config: dict[str, Any]) -> None:
@@ -148,6 +151,11 @@ def trial_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
+    with machine_failures_told(workers.rank, workers.size):
+        _train_epochs(config, workers)
+
+
+def _train_epochs(config: dict[str, Any], workers: Workers) -> None:
     settings = build_settings(config["settings"])
     prepared = NoTestDataset.open(config["prepared"])
     entries: list[Entry] = []
