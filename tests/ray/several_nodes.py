@@ -164,6 +164,13 @@ class Nodes:
             if class_name in row["class_name"] and row["state"] == "ALIVE"
         }
 
+    def drain(self, node_id: str, seconds: int = 60) -> None:
+        """Announce that a node is taken away in so many seconds."""
+        words = ["drain-node", "--address", self.address, "--node-id", node_id]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+        words += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run([RAY, *words], env=self.environment, check=True)
+
     def kill(self, node: subprocess.Popen) -> None:
         """End a node at once, with all that runs on it."""
         for pid in [*session_of(node.pid), node.pid]:

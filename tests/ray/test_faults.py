@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recray.training.checkpoint import RunFolder
-from tests.ray.several_nodes import RAY, Nodes, session_of, wait_for
+from tests.ray.several_nodes import Nodes, session_of, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -167,8 +167,8 @@ def test_a_killed_prepare_leaves_nothing_under_its_name(tmp_path):
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A cluster with two CPUs on each of two nodes, on which trainings soon learn of a notice."""
-    with Nodes(2, cpus=2, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1") as running:
+    """A cluster with two CPUs on each of two nodes."""
+    with Nodes(2, cpus=2) as running:
         yield running
 
 
@@ -202,11 +202,10 @@ def test_a_node_that_is_taken_away_with_notice_leaves_a_checkpoint_within_the_ep
     workers = train_workers(nodes.running_on(busy).pid)
     # They are in their epoch then: a start takes some two seconds, and the epoch at least six.
     wait_for(lambda: min(map(cpu_seconds, workers)) > 5)
-    drain = [RAY, "drain-node", "--address", nodes.address, "--node-id", busy]
-    drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
-    drain += ["--deadline-remaining-seconds", "20"]
-    subprocess.run(drain, env=nodes.environment, check=True)
+    nodes.drain(busy)
     wait_for(lambda: list(run.glob("checkpoints/epoch-00000-step-*/manifest.json")), 60)
     printed, _ = running.communicate(timeout=560)
     assert running.returncode == 0, printed
     assert epochs(run) == 1
+    assert "a node is taken away: a checkpoint after epoch 0 and" in printed
+    assert "instead of" not in printed, "the other node has room for both"
