@@ -13,10 +13,12 @@ from recray.config import load_settings
 from recray.config.settings import RATING_OBJECTIVES
 from recray.data.dataset import Ratings
 from recray.models.base import build_model
+from recray.models.objectives import build_objective
 from recray.schema import TIMINGS
 from recray.training.loop import build_run
 from recray.training.own_users import OwnUsers, first_model, moments_of, user_weights
 from recray.training.shard import Workers
+from recray.training.worker_rows import WorkerRows
 from recray.tuning.trial import NoCheckpoints, TrialDataset
 
 PARTS = [[7, 2], [], [0, 5, 9], [4]]
@@ -206,3 +208,25 @@ def test_runs_of_several_workers_are_those_of_one(tmp_path, recipe):
                 assert torch.allclose(rows, one["rows"][name][place], atol=1e-4), name
             for name, value in worker["shared"].items():
                 assert torch.allclose(value, one["shared"][name], atol=1e-4), name
+
+
+def test_metrics_of_users_are_by_dense_id_however_the_data_are_divided():
+    """Users in five parts, with local ids in another order than dense ones, or all in one part."""
+    data = planted()
+    whole = {name: [Ratings.concatenate(parts)] for name, parts in data.splits.items()}
+    settings = load_settings("ranking", None, ["evaluate.k=3"]).sized(EVERYONE, FILMS)
+    settings = settings.changed(model={"dim": 4}, objective={"preference": "binary"})
+    torch.manual_seed(1)
+    weights = build_model(settings, EVERYONE, FILMS).state_dict()
+    tables = []
+    for given in (data, TrialDataset(None, data.manifest | {"buckets": 1}, whole)):
+        rows = WorkerRows(settings, given, Workers())
+        model = build_model(settings, EVERYONE, FILMS)
+        model.load_state_dict(rows.users.own_rows(weights, user_weights(model)))
+        tables.append(rows.per_user(build_objective(settings, 1.0, 5.0))(model))
+    parted, joined = tables
+    everyone = np.unique(whole["valid"][0].user)
+    assert parted.user.tolist() == joined.user.tolist() == everyone.tolist()
+    assert everyone.max() >= EVERYONE, "some were held out"
+    for name, values in joined.values.items():
+        np.testing.assert_allclose(parted.values[name], values)
