@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from recray.cli import cli
 from recray.errors import NodeTaken, NotPlaced, RecrayError, WorkerLost
 from recray.runtime import ray_errors
 from recray.runtime.session import workers_at
@@ -42,6 +44,15 @@ def test_other_workers_are_refused_in_one_line(given):
     assert "\n" not in str(refused.value)
 
 
+def test_the_command_refuses_them_in_one_line(tmp_path):
+    for given in ("0", "4..1", "1.."):
+        words = ["train", "prepared", "--out", str(tmp_path / "run"), "--workers", given]
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 2
+        assert done.output.startswith(f"Error: --workers {given}: ")
+        assert done.output.count("\n") == 1
+
+
 def test_on_this_machine_a_range_is_its_maximum():
     assert workers_at("1..3", "local") == WorkerRange(3, 1, 3)
     assert workers_at("1..3", "auto") == WorkerRange(1, 1, 3)
@@ -72,11 +83,12 @@ def training(tmp_path, monkeypatch):
             "fit": fit,
             "workers_left": lambda most, *_others: min(most, left),
             "usable_nodes": list,
+            "require_shared": lambda _folder: None,
             "request_workers": lambda *_request: None,
             "capacity": lambda: type("Capacity", (), {"max_cpus": left}),
         }.items():
             monkeypatch.setattr(elastic, name, stand_in)
-        monkeypatch.setattr(RunFolder, "train_state", lambda _self: state)
+        monkeypatch.setattr(RunFolder, "train_state", lambda _self, **_how: state)
         job = TrainJob(record.settings, "prepared", "run")
         group = ElasticTraining(job, folder, record, wanted, said.append)
         group.run(max_failures, local_mode=False)

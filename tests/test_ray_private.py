@@ -1,5 +1,6 @@
 """What happens where Ray lacks a name that it never promised; no Ray is started."""
 
+import inspect
 import logging
 import os
 import types
@@ -46,6 +47,20 @@ def test_the_public_way_is_taken_without_the_names():
     assert ray_private.dashboard_url() is None
     assert ray_private.serve_address() is None
     ray_private.forget_serve()
+
+
+def test_the_coordinator_takes_what_a_training_asks_it_for(monkeypatch):
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module
+
+    asked: list[dict] = []
+    actor = types.SimpleNamespace(
+        request_resources=types.SimpleNamespace(remote=lambda **given: asked.append(given))
+    )
+    monkeypatch.setattr(module, "get_or_create_autoscaling_coordinator", lambda: actor)
+    ray_private.request_nodes("run", [{"CPU": 1.0}])
+    (given,) = asked
+    inspect.signature(module._AutoscalingCoordinatorActor.request_resources).bind(None, **given)
+    assert given["resources"] == [{"CPU": 1.0}]
 
 
 @pytest.mark.usefixtures("without_names")

@@ -14,6 +14,7 @@ from recray.runtime.nodes import (
     capacity,
     free_workers,
     request_workers,
+    require_shared,
     scale_up,
     usable_nodes,
     workers_left,
@@ -130,9 +131,12 @@ class ElasticTraining:
             )
         if room == now:
             return
+        if room > now:  # on nodes that may be new
+            require_shared(self.folder.folder)
         which = "the nodes that are left have" if room < now else "the cluster has"
         self.log(
-            f"train: {which} {room} CPUs: goes on with {counted(room)} instead of {now}; {DIGITS}"
+            f"train: {which} room for {room}: goes on with {counted(room)} instead of {now}; "
+            f"{DIGITS}"
         )
         self.metadata = self.metadata.model_copy(update={"workers": room})
         self.folder.reserve(self.metadata, self.folder.train_state(check=False))
