@@ -6,8 +6,14 @@ import torch
 from recray.config import TrainSettings, load_settings
 from recray.errors import RecrayError
 from recray.runtime.session import LOCAL
-from recray.training import trainer
+from recray.training import epochs, trainer
 from recray.training.devices import check_device, device_of, gpus_at, with_device
+from recray.training.loop import TrainingRun
+from recray.training.runners import epoch_runner
+from recray.training.shard import Workers, epoch_generator
+from recray.training.worker_rows import on_cpu
+from tests.on_gpu import Gpu, OnGpu, to_gpu
+from tests.test_training import liked_only, training_run, two_tastes
 
 
 @pytest.fixture
@@ -80,3 +86,74 @@ def test_what_runs_on_the_cpu_alone_says_so(preset, optimizer):
     words = f"train.device=cuda does not go with train.optimizer={optimizer}, which runs on the CPU"
     with pytest.raises(RecrayError, match=words):
         load_settings(preset, None, ["train.device=cuda"])
+
+
+# ------------------------------------------------------------------- epochs on a stand-in for one
+
+FAMILIES = {
+    "every row": ("dot-mse", ["train.batch_size=64"]),
+    "touched rows": ("dot-mse", ["train.batch_size=16", "train.optimizer=lazy-adam"]),
+    "item means": ("mf-normalised", ["train.batch_size=64", "train.optimizer=adagrad"]),
+    "neumf": ("neumf", ["train.batch_size=64"]),
+    "unseen negatives": (
+        "neumf-ranking",
+        ["objective.kind=logistic", "objective.negatives=3", "objective.reject_seen=true"],
+    ),
+    "popular negatives": (
+        "neumf-ranking",
+        [
+            "objective.kind=item-softmax",
+            "objective.negatives=3",
+            "objective.sampling=popularity",
+            "train.optimizer=adagrad",
+        ],
+    ),
+    "all items": ("neumf-ranking", ["train.batch_size=8"]),
+    "classes": ("softmax-dnn", ["train.batch_size=16", "train.optimizer=adagrad"]),
+    "sequence": ("sequence", ["train.batch_size=8"]),
+}
+
+
+def two_epochs(run: TrainingRun) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Train; the losses, and what a checkpoint holds of the optimizer."""
+    runner = epoch_runner(run.model, run.objective, run.shard, run.settings, Workers())
+    losses = [runner.run(epoch)[0] for epoch in range(2)]
+    return losses, runner.state() | runner.user_state()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_epochs_on_a_gpu_touch_no_tensor_of_the_cpu_and_end_alike(tmp_path, monkeypatch, family):
+    """A stand-in: see tests/on_gpu.py. Nothing here says that a GPU computes the same."""
+    preset, changes = FAMILIES[family]
+    monkeypatch.setattr(epochs, "epoch_generator", lambda *of: epoch_generator(*of[:3]))
+
+    def run() -> TrainingRun:
+        shard, _ = two_tastes()
+        if "ranking" in preset:
+            shard = liked_only(shard)
+        return training_run(tmp_path, preset, shard, ["train.batch_size=32", *changes])
+
+    one, other = run(), run()
+    losses, _ = two_epochs(one)
+    with Gpu():
+        to_gpu(other.model)
+        found, state = two_epochs(other)
+        back = on_cpu(other.model)
+    assert found == pytest.approx(losses)
+    assert any(isinstance(value, OnGpu) for value in state.values())
+    for name, value in one.model.state_dict().items():
+        mine = back.state_dict()[name]
+        assert not isinstance(mine, OnGpu)
+        assert torch.allclose(mine, value, atol=1e-6), name
+
+
+def test_the_stand_in_refuses_tensors_of_both():
+    with Gpu():
+        there = torch.ones(3, device="cuda")
+        assert (there * 2).cpu().tolist() == [2, 2, 2]
+        with pytest.raises(RuntimeError, match="of the CPU and of the GPU"):
+            there + torch.ones(3)
+        with pytest.raises(RuntimeError, match="at places of the GPU"):
+            torch.ones(3)[there.long()]
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
