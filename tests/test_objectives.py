@@ -16,7 +16,7 @@ from recray.models.objectives import (
     Mse,
     build_objective,
 )
-from recray.models.objectives.ials import _solve_positive
+from recray.models.objectives.row_solver import solve_positive
 
 USERS, ITEMS, DIM = 5, 6, 3
 
@@ -177,7 +177,7 @@ def test_solves_by_halves_are_those_of_the_whole_system(dim):
     root = torch.randn(7, dim, dim, dtype=torch.float64)
     matrix = root @ root.mT + torch.eye(dim)
     right = torch.randn(7, dim, 1, dtype=torch.float64)
-    solved = _solve_positive(matrix, right)
+    solved = solve_positive(matrix, right)
     assert torch.allclose(solved, torch.linalg.solve(matrix, right), atol=1e-9)
 
 

@@ -32,6 +32,14 @@ class Alone(processes.CountingWorkers):
     def exchange(self, text: str) -> list[str]:
         return [text, ""]
 
+    def begin_exchange(self, parts):
+        self.summed.append(parts.numel() * parts.element_size())
+        return (lambda: None), parts.clone()
+
+    def begin_gather(self, value):
+        self.summed.append(self.size * value.numel() * value.element_size())
+        return (lambda: None), value.expand(self.size, *value.shape).clone()
+
     def barrier(self) -> None:
         pass
 
@@ -46,10 +54,17 @@ def test_the_bytes_that_workers_sum_are_those_of_the_formula(prepared, tmp_path,
     assert sum(workers.summed) == formulas.summed_bytes(expected)
 
 
-def test_one_worker_sends_nothing_and_many_send_nearly_twice_what_they_sum():
-    assert formulas.sent_bytes(size(workers=1)) == 0
-    summed = formulas.summed_bytes(size(workers=100)) - 100 * 16  # the extremes of each worker
-    assert formulas.sent_bytes(size(workers=100)) == pytest.approx(1.98 * summed, rel=1e-3)
+def test_one_worker_sends_nothing_and_two_send_half_of_the_equations():
+    assert formulas.sent_bytes(size(workers=1)) == formulas.summed_bytes(size(workers=1)) == 0
+    more = size(workers=2, epochs=4, users=0), size(workers=2, users=0)
+    sent = formulas.sent_bytes(more[0]) - formulas.sent_bytes(more[1])  # of one epoch
+    assert sent == pytest.approx(5_000 * (8 * 11 / 2 + 8) * 4 / 2, rel=0.01)
+
+
+def test_an_epoch_sums_half_of_the_whole_equations_of_items_and_nothing_of_users():
+    several = [size(workers=4, dim=64, epochs=e, users=0) for e in (1, 2)]
+    one, two = map(formulas.summed_bytes, several)
+    assert two - one < 0.52 * 4 * 5_000 * 64 * 66 + 4 * 5_000 * 64
 
 
 def test_memory_is_that_of_the_worker_and_not_of_who_started_it(prepared, tmp_path):

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from recray.data.split import partitions_for
-from recray.models.objectives.ials import ROW_BLOCK
+from recray.models.objectives.normal_equations import rows_at_once
+from recray.training.divided_items import chunk_sizes
 
 FLOAT32, FLOAT64, INT64 = 4, 8, 8
+CPU = torch.device("cpu")
 
 Terms = dict[str, float]
 
@@ -54,9 +57,9 @@ def train_seconds(size: Size) -> Terms:
     """CPU seconds of one worker of exact solves, reading its rows included.
 
     A rating is added to a Gram matrix once for its user and once for its item. A user's system is
-    solved by the worker that has the user, an item's by every worker.
+    solved by the worker that has the user, an item's by one of the workers.
     """
-    solved = size.users / size.workers * (size.epochs + 1) + size.items * size.epochs
+    solved = (size.users * (size.epochs + 1) + size.items * size.epochs) / size.workers
     gathered = size.ratings / size.workers * (2 * size.epochs + 1)
     return {
         "rating": size.ratings / size.workers,
@@ -73,7 +76,7 @@ def train_bytes(size: Size) -> Terms:
     """Memory of one worker beyond an idle one: its ratings, the vectors of its users and of all
     items, a block of systems, and among several workers as much again to receive it.
     """
-    block = ROW_BLOCK * size.dim * (size.dim + 2) * FLOAT32
+    block = rows_at_once(size.dim, CPU) * size.dim * (size.dim + 2) * FLOAT32
     return {
         "process": 1,
         "rating": size.ratings / size.workers,
@@ -84,23 +87,43 @@ def train_bytes(size: Size) -> Terms:
 
 
 def summed_bytes(size: Size) -> int:
-    """Bytes of the tensors that all workers sum in a training of exact solves; 0 for one worker."""
+    """Bytes of the tensors that all workers sum in a training of exact solves; 0 for one worker.
+
+    Each is what one worker has: the tensor itself, or the table that is put together of all.
+    """
+    return _reduced_bytes(size) + _exchanged_bytes(size)
+
+
+def _reduced_bytes(size: Size) -> int:
+    """Of tensors that every worker gets the sum of."""
     if size.workers == 1:
         return 0
     statistics = 2 * size.items * FLOAT64 + size.workers * 2 * FLOAT64
     counts = size.items * FLOAT32
-    items = size.items * size.dim * (size.dim + 2) * FLOAT32
-    gram = size.dim**2 * FLOAT32
+    gram = size.dim**2 * FLOAT64 + size.dim * (size.dim + 1) * FLOAT32  # and its spectrum
     told = 5 * FLOAT64  # loss, rows, whether all is finite, seconds of training and of the epoch
-    return statistics + counts + size.epochs * (items + gram + told)
+    return statistics + counts + size.epochs * (gram + told)
+
+
+def _exchanged_bytes(size: Size) -> int:
+    """Of the equations of items, of which a worker gets the sum of its share, and of all items'
+    vectors: an item has D (D + 1) / 2 numbers of its matrix, D of the right side and D of the
+    vector. A few items are there twice, where a share would be smaller than another's.
+    """
+    if size.workers == 1:
+        return 0
+    items = size.workers * sum(chunk_sizes(size.items, size.workers, size.dim, CPU))
+    equations, vector = size.dim * (size.dim + 3) // 2, size.dim
+    return size.epochs * items * (equations + vector) * FLOAT32
 
 
 def sent_bytes(size: Size) -> float:
-    """Bytes that each worker sends, and receives, for these sums around a ring.
+    """Bytes that each worker sends, and receives: sums go around a ring, the rest goes straight.
 
     Source: Patarasuk and Yuan (2009), J. Parallel Distrib. Comput. 69(2): 2 (N - 1) / N.
     """
-    return summed_bytes(size) * 2 * (size.workers - 1) / size.workers
+    others = (size.workers - 1) / size.workers
+    return (2 * _reduced_bytes(size) + _exchanged_bytes(size)) * others
 
 
 def fit(terms: Sequence[Terms], measured: Sequence[float]) -> Terms:

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,7 +25,7 @@ from recray.training.shard import Shard, Workers
 
 @dataclass(frozen=True)
 class CountingWorkers(Workers):
-    """Workers that count the bytes of what they sum."""
+    """Workers that count the bytes of what they sum, at once or by parts."""
 
     summed: list[int] = field(default_factory=list)
 
@@ -33,6 +34,20 @@ class CountingWorkers(Workers):
         if self.size > 1:
             self.summed.append(value.numel() * value.element_size())
         return super().sum(value)
+
+    def begin_exchange(self, parts: Tensor) -> tuple[Callable[[], object], Tensor]:
+        """The exchange of parts of a sum, counted."""
+        self.summed.append(parts.numel() * parts.element_size())
+        return super().begin_exchange(parts)
+
+    def begin_gather(self, value: Tensor) -> tuple[Callable[[], object], Tensor]:
+        """The table that is put together, counted."""
+        self.summed.append(self.size * value.numel() * value.element_size())
+        return super().begin_gather(value)
+
+    def exchange(self, text: str) -> list[str]:
+        """What is told of a checkpoint is no sum, and not counted."""
+        return Workers(self.rank, self.size, self.timeout).exchange(text)
 
 
 class ItemSolves(ALSEpochs):
@@ -50,7 +65,7 @@ class ItemSolves(ALSEpochs):
         """Solve all items once."""
         self.workers.barrier()
         before = time.process_time()
-        self._solve_items(self.model.get_parameter("user_vectors.weight"))
+        self._solve_items()
         return time.process_time() - before
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from recray.models.factorization import BPMFMean
-from recray.models.objectives import BPMF, ROW_BLOCK
+from recray.models.objectives import BPMF
+from recray.models.objectives.normal_equations import ROW_BLOCK
 from recray.training.epochs import EpochRunner
 from recray.training.gibbs_math import (
     Draws,

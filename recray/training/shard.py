@@ -83,6 +83,15 @@ class Workers:
             work = dist.all_gather(list(gathered.unbind(dim=0)), value, async_op=True)
         return (lambda: self._wait(lambda: work)), gathered
 
+    def begin_exchange(self, parts: Tensor) -> tuple[Callable[[], object], Tensor]:
+        """Start to send row w of a tensor with a row for each worker to worker w; the function that
+        is returned waits for them, and the tensor beside it then has a row from each worker.
+        """
+        received = torch.empty_like(parts)
+        with self._loss_told():
+            work = dist.all_to_all_single(received, parts, async_op=True)
+        return (lambda: self._wait(lambda: work)), received
+
     def sum_floats(self, *values: float) -> list[float]:
         """Sum a few numbers over all workers, in float64."""
         total: list[float] = self.sum(torch.tensor(values, dtype=torch.float64)).tolist()

@@ -9,7 +9,7 @@ from recray.models.objectives.base import (
 )
 from recray.models.objectives.fold_in import FoldIn, FoldInConfig, FoldInPrior
 from recray.models.objectives.history import ByHistory
-from recray.models.objectives.ials import ROW_BLOCK, ImplicitALS
+from recray.models.objectives.ials import ImplicitALS
 from recray.models.objectives.next_item import NextItem
 from recray.models.objectives.preference import BINARY, Graded, Preference, detect_scale
 from recray.models.objectives.ranking import (
@@ -39,7 +39,6 @@ __all__ = [
     "BINARY",
     "BPMF",
     "OBJECTIVES",
-    "ROW_BLOCK",
     "Bce",
     "ByHistory",
     "Contributions",

@@ -2,9 +2,6 @@
 
 # Shape letters: R = rows of the side that is solved, N = rows of the other side, D = vector length.
 
-from collections.abc import Callable
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -14,17 +11,16 @@ from recray.models.factorization import Dot, Hybrid
 from recray.models.history import RatingsCSR
 from recray.models.objectives.base import Contributions, Objective, as_linear
 from recray.models.objectives.fold_in import FoldIn, FoldInConfig
+from recray.models.objectives.normal_equations import GroupedRows
 from recray.models.objectives.preference import BINARY, Graded, Preference
+from recray.models.objectives.row_solver import Priors, Spectrum, solve_rows
 
-AllReduce = Callable[[Tensor], Tensor]
 ITEM_POWER = 1.3
 """A little above 1, often rated items are held shorter than by their number of ratings alone, which
 shows more of the others at no loss (validation rows of ml-100k).
 """
-ROW_BLOCK = 512
-"""Rows that are solved at once; each holds a (D, D + 2) system."""
-SMALLEST_HALF = 16
-"""Unknowns of which half are not worth an elimination of their own."""
+FEW_ROWS = 8
+"""Rows of which each is solved alone: to group so few takes longer than to solve them."""
 
 
 class ImplicitALS(Objective):
@@ -120,11 +116,11 @@ class ImplicitALS(Objective):
         places: Tensor,
         gram: Tensor,
         others: int,
-        all_reduce: AllReduce | None = None,
         prior_mean: Tensor | None = None,
         graded: Graded | None = None,
         weights: Tensor | None = None,
         ridge: Tensor | None = None,
+        spectrum: Spectrum | None = None,
     ) -> Tensor:
         """The (R, D) vectors of one side that are best while the other side is fixed, exactly.
 
@@ -134,24 +130,25 @@ class ImplicitALS(Objective):
             places: (ratings,) int64 rows of `fixed`, one for each rating.
             gram: (D, D) unobserved_weight times the Gram matrix of the whole other side.
             others: Size of the other side, for the scaling of l2.
-            all_reduce: Sums a tensor over workers, where each has a part of the ratings.
             prior_mean: (R, D) vectors that the ridge pulls to; None means zero.
             graded: Targets and weights of the ratings, in the order of `places`; None means 1.
             weights: (R,) weights of the pairs of each row; None means 1.
             ridge: (R,) ridge of each row; None takes `ridge()` of its ratings.
+            spectrum: Of `gram`, where it is known; None computes it.
         """
-        rows, dim = len(indptr) - 1, fixed.shape[1]
-        out = fixed.new_empty(rows, dim)
-        for first in range(0, rows, ROW_BLOCK):
-            last = min(first + ROW_BLOCK, rows)
-            system = _normal_equations(fixed, indptr[first : last + 1], places, graded)
-            if all_reduce is not None:
-                system = all_reduce(system)
-            own = self.ridge(system[:, 0, dim + 1], others) if ridge is None else ridge[first:last]
-            mean = None if prior_mean is None else prior_mean[first:last]
-            every = gram if weights is None else weights[first:last, None, None] * gram
-            out[first:last] = _solve_rows(system, every, own, mean)
-        return out
+        if ridge is None:
+            ridge = self.ridge(indptr.diff().to(fixed.dtype), others)
+        if len(ridge) <= FEW_ROWS:
+            every = gram.expand(len(ridge), -1, -1)
+            every = every if weights is None else weights[:, None, None] * every
+            given = fixed, indptr, places, every, ridge, prior_mean, graded
+            return torch.stack([_solve_one(row, *given) for row in range(len(ridge))])
+        if len(places) < len(fixed):  # only what is rated is turned into the basis of the spectrum
+            fixed, places = fixed[places], torch.arange(len(places), device=places.device)
+        spectrum = Spectrum.of(gram) if spectrum is None else spectrum
+        known = GroupedRows.of(indptr, places, len(fixed), fixed.shape[1], graded)
+        priors = Priors.of(spectrum, ridge, weights, prior_mean)
+        return solve_rows(known, fixed, spectrum, priors)
 
     def fold_in_solver(
         self, model: Model, config: FoldInConfig, popularity: Tensor | None
@@ -161,14 +158,14 @@ class ImplicitALS(Objective):
         """
         vectors = as_linear(model).item_rows(slice(None)).detach()
         gram = self.gram(vectors, self.item_weights(popularity))
-        mean = _prior_mean(model, config)
+        spectrum, mean = Spectrum.of(gram), _prior_mean(model, config)
         items = model.items
 
         def fold_in(known: RatingsCSR) -> Tensor:
             means = mean.expand(len(known.indptr) - 1, -1)
             graded = self.preference.graded(known.rating)
             ratings, sizes = (known.indptr, known.item), (gram, items)
-            return self.solve(vectors, *ratings, *sizes, prior_mean=means, graded=graded)
+            return self.solve(vectors, *ratings, *sizes, means, graded, spectrum=spectrum)
 
         return fold_in
 
@@ -197,62 +194,27 @@ def _prior_mean(model: Model, config: FoldInConfig) -> Tensor:
     return config.prior_strength * model.user_moments().mean.to(kind)
 
 
-def _normal_equations(
-    fixed: Tensor, indptr: Tensor, places: Tensor, graded: Graded | None
+def _solve_one(
+    row: int,
+    fixed: Tensor,
+    indptr: Tensor,
+    places: Tensor,
+    every: Tensor,
+    ridge: Tensor,
+    mean: Tensor | None,
+    graded: Graded | None,
 ) -> Tensor:
-    """(R, D, D + 2): matrix, right side and count of each row, as sums over its ratings.
-
-    They lie side by side in one tensor, so that workers sum them in one call.
+    """The (D,) vector of one of R rows; `every` holds the (R, D, D) matrices of all pairs, and the
+    rest is what `solve` takes.
     """
-    dim = fixed.shape[1]
-    system = fixed.new_empty(len(indptr) - 1, dim, dim + 2)
-    edges = indptr.tolist()
-    for row, (begin, end) in enumerate(pairwise(edges)):
-        if end == begin:
-            system[row] = 0
-            continue
-        vectors = fixed[places[begin:end]]
-        own = None if graded is None else graded.rows(begin, end)
-        weighted, right = _weighted(vectors, own)
-        torch.mm(weighted.T, vectors, out=system[row, :, :dim])
-        system[row, :, dim] = right.sum(dim=0)
-        system[row, :, dim + 1] = end - begin
-    return system
-
-
-def _solve_rows(system: Tensor, every: Tensor, ridge: Tensor, mean: Tensor | None) -> Tensor:
-    """The (R, D) vectors of normal equations, all pairs and the (R,) ridge added to them."""
-    # The pairs without a rating enter through the Gram matrix of the whole other side, so the cost
-    # of a row grows with its own ratings only (Hu et al., section 4).
-    dim = system.shape[1]
-    matrix, right = system[:, :, :dim].add_(every), system[:, :, dim]
-    matrix.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+    begin, end = indptr[row : row + 2].tolist()
+    vectors = fixed[places[begin:end]]
+    weighted, right = _weighted(vectors, None if graded is None else graded.rows(begin, end))
+    matrix, sums = torch.addmm(every[row], weighted.T, vectors), right.sum(dim=0)
+    matrix.diagonal().add_(ridge[row])
     if mean is not None:
-        right = right + ridge[:, None] * mean
-    return _solve_positive(matrix, right[:, :, None])[:, :, 0]
-
-
-def _solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve (R, D, D) symmetric positive definite systems for (R, D, 1) right sides.
-
-    The first half of the unknowns is eliminated, then the second is solved for. Cholesky's own
-    batches take one matrix after another, number by number; here half of the work is one matrix
-    product for all, which takes half the time at D = 128.
-
-    Source: Golub and Van Loan (2013), "Matrix computations", section 4.2 (block Cholesky).
-    """
-    half = matrix.shape[1] // 2
-    if half < SMALLEST_HALF:
-        return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
-    root = torch.linalg.cholesky(matrix[:, :half, :half])
-    known = torch.cat([matrix[:, :half, half:], right[:, :half]], dim=2)
-    known = torch.linalg.solve_triangular(root, known, upper=False)
-    cross, first = known[:, :, :-1], known[:, :, -1:]
-    rest = torch.baddbmm(matrix[:, half:, half:], cross.mT, cross, alpha=-1)
-    rest_right = torch.baddbmm(right[:, half:], cross.mT, first, alpha=-1)
-    below = torch.cholesky_solve(rest_right, torch.linalg.cholesky(rest))
-    above = torch.linalg.solve_triangular(root.mT, first - cross @ below, upper=True)
-    return torch.cat([above, below], dim=1)
+        sums = sums + ridge[row] * mean[row]
+    return torch.cholesky_solve(sums[:, None], torch.linalg.cholesky(matrix))[:, 0]
 
 
 def _weighted(vectors: Tensor, graded: Graded | None) -> tuple[Tensor, Tensor]:
