@@ -33,6 +33,7 @@ from tests.test_stopping import Disk, join, kill
 
 PARTS, USERS = 8, 50
 SIZES = (1, 2, 3, 4)
+TABLES = ["user_vectors.weight", "user_bias.weight"]
 TABLE = torch.arange(USERS * 3, dtype=torch.float64).reshape(USERS, 3)
 
 
@@ -89,7 +90,10 @@ def content(epoch: int, workers: Workers, parts: int = PARTS) -> Checkpoint:
         f"{OPTIMIZER}odd": (users.ids % 2).bool(),
     }
     state = TrainState(epoch, 1, 0.5, [{"epoch": e, "loss": 1 / e} for e in range(1, epoch + 1)])
-    shared = {"item_vectors.weight": torch.full((5, 3), float(epoch)), "bias": torch.tensor(2.0)}
+    shared = {
+        "item_vectors.weight": torch.full((5, 3), float(epoch)),
+        "user_net.weight": torch.ones(7, 2),
+    }
     optimizer = {"steps": torch.tensor(epoch), "half": torch.ones(3, dtype=torch.bfloat16)}
     return Checkpoint(shared, optimizer, state, torch.ones(2, 2), UserRows(users, rows))
 
@@ -118,7 +122,7 @@ def save(folder: Path | str, size: int, *epochs: int) -> list:
 
 
 def restore(folder: Path | str, size: int) -> list:
-    return in_group(size, lambda w: RunFolder(str(folder)).restore(own_users(w), w))
+    return in_group(size, lambda w: RunFolder(str(folder)).restore(own_users(w), TABLES, w))
 
 
 @pytest.mark.parametrize("written", SIZES)
@@ -151,7 +155,7 @@ def test_the_files_are_those_of_safetensors(tmp_path):
 def test_workers_without_parts_save_and_go_on(tmp_path):
     def work(workers: Workers) -> None:
         RunFolder(str(tmp_path)).save(content(1, workers, parts=2), workers)
-        found = RunFolder(str(tmp_path)).restore(own_users(workers, parts=2), workers)
+        found = RunFolder(str(tmp_path)).restore(own_users(workers, parts=2), TABLES, workers)
         assert_is(found, 1, workers, parts=2)
 
     assert in_group(3, work) == [None] * 3
@@ -159,7 +163,7 @@ def test_workers_without_parts_save_and_go_on(tmp_path):
 
 def test_rows_of_other_users_are_refused(tmp_path):
     save(tmp_path, 2, 1)
-    two = in_group(2, lambda w: RunFolder(str(tmp_path)).restore(own_users(w, parts=4), w))
+    two = in_group(2, lambda w: RunFolder(str(tmp_path)).restore(own_users(w, parts=4), TABLES, w))
     assert {str(error) for error in two} == {
         f"{tmp_path}/checkpoints/epoch-00001 is of other users than those of the data set; "
         "train again"
@@ -295,7 +299,7 @@ def test_one_full_disk_ends_all_workers_with_its_line(tmp_path, monkeypatch):
 def test_of_two_runs_in_one_folder_the_earlier_one_ends(tmp_path):
     earlier, later = RunFolder(str(tmp_path)), RunFolder(str(tmp_path))
     earlier.save(content(1, Workers()), Workers())
-    assert later.restore(own_users(Workers()), Workers()).train_state.epoch == 1
+    assert later.restore(own_users(Workers()), TABLES, Workers()).train_state.epoch == 1
     with pytest.raises(RecrayError, match="another run has begun in this folder since") as failure:
         earlier.save(content(2, Workers()), Workers())
     assert failure.value.exit_code == 2

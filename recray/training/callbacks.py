@@ -200,7 +200,8 @@ class TensorBoard:
 
     def _write(self) -> None:
         if self.writer is None:
-            self.folder.delete()
+            for name in self.folder.files():  # not the folder: another run may be writing there
+                self.folder.delete(name)
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(self.local)

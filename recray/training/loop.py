@@ -122,7 +122,8 @@ class TrainingRun:
                 watch.after_epoch()
 
     def _restore(self, runner: EpochRunner) -> TrainState:
-        checkpoint = self.checkpoints.restore(self.shard.users, self.workers)
+        tables = user_weights(self.model)
+        checkpoint = self.checkpoints.restore(self.shard.users, tables, self.workers)
         if checkpoint is None:
             group = self.workers.with_long_timeout()
             self.model.init_from_statistics(rating_statistics(self.shard, self.model.items, group))

@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,7 +140,9 @@ def check_folds(folds: int, prepared: Prepared) -> None:
 class NoCheckpoints:
     """A run without checkpoints: trials are short, and the winner is trained again."""
 
-    def restore(self, users: OwnUsers, workers: Workers) -> Checkpoint | None:
+    def restore(
+        self, users: OwnUsers, tables: Collection[str], workers: Workers
+    ) -> Checkpoint | None:
         """There is no checkpoint."""
         return None
 

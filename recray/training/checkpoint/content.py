@@ -128,8 +128,16 @@ class Checkpoint:
 class CheckpointStore(Protocol):
     """Where a run keeps its checkpoints; all workers of a group call each method at once."""
 
-    def restore(self, users: OwnUsers, workers: Workers) -> Checkpoint | None:
-        """The checkpoint to go on from, with the rows of these users; the same for all workers."""
+    def restore(
+        self, users: OwnUsers, tables: Collection[str], workers: Workers
+    ) -> Checkpoint | None:
+        """The checkpoint to go on from, the same for all workers.
+
+        Args:
+            users: Those of this worker; it has their rows.
+            tables: Names of the weights that have a row for each user.
+            workers: The group.
+        """
 
     def save(self, checkpoint: Checkpoint, workers: Workers) -> None:
         """Keep one, of which each worker gives its users' rows, and worker 0 all else."""

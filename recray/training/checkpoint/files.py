@@ -49,7 +49,7 @@ class Written(NamedTuple):
 
     Args:
         entry: Its name, bytes and digest.
-        sections: Those that were given, in their order.
+        sections: Its header, and those that were given, in their order.
     """
 
     entry: ManifestEntry
@@ -70,7 +70,8 @@ def write_tensors(folder: Folder, name: str, sections: Sequence[Tensors]) -> Wri
     header = _header(sections)
 
     def write(sink: Sink) -> Written:
-        whole, begin, written = hashlib.sha256(header), len(header), list[Section]()
+        whole, begin = hashlib.sha256(header), len(header)
+        written = [Section(0, begin, whole.hexdigest())]
         sink.write(header)
         for section in sections:
             own, end = hashlib.sha256(), begin

@@ -8,7 +8,7 @@ has begun there, so of two runs in one folder the earlier one ends when it wants
 import json
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from recray.training.checkpoint.content import OPTIMIZER, Checkpoint, TrainState
 from recray.training.checkpoint.files import in_file_order, write_tensors
 from recray.training.checkpoint.manifest import (
     FORMAT,
+    HEADER,
     IDS,
     LOSSES,
     SHARED,
@@ -94,11 +95,14 @@ class GroupCheckpoints:
 
     # --------------------------------------------------------------------------------- reading
 
-    def restore(self, users: OwnUsers, warn: bool = True) -> Checkpoint | None:
+    def restore(
+        self, users: OwnUsers, tables: Collection[str], warn: bool = True
+    ) -> Checkpoint | None:
         """Read the newest checkpoint that no worker finds damaged; None where there are none.
 
         Args:
             users: Those of this worker.
+            tables: Names of the weights that have a row for each of them.
             warn: Write one line to the log for each damaged one, on worker 0.
 
         Raises:
@@ -117,7 +121,7 @@ class GroupCheckpoints:
             chosen = self._by_first(choose)
             if "name" not in chosen:
                 break
-            found = self._read_together(chosen["name"], chosen["manifest"], users)
+            found = self._read_together(chosen, users, tables)
             if isinstance(found, Checkpoint):
                 for problem in problems if warn else ():  # only worker 0 has some
                     logger.warning("skipping a damaged checkpoint: %s", problem)
@@ -129,12 +133,14 @@ class GroupCheckpoints:
             raise RecrayError(f"no checkpoint of {self.run} can be read: {last}")
         return None
 
-    def _read_together(self, name: str, content: Answer, users: OwnUsers) -> Checkpoint | str:
+    def _read_together(
+        self, chosen: Answer, users: OwnUsers, tables: Collection[str]
+    ) -> Checkpoint | str:
         """Read one on all workers; returns what is wrong with it where a worker finds damage."""
-        folder = self.checkpoints.child(name)
-        manifest = CheckpointManifest.model_validate(content)
+        folder = self.checkpoints.child(chosen["name"])
+        given = folder, CheckpointManifest.model_validate(chosen["manifest"]), users, tables
         read = list[Checkpoint]()
-        answers = self._ask(lambda: read.append(read_checkpoint(folder, manifest, users)))
+        answers = self._ask(lambda: read.append(read_checkpoint(*given)))
         failed = [one for one in answers if "error" in one]
         for one in failed:
             if one["error"] != DamagedFile.__name__:
@@ -181,7 +187,7 @@ class GroupCheckpoints:
             ]
             name = f"users-{rank:05d}-of-{size:05d}.safetensors"
             written = write_tensors(folder, name, sections)
-            places = zip(users.by_part(), written.sections, strict=True)
+            places = [(HEADER, slice(0, 0)), *users.by_part()]
             answer["files"].append(written.entry.model_dump())
             answer["rows"] = UserFiles(
                 users=users.users.total,
@@ -189,7 +195,7 @@ class GroupCheckpoints:
                 files={
                     name: [
                         PartRows(part=part, rows=at.stop - at.start, **section._asdict())
-                        for (part, at), section in places
+                        for (part, at), section in zip(places, written.sections, strict=True)
                     ]
                 },
             ).model_dump()
@@ -282,7 +288,7 @@ def _joined(rows: Sequence[UserFiles]) -> UserFiles | None:
     if not rows:
         return None
     files = {name: parts for one in rows for name, parts in one.files.items()}
-    numbers = [part.part for parts in files.values() for part in parts]
+    numbers = [one.part for parts in files.values() for one in parts if one.part != HEADER]
     if len({*numbers}) < len(numbers) or any(one.columns != rows[0].columns for one in rows):
         raise ValueError("the rows of the workers do not fit together")
     return UserFiles(users=rows[0].users, columns=rows[0].columns, files=files)

@@ -34,6 +34,7 @@ from recray.training.checkpoint.files import (
 FORMAT, OLD_FORMAT = 2, 1
 """Versions of checkpoints that are read; the first is written."""
 IDS, WEIGHTS, LOSSES = "ids", "weights/", "losses"
+HEADER = -1
 SHARED, STATE = "shared.safetensors", "state.json"
 
 
@@ -41,7 +42,7 @@ class PartRows(BaseModel):
     """Where the rows of a part lie in a file.
 
     Args:
-        part: Number of the part.
+        part: Number of the part; HEADER for the head of the file, which has no rows.
         rows: Its users.
         begin: The first byte.
         end: The one after the last.

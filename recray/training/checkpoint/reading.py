@@ -1,17 +1,17 @@
 """Reads checkpoints: the rows of one worker's users, or the tables of all; each byte once."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from recray.errors import RecrayError
-from recray.models.base import is_user_table
 from recray.storage import Folder
 from recray.training.checkpoint.content import OPTIMIZER, Checkpoint, UserRows
 from recray.training.checkpoint.files import copy_bytes, read_sections, read_tensors
 from recray.training.checkpoint.manifest import (
+    HEADER,
     IDS,
     LOSSES,
     OLD_FORMAT,
@@ -41,11 +41,21 @@ def read_shared(folder: Folder, manifest: CheckpointManifest) -> Checkpoint:
         {k.removeprefix(kind): t for k, t in known.items() if k.startswith(kind)}
         for kind in (WEIGHTS, OPTIMIZER)
     )
+    # Copies, since a runner keeps them: views would keep the bytes of the weights as well.
+    optimizer = {name: tensor.clone() for name, tensor in optimizer.items()}
     return Checkpoint(weights, optimizer, manifest.state, known.get(LOSSES))
 
 
-def read_checkpoint(folder: Folder, manifest: CheckpointManifest, own: OwnUsers) -> Checkpoint:
+def read_checkpoint(
+    folder: Folder, manifest: CheckpointManifest, own: OwnUsers, tables: Collection[str]
+) -> Checkpoint:
     """Read what a worker needs to go on: what is shared, and the rows of its users.
+
+    Args:
+        folder: The checkpoint's.
+        manifest: What it says.
+        own: The worker's users.
+        tables: Names of the weights with rows of users, which format 1 does not tell.
 
     Raises:
         DamagedFile: A file is missing, or not what was written.
@@ -53,32 +63,30 @@ def read_checkpoint(folder: Folder, manifest: CheckpointManifest, own: OwnUsers)
     """
     found = read_shared(folder, manifest)
     if manifest.format == OLD_FORMAT:
-        return _divided(found, own, str(folder))
+        return _divided(found, own, tables, str(folder))
     rows = UserRows(own, {})
     if manifest.users is not None:
         rows = read_users(folder, manifest.users, own)
     return replace(found, users=rows)
 
 
-def _divided(whole: Checkpoint, own: OwnUsers, path: str) -> Checkpoint:
+def _divided(whole: Checkpoint, own: OwnUsers, tables: Collection[str], path: str) -> Checkpoint:
     """The rows of a worker's users, and what is shared, of a checkpoint of format 1."""
-    names = [n for n in whole.weights if n.endswith(".weight")]
-    tables = {n: whole.weights[n] for n in names if is_user_table(n.removesuffix(".weight"))}
-    if not tables:
+    known = {n: t for n, t in whole.weights.items() if n in tables and len(t) == own.total}
+    if not known:
         return replace(whole, users=UserRows(own, {}))
-    users = len(next(iter(tables.values())))
-    rows = {n: t for n, t in whole.optimizer.items() if t.dim() and len(t) == users}
+    rows = {n: t for n, t in whole.optimizer.items() if t.dim() and len(t) == own.total}
     others = [t for n, t in whole.weights.items() if n not in tables and t.dim()]
-    if rows and any(len(t) == users for t in others):
+    if rows and any(len(t) == own.total for t in others):
         raise RecrayError(
             f"{path} is of an earlier version, and its users are as many as its items: their "
             "moments cannot be told apart; train again"
         )
-    tensors = {name: table[own.ids] for name, table in tables.items()}
+    tensors = {name: table[own.ids] for name, table in known.items()}
     tensors |= {f"{OPTIMIZER}{name}": tensor[own.ids] for name, tensor in rows.items()}
     return replace(
         whole,
-        weights={n: t for n, t in whole.weights.items() if n not in tables},
+        weights={n: t for n, t in whole.weights.items() if n not in known},
         optimizer={n: t for n, t in whole.optimizer.items() if n not in rows},
         users=UserRows(own, tensors),
     )
@@ -93,14 +101,16 @@ def read_users(folder: Folder, rows: UserFiles, own: OwnUsers) -> UserRows:
     """
     found = UserRows(own, {})
     tensors = {name: column.empty(len(own.ids)) for name, column in rows.columns.items()}
-    places, written = dict(found.by_part()), 0
+    places, written = {HEADER: slice(0, 0), **dict(found.by_part())}, 0
     for file, parts in rows.files.items():
         wanted = [part for part in parts if part.part in places]
+        if len(wanted) == 1:  # the head alone
+            continue
 
         def take(number: int, content: memoryview) -> None:
             part = wanted[number]  # noqa: B023
             at = places[part.part]
-            if part.rows == at.stop - at.start:
+            if part.rows and part.rows == at.stop - at.start:
                 _take_rows(rows.columns, content, {n: t[at] for n, t in tensors.items()})
 
         read_sections(folder, file, [part.section for part in wanted], take)
@@ -124,6 +134,8 @@ def read_user_tables(folder: Folder, rows: UserFiles) -> dict[str, Tensor]:
 
         def take(number: int, content: memoryview) -> None:
             count = parts[number].rows  # noqa: B023
+            if not count:
+                return
             some = {name: column.empty(count) for name, column in rows.columns.items()}
             _take_rows(rows.columns, content, some)
             for name, table in tables.items():

@@ -11,7 +11,9 @@ Randomness is a function of (seed, epoch, rank), so the epoch number is all of i
 """
 
 import logging
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -34,6 +36,7 @@ from recray.training.run_metadata import (
 )
 from recray.training.shard import Workers
 
+T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
 RUN = "run.json"
 KIND = "run"
@@ -121,10 +124,12 @@ class RunFolder:
 
     # ------------------------------------------------------------- for the workers of a group
 
-    def restore(self, users: OwnUsers, workers: Workers) -> Checkpoint | None:
+    def restore(
+        self, users: OwnUsers, tables: Collection[str], workers: Workers
+    ) -> Checkpoint | None:
         """Begin to train here, and read the checkpoint to go on from; see GroupCheckpoints."""
         self._group = GroupCheckpoints(self.folder, self.checkpoints, workers)
-        return self._group.restore(users, self.warn)
+        return self._group.restore(users, tables, self.warn)
 
     def save(self, checkpoint: Checkpoint, workers: Workers | None = None) -> None:
         """Publish a checkpoint; of the others only the best and the one before stay."""
@@ -134,29 +139,29 @@ class RunFolder:
 
     # ------------------------------------------------------------------------- for one reader
 
-    def _undamaged(self) -> StoredCheckpoint | None:
-        """Find the newest checkpoint whose files all are what was written; None where there is
-        none. One line in the log tells of each damaged one.
+    def _newest(self, read: Callable[[StoredCheckpoint, list[StoredCheckpoint]], T]) -> T | None:
+        """What `read` gives of the newest checkpoint of which it finds nothing damaged.
+
+        Args:
+            read: Receives a checkpoint, and all.
 
         Raises:
             RecrayError: There are checkpoints, and every one is damaged.
         """
         found = list_checkpoints(self.checkpoints)
-        problems, newest = list(found.damaged.values()), None
+        problems: list[RecrayError] = list(found.damaged.values())
         for one in found.whole:
             try:
-                for entry in one.manifest.files:
-                    verify_file(self.checkpoints.child(one.name), entry)
+                content = read(one, found.whole)
             except DamagedFile as error:
                 problems.append(error)
                 continue
-            newest = one
-            break
-        if newest is None and problems:
+            for problem in problems:
+                logger.warning("skipping a damaged checkpoint: %s", problem)
+            return content
+        if problems:
             raise RecrayError(f"no checkpoint of {self.folder} can be read: {problems[-1]}")
-        for problem in problems:
-            logger.warning("skipping a damaged checkpoint: %s", problem)
-        return newest
+        return None
 
     def latest(self) -> Checkpoint | None:
         """Read the newest checkpoint that is undamaged, with the weights of all users by dense id
@@ -165,8 +170,7 @@ class RunFolder:
         Raises:
             RecrayError: There are checkpoints, and every one is damaged.
         """
-        newest = self._undamaged()
-        return self._whole(newest) if newest else None
+        return self._newest(lambda one, _: self._whole(one))
 
     def train_state(self, check: bool = True) -> TrainState:
         """Read how far the newest undamaged checkpoint has come.
@@ -177,11 +181,13 @@ class RunFolder:
         Raises:
             RecrayError: There are checkpoints, and every one is damaged.
         """
-        if check:
-            newest = self._undamaged()
-        else:
-            newest = next(iter(list_checkpoints(self.checkpoints).whole), None)
-        return newest.state if newest else TrainState()
+
+        def read(one: StoredCheckpoint, _: list[StoredCheckpoint]) -> TrainState:
+            for entry in one.manifest.files if check else ():
+                verify_file(self.checkpoints.child(one.name), entry)
+            return one.state
+
+        return self._newest(read) or TrainState()
 
     def trained_model(self) -> TrainedModel:
         """Read the best weights so far, with every epoch of the run.
@@ -198,15 +204,18 @@ class RunFolder:
         Raises:
             RecrayError: There is none, or it is damaged.
         """
-        newest = self._undamaged()
-        if newest is None:
+
+        def read(newest: StoredCheckpoint, others: list[StoredCheckpoint]) -> Checkpoint:
+            best = newest.state.best_epoch
+            for one in (newest, *others):
+                if one.state.is_end_of(best):
+                    return self._whole(one)
+            raise DamagedFile(f"{self.checkpoints} lacks {TrainState(epoch=best).name}")
+
+        found = self._newest(read)
+        if found is None:
             raise RecrayError(f"{self.folder} has no checkpoint yet; train it first")
-        found = list_checkpoints(self.checkpoints)
-        for one in (newest, *found.whole):
-            if one.state.is_end_of(newest.state.best_epoch):
-                return self._whole(one)
-        name = TrainState(epoch=newest.state.best_epoch).name
-        raise found.damaged.get(name) or DamagedFile(f"{self.checkpoints} lacks {name}")
+        return found
 
     def _whole(self, one: StoredCheckpoint) -> Checkpoint:
         folder, rows = self.checkpoints.child(one.name), one.manifest.users
