@@ -37,6 +37,11 @@ def test_workers_are_a_number_or_a_range(given, expected):
     assert WorkerRange.of(expected) is expected
 
 
+def test_workers_are_named_as_they_were_given():
+    for given in ("1", "4", "1..4", "4..4"):
+        assert str(WorkerRange.of(given)) == given
+
+
 @pytest.mark.parametrize("given", [0, "0", "0..3", "4..1", "1..", "..3", "1...3", "-1", "x", "1.5"])
 def test_other_workers_are_refused_in_one_line(given):
     with pytest.raises(RecrayError, match=r"give a number such as 2, or a range") as refused:

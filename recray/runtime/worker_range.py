@@ -54,7 +54,8 @@ class WorkerRange:
 
     def __str__(self) -> str:
         """As the user writes it."""
-        return str(self.most) if self.start == self.most else f"{self.start}..{self.most}"
+        plain = self == WorkerRange(self.most, 1, self.most)
+        return str(self.most) if plain else f"{self.least}..{self.most}"
 
     def on_this_machine(self) -> "WorkerRange":
         """The most from the beginning: on one machine no node comes later."""

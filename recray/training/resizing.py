@@ -64,9 +64,10 @@ class ResizeWatch:
         if self.wait > 0:
             return
         now = time.monotonic()
-        # Steps that took ASK_EVERY_S at the speed since the last question, at most ten times more.
+        # Steps that took ASK_EVERY_S at the speed since the last question; at most twice as many as
+        # before, as a machine may become slower.
         steps = self.interval * ASK_EVERY_S / max(now - self.asked, 1e-6)
-        bounded = min(max(int(steps), 1), 10 * self.interval)
+        bounded = min(max(int(steps), 1), 2 * self.interval)
         (wait,) = self.workers.sum_floats(float(bounded) if self.workers.rank == 0 else 0.0)
         self.wait = self.interval = int(wait)
         self.asked = now
