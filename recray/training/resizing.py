@@ -52,7 +52,7 @@ class ResizeWatch:
             workers,
         )
         self.wait, self.interval = 1, 1
-        self.begun = self.asked = time.monotonic()
+        self.begun = self.asked = self.agreed = time.monotonic()
 
     def after_step(self, step: int) -> None:
         """Ask, if it is time; `step` steps of the epoch are done.
@@ -64,16 +64,24 @@ class ResizeWatch:
         if self.wait > 0:
             return
         now = time.monotonic()
-        # Steps that took ASK_EVERY_S at the speed since the last question; at most twice as many as
-        # before, as a machine may become slower.
-        steps = self.interval * ASK_EVERY_S / max(now - self.asked, 1e-6)
-        bounded = min(max(int(steps), 1), 2 * self.interval)
-        (wait,) = self.workers.sum_floats(float(bounded) if self.workers.rank == 0 else 0.0)
+        # So many steps took a tenth of ASK_EVERY_S at the speed since the last agreement: a machine
+        # that becomes ten times slower meanwhile is still asked in time.
+        steps = self.interval * ASK_EVERY_S / 10 / max(now - self.agreed, 1e-6)
+        plan = (float(min(max(int(steps), 1), 2 * self.interval)), float(self._due(now)))
+        wait, due = self.workers.sum_floats(*(plan if self.workers.rank == 0 else (0.0, 0.0)))
         self.wait = self.interval = int(wait)
-        self.asked = now
-        if self.preempting():
+        self.agreed = now
+        if due and self._taken():
             self.save(step)
             raise GroupEnds("taken")
+
+    def _due(self, now: float) -> bool:
+        return now - self.asked >= ASK_EVERY_S
+
+    def _taken(self) -> bool:
+        """Ask the group; all workers do so at once."""
+        self.asked = time.monotonic()
+        return self.preempting()
 
     def after_epoch(self) -> None:
         """Ask, if it is time; the checkpoint of the epoch is written.
@@ -84,13 +92,11 @@ class ResizeWatch:
         group, now = self.workers.with_long_timeout(), time.monotonic()
         ask = grow = False
         if group.rank == 0:
-            ask = now - self.asked >= ASK_EVERY_S
+            ask = self._due(now)
             grow = self.has_room is not None and now - self.begun >= GROW_EVERY_S
         asks, grows = group.sum_floats(float(ask), float(grow))
-        if asks:
-            self.asked = now
-            if self.preempting():
-                raise GroupEnds("taken")
+        if asks and self._taken():
+            raise GroupEnds("taken")
         if grows:
             self.begun = now  # the next question, where the answer is no
             room = group.rank == 0 and self.has_room is not None and self.has_room()
