@@ -83,7 +83,9 @@ def fit(
         WorkerLost: A worker died, its node was taken away, or there was no room for all.
         RecrayError: What a worker raised for the user.
     """
-    trainer: Any = _trainer(worker, config, folder, workers, gpus, starts)
+    attempts = folder.child(".ray")
+    own = attempts.child(f"attempt-{uuid.uuid4().hex[:12]}")
+    trainer: Any = _trainer(worker, config, own, workers, gpus, starts)
     try:
         with quiet_stdout, contextlib.nullcontext() if workers else _TURNS:
             outcome: Outcome = trainer.fit().return_value
@@ -96,7 +98,8 @@ def fit(
             raise
         raise failure from error
     finally:
-        folder.delete(".ray")
+        own.delete()  # and no other one: another run may have begun in the same folder
+    attempts.delete()  # what attempts have left that were killed
     return outcome
 
 
@@ -123,8 +126,8 @@ def _trainer(
         # Every attempt is a fresh Ray run: what resumes is our own checkpoint. Ray's own elastic
         # policy would not do: it resizes every 60 s in the middle of an epoch.
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one before V2
-            name=f"attempt-{uuid.uuid4().hex[:12]}",
-            storage_path=folder.child(".ray").path,
+            name="ray",
+            storage_path=folder.path,
             failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=starts - 1
             ),
