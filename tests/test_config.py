@@ -235,6 +235,7 @@ WITHOUT_EFFECT = [
     ("dot-mse", [], "objective.burn_in=3", MSE),
     ("rating", [], "train.batch_size=64", "objective.kind=bpmf"),
     ("ranking", [], "train.lr=0.5", "objective.kind=ials"),
+    ("dot-mse", [], "train.solver=cg", "train.optimizer=auto"),
     ("rating", [], "train.l2=0.1", "objective.kind=bpmf"),
     ("markov", [], "train.l2=0.1", "objective.kind=closed-form"),
     ("markov", [], 'train.init_from=["runs/a"]', "objective.kind=closed-form"),

@@ -103,6 +103,7 @@ EFFECTIVE_UNDER: dict[str, tuple[tuple[Condition, ...], ...]] = {
         [f"train.{key}" for key in ("batch_size", "lr", "local_sgd_steps", "precision")],
         ((_BY_STEPS,),),
     ),
+    "train.solver": ((_is("train.optimizer", "alternating"),),),
     "train.l2": ((_is_not("objective.kind", "bpmf", "closed-form", "next-item"),),),
     "train.init_from": ((_is_not("objective.kind", "closed-form"),),),
     "train.weight_decay": ((_BY_STEPS, _is_not("train.optimizer", "sgd")),),

@@ -280,6 +280,8 @@ class TrainSettings(Group):
     alternating: exact solves of users, then items (ials only); gibbs: random draws of them from
     the posterior (bpmf only); closed-form: fitted once (closed-form only).
     """
+    solver: Literal["exact", "cg"] = "exact"
+    """alternating: exact; cg: after an exact first epoch, 2 conjugate gradient steps a vector."""
     lr: Annotated[float, Field(gt=0)] = 0.001
     """Learning rate of the gradient steps. next-item: the highest; it rises over the first 5 % of
     train.epochs and falls to nothing by the last.
@@ -297,15 +299,14 @@ class TrainSettings(Group):
     worker takes this many steps alone, then workers average items and layers.
     """
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """cuda: each worker trains on a GPU, which holds its ratings; gradient optimizers only, Gibbs
-    samples and closed forms run on the CPU. auto: cuda where each worker has a GPU, else cpu.
+    """cuda: a GPU for each worker, which holds its ratings; not for Gibbs samples and closed forms.
+    auto: cuda where each worker has one, else cpu.
     """
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Precision of matrix products: tf32 on a GPU; bf16 with weights and sums in float32."""
     compile: bool = False
     """Compile the loss with torch.compile, on a GPU with CUDA graphs. It pays for small batches of
-    models with layers. It needs a C++ compiler, a minute before the first step, and an optimizer
-    that updates all rows.
+    layers; it needs a C++ compiler, a minute at first, and an optimizer that updates all rows.
     """
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many epochs without a better validation metric; null: run all epochs."""
@@ -314,9 +315,8 @@ class TrainSettings(Group):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the first weights, the order of ratings, negatives, dropout and Gibbs samples."""
     max_rows_in_memory: Annotated[int, Field(ge=1)] | None = None
-    """Most ratings that a worker holds in memory. A worker with more reads its files in another
-    order each epoch (see recray.training.streaming). null: no limit.
-    """
+    """Ratings that a worker holds; one with more reads its files in another order each epoch (see
+    recray.training.streaming). null: no limit."""
     fit_on: Literal["train", "train+valid", "all"] = "train"
     """The splits that are trained on. train+valid, and all with test: for all epochs, without
     validation, with settings that an earlier run has chosen.

@@ -23,7 +23,7 @@ GRADED_OBJECTIVES = ("ials", "logistic", "bpr", "item-softmax")
 """Those that take from a rating what it says of liking: objective.preference."""
 SOLVERS = {"alternating": "ials", "gibbs": "bpmf", "closed-form": "closed-form"}
 """Optimizers that take no gradient steps, and the only objective of each."""
-CPU_ONLY = tuple(SOLVERS)
+CPU_ONLY = ("gibbs", "closed-form")
 """Optimizers that do not run on a GPU."""
 
 AUTO_L2 = 0.013

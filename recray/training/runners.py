@@ -17,7 +17,7 @@ from recray.models.objectives import (
 )
 from recray.models.objectives.next_item import NextItem
 from recray.models.sequence import Sequence
-from recray.training.als import ALSEpochs
+from recray.training.als import CG_STEPS, ALSEpochs
 from recray.training.closed_form import ClosedFormFit
 from recray.training.epochs import AllItemsEpochs, EpochRunner, PairEpochs
 from recray.training.gibbs import GibbsSampler
@@ -47,7 +47,8 @@ def epoch_runner(
         return NextItemEpochs(model, objective, shard, settings.train, workers)
     group = workers.with_long_timeout()
     if isinstance(objective, ImplicitALS):
-        return ALSEpochs(as_linear(model), objective, shard, group)
+        steps = CG_STEPS if settings.train.solver == "cg" else None
+        return ALSEpochs(as_linear(model), objective, shard, group, steps)
     if isinstance(objective, BPMF) and isinstance(model, BPMFMean):
         return GibbsSampler(model, objective, shard, settings.train.seed, group)
     if isinstance(model, ClosedForm):

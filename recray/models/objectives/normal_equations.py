@@ -215,8 +215,8 @@ def _slots(indptr: Tensor, chosen: Tensor, blocks: tuple[Block, ...]) -> Tensor:
     rows = sum(b.rows for b in whole)
     ends = [*(b.begin for b in whole[1:]), blocks[-1].begin + blocks[-1].rows * blocks[-1].length]
     sizes = [(end - b.begin) // b.rows for b, end in zip(whole, ends, strict=True)]
-    of_block = indptr.new_tensor([b.rows for b in whole])
-    padded = torch.repeat_interleave(indptr.new_tensor(sizes), of_block)
+    of_block = torch.tensor([b.rows for b in whole], device=indptr.device)
+    padded = torch.repeat_interleave(torch.tensor(sizes, device=indptr.device), of_block)
     begins = indptr[chosen[:rows]]
     ends_R = indptr[chosen[:rows] + 1]
     before = padded.cumsum(dim=0) - padded
