@@ -14,10 +14,12 @@ from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF, FoldInConfig, build_objective
+from recray.models.objectives.normal_equations import Equations, GroupedRows
 from recray.training.checkpoint import RunFolder
 from recray.training.gibbs import GibbsSampler
 from recray.training.gibbs_math import (
     Draws,
+    RatedRows,
     RowPrior,
     divided_qr,
     draw_noise,
@@ -25,8 +27,8 @@ from recray.training.gibbs_math import (
     draw_wishart,
     implicit_svd_features,
     normal,
-    normal_equations,
     truncated_svd,
+    with_zeros,
 )
 from recray.training.loop import TrainingRun
 from recray.training.own_users import OwnUsers
@@ -75,14 +77,23 @@ def training_run(folder: Path, shard: Shard, changes=(), **given) -> TrainingRun
 # ------------------------------------------------------------------------------------ the draws
 
 
-def test_normal_equations_are_sums_over_each_rows_ratings():
-    vectors, target = normal(rng(), 5, 3), normal(rng(), 5)
-    system = normal_equations(vectors, target, torch.tensor([0, 2, 2, 5]))
-    for row, places in enumerate(([0, 1], [], [2, 3, 4])):
-        matrix = sum((torch.outer(vectors[n], vectors[n]) for n in places), torch.zeros(3, 3))
-        right = sum((vectors[n] * target[n] for n in places), torch.zeros(3))
-        assert torch.allclose(system[row, :, :3], matrix.double())
-        assert torch.allclose(system[row, :, 3], right.double())
+def test_each_draw_brings_new_targets_and_weights_to_the_ratings_of_a_row():
+    one = rng()
+    vectors, other = normal(one, 4, 3), torch.tensor([2, 0, 3, 1, 2])
+    numbered = GroupedRows.of(torch.tensor([0, 2, 2, 5]), torch.arange(5), 5, 3)
+    ratings = RatedRows(numbered, other, 4)
+    for _ in range(2):
+        target, weight = normal(one, 5), torch.from_numpy(one.random(5))
+        known = ratings.drawn_with(target, weight)
+        for group in known.groups:
+            given = known.equations(group, with_zeros(vectors))
+            for place, row in enumerate(known.members(group).tolist()):
+                numbers = torch.tensor(([0, 1], [], [2, 3, 4])[row], dtype=torch.int64)
+                own = vectors[other[numbers]]
+                weighted = own * weight[numbers, None]
+                assert torch.allclose(given.matrix[place], weighted.T @ own)
+                assert torch.allclose(given.right[place], weighted.T @ target[numbers])
+    assert sorted(known.rows.tolist()) == [0, 1, 2]
 
 
 def test_rows_are_drawn_from_the_posterior_of_a_linear_regression():
@@ -90,14 +101,14 @@ def test_rows_are_drawn_from_the_posterior_of_a_linear_regression():
     vectors, target, mean = normal(one, 4, 3), normal(one, 4), normal(one, 1, 3)
     root = normal(one, 3, 3)
     precision = root @ root.T + torch.eye(3)
-    system = normal_equations(vectors, target, torch.tensor([0, 4]))
+    given = Equations((vectors.T @ vectors)[None], (vectors.T @ target)[None])
     inverse = torch.linalg.inv(vectors.T @ vectors + precision)
     best = inverse @ (vectors.T @ target + precision @ mean[0])
-    middle = draw_rows(system, mean, precision, torch.zeros(1, 3))
+    middle = draw_rows(given, mean, precision, torch.zeros(1, 3))
     assert torch.allclose(middle[0], best)
     # A draw is linear in its noise, so unit noises give a root of the covariance.
     unit = torch.eye(3, dtype=torch.float64)
-    away = torch.cat([draw_rows(system, mean, precision, unit[n : n + 1]) - best for n in range(3)])
+    away = torch.cat([draw_rows(given, mean, precision, unit[n : n + 1]) - best for n in range(3)])
     assert torch.allclose(away.T @ away, inverse)
 
 
@@ -215,8 +226,8 @@ def test_the_model_is_the_mean_of_the_samples_after_burn_in():
 def test_a_rating_counts_by_its_users_noise_on_both_sides(monkeypatch):
     seen = []
 
-    def remember(system, mean, _precision, _noise):
-        seen.append(system)
+    def remember(given, mean, _precision, _noise):
+        seen.append(given)
         return mean
 
     epochs, one = sampler(), rng()
@@ -224,32 +235,21 @@ def test_a_rating_counts_by_its_users_noise_on_both_sides(monkeypatch):
     monkeypatch.setattr("recray.training.gibbs.draw_rows", remember)
     user, item = epochs.shard.user, epochs.shard.item
     target = normal(one, len(user))
-    for own, other, draw in ((user, item, "_draw_users"), (item, user, "_draw_items")):
+    sides = ((user, item, "_draw_users"), (item, user, "_draw_items"))
+    for own, other, draw in sides:
         fixed = (epochs.item_rows if own is user else epochs.user_rows).clone()
         draws = Draws(0, 0, epochs.shard.users)
         getattr(epochs, draw)(target, draws if own is user else draws.shared)
+        ratings = epochs.by_user if own is user else epochs.by_item
+        order = ratings.grouped.rows.tolist()
         for row in (0, 17, 59):
-            expected = torch.zeros(4, 5, dtype=torch.float64)
+            matrix, right = torch.zeros(4, 4).double(), torch.zeros(4).double()
             for n in torch.nonzero(own == row)[:, 0].tolist():
                 vector = torch.cat([fixed[other[n], :-1], torch.ones(1)])
-                left = torch.cat([vector, (target[n] - fixed[other[n], -1])[None]])
-                expected += epochs.weight[user[n]] * torch.outer(vector, left)
-            assert torch.allclose(seen[-1][row], expected)
-
-
-def test_the_size_of_blocks_changes_nothing(monkeypatch):
-    whole = sampler()
-    monkeypatch.setattr("recray.training.gibbs.RATING_BLOCK", 100)
-    monkeypatch.setattr("recray.training.gibbs.ROW_BLOCK", 4)
-    cut = sampler()
-    assert len(cut.item_blocks) > 10
-    covered = [row for block in cut.item_blocks for row in range(ITEMS)[block]]
-    assert covered == list(range(ITEMS))
-    whole.run(0)
-    cut.run(0)
-    everybody = torch.arange(USERS)
-    scores = [e.model.score(e.model.user_state(everybody)) for e in (whole, cut)]
-    assert torch.allclose(*scores, atol=1e-8)
+                matrix += epochs.weight[user[n]] * torch.outer(vector, vector)
+                right += epochs.weight[user[n]] * vector * (target[n] - fixed[other[n], -1])
+            assert torch.allclose(seen[-1].matrix[order.index(row)], matrix)
+            assert torch.allclose(seen[-1].right[order.index(row)], right)
 
 
 # -------------------------------------------------------------------------------- the whole
@@ -311,6 +311,14 @@ class Listening(Workers):
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         self.shapes.append(tuple(value.shape))
         return value
+
+    def begin_exchange(self, parts: torch.Tensor):
+        self.shapes.append(tuple(parts.shape))
+        return (lambda: None), parts.clone()
+
+    def begin_gather(self, value: torch.Tensor):
+        self.shapes.append(tuple(value.shape))
+        return (lambda: None), value.expand(self.size, *value.shape).clone()
 
 
 def test_nothing_of_a_user_is_summed_over_workers():

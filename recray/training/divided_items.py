@@ -21,6 +21,9 @@ from recray.models.objectives.preference import Graded
 from recray.models.objectives.row_solver import Priors, Spectrum, solve_equations
 from recray.training.shard import Workers
 
+Solve = Callable[[Equations, Tensor], Tensor]
+"""From the summed equations of (C,) items, and which these are, to their (C, D) rows."""
+
 
 class Chunk(NamedTuple):
     """Items that are exchanged at once.
@@ -109,8 +112,6 @@ class DividedItems:
     ) -> Tensor:
         """The (I, D) vectors of all items, the same on each worker.
 
-        The exchange of a chunk goes on while the equations of the next one are built.
-
         Args:
             fixed: (N, D) vectors of this worker's users.
             spectrum: Of the Gram matrix of all users; the same on each worker.
@@ -118,31 +119,44 @@ class DividedItems:
             old: (I, D) vectors that conjugate gradients begin with, if their steps are counted.
             steps: How many steps; None solves exactly.
         """
-        table, solved, pending = spectrum.table(fixed), [], None
+
+        def solved(given: Equations, own: Tensor) -> Tensor:
+            start = None if steps is None else old[own] @ spectrum.basis
+            return solve_equations(given, priors.at(own), start, steps) @ spectrum.basis.T
+
+        return self.each(spectrum.table(fixed), solved)
+
+    def each(self, table: Tensor, solve: Solve) -> Tensor:
+        """The (I, D) rows of all items, the same on each worker.
+
+        The exchange of a chunk goes on while the equations of the next one are built.
+
+        Args:
+            table: (N + 1, D) rows of this worker's users, the last one zeros.
+            solve: Gives the rows of this worker's items.
+        """
+        solved, pending = [], None
         for group, chunk in zip(self.known.groups, self.chunks, strict=True):
             sent = pack(self.known.equations(group, table), chunk.places)
             begun = _Pending(chunk, *self.workers.begin_exchange(sent), sent)
             if pending is not None:
-                solved.append(self._finish(pending, spectrum, priors, old, steps))
+                solved.append(self._finish(pending, solve))
             pending = begun
         if pending is not None:
-            solved.append(self._finish(pending, spectrum, priors, old, steps))
+            solved.append(self._finish(pending, solve))
         wait, gathered = self.workers.begin_gather(torch.cat(solved))
         wait()
         items = torch.cat([chunk.items for chunk in self.chunks], dim=1)
-        return torch.empty_like(old).index_copy_(0, items.flatten(), gathered.flatten(0, 1))
+        rows = table.new_empty(len(self.known.rows), gathered.shape[2])
+        return rows.index_copy_(0, items.flatten(), gathered.flatten(0, 1))
 
-    def _finish(
-        self, pending: _Pending, spectrum: Spectrum, priors: Priors, old: Tensor, steps: int | None
-    ) -> Tensor:
-        """The (C, D) vectors of this worker's items of a chunk."""
+    def _finish(self, pending: _Pending, solve: Solve) -> Tensor:
+        """The (C, D) rows of this worker's items of a chunk."""
         pending.wait()
         total = pending.received[0]
         for other in pending.received[1:]:
             total += other
-        own = pending.chunk.items[self.workers.rank]
-        start = None if steps is None else old[own] @ spectrum.basis
-        return solve_equations(unpack(total), priors.at(own), start, steps) @ spectrum.basis.T
+        return solve(unpack(total), pending.chunk.items[self.workers.rank])
 
 
 def pack(equations: Equations, places: Tensor) -> Tensor:

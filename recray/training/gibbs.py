@@ -2,30 +2,32 @@
 
 # Shape letters: R = rows, N = ratings, D = length of a sampled row, S = length of a user state.
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from recray.models.factorization import BPMFMean
 from recray.models.objectives import BPMF
-from recray.models.objectives.normal_equations import ROW_BLOCK
+from recray.models.objectives.normal_equations import Equations, GroupedRows
+from recray.training.divided_items import DividedItems
 from recray.training.epochs import EpochRunner
 from recray.training.gibbs_math import (
     Draws,
+    RatedRows,
     RowPrior,
     draw_noise,
     draw_rows,
     implicit_svd_features,
     normal,
-    normal_equations,
     truncated_svd,
+    with_zeros,
 )
 from recray.training.shard import Shard, Workers
 
 PRIOR_STEPS = 2
 """Steps of expectation maximisation for the spread of users around their prior."""
-RATING_BLOCK = 1 << 20
-"""Most ratings of a block of rows whose normal equations are held at once."""
 PAIR_BLOCK = 1 << 16
 """Pairs that are predicted at once."""
 
@@ -34,8 +36,8 @@ class GibbsSampler(EpochRunner):
     """Draws all users given the items, then all items given the users; averages the predictions.
 
     A sample has a row for each user and item: vector, then bias. A worker has and draws the rows of
-    its own users; for items the normal equations are summed over workers. Samples are in units of
-    the ratings' standard deviation. It runs on the CPU alone: random numbers are numpy's.
+    its own users, and draws a share of the items, whose normal equations are summed. Samples are in
+    units of the ratings' standard deviation. It runs on the CPU alone: random numbers are numpy's.
 
     Args:
         model: Its users are this worker's; all else is equal on every worker.
@@ -51,17 +53,26 @@ class GibbsSampler(EpochRunner):
         self.model, self.objective, self.shard = model, objective, shard
         self.seed, self.workers = seed, workers
         own, items, dim = shard.users, model.items, objective.factors + 1
-        self.user_begins = torch.searchsorted(shard.user, torch.arange(len(own) + 1))
+        user_begins = torch.searchsorted(shard.user, torch.arange(len(own) + 1))
+        self.user_counts = user_begins.diff().double()
+        numbers, table = torch.arange(shard.rows), (shard.rows, dim)
+        grouped = GroupedRows.of(user_begins, numbers, *table)
+        self.by_user = RatedRows(grouped, shard.item, items)
         self.item_order = torch.argsort(shard.item, stable=True)
-        self.item_begins = torch.searchsorted(shard.item[self.item_order], torch.arange(items + 1))
+        item_begins = torch.searchsorted(shard.item[self.item_order], torch.arange(items + 1))
         self.item_users = shard.user[self.item_order]
+        self.divided = None
+        if workers.size > 1:
+            counts = workers.sum(item_begins.diff())
+            self.divided = DividedItems.of(item_begins, numbers, table, None, counts, workers)
+            grouped = self.divided.known
+        else:
+            grouped = GroupedRows.of(item_begins, numbers, *table)
+        self.by_item = RatedRows(grouped, self.item_users, len(own))
         stars = shard.rating.double()
         moments = float(len(stars)), float(stars.sum()), float(stars.square().sum())
         number, total, squares = workers.sum_floats(*moments)
         self.unit = max(squares / number - (total / number) ** 2, 1e-12) ** 0.5
-        self.user_counts = self.user_begins.diff().double()
-        self.user_blocks = _blocks(self.user_counts)
-        self.item_blocks = _blocks(workers.sum(self.item_begins.diff().double()))
         user_features, item_features, self.taste_table = implicit_svd_features(
             shard.user, shard.item, own, items, objective.side_rank, workers
         )
@@ -94,55 +105,43 @@ class GibbsSampler(EpochRunner):
 
     def _draw_users(self, target: Tensor, draws: Draws) -> None:
         self.user_prior.draw(self.user_rows, draws.shared)
-        noise, fixed = draws.normal(self.user_rows.shape[1]), _with_one(self.item_rows)
-        for rows in self.user_blocks:
-            system = self._user_system(rows, fixed, target)
-            system = system * self.weight[rows].to(system.dtype)[:, None, None]
-            self.user_rows[rows] = self._draw(system, rows, self.user_prior, noise)
-
-    def _user_system(self, rows: slice, fixed: Tensor, target: Tensor) -> Tensor:
-        """Sum the normal equations of some of this worker's users.
-
-        Args:
-            rows: The users.
-            fixed: (items, D + 1); the vector that multiplies a user's row, then what is added.
-            target: (N,) values to predict.
-        """
-        begins = self.user_begins[rows.start : rows.stop + 1]
-        place = slice(int(begins[0]), int(begins[-1]))
-        other = fixed[self.shard.item[place]]
-        return normal_equations(other[:, :-1], target[place] - other[:, -1], begins - begins[0])
+        noise, table = draws.normal(self.user_rows.shape[1]), with_zeros(_vectors(self.item_rows))
+        known = self.by_user.drawn_with(target - self.item_rows[self.shard.item, -1])
+        for group in known.groups:
+            rows, (matrix, right) = known.members(group), known.equations(group, table)
+            weight = self.weight[rows].to(table.dtype)
+            given = Equations(matrix * weight[:, None, None], right * weight[:, None])
+            self.user_rows[rows] = self._draw(given, rows, self.user_prior, noise)
 
     def _draw_items(self, target: Tensor, rng: np.random.Generator) -> None:
         self.item_prior.draw(self.item_rows, rng)
-        noise = normal(rng, *self.item_rows.shape)
-        by_item = target[self.item_order]
-        root, fixed = self.weight.sqrt().to(target.dtype), _with_one(self.user_rows)
-        for rows in self.item_blocks:
-            begins = self.item_begins[rows.start : rows.stop + 1]
-            place = slice(int(begins[0]), int(begins[-1]))
-            user = self.item_users[place]
-            other, scale = fixed[user], root[user]
-            system = normal_equations(
-                other[:, :-1] * scale[:, None],
-                (by_item[place] - other[:, -1]) * scale,
-                begins - begins[0],
-            )
-            system = self.workers.sum(system)
-            self.item_rows[rows] = self._draw(system, rows, self.item_prior, noise)
+        noise, table = normal(rng, *self.item_rows.shape), with_zeros(_vectors(self.user_rows))
+        residual = target[self.item_order] - self.user_rows[self.item_users, -1]
+        weight = self.weight.to(target.dtype)[self.item_users]
+        known = self.by_item.drawn_with(residual, weight)
 
-    def _draw(self, system: Tensor, rows: slice, prior: RowPrior, noise: Tensor) -> Tensor:
+        def drawn(given: Equations, rows: Tensor) -> Tensor:
+            return self._draw(given, rows, self.item_prior, noise)
+
+        if self.divided is not None:
+            self.item_rows = replace(self.divided, known=known).each(table, drawn)
+            return
+        for group in known.groups:
+            rows = known.members(group)
+            self.item_rows[rows] = drawn(known.equations(group, table), rows)
+
+    def _draw(self, given: Equations, rows: Tensor, prior: RowPrior, noise: Tensor) -> Tensor:
         mean = prior.features[rows] @ prior.weights
-        kind = system.dtype
-        return draw_rows(system, mean.to(kind), prior.precision.to(kind), noise[rows].to(kind))
+        kind = given.right.dtype
+        return draw_rows(given, mean.to(kind), prior.precision.to(kind), noise[rows].to(kind))
 
     def _draw_noise(self, target: Tensor, draws: Draws) -> None:
         squares = torch.zeros(len(self.user_rows), dtype=torch.float64)
-        fixed = _with_one(self.item_rows)
+        vectors, bias = _vectors(self.item_rows), self.item_rows[:, -1]
         for place in torch.arange(len(target)).split(PAIR_BLOCK):
             user = self.shard.user[place]
-            mine, other = self.user_rows[user], fixed[self.shard.item[place]]
-            guess = (mine * other[:, :-1]).sum(dim=-1) + other[:, -1]
+            item = self.shard.item[place]
+            guess = (self.user_rows[user] * vectors[item]).sum(dim=-1) + bias[item]
             squares.index_add_(0, user, (target[place] - guess).double().square())
         given = squares, self.user_counts, self.typical
         self.weight, self.typical = draw_noise(*given, draws, self.workers)
@@ -193,16 +192,16 @@ class GibbsSampler(EpochRunner):
 
     def _expected_spread(self, means: Tensor, precision: Tensor) -> Tensor:
         """Average (state - mean) (state - mean)', (S, S), under each user's posterior."""
-        model, size = self.model, means.shape[1]
-        whole = slice(None)
-        fixed = torch.cat([model.item_rows(whole), model.item_offset(whole)[:, None]], dim=1)
-        fixed, target = fixed.double(), self.shard.rating.double()
+        model, size, whole = self.model, means.shape[1], slice(None)
+        table = with_zeros(model.item_rows(whole).double())
+        offset = model.item_offset(whole).double()[self.shard.item]
+        known = self.by_user.drawn_with(self.shard.rating.double() - offset)
         total = means.new_zeros(size, size)
-        for rows in self.user_blocks:
-            system = self._user_system(rows, fixed, target) / float(model.noise)
-            inverse = torch.linalg.inv(system[:, :, :size] + precision)
-            right = system[:, :, size] + means[rows] @ precision
-            away = (inverse @ right[:, :, None])[:, :, 0] - means[rows]
+        for group in known.groups:
+            mean, (matrix, right) = means[known.members(group)], known.equations(group, table)
+            inverse = torch.linalg.inv(matrix / float(model.noise) + precision)
+            middle = right / float(model.noise) + mean @ precision
+            away = (inverse @ middle[:, :, None])[:, :, 0] - mean
             total += inverse.sum(dim=0) + away.T @ away
         return self.workers.sum(total) / self.shard.users.total
 
@@ -229,26 +228,16 @@ class GibbsSampler(EpochRunner):
         self.typical, self.samples = float(shared["typical"]), int(shared["samples"])
 
 
-def _blocks(counts: Tensor) -> list[slice]:
-    """Cut rows into blocks of few rows, and of few of their ratings unless it is one row."""
-    if not len(counts):
-        return []
-    filled = counts.cumsum(dim=0) // RATING_BLOCK
-    sizes = torch.unique_consecutive(filled, return_counts=True)[1].tolist()
-    blocks = [
-        block for part in torch.arange(len(counts)).split(sizes) for block in part.split(ROW_BLOCK)
-    ]
-    return [slice(int(block[0]), int(block[-1]) + 1) for block in blocks]
-
-
 def _with_constant(features: Tensor) -> Tensor:
     """Put the constant before (R, K) features."""
     return torch.cat([torch.ones_like(features[:, :1]), features], dim=1)
 
 
-def _with_one(rows: Tensor) -> Tensor:
-    """Insert into (R, D) rows, before the bias, the 1 that multiplies the other side's bias."""
-    return torch.cat([rows[:, :-1], torch.ones_like(rows[:, :1]), rows[:, -1:]], dim=1)
+def _vectors(rows: Tensor) -> Tensor:
+    """What multiplies a row of the other side: (R, D) rows with 1 in place of the bias, which the
+    other side's own bias meets.
+    """
+    return torch.cat([rows[:, :-1], torch.ones_like(rows[:, :1])], dim=1)
 
 
 def _inverse(spread: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ number of workers, and a worker draws none for the users of others.
 
 # Shape letters: R = rows (users or items), N = ratings, D = row length, K = features of a row.
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from recray.models.factorization import SIDE_POWER
+from recray.models.objectives.normal_equations import Equations, GroupedRows
+from recray.models.objectives.preference import Graded
 from recray.training.own_users import OwnUsers
 from recray.training.shard import Workers
 
@@ -60,30 +63,38 @@ def normal(rng: np.random.Generator, *shape: int) -> Tensor:
     return torch.from_numpy(rng.standard_normal(shape))
 
 
-def normal_equations(vectors: Tensor, target: Tensor, begins: Tensor) -> Tensor:
-    """Sum vector vector' over each row's ratings and, in the last column, vector * target.
+class RatedRows:
+    """The ratings of the rows of one side, grouped once; each draw brings new targets and weights.
 
     Args:
-        vectors: (N, D) of the other side, one for each rating.
-        target: (N,) product that row and vector should have.
-        begins: (R + 1,) int64; row r has the ratings begins[r]..begins[r + 1] - 1.
-
-    Returns:
-        (R, D, D + 1), ready to be summed over workers.
+        numbered: The rows; the places of their ratings are the numbers of these, and N pads.
+        other: (N,) int64 row of the other side, of each rating.
+        others: Number of rows of the other side.
     """
-    joined = torch.cat([vectors, target[:, None]], dim=1)
-    system = vectors.new_zeros(len(begins) - 1, vectors.shape[1], joined.shape[1])
-    for row, (begin, end) in enumerate(pairwise(begins.tolist())):
-        if end > begin:
-            torch.mm(vectors[begin:end].T, joined[begin:end], out=system[row])
-    return system
+
+    def __init__(self, numbered: GroupedRows, other: Tensor, others: int) -> None:
+        self.number = numbered.places
+        self.grouped = replace(numbered, places=self._padded(other.int(), others))
+
+    def drawn_with(self, target: Tensor, weight: Tensor | None = None) -> GroupedRows:
+        """The same rows, with the (N,) products that a rating should have, and weights."""
+        at = None if weight is None else self._padded(weight, 0)
+        return replace(self.grouped, graded=Graded(self._padded(target, 0), at))
+
+    def _padded(self, value: Tensor, pad: int) -> Tensor:
+        return torch.cat([value, value.new_full((1,), pad)])[self.number]
 
 
-def draw_rows(system: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) -> Tensor:
+def with_zeros(rows: Tensor) -> Tensor:
+    """Add the row of zeros that pads a table."""
+    return torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+
+
+def draw_rows(given: Equations, mean: Tensor, precision: Tensor, noise: Tensor) -> Tensor:
     """Draw rows from their posterior, given the other side.
 
     Args:
-        system: (R, D, D + 1) normal equations, in units of the rating noise.
+        given: What the ratings of R rows add to the normal equations, in units of the rating noise.
         mean: (R, D) prior means.
         precision: (D, D) prior inverse covariance.
         noise: (R, D) standard normal numbers; zeros give the posterior means.
@@ -91,11 +102,10 @@ def draw_rows(system: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) ->
     Returns:
         (R, D) rows.
     """
-    dim = system.shape[1]
     # With L L' = precision of the posterior, L'^-1 (L^-1 right + noise) has the posterior's mean
     # and covariance: one factorisation serves the solve and the draw.
-    factor = torch.linalg.cholesky(system[:, :, :dim] + precision)
-    right = (system[:, :, dim] + mean @ precision)[:, :, None]
+    factor = torch.linalg.cholesky(given.matrix + precision)
+    right = (given.right + mean @ precision)[:, :, None]
     middle = torch.linalg.solve_triangular(factor, right, upper=False) + noise[:, :, None]
     rows: Tensor = torch.linalg.solve_triangular(factor.mT, middle, upper=True)[:, :, 0]
     return rows
