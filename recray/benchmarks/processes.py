@@ -1,8 +1,10 @@
 """Training in plain processes that meet over gloo: what each spends, sends and holds."""
 
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,11 +18,15 @@ from torch import Tensor
 from recray.benchmarks.harness import own_memory
 from recray.config import Settings, build_settings
 from recray.data.dataset import Prepared
-from recray.models.objectives import ImplicitALS, as_linear
+from recray.models.objectives import ImplicitALS, as_linear, row_solver
+from recray.training import divided_items
 from recray.training.als import ALSEpochs
 from recray.training.checkpoint import RunFolder
 from recray.training.loop import TrainingRun, build_run
 from recray.training.shard import Shard, Workers
+
+REPETITIONS = 3
+"""How often all items are solved to time it."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,46 @@ class ItemSolves(ALSEpochs):
         return cls(as_linear(run.model), run.objective, run.shard, run.workers)
 
     @torch.no_grad()
-    def cpu_seconds(self) -> float:
-        """Solve all items once."""
-        self.workers.barrier()
-        before = time.process_time()
-        self._solve_items()
-        return time.process_time() - before
+    def cpu_seconds(self) -> tuple[float, float]:
+        """CPU seconds of solving all items once, and of the solves alone, without the sums that
+        they solve and the exchange of these: the median of several.
+        """
+        found = []
+        for _ in range(REPETITIONS):
+            self.workers.barrier()
+            with solves_timed() as solves:
+                before = time.process_time()
+                self._solve_items()
+                found.append((time.process_time() - before, solves.seconds))
+        whole, alone = (statistics.median(several) for several in zip(*found, strict=True))
+        return whole, alone
+
+
+@dataclass
+class Solves:
+    """What solves have taken so far."""
+
+    seconds: float = 0.0
+
+
+@contextmanager
+def solves_timed() -> Iterator[Solves]:
+    """Count the CPU seconds of this thread in solving summed equations."""
+    solves, solve = Solves(), row_solver.solve_equations
+
+    def counted(*given: Any) -> Tensor:
+        before = time.thread_time()
+        solved = solve(*given)
+        solves.seconds += time.thread_time() - before
+        return solved
+
+    try:
+        for module in (row_solver, divided_items):
+            setattr(module, "solve_equations", counted)  # noqa: B010
+        yield solves
+    finally:
+        for module in (row_solver, divided_items):
+            setattr(module, "solve_equations", solve)  # noqa: B010
 
 
 def train(settings: Settings, prepared: str, folder: Path, workers: int) -> dict[str, float]:
@@ -75,7 +115,7 @@ def train(settings: Settings, prepared: str, folder: Path, workers: int) -> dict
     Returns:
         The most of any worker: cpu_seconds and memory_bytes (beyond an idle process), and
         wall_seconds and summed_bytes; loading the rows is included, starting a process is not.
-        And item_seconds, the CPU seconds of solving all items once more.
+        And item_seconds and solve_seconds, of solving all items once more; see ItemSolves.
 
     Raises:
         RuntimeError: A worker died.
@@ -119,6 +159,7 @@ def _worker(
         "memory_bytes": float(own_memory("VmHWM") - held),
         "summed_bytes": float(sum(counting.summed)),
     }
-    answers.put(found | {"item_seconds": ItemSolves.of(job).cpu_seconds()})
+    whole, alone = ItemSolves.of(job).cpu_seconds()
+    answers.put(found | {"item_seconds": whole, "solve_seconds": alone})
     if workers > 1:
         dist.destroy_process_group()

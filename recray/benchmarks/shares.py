@@ -19,7 +19,7 @@ from recray.progress import Log
 GROUPS = (1, 2, 4)
 """Workers of the groups that are compared."""
 FEW = 100
-"""With this part of the users is found what a worker holds beside its users."""
+"""Divides the users of the set that tells what a worker holds beside its users."""
 
 
 class Made(NamedTuple):
@@ -55,6 +55,8 @@ class Share(Row):
     memory_mb: float
     memory_formula: float
     memory_off: float
+    solve_s: float
+    solve_share: float
     items_s: float
     items_share: float
     cpu_s: float
@@ -81,15 +83,17 @@ class Largest(Row):
 def divided(made: Made, log: Log) -> Measurement:
     """Train the same set with 1, 2 and 4 workers.
 
-    The memory of a worker should be what it holds with few users, and a share of the rest:
-    few + (that of one worker - few) / workers.
+    The memory of a worker should be what it holds in such a group with few users, and a share of
+    the rest: few + (that of one worker - its few) / workers.
     """
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as name:
         folder = Path(name)
-        few = _train(made._replace(users=made.users // FEW), 1, folder, log)["memory_bytes"]
+        less = made._replace(users=made.users // FEW)
+        few = {workers: _train(less, workers, folder, log) for workers in GROUPS}
         found = {workers: _train(made, workers, folder, log) for workers in GROUPS}
-    one = found[1]
-    rows = [_share(made, workers, took, one, few) for workers, took in found.items()]
+    rest = found[1]["memory_bytes"] - few[1]["memory_bytes"]
+    expected = {workers: few[workers]["memory_bytes"] + rest / workers for workers in GROUPS}
+    rows = [_share(made, w, found[w], found[1], expected[w]) for w in GROUPS]
     return Measurement(_figures(rows), rows)
 
 
@@ -140,9 +144,8 @@ def _settings(dim: int) -> Settings:
 
 
 def _share(
-    made: Made, workers: int, took: dict[str, float], one: dict[str, float], few: float
+    made: Made, workers: int, took: dict[str, float], one: dict[str, float], expected: float
 ) -> Share:
-    expected = few + (one["memory_bytes"] - few) / workers
     pairs = formulas.FLOAT32 * made.items * made.dim * (made.dim + 2)
     return Share(
         users=made.users,
@@ -153,6 +156,8 @@ def _share(
         memory_mb=round(took["memory_bytes"] / 1e6, 1),
         memory_formula=round(expected / 1e6, 1),
         memory_off=round(took["memory_bytes"] / expected - 1, 3),
+        solve_s=round(took["solve_seconds"], 3),
+        solve_share=round(took["solve_seconds"] / one["solve_seconds"], 3),
         items_s=round(took["item_seconds"], 2),
         items_share=round(took["item_seconds"] / one["item_seconds"], 3),
         cpu_s=round(took["cpu_seconds"], 1),
@@ -166,6 +171,7 @@ def _figures(rows: Sequence[Share]) -> Figures:
     figures: Figures = {}
     for row in rows[1:]:
         figures[f"memory_of_worker_off_{row.workers}"] = row.memory_off
-        figures[f"item_solves_{row.workers}_over_1"] = row.items_share
+        figures[f"item_solves_{row.workers}_over_1"] = row.solve_share
+        figures[f"items_with_exchange_{row.workers}_over_1"] = row.items_share
         figures[f"summed_bytes_over_4ID(D+2)_{row.workers}"] = row.of_whole_systems
     return figures
