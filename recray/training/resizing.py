@@ -45,12 +45,9 @@ class ResizeWatch:
         save: Callable[[int], None],
         workers: Workers,
     ) -> None:
-        self.preempting, self.has_room, self.save, self.workers = (
-            preempting,
-            has_room,
-            save,
-            workers,
-        )
+        self.preempting, self.has_room, self.save = preempting, has_room, save
+        # A step may be a phase of exact solves, which one worker ends much later than another.
+        self.workers = workers.with_long_timeout()
         self.wait, self.interval = 1, 1
         self.begun = self.asked = self.agreed = time.monotonic()
 
@@ -89,7 +86,7 @@ class ResizeWatch:
         Raises:
             GroupEnds: A node is about to be taken away, or there is room for more workers.
         """
-        group, now = self.workers.with_long_timeout(), time.monotonic()
+        group, now = self.workers, time.monotonic()
         ask = grow = False
         if group.rank == 0:
             ask = self._due(now)
