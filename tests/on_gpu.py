@@ -68,6 +68,8 @@ class Gpu(TorchFunctionMode):
             if name == "numpy":
                 raise TypeError("can't convert a tensor of the GPU to numpy")
             return first.inner.clone() if name == "cpu" else first.inner.tolist()
+        if name == "new_tensor" and isinstance(first, OnGpu):
+            return OnGpu(first.inner.new_tensor(*args[1:], **kwargs))
         if name == "to":
             given = [*args[1:], kwargs.get("device")]
             kind = next(

@@ -35,6 +35,7 @@ def gpus(monkeypatch):
         ("neumf", [], 2, 2, "cuda"),
         ("neumf", [], 1, 2, "cpu"),
         ("rating", [], 1, 1, "cpu"),
+        ("ranking", [], 1, 1, "cuda"),
         ("item-knn", [], 1, 1, "cpu"),
         ("dot-mse", ["train.max_rows_in_memory=20"], 1, 1, "cpu"),
         ("dot-mse", ["train.max_rows_in_memory=2000"], 1, 1, "cuda"),
@@ -105,14 +106,18 @@ FAMILIES = {
             "objective.kind=item-softmax",
             "objective.negatives=3",
             "objective.sampling=popularity",
+            "train.batch_size=32",
             "train.optimizer=adagrad",
         ],
     ),
     "all items": ("neumf-ranking", ["train.batch_size=8"]),
     "classes": ("softmax-dnn", ["train.batch_size=16", "train.optimizer=adagrad"]),
-    "exact solves": ("ranking", []),
     "conjugate gradients": ("ranking", ["train.solver=cg", "objective.unobserved_power=0.5"]),
+    "all items, logistic": ("neumf-ranking", ["objective.kind=logistic", "train.batch_size=8"]),
     "sequence": ("sequence", ["train.batch_size=8"]),
+    "sequence, few items": ("sequence", ["train.batch_size=8", "objective.negatives=5"]),
+    "exact solves": ("ranking", []),
+    "exact solves of features": ("hybrid", ["model.item_features=[genre:a,genre:b]"]),
 }
 
 
@@ -133,8 +138,7 @@ def test_epochs_on_a_gpu_touch_no_tensor_of_the_cpu_and_end_alike(tmp_path, monk
         shard, _ = two_tastes()
         if "ranking" in preset:
             shard = liked_only(shard)
-        steps = [] if preset == "ranking" else ["train.batch_size=32"]
-        return training_run(tmp_path, preset, shard, [*steps, *changes])
+        return training_run(tmp_path, preset, shard, changes)
 
     one, other = run(), run()
     losses, _ = two_epochs(one)

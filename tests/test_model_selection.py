@@ -52,8 +52,8 @@ def test_the_preset_next_chooses_among_the_models_of_order_the_simplest_first():
     assert {s.metric for s in found.values()} == {"ndcg@10"}
 
 
-def test_exact_solves_stay_on_the_cpu():
-    found = candidates(recipe("ranking", "dot-mse", changes=["train.device=cuda"]))
+def test_closed_forms_stay_on_the_cpu():
+    found = candidates(recipe("ease", "ranking", changes=["train.device=cuda"]))
     assert [s.train.device for s in found.values()] == ["cpu", "cuda"]
 
 
