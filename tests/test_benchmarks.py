@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recray.benchmarks import evaluate, experiments, gpu, quality, served, taste
+from recray import benchmarks
+from recray.benchmarks import evaluate, experiments, gpu, implicit_als, quality, served, taste
 from recray.errors import RecrayError
 from recray.evaluation.metrics import PerUserMetrics, RankedBatch
 from recray.inference.top_k import NONE, TopK
@@ -109,3 +110,20 @@ def test_the_gpu_table_has_a_row_for_each_family_and_goes_on_after_a_failure(mon
     monkeypatch.setattr(gpu, "LAST_BEGIN_S", -1.0)
     late = gpu.run(gpu.TASKS[:1], 1, lines.append, device="cpu")
     assert late.rows[0].error == "there was no time left"
+
+
+def test_exact_solves_beside_implicit_need_the_package(monkeypatch):
+    monkeypatch.setattr(implicit_als, "find_spec", lambda name: None)
+    with pytest.raises(RecrayError, match="pip install 'recray\\[implicit\\]'"):
+        benchmarks.run("train", True, print, only="implicit")
+    with pytest.raises(RecrayError, match="implicit"):
+        benchmarks.run("train", True, print, only="surprise")
+
+
+def test_held_out_pairs_are_not_trained_on_and_ranked_first_they_are_1():
+    pairs = implicit_als.Pairs.drawn(implicit_als.SMALL)
+    held_out = set(zip(*(x.tolist() for x in pairs.test), strict=True))
+    assert not held_out & set(zip(*(x.tolist() for x in pairs.train), strict=True))
+    perfect = np.zeros((300, 200), np.float32)
+    perfect[pairs.test] = 1
+    assert pairs.ndcg(perfect, np.eye(200, dtype=np.float32)) == pytest.approx(1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from recray.benchmarks import gpu, stage
+from recray.benchmarks import gpu, implicit_als, stage
 from recray.benchmarks.harness import Figures, Measurement, Row, timed
 from recray.benchmarks.steps import (
     LOOP_BATCH,
@@ -24,6 +24,7 @@ from recray.config import Settings, load_settings
 from recray.data import ingest
 from recray.data.dataset import Prepared
 from recray.data.source import detect_source
+from recray.errors import unknown_name
 from recray.progress import Log
 from recray.runtime.session import session
 from recray.training import trainer
@@ -52,6 +53,7 @@ class Sizes:
         tiny_runs_of_two: The same with two workers.
         naive: Time two workers of Ray Train as it comes, too.
         tables: Whose tables the models have: smaller ones, and larger ones.
+        solves: Sets on which exact solves are compared, the first one by quality too.
     """
 
     batches: tuple[int, ...]
@@ -61,10 +63,11 @@ class Sizes:
     tiny_runs_of_two: int
     naive: bool
     tables: tuple[str, str] = ("ml-1m", "ml-25m")
+    solves: tuple[implicit_als.Size, ...] = (implicit_als.ML_1M, implicit_als.ML_25M)
 
 
 FULL = Sizes((1024, BATCH, 32768), 1 << 20, 5, 3, 3, naive=True)
-QUICK = Sizes((BATCH,), 1 << 20, 3, 3, 1, naive=False)
+QUICK = Sizes((BATCH,), 1 << 20, 3, 3, 1, naive=False, solves=(implicit_als.ML_1M,))
 
 
 class Speed(Row):
@@ -86,17 +89,22 @@ class Speed(Row):
         return self.model, self.tables, self.batch
 
 
-def run(sizes: Sizes, log: Log, device: str = "cpu") -> Measurement:
+def run(sizes: Sizes, log: Log, device: str = "cpu", only: str | None = None) -> Measurement:
     """Time every way in turn.
 
     Args:
         sizes: How much is measured.
         log: Receives what happens, one line at a time.
         device: cpu, or cuda, which has a table of its own: see recray.benchmarks.gpu.
+        only: implicit: exact solves beside those of the package implicit, and nothing else.
 
     Raises:
-        RecrayError: There is no such device.
+        RecrayError: There is no such device, or no such package.
     """
+    if only is not None:
+        if only != "implicit":
+            raise unknown_name("row", only, ("implicit",))
+        return implicit_als.run(sizes.solves, sizes.repetitions, log)
     settings = load_settings("dot-mse", None, [f"train.device={device}"])
     device_of(settings.train)
     if device == "cuda":

@@ -268,7 +268,8 @@ def doctor(
 @click.option(
     "--only",
     metavar="FIGURE",
-    help="next, quality: one figure, such as rmse_1m; scale: formulas, workers or largest.",
+    help="next, quality: one figure, such as rmse_1m; scale: formulas, workers or largest; "
+    "train: implicit.",
 )
 @click.option("--device", metavar="DEVICE", help="train: cpu (the default) or cuda.")
 @shared()
