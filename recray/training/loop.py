@@ -145,7 +145,9 @@ class TrainingRun:
         own = runner.run(state.epoch)
         # The loss is that before the last step, which may have been the one too far.
         whole = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
-        loss_sum, rows, broken = self.workers.sum_floats(*own, float(not whole))
+        # The last phase of exact solves ends at different times, so the patience is long.
+        group = self.workers.with_long_timeout()
+        loss_sum, rows, broken = group.sum_floats(*own, float(not whole))
         if not math.isfinite(loss_sum) or broken:
             step = self._first_of(runner.bad_step())
             where = f"step {step} of epoch" if step is not None else "epoch"
