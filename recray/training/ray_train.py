@@ -69,15 +69,12 @@ def fit(
     """Run a function under Ray Train.
 
     Args:
-        worker: The function that each worker runs.
+        worker: The function that each worker runs; what that of worker 0 returns is returned.
         config: Its argument.
         folder: Where Ray keeps its own files while it runs.
         workers: How many; 0 is Ray's local mode, in this process.
         gpus: GPUs that a worker reserves.
         starts: How often Ray tries for 60 s to place the workers.
-
-    Returns:
-        What worker 0 returned.
 
     Raises:
         WorkerLost: A worker died, its node was taken away, or there was no room for all.
