@@ -266,10 +266,13 @@ def test_another_number_of_workers_is_remembered(tmp_path):
     folder = RunFolder(str(tmp_path))
     folder.reserve(metadata(workers=2))
     folder.reserve(metadata(workers=3))  # nothing was trained yet, nothing differs
+    folder.reserve(metadata(workers=2), TrainState(step=7))
+    assert [change.workers for change in folder.metadata().changes] == [3, 2]
     folder.reserve(metadata(workers=1), TrainState(epoch=4))
     assert folder.metadata().workers == 1
     assert folder.metadata().changes == (
         WorkerChange(epoch=0, workers=3),
+        WorkerChange(epoch=0, workers=2),
         WorkerChange(epoch=4, workers=1),
     )
 

@@ -90,10 +90,11 @@ class RunFolder:
         self.validate(metadata, resume=True)  # another run may have begun here since
         before = self.metadata()
         if before.workers != metadata.workers:
-            done = state.epoch if state is not None else 0
+            now = state or TrainState()
             first = WorkerChange(epoch=0, workers=before.workers)
-            change = WorkerChange(epoch=done, workers=metadata.workers)
-            changes = (*(before.changes or (first,)), change) if done else before.changes
+            change = WorkerChange(epoch=now.epoch, workers=metadata.workers)
+            begun = now.epoch > 0 or now.step > 0
+            changes = (*(before.changes or (first,)), change) if begun else before.changes
             update = {"workers": metadata.workers, "changes": changes}
             self.folder.write_json(RUN, before.model_copy(update=update).stored(self.folder.path))
         if self.finished:  # its last checkpoints were damaged since
