@@ -66,7 +66,7 @@ def fit(
     gpus: float = 0.0,
     starts: int = 4,
 ) -> Outcome:
-    """Run a function under Ray Train.
+    """Run a function under Ray Train; returns what it returned on worker 0.
 
     Args:
         worker: The function that each worker runs; what that of worker 0 returns is returned.
