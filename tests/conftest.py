@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import settings
 
 from recray import schema
 from recray.config import load_settings
@@ -21,6 +22,10 @@ from recray.models.history import HistoryModel, RatingsCSR
 from recray.storage import Folder, publish
 
 USERS, ITEMS, COLD = 12, 10, 2
+
+# No test fails for the time that it takes: hypothesis would have it that each example is quick.
+settings.register_profile("recray", deadline=None)
+settings.load_profile("recray")
 
 # What a shell starts in the background ignores Ctrl-C, and so would the commands of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -87,7 +87,7 @@ def test_the_reference_says_what_a_setting_takes_and_means(key):
     [
         "| `model.dim` | whole number from 1 to 4,096, or `auto` | `64` | Length of the user",
         "| `split.train_file` | text, or `null` | `null` | given: the file of the training ratings",
-        "| `train.device` | `auto`, `cpu`, `cuda` | `cpu` | cuda: each worker trains",
+        "| `train.device` | `auto`, `cpu`, `cuda` | `cpu` | cuda: a GPU for each worker",
         "| `model.layers` | list of whole numbers from 1 | `[128, 64, 32]` | mlp, neumf, so",
         "| `split.fold_in` | number above 0, below 1, or whole number from 1 | `0.8` | held-out",
         "| `objective.negatives` | whole number from 1, or `all`, `auto` | `4` | logistic, bpr",

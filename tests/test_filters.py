@@ -95,7 +95,7 @@ def passes(filters: Filters, item: int, genres: set[str], year: int, popularity:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(facts, min_size=MANY, max_size=MANY),
     wishes,
@@ -154,7 +154,7 @@ def by_hand(unit, score, k, diversity) -> list[int]:
     return chosen
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 1), st.integers(0, 999))
 def test_variety_follows_the_formula(pool, k, diversity, seed):
     rng = np.random.default_rng(seed)

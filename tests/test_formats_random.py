@@ -77,7 +77,7 @@ WRITERS = {
 }
 
 
-@settings(deadline=None, max_examples=EXAMPLES)
+@settings(max_examples=EXAMPLES)
 @given(tables())
 def test_every_format_gives_the_rows_that_were_written(rows: list[Row]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,6 @@ def ask_everything(bundle, examples: int) -> collections.Counter:
     schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(Recommender(bundle)))
     chosen = settings(
         max_examples=examples // 2,  # of those that fit, and of those that do not
-        deadline=None,
         database=None,
         derandomize=True,
         phases=[Phase.explicit, Phase.generate],

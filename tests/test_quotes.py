@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recray.data import scan
@@ -182,7 +182,6 @@ def test_a_long_row_costs_itself_and_no_memory(tmp_path, monkeypatch, chunk_byte
 LETTERS = st.text(st.sampled_from('ab",;\n\r\t x'), max_size=8)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(LETTERS, LETTERS), min_size=1, max_size=8), st.sampled_from(",;|\t"))
 def test_what_a_csv_writer_writes_is_read_back(pairs, delimiter):
     pairs = [(f"u{a}.", f"i{b}.") for a, b in pairs]
@@ -200,7 +199,6 @@ def test_what_a_csv_writer_writes_is_read_back(pairs, delimiter):
     assert len(parsed.rejected) == 0
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from('ab",\n\r '), max_size=30), st.integers(0, 30))
 def test_both_ways_to_find_rows_agree(letters, cut):
     content = letters.encode()
