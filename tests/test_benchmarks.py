@@ -122,8 +122,12 @@ def test_exact_solves_beside_implicit_need_the_package(monkeypatch):
 
 def test_held_out_pairs_are_not_trained_on_and_ranked_first_they_are_1():
     pairs = implicit_als.Pairs.drawn(implicit_als.SMALL)
-    held_out = set(zip(*(x.tolist() for x in pairs.test), strict=True))
-    assert not held_out & set(zip(*(x.tolist() for x in pairs.train), strict=True))
+    parts = (pairs.train, pairs.valid, pairs.test)
+    train, valid, test = (set(zip(*(x.tolist() for x in part), strict=True)) for part in parts)
+    assert all((train, valid, test))
+    assert not train & valid
+    assert not (train | valid) & test
     perfect = np.zeros((300, 200), np.float32)
     perfect[pairs.test] = 1
-    assert pairs.ndcg(perfect, np.eye(200, dtype=np.float32)) == pytest.approx(1)
+    tables = perfect, np.eye(200, dtype=np.float32)
+    assert pairs.ndcg(tables, pairs.test) == pytest.approx(1)

@@ -89,7 +89,9 @@ class Speed(Row):
         return self.model, self.tables, self.batch
 
 
-def run(sizes: Sizes, log: Log, device: str = "cpu", only: str | None = None) -> Measurement:
+def run(
+    sizes: Sizes, log: Log, device: str = "cpu", only: str | None = None, data: str | None = None
+) -> Measurement:
     """Time every way in turn.
 
     Args:
@@ -97,14 +99,15 @@ def run(sizes: Sizes, log: Log, device: str = "cpu", only: str | None = None) ->
         log: Receives what happens, one line at a time.
         device: cpu, or cuda, which has a table of its own: see recray.benchmarks.gpu.
         only: implicit: exact solves beside those of the package implicit, and nothing else.
+        data: Folder of ml-1m.zip, for those; None generates ratings of its size.
 
     Raises:
-        RecrayError: There is no such device, or no such package.
+        RecrayError: There is no such device, package or archive.
     """
     if only is not None:
         if only != "implicit":
             raise unknown_name("row", only, ("implicit",))
-        return implicit_als.run(sizes.solves, sizes.repetitions, log)
+        return implicit_als.run(sizes.solves, sizes.repetitions, log, data)
     settings = load_settings("dot-mse", None, [f"train.device={device}"])
     device_of(settings.train)
     if device == "cuda":

@@ -263,7 +263,7 @@ def doctor(
     "--data",
     type=PATH,
     metavar="FOLDER",
-    help="next, quality, search, tune: archives such as ml-100k.zip.",
+    help="next, quality, search, tune, train: archives such as ml-100k.zip.",
 )
 @click.option(
     "--only",
