@@ -1,8 +1,9 @@
 """How many workers there is room for when a group has ended; no Ray is started."""
 
 import pytest
+import ray
 
-from recray.runtime import nodes
+from recray.runtime import nodes, ray_private
 from recray.runtime.nodes import Node
 
 
@@ -51,3 +52,11 @@ def test_workers_with_gpus_need_both_on_one_node(monkeypatch):
     assert nodes.free_workers() == 8
     assert nodes.free_workers(gpus=1.0) == 3
     assert nodes.free_workers(gpus=0.5) == 4
+
+
+def test_without_private_names_of_ray_nodes_are_counted_in_the_public_way(monkeypatch):
+    monkeypatch.setattr(ray_private, "find", lambda _name, _instead: None)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
+    assert ray_private.draining_nodes() == set()
+    assert ray_private.free_resources() == [{"CPU": 3.0}]
+    ray_private.request_nodes("run", [{"CPU": 1.0}])

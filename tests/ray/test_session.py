@@ -8,7 +8,10 @@ import sys
 import pytest
 
 from recray.runtime.ray_private import (
+    AUTOSCALING,
     DASHBOARD_URL,
+    DRAINING_NODES,
+    FREE_RESOURCES,
     NAMES,
     SERVE_CLIENT,
     SET_SERVE_CLIENT,
@@ -126,10 +129,11 @@ def test_stages_follow_each_other_in_any_order(stages, tmp_path, port):
 
 # The names of one row have to do with different stages: none changes what another one does.
 HIDDEN = ((TOKEN_MODE, TRAIN_CALLBACKS, SERVE_CLIENT), (DASHBOARD_URL, SET_SERVE_CLIENT))
+OF_CLUSTERS = (DRAINING_NODES, FREE_RESOURCES, AUTOSCALING)  # see tests/test_nodes.py
 
 
 def test_every_private_name_is_hidden_once():
-    assert sorted(name for names in HIDDEN for name in names) == sorted(NAMES)
+    assert sorted(name for names in (*HIDDEN, OF_CLUSTERS) for name in names) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
