@@ -57,7 +57,8 @@ def train_seconds(size: Size) -> Terms:
     """CPU seconds of one worker of exact solves, reading its rows included.
 
     A rating is added to a Gram matrix once for its user and once for its item. A user's system is
-    solved by the worker that has the user, an item's by one of the workers.
+    solved by the worker that has the user, an item's by one of the workers. Among several, each
+    packs the equations of all items.
     """
     solved = (size.users * (size.epochs + 1) + size.items * size.epochs) / size.workers
     gathered = size.ratings / size.workers * (2 * size.epochs + 1)
@@ -68,6 +69,7 @@ def train_seconds(size: Size) -> Terms:
         "row": solved,
         "row x dim^2": solved * size.dim**2,
         "row x dim^3": solved * size.dim**3,
+        "item x dim^2, packed": size.items * size.epochs * size.dim**2 * (size.workers > 1),
         "byte sent": sent_bytes(size),
     }
 
