@@ -14,13 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import boto3
 import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from moto.server import ThreadedMotoServer
 from werkzeug.serving import WSGIRequestHandler
 
 from recray.errors import RecrayError, StorageError
@@ -29,6 +27,7 @@ from recray.training.checkpoint import OPTIMIZER, Checkpoint, RunFolder, TrainSt
 from recray.training.checkpoint import files as tensor_files
 from recray.training.own_users import OwnUsers
 from recray.training.shard import Workers
+from tests.s3_store import s3_store
 from tests.test_stopping import Disk, join, kill
 
 PARTS, USERS = 8, 50
@@ -365,20 +364,8 @@ def requests(monkeypatch):
         "log_request",
         lambda handler, *_: asked.append((handler.command, handler.path)),
     )
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="data")
-    yield asked
-    server.stop()
+    with s3_store(monkeypatch):
+        yield asked
 
 
 def test_a_checkpoint_takes_few_requests_of_a_store_and_reads_nothing_back(requests):

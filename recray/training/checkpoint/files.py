@@ -7,7 +7,7 @@ when they are read.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -185,18 +185,17 @@ def _compare(folder: Folder, name: str, found: str, expected: str) -> None:
 
 
 def read_sections(
-    folder: Folder,
-    name: str,
-    sections: Sequence[Section],
-    take: Callable[[int, memoryview], None],
-) -> None:
+    folder: Folder, name: str, sections: Sequence[Section]
+) -> Iterator[tuple[int, memoryview]]:
     """Read some sections of a file, neighbours in one read as far as READ_BYTES go.
 
     Args:
         folder: Where.
         name: The file's name.
         sections: In the order in which they lie in the file.
-        take: Receives the place of a section in `sections`, and its bytes.
+
+    Yields:
+        The place of a section in `sections`, and its bytes.
 
     Raises:
         DamagedFile: The file is missing, or the bytes of a section are not those of its digest.
@@ -217,5 +216,5 @@ def read_sections(
             one = sections[place]
             content = held[one.begin - begin : one.end - begin]
             _compare(folder, name, hashlib.sha256(content).hexdigest(), one.sha256)
-            take(place, content)
+            yield place, content
         first = last

@@ -210,7 +210,6 @@ class GroupCheckpoints:
         self, folder: Folder, state: TrainState, written: Sequence[Answer], failed: Sequence[Answer]
     ) -> None:
         """Make it a checkpoint, on worker 0, if every worker has written its files."""
-        published = False
         try:
             if not self.run.exists(self.owner):
                 raise RecrayError(
@@ -229,10 +228,9 @@ class GroupCheckpoints:
             if not is_uri(folder.path):
                 with storage_errors(folder.path):
                     swap_in(Path(folder.path), Path(self.checkpoints.child(state.name).path))
-            published = True
-        finally:
-            if not published:
-                folder.delete()
+        except BaseException:
+            folder.delete()
+            raise
         write_history(self.run, state)
         self._delete_outdated(state, folder.name if is_uri(folder.path) else state.name)
 

@@ -106,14 +106,11 @@ def read_users(folder: Folder, rows: UserFiles, own: OwnUsers) -> UserRows:
         wanted = [part for part in parts if part.part in places]
         if len(wanted) == 1:  # the head alone
             continue
-
-        def take(number: int, content: memoryview) -> None:
-            part = wanted[number]  # noqa: B023
+        for number, content in read_sections(folder, file, [part.section for part in wanted]):
+            part = wanted[number]
             at = places[part.part]
             if part.rows and part.rows == at.stop - at.start:
                 _take_rows(rows.columns, content, {n: t[at] for n, t in tensors.items()})
-
-        read_sections(folder, file, [part.section for part in wanted], take)
         written += sum(part.rows for part in wanted)
     if written != len(own.ids) or not torch.equal(tensors[IDS], own.ids):
         raise RecrayError(f"{folder} is of other users than those of the data set; train again")
@@ -131,17 +128,14 @@ def read_user_tables(folder: Folder, rows: UserFiles) -> dict[str, Tensor]:
     kept = {n: c for n, c in rows.columns.items() if not n.startswith(OPTIMIZER) and n != IDS}
     tables = {name: column.zeros(rows.users) for name, column in kept.items()}
     for file, parts in rows.files.items():
-
-        def take(number: int, content: memoryview) -> None:
-            count = parts[number].rows  # noqa: B023
-            if not count:
-                return
+        for number, content in read_sections(folder, file, [part.section for part in parts]):
+            count = parts[number].rows
+            if not count:  # a head, or a part without users
+                continue
             some = {name: column.empty(count) for name, column in rows.columns.items()}
             _take_rows(rows.columns, content, some)
             for name, table in tables.items():
                 table[some[IDS]] = some[name]
-
-        read_sections(folder, file, [part.section for part in parts], take)
     return tables
 
 
