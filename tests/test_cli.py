@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from recray.cli import cli
+from recray.cli.base import Commands
 from recray.cli.reference import command_page, result_page, result_types, settings_page
 from recray.config import known_keys
 from recray.pipelines.repetition import FoldReport, FoldsReport
@@ -198,3 +199,14 @@ def test_folds_are_a_table_with_their_mean():
 
 def test_presets_are_listed():
     assert "ranking" in run("presets").stdout.split()
+
+
+def test_the_end_of_a_connection_is_no_ctrl_d():
+    group = Commands("group")
+
+    @group.command()
+    def broken() -> None:
+        raise EOFError("0 bytes read")
+
+    with pytest.raises(RuntimeError, match="0 bytes read"):
+        group.main(["broken"], standalone_mode=False)

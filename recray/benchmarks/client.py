@@ -1,6 +1,7 @@
 """The load of `recray benchmark serve`, by an HTTP client that costs little, and its rows."""
 
 import asyncio
+import contextlib
 import socket
 import time
 from typing import Self
@@ -8,6 +9,11 @@ from typing import Self
 from recray.benchmarks.harness import Row
 
 HOST = "127.0.0.1"
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class _NoReplyError(ConnectionResetError):
+    """A connection ended before a byte of the reply came."""
 
 
 def free_port() -> int:
@@ -29,7 +35,7 @@ class Client:
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._free: list[Connection] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -40,27 +46,55 @@ class Client:
             await writer.wait_closed()
 
     async def ask(self, path: str, body: bytes = b"", headers: str = "") -> bytes:
-        """The body of a reply, which must be 200."""
-        if not self._free:
-            self._free.append(await asyncio.open_connection(HOST, self.port, limit=1 << 24))
-        reader, writer = self._free.pop()
+        """The body of a reply, which must be 200.
+
+        A kept connection that ended before it answered anything is replaced by a new one: a proxy
+        closes them whenever it likes, and HAProxy closes all of them when its apps change.
+
+        Raises:
+            OSError: There is no connection, or it ends in the middle of a reply.
+            RuntimeError: The status is another one.
+        """
         method = "POST" if body else "GET"
-        writer.write(
+        request = (
             f"{method} {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n{headers}\r\n".encode()
             + body
         )
+        while self._free:
+            kept = self._free.pop()
+            with contextlib.suppress(_NoReplyError):
+                return await self._asked(path, request, kept)
+        made = await asyncio.open_connection(HOST, self.port, limit=1 << 24)
+        return await self._asked(path, request, made)
+
+    async def _asked(self, path: str, request: bytes, connection: Connection) -> bytes:
+        reader, writer = connection
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            size = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-            content = await reader.readexactly(size)
+            head, content = await _reply(reader, writer, request)
         except BaseException:
             writer.close()
             raise
-        self._free.append((reader, writer))
+        self._free.append(connection)
         if not head.startswith(b"http/1.1 200"):
             raise RuntimeError(f"{path}: {head.splitlines()[0]!r} {content[:200]!r}")
         return content
+
+
+async def _reply(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+) -> tuple[bytes, bytes]:
+    """Head, in small letters, and body of what is answered."""
+    head = b""
+    try:
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        size = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+        return head, await reader.readexactly(size)
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        if head or getattr(error, "partial", b""):
+            raise ConnectionResetError("the connection ended in the middle of a reply") from error
+        raise _NoReplyError("the connection ended without a reply") from error
 
 
 async def peak(port: int, paths: list[str], seconds: float, headers: str = "") -> float:

@@ -48,11 +48,13 @@ class Commands(click.Group):
     """Show a RecrayError as one line on stderr; a bug keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command and translate its RecrayError."""
+        """Run the command and translate its RecrayError; any other error is a bug."""
         try:
             return super().invoke(ctx)
         except RecrayError as error:
             raise _Failure(error) from error
+        except EOFError as error:  # click would take it for Ctrl-D at a prompt, and say "stopped"
+            raise RuntimeError(f"the end of a file or connection: {error}") from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
