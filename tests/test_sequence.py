@@ -243,6 +243,12 @@ def test_every_rating_but_the_first_is_predicted_once_an_epoch(tmp_path):
     assert len(cuts) > 10, "an epoch cuts where the one before did not"
 
 
+def test_without_a_second_rating_nothing_can_be_learned(tmp_path):
+    one_each = walks(steps=1)
+    with pytest.raises(RecrayError, match=r"next-item: no user has two ratings to train on"):
+        run_of(tmp_path, one_each).fit()
+
+
 def test_a_large_catalogue_is_sampled():
     settings = load_settings("sequence")
     assert settings.sized(10, 20_000).objective.negatives == "all"

@@ -1,6 +1,7 @@
 """The loop without any cluster: it learns what was planted, stops, resumes, and shares work."""
 
 import json
+import math
 import os
 from dataclasses import replace
 from functools import partial
@@ -18,13 +19,14 @@ from recray.errors import RecrayError
 from recray.models import build_model
 from recray.models.objectives import build_objective
 from recray.training import trainer
+from recray.training.als import ALSEpochs
 from recray.training.callbacks import Callbacks
 from recray.training.checkpoint import Checkpoint, RunFolder, TrainState, UserRows
 from recray.training.early_stopping import distrust_of_validation
 from recray.training.loop import TrainingRun
 from recray.training.own_users import OwnUsers, first_model
 from recray.training.ray_train import TrainJob
-from recray.training.run_metadata import RunMetadata
+from recray.training.run_metadata import RunMetadata, RunSummary
 from recray.training.runners import epoch_runner
 from recray.training.shard import BatchPlan, Shard, Workers, epoch_generator, shuffled_batches
 
@@ -244,6 +246,23 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
     assert RunFolder(str(tmp_path)).latest().train_state.epoch == 2
 
 
+@pytest.mark.parametrize("solver", ["exact", "cg"])
+def test_solves_without_a_single_solution_end_in_one_line(tmp_path, solver):
+    changes = ["train.l2=0", "model.dim=64", f"train.solver={solver}"]  # of 20 items
+    run = training_run(tmp_path, "ranking", two_tastes()[0], changes)
+    with pytest.raises(
+        RecrayError, match=r"l2 of 0: .* no single solution; give a larger train.l2"
+    ):
+        run.fit()
+
+
+def test_solves_that_are_not_finite_name_no_learning_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(ALSEpochs, "_loss", lambda _self: math.nan)
+    run = training_run(tmp_path, "ranking", two_tastes()[0], ["train.l2=0.5"])
+    with pytest.raises(RecrayError, match=r"nan in epoch 1 with train.l2=0.5; use a larger tr"):
+        run.fit()
+
+
 # ------------------------------------------------------------------------------- step plan
 
 
@@ -411,6 +430,26 @@ def test_resuming_something_else_is_refused(tmp_path, changes, words):
         RunFolder(str(tmp_path)).validate(metadata(**changes), resume=True)
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"settings": {}}', '{"settings": 1}', '{"form'])
+def test_a_damaged_run_file_is_named_in_one_line(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RecrayError, match=r"run\.json is damaged: ") as error:
+        RunFolder(str(tmp_path)).validate(metadata(), resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_kill_before_the_last_history_was_written_leaves_none_out(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    folder.reserve(metadata())
+    saved(folder, 1)
+    before = (tmp_path / "epochs.json").read_text()
+    saved(folder, 2)
+    (tmp_path / "epochs.json").write_text(before)
+    values = {"run": "run", "epochs": 2, "best_epoch": 1, "best": {}, "stopped_early": False}
+    folder.finish(RunSummary(**values))
+    assert [entry["epoch"] for entry in folder.history()] == [1, 2]
+
+
 def test_the_history_is_there_to_be_read_while_training(tmp_path):
     shard, _ = two_tastes()
     training_run(tmp_path, "dot-mse", shard, ["train.epochs=3"]).fit()
@@ -454,6 +493,8 @@ def test_a_loss_that_explodes_tells_the_step_and_keeps_the_checkpoint_before(tmp
     shard, _ = two_tastes()
     changes = ["train.optimizer=sgd", "train.lr=1e12", "train.batch_size=64", "train.epochs=3"]
     run = training_run(tmp_path, "dot-mse", shard, changes)
-    with pytest.raises(RecrayError, match=r"in step \d of epoch 1 with train.lr=1e\+12; use a sma"):
+    with pytest.raises(
+        RecrayError, match=r"step \d of epoch 1 with train.lr=1e\+12 and train.l2=.*; use a"
+    ):
         run.fit()
     assert run.checkpoints.latest() is None

@@ -8,6 +8,7 @@ from torch import Tensor
 from recray.models.base import LinearModel
 from recray.models.factorization import Hybrid
 from recray.models.objectives import ImplicitALS
+from recray.models.objectives.ials import one_solution_each
 from recray.models.objectives.normal_equations import GroupedRows
 from recray.models.objectives.preference import Graded
 from recray.models.objectives.row_solver import Priors, Spectrum, solve_rows
@@ -77,7 +78,11 @@ class ALSEpochs(EpochRunner):
 
     @torch.no_grad()
     def run(self, epoch: int) -> tuple[float, float]:
-        """Train one epoch; return this worker's part of the loss and the ratings that it covers."""
+        """Train one epoch; return this worker's part of the loss and the ratings that it covers.
+
+        Raises:
+            RecrayError: A row has no single solution, since l2 is too small.
+        """
         self.model.eval()
         phases = [self._solve_items, self._solve_users]
         if epoch == 0:
@@ -86,7 +91,8 @@ class ALSEpochs(EpochRunner):
         done, self._resumed = 0 if self._resumed is None else len(self._resumed), None
         self._losses = torch.zeros(len(phases), dtype=torch.float64)
         for number, phase in enumerate(phases[done:], done + 1):
-            phase(steps)
+            with one_solution_each(self.objective.l2):
+                phase(steps)
             if self._callback is not None and number < len(phases):
                 self._callback(number)
         return self._loss(), float(len(self.shard.user))

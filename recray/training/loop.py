@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from recray.config import Settings
+from recray.config import Settings, without_effect
 from recray.data.dataset import Prepared
 from recray.data.features import feature_matrix
 from recray.errors import RecrayError
@@ -152,9 +152,8 @@ class TrainingRun:
             step = self._first_of(runner.bad_step())
             where = f"step {step} of epoch" if step is not None else "epoch"
             raise RecrayError(
-                f"the loss became {math.nan if broken else loss_sum} in {where} "
-                f"{state.epoch + 1} with train.lr={self.settings.train.lr:g}; "
-                "use a smaller train.lr or a larger train.l2; the last good checkpoint stays"
+                f"the loss became {math.nan if broken else loss_sum} in {where} {state.epoch + 1}"
+                f"{self._remedy()}; the last good checkpoint stays"
             )
         trained = time.perf_counter()
         loss = {"loss": loss_sum / rows} if runner.has_loss else {}
@@ -169,6 +168,14 @@ class TrainingRun:
         state.history.append(entry)
         self._save(runner, state)
         self.report(entry)
+
+    def _remedy(self) -> str:
+        """Name the settings that keep a loss finite, of those that this run uses."""
+        changes = {"train.lr": "smaller", "train.l2": "larger"}
+        used = [name for name in changes if not without_effect(self.settings, name)]
+        given = " and ".join(f"{name}={self.settings.value(name):g}" for name in used)
+        change = " or ".join(f"a {changes[name]} {name}" for name in used)
+        return f" with {given}; use {change}" if used else ""
 
     def _first_of(self, step: int | None) -> int | None:
         """The first step that some worker names."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recray.config import TrainSettings
+from recray.errors import RecrayError
 from recray.models.objectives.next_item import NO_TARGET, Candidates, NextItem
 from recray.models.sequence import Sequence, Windows
 from recray.schema import UNKNOWN_TIME
@@ -46,6 +47,9 @@ class NextItemEpochs(SGDEpochs):
         shard: This worker's ratings, those of a user in order.
         settings: Optimizer, windows of a step, epochs and seed.
         workers: The group.
+
+    Raises:
+        RecrayError: No item follows another one, on any worker.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class NextItemEpochs(SGDEpochs):
             self.inputs > model.length
         ).long()
         super().__init__(model, shard, int(cuts.sum()), settings, workers, pairs=None)
+        if not self.plan.steps:
+            raise RecrayError("objective.kind=next-item: no user has two ratings to train on")
         for group in self.step.optimizer.param_groups:
             group["betas"] = BETAS
         self.item = shard.item.to(self.device)

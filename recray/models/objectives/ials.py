@@ -2,6 +2,9 @@
 
 # Shape letters: R = rows of the side that is solved, N = rows of the other side, D = vector length.
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -21,6 +24,22 @@ shows more of the others at no loss (validation rows of ml-100k).
 """
 FEW_ROWS = 8
 """Rows of which each is solved alone: to group so few takes longer than to solve them."""
+
+
+@contextmanager
+def one_solution_each(l2: float) -> Iterator[None]:
+    """Raise in one line that some row has no single solution, as it may be where l2 is 0.
+
+    Raises:
+        RecrayError: In place of torch's own error.
+    """
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise RecrayError(
+            f"exact solves with an l2 of {l2:g}: the equations of a user or an item have no single "
+            "solution; give a larger train.l2, or train.als_pretrain_l2 where solves come first"
+        ) from error
 
 
 class ImplicitALS(Objective):
@@ -135,20 +154,24 @@ class ImplicitALS(Objective):
             weights: (R,) weights of the pairs of each row; None means 1.
             ridge: (R,) ridge of each row; None takes `ridge()` of its ratings.
             spectrum: Of `gram`, where it is known; None computes it.
+
+        Raises:
+            RecrayError: A row has no single solution, since l2 is too small.
         """
-        if ridge is None:
-            ridge = self.ridge(indptr.diff().to(fixed.dtype), others)
-        if len(ridge) <= FEW_ROWS:
-            every = gram.expand(len(ridge), -1, -1)
-            every = every if weights is None else weights[:, None, None] * every
-            given = fixed, indptr, places, every, ridge, prior_mean, graded
-            return torch.stack([_solve_one(row, *given) for row in range(len(ridge))])
-        if len(places) < len(fixed):  # only what is rated is turned into the basis of the spectrum
-            fixed, places = fixed[places], torch.arange(len(places), device=places.device)
-        spectrum = Spectrum.of(gram) if spectrum is None else spectrum
-        known = GroupedRows.of(indptr, places, len(fixed), fixed.shape[1], graded)
-        priors = Priors.of(spectrum, ridge, weights, prior_mean)
-        return solve_rows(known, fixed, spectrum, priors)
+        with one_solution_each(self.l2):
+            if ridge is None:
+                ridge = self.ridge(indptr.diff().to(fixed.dtype), others)
+            if len(ridge) <= FEW_ROWS:
+                every = gram.expand(len(ridge), -1, -1)
+                every = every if weights is None else weights[:, None, None] * every
+                given = fixed, indptr, places, every, ridge, prior_mean, graded
+                return torch.stack([_solve_one(row, *given) for row in range(len(ridge))])
+            if len(places) < len(fixed):  # only what is rated is turned into the spectrum's basis
+                fixed, places = fixed[places], torch.arange(len(places), device=places.device)
+            spectrum = Spectrum.of(gram) if spectrum is None else spectrum
+            known = GroupedRows.of(indptr, places, len(fixed), fixed.shape[1], graded)
+            priors = Priors.of(spectrum, ridge, weights, prior_mean)
+            return solve_rows(known, fixed, spectrum, priors)
 
     def fold_in_solver(
         self, model: Model, config: FoldInConfig, popularity: Tensor | None

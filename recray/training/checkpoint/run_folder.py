@@ -105,11 +105,14 @@ class RunFolder:
         """Read what `reserve` wrote.
 
         Raises:
-            RecrayError: There is no run, or another version of recray wrote it.
+            RecrayError: There is no run, another version of recray wrote it, or it is damaged.
         """
         if not self.folder.exists(RUN):
             raise RecrayError(f"{self.folder} holds no run; make one with `recray train`")
         content = self.folder.read_json(RUN)
+        facts = content if isinstance(content, dict) else {}
+        if not isinstance(facts.get("settings"), dict) or "prepared" not in facts:
+            raise DamagedFile(f"{self.folder}/{RUN} is damaged: it does not say what the run is")
         refuse_format(content.get("format"), str(self.folder), RUN_FORMAT)
         settings = build_settings(translated(content["settings"]))
         prepared = moved.found(self.folder.path, "prepared", content)
@@ -235,9 +238,12 @@ class RunFolder:
         for name in self.folder.files(recursive=False):
             if name.startswith(OWNER):
                 self.folder.delete(name)
+        whole = list_checkpoints(self.checkpoints).whole
+        if whole:  # after a kill the history may lack what its last checkpoint has
+            write_history(self.folder, whole[0].state)
         known = [
             ManifestEntry(**entry.model_dump() | {"name": f"{CHECKPOINTS}/{one.name}/{entry.name}"})
-            for one in list_checkpoints(self.checkpoints).whole
+            for one in whole
             for entry in one.manifest.files
         ]
         self.folder.write_manifest(KIND, facts, known)
