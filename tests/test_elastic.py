@@ -5,6 +5,7 @@ import torch
 from click.testing import CliRunner
 
 from recray.cli import cli
+from recray.config import load_settings
 from recray.errors import NodeTaken, NotPlaced, RecrayError, WorkerLost
 from recray.runtime import ray_errors
 from recray.runtime.session import workers_at
@@ -15,7 +16,8 @@ from recray.training.elastic import ElasticTraining
 from recray.training.failures import lost_peer, machine_failures_told
 from recray.training.ray_train import TrainJob
 from recray.training.resizing import GroupEnds, ResizeWatch
-from recray.training.shard import Workers
+from recray.training.shard import LONG_TIMEOUT_S, Workers
+from recray.tuning import distributed_trial
 from recray.tuning.distributed_trial import cause_of
 from tests.test_training import metadata
 
@@ -277,3 +279,21 @@ def test_a_trial_whose_worker_raised_an_error_has_failed_with_it():
     shapes = RuntimeError("shapes, by gloo")
     assert cause_of(Failed(w0=WorkerLost("waited"), w1=shapes)) is shapes
     assert str(cause_of(RecrayError("no memory"))) == "no memory"
+
+
+def test_the_workers_of_a_trial_wait_long_for_what_the_search_decides(monkeypatch):
+    waited = []
+
+    class Listening(Workers):
+        def sum_floats(self, *values):
+            waited.append(self.timeout)
+            return [float(len(waited) < 2)]
+
+    states = iter([TrainState(), TrainState(1), TrainState(2), TrainState(3)])
+    run = type("Run", (), {"epochs": lambda _self: states})()
+    monkeypatch.setattr(distributed_trial, "build_run", lambda *_: run)
+    monkeypatch.setattr(distributed_trial.NoTestDataset, "open", lambda _path: None)
+    settings = load_settings("dot-mse").plain()
+    distributed_trial._train_epochs({"settings": settings, "prepared": ""}, Listening(1, 2))
+    assert waited == [LONG_TIMEOUT_S] * 2
+    assert next(states).epoch == 3, "the second answer was to leave"

@@ -62,13 +62,11 @@ def check_device(train: TrainSettings, workers: int, address: str) -> None:
 
 
 def device_of(train: TrainSettings) -> torch.device:
-    """The device that this process trains on; auto is cuda where there is a GPU.
+    """The device that this process trains on; auto was settled before, see with_device.
 
     Raises:
         RecrayError: A GPU is asked for where there is none.
     """
-    found = torch.cuda.is_available()
-    if train.device == "cuda" and not found:
+    if train.device == "cuda" and not torch.cuda.is_available():
         raise RecrayError("train.device=cuda: there is no GPU that torch can use; give cpu")
-    on_gpu = found and train.device != "cpu" and train.optimizer not in CPU_ONLY
-    return torch.device("cuda" if on_gpu else "cpu")
+    return torch.device(train.device)

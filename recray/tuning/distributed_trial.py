@@ -166,6 +166,7 @@ def _train_epochs(config: dict[str, Any], workers: Workers) -> None:
         answer = 0.0
         if workers.rank == 0:
             answer = float(ray.get(config["barrier"].report.remote(entries[-1], done)))
-        (go_on,) = workers.sum_floats(answer)  # the other ranks learn rank 0's answer by the sum
+        # The others learn rank 0's answer by the sum, which is as late as the search is busy.
+        (go_on,) = workers.with_long_timeout().sum_floats(answer)
         if not go_on:
             return
