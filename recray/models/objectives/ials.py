@@ -35,7 +35,7 @@ def one_solution_each(l2: float) -> Iterator[None]:
     """
     try:
         yield
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # it is documented
         raise RecrayError(
             f"exact solves with an l2 of {l2:g}: the equations of a user or an item have no single "
             "solution; give a larger train.l2, or train.als_pretrain_l2 where solves come first"
