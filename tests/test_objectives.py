@@ -16,7 +16,8 @@ from recray.models.objectives import (
     Mse,
     build_objective,
 )
-from recray.models.objectives.row_solver import solve_positive
+from recray.models.objectives.normal_equations import GroupedRows
+from recray.models.objectives.row_solver import Priors, Spectrum, solve_positive, solve_rows
 
 USERS, ITEMS, DIM = 5, 6, 3
 
@@ -145,10 +146,10 @@ def test_solves_that_weigh_popular_items_more_are_the_minimum_over_all_pairs():
     w = torch.randn(USERS, DIM, dtype=torch.float64)
     order = torch.argsort(item, stable=True)
     begins = torch.searchsorted(item[order], torch.arange(ITEMS + 1))
-    of_items = objective.item_weights(count), objective.item_ridge(count, USERS)
-    h = objective.solve(
-        w, begins, user[order], objective.gram(w), USERS, weights=of_items[0], ridge=of_items[1]
-    ).requires_grad_()
+    spectrum = Spectrum.of(objective.gram(w))
+    priors = Priors.of(spectrum, objective.item_ridge(count, USERS), c, None)
+    of_items = GroupedRows.of(begins, user[order], USERS, DIM)
+    h = solve_rows(of_items, w, spectrum, priors).requires_grad_()
     edges = torch.searchsorted(user, torch.arange(USERS + 1))
     gram = objective.gram(h.detach(), c)
     v = objective.solve(h.detach(), edges, item, gram, ITEMS).requires_grad_()

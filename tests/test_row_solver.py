@@ -78,12 +78,14 @@ def test_solves_are_those_of_each_row_alone(monkeypatch, kind, pulled, short, ga
 
 @pytest.mark.parametrize("rows", [3, ROWS])  # few are solved one by one
 def test_the_objective_solves_few_rows_and_many(rows):
-    (begins, places, graded), (fixed, gram, ridge, weights, mean) = known(), sides()
-    end = begins[rows]
+    (begins, places, graded), (fixed, gram, _, _, mean) = known(), sides()
+    objective, end = ImplicitALS(0.3, 0.05), begins[rows]
     given = fixed, begins[: rows + 1], places[:end], gram, OTHERS, mean[:rows]
-    priors = graded.rows(0, end), weights[:rows], ridge[:rows]
-    found = ImplicitALS(0.3, 0.05).solve(*given, *priors)
-    assert torch.allclose(found, by_hand("weighted", True)[:rows], **EXACT)
+    found = objective.solve(*given, graded.rows(0, end))
+    every, spectrum = GroupedRows.of(begins, places, OTHERS, DIM, graded), Spectrum.of(gram)
+    ridge = 0.05 * (begins.diff().double() + 0.3 * OTHERS)
+    expected = solve_rows(every, fixed, spectrum, Priors.of(spectrum, ridge, None, mean))
+    assert torch.allclose(found, expected[:rows], **EXACT)
 
 
 def test_float32_is_within_a_millionth_of_float64():

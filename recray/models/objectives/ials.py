@@ -137,8 +137,6 @@ class ImplicitALS(Objective):
         others: int,
         prior_mean: Tensor | None = None,
         graded: Graded | None = None,
-        weights: Tensor | None = None,
-        ridge: Tensor | None = None,
         spectrum: Spectrum | None = None,
     ) -> Tensor:
         """The (R, D) vectors of one side that are best while the other side is fixed, exactly.
@@ -151,26 +149,21 @@ class ImplicitALS(Objective):
             others: Size of the other side, for the scaling of l2.
             prior_mean: (R, D) vectors that the ridge pulls to; None means zero.
             graded: Targets and weights of the ratings, in the order of `places`; None means 1.
-            weights: (R,) weights of the pairs of each row; None means 1.
-            ridge: (R,) ridge of each row; None takes `ridge()` of its ratings.
             spectrum: Of `gram`, where it is known; None computes it.
 
         Raises:
             RecrayError: A row has no single solution, since l2 is too small.
         """
         with one_solution_each(self.l2):
-            if ridge is None:
-                ridge = self.ridge(indptr.diff().to(fixed.dtype), others)
+            ridge = self.ridge(indptr.diff().to(fixed.dtype), others)
             if len(ridge) <= FEW_ROWS:
-                every = gram.expand(len(ridge), -1, -1)
-                every = every if weights is None else weights[:, None, None] * every
-                given = fixed, indptr, places, every, ridge, prior_mean, graded
+                given = fixed, indptr, places, gram, ridge, prior_mean, graded
                 return torch.stack([_solve_one(row, *given) for row in range(len(ridge))])
             if len(places) < len(fixed):  # only what is rated is turned into the spectrum's basis
                 fixed, places = fixed[places], torch.arange(len(places), device=places.device)
             spectrum = Spectrum.of(gram) if spectrum is None else spectrum
             known = GroupedRows.of(indptr, places, len(fixed), fixed.shape[1], graded)
-            priors = Priors.of(spectrum, ridge, weights, prior_mean)
+            priors = Priors.of(spectrum, ridge, None, prior_mean)
             return solve_rows(known, fixed, spectrum, priors)
 
     def fold_in_solver(
@@ -222,18 +215,16 @@ def _solve_one(
     fixed: Tensor,
     indptr: Tensor,
     places: Tensor,
-    every: Tensor,
+    gram: Tensor,
     ridge: Tensor,
     mean: Tensor | None,
     graded: Graded | None,
 ) -> Tensor:
-    """The (D,) vector of one of R rows; `every` holds the (R, D, D) matrices of all pairs, and the
-    rest is what `solve` takes.
-    """
+    """The (D,) vector of one of R rows, which have (R,) ridges; the rest is what `solve` takes."""
     begin, end = indptr[row : row + 2].tolist()
     vectors = fixed[places[begin:end]]
     weighted, right = _weighted(vectors, None if graded is None else graded.rows(begin, end))
-    matrix, sums = torch.addmm(every[row], weighted.T, vectors), right.sum(dim=0)
+    matrix, sums = torch.addmm(gram, weighted.T, vectors), right.sum(dim=0)
     matrix.diagonal().add_(ridge[row])
     if mean is not None:
         sums = sums + ridge[row] * mean[row]
