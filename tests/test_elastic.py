@@ -222,6 +222,23 @@ def test_a_device_error_that_comes_late_is_no_lost_worker(monkeypatch):
         Workers(1, 2).sum(torch.ones(1))
 
 
+@pytest.mark.parametrize(
+    ("error", "advised"),
+    [
+        (MemoryError(), True),
+        (MemoryError("Unable to allocate 9 GiB for an array"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`\nmore"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_only_what_lacks_memory_is_advised_to_take_less(error, advised):
+    with pytest.raises(RecrayError) as told, machine_failures_told(0, 1):
+        raise error
+    assert ("give more workers" in str(told.value)) == advised
+    assert "\n" not in str(told.value)
+
+
 def test_a_bug_of_a_worker_stays_what_it_is(monkeypatch):
     def all_reduce(_value, async_op):
         raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")

@@ -16,7 +16,11 @@ _GONE = re.compile(
 """Words of gloo, of NCCL and of the system for a connection whose other end is gone."""
 _SILENT = re.compile(r"timed? ?out|watchdog caught", re.IGNORECASE)
 """Their words for one that says nothing."""
-_NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"out of memory|(can(no|')t|unable to) allocate|ALLOC_FAILED", re.IGNORECASE
+)
+_DEVICE_ERRORS = ("CUDA error", "cuDNN error")
+"""How messages of RuntimeError begin that the libraries of a device have caused."""
 
 
 def lost_peer(error: RuntimeError, waited_s: float) -> str | None:
@@ -41,7 +45,8 @@ def machine_failure(error: BaseException) -> str | None:
     """The first line of an error of memory or of a device; None for all others."""
     machine = isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError)
     text = str(error).strip() or "out of memory"
-    if not machine and not (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+    told = text.startswith(_DEVICE_ERRORS) or _NO_MEMORY.search(text) is not None
+    if not machine and not (isinstance(error, RuntimeError) and told):
         return None
     return text.splitlines()[0]
 
@@ -61,7 +66,7 @@ def machine_failures_told(rank: int, size: int) -> Iterator[None]:
         words = machine_failure(error)
         if words is None:
             raise
+        advice = "; give more workers, or a smaller train.batch_size or model.dim"
         raise RecrayError(
-            f"worker {rank} of {size} (from 0): {words}; where memory is short, give more workers "
-            "or a smaller train.batch_size or model.dim"
+            f"worker {rank} of {size} (from 0): {words}{advice if _NO_MEMORY.search(words) else ''}"
         ) from error
