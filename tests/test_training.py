@@ -483,6 +483,15 @@ def test_the_best_epoch_of_the_checkpoint_before_is_still_there(tmp_path):
     assert folder.best().train_state.epoch == 1
 
 
+def test_a_run_that_was_stopped_inside_its_first_epoch_has_nothing_to_export(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    with pytest.raises(RecrayError, match="no finished epoch yet"):
+        folder.trained_model()
+    folder.save(Checkpoint({"table": torch.ones(2)}, {}, TrainState(step=7)), Workers())
+    with pytest.raises(RecrayError, match="no finished epoch yet; go on with --resume"):
+        folder.trained_model()
+
+
 def test_a_run_file_cut_by_a_kill_is_never_seen(tmp_path):
     folder = RunFolder(str(tmp_path))
     folder.reserve(metadata())

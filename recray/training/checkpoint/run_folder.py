@@ -197,7 +197,7 @@ class RunFolder:
         """Read the best weights so far, with every epoch of the run.
 
         Raises:
-            RecrayError: There is no checkpoint yet.
+            RecrayError: No epoch is finished yet.
         """
         best = self.best()
         return TrainedModel(best.weights, best.train_state.best_epoch, self.history())
@@ -209,8 +209,10 @@ class RunFolder:
             RecrayError: There is none, or it is damaged.
         """
 
-        def read(newest: StoredCheckpoint, others: list[StoredCheckpoint]) -> Checkpoint:
+        def read(newest: StoredCheckpoint, others: list[StoredCheckpoint]) -> Checkpoint | None:
             best = newest.state.best_epoch
+            if not best:  # stopped inside the first epoch
+                return None
             for one in (newest, *others):
                 if one.state.is_end_of(best):
                     return self._whole(one)
@@ -218,7 +220,7 @@ class RunFolder:
 
         found = self._newest(read)
         if found is None:
-            raise RecrayError(f"{self.folder} has no checkpoint yet; train it first")
+            raise RecrayError(f"{self.folder} has no finished epoch yet; go on with --resume")
         return found
 
     def _whole(self, one: StoredCheckpoint) -> Checkpoint:
