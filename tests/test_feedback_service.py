@@ -519,13 +519,13 @@ def test_a_store_that_fails_in_passing_makes_no_part_damaged(log, monkeypatch):
     writer = LogWriter(log)
     for key in "ab":
         writer.append([given(key=key)])
-    follower, read = FeedbackService(log), log.folder.read_bytes
+    follower, read = FeedbackService(log), log.folder.find
 
     def away(_folder, _name):
         raise RecrayError("the store is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "read_bytes", away)
+        patch.setattr(Folder, "find", away)
         for look in (log.read, follower.read_new_files):
             with pytest.raises(RecrayError, match="the store is away"):
                 look()

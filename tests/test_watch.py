@@ -10,7 +10,7 @@ from recray.errors import RecrayError
 from recray.progress import Console
 from recray.reporting.mlflow import MLflowLogger, mlflow_logger
 from recray.storage import Folder
-from recray.training.callbacks import Callbacks, TensorBoard, watch_history
+from recray.training.callbacks import Callbacks, HistoryTail, TensorBoard, watch_history
 from recray.training.checkpoint import RunFolder
 from recray.training.run_metadata import RunMetadata
 
@@ -64,6 +64,20 @@ def test_a_logbook_that_breaks_is_left_out_and_the_run_goes_on(tmp_path):
         write(folder, 4)
     assert (diary.told, diary.ended) == ([1], None)
     assert said == ["diary is left out from here on: the pencil broke"]
+
+
+def test_a_history_that_cannot_be_read_is_said_once_and_looked_at_again(tmp_path):
+    folder, told, said = RunFolder(str(tmp_path)), [], []
+    tail = HistoryTail(folder, Callbacks(said.append, told.append), [], 0)
+    assert not tail.emit(), "there is no history yet"
+    folder.folder.replace_bytes("epochs.json", b'[{"epoch": 1')
+    assert not tail.emit()
+    assert not tail.emit()
+    assert len(said) == 1
+    assert "epochs.json is damaged" in said[0]
+    write(folder, 2)
+    assert tail.emit()
+    assert [entry["epoch"] for entry in told] == [1, 2]
 
 
 def test_a_run_that_is_stopped_closes_its_logbooks_as_unfinished(tmp_path):

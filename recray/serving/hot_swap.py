@@ -22,11 +22,11 @@ from recray.models.history import HistoryModel
 from recray.serving.guard import log
 from recray.serving.registry import Registry, is_registry
 from recray.serving.schemas.responses import Readiness, RefusedVersion
-from recray.storage import is_uri
+from recray.storage import Pause
 
-LOCAL_POLL_SECONDS, STORE_POLL_SECONDS = 0.25, 0.8
-"""Pause between two looks at the registry on a disk and on an object store. A look reads a file of
-some 100 bytes.
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.25, 5.0
+"""Pause between two looks at the registry. In an object store, where a look is a HEAD of a small
+file, the pause grows to the second number while nothing is promoted.
 """
 RETRY_SECONDS, MAX_RETRY_SECONDS = 5.0, 300.0
 """A version that was refused is tried again after this pause, which doubles up to the maximum: the
@@ -210,7 +210,7 @@ class RegistryWatcher:
         self.holder, self._open, self._clock = holder, open_bundle, clock
         self._registry = Registry(holder.registry)
         self._read_pointer = self._registry.pointer_reader()
-        self._pause = STORE_POLL_SECONDS if is_uri(holder.registry) else LOCAL_POLL_SECONDS
+        self._pause = Pause(holder.registry, POLL_SECONDS, LONGEST_POLL_SECONDS)
         self._failed = holder.refused.version if holder.refused else None
         self._retry_pause, self._retry_at = RETRY_SECONDS, clock() + RETRY_SECONDS
         self._stop = threading.Event()
@@ -226,18 +226,22 @@ class RegistryWatcher:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._pause):
-            self.poll()
+        while not self._stop.wait(self._pause.seconds):
+            self._pause.after(changed=self.poll())
 
-    def poll(self) -> None:
-        """Look at the registry once, and load another version if it is current; never raises."""
+    def poll(self) -> bool:
+        """Look at the registry once, and load another version if it is current; never raises.
+
+        Returns:
+            Whether a version was loaded, or refused.
+        """
         try:
             current, _ = self._read_pointer()
         except Exception as error:  # a registry that cannot be read must not end the service
             if self.holder.registry_error is None:
                 log(event="registry_unreadable", reason=str(error))
             self.holder.registry_error = str(error)
-            return
+            return False
         self.holder.registry_error = None
         if current == self.holder.model.version:
             if self.holder.refused is not None:
@@ -245,6 +249,8 @@ class RegistryWatcher:
             self._failed = None
         elif current != self._failed or self._clock() >= self._retry_at:
             self._load(current)
+            return True
+        return False
 
     def _load(self, version: str) -> None:
         before, begin = self.holder.model.version, time.perf_counter()

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, Field, ValidationError
 
-from recray.errors import CheckFailed, DamagedFile, RecrayError, unknown_name
+from recray.errors import CheckFailed, RecrayError, unknown_name
 from recray.evaluation.promotion import check_not_worse
 from recray.inference.bundle import KIND, Bundle, check_bundle
-from recray.storage import Folder, publish
+from recray.storage import Folder, PolledFile, publish
 
 VERSIONS, CURRENT = "versions", "current.json"
 VERSION = re.compile(r"[0-9a-f]{12}")
@@ -117,18 +117,10 @@ class Registry:
         return sorted(entries, key=lambda entry: entry.created)
 
     def _read(self) -> Pointer:
-        if not self.folder.exists(CURRENT):
-            return Pointer(version=None, before=[])
-        return self._parse(self.folder.read_bytes(CURRENT))
+        return self._file().read() or Pointer(version=None, before=[])
 
-    def _parse(self, content: bytes) -> Pointer:
-        try:
-            return Pointer.model_validate_json(content)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise DamagedFile(
-                f"{self.folder}/{CURRENT} is damaged: it names no version: {reason}"
-            ) from error
+    def _file(self) -> PolledFile[Pointer]:
+        return PolledFile(self.folder, CURRENT, _parse)
 
     def _checked(self, pointer: Pointer) -> tuple[str, list[str]]:
         if pointer.version is None:
@@ -149,9 +141,9 @@ class Registry:
         return self._checked(self._read())
 
     def pointer_reader(self) -> Callable[[], tuple[str, list[str]]]:
-        """Return what reads the pointer again and again over one connection; see `pointer`."""
-        read = self.folder.reader(CURRENT)
-        return lambda: self._checked(self._parse(read()))
+        """Return what reads the pointer again and again, where it has changed; see `pointer`."""
+        file = self._file()
+        return lambda: self._checked(file.read() or Pointer(version=None, before=[]))
 
     def current(self) -> Folder:
         """Return the folder of the current version.
@@ -217,6 +209,18 @@ class Registry:
     def _write(self, pointer: Pointer) -> None:
         content = json.dumps(pointer.model_dump(), indent=1)
         self.folder.replace_bytes(CURRENT, content.encode())
+
+
+def _parse(content: bytes) -> Pointer:
+    """Read the content of current.json.
+
+    Raises:
+        ValueError: It names no version.
+    """
+    try:
+        return Pointer.model_validate_json(content)
+    except ValidationError as error:
+        raise ValueError(f"it names no version: {error.errors()[0]['msg']}") from error
 
 
 def is_registry(path: str) -> bool:

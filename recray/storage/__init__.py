@@ -14,8 +14,10 @@ from recray.storage.files import (
     swap_in,
 )
 from recray.storage.folder import MANIFEST, Folder
+from recray.storage.polled import Pause, PolledFile
 from recray.storage.published import check_kind, publish, refuse_taken
 from recray.storage.streams import Sink, range_reader, write_from
+from recray.storage.whole import in_parallel
 
 __all__ = [
     "MANIFEST",
@@ -23,9 +25,12 @@ __all__ = [
     "Folder",
     "Manifest",
     "ManifestEntry",
+    "Pause",
+    "PolledFile",
     "Sink",
     "check_kind",
     "file_type",
+    "in_parallel",
     "is_uri",
     "modified_ns",
     "open_input",

@@ -25,9 +25,26 @@ STORE_ATTEMPTS = 6
 STORE_RETRY_SECONDS = 0.2
 """Wait before the second attempt; doubled before each later one. The store's own client has
 already tried several times when an error reaches us."""
+TORN_ATTEMPTS, TORN_SECONDS = 5, 0.05
+"""How often a file that cannot be parsed is read in a store, and the wait before the second time;
+doubled before each later one.
+"""
 _PERMANENT_ERRORS = (
-    "ACCESS_DENIED NO_SUCH_BUCKET allow_bucket_creation INVALID_ACCESS_KEY SIGNATURE_DOES_NOT_MATCH"
-).split()
+    "ACCESS_DENIED",
+    "NO_SUCH_BUCKET",
+    "allow_bucket_creation",
+    "INVALID_ACCESS_KEY",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "INVALID_CLIENT_TOKEN_ID",
+    "UNRECOGNIZED_CLIENT",
+    "ExpiredToken",
+    "InvalidToken",
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "HTTP status 301",
+    "HTTP status 400",
+    "HTTP status 403",
+)
 _FULL = {errno.ENOSPC: "no space left", errno.EROFS: "read-only", errno.EDQUOT: "over quota"}
 
 
@@ -37,8 +54,21 @@ def is_uri(path: str) -> bool:
 
 
 def locate(path: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a local path or URI, and the path on it."""
-    filesystem, inner = pafs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+    """The filesystem of a local path or URI, and the path on it.
+
+    Raises:
+        RecrayError: It cannot be opened.
+    """
+    # A small file is then written by one request, and not by the three of an upload in parts.
+    options = "?allow_delayed_open=true" if path.startswith("s3://") else ""
+    try:
+        filesystem, inner = pafs.FileSystem.from_uri(
+            path + options if is_uri(path) else os.path.abspath(path)
+        )
+    except (pa.ArrowInvalid, ValueError, OSError) as error:
+        raise RecrayError(
+            f"cannot open {path}: {error}; give a local path or a URI such as s3://..."
+        ) from error
     return filesystem, inner
 
 
@@ -105,6 +135,43 @@ def retry(path: str, work: Callable[[], T], on_disk: bool = False) -> T:
     raise last_error
 
 
+@contextmanager
+def read_errors(path: str) -> Iterator[None]:
+    """Turn what reading a file raises into one line.
+
+    Raises:
+        DamagedFile: In place of a ValueError, which a parser raised.
+        StorageError: A store does not answer, or refuses.
+        RecrayError: It is missing, or not readable on a disk.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RecrayError(f"cannot read {path}: there is no such file") from error
+    except OSError as error:
+        kind = StorageError if is_uri(path) else RecrayError
+        raise kind(f"cannot read {path}: {error}") from error
+    except (ValueError, pa.ArrowException) as error:
+        raise DamagedFile(f"{path} is damaged: {error}") from error
+
+
+def untorn(path: str, read: Callable[[], T]) -> T:
+    """Read and parse a file that may be replaced; again, in a store, where it cannot be parsed.
+
+    A store tells the size and gives the content by two requests. A file that grew between the two
+    comes without its end.
+
+    Raises:
+        ValueError: What `read` raised in the last attempt.
+    """
+    for attempt in range(TORN_ATTEMPTS - 1 if is_uri(path) else 0):
+        try:
+            return read()
+        except ValueError:
+            time.sleep(TORN_SECONDS * 2**attempt)
+    return read()
+
+
 def parquet_bytes(table: pa.Table, dictionary: Sequence[str] | None = None) -> bytes:
     """Encode the table as parquet; equal tables give equal bytes.
 
@@ -122,6 +189,17 @@ def parquet_bytes(table: pa.Table, dictionary: Sequence[str] | None = None) -> b
         use_dictionary=True if dictionary is None else list(dictionary),
     )
     return bytes(sink.getvalue().to_pybytes())
+
+
+def table_of(content: pa.Buffer, path: str, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a parquet file with that content.
+
+    Raises:
+        DamagedFile: It is not parquet; the message says the path.
+    """
+    with as_recray_error(f"{path} is damaged", DamagedFile):
+        # One thread decodes: callers read several files at the same time.
+        return pq.read_table(pa.BufferReader(content), columns=columns, use_threads=False)
 
 
 @contextmanager
@@ -214,7 +292,7 @@ class ManifestEntry(BaseModel):
     sha256: str
 
 
-def manifest_entry(name: str, content: bytes) -> ManifestEntry:
+def manifest_entry(name: str, content: bytes | pa.Buffer) -> ManifestEntry:
     """The entry of a file with that content."""
     digest = hashlib.sha256(content).hexdigest()
     return ManifestEntry(name=name, bytes=len(content), sha256=digest)

@@ -8,31 +8,35 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from recray.errors import DamagedFile, RecrayError
 from recray.storage.files import (
     UNFINISHED,
     Manifest,
     ManifestEntry,
-    as_recray_error,
     is_uri,
+    locate,
     manifest_entry,
     parquet_bytes,
+    read_errors,
     retry,
     storage_errors,
     sync_folder,
+    table_of,
+    untorn,
     write_synced,
 )
+from recray.storage.whole import in_parallel, read_whole
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """Filesystems without folders: a file there needs none to be made."""
@@ -75,7 +79,7 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or the file of that name in it, exists."""
         filesystem, path = self.locate(name)
-        with as_recray_error(f"cannot look for {path}"):
+        with read_errors(f"{self.path}/{name}"):
             info = retry(self.path, lambda: filesystem.get_file_info(path))
         return bool(info.type != pafs.FileType.NotFound)
 
@@ -99,42 +103,55 @@ class Folder:
         _, entries = self._list(recursive=False)
         return sorted(e.base_name for e in entries if e.type == pafs.FileType.Directory)
 
-    def read_bytes(self, name: str) -> bytes:
+    def find(self, name: str) -> pa.Buffer | None:
+        """The file's content; None where there is no such file. Large ones come in parallel.
+
+        Raises:
+            StorageError: The store does not answer.
+            RecrayError: The file is not readable.
+        """
+        filesystem, path = self.locate(name)
+        with read_errors(f"{self.path}/{name}"):
+            try:
+                return retry(self.path, lambda: read_whole(filesystem, path))
+            except FileNotFoundError:
+                return None
+
+    def read_buffer(self, name: str) -> pa.Buffer:
         """The file's content.
 
         Raises:
+            StorageError: The store does not answer.
             RecrayError: The file is missing or not readable.
         """
-        return self.reader(name)()
+        return self._there(self.find(name), name)
 
-    def reader(self, name: str) -> Callable[[], bytes]:
-        """Make a function that reads one small file; for files that are polled.
+    def read_bytes(self, name: str) -> bytes:
+        """A copy of the same."""
+        return bytes(self.read_buffer(name).to_pybytes())
 
-        The filesystem is looked up once, here, and not by each call.
+    def find_json(self, name: str) -> Any | None:
+        """The file's content as JSON, even if it is replaced meanwhile; None if it is missing.
 
         Raises:
-            RecrayError: By each call that cannot read the file.
+            DamagedFile: It is not JSON.
+            RecrayError: It is not readable.
         """
-        filesystem, path = self.locate(name)
 
-        def attempt() -> bytes:
-            with filesystem.open_input_stream(path, compression=None) as stream:
-                return bytes(stream.read())
+        def attempt() -> Any | None:
+            content = self.find(name)
+            return None if content is None else json.loads(content.to_pybytes())
 
-        def read() -> bytes:
-            with as_recray_error(f"cannot read {self.path}/{name}"):
-                return retry(self.path, attempt)
-
-        return read
+        with read_errors(f"{self.path}/{name}"):
+            return untorn(self.path, attempt)
 
     def read_json(self, name: str) -> Any:
-        """The file's content as JSON.
+        """The same of a file that must be there.
 
         Raises:
-            RecrayError: The file is missing or is not JSON.
+            RecrayError: The file is missing; or as find_json.
         """
-        with as_recray_error(f"{self.path}/{name} is damaged", DamagedFile):
-            return json.loads(self.read_bytes(name))
+        return self._there(self.find_json(name), name)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """The parquet file as an Arrow table.
@@ -142,13 +159,13 @@ class Folder:
         Raises:
             RecrayError: The file is missing or is not parquet.
         """
-        content = pa.BufferReader(self.read_bytes(name))
-        with as_recray_error(f"{self.path}/{name} is damaged", DamagedFile):
-            # One thread decodes: callers read several files at the same time.
-            return pq.read_table(content, columns=columns, use_threads=False)
+        return table_of(self.read_buffer(name), f"{self.path}/{name}", columns)
 
-    def write_bytes(self, name: str, content: bytes) -> None:
+    def write_bytes(self, name: str, content: bytes) -> ManifestEntry:
         """Write the file, making its folder; the content is on the disk when this returns.
+
+        In a store that is one PUT, or an upload in parts of a file above 10 MB. What is returned
+        goes into the manifest, so that nobody has to read the file for its digest.
 
         Raises:
             StorageError: The disk is full, read-only or not permitted.
@@ -156,8 +173,9 @@ class Folder:
         with storage_errors(self.path):
             if is_uri(self.path):
                 retry(self.path, lambda: self._put(name, content))
-                return
-            write_synced(Path(self.path) / name, content)
+            else:
+                write_synced(Path(self.path) / name, content)
+        return manifest_entry(name, content)
 
     @contextmanager
     def write_stream(self, name: str) -> Iterator[pa.NativeFile]:
@@ -177,27 +195,30 @@ class Folder:
         with storage_errors(self.path), self.output(name) as stream:
             yield stream
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: Any) -> ManifestEntry:
         """Write the value as indented JSON; a reader sees the old or the new file."""
-        self.replace_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+        content = json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+        return self.replace_bytes(name, content)
 
     def write_table(
         self, name: str, table: pa.Table, dictionary: Sequence[str] | None = None
-    ) -> None:
-        """Write the table as parquet; see parquet_bytes."""
-        self.write_bytes(name, parquet_bytes(table, dictionary))
+    ) -> ManifestEntry:
+        """Write the table as parquet; see parquet_bytes and write_bytes."""
+        return self.write_bytes(name, parquet_bytes(table, dictionary))
 
-    def replace_bytes(self, name: str, content: bytes, durable: bool = False) -> None:
+    def replace_bytes(self, name: str, content: bytes, durable: bool = False) -> ManifestEntry:
         """Write or replace a file in one step: a reader sees the old or the new content.
 
         Args:
             name: The file.
             content: Its new content, which is on the disk when this returns.
             durable: Whether the name, too, must survive a power cut. A store always keeps it.
+
+        Returns:
+            As write_bytes does.
         """
         if is_uri(self.path):  # an object store shows a PUT only when it is complete
-            self.write_bytes(name, content)
-            return
+            return self.write_bytes(name, content)
         folder = Path(self.path)
         is_new = not folder.exists()
         temporary = f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{name}"
@@ -207,6 +228,7 @@ class Folder:
                 os.replace(folder / temporary, folder / name)
                 for directory in ([folder, folder.parent] if is_new else [folder]) * durable:
                     sync_folder(directory)
+            return manifest_entry(name, content)
         finally:
             (folder / temporary).unlink(missing_ok=True)
 
@@ -216,11 +238,12 @@ class Folder:
 
         def remove() -> None:
             # A store may have removed it and lost its answer: then it is gone already.
-            kind = filesystem.get_file_info(path).type
-            if kind == pafs.FileType.Directory:
-                filesystem.delete_dir(path)
-            elif kind == pafs.FileType.File:
-                filesystem.delete_file(path)
+            with contextlib.suppress(FileNotFoundError):
+                kind = filesystem.get_file_info(path).type
+                if kind == pafs.FileType.File:
+                    filesystem.delete_file(path)
+                elif kind == pafs.FileType.Directory:
+                    filesystem.delete_dir(path)
 
         with storage_errors(self.path):
             retry(self.path, remove)
@@ -228,13 +251,8 @@ class Folder:
     def delete_folder(self, name: str) -> None:
         """Remove the folder of that name with all that is in it, in few requests; see `delete`."""
         filesystem, path = self.locate(name)
-
-        def remove() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                filesystem.delete_dir(path)
-
-        with storage_errors(self.path):
-            retry(self.path, remove)
+        with storage_errors(self.path), contextlib.suppress(FileNotFoundError):
+            retry(self.path, lambda: filesystem.delete_dir(path))
 
     def manifest(self) -> Manifest:
         """The manifest of a published folder.
@@ -243,11 +261,12 @@ class Folder:
             RecrayError: The folder is missing or was never finished, or the manifest lists no
                 files, or names one outside of the folder.
         """
+        content = self.find_json(MANIFEST)
+        if content is not None:
+            return Manifest.parse(content, f"{self.path}/{MANIFEST}")
         if not self.exists():
             raise RecrayError(f"no such folder: {self.path}")
-        if not self.published():
-            raise RecrayError(f"{self.path} has no {MANIFEST}: it is unfinished or not recray's")
-        return Manifest.parse(self.read_json(MANIFEST), f"{self.path}/{MANIFEST}")
+        raise RecrayError(f"{self.path} has no {MANIFEST}: it is unfinished or not recray's")
 
     def verify(self, sealed: str | None = None) -> Manifest:
         """Compare every file with the manifest and return the manifest.
@@ -259,46 +278,50 @@ class Folder:
             RecrayError: A file is missing, or its bytes are not those of the manifest.
         """
         manifest = self.manifest()
-        for entry in manifest.files:
-            if sealed is not None and entry.name.startswith(f"{sealed}/"):
-                continue
-            if not self.exists(entry.name):
-                raise RecrayError(f"{self.path} lacks {entry.name}, which its manifest lists")
-            digest = manifest_entry(entry.name, self.read_bytes(entry.name)).sha256
-            if digest != entry.sha256:
-                raise RecrayError(
-                    f"{self.path}/{entry.name} is damaged: sha256 {digest[:12]}..., "
-                    f"the manifest says {entry.sha256[:12]}..."
-                )
+        hidden = f"{sealed}/"
+        entries = [e for e in manifest.files if sealed is None or not e.name.startswith(hidden)]
+        all(in_parallel(lambda entry: self.read_verified(entry) is not None, entries))
         return manifest
 
+    def read_verified(self, entry: ManifestEntry) -> pa.Buffer:
+        """Read a file once, and compare these bytes with its entry in the manifest.
+
+        Raises:
+            DamagedFile: The file is missing, or its bytes are not those of the entry.
+            RecrayError: It cannot be read.
+        """
+        content = self.find(entry.name)
+        if content is None:
+            raise DamagedFile(f"{self.path} lacks {entry.name}, which its manifest lists")
+        digest = manifest_entry(entry.name, content).sha256
+        if digest != entry.sha256:
+            raise DamagedFile(
+                f"{self.path}/{entry.name} is damaged: sha256 {digest[:12]}..., "
+                f"the manifest says {entry.sha256[:12]}..."
+            )
+        return content
+
     def write_manifest(
-        self, kind: str, facts: Mapping[str, object], known: Sequence[ManifestEntry] = ()
+        self, kind: str, facts: Mapping[str, object], known: Iterable[ManifestEntry] = ()
     ) -> None:
         """List every file of the folder with its bytes and sha256; this is written last.
 
         Args:
             kind: Kind of the folder.
             facts: What else the manifest says.
-            known: Entries of files that need not be read again.
+            known: Entries of files, as those that write a file return them: also of tasks that
+                wrote here from another process. Files that are in none are read for theirs.
         """
         before = {entry.name: entry for entry in known}
         files = [
-            (before.get(name) or manifest_entry(name, self.read_bytes(name))).model_dump()
+            (before.get(name) or manifest_entry(name, self.read_buffer(name))).model_dump()
             for name in self.content()
         ]
         self.write_json(MANIFEST, {"kind": kind, **facts, "files": files})
 
     def locate(self, name: str = "") -> tuple[pafs.FileSystem, str]:
         """The filesystem, and the path of the folder or of a file in it."""
-        # Small files are then one request each, and not the three of an upload in parts.
-        options = "?allow_delayed_open=true" if self.path.startswith("s3://") else ""
-        try:
-            filesystem, root = pafs.FileSystem.from_uri(self.path + options)
-        except (pa.ArrowInvalid, ValueError, OSError) as error:
-            raise RecrayError(
-                f"cannot open {self.path}: {error}; give a local path or a URI such as s3://..."
-            ) from error
+        filesystem, root = locate(self.path)
         return filesystem, f"{root}/{name}" if name else root
 
     @contextmanager
@@ -310,6 +333,11 @@ class Folder:
         with filesystem.open_output_stream(path, compression=None) as stream:
             yield stream
 
+    def _there(self, content: T | None, name: str) -> T:
+        if content is None:
+            raise RecrayError(f"cannot read {self.path}/{name}: there is no such file")
+        return content
+
     def _put(self, name: str, content: bytes) -> None:
         with self.output(name) as stream:
             stream.write(content)
@@ -318,5 +346,5 @@ class Folder:
         """The folder's own path on its filesystem, and the entries in it."""
         filesystem, root = self.locate()
         selector = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
-        with as_recray_error(f"cannot list {self.path}"):
+        with read_errors(self.path):
             return root, retry(self.path, lambda: filesystem.get_file_info(selector))

@@ -7,8 +7,9 @@ from typing import Protocol, TypeVar
 import pyarrow as pa
 
 from recray.errors import DamagedFile
-from recray.storage.files import as_recray_error, is_uri, retry, storage_errors, synced
+from recray.storage.files import is_uri, read_errors, retry, storage_errors, synced
 from recray.storage.folder import Folder
+from recray.storage.whole import read_range
 
 T = TypeVar("T")
 
@@ -41,30 +42,31 @@ def write_from(folder: Folder, name: str, write: Callable[[Sink], T]) -> T:
         return retry(folder.path, attempt)
 
 
-def range_reader(folder: Folder, name: str) -> Callable[[int, int], bytes]:
+def range_reader(folder: Folder, name: str) -> Callable[[int, int], pa.Buffer]:
     """Make a function that reads bytes of a file, by their begin and number.
 
     The file is opened once. A read that fails is tried again, on a disk as well. Behind the end of
-    the file there are fewer bytes, or none.
+    the file there are fewer bytes, or none. Many bytes come by several requests in parallel.
 
     Raises:
         DamagedFile: By a call, if the file is missing.
+        StorageError: By a call, if a store does not answer.
         RecrayError: By a call that cannot read the file.
     """
     filesystem, path = folder.locate(name)
     opened: list[pa.NativeFile] = []
 
-    def attempt(begin: int, count: int) -> bytes:
+    def attempt(begin: int, count: int) -> pa.Buffer:
         try:
             if not opened:
                 opened.append(filesystem.open_input_file(path))
-            return bytes(opened[0].read_at(count, begin))
+            return read_range(opened[0], begin, count)
         except OSError:
             opened.clear()
             raise
 
-    def read(begin: int, count: int) -> bytes:
-        with as_recray_error(f"cannot read {folder}/{name}"):
+    def read(begin: int, count: int) -> pa.Buffer:
+        with read_errors(f"{folder}/{name}"):
             try:
                 return retry(folder.path, lambda: attempt(begin, count), on_disk=True)
             except FileNotFoundError as error:

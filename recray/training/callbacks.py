@@ -15,9 +15,10 @@ from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from recray.errors import RecrayError
 from recray.progress import Log
 from recray.schema import TIMINGS
-from recray.storage import Folder, is_uri
+from recray.storage import Folder, Pause, PolledFile, is_uri
 from recray.training.checkpoint import EPOCHS, RunFolder
 from recray.training.run_metadata import EpochEntry, RunMetadata
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 OnEpoch = Callable[[EpochEntry], None]
 OnStart = Callable[[int, str], None]
-POLL_S = 0.25
-"""Seconds between two looks at the history of a run that trains in other processes."""
+POLL_S, LONGEST_POLL_S = 0.25, 5.0
+"""Seconds between two looks at the history of a run that trains in other processes. In a store they
+grow while no epoch comes.
+"""
 EVENTS = "tensorboard"
 TENSORBOARD_DELAY_S = 2.0
 """TensorBoard takes half a second to load; a run that is shorter than this waits for it once."""
@@ -75,6 +78,7 @@ class HistoryTail:
     """Hands on the entries of epochs.json, each once.
 
     A logger that fails is left out from then on: no run ends because its log cannot be written.
+    Nor does it because the file cannot be read: the next look may find it.
 
     Args:
         run: The run.
@@ -88,16 +92,26 @@ class HistoryTail:
     loggers: list[ExperimentLogger]
     already_seen: int
 
-    def emit(self) -> None:
-        """Hand on the new entries."""
-        if not self.run.folder.exists(EPOCHS):
-            return
-        history = self.run.history()
+    def __post_init__(self) -> None:
+        self.file = PolledFile[list[EpochEntry]](self.run.folder, EPOCHS, json.loads)
+        self.told = ""
+
+    def emit(self) -> bool:
+        """Hand on the new entries; returns whether there were some."""
+        try:
+            history = self.file.read() or []
+        except RecrayError as error:
+            if str(error) != self.told:
+                self.told = str(error)
+                self.callbacks.log(f"the epochs of the run cannot be read now: {error}")
+            return False
         for entry in history[self.already_seen :]:
             if self.callbacks.on_epoch is not None:
                 self.callbacks.on_epoch(entry)
             self.call_loggers(methodcaller("epoch", entry))
+        more = len(history) > self.already_seen
         self.already_seen = max(self.already_seen, len(history))
+        return more
 
     def call_loggers(self, call: Callable[[ExperimentLogger], None]) -> None:
         """Call each logger; one that fails is left out."""
@@ -116,7 +130,8 @@ def watch_history(
 ) -> Iterator[None]:
     """Hand on each new entry of epochs.json while the block runs.
 
-    The file is polled, so it does not matter in which process or on which node the run trains.
+    The file is polled, so it does not matter in which process or on which node the run trains. In
+    a store that is one HEAD for each look, and one GET for each epoch.
 
     Args:
         run: The run.
@@ -135,8 +150,9 @@ def watch_history(
     stop = threading.Event()
 
     def follow() -> None:
-        while not stop.wait(POLL_S):
-            tail.emit()
+        pause = Pause(run.folder.path, POLL_S, LONGEST_POLL_S)
+        while not stop.wait(pause.seconds):
+            pause.after(changed=tail.emit())
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
