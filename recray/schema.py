@@ -1,5 +1,8 @@
 """Column names, types and units of every table that stages exchange."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pyarrow as pa
 
 SPLITS = ("train", "valid", "test")
@@ -10,7 +13,7 @@ FILTERED = "filtered"
 """Ratings that a filter kept from training: known of a user, in no split."""
 INTERACTION_PARTS = (*PARTS, FILTERED)
 
-# Dense ids: 0..n-1 are the n users (items) of the training split, by ascending raw id.
+# Dense ids: 0..n-1 are the n users (items) of the training split; see recray.data.ids.IdMap.
 # rating: stars, or 1.0 in implicit data. timestamp: Unix seconds UTC, null where unknown; in
 # memory UNKNOWN_TIME.
 RATINGS = pa.schema(
@@ -87,6 +90,19 @@ USERS = pa.schema(
         *list(PEOPLE)[1:],
     ]
 )
+
+
+def id_table(fields: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
+    """A table of ids, ITEMS or USERS, whose second column has the type of the raw ids.
+
+    Args:
+        fields: The schema.
+        columns: Each column by its name; the second one is an Arrow array.
+    """
+    raw = fields.field(1)
+    fields = fields.set(1, raw.with_type(columns[raw.name].type))
+    return pa.table({name: columns[name] for name in fields.names}, schema=fields)
+
 
 # line counts from 1, byte from 0, both within the file.
 REJECTED = pa.schema(

@@ -169,7 +169,7 @@ def test_a_pair_scores_as_in_a_block_and_alone_as_among_others(kind, histories):
     model.fit(known, ALONE)
     whole = scores(model, known)
     blocks = [model.score_items(model.state_of(known), n, min(n + 5, ITEMS)) for n in (0, 5, 10)]
-    np.testing.assert_allclose(np.concatenate(blocks, axis=1), whole, rtol=1e-6)
+    np.testing.assert_allclose(np.concatenate(blocks, axis=1), whole, rtol=1e-6, atol=1e-7)
     user, item = (torch.from_numpy(a.ravel()) for a in np.indices((USERS, ITEMS)))
     pairs = model.logits(model.state_of(known)[user], item).reshape(USERS, ITEMS)
     np.testing.assert_allclose(pairs, whole, rtol=1e-5, atol=1e-7)

@@ -35,9 +35,10 @@ def spill(tmp_path) -> SpillFolder:
 def known(spill: SpillFolder, tmp_path, kept: Rows, users: DenseIds, items: DenseIds):
     folder = Folder(str(tmp_path / "data"))
     sizes = {"kept": kept, "users": users, "items": items}
-    count = write_known(0, spill=spill, folder=folder, timed=True, **sizes)
+    count, entry = write_known(0, spill=spill, folder=folder, timed=True, **sizes)
     rows = Ratings.of(folder.read_table(part_name(KNOWN, 0)))
     assert len(rows) == count
+    assert entry.name == part_name(KNOWN, 0)
     return list(zip(*(column.tolist() for column in rows.columns.values()), strict=True))
 
 

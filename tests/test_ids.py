@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recray.data.ids import ID_LIMIT, IdMap, TextIds, id_hash, order_of_ids
+from recray.data.ids import (
+    ID_LIMIT,
+    CountedItems,
+    IdMap,
+    TextIds,
+    UserNumbers,
+    id_hash,
+    order_of_ids,
+)
 from recray.errors import RecrayError
 
 flagged = st.dictionaries(st.integers(0, 2**62), st.booleans(), max_size=30)
@@ -107,3 +115,34 @@ def test_texts_come_back_from_their_keys():
 def test_two_texts_with_one_key_are_refused():
     with pytest.raises(RecrayError, match="have one hash"):
         TextIds.join([pa.table({"key": [1, 1], "text": ["a", "b"]})])
+
+
+def test_users_are_numbered_by_group_then_partition_then_raw_id():
+    groups = np.array([[2, 0, 1], [1, 1, 0], [0, 0, 2]])  # of three partitions
+    numbers = UserNumbers.of(groups)
+    assert numbers.num_train == 3
+    assert numbers.first.tolist() == [[0, 3, 4], [2, 3, 5], [3, 4, 5]]
+    first = numbers.of_partition(
+        0, np.array([10, 20, 30]), np.array(["z", "a", "b"], object), np.array([0, 2, 0])
+    )
+    assert (first.dense.tolist(), first.num_train) == ([1, 4, 0], 3)
+    second = numbers.of_partition(1, np.array([5, 6]), np.array([5, 6]), np.array([1, 0]))
+    assert second.dense.tolist() == [3, 2]
+
+
+def test_items_of_partitions_are_merged_and_numbered_by_raw_id():
+    def counted(*rows):
+        columns = zip(*rows, strict=True)
+        names = ["raw", "train", "valid", "test", "fold_in"]
+        return pa.table([pa.array(column, pa.int64()) for column in columns], names)
+
+    made = CountedItems.join(
+        iter(
+            [counted((4, 0, 1, 0, 0), (9, 2, 0, 0, 0)), counted((1, 1, 0, 0, 0), (4, 0, 0, 3, 0))]
+        ),
+        None,
+    )
+    assert made.ids.raw.tolist() == [1, 9, 4]
+    assert made.counts.tolist() == [[1, 2, 0], [0, 0, 1], [0, 0, 3], [0, 0, 0]]
+    assert (made.groups.tolist(), made.ids.known) == ([2, 1, 0], 2)
+    assert made.dense.of(np.array([1, 4, 9])).tolist() == [0, 2, 1]

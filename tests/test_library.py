@@ -37,8 +37,8 @@ from recray.tuning.trial import TrialRun, load
 from .conftest import USERS, raw
 
 
-def plain_maps(function, count, *arguments):
-    return [function(number, *arguments) for number in range(count)]
+def plain_maps(function, count, **shared):
+    return [function(number, **shared) for number in range(count)]
 
 
 def plain_fit(_worker, config, *_others):

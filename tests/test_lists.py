@@ -13,7 +13,7 @@ from recray.data.lists import items as item_lists
 from recray.data.lists import rows, users
 from recray.data.lists.beside import Candidates, read_lists
 from recray.data.lists.items import add_links, parse_items, parse_year, year_of
-from recray.data.lists.rows import IdRule
+from recray.data.lists.rows import IdRule, matches
 from recray.errors import RecrayError
 
 INTEGERS = IdRule(("item", "item_id", "movieid"))
@@ -323,8 +323,9 @@ def test_a_list_that_cannot_be_read_is_reported_and_the_next_one_is_used():
 
 
 def test_matched_ids_are_counted():
-    items, nobody = pa.array([1, 5, 6]), pa.array([], pa.int64())
-    (report,) = best({"a.csv": GOOD}).facts(items, nobody)
+    items = pa.array([1, 5, 6])
+    lists = best({"a.csv": GOOD})
+    (report,) = lists.facts(matches(items, lists.movies["raw_item"]), (0, 0))
     assert (report["rated"], report["matched"]) == (3, 1)
 
 

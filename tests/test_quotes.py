@@ -92,7 +92,9 @@ def scanned(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(scan, "scan", scan_here)
-    monkeypatch.setattr(scan, "map_tasks", lambda task, count: [task(n) for n in range(count)])
+    monkeypatch.setattr(
+        scan, "map_tasks", lambda task, count, **shared: [task(n, **shared) for n in range(count)]
+    )
 
     def run(*cuts):
         edges = [len(HEADER), *cuts, len(HEADER + NASTY)]

@@ -1,15 +1,18 @@
-"""Repeated ratings of a pair, the part of ingest that needs no cluster."""
+"""Slices of spill files, and repeated ratings of a pair: the parts of ingest without a cluster."""
 
 from typing import get_args
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recray.config import Duplicates
-from recray.data.spill import Rows, merge_duplicates
+from recray.data import spill as spill_files
+from recray.data.spill import Rows, SpillFile, SpillFolder, merge_duplicates
 from recray.schema import UNKNOWN_TIME
+from recray.storage import Folder, range_reader
 
 HOW = get_args(Duplicates)
 
@@ -92,3 +95,30 @@ def test_only_the_last_of_equal_times_depends_on_the_order_of_the_file(rows, ran
     shuffled = random.sample(rows, len(rows))
     for how in HOW[1:]:
         assert merge(rows, how) == merge(shuffled, how)
+
+
+# ------------------------------------------------------------------------------------- slices
+
+FIELDS = pa.schema([("n", pa.int64())])
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_slice_is_read_without_the_others(tmp_path, monkeypatch, scheme):
+    spill, read = SpillFolder(Folder(f"{scheme}{tmp_path}")), []
+
+    def counted(folder, name):
+        ranges = range_reader(folder, name)
+        return lambda begin, count: read.append(count) or ranges(begin, count)
+
+    monkeypatch.setattr(spill_files, "range_reader", counted)
+    slices = [pa.table([list(range(size))], schema=FIELDS) for size in (1000, 0, 3, 1000)]
+    offsets = spill.write_slices(SpillFile.ROWS, FIELDS, slices, 4, 7)
+    assert len(offsets) == 5
+    for place, expected in enumerate(slices):
+        found = spill.read_slices(SpillFile.ROWS, FIELDS, *offsets[place : place + 2], 4, 7)
+        assert found.equals(expected)
+    both = spill.read_slices(SpillFile.ROWS, FIELDS, offsets[0], offsets[3], 4, 7)
+    assert both["n"].to_pylist() == [*range(1000), 0, 1, 2]
+    sizes = np.diff(offsets).tolist()
+    assert sizes[1] == 0
+    assert read == ([sizes[0], sizes[2], sizes[3], sum(sizes[:3])] if scheme else [])

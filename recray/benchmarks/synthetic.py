@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import load_settings
-from recray.data.dataset import KIND, Prepared, part_name
+from recray.data.dataset import KIND, USERS, Prepared, part_name
 from recray.inference.bundle import Bundle
 from recray.inference.bundle_writer import TrainedModel, write_bundle
 from recray.models import build_model
@@ -51,11 +51,11 @@ def make_prepared(out: Path, users: int, items: int, per_user: int, parts: int =
     with publish(Folder(str(out))) as folder:
         for part in range(parts):
             own = np.arange(part, users, parts, dtype=np.int32)
+            folder.write_table(part_name(USERS, part), _users(own, per_user))
             folder.write_table(part_name("train", part), _ratings(own, items, per_user, part))
             for split in ("valid", "test"):
                 folder.write_table(part_name(split, part), schema.RATINGS.empty_table())
         folder.write_table("items.parquet", _items(items))
-        folder.write_table("users.parquet", _users(users, per_user))
         folder.write_manifest(KIND, _facts(users, items, users * per_user, parts))
     return Prepared.open(str(out))
 
@@ -99,8 +99,8 @@ def _items(items: int) -> pa.Table:
     return pa.table(columns, schema=schema.ITEMS)
 
 
-def _users(users: int, per_user: int) -> pa.Table:
-    ids, zeros = np.arange(users), np.zeros(users, np.int64)
-    counts = [np.full(users, per_user), zeros, zeros, zeros]
-    unknown = [pa.nulls(users)] * 3
-    return pa.table([ids, ids + 1, *counts, *unknown], schema=schema.USERS)
+def _users(own: NDArray[np.int32], per_user: int) -> pa.Table:
+    zeros = np.zeros(len(own), np.int64)
+    counts = [np.full(len(own), per_user), zeros, zeros, zeros]
+    unknown = [pa.nulls(len(own))] * 3
+    return pa.table([own, own.astype(np.int64) + 1, *counts, *unknown], schema=schema.USERS)

@@ -17,12 +17,14 @@ from recray.data.ids import FIT_SPLITS, FitOn, IdMap
 from recray.data.row_order import order_by
 from recray.data.split import hash_ids
 from recray.errors import RecrayError
-from recray.storage import Folder
+from recray.storage import Folder, ManifestEntry
 
 KIND = "prepared data set"
 
 KNOWN = "known"
 """Folder of the ratings that filters kept from all splits."""
+USERS = "users"
+"""Folder of the lists of users."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,21 @@ class Prepared:
     @cached_property
     def user_ids(self) -> IdMap:
         """Raw and dense user ids."""
-        table = self.folder.read_table("users.parquet", ["raw_user"])
-        return IdMap.of(table["raw_user"], self.users)
+        return IdMap.of(self.user_table(["raw_user"])["raw_user"], self.users)
+
+    def user_table(self, columns: list[str] | None = None) -> pa.Table:
+        """The users by their dense ids, as schema.USERS.
+
+        Args:
+            columns: Those that are read; None for all.
+        """
+        if not any(entry["name"].startswith(f"{USERS}/") for entry in self.manifest["files"]):
+            return self.folder.read_table("users.parquet", columns)  # an earlier version wrote it
+        names = [part_name(USERS, number) for number in range(self.buckets)]
+        read = None if columns is None else ["user", *columns]
+        tables = [self.folder.read_table(name, read) for name in names]
+        table = pa.concat_tables(tables).sort_by("user")
+        return table if columns is None else table.select(columns)
 
     @cached_property
     def item_ids(self) -> IdMap:
@@ -266,14 +281,16 @@ class Prepared:
         return counts
 
 
-def write_part(folder: Folder, split: str, bucket: int, rows: Ratings, timed: bool) -> None:
+def write_part(
+    folder: Folder, split: str, bucket: int, rows: Ratings, timed: bool
+) -> ManifestEntry:
     """Write the rows of one bucket of users in one split; without times where none are known."""
     times = time_column(rows.timestamp) if timed else pa.nulls(len(rows), pa.int64())
     columns = [rows.user, rows.item, rows.rating, times]
     table = pa.table(columns, schema=schema.RATINGS)
     if rows.place is not None:
         table = table.append_column(schema.PLACE, [rows.place])
-    folder.write_table(part_name(split, bucket), table, dictionary=["rating"])
+    return folder.write_table(part_name(split, bucket), table, dictionary=["rating"])
 
 
 def time_column(timestamp: NDArray[np.int64]) -> pa.Array:

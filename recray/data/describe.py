@@ -16,6 +16,7 @@ from recray.data.dataset import Prepared
 from recray.data.formats import reading
 from recray.data.formats.layout import RatingsFile
 from recray.data.formats.values import ParsedRatings
+from recray.data.lists.rows import matches
 from recray.data.source import Source
 
 QUANTILES = (0, 25, 50, 75, 100)
@@ -95,7 +96,10 @@ def _lists(given: Source, users: Counter[Any], items: Counter[Any]) -> list[Json
     """What was read of the lists beside the ratings."""
     rated_items = pa.array(list(items), given.movies["raw_item"].type)
     rated_users = pa.array(list(users), given.listed_users["raw_user"].type)
-    return given.lists.facts(rated_items, rated_users)
+    return given.lists.facts(
+        items=matches(rated_items, given.movies["raw_item"]),
+        users=matches(rated_users, given.listed_users["raw_user"]),
+    )
 
 
 def _counts(values: NDArray[Any]) -> dict[Any, int]:
@@ -119,7 +123,7 @@ def describe_prepared(prepared: Prepared) -> dict[str, Any]:
         As describe_source, without films and unused files, and with "splits" and "settings".
     """
     facts = prepared.manifest
-    users = prepared.folder.read_table("users.parquet")
+    users = prepared.user_table()
     per_user = sum(users[name].to_numpy() for name in ("train", "valid", "test"))
     per_item = prepared.item_table["ratings"].to_numpy()
     years: Counter[int] = Counter()

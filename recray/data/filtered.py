@@ -19,7 +19,7 @@ from recray.data.row_order import order_by, run_starts
 from recray.data.source import Source
 from recray.data.spill import Rows, SpillFile, SpillFolder, merge_duplicates
 from recray.errors import RecrayError
-from recray.storage import Folder
+from recray.storage import Folder, ManifestEntry
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def write_known(
     items: DenseIds,
     timed: bool,
     ordered: bool = False,
-) -> int:
+) -> tuple[int, ManifestEntry]:
     """Write the ratings of a partition that filters dropped and that may matter to a list.
 
     Those are of users and items that have ids, and of no pair that was kept. A pair that was
@@ -136,13 +136,13 @@ def write_known(
         spill: Where the dropped rows are.
         folder: The data set's folder.
         kept: The rows that are in splits, sorted by user, then item.
-        users: Dense ids of all users.
+        users: Dense ids of the partition's users.
         items: Dense ids of all items.
         timed: Whether times are known.
         ordered: Whether rows have places; these have that of the last kept row before them, or -1.
 
     Returns:
-        How many they are.
+        How many they are, and the file.
     """
     rows = Rows.of(schema.RAW_RATINGS.empty_table())
     if spill.exists(SpillFile.FILTERED, partition):
@@ -153,8 +153,7 @@ def write_known(
     place = _places_among(kept, rows) if ordered else None
     order = order_by(user, rows.timestamp, item if rows.line is None else rows.line)
     known = Ratings(user, item, rows.rating, rows.timestamp, place).where(order)
-    write_part(folder, KNOWN, partition, known, timed)
-    return len(known)
+    return len(known), write_part(folder, KNOWN, partition, known, timed)
 
 
 def _places_among(kept: Rows, dropped: Rows) -> NDArray[np.int32]:

@@ -1,10 +1,9 @@
 """Raw ids, which users know, integers or text; and dense ids, 0..n-1, which models use."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -40,8 +39,9 @@ FIT_SPLITS: dict[FitOn, tuple[str, ...]] = {
 class IdMap:
     """A bijection between raw ids and 0..size-1.
 
-    The ids of the training split come first, by ascending raw id; then, ascending too, those that
-    the validation split adds, then the rest. Text ascends by code point.
+    The ids of the training split come first, then those that the validation split adds, then the
+    rest. Of each of the three, items ascend by raw id; users ascend by partition, then by raw id.
+    Text ascends by code point.
 
     Args:
         raw: (size,) raw id of each dense id, int64 or str objects.
@@ -65,10 +65,9 @@ class IdMap:
         return self.raw.dtype == object
 
     @cached_property
-    def _runs(self) -> list[tuple[int, int]]:
-        """First and last place of each run of ascending raw ids; there are three at most."""
-        edges = np.flatnonzero(self.raw[1:] < self.raw[:-1]) + 1
-        return list(pairwise([0, *edges.tolist(), len(self.raw)]))
+    def _order(self) -> NDArray[np.int64]:
+        """Dense ids by ascending raw id."""
+        return np.asarray(pc.sort_indices(self.column()).to_numpy().astype(np.int64))
 
     def column(self) -> pa.Array:
         """Raw ids as an Arrow array, int64 or string."""
@@ -84,23 +83,21 @@ class IdMap:
         dense = np.full(len(raw), -1, np.int32)
         if (np.asarray(raw).dtype == object) != self.text:
             return dense
-        for first, last in self._runs:
-            part = self.raw[first:last]
-            if len(part):
-                place = np.minimum(np.searchsorted(part, raw), len(part) - 1)
-                found = part[place] == raw
-                dense[found] = (place[found] + first).astype(np.int32)
+        if len(self.raw):
+            place = np.searchsorted(self.raw, raw, sorter=self._order)
+            near = self._order[np.minimum(place, len(self.raw) - 1)]
+            found = self.raw[near] == raw
+            dense[found] = near[found]
         return dense
 
     def encode_one(self, raw: RawId) -> int:
         """Dense id of one raw id, -1 if there is none."""
         if isinstance(raw, str) != self.text:
             return -1
-        for first, last in self._runs:
-            place = bisect_left(self.raw, raw, first, last)
-            if place < last and self.raw[place] == raw:
-                return place
-        return -1
+        place = bisect_left(self._order, raw, key=self.raw.__getitem__)
+        if place == len(self.raw) or self.raw[self._order[place]] != raw:
+            return -1
+        return int(self._order[place])
 
     def encode_all(self, raw: Sequence[RawId]) -> NDArray[np.int32]:
         """Dense ids of raw ids of either kind, -1 for those that are in no split."""
@@ -182,6 +179,16 @@ class TextIds:
 
 # -------------------------------------------------------------------------------- during ingest
 
+GROUPS = 3
+
+
+def group_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) group of ids in the order of dense ids, from their (4, N) rows in schema.PARTS.
+
+    0: training knows them; 1: validation adds them; 2: the others.
+    """
+    return np.where(counts[split.TRAIN] > 0, 0, np.where(counts[split.VALID] > 0, 1, 2))
+
 
 @dataclass(frozen=True)
 class DenseIds:
@@ -190,7 +197,7 @@ class DenseIds:
     Args:
         key: (N,) ascending.
         dense: (N,) int32 dense id of each.
-        num_train: How many of them training knows.
+        num_train: How many ids training knows, those elsewhere included: the lowest ones.
     """
 
     key: NDArray[np.int64]
@@ -208,8 +215,48 @@ class DenseIds:
 
 
 @dataclass(frozen=True)
-class CountedIds:
-    """All users, or all items.
+class UserNumbers:
+    """Which dense ids the users of each partition have.
+
+    Args:
+        first: (P, 3) the lowest dense id of each partition in each group.
+        num_train: Users that training knows.
+    """
+
+    first: NDArray[np.int64]
+    num_train: int
+
+    @classmethod
+    def of(cls, groups: NDArray[np.int64]) -> Self:
+        """Number the users of all partitions, from the (P, 3) numbers of users in each group."""
+        in_order = groups.T.ravel()
+        first = np.concatenate([[0], np.cumsum(in_order)[:-1]]).reshape(GROUPS, -1).T
+        return cls(first, int(groups[:, 0].sum()))
+
+    def of_partition(
+        self, partition: int, key: NDArray[np.int64], raw: NDArray[Any], group: NDArray[np.int64]
+    ) -> DenseIds:
+        """The dense ids of a partition's users.
+
+        Args:
+            partition: Its number.
+            key: (N,) ascending.
+            raw: (N,) the raw id of each.
+            group: (N,) that of group_of.
+        """
+        order = order_of_ids(raw, group)
+        dense, begin = np.empty(len(key), np.int32), 0
+        for first, count in zip(
+            self.first[partition], np.bincount(group, minlength=GROUPS), strict=True
+        ):
+            dense[order[begin : begin + count]] = np.arange(first, first + count)
+            begin += count
+        return DenseIds(key, dense, self.num_train)
+
+
+@dataclass(frozen=True)
+class CountedItems:
+    """All items.
 
     Args:
         ids: Their raw and dense ids.
@@ -222,24 +269,26 @@ class CountedIds:
     dense: DenseIds
 
     @classmethod
-    def join(cls, tables: list[pa.Table], texts: TextIds | None) -> "CountedIds":
-        """Join the ids that the partitions counted, and number them."""
-        table = pa.concat_tables(tables)
-        key, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
-        counts = np.zeros((len(schema.PARTS), len(key)), np.int64)
-        for row, name in enumerate(schema.PARTS):
-            np.add.at(counts[row], place, table[name].to_numpy())
+    def join(cls, tables: Iterable[pa.Table], texts: TextIds | None) -> Self:
+        """Merge the items that the partitions counted, one after another, and number them."""
+        key, counts = np.zeros(0, np.int64), np.zeros((len(schema.PARTS), 0), np.int64)
+        for table in tables:
+            own = table["raw"].to_numpy()
+            both = np.union1d(key, own)
+            merged = np.zeros((len(schema.PARTS), len(both)), np.int64)
+            merged[:, np.searchsorted(both, key)] = counts
+            more = np.stack([table[name].to_numpy() for name in schema.PARTS])
+            merged[:, np.searchsorted(both, own)] += more
+            key, counts = both, merged
         raw = key if texts is None else texts.of(key)
-        group = np.where(counts[split.TRAIN] > 0, 0, np.where(counts[split.VALID] > 0, 1, 2))
+        group = group_of(counts)
         order = order_of_ids(raw, group)
         dense = np.empty(len(key), np.int32)
         dense[order] = np.arange(len(key), dtype=np.int32)
         num_train = int((group == 0).sum())
         return cls(IdMap(raw[order], num_train), counts[:, order], DenseIds(key, dense, num_train))
 
-    def known_to(self, fit_on: FitOn) -> int:
-        """How many ids a fit knows, which are the first ones."""
-        parts = {"train": [split.TRAIN], "train+valid": [split.TRAIN, split.VALID]}
-        if fit_on == "all":
-            return len(self.ids)
-        return int((self.counts[parts[fit_on]].sum(axis=0) > 0).sum())
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """(3,) items that training knows, that validation adds, and the others."""
+        return np.bincount(group_of(self.counts), minlength=GROUPS)

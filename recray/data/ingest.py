@@ -5,40 +5,40 @@
    duplicates and what the filters drop; `core` repeats a count and a drop until nothing goes.
 3. split: each partition decides the split of its rows (`temporal` counts times first, and
    `per-item-random` exchanges hashes by item) and counts its ids.
-4. encode: with the ids of the training split known, each partition writes its part files, and in
-   known/ what the filters dropped.
+4. encode: with the numbers of users in each partition and the ids of all items known, each
+   partition writes its part files, the list of its users, and in known/ what the filters dropped.
 
-Between the maps only counts and distinct ids meet on the driver. Memory is bounded by one chunk of
-a file or one partition of users, never by the data, and no row passes through the object store.
+Between the maps only counts and the ids of items meet on the driver. Memory is bounded by one range
+of a file, scan.RUN_ROWS rows or one partition of users, never by the data, and no row passes
+through the object store. What is written is not read again to be hashed.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import Settings
 from recray.data import split, tasks
 from recray.data.accounting import account, check_times_known
 from recray.data.dataset import KIND, Prepared
-from recray.data.encode import encode
+from recray.data.encode import DatasetIds, EncodedCounts, encode
 from recray.data.filtered import item_rules
-from recray.data.ids import CountedIds, IdMap, TextIds
-from recray.data.manifest import count_facts, fingerprint_facts, source_facts
+from recray.data.ids import CountedItems, TextIds, UserNumbers
+from recray.data.manifest import count_facts, fingerprint_facts, list_facts, source_facts
 from recray.data.scan import Scanned, join_scans, scan_ranges
 from recray.data.source import Source
 from recray.data.spill import SpillFile, SpillFolder
-from recray.data.tasks import PartitionCounts
+from recray.data.tasks import PartitionCounts, SplitCounts
 from recray.errors import RecrayError
 from recray.runtime.nodes import map_tasks, require_shared
 from recray.runtime.session import LOCAL, session
-from recray.storage import Folder, publish
+from recray.storage import Folder, ManifestEntry, publish
 
 SPILL = ".spill"
 """Folder of the spill files inside the data set that is being written; deleted at the end."""
@@ -75,39 +75,34 @@ def _write(source: Source, folder: Folder, settings: Settings) -> None:
     _check_times(source, scanned.timed, settings)
     partitions = split.partitions_for(scanned.rows)
     gathered, core_rounds = _gather(source, spill, scanned, partitions, settings)
-    short_users = _split(spill, partitions, scanned.timed, gathered, settings)
-    users, items = (
-        CountedIds.join(spill.read_all(kind, partitions), _text_ids(spill, source, role))
-        for kind, role in ((SpillFile.USERS, "raw_user"), (SpillFile.ITEMS, "raw_item"))
-    )
-    if not users.ids.known:
+    counted = _split(spill, partitions, scanned, gathered, settings)
+    users = UserNumbers.of(np.stack([part.groups for part in counted]))
+    if not users.num_train:
         raise RecrayError(
             f"{source.name}: no rating is left to train on after the filters "
             f"{settings.data.model_dump(exclude_defaults=True)}"
         )
-    codes = [split.TRAIN, split.VALID, split.TEST]
-    if settings.split.kind == "held-out-users" or settings.split.cut is not None:
-        codes.append(split.FOLD_IN)
-    data = settings.data
-    filters = any(limit is not None for limit in (data.min_year, data.min_rating, data.core))
-    timed = scanned.timed or scanned.has_log
-    write = partial(encode, spill=spill, folder=folder, splits=codes, timed=timed, filters=filters)
-    encoded = map_tasks(partial(write, users=users.dense, items=items.dense), partitions)
-    _write_items(folder, source, items)
-    _write_users(folder, source, users)
-    folder.write_table("rejected.parquet", scanned.rejected)
+    tables = (spill.read(SpillFile.ITEMS, partition) for partition in range(partitions))
+    items = CountedItems.join(tables, _item_texts(spill, source))
+    texts = [(number, scan.texts) for number, scan in enumerate(scans) if scan.texts is not None]
+    text = "raw_user" in source.text
+    ids = DatasetIds(items.dense, users, source.listed_users, texts if text else None)
+    encoded = _encode(spill, folder, partitions, scanned, ids, settings)
+    entries = [entry for part in encoded for entry in part.entries]
+    entries.append(_write_items(folder, source, items))
+    entries.append(folder.write_table("rejected.parquet", scanned.rejected))
     spill.folder.delete()
     dropped = sum((part.dropped for part in gathered), Counter[str]())
     facts = {
         **source_facts(source, settings, scanned),
         "buckets": partitions,
         "core_rounds": core_rounds,
-        **count_facts(encoded, users, items, dropped["duplicates"], short_users),
+        **count_facts(encoded, counted, items, dropped["duplicates"], settings.split),
         "rows": account(scanned, dropped, sum(p.rows.total() for p in encoded)).model_dump(),
-        "lists": source.lists.facts(items.ids.column(), users.ids.column()),
-        "fingerprints": fingerprint_facts(folder, users.ids, items.ids),
+        "lists": list_facts(source, items, encoded, counted),
+        "fingerprints": fingerprint_facts(encoded, items.ids, entries),
     }
-    folder.write_manifest(KIND, facts)
+    folder.write_manifest(KIND, facts, entries)
 
 
 def _check_split(settings: Settings) -> None:
@@ -145,22 +140,22 @@ def _check_times(source: Source, timed: bool, settings: Settings) -> None:
         )
 
 
-def _text_ids(spill: SpillFolder, source: Source, role: str) -> TextIds | None:
-    """The texts of one kind of id; None where ids are integers."""
-    if role not in source.text:
+def _item_texts(spill: SpillFolder, source: Source) -> TextIds | None:
+    """The texts of the ids of items; None where they are integers."""
+    if "raw_item" not in source.text:
         return None
-    numbers = [n for n in range(len(source.ranges)) if spill.exists(SpillFile.TEXTS, role, n)]
-    return TextIds.join([spill.read(SpillFile.TEXTS, role, n) for n in numbers])
+    numbers = [n for n, one in enumerate(source.ranges) if "raw_item" in one.file.layout.text]
+    return TextIds.join([spill.read(SpillFile.ITEM_TEXTS, n) for n in numbers])
 
 
 def _gather(
     source: Source, spill: SpillFolder, scanned: Scanned, partitions: int, settings: Settings
 ) -> tuple[list[PartitionCounts], int]:
     """Fill the partitions; return the counts of each, and how many rounds `core` took."""
-    gather = partial(tasks.gather, spill=spill, scanned=scanned.files, partitions=partitions)
+    gather = partial(tasks.gather, spill=spill, partitions=partitions)
     rules = item_rules(source, settings.data)
     gather = partial(gather, rules=rules, settings=settings, timed=scanned.timed)
-    counts = map_tasks(gather, partitions)
+    counts = map_tasks(gather, partitions, scanned=scanned.files)
     overlap = sum(part.overlap for part in counts)
     if overlap:
         raise RecrayError(
@@ -170,7 +165,9 @@ def _gather(
     rounds, core = 0, settings.data.core
     while core is not None:
         map_tasks(partial(tasks.count_items, spill=spill), partitions)
-        table = pa.concat_tables(spill.read_all(SpillFile.ITEM_COUNTS, partitions))
+        table = pa.concat_tables(
+            [spill.read(SpillFile.ITEM_COUNTS, partition) for partition in range(partitions)]
+        )
         raw, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
         count = np.bincount(place, table["count"].to_numpy(), len(raw))
         drop = partial(tasks.drop_rare, spill=spill, items=raw[count >= core], core=core)
@@ -188,12 +185,12 @@ def _gather(
 def _split(
     spill: SpillFolder,
     partitions: int,
-    timed: bool,
+    scanned: Scanned,
     gathered: list[PartitionCounts],
     settings: Settings,
-) -> int:
-    """Decide the split of every row; return how many users have too few for split.kind=next."""
-    chosen = settings.split
+) -> list[SplitCounts]:
+    """Decide the split of every row, and count the users of each partition."""
+    chosen, timed = settings.split, scanned.timed
     cuts = item_offsets = None
     if chosen.kind == "temporal" and timed:
         shares = (chosen.valid + chosen.test, chosen.test)
@@ -204,11 +201,30 @@ def _split(
     if chosen.kind == "per-item-random":
         write = partial(tasks.write_item_keys, spill=spill, groups=partitions, seed=chosen.seed)
         offsets = map_tasks(write, partitions)
-        by_item = partial(tasks.split_items, spill=spill, offsets=offsets, settings=chosen)
-        item_offsets = map_tasks(by_item, partitions)
-    decide = partial(tasks.split_partition, spill=spill, settings=settings, timed=timed)
-    short = sum(map_tasks(partial(decide, cuts=cuts, item_offsets=item_offsets), partitions))
-    return short if chosen.kind == "next" else 0
+        by_item = partial(tasks.split_items, spill=spill, settings=chosen)
+        item_offsets = map_tasks(by_item, partitions, offsets=offsets)
+    decide = partial(
+        tasks.split_partition, spill=spill, settings=settings, timed=timed, has_log=scanned.has_log
+    )
+    return map_tasks(partial(decide, cuts=cuts), partitions, item_offsets=item_offsets)
+
+
+def _encode(
+    spill: SpillFolder,
+    folder: Folder,
+    partitions: int,
+    scanned: Scanned,
+    ids: DatasetIds,
+    settings: Settings,
+) -> list[EncodedCounts]:
+    """Write the files of all partitions."""
+    codes = [split.TRAIN, split.VALID, split.TEST]
+    if settings.split.kind == "held-out-users" or settings.split.cut is not None:
+        codes.append(split.FOLD_IN)
+    data, timed = settings.data, scanned.timed or scanned.has_log
+    filters = any(limit is not None for limit in (data.min_year, data.min_rating, data.core))
+    write = partial(encode, spill=spill, folder=folder, splits=codes, timed=timed, filters=filters)
+    return map_tasks(write, partitions, ids=ids)
 
 
 def _cuts(
@@ -239,7 +255,7 @@ def _cuts(
     return valid, test
 
 
-def _write_items(folder: Folder, source: Source, counted: CountedIds) -> None:
+def _write_items(folder: Folder, source: Source, counted: CountedItems) -> ManifestEntry:
     items, movies = counted.ids, source.movies
     rows = pc.index_in(items.column(), movies["raw_item"].combine_chunks())
     known = {name: movies[name].take(rows) for name in movies.column_names[1:]}
@@ -251,25 +267,4 @@ def _write_items(folder: Folder, source: Source, counted: CountedIds) -> None:
         "genres": pc.coalesce(known["genres"], pa.scalar([], pa.list_(pa.string()))),
         "ratings": counted.counts[split.TRAIN],
     }
-    _write_ids(folder, "items.parquet", items, schema.ITEMS, columns)
-
-
-def _write_users(folder: Folder, source: Source, counted: CountedIds) -> None:
-    users = counted.ids
-    listed = source.listed_users
-    rows = pc.index_in(users.column(), listed["raw_user"].combine_chunks())
-    columns = {name: listed[name].take(rows) for name in listed.column_names[1:]} | {
-        "user": np.arange(len(users), dtype=np.int32),
-        "raw_user": users.column(),
-        **dict(zip(schema.PARTS, counted.counts, strict=True)),
-    }
-    _write_ids(folder, "users.parquet", users, schema.USERS, columns)
-
-
-def _write_ids(
-    folder: Folder, file: str, ids: IdMap, fields: pa.Schema, columns: Mapping[str, ArrayLike]
-) -> None:
-    """Write a table of ids, whose second column has the type of the raw ids."""
-    fields = fields.set(1, fields.field(1).with_type(ids.column().type))
-    ordered = {name: columns[name] for name in fields.names}
-    folder.write_table(file, pa.table(ordered, schema=fields))
+    return folder.write_table("items.parquet", schema.id_table(schema.ITEMS, columns))

@@ -3,21 +3,27 @@
 import hashlib
 from collections import Counter
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from recray import schema
-from recray.config import Settings, build_settings
+from recray.config import Settings, SplitSettings, build_settings
 from recray.data.accounting import times_read
-from recray.data.dataset import KNOWN, Prepared
+from recray.data.dataset import KNOWN, USERS, Prepared
 from recray.data.encode import EncodedCounts
-from recray.data.ids import FIT_SPLITS, CountedIds, FitOn, IdMap
+from recray.data.ids import FIT_SPLITS, CountedItems, FitOn, IdMap
+from recray.data.lists.rows import matches
 from recray.data.scan import Scanned
 from recray.data.source import Source
+from recray.data.tasks import SplitCounts
 from recray.errors import RecrayError
-from recray.storage import Folder
+from recray.storage import ManifestEntry
 
 Facts = dict[str, JsonValue]
 """A part of the manifest."""
+KNOWN_GROUPS: dict[FitOn, int] = {"train": 1, "train+valid": 2, "all": 3}
+"""A fit knows the ids of so many groups; see recray.data.ids.group_of."""
 
 
 def source_facts(source: Source, settings: Settings, scanned: Scanned) -> Facts:
@@ -43,35 +49,37 @@ def _settings_of(settings: Settings) -> Facts:
 
 def count_facts(
     encoded: list[EncodedCounts],
-    users: CountedIds,
-    items: CountedIds,
+    users: list[SplitCounts],
+    items: CountedItems,
     duplicates: int,
-    short_users: int,
+    settings: SplitSettings,
 ) -> Facts:
     """Counts of users, items and ratings, by split and by fit.
 
     Args:
-        encoded: What the part files hold.
-        users: All users.
+        encoded: What the files of each partition hold.
+        users: The users of each partition.
         items: All items.
         duplicates: Rows that were merged into others.
-        short_users: Users with too few ratings for a target of split.kind=next.
+        settings: The kind of split.
     """
     levels = sum((part.levels for part in encoded), Counter[float]())
     pairs: list[JsonValue] = [[value, levels[value]] for value in sorted(levels)]
+    groups = np.sum([part.groups for part in users], axis=0)
+    short = sum(part.short for part in users) if settings.kind == "next" else 0
     return {
         "counts": {
-            "users": users.ids.known,
+            "users": int(groups[0]),
             "items": items.ids.known,
-            "unseen_users": len(users.ids) - users.ids.known,
+            "unseen_users": int(groups[1:].sum()),
             "unseen_items": len(items.ids) - items.ids.known,
             "duplicates": duplicates,
             "ratings": sum(part.rows.total() for part in encoded),
             "filtered": sum(part.filtered for part in encoded),
-            "short_users": short_users,
+            "short_users": short,
         },
-        "splits": _split_facts(encoded, users, items),
-        "fits": {fit_on: _fit(fit_on, encoded, users, items) for fit_on in FIT_SPLITS},
+        "splits": _split_facts(encoded, np.sum([part.users for part in users], axis=0), items),
+        "fits": {fit_on: _fit(fit_on, encoded, groups, items.groups) for fit_on in FIT_SPLITS},
         "ratings": {
             "range": [min(levels), max(levels)],
             "levels": pairs if len(levels) <= 100 else [],
@@ -79,7 +87,9 @@ def count_facts(
     }
 
 
-def _split_facts(encoded: list[EncodedCounts], users: CountedIds, items: CountedIds) -> Facts:
+def _split_facts(
+    encoded: list[EncodedCounts], users: NDArray[np.int64], items: CountedItems
+) -> Facts:
     """Rows, users and items of each split, and its rows with ids that training lacks."""
     rows = sum((part.rows for part in encoded), Counter[str]())
     splits: Facts = {}
@@ -88,7 +98,7 @@ def _split_facts(encoded: list[EncodedCounts], users: CountedIds, items: Counted
             unseen = sum(part.unseen[name] for part in encoded)
             splits[name] = {
                 "rows": rows[name],
-                "users": int((users.counts[place] > 0).sum()),
+                "users": int(users[place]),
                 "items": int((items.counts[place] > 0).sum()),
                 "unseen": unseen,
                 "unseen_percent": round(100 * unseen / rows[name], 3) if rows[name] else 0.0,
@@ -97,33 +107,51 @@ def _split_facts(encoded: list[EncodedCounts], users: CountedIds, items: Counted
 
 
 def _fit(
-    fit_on: FitOn, encoded: list[EncodedCounts], users: CountedIds, items: CountedIds
+    fit_on: FitOn,
+    encoded: list[EncodedCounts],
+    users: NDArray[np.int64],
+    items: NDArray[np.int64],
 ) -> Facts:
     """How many users and items a fit knows, and the range of its ratings."""
     ranges = [p.ranges[name] for p in encoded for name in FIT_SPLITS[fit_on] if name in p.ranges]
     lows, highs = zip(*ranges, strict=True)
+    groups = KNOWN_GROUPS[fit_on]
     return {
-        "users": users.known_to(fit_on),
-        "items": items.known_to(fit_on),
+        "users": int(users[:groups].sum()),
+        "items": int(items[:groups].sum()),
         "range": [min(lows), max(highs)],
     }
 
 
-def fingerprint_facts(folder: Folder, users: IdMap, items: IdMap) -> Facts:
+def list_facts(
+    source: Source, items: CountedItems, encoded: list[EncodedCounts], users: list[SplitCounts]
+) -> list[JsonValue]:
+    """What was read of the lists beside the ratings, and how much of it is of use."""
+    rated = int(sum(part.groups.sum() for part in users))
+    listed = sum(part.listed for part in encoded)
+    return source.lists.facts(
+        items=matches(items.ids.column(), source.movies["raw_item"]), users=(rated, listed)
+    )
+
+
+def fingerprint_facts(
+    encoded: list[EncodedCounts], items: IdMap, entries: list[ManifestEntry]
+) -> Facts:
     """Hash each split, what filters dropped, the ids of training, and the lists of ids.
 
     They prove later that what training saw does not depend on the test split.
     """
+    users = b"".join(part.ids for part in encoded)
+    digests = {entry.name: entry.sha256 for entry in entries}
     prints: Facts = {
-        "ids": hashlib.sha256(users.content() + items.content()).hexdigest(),
-        "items": hashlib.sha256(folder.read_bytes("items.parquet")).hexdigest(),
-        "users": hashlib.sha256(folder.read_bytes("users.parquet")).hexdigest(),
+        "ids": hashlib.sha256(users + items.content()).hexdigest(),
+        "items": digests["items.parquet"],
     }
-    for name in (*schema.PARTS, KNOWN):
+    for name in (*schema.PARTS, KNOWN, USERS):
         digest = hashlib.sha256()
-        for file in folder.files():
+        for file in sorted(digests):
             if file.startswith(f"{name}/"):
-                digest.update(file.encode() + hashlib.sha256(folder.read_bytes(file)).digest())
+                digest.update(file.encode() + bytes.fromhex(digests[file]))
         prints[name] = digest.hexdigest()
     return prints
 

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from recray import schema
 from recray.config import DataSettings
@@ -19,25 +20,41 @@ from recray.data.formats.layout import FileRange
 from recray.data.formats.reading import parsed
 from recray.data.ids import id_hash
 from recray.data.source import Source
-from recray.data.spill import SpillFile, SpillFolder
+from recray.data.spill import PART, TEXTS, SpillFile, SpillFolder
 from recray.data.split import SLOTS, slot_of
 from recray.errors import RecrayError
 from recray.runtime.nodes import map_tasks
 
+RUN_ROWS = 1 << 22
+"""A range of a file that cannot be divided may have any number of rows: so many are spilled at
+once. All rows of other ranges are in one run.
+"""
+
 
 @dataclass(frozen=True)
 class ScannedRows:
-    """A spill file of scanned ratings, sorted by hash slot of the user.
+    """A spill file of scanned ratings, a slice for each hash slot of the user.
 
     Args:
-        number: Its file range and chunk.
-        offsets: Where the rows of each of the split.SLOTS slots begin, and the number of rows.
-        feedback: Whether its ratings came after the source, from the ratings log.
+        number: Its file range and run.
+        offsets: The byte where each of the split.SLOTS slices begins, and the size of the file.
+        part: What the source says of the split of its rows, empty if nothing, or `logged`: they
+            came after the source, from the ratings log.
     """
 
     number: tuple[int, int]
     offsets: list[int]
-    feedback: bool
+    part: str
+
+    @property
+    def feedback(self) -> bool:
+        """Whether its ratings came after the source, from the ratings log."""
+        return self.part == "logged"
+
+    @property
+    def fields(self) -> pa.Schema:
+        """The columns of its rows."""
+        return schema.RAW_RATINGS.append(PART) if self.part in schema.PARTS else schema.RAW_RATINGS
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,8 @@ class Scanned:
         timed: Whether any row of the source has a time other than 0, which stands for unknown
             where it is the only one.
         unknown_times: Accepted rows of the source whose time is unknown.
+        texts: Where the texts of users are text: the byte where the slice of each slot begins in
+            the spill file of the range, and its size.
         span: The bytes of the file from the first row of the range to the first one behind it.
     """
 
@@ -65,6 +84,7 @@ class Scanned:
     reasons: Counter[str]
     timed: bool
     unknown_times: int
+    texts: list[int] | None = None
     span: range = range(0)
 
     @property
@@ -116,11 +136,12 @@ def scan(number: int, *, ranges: tuple[FileRange, ...], spill: SpillFolder) -> S
         Its counts; the lines of rejected rows count from 0 in the range.
     """
     file = ranges[number].file
-    files, reasons, rows, read, lines = [], Counter[str](), 0, 0, 0
+    reasons, rows, read, lines = Counter[str](), 0, 0, 0
     rejected = [schema.REJECTED.empty_table()]
-    texts: dict[str, list[pa.Table]] = {}
+    texts = _Texts(spill, number, file.layout.text)
+    runs = _Runs(spill, number, file.part)
     timed, unknown, first, end = False, 0, -1, 0
-    for chunk, (span, of_chunk) in enumerate(parsed(ranges[number])):
+    for span, of_chunk in parsed(ranges[number]):
         first, end = (span.start if first < 0 else first), span.stop
         reasons.update(of_chunk.rejected["reason"].to_pylist())
         kept = of_chunk.rejected.slice(0, schema.REJECTED_KEPT - sum(map(len, rejected)))
@@ -131,14 +152,12 @@ def scan(number: int, *, ranges: tuple[FileRange, ...], spill: SpillFolder) -> S
         if file.part != "logged":
             unknown += of_chunk.unknown_times
             timed = timed or bool(pc.any(pc.not_equal(of_chunk.table["timestamp"], 0)).as_py())
-        hashed = _with_id_hashes(of_chunk.table, file.layout.text, texts)
-        offsets = _write_by_slot(spill, hashed, (number, chunk), file.part)
-        files.append(ScannedRows((number, chunk), offsets, file.part == "logged"))
-    for role, tables in texts.items():
-        distinct = pa.concat_tables(tables).group_by(["key", "text"]).aggregate([])
-        spill.write(SpillFile.TEXTS, distinct, role, number)
+        runs.add(texts.hashed(of_chunk.table))
     rejections, bytes_ = pa.concat_tables(rejected), range(max(first, 0), end)
-    return Scanned(rows, read, lines, files, rejections, reasons, timed, unknown, bytes_)
+    files, text_offsets = runs.end(), texts.end()
+    return Scanned(
+        rows, read, lines, files, rejections, reasons, timed, unknown, text_offsets, bytes_
+    )
 
 
 def _counted_from(rejected: pa.Table, line: int, byte: int) -> pa.Table:
@@ -148,32 +167,98 @@ def _counted_from(rejected: pa.Table, line: int, byte: int) -> pa.Table:
     return pa.table(columns, schema=schema.REJECTED)
 
 
-def _write_by_slot(
-    spill: SpillFolder, table: pa.Table, number: tuple[int, int], part: str
-) -> list[int]:
-    """Write rows sorted by their user's slot; return where each slot begins."""
-    slot = slot_of(table["raw_user"].to_numpy())
-    # The sort is stable, so that the rows of a user stay in file order.
-    table = table.take(pa.array(np.argsort(slot, kind="stable")))
-    if part in schema.PARTS:
-        code = np.full(len(table), schema.PARTS.index(part), np.int8)
-        table = table.append_column("part", pa.array(code))
-    spill.write(SpillFile.ROWS, table, *number)
-    return [0, *np.cumsum(np.bincount(slot, minlength=SLOTS)).tolist()]
+class _Runs:
+    """The rows of a file range on their way to spill files, by their users' slots.
+
+    Args:
+        spill: Where spill files go.
+        number: The file range.
+        part: That of ScannedRows.
+    """
+
+    def __init__(self, spill: SpillFolder, number: int, part: str) -> None:
+        self.spill, self.number, self.part = spill, number, part
+        self.files: list[ScannedRows] = []
+        self._chunks: list[tuple[pa.Table, NDArray[np.int64]]] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Take the next rows of the range."""
+        table, offsets = _by_slot(table, "raw_user")
+        if self.part in schema.PARTS:
+            code = np.full(len(table), schema.PARTS.index(self.part), np.int8)
+            table = table.append_column(PART, pa.array(code))
+        self._chunks.append((table, offsets))
+        if sum(len(table) for table, _ in self._chunks) >= RUN_ROWS:
+            self._write()
+
+    def end(self) -> list[ScannedRows]:
+        """Write what is left; return all files."""
+        if self._chunks:
+            self._write()
+        return self.files
+
+    def _write(self) -> None:
+        number = self.number, len(self.files)
+        file = ScannedRows(number, [], self.part)
+        slices = (
+            pa.concat_tables([t.slice(at[n], at[n + 1] - at[n]) for t, at in self._chunks])
+            for n in range(SLOTS)
+        )
+        offsets = self.spill.write_slices(SpillFile.ROWS, file.fields, slices, *number)
+        self.files.append(replace(file, offsets=offsets))
+        self._chunks.clear()
 
 
-def _with_id_hashes(
-    table: pa.Table, text: frozenset[str], texts: dict[str, list[pa.Table]]
-) -> pa.Table:
-    """Replace text ids by their hashes, and collect the texts."""
-    for role in sorted(text):
-        column = table[role].combine_chunks()
-        key = pa.array(id_hash(column))
-        place = table.schema.get_field_index(role)
-        table = table.set_column(place, pa.field(role, pa.int64()), key)
-        pairs = pa.table({"key": key, "text": column}).group_by(["key", "text"]).aggregate([])
-        texts.setdefault(role, []).append(pairs)
-    return table
+class _Texts:
+    """The text ids of a file range, which hashes stand for until the end of ingest.
+
+    Args:
+        spill: Where spill files go.
+        number: The file range.
+        roles: The columns of ids that are text.
+    """
+
+    def __init__(self, spill: SpillFolder, number: int, roles: frozenset[str]) -> None:
+        self.spill, self.number = spill, number
+        self._pairs: dict[str, list[pa.Table]] = {role: [] for role in sorted(roles)}
+
+    def hashed(self, table: pa.Table) -> pa.Table:
+        """Replace text ids by their hashes, and keep the texts."""
+        for role, pairs in self._pairs.items():
+            column = table[role].combine_chunks()
+            key = pa.array(id_hash(column))
+            place = table.schema.get_field_index(role)
+            table = table.set_column(place, pa.field(role, pa.int64()), key)
+            pairs.append(_distinct(pa.table([key, column], schema=TEXTS)))
+        return table
+
+    def end(self) -> list[int] | None:
+        """Write them; return that of Scanned."""
+        offsets = None
+        for role, pairs in self._pairs.items():
+            table = _distinct(pa.concat_tables([TEXTS.empty_table(), *pairs]))
+            if role == "raw_user":
+                ordered, at = _by_slot(table, "key")
+                slices = (ordered.slice(at[n], at[n + 1] - at[n]) for n in range(SLOTS))
+                offsets = self.spill.write_slices(SpillFile.USER_TEXTS, TEXTS, slices, self.number)
+            else:
+                self.spill.write(SpillFile.ITEM_TEXTS, table, self.number)
+        return offsets
+
+
+def _distinct(texts: pa.Table) -> pa.Table:
+    return texts.group_by(["key", "text"]).aggregate([]).select(TEXTS.names)
+
+
+def _by_slot(table: pa.Table, column: str) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Rows sorted by the slot of their users, and where each slot begins.
+
+    The sort is stable, so that the rows of a user stay in file order.
+    """
+    slot = slot_of(table[column].to_numpy())
+    order = pa.array(np.argsort(slot, kind="stable"))
+    counts = np.bincount(slot, minlength=SLOTS)
+    return table.take(order).combine_chunks(), np.concatenate([[0], np.cumsum(counts)])
 
 
 def join_scans(source: Source, scans: list[Scanned], settings: DataSettings) -> Scanned:

@@ -1,11 +1,15 @@
 """The files between the tasks of ingest, and the ratings in them.
 
-A spill file is an uncompressed Arrow file, which a reader on the same machine maps into memory. The
-first task, which fills such files, is in scan.py; the later ones are in tasks.py.
+A spill file is an Arrow file, which a reader on the same machine maps into memory. One that is read
+in slices, a few rows by each of many tasks, is a row of record batches: a reader asks the store for
+the bytes of its own slices alone. In a store all of them are compressed.
+
+The first task, which fills such files, is in scan.py; the later ones are in tasks.py.
 """
 
 # Shape letters: R = rows.
 
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
@@ -18,9 +22,15 @@ from numpy.typing import NDArray
 from recray import schema
 from recray.config import Duplicates
 from recray.data.row_order import order_by, run_starts
-from recray.storage import Folder, is_uri
+from recray.storage import Folder, is_uri, range_reader
 
 Index = NDArray[np.bool_] | NDArray[np.int64] | slice
+
+
+PART = pa.field("part", pa.int8())
+"""The column of ratings whose split the source itself says: a code of schema.PARTS."""
+TEXTS = pa.schema([("key", pa.int64()), ("text", pa.string())])
+"""Text ids, and the hashes that stand for them."""
 
 
 class SpillFile(Enum):
@@ -29,8 +39,9 @@ class SpillFile(Enum):
     The comment says which task writes it, what its number counts, and who reads it.
     """
 
-    ROWS = "rows"  # scan, by file range and chunk: parsed ratings by slot; read by gather
-    TEXTS = "texts"  # scan, by file range: text ids and their hashes; read by the driver
+    ROWS = "rows"  # scan, by file range and run: parsed ratings by slot; read by gather
+    USER_TEXTS = "user-texts"  # scan, by file range: text ids and hashes by slot; read by encode
+    ITEM_TEXTS = "item-texts"  # scan, by file range: text ids and hashes; read by the driver
     PARTITION = "partition"  # gather, core, split, by partition: its ratings; read by what follows
     FILTERED = "filtered"  # gather, core, by partition: ratings that filters drop; read by encode
     LATE = "late"  # gather, by partition: new pairs of the ratings log; read by split
@@ -38,7 +49,6 @@ class SpillFile(Enum):
     ITEM_KEYS = "item-keys"  # split, by partition: rows by group of items; read by split_items
     ITEM_SPLITS = "item-splits"  # split_items, by group of items: decided splits; read by split
     SPLIT = "split"  # split, by partition: the split of each row; read by encode
-    USERS = "users"  # split, by partition: ratings of each user by split; read by the driver
     ITEMS = "items"  # split, by partition: ratings of each item by split; read by the driver
 
 
@@ -48,44 +58,88 @@ class SpillFolder:
 
     folder: Folder
 
-    def write(self, kind: SpillFile, table: pa.Table, *number: int | str) -> None:
+    def write(self, kind: SpillFile, table: pa.Table, *number: int) -> None:
         """Write a file of that kind and number."""
         write_arrow(self.folder, _file_name(kind, number), table)
 
-    def read(
-        self, kind: SpillFile, *number: int | str, begin: int = 0, end: int | None = None
+    def read(self, kind: SpillFile, *number: int) -> pa.Table:
+        """A file of that kind and number."""
+        return read_arrow(self.folder, _file_name(kind, number))
+
+    def write_slices(
+        self, kind: SpillFile, fields: pa.Schema, slices: Iterable[pa.Table], *number: int
+    ) -> list[int]:
+        """Write tables of these columns into a file, so that each can be read alone.
+
+        Returns:
+            The byte where each slice begins, and where the last one ends.
+        """
+        with (
+            self.folder.write_stream(_file_name(kind, number)) as stream,
+            pa.ipc.new_stream(stream, fields, options=_options(self.folder)) as writer,
+        ):
+            # The columns are written with the first batch: an empty one keeps them out of slices.
+            writer.write_batch(pa.RecordBatch.from_pylist([], fields))
+            offsets = [stream.tell()]
+            for table in slices:
+                if len(table):
+                    writer.write_table(table.combine_chunks())
+                offsets.append(stream.tell())
+        return offsets
+
+    def read_slices(
+        self, kind: SpillFile, fields: pa.Schema, begin: int, end: int, *number: int
     ) -> pa.Table:
-        """Rows begin..end-1 of a file of that kind and number."""
-        return read_arrow(self.folder, _file_name(kind, number), begin, end)
+        """The slices in the bytes begin..end-1 of a file of that kind and number.
 
-    def read_all(self, kind: SpillFile, count: int) -> list[pa.Table]:
-        """The files of that kind with the numbers 0..count-1."""
-        return [self.read(kind, number) for number in range(count)]
+        Only these bytes are asked for, and of a local file the table keeps nothing else in memory.
+        """
+        if begin == end:
+            return fields.empty_table()
+        name = _file_name(kind, number)
+        if is_uri(self.folder.path):
+            content = pa.py_buffer(range_reader(self.folder, name)(begin, end - begin))
+        else:
+            with pa.memory_map(f"{self.folder.path}/{name}") as mapped:
+                mapped.seek(begin)
+                content = mapped.read_buffer(end - begin)
+        stream, batches = pa.BufferReader(content), []
+        while stream.tell() < content.size:
+            batches.append(pa.ipc.read_record_batch(pa.ipc.read_message(stream), fields))
+        return pa.Table.from_batches(batches, fields)
 
-    def exists(self, kind: SpillFile, *number: int | str) -> bool:
+    def exists(self, kind: SpillFile, *number: int) -> bool:
         """Whether a file of that kind and number was written."""
         return self.folder.exists(_file_name(kind, number))
 
 
-def _file_name(kind: SpillFile, number: tuple[int | str, ...]) -> str:
+def _file_name(kind: SpillFile, number: tuple[int, ...]) -> str:
     return f"{'-'.join([kind.value, *map(str, number)])}.arrow"
+
+
+def _options(folder: Folder) -> pa.ipc.IpcWriteOptions:
+    """A file on a disk is mapped as it is; on the way to a store, zstd leaves a fifth of it."""
+    return pa.ipc.IpcWriteOptions(compression="zstd" if is_uri(folder.path) else None)
 
 
 def write_arrow(folder: Folder, name: str, table: pa.Table) -> None:
     """Write an Arrow file without waiting for the disk: only the run that wrote it reads it."""
-    with folder.write_stream(name) as stream, pa.ipc.new_file(stream, table.schema) as writer:
+    options = _options(folder)
+    with (
+        folder.write_stream(name) as stream,
+        pa.ipc.new_file(stream, table.schema, options=options) as writer,
+    ):
         writer.write_table(table.combine_chunks())
 
 
-def read_arrow(folder: Folder, name: str, begin: int = 0, end: int | None = None) -> pa.Table:
-    """Rows begin..end-1 of an Arrow file; on a local disk only their pages are read."""
+def read_arrow(folder: Folder, name: str) -> pa.Table:
+    """An Arrow file; one on a local disk is mapped."""
     if is_uri(folder.path):
         opened = pa.BufferReader(folder.read_bytes(name))
     else:
         opened = pa.memory_map(f"{folder.path}/{name}")
     with closing(opened) as stream:  # the table keeps the memory alive after this
-        table = pa.ipc.open_file(stream).read_all()
-    return table.slice(begin, None if end is None else end - begin)
+        return pa.ipc.open_file(stream).read_all()
 
 
 MORE_COLUMNS = ("part", "line")

@@ -5,6 +5,7 @@ functions to its workers, and their results, which are small, to the driver.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -17,6 +18,7 @@ from recray import schema
 from recray.config import Settings, SplitSettings
 from recray.data import feedback, split
 from recray.data.filtered import ItemRules, add_filtered, drop_low
+from recray.data.ids import GROUPS, group_of
 from recray.data.row_order import order_by, run_starts
 from recray.data.scan import ScannedRows
 from recray.data.spill import (
@@ -26,6 +28,9 @@ from recray.data.spill import (
     merge_duplicates,
 )
 
+ITEM_KEYS = pa.schema([("item", pa.int64()), ("key", pa.uint64()), ("row", pa.int64())])
+ITEM_SPLITS = pa.schema([("row", pa.int64()), ("split", pa.int8())])
+"""What partitions and groups of items exchange for a split of whole items."""
 LOG_LINES = 1 << 48
 """Lines of the ratings log are counted from here on: it came after the source."""
 
@@ -100,7 +105,7 @@ def gather(
     dropped["duplicates"] += len(given.user) - len(merged.user)
     rows = drop(merged, others)
     if log := [file for file in scanned if file.feedback]:
-        logged, others = rules.apply(collect(log))
+        logged, others = rules.apply(collect(log, first=LOG_LINES))
         latest = feedback.with_source(logged, given, settings.data.duplicates)
         high = drop(latest, others)
         rows, late = feedback.rerate(rows, high)
@@ -112,19 +117,23 @@ def gather(
 
 
 def _collect(
-    partition: int, partitions: int, spill: SpillFolder, numbered: bool, files: list[ScannedRows]
+    partition: int,
+    partitions: int,
+    spill: SpillFolder,
+    numbered: bool,
+    files: list[ScannedRows],
+    first: int = 0,
 ) -> Rows:
     """The rows of a partition in these scanned files, in their order.
 
-    Where they are numbered, blocks and partitions change the numbers, but never which of a user's
-    rows has the lower one.
+    Where they are numbered, from `first` on, runs and partitions change the numbers, but never
+    which of a user's rows has the lower one.
     """
-    width, tables = split.SLOTS // partitions, []
+    width, tables = split.SLOTS // partitions, [schema.RAW_RATINGS.empty_table()]
     for file in files:
         begin, end = (file.offsets[(partition + n) * width] for n in (0, 1))
-        tables.append(spill.read(SpillFile.ROWS, *file.number, begin=begin, end=end))
-    rows = Rows.of(pa.concat_tables(tables))
-    first = LOG_LINES if files[0].feedback else 0
+        tables.append(spill.read_slices(SpillFile.ROWS, file.fields, begin, end, *file.number))
+    rows = Rows.of(pa.concat_tables(tables[1:] or tables))
     return rows._replace(line=np.arange(len(rows.user)) + first) if numbered else rows
 
 
@@ -191,15 +200,23 @@ def write_item_keys(partition: int, *, spill: SpillFolder, groups: int, seed: in
         seed: The split's seed.
 
     Returns:
-        Where each group of items begins in the file.
+        The byte where each group of items begins in the file, and its size.
     """
     rows = read_partition(spill, partition)
     group = split.slot_of(rows.item).astype(np.int64) * groups // split.SLOTS
     order = np.argsort(group, kind="stable")
     key = split.hash_ids(seed, rows.user, rows.item)
-    columns = {"item": rows.item[order], "key": key[order], "row": order}
-    spill.write(SpillFile.ITEM_KEYS, pa.table(columns), partition)
-    return [0, *np.cumsum(np.bincount(group, minlength=groups)).tolist()]
+    keys = pa.table([rows.item[order], key[order], order], schema=ITEM_KEYS)
+    slices = _sliced(keys, np.bincount(group, minlength=groups))
+    return spill.write_slices(SpillFile.ITEM_KEYS, ITEM_KEYS, slices, partition)
+
+
+def _sliced(table: pa.Table, counts: NDArray[np.int64]) -> Iterator[pa.Table]:
+    """Slices of a table, one after another, of so many rows each."""
+    begin = 0
+    for count in counts.tolist():
+        yield table.slice(begin, count)
+        begin += count
 
 
 def split_items(
@@ -214,16 +231,39 @@ def split_items(
         settings: The fractions.
 
     Returns:
-        Where the rows of each partition begin in the file.
+        The byte where the rows of each partition begin in the file, and its size.
     """
     tables = [
-        spill.read(SpillFile.ITEM_KEYS, partition, begin=own[group], end=own[group + 1])
+        spill.read_slices(SpillFile.ITEM_KEYS, ITEM_KEYS, own[group], own[group + 1], partition)
         for partition, own in enumerate(offsets)
     ]
     keys = pa.concat_tables(tables)
     which = split.assign_by_share(keys["item"].to_numpy(), keys["key"].to_numpy(), settings)
-    spill.write(SpillFile.ITEM_SPLITS, pa.table({"row": keys["row"], "split": which}), group)
-    return [0, *np.cumsum([len(table) for table in tables]).tolist()]
+    decided = pa.table([keys["row"], which], schema=ITEM_SPLITS)
+    counts = np.array([len(table) for table in tables])
+    return spill.write_slices(SpillFile.ITEM_SPLITS, ITEM_SPLITS, _sliced(decided, counts), group)
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """The users of a partition, by what their splits are.
+
+    Args:
+        short: Users with too few ratings for a target of split.kind=next.
+        groups: (3,) users that training knows, that validation adds, and the others.
+        users: (4,) users with a rating in each of schema.PARTS.
+    """
+
+    short: int
+    groups: NDArray[np.int64]
+    users: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, user: NDArray[np.int64], which: NDArray[np.int8], short: int) -> Self:
+        """Count the users of a partition's rows, whose splits are decided."""
+        _, counts = counts_by_split(user, which)
+        groups = np.bincount(group_of(counts), minlength=GROUPS)
+        return cls(short, groups, (counts > 0).sum(axis=1))
 
 
 def split_partition(
@@ -232,18 +272,20 @@ def split_partition(
     spill: SpillFolder,
     settings: Settings,
     timed: bool,
+    has_log: bool,
     cuts: tuple[int, int] | None = None,
     item_offsets: list[list[int]] | None = None,
-) -> int:
-    """Decide the split of each row, and count ids by split; return how many users are short.
+) -> SplitCounts:
+    """Decide the split of each row, and count ids by split.
 
     Args:
         partition: Its number.
         spill: Where it is.
         settings: The kind of split, fractions, seed and order.
         timed: Whether the source has times.
+        has_log: Whether ratings came after the source.
         cuts: As split.assign takes them.
-        item_offsets: For `per-item-random`: for each group of items, where each partition begins.
+        item_offsets: `per-item-random`: of each group of items, where each partition begins.
     """
     rows = read_partition(spill, partition)
     short = int((np.unique(rows.user, return_counts=True)[1] <= split.SHORT).sum())
@@ -252,20 +294,29 @@ def split_partition(
     elif rows.part is not None:
         which = split.within_given(rows.user, rows.item, rows.part, settings.split)
     else:
-        times = rows.timestamp if timed else None
-        which = split.assign(rows.user, rows.item, times, settings.split, cuts, rows.line)
-    if spill.exists(SpillFile.LATE, partition):
-        late = Rows.of(spill.read(SpillFile.LATE, partition))
-        rows, which = feedback.append(rows, which, late, split.TRAIN)
-        write_partition(spill, partition, rows)
-    columns: dict[str, NDArray[np.generic]] = {"split": which}
+        user, item, times = rows.user, rows.item, rows.timestamp if timed else None
+        which = split.assign(user, item, times, settings.split, cuts, rows.line)
+    if has_log:
+        rows, which = _with_late(spill, partition, rows, which)
+    decided = pa.table({"split": which})
     if settings.is_ordered:
         user, item, _, time, _, line = rows
-        columns["place"] = split.places_in_order(user, item, time, settings.split.seed, line)
-    spill.write(SpillFile.SPLIT, pa.table(columns), partition)
-    spill.write(SpillFile.USERS, _counts_by_split(rows.user, which), partition)
-    spill.write(SpillFile.ITEMS, _counts_by_split(rows.item, which), partition)
-    return short
+        place = split.places_in_order(user, item, time, settings.split.seed, line)
+        decided = decided.append_column("place", [place])
+    spill.write(SpillFile.SPLIT, decided, partition)
+    raw, counts = counts_by_split(rows.item, which)
+    spill.write(SpillFile.ITEMS, pa.table([raw, *counts], ["raw", *schema.PARTS]), partition)
+    return SplitCounts.of(rows.user, which, short)
+
+
+def _with_late(
+    spill: SpillFolder, partition: int, rows: Rows, which: NDArray[np.int8]
+) -> tuple[Rows, NDArray[np.int8]]:
+    """The rows and their splits, with the new pairs of the ratings log, which train."""
+    late = Rows.of(spill.read(SpillFile.LATE, partition))
+    rows, which = feedback.append(rows, which, late, split.TRAIN)
+    write_partition(spill, partition, rows)
+    return rows, which
 
 
 def _from_items(
@@ -274,14 +325,16 @@ def _from_items(
     which = np.empty(rows, np.int8)
     for group, own in enumerate(item_offsets):
         begin, end = own[partition], own[partition + 1]
-        table = spill.read(SpillFile.ITEM_SPLITS, group, begin=begin, end=end)
+        table = spill.read_slices(SpillFile.ITEM_SPLITS, ITEM_SPLITS, begin, end, group)
         which[table["row"].to_numpy()] = table["split"].to_numpy()
     return which
 
 
-def _counts_by_split(ids: NDArray[np.int64], which: NDArray[np.int8]) -> pa.Table:
+def counts_by_split(
+    ids: NDArray[np.int64], which: NDArray[np.int8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(N,) distinct ids, ascending, and the (4, N) rows of each in each of schema.PARTS."""
     raw, place = np.unique(ids, return_inverse=True)
     cells = len(schema.PARTS) * len(raw)
     cell = which.astype(np.int64) * len(raw) + place
-    counts = np.bincount(cell, minlength=cells).reshape(len(schema.PARTS), len(raw))
-    return pa.table({"raw": raw} | dict(zip(schema.PARTS, counts, strict=True)))
+    return raw, np.bincount(cell, minlength=cells).reshape(len(schema.PARTS), len(raw))

@@ -41,7 +41,7 @@ class UserFeatures:
 
 def write_user_features(folder: Folder, prepared: Prepared) -> None:
     """Write what a data set says of its users into a bundle; nothing where it says nothing."""
-    table: pa.Table = prepared.folder.read_table("users.parquet")
+    table: pa.Table = prepared.user_table()
     if not set(COLUMNS) <= set(table.column_names):  # an earlier version wrote it
         return
     chosen = table.select(list(COLUMNS))

@@ -207,13 +207,15 @@ def workers_left(
 # ------------------------------------------------------------------------------------- tasks
 
 
-def map_tasks(function: Callable[[int], T], count: int) -> list[T]:
-    """Call function(i) for i in 0..count-1 as Ray Data tasks, one task for each i.
+def map_tasks(function: Callable[..., T], count: int, **shared: object) -> list[T]:
+    """Call function(i, **shared) for i in 0..count-1 as Ray Data tasks, one task for each i.
 
     Args:
         function: What is called; Ray sends it to the workers. It returns something small, such as
             counts: all results come to this process.
         count: How many calls.
+        **shared: What all calls need and may be large: it lies in the object store once, and
+            workers map the arrays in it.
 
     Returns:
         The results in order of i.
@@ -223,20 +225,22 @@ def map_tasks(function: Callable[[int], T], count: int) -> list[T]:
     """
     import ray.data
 
+    scale_up(1)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    quieten()
+    stored = ray.put(shared)
+
     def call(batch: pa.Table) -> pa.Table:
-        results = []
+        results, known = [], ray.get(stored)
         for number in batch["id"].to_pylist():
             try:
-                value: T | RecrayError = function(number)
+                value: T | RecrayError = function(number, **known)
             except RecrayError as error:  # raised here, it would end the map with Ray's own words
                 value = error
             results.append(pickle.dumps(value))
         # Arrow has a schema for bytes, whatever it is that a function returns.
         return batch.append_column("result", pa.array(results, pa.binary()))
 
-    scale_up(1)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    quieten()
     tasks = ray.data.range(count, override_num_blocks=count)
     rows = tasks.map_batches(call, batch_size=None, batch_format="pyarrow").take_all()
     results = [pickle.loads(row["result"]) for row in sorted(rows, key=lambda row: row["id"])]

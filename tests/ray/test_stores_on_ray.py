@@ -31,7 +31,9 @@ def in_process(monkeypatch):
     """Runs the maps of ingest here: the session's workers have another environment."""
     for module in (ingest, scan):
         monkeypatch.setattr(
-            module, "map_tasks", lambda task, count: [task(n) for n in range(count)]
+            module,
+            "map_tasks",
+            lambda task, count, **shared: [task(n, **shared) for n in range(count)],
         )
 
 

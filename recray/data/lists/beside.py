@@ -67,14 +67,16 @@ class SideLists:
     users: pa.Table
     reports: tuple[ListReport, ...] = ()
 
-    def facts(self, items: pa.Array, users: pa.Array) -> list[JsonValue]:
-        """The reports, with how many of the rated items and users are listed."""
-        rated = {
-            "items": (items, self.movies["raw_item"]),
-            "users": (users, self.users["raw_user"]),
-        }
+    def facts(self, items: tuple[int, int], users: tuple[int, int]) -> list[JsonValue]:
+        """The reports, with how many items and users are rated, and how many of these are listed.
+
+        Args:
+            items: As `matches` counts them.
+            users: The same.
+        """
+        found = {"items": items, "users": users}
         reports = (
-            report.with_matches(*rated[report.kind]) if report.kind in rated else report
+            report.with_matches(*found[report.kind]) if report.kind in found else report
             for report in self.reports
         )
         return [report.model_dump() for report in reports]

@@ -76,10 +76,14 @@ class ListReport(BaseModel):
         """Count a row that is used without one of its values."""
         self.incomplete[reason] = self.incomplete.get(reason, 0) + 1
 
-    def with_matches(self, rated: pa.Array, listed: pa.Array) -> "ListReport":
+    def with_matches(self, rated: int, matched: int) -> "ListReport":
         """The report with how many of the rated ids are listed."""
-        known = pc.sum(pc.is_in(rated, listed)).as_py() or 0
-        return self.model_copy(update={"rated": len(rated), "matched": int(known)})
+        return self.model_copy(update={"rated": rated, "matched": matched})
+
+
+def matches(rated: pa.Array, listed: pa.Array) -> tuple[int, int]:
+    """How many ids are rated, and how many of them are listed."""
+    return len(rated), int(pc.sum(pc.is_in(rated, listed)).as_py() or 0)
 
 
 @dataclass(frozen=True)
