@@ -282,8 +282,7 @@ def split_partition(
         partition: Its number.
         spill: Where it is.
         settings: The kind of split, fractions, seed and order.
-        timed: Whether the source has times.
-        has_log: Whether ratings came after the source.
+        timed, has_log: Whether the source has times, and whether ratings came after it.
         cuts: As split.assign takes them.
         item_offsets: `per-item-random`: of each group of items, where each partition begins.
     """
@@ -294,8 +293,8 @@ def split_partition(
     elif rows.part is not None:
         which = split.within_given(rows.user, rows.item, rows.part, settings.split)
     else:
-        user, item, times = rows.user, rows.item, rows.timestamp if timed else None
-        which = split.assign(user, item, times, settings.split, cuts, rows.line)
+        times = rows.timestamp if timed else None
+        which = split.assign(rows.user, rows.item, times, settings.split, cuts, rows.line)
     if has_log:
         rows, which = _with_late(spill, partition, rows, which)
     decided = pa.table({"split": which})
