@@ -214,8 +214,7 @@ def map_tasks(function: Callable[..., T], count: int, **shared: object) -> list[
         function: What is called; Ray sends it to the workers. It returns something small, such as
             counts: all results come to this process.
         count: How many calls.
-        **shared: What all calls need and may be large: it lies in the object store once, and
-            workers map the arrays in it.
+        **shared: What all calls need and may be large: it lies in the object store once.
 
     Returns:
         The results in order of i.
