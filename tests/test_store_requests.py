@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from recray.errors import DamagedFile, RecrayError, StorageError
+from recray.inference.bundle import Bundle
 from recray.storage import (
     Folder,
     Pause,
@@ -179,3 +180,51 @@ def test_a_bucket_that_is_missing_says_so_without_a_second_attempt(store):
     with pytest.raises(StorageError, match="NO_SUCH_BUCKET"):
         Folder("s3://no/x").write_bytes("a", b"1")
     assert store.taken().count("PUT") <= 2
+
+
+# ------------------------------------------------------------------------------ whole folders
+
+
+def publish_thing(content, replace=False):
+    with publish(Folder("s3://data/x"), replace) as new:
+        new.write_bytes("sub/a", content)
+        if content == b"old":
+            new.write_bytes("only-old", b"0")
+        new.write_manifest("thing", {"says": content.decode()})
+
+
+def test_a_folder_is_published_without_reading_what_it_wrote(store, folder):
+    publish_thing(b"old")
+    assert not [path for method, path in store.requests if method == "GET" and "list" not in path]
+    assert len(store.taken()) <= 10
+    assert folder.verify().facts["says"] == "old"
+
+
+def test_a_finished_folder_stays_until_the_new_one_is_whole(store, folder):
+    publish_thing(b"old")
+
+    def fail():
+        with publish(folder, replace=True) as new:
+            new.write_bytes("sub/a", b"new")
+            assert folder.verify().facts["says"] == "old"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert folder.verify().facts["says"] == "old"
+    folder.write_bytes(".unfinished-new-1/sub/a", b"of a writer that was killed")
+    publish_thing(b"new", replace=True)
+    assert folder.verify().facts["says"] == "new"
+    assert folder.files() == ["manifest.json", "sub/a"]
+    assert folder.read_bytes("sub/a") == b"new"
+
+
+def test_a_bundle_is_opened_by_one_get_for_each_file(store, make_bundle):
+    made = make_bundle()
+    for name in made.folder.files():
+        store.put(f"b/{name}", made.folder.read_bytes(name))
+    opened = Bundle.open("s3://data/b")
+    assert opened.version == made.version
+    gets = [path for method, path in store.requests if method == "GET"]
+    assert len(gets) == len(made.manifest.files) + 2  # the manifest, and the list of names
+    assert len(set(gets)) == len(gets)

@@ -13,7 +13,7 @@ epoch on validation rows, which later ones may start from. All other files are o
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self, TypedDict
 
 import pyarrow as pa
@@ -32,7 +32,7 @@ from recray.inference.user_features import UserFeatures
 from recray.models import build_model
 from recray.models.base import Model
 from recray.models.objectives import FoldInConfig, Objective, build_objective
-from recray.storage import Folder, Manifest
+from recray.storage import Folder, Manifest, ManifestEntry, in_parallel
 
 KIND = "bundle"
 TRAINING = "training.json"
@@ -130,11 +130,16 @@ class Bundle:
     def open(cls, path: str) -> Self:
         """Open a bundle, comparing every file with its sha256 first.
 
+        Each file is read once, a few at the same time; those of the other fits are read again
+        when they are asked for.
+
         Raises:
             RecrayError: It is missing, damaged, or not a bundle.
         """
         folder = Folder(path)
-        return cls.read(folder, check_bundle(folder))
+        manifest = bundle_manifest(folder)
+        held = HeldFolder(path, dict(in_parallel(partial(_verified, folder), manifest.files)))
+        return replace(cls.read(held, manifest), folder=folder)
 
     @property
     def is_final(self) -> bool:
@@ -239,15 +244,40 @@ def has_learned_all(folder: Folder) -> bool:
     return not any(config["splits"][name]["rows"] for name in rest)
 
 
-def check_bundle(folder: Folder) -> Manifest:
-    """Compare every file with the manifest, and the version with the content.
+@dataclass(frozen=True)
+class HeldFolder(Folder):
+    """A folder whose files have been read already.
+
+    Args:
+        path: As that of a Folder.
+        contents: Of every file by its name; None where it is not held, and is read again.
+    """
+
+    contents: Mapping[str, pa.Buffer | None]
+
+    def find(self, name: str) -> pa.Buffer | None:
+        """The file's content; see Folder."""
+        held = self.contents.get(name)
+        return super().find(name) if held is None and name in self.contents else held
+
+    def exists(self, name: str = "") -> bool:
+        """Whether there is a file of that name."""
+        return name in self.contents
+
+
+def _verified(folder: Folder, entry: ManifestEntry) -> tuple[str, pa.Buffer | None]:
+    """The name of a file, and its content unless it belongs to another fit than the top one."""
+    content = folder.read_verified(entry)
+    return entry.name, None if entry.name.startswith((f"{TWIN}/", f"{RUN}/")) else content
+
+
+def bundle_manifest(folder: Folder) -> Manifest:
+    """The manifest of a bundle, whose version is compared with the digests of all its files.
 
     Raises:
-        RecrayError: It is missing, damaged, not a bundle, or bears another's version.
+        RecrayError: It is missing, not a bundle, or bears another's version.
     """
-    storage.check_kind(folder, KIND, "recray export")
-    manifest = folder.verify()
-    # The files are as the manifest says, so their digests need not be computed a second time.
+    manifest = storage.check_kind(folder, KIND, "recray export")
     version = version_of(folder, {file.name: file.sha256 for file in manifest.files})
     if manifest.facts.get("version") != version:
         raise RecrayError(
@@ -266,6 +296,6 @@ def version_of(folder: Folder, known: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
     for name in folder.content():
         if name not in UNVERSIONED:
-            sha256 = known.get(name) or hashlib.sha256(folder.read_bytes(name)).hexdigest()
+            sha256 = known.get(name) or hashlib.sha256(folder.read_buffer(name)).hexdigest()
             digest.update(name.encode() + bytes.fromhex(sha256))
     return digest.hexdigest()[:12]

@@ -79,7 +79,7 @@ def write_bundle(
         user_features.write_user_features(folder, prepared)
         folder.write_json(TRAINING, trained.history)
         folder.write_json("metrics.json", {})
-        version = version_of(folder, {})
+        version = version_of(folder, {name: e.sha256 for name, e in folder.written.items()})
         bundle = Bundle.read(folder, Manifest.model_validate({"files": [], "version": version}))
         folder.write_json("metrics.json", measure(bundle))
         facts = {"version": version, "dataset": prepared.manifest["dataset"], "created": created}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from recray.errors import CheckFailed, RecrayError, unknown_name
 from recray.evaluation.promotion import check_not_worse
-from recray.inference.bundle import KIND, Bundle, check_bundle
+from recray.inference.bundle import KIND, Bundle, bundle_manifest
 from recray.storage import Folder, PolledFile, publish
 
 VERSIONS, CURRENT = "versions", "current.json"
@@ -82,17 +82,21 @@ class Registry:
     def add(self, bundle_path: str) -> str:
         """Copy a bundle in, checking every file; return its version. Adding it again is fine.
 
+        Each file is read once: what is compared with its digest is what is written.
+
         Raises:
             RecrayError: The folder is no bundle, or is damaged.
         """
         source = Folder(bundle_path)
-        manifest = check_bundle(source)
+        manifest = bundle_manifest(source)
         version = str(manifest.facts["version"])
         target = self.folder_of(version)
-        if not target.published():
+        if target.published():
+            source.verify()
+        else:
             with publish(target) as folder:
                 for entry in manifest.files:
-                    folder.write_bytes(entry.name, source.read_bytes(entry.name))
+                    folder.write_bytes(entry.name, source.read_verified(entry))
                 folder.write_manifest(KIND, manifest.facts)
         return version
 

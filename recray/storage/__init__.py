@@ -15,7 +15,7 @@ from recray.storage.files import (
 )
 from recray.storage.folder import MANIFEST, Folder
 from recray.storage.polled import Pause, PolledFile
-from recray.storage.published import check_kind, publish, refuse_taken
+from recray.storage.published import NewFolder, check_kind, publish, refuse_taken
 from recray.storage.streams import Sink, range_reader, write_from
 from recray.storage.whole import in_parallel
 
@@ -25,6 +25,7 @@ __all__ = [
     "Folder",
     "Manifest",
     "ManifestEntry",
+    "NewFolder",
     "Pause",
     "PolledFile",
     "Sink",

@@ -226,7 +226,7 @@ def synced(path: Path) -> Iterator[BinaryIO]:
         os.fsync(stream.fileno())
 
 
-def write_synced(path: Path, content: bytes) -> None:
+def write_synced(path: Path, content: bytes | pa.Buffer) -> None:
     """Write a local file, making its folder; the content is on the disk when this returns."""
     with synced(path) as stream:
         stream.write(content)

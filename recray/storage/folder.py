@@ -161,7 +161,7 @@ class Folder:
         """
         return table_of(self.read_buffer(name), f"{self.path}/{name}", columns)
 
-    def write_bytes(self, name: str, content: bytes) -> ManifestEntry:
+    def write_bytes(self, name: str, content: bytes | pa.Buffer) -> ManifestEntry:
         """Write the file, making its folder; the content is on the disk when this returns.
 
         In a store that is one PUT, or an upload in parts of a file above 10 MB. What is returned
@@ -338,7 +338,7 @@ class Folder:
             raise RecrayError(f"cannot read {self.path}/{name}: there is no such file")
         return content
 
-    def _put(self, name: str, content: bytes) -> None:
+    def _put(self, name: str, content: bytes | pa.Buffer) -> None:
         with self.output(name) as stream:
             stream.write(content)
 
