@@ -38,7 +38,7 @@ from recray.data.tasks import PartitionCounts, SplitCounts
 from recray.errors import RecrayError
 from recray.runtime.nodes import map_tasks, require_shared
 from recray.runtime.session import LOCAL, session
-from recray.storage import Folder, ManifestEntry, publish
+from recray.storage import Folder, ManifestEntry, check_store, publish
 
 SPILL = ".spill"
 """Folder of the spill files inside the data set that is being written; deleted at the end."""
@@ -61,6 +61,7 @@ def prepare(
         StorageError: The folder cannot be written.
     """
     _check_split(settings)
+    check_store(out, to_write=True)
     with session(address):
         require_shared(Folder(out))
         with publish(Folder(out), replace) as folder:

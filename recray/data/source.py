@@ -30,7 +30,7 @@ from recray.data.lists.beside import (
 )
 from recray.data.lists.rows import IdRule
 from recray.errors import RecrayError, unknown_name
-from recray.storage import Folder, file_type, is_uri, modified_ns, open_input
+from recray.storage import Folder, check_store, file_type, is_uri, modified_ns, open_input
 
 SAMPLE = "sample"
 LOOKED_AT = 50
@@ -101,6 +101,7 @@ def detect_source(
         given = str(movielens.download(given))
     elif not is_uri(given):
         given = os.path.abspath(os.path.expanduser(given)) if _exists(given) else given
+    check_store(given, to_write=False)
     if file_type(given) == pafs.FileType.Directory:
         folder = Folder(given)
         container = Container(folder.path, "folder", tuple(folder.files()))

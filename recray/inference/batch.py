@@ -18,7 +18,7 @@ from recray.inference.recommender import Recommender
 from recray.inference.top_k import NONE
 from recray.runtime.nodes import map_tasks, require_shared
 from recray.runtime.session import LOCAL, session
-from recray.storage import UNFINISHED, Folder, parquet_bytes
+from recray.storage import UNFINISHED, Folder, check_store, parquet_bytes
 
 KIND = "recommendations"
 USER_BLOCK = 256
@@ -161,6 +161,7 @@ def recommend_all(
     parts = -(-users // users_per_part(users))
     content: Content = {"model_version": version, "k": k, "users": users, "parts": parts}
     folder = Folder(out)
+    check_store(out, to_write=True)
     present = _reserve(folder, content)
     missing = [part for part in range(parts) if part_name(part) not in present]
     begin = time.perf_counter()

@@ -24,7 +24,7 @@ from recray.inference.bundle import (
     BundleConfig,
     version_of,
 )
-from recray.storage import Folder, Manifest, publish
+from recray.storage import Folder, Manifest, check_store, publish
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def write_bundle(
     Raises:
         RecrayError: The folder is taken or cannot be written.
     """
+    check_store(out, to_write=True)
     with publish(Folder(out), replace_old) as folder:
         _write_fits(folder, prepared, trained, settings, final)
         folder.write_table("ids.parquet", _id_table(prepared))

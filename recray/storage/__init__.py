@@ -16,6 +16,7 @@ from recray.storage.files import (
 from recray.storage.folder import MANIFEST, Folder
 from recray.storage.polled import Pause, PolledFile
 from recray.storage.published import NewFolder, check_kind, publish, refuse_taken
+from recray.storage.reach import check_store
 from recray.storage.streams import Sink, range_reader, write_from
 from recray.storage.whole import in_parallel
 
@@ -30,6 +31,7 @@ __all__ = [
     "PolledFile",
     "Sink",
     "check_kind",
+    "check_store",
     "file_type",
     "in_parallel",
     "is_uri",

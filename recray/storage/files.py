@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from recray.errors import DamagedFile, RecrayError, StorageError
+from recray.storage.reasons import is_permanent, reason_of
 
 T = TypeVar("T")
 UNFINISHED = ".unfinished-"
@@ -29,22 +30,6 @@ TORN_ATTEMPTS, TORN_SECONDS = 5, 0.05
 """How often a file that cannot be parsed is read in a store, and the wait before the second time;
 doubled before each later one.
 """
-_PERMANENT_ERRORS = (
-    "ACCESS_DENIED",
-    "NO_SUCH_BUCKET",
-    "allow_bucket_creation",
-    "INVALID_ACCESS_KEY",
-    "SIGNATURE_DOES_NOT_MATCH",
-    "INVALID_CLIENT_TOKEN_ID",
-    "UNRECOGNIZED_CLIENT",
-    "ExpiredToken",
-    "InvalidToken",
-    "PermanentRedirect",
-    "AuthorizationHeaderMalformed",
-    "HTTP status 301",
-    "HTTP status 400",
-    "HTTP status 403",
-)
 _FULL = {errno.ENOSPC: "no space left", errno.EROFS: "read-only", errno.EDQUOT: "over quota"}
 
 
@@ -82,7 +67,7 @@ def as_recray_error(message: str, kind: type[RecrayError] = RecrayError) -> Iter
     try:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise kind(f"{message}: {error}") from error
+        raise kind(f"{message}: {reason_of(error)}") from error
 
 
 def open_input(path: str) -> pa.NativeFile:
@@ -130,7 +115,7 @@ def retry(path: str, work: Callable[[], T], on_disk: bool = False) -> T:
             raise
         except OSError as error:
             last_error = error
-            if any(word in str(error) for word in _PERMANENT_ERRORS):
+            if is_permanent(error):
                 break
     raise last_error
 
@@ -212,7 +197,7 @@ def storage_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _FULL.get(error.errno or 0, error.strerror or str(error))
+        reason = _FULL.get(error.errno or 0, error.strerror or reason_of(error))
         raise StorageError(f"cannot write {path}: {reason}") from error
 
 

@@ -24,7 +24,7 @@ from recray.models.objectives import build_objective
 from recray.progress import Log
 from recray.runtime.session import LOCAL, workers_at
 from recray.runtime.worker_range import WorkerRange
-from recray.storage import MANIFEST, Folder, refuse_taken
+from recray.storage import MANIFEST, Folder, check_store, refuse_taken
 from recray.training import trainer
 from recray.training.callbacks import Callbacks
 from recray.training.checkpoint import CHECKPOINTS, EPOCHS, RUN, RunFolder
@@ -62,6 +62,7 @@ def train(
     Raises:
         RecrayError: What the user can fix; none of the models can be trained on these data.
     """
+    check_store(out, to_write=True)
     one = partial(trainer.run, workers=workers, address=address, callbacks=callbacks,
                   max_failures=max_failures)  # fmt: skip
     if not settings.train.choose_from:

@@ -1,0 +1,93 @@
+"""A store that cannot be used says why, in its own words, before long work begins."""
+
+import pytest
+
+from recray.benchmarks.counting_proxy import Proxy, Refusal
+from recray.errors import RecrayError, StorageError
+from recray.storage import Folder, check_store
+from recray.storage.reasons import is_permanent, reason_of
+from tests.s3_store import s3_store
+
+REGION = (("x-amz-bucket-region", "eu-west-1"),)
+MOVED = Refusal(301, "PermanentRedirect", "Please send requests to this endpoint.", REGION)
+EXPIRED = Refusal(400, "ExpiredToken", "The provided token has expired.")
+DENIED = Refusal(403, "AccessDenied", "Access Denied")
+READ_ONLY = Refusal(403, "AccessDenied", "Access Denied", writes_only=True)
+BUSY = Refusal(503, "SlowDown", "Please reduce your request rate.")
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    with s3_store(monkeypatch) as client:
+        host, _, port = client.meta.endpoint_url.removeprefix("http://").partition(":")
+        with Proxy((host, int(port))).running() as running:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+            yield running
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (MOVED, "PermanentRedirect: Please send .*; set AWS_DEFAULT_REGION"),
+        (EXPIRED, "ExpiredToken: The provided token has expired .*; renew the credentials"),
+        (DENIED, "ACCESS_DENIED: Access Denied"),
+        (BUSY, "SLOW_DOWN: Please reduce your request rate"),
+    ],
+)
+@pytest.mark.parametrize("to_write", [True, False])
+def test_the_reason_is_that_of_the_store(proxy, refusal, reason, to_write):
+    proxy.refusal = refusal
+    kind = StorageError if to_write else RecrayError
+    with proxy.watch() as traffic, pytest.raises(kind, match=reason) as raised:
+        check_store("s3://data/x", to_write)
+    assert raised.value.exit_code == (3 if to_write else 2)
+    assert len(str(raised.value).splitlines()) == 1
+    assert traffic.count() <= 4
+
+
+def test_a_bucket_that_can_be_read_only_is_refused_for_outputs_alone(proxy):
+    proxy.refusal = READ_ONLY
+    check_store("s3://data/x", to_write=False)
+    with pytest.raises(StorageError, match=r"cannot write s3://data/x: ACCESS_DENIED"):
+        check_store("s3://data/x", to_write=True)
+
+
+@pytest.mark.usefixtures("proxy")
+def test_a_bucket_that_is_missing():
+    with pytest.raises(StorageError, match="NO_SUCH_BUCKET"):
+        check_store("s3://absent/x", to_write=True)
+    with pytest.raises(RecrayError, match="there is no such bucket"):
+        check_store("s3://absent/x", to_write=False)
+
+
+def test_a_store_that_does_not_answer_is_given_up_after_few_attempts(proxy):
+    proxy.health = "closed"
+    with proxy.watch() as traffic, pytest.raises(StorageError, match="does not answer"):
+        check_store("s3://data/x", to_write=True)
+    assert traffic.count() <= 3
+
+
+def test_a_good_store_is_left_as_it_was(proxy):
+    with proxy.watch() as traffic:
+        check_store("s3://data/x", to_write=True)
+    # pyarrow asks before it deletes, and leaves an empty object for the folder.
+    kinds = [request.kind for request in traffic.requests]
+    assert kinds == ["LIST", "PUT", "HEAD", "DELETE", "PUT"]
+    assert Folder("s3://data").files() == []
+
+
+def test_a_disk_is_not_asked(tmp_path):
+    check_store(str(tmp_path / "absent"), to_write=True)
+
+
+def test_what_will_not_change_is_not_asked_again(proxy):
+    for refusal in (MOVED, EXPIRED, DENIED):
+        proxy.refusal = refusal
+        with proxy.watch() as traffic, pytest.raises(StorageError):
+            Folder("s3://data/x").write_bytes("a", b"x")
+        assert traffic.count() <= 2
+    assert not is_permanent(OSError("AWS Error SLOW_DOWN during PutObject operation: slower"))
+
+
+def test_other_errors_keep_their_words():
+    assert reason_of(OSError("no space left")) == "no space left"
