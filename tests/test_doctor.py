@@ -54,11 +54,13 @@ def test_workers_need_cpus(workers, expected):
 
 def test_storage_that_one_node_does_not_see_is_a_problem(tmp_path):
     place = str(tmp_path)
-    assert level(doctor._storage(place, True, answers({}), "probe")) == "ok"
-    assert level(doctor._storage(place, True, answers({}), "")) == "problem"
+    assert level(doctor._storage(place, True, answers({}), "")) == "ok"
+    refused = doctor._storage(place, True, answers({}), "cannot write it: no space left")
+    assert level(refused) == "problem"
+    assert refused.found == "cannot write it: no space left"
     blind = answers({}, {"storage": "it does not see it"})
-    assert level(doctor._storage(place, True, blind, "probe")) == "problem"
-    assert level(doctor._storage(place, False, blind, "probe")) == "warning"
+    assert level(doctor._storage(place, True, blind, "")) == "problem"
+    assert level(doctor._storage(place, False, blind, "")) == "warning"
 
 
 def test_data_a_port_and_a_silent_node():

@@ -161,7 +161,6 @@ def recommend_all(
     parts = -(-users // users_per_part(users))
     content: Content = {"model_version": version, "k": k, "users": users, "parts": parts}
     folder = Folder(out)
-    check_store(out, to_write=True)
     present = _reserve(folder, content)
     missing = [part for part in range(parts) if part_name(part) not in present]
     begin = time.perf_counter()
@@ -192,6 +191,7 @@ def _reserve(folder: Folder, content: Content) -> set[str]:
     Raises:
         RecrayError: It holds something else.
     """
+    check_store(folder.path, to_write=True)
     if folder.published() or folder.exists(PLAN):
         before = folder.manifest().facts if folder.published() else folder.read_json(PLAN)
         if any(before.get(name) != value for name, value in content.items()):

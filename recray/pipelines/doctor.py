@@ -5,12 +5,10 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-from pydantic import BaseModel
 
 from recray.data import movielens
 from recray.errors import RecrayError
+from recray.pipelines.findings import Diagnosis, Finding
 from recray.pipelines.node_facts import (
     NodeFacts,
     NodeProbe,
@@ -20,12 +18,12 @@ from recray.pipelines.node_facts import (
     find_versions,
     probe_file,
 )
+from recray.pipelines.store_speed import measure_store
 from recray.runtime.nodes import Node, capacity_of, run_on_all_nodes
 from recray.runtime.ray_private import dashboard_url
 from recray.runtime.session import LOCAL, session
 from recray.storage import Folder, file_type, is_uri, open_input
 
-Level = Literal["ok", "warning", "problem"]
 Answers = list[tuple[Node, NodeFacts]]
 WORKER_BYTES = 600 << 20
 """Memory of a process with torch and Ray, before any data."""
@@ -35,48 +33,6 @@ for each from 100,000 ratings to a million.
 """
 STORE_BYTES = 75 << 20
 """What Ray itself asks of an object store; no rating passes through it."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Args:
-        check: Its name.
-        level: ok, warning or problem.
-        found: What is there.
-        todo: What to do; empty where nothing is.
-    """
-
-    check: str
-    level: Level
-    found: str
-    todo: str = ""
-
-
-class Diagnosis(BaseModel):
-    """Whether a cluster is fit for the work.
-
-    Args:
-        problems: Number of findings that are problems.
-        checks: All findings.
-    """
-
-    problems: int
-    checks: list[Finding]
-
-    def text(self) -> str:
-        """A line for each finding, each problem with its remedy below it."""
-        width = max(len(finding.check) for finding in self.checks)
-        lines = []
-        for finding in self.checks:
-            lines.append(f"{finding.level:<8} {finding.check:<{width}}  {finding.found}")
-            if finding.todo:
-                lines.append(f"{'':<8} {'':<{width}}  -> {finding.todo}")
-        levels = [finding.level for finding in self.checks]
-        counts = {level: levels.count(level) for level in ("problem", "warning")}
-        words = [f"{n} {level}{'s' if n > 1 else ''}" for level, n in counts.items() if n]
-        return "\n".join([*lines, ", ".join(words) or "all is well"])
 
 
 @dataclass(frozen=True)
@@ -107,7 +63,8 @@ def diagnose(plan: Plan, address: str = LOCAL) -> Diagnosis:
     path = Folder(plan.data).path if plan.data and _is_path(plan.data) else None
     ratings = _ratings(path or plan.data)
     token = _token_here()
-    with session(address), probe_file(storage) as probe:
+    speed, refused = _measured(storage)
+    with session(address), probe_file(storage, refused) as (probe, refused):
         told = run_on_all_nodes(NodeProbe(storage, probe, path, plan.port))
         answers = [(node, facts) for node, facts, _ in told if facts is not None]
         silent = [f"{node.name}: {why}" for node, _, why in told if why]
@@ -116,7 +73,8 @@ def diagnose(plan: Plan, address: str = LOCAL) -> Diagnosis:
             findings += [
                 _versions(answers),
                 _workers(plan, answers),
-                _storage(storage, plan.storage is not None, answers, probe),
+                _storage(storage, plan.storage is not None, answers, refused),
+                *speed,
                 *([_data(path or plan.data, answers)] if plan.data else []),
                 _port(plan, answers),
                 token,
@@ -185,10 +143,23 @@ def _workers(plan: Plan, answers: Answers) -> Finding:
     return _ok("workers", found)
 
 
-def _storage(place: str, named: bool, answers: Answers, probe: str) -> Finding:
-    if not probe:
-        found = f"{place} cannot be written"
-        return _problem("storage", found, "free it, or give another --storage")
+def _measured(place: str) -> tuple[list[Finding], str]:
+    """How fast an S3 store is from here, and why it cannot be used; nothing of other places."""
+    if not place.startswith("s3://"):
+        return [], ""
+    try:
+        found = measure_store(place)
+    except RecrayError as error:
+        return [], str(error)
+    if not found.ranges:
+        todo = "use a store that answers a Range with that range alone"
+        return [_problem("store", f"{found}; it gives no ranges", todo)], ""
+    return [_ok("store", str(found))], ""
+
+
+def _storage(place: str, named: bool, answers: Answers, refused: str) -> Finding:
+    if refused:
+        return _problem("storage", refused, "put that right, or give another --storage")
     blind = [f"{node.name}: {facts.storage}" for node, facts in answers if facts.storage]
     if blind and not named and len(answers) > 1:
         found = f"{place} is not shared; outputs are to go elsewhere"

@@ -102,6 +102,8 @@ class NodeProbe:
     def _use_storage(self) -> None:
         """See the probe of the caller, and write one of our own."""
         folder = Folder(self.storage)
+        if not self.probe:
+            return  # the caller knows why
         if not folder.exists(self.probe):
             raise RecrayError("it does not see what was written from here")
         own = f"{self.probe}-{uuid.uuid4().hex[:8]}"
@@ -169,16 +171,24 @@ def _torch_gpus() -> str:
 
 
 @contextlib.contextmanager
-def probe_file(storage: str) -> Iterator[str]:
-    """A file in the storage while the block runs; its name, or empty where none can be written."""
+def probe_file(storage: str, refused: str) -> Iterator[tuple[str, str]]:
+    """A file in the storage while the block runs: its name, and why there is none.
+
+    Args:
+        storage: The folder.
+        refused: Why none can be written, where that is known.
+    """
     folder, name = Folder(storage), f"{UNFINISHED}doctor-{uuid.uuid4().hex[:8]}"
     try:
-        folder.write_bytes(name, b"")
-    except RecrayError:
-        yield ""
+        if not refused:
+            folder.write_bytes(name, b"")
+    except RecrayError as error:
+        refused = str(error)
+    if refused:
+        yield "", refused
         return
     try:
-        yield name
+        yield name, ""
     finally:
         folder.delete(name)
 
