@@ -69,11 +69,11 @@ def test_a_store_that_does_not_answer_is_given_up_after_few_attempts(proxy):
 
 def test_a_good_store_is_left_as_it_was(proxy):
     with proxy.watch() as traffic:
-        check_store("s3://data/x", to_write=True)
+        check_store("s3://data/reach", to_write=True)
     # pyarrow asks before it deletes, and leaves an empty object for the folder.
     kinds = [request.kind for request in traffic.requests]
     assert kinds == ["LIST", "PUT", "HEAD", "DELETE", "PUT"]
-    assert Folder("s3://data").files() == []
+    assert Folder("s3://data/reach").files() == []
 
 
 def test_a_disk_is_not_asked(tmp_path):

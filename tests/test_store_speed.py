@@ -20,18 +20,18 @@ def proxy(monkeypatch):
 
 def test_a_store_is_measured_and_left_empty(proxy):
     with proxy.watch() as traffic:
-        speed = measure_store("s3://data/x")
+        speed = measure_store("s3://data/speed")
     assert speed.ranges
     assert speed.region == "us-east-1"
     assert traffic.up() >= LARGE_BYTES + 3
-    assert Folder("s3://data").files() == []
+    assert Folder("s3://data/speed").files() == []
     findings, refused = doctor._measured("s3://data/x")
     assert ([finding.level for finding in findings], refused) == (["ok"], "")
 
 
 def test_a_delay_is_seen(proxy):
     proxy.delay_s = 0.05
-    speed = measure_store("s3://data/x")
+    speed = measure_store("s3://data/speed")
     assert min(speed.put_ms, speed.get_ms, speed.head_ms) >= 50
 
 
