@@ -26,6 +26,8 @@ TITLES = [
     "Nosferatu (1922)",
 ]
 YEARS = [1995, 2001, 1994, 1999, 1972, 1979, 1996, 1995, 1966, 1958, 1922]
+PATIENCE_S = 60
+"""How long the page may take: on a busy machine a browser without a GPU draws slowly."""
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -60,8 +62,9 @@ def chromium():
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("chromium is not installed: the page is not tried in a browser")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=1000 * PATIENCE_S)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
@@ -97,7 +100,7 @@ def visit(chromium):
             context = chromium.new_context(viewport={"width": width, "height": 800}, **options)
             stack.callback(context.close)
             page = context.new_page()
-            page.set_default_timeout(20_000)
+            page.set_default_timeout(1000 * PATIENCE_S)
             page.on("request", lambda request: seen.append((url, request.url)))
             page.on("pageerror", lambda error: wrong.append(str(error)))
             if not expect_errors:
