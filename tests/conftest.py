@@ -223,3 +223,26 @@ def _teach(model, flip: bool) -> None:
     model.item_vectors.weight *= torch.linspace(1.0, 1.1, model.items)[:, None]
     if flip:
         model.user_vectors.weight[:] = model.user_vectors.weight.flip(1)
+
+
+# ------------------------------------------------------------------------------------- stores
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A client of an empty bucket `data`; stores of recray find it by the environment."""
+    from tests.s3_store import s3_store  # a server, which most tests need not load
+
+    with s3_store(monkeypatch) as client:
+        yield client
+
+
+@pytest.fixture
+def proxy(s3, monkeypatch):
+    """What stands before that store; stores of recray find it by the environment."""
+    from recray.benchmarks.counting_proxy import Proxy
+
+    host, _, port = s3.meta.endpoint_url.removeprefix("http://").partition(":")
+    with Proxy((host, int(port))).running() as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        yield running

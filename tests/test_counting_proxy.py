@@ -6,20 +6,6 @@ from contextlib import closing
 import pytest
 
 from recray.benchmarks.counting_proxy import Proxy, Refusal, kind_and_key
-from tests.s3_store import s3_store
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    with s3_store(monkeypatch) as client:
-        yield client
-
-
-@pytest.fixture
-def proxy(s3):
-    host, _, port = s3.meta.endpoint_url.removeprefix("http://").partition(":")
-    with Proxy((host, int(port))).running() as running:
-        yield running
 
 
 def connect(proxy):

@@ -2,11 +2,10 @@
 
 import pytest
 
-from recray.benchmarks.counting_proxy import Proxy, Refusal
+from recray.benchmarks.counting_proxy import Refusal
 from recray.errors import RecrayError, StorageError
 from recray.storage import Folder, check_store
 from recray.storage.reasons import is_permanent, reason_of
-from tests.s3_store import s3_store
 
 REGION = (("x-amz-bucket-region", "eu-west-1"),)
 MOVED = Refusal(301, "PermanentRedirect", "Please send requests to this endpoint.", REGION)
@@ -14,15 +13,6 @@ EXPIRED = Refusal(400, "ExpiredToken", "The provided token has expired.")
 DENIED = Refusal(403, "AccessDenied", "Access Denied")
 READ_ONLY = Refusal(403, "AccessDenied", "Access Denied", writes_only=True)
 BUSY = Refusal(503, "SlowDown", "Please reduce your request rate.")
-
-
-@pytest.fixture
-def proxy(monkeypatch):
-    with s3_store(monkeypatch) as client:
-        host, _, port = client.meta.endpoint_url.removeprefix("http://").partition(":")
-        with Proxy((host, int(port))).running() as running:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
-            yield running
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,10 @@
 
 import pytest
 
-from recray.benchmarks.counting_proxy import Proxy, Refusal
+from recray.benchmarks.counting_proxy import Refusal
 from recray.pipelines import doctor
 from recray.pipelines.store_speed import LARGE_BYTES, measure_store
 from recray.storage import Folder
-from tests.s3_store import s3_store
-
-
-@pytest.fixture
-def proxy(monkeypatch):
-    with s3_store(monkeypatch) as client:
-        host, _, port = client.meta.endpoint_url.removeprefix("http://").partition(":")
-        with Proxy((host, int(port))).running() as running:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
-            yield running
 
 
 def test_a_store_is_measured_and_left_empty(proxy):

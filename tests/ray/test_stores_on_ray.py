@@ -9,18 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recray.benchmarks.counting_proxy import Proxy
 from recray.config import load_settings
 from recray.data import ingest, sample, scan, source
 from recray.data.dataset import Prepared
-from tests.s3_store import s3_store
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    """A client of an empty bucket `data`; stores of recray find it by the environment."""
-    with s3_store(monkeypatch) as client:
-        yield client
 
 
 @pytest.fixture
@@ -63,12 +54,11 @@ def test_a_parquet_file_in_a_bucket_is_a_source(s3, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_ends_well_where_every_tenth_request_fails(s3, monkeypatch):
-    host, _, port = s3.meta.endpoint_url.removeprefix("http://").partition(":")
+def test_a_job_ends_well_where_every_tenth_request_fails(proxy):
     words = ["pipeline", "sample", "--out", "s3://data/release", "--workers", "2", "--json"]
     words += ["--set", "train.epochs=3"]
-    with Proxy((host, int(port)), fail_share=0.1).running() as proxy, proxy.watch() as traffic:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    proxy.fail_share = 0.1
+    with proxy.watch() as traffic:
         done = subprocess.run(
             [sys.executable, "-m", "recray", *words], capture_output=True, text=True, timeout=560
         )
