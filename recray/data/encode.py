@@ -162,8 +162,8 @@ def _texts(partition: int, partitions: int, ids: DatasetIds, spill: SpillFolder)
     """The texts behind the keys of a partition's users; None where ids are integers."""
     if ids.texts is None:
         return None
-    width, tables = split.SLOTS // partitions, [TEXTS.empty_table()]
+    tables = [TEXTS.empty_table()]
     for number, offsets in ids.texts:
-        begin, end = (offsets[(partition + n) * width] for n in (0, 1))
+        begin, end = split.bytes_of(partition, partitions, offsets)
         tables.append(spill.read_slices(SpillFile.USER_TEXTS, TEXTS, begin, end, number))
     return TextIds.join(tables)

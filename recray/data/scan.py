@@ -20,7 +20,7 @@ from recray.data.formats.layout import FileRange
 from recray.data.formats.reading import parsed
 from recray.data.ids import id_hash
 from recray.data.source import Source
-from recray.data.spill import PART, TEXTS, SpillFile, SpillFolder
+from recray.data.spill import PART, TEXTS, SpillFile, SpillFolder, slices
 from recray.data.split import SLOTS, slot_of
 from recray.errors import RecrayError
 from recray.runtime.nodes import map_tasks
@@ -200,11 +200,9 @@ class _Runs:
     def _write(self) -> None:
         number = self.number, len(self.files)
         file = ScannedRows(number, [], self.part)
-        slices = (
-            pa.concat_tables([t.slice(at[n], at[n + 1] - at[n]) for t, at in self._chunks])
-            for n in range(SLOTS)
-        )
-        offsets = self.spill.write_slices(SpillFile.ROWS, file.fields, slices, *number)
+        by_slot = zip(*(slices(table, at) for table, at in self._chunks), strict=True)
+        tables = (pa.concat_tables(of_slot) for of_slot in by_slot)
+        offsets = self.spill.write_slices(SpillFile.ROWS, file.fields, tables, *number)
         self.files.append(replace(file, offsets=offsets))
         self._chunks.clear()
 
@@ -238,9 +236,8 @@ class _Texts:
         for role, pairs in self._pairs.items():
             table = _distinct(pa.concat_tables([TEXTS.empty_table(), *pairs]))
             if role == "raw_user":
-                ordered, at = _by_slot(table, "key")
-                slices = (ordered.slice(at[n], at[n + 1] - at[n]) for n in range(SLOTS))
-                offsets = self.spill.write_slices(SpillFile.USER_TEXTS, TEXTS, slices, self.number)
+                of_slot = slices(*_by_slot(table, "key"))
+                offsets = self.spill.write_slices(SpillFile.USER_TEXTS, TEXTS, of_slot, self.number)
             else:
                 self.spill.write(SpillFile.ITEM_TEXTS, table, self.number)
         return offsets

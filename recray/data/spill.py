@@ -9,10 +9,11 @@ The first task, which fills such files, is in scan.py; the later ones are in tas
 
 # Shape letters: R = rows.
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +99,7 @@ class SpillFolder:
             return fields.empty_table()
         name = _file_name(kind, number)
         if is_uri(self.folder.path):
-            content = pa.py_buffer(range_reader(self.folder, name)(begin, end - begin))
+            content = range_reader(self.folder, name)(begin, end - begin)
         else:
             with pa.memory_map(f"{self.folder.path}/{name}") as mapped:
                 mapped.seek(begin)
@@ -118,8 +119,13 @@ def _file_name(kind: SpillFile, number: tuple[int, ...]) -> str:
 
 
 def _options(folder: Folder) -> pa.ipc.IpcWriteOptions:
-    """A file on a disk is mapped as it is; on the way to a store, zstd leaves a fifth of it."""
+    """A file on a disk is mapped as it is; one in a store is compressed on its way."""
     return pa.ipc.IpcWriteOptions(compression="zstd" if is_uri(folder.path) else None)
+
+
+def slices(table: pa.Table, offsets: Sequence[int] | NDArray[np.int64]) -> Iterator[pa.Table]:
+    """The slices of a table that begin at these rows, but for the last number: there they end."""
+    return (table.slice(begin, end - begin) for begin, end in pairwise(offsets))
 
 
 def write_arrow(folder: Folder, name: str, table: pa.Table) -> None:

@@ -4,7 +4,7 @@ They are decided from a stable hash, never from the order or the place of rows, 
 of workers, blocks and files gives the same split. All functions expect every row of a user.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,18 @@ def hash_ids(seed: int, *ids: Ids) -> NDArray[np.uint64]:
 def slot_of(raw: Ids) -> NDArray[np.uint8]:
     """Which of the 256 slots each user (or item) falls into; a partition is a run of slots."""
     return (hash_ids(0, raw) >> _U64(56)).astype(np.uint8)
+
+
+def bytes_of(partition: int, partitions: int, offsets: Sequence[int]) -> tuple[int, int]:
+    """Where the slots of a partition begin and end in a file.
+
+    Args:
+        partition: Its number.
+        partitions: How many there are.
+        offsets: The byte where each slot begins in the file, and where the last one ends.
+    """
+    width = SLOTS // partitions
+    return offsets[partition * width], offsets[(partition + 1) * width]
 
 
 def partitions_for(rows: int) -> int:

@@ -5,7 +5,6 @@ functions to its workers, and their results, which are small, to the driver.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -26,6 +25,7 @@ from recray.data.spill import (
     SpillFile,
     SpillFolder,
     merge_duplicates,
+    slices,
 )
 
 ITEM_KEYS = pa.schema([("item", pa.int64()), ("key", pa.uint64()), ("row", pa.int64())])
@@ -129,9 +129,9 @@ def _collect(
     Where they are numbered, from `first` on, runs and partitions change the numbers, but never
     which of a user's rows has the lower one.
     """
-    width, tables = split.SLOTS // partitions, [schema.RAW_RATINGS.empty_table()]
+    tables = [schema.RAW_RATINGS.empty_table()]
     for file in files:
-        begin, end = (file.offsets[(partition + n) * width] for n in (0, 1))
+        begin, end = split.bytes_of(partition, partitions, file.offsets)
         tables.append(spill.read_slices(SpillFile.ROWS, file.fields, begin, end, *file.number))
     rows = Rows.of(pa.concat_tables(tables[1:] or tables))
     return rows._replace(line=np.arange(len(rows.user)) + first) if numbered else rows
@@ -207,16 +207,8 @@ def write_item_keys(partition: int, *, spill: SpillFolder, groups: int, seed: in
     order = np.argsort(group, kind="stable")
     key = split.hash_ids(seed, rows.user, rows.item)
     keys = pa.table([rows.item[order], key[order], order], schema=ITEM_KEYS)
-    slices = _sliced(keys, np.bincount(group, minlength=groups))
-    return spill.write_slices(SpillFile.ITEM_KEYS, ITEM_KEYS, slices, partition)
-
-
-def _sliced(table: pa.Table, counts: NDArray[np.int64]) -> Iterator[pa.Table]:
-    """Slices of a table, one after another, of so many rows each."""
-    begin = 0
-    for count in counts.tolist():
-        yield table.slice(begin, count)
-        begin += count
+    begins = [0, *np.cumsum(np.bincount(group, minlength=groups)).tolist()]
+    return spill.write_slices(SpillFile.ITEM_KEYS, ITEM_KEYS, slices(keys, begins), partition)
 
 
 def split_items(
@@ -240,8 +232,9 @@ def split_items(
     keys = pa.concat_tables(tables)
     which = split.assign_by_share(keys["item"].to_numpy(), keys["key"].to_numpy(), settings)
     decided = pa.table([keys["row"], which], schema=ITEM_SPLITS)
-    counts = np.array([len(table) for table in tables])
-    return spill.write_slices(SpillFile.ITEM_SPLITS, ITEM_SPLITS, _sliced(decided, counts), group)
+    begins = [0, *np.cumsum([len(table) for table in tables]).tolist()]
+    of_partition = slices(decided, begins)
+    return spill.write_slices(SpillFile.ITEM_SPLITS, ITEM_SPLITS, of_partition, group)
 
 
 @dataclass(frozen=True)

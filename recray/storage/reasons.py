@@ -15,7 +15,7 @@ _PERMANENT = (
     "HTTP status 400",
     "HTTP status 403",
 )
-_TODO = {
+_REMEDIES = {
     "AuthorizationHeaderMalformed": "set AWS_DEFAULT_REGION to the bucket's region",
     "ExpiredToken": "renew the credentials",
     "PermanentRedirect": "set AWS_DEFAULT_REGION to the bucket's region",
@@ -36,8 +36,8 @@ def reason_of(error: BaseException) -> str:
         code = f"HTTP status {status}"
     if code == "NETWORK_CONNECTION":
         return f"the store does not answer: {said.rpartition('Details: ')[2].strip()}"
-    todo = f"; {_TODO[code]}" if code in _TODO else ""
-    return f"{code}: {said.strip().rstrip('.')} ({operation}){todo}"
+    remedy = f"; {_REMEDIES[code]}" if code in _REMEDIES else ""
+    return f"{code}: {said.strip().rstrip('.')} ({operation}){remedy}"
 
 
 def is_permanent(error: BaseException) -> bool:
