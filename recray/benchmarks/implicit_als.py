@@ -23,7 +23,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from recray.benchmarks.experiments import archive
-from recray.benchmarks.harness import Figures, Measurement, Row
+from recray.benchmarks.harness import Figures, Measurement, Row, timed
 from recray.config import load_settings
 from recray.data import ingest
 from recray.data.source import detect_source
@@ -76,6 +76,8 @@ class Solves(Row):
     implicit_ndcg: float | None = None
     ours_weight_l2: str = ""
     implicit_weight_l2: str = ""
+    one_worker_s: float | None = None
+    each_alone_s: float | None = None
     load: float
 
 
@@ -155,6 +157,10 @@ def run(sizes: tuple[Size, ...], repetitions: int, log: Log, data: str | None) -
     for row in rows:
         name = f"ials_over_implicit_{row.way}{'_25m' if row.workers > 1 else ''}"
         figures[name] = row.implicit_s / row.ours_s
+        if row.one_worker_s is not None and row.each_alone_s is not None:
+            figures[f"ials_two_over_one_{row.way}_25m"] = row.one_worker_s / row.ours_s
+            # What two processes reach here that exchange nothing: the most that the machine gives.
+            figures[f"ials_two_alone_{row.way}_25m"] = 2 * row.one_worker_s / row.each_alone_s
     return Measurement(figures, rows)
 
 
@@ -252,9 +258,34 @@ def _implicit(
 
 
 def _two(pairs: Pairs, way: str, repetitions: int, log: Log) -> Solves:
-    """Seconds that pass, of two workers beside two threads of implicit."""
+    """Seconds that pass: of two workers, of one, of two that each do all, of implicit's threads."""
     steps, conjugate = WAYS[way]
+    ours, one, alone = map(statistics.median, zip(*_ours(pairs, steps, repetitions), strict=True))
     theirs = []
+    for _ in range(repetitions):
+        few, many = (
+            timed(partial(_implicit, pairs, TIMED, conjugate, epochs, threads=2))
+            for epochs in (1, 2)
+        )
+        theirs.append(many - few)
+    row = Solves(
+        way=way,
+        ratings=len(pairs.train[0]),
+        workers=2,
+        clock="wall",
+        ours_s=ours,
+        implicit_s=statistics.median(theirs),
+        one_worker_s=one,
+        each_alone_s=alone,
+        load=round(os.getloadavg()[0], 1),
+    )
+    log(f"{row.ratings:,} ratings, two, {way}: {ours:.2f}, implicit {row.implicit_s:.2f} s")
+    log(f"one worker: {one:.2f} s; two at a time that each do all of it: {alone:.2f} s")
+    return row
+
+
+def _ours(pairs: Pairs, steps: int | None, repetitions: int) -> list[tuple[float, float, float]]:
+    """In turn: an epoch of two workers, of one of them alone, and of both that each do all."""
     context = get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as folder:
         answers = context.Queue()
@@ -262,27 +293,10 @@ def _two(pairs: Pairs, way: str, repetitions: int, log: Log) -> Solves:
         several = [context.Process(target=_worker, args=(rank, *work)) for rank in range(2)]
         for process in several:
             process.start()
-        ours = answers.get()
+        ours: list[tuple[float, float, float]] = answers.get()
         for process in several:
             process.join()
-    for _ in range(repetitions):
-        took = []
-        for epochs in (1, 2):
-            before = time.perf_counter()
-            _implicit(pairs, TIMED, conjugate, epochs, threads=2)
-            took.append(time.perf_counter() - before)
-        theirs.append(took[1] - took[0])
-    row = Solves(
-        way=way,
-        ratings=len(pairs.train[0]),
-        workers=2,
-        clock="wall",
-        ours_s=statistics.median(ours),
-        implicit_s=statistics.median(theirs),
-        load=round(os.getloadavg()[0], 1),
-    )
-    log(f"{row.ratings:,} ratings, two, {way}: {row.ours_s:.2f}, implicit {row.implicit_s:.2f} s")
-    return row
+    return ours
 
 
 def _worker(
@@ -290,12 +304,25 @@ def _worker(
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    epochs, seconds = _epochs(pairs, TIMED, steps, Workers(rank, 2)), []
-    epochs.run(0)
-    for _ in range(repetitions):
-        before = time.perf_counter()
-        epochs.run(1)
-        seconds.append(time.perf_counter() - before)
+    both = Workers(rank, 2)
+    shared = _epochs(pairs, TIMED, steps, both)
+    whole = _epochs(pairs, TIMED, steps, Workers())
+    found = []
+    for epoch in range(repetitions + 1):
+        ways = [shared, whole if rank == 0 else None, whole]
+        found.append(tuple(_between_barriers(both, way, epoch) for way in ways))
     if rank == 0:
-        answers.put(seconds)
+        answers.put(found[1:])  # the first epoch is slower than all others
     dist.destroy_process_group()
+
+
+def _between_barriers(workers: Workers, epochs: ALSEpochs | None, epoch: int) -> float:
+    """Seconds until all workers have had their epoch; a worker may have none."""
+    workers.barrier()
+
+    def run() -> None:
+        if epochs is not None:
+            epochs.run(epoch)
+        workers.barrier()
+
+    return timed(run)
