@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from recray.config import SplitSettings
 from recray.data import split
-from recray.data.row_order import order_by, run_starts
 from recray.data.split import (
     FOLD_IN,
     SLOTS,
@@ -405,35 +404,3 @@ def test_what_the_source_says_stays_but_for_a_share_that_validates():
     assert abs((which[part == TRAIN] == VALID).mean() - 0.2) < 0.02
     none = within_given(user, item, part, SplitSettings(kind="given", valid=0.0))
     assert (none == part).all()
-
-
-# Sorting by packed keys equals numpy's own, whatever the ranges.
-
-RANGES = [(0, 3), (-5, 5), (0, 2**20), (-(2**40), 2**40), (-(2**63), 2**63 - 1)]
-
-
-@given(st.integers(0, 2**32), st.lists(st.sampled_from(RANGES), min_size=1, max_size=4))
-def test_the_order_is_that_of_lexsort(seed, ranges):
-    rng = np.random.default_rng(seed)
-    rows = int(rng.integers(0, 60))
-    columns = [rng.integers(low, high, rows, endpoint=True) for low, high in ranges]
-    if rng.random() < 0.5:
-        columns[0] = np.sort(columns[0])
-    assert order_by(*columns).tolist() == np.lexsort(columns[::-1]).tolist()
-
-
-@given(st.integers(0, 2**32))
-def test_hashes_use_all_64_bits(seed):
-    rng = np.random.default_rng(seed)
-    group = rng.integers(0, 4, 50)
-    tie = rng.integers(0, 2**64, 50, dtype=np.uint64, endpoint=False)
-    tie[:20] = (tie[:20] >> np.uint64(60) << np.uint64(60)) + np.arange(20, dtype=np.uint64) % 3
-    assert order_by(group, tie).tolist() == np.lexsort((tie, group)).tolist()
-
-
-@pytest.mark.parametrize(
-    ("columns", "begins"),
-    [([[7]], [0]), ([[1, 1, 2]], [0, 2]), ([[1, 1, 1], [5, 6, 6]], [0, 1])],
-)
-def test_runs_begin_where_any_column_changes(columns, begins):
-    assert run_starts(*map(np.array, columns)).tolist() == begins

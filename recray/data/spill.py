@@ -212,38 +212,43 @@ def merge_duplicates(ratings: Rows, how: Duplicates) -> Rows:
     """
     if not len(ratings.user):
         return ratings
-    rows = ratings.at(order_by(ratings.user, ratings.item))
-    begins = run_starts(rows.user, rows.item)
-    if len(begins) == len(rows.user) and how != "count":
-        return rows
-    by_rating = how != "last" and rows.line is None  # else the last line of a time must be last
-    rows = rows.at(_by_time_in_runs(rows, begins, by_rating))
-    count = np.diff(begins, append=len(rows.user))
-    latest = rows.at(begins + count - 1)
+    order = order_by(ratings.user, ratings.item)
+    begins = run_starts(ratings.user[order], ratings.item[order])
+    if len(begins) == len(order) and how != "count":
+        return ratings.at(order)
+    count = np.diff(begins, append=len(order))
+    by_rating = how != "last" and ratings.line is None  # else the last line of a time must be last
+    _order_runs_by_time(order, ratings, count, by_rating)
+    latest, rating = ratings.at(order[begins + count - 1]), ratings.rating[order]
     match how:
         case "last":
             return latest
         case "count":
             ratings_now = count
         case "max":
-            ratings_now = np.maximum.reduceat(rows.rating, begins)
+            ratings_now = np.maximum.reduceat(rating, begins)
         case _:
-            ratings_now = np.add.reduceat(rows.rating.astype(np.float64), begins)
+            ratings_now = np.add.reduceat(rating.astype(np.float64), begins)
             ratings_now = ratings_now / count if how == "mean" else ratings_now
     return latest._replace(rating=ratings_now.astype(np.float32))
 
 
-def _by_time_in_runs(rows: Rows, begins: NDArray[np.int64], by_rating: bool) -> NDArray[np.int64]:
-    """The order in which each pair's repeated ratings, usually few, stand by their time.
+def _order_runs_by_time(
+    order: NDArray[np.int64], ratings: Rows, count: NDArray[np.int64], by_rating: bool
+) -> None:
+    """Put the rows of each pair's repeated ratings, usually few, into the order of their time.
 
     A mean or sum must not depend on the order of the file, so the rating decides between equal
     times; for the last of several the file's order does.
+
+    Args:
+        order: (R,) places of the rows by user and item, changed here.
+        ratings: The rows.
+        count: How many rows each run of equal pairs has.
+        by_rating: Whether the rating decides between equal times.
     """
-    count = np.diff(begins, append=len(rows.user))
     repeated = np.flatnonzero(np.repeat(count > 1, count))
-    some = rows.at(repeated)
+    some = ratings.at(order[repeated])
     keys = (some.timestamp, some.item, some.user)
-    order = np.arange(len(rows.user))
     in_order = np.lexsort((some.rating, *keys)) if by_rating else np.lexsort(keys)
-    order[repeated] = repeated[in_order]
-    return order
+    order[repeated] = order[repeated][in_order]

@@ -18,7 +18,7 @@ from recray.config import Settings, SplitSettings
 from recray.data import feedback, split
 from recray.data.filtered import ItemRules, add_filtered, drop_low
 from recray.data.ids import GROUPS, group_of
-from recray.data.row_order import order_by, run_starts
+from recray.data.row_order import distinct, order_by, run_starts
 from recray.data.scan import ScannedRows
 from recray.data.spill import (
     Rows,
@@ -280,7 +280,7 @@ def split_partition(
         item_offsets: `per-item-random`: of each group of items, where each partition begins.
     """
     rows = read_partition(spill, partition)
-    short = int((np.unique(rows.user, return_counts=True)[1] <= split.SHORT).sum())
+    short = int((np.bincount(distinct(rows.user)[1]) <= split.SHORT).sum())
     if item_offsets is not None:
         which = _from_items(spill, partition, item_offsets, len(rows.user))
     elif rows.part is not None:
@@ -326,7 +326,7 @@ def counts_by_split(
     ids: NDArray[np.int64], which: NDArray[np.int8]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(N,) distinct ids, ascending, and the (4, N) rows of each in each of schema.PARTS."""
-    raw, place = np.unique(ids, return_inverse=True)
+    raw, place = distinct(ids)
     cells = len(schema.PARTS) * len(raw)
     cell = which.astype(np.int64) * len(raw) + place
     return raw, np.bincount(cell, minlength=cells).reshape(len(schema.PARTS), len(raw))
