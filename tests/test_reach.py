@@ -1,10 +1,14 @@
 """A store that cannot be used says why, in its own words, before long work begins."""
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 
 from recray.benchmarks.counting_proxy import Refusal
 from recray.errors import RecrayError, StorageError
-from recray.storage import Folder, check_store
+from recray.storage import Folder, check_store, reach
 from recray.storage.reasons import is_permanent, reason_of
 
 REGION = (("x-amz-bucket-region", "eu-west-1"),)
@@ -55,6 +59,73 @@ def test_a_store_that_does_not_answer_is_given_up_after_few_attempts(proxy):
     with proxy.watch() as traffic, pytest.raises(StorageError, match="does not answer"):
         check_store("s3://data/x", to_write=True)
     assert traffic.count() <= 3
+
+
+def test_a_store_that_keeps_us_waiting_is_given_up(proxy, monkeypatch):
+    monkeypatch.setattr(reach, "CHECK_S", 0.2)
+    proxy.health = "silent"
+    with pytest.raises(RecrayError, match=r"does not answer: nothing came in 0.2 s"):
+        check_store("s3://data/x", to_write=False)
+
+
+# ------------------------------------------------------------------------------ Google's store
+
+
+@pytest.fixture
+def google():
+    """A store that answers every request with one error; its place, and what it answers."""
+    answer = {"code": 403, "message": "nobody may list here", "errors": [{"reason": "forbidden"}]}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = json.dumps({"error": answer}).encode()
+            self.send_response(answer["code"])
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = f"scheme=http&endpoint_override=127.0.0.1:{server.server_port}"
+    yield f"gs://anonymous@bucket/x?{options}", answer
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("to_write", [True, False])
+def test_the_reason_is_that_of_googles_store(google, to_write):
+    uri, answer = google
+    verb = "write" if to_write else "read"
+    with pytest.raises(RecrayError, match=rf"cannot {verb} .*PERMISSION_DENIED: nobody may") as one:
+        check_store(uri, to_write)
+    assert one.value.exit_code == (3 if to_write else 2)
+    assert len(str(one.value).splitlines()) == 1
+    answer |= {"code": 404, "message": "The specified bucket does not exist."}
+    with pytest.raises(RecrayError, match=r"NOT_FOUND: The specified bucket|no such bucket"):
+        check_store(uri, to_write)
+
+
+def test_googles_store_that_cannot_be_reached():
+    with pytest.raises(RecrayError, match=r"the store does not answer: .*connect"):
+        check_store("gs://anonymous@b/x?scheme=http&endpoint_override=127.0.0.1:9", to_write=False)
+
+
+def test_googles_store_without_credentials(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")  # nobody gives any there
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    with pytest.raises(StorageError, match="no credentials for Google Cloud: run `gcloud") as one:
+        check_store("gs://bucket/x", to_write=True)
+    assert len(str(one.value).splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------ and good ones
 
 
 def test_a_good_store_is_left_as_it_was(proxy):

@@ -257,7 +257,7 @@ def test_a_write_that_fails_in_passing_is_tried_again(store):
     assert calls == ["a", "a", "a", "b"]
 
 
-@pytest.mark.parametrize(("reason", "tries"), [("SLOW_DOWN", 6), ("ACCESS_DENIED", 1)])
+@pytest.mark.parametrize(("reason", "tries"), [("SLOW_DOWN", 8), ("ACCESS_DENIED", 1)])
 def test_a_write_that_goes_on_failing_is_one_line(store, reason, tries):
     folder, failures, calls = store
     failures += [OSError(f"AWS Error {reason}")] * 9

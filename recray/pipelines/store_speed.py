@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from recray.errors import StorageError
 from recray.storage import UNFINISHED, check_store
+from recray.storage.clients import CHECK, connect
 from recray.storage.files import as_recray_error
-from recray.storage.reach import impatient
 
 REPETITIONS = 3
 LARGE_BYTES = 4 << 20
@@ -54,7 +54,7 @@ def measure_store(uri: str) -> StoreSpeed:
     """
     check_store(uri, to_write=True)
     with as_recray_error(f"cannot use {uri}", StorageError):
-        store, root = impatient(uri)
+        store, root = connect(uri, CHECK)
         path = f"{root}/{UNFINISHED}doctor-{uuid.uuid4().hex[:8]}"
         try:
             return _measured(store, path)

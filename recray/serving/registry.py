@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from recray.errors import CheckFailed, RecrayError, unknown_name
 from recray.evaluation.promotion import check_not_worse
 from recray.inference.bundle import KIND, Bundle, bundle_manifest
-from recray.storage import Folder, PolledFile, publish
+from recray.storage import Folder, PolledFile, check_store, publish
 
 VERSIONS, CURRENT = "versions", "current.json"
 VERSION = re.compile(r"[0-9a-f]{12}")
@@ -234,5 +234,10 @@ def is_registry(path: str) -> bool:
 
 
 def resolve_bundle(path: str) -> str:
-    """Return the path of a bundle as it is, and that of a registry's current version."""
+    """Return the path of a bundle as it is, and that of a registry's current version.
+
+    Raises:
+        RecrayError: Its store cannot be reached, as is seen within 10 s; the registry is damaged.
+    """
+    check_store(path, to_write=False)
     return Registry(path).current().path if is_registry(path) else path

@@ -17,15 +17,19 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from recray.errors import DamagedFile, RecrayError, StorageError
+from recray.storage.clients import connect
 from recray.storage.reasons import is_permanent, reason_of
 
 T = TypeVar("T")
 UNFINISHED = ".unfinished-"
 """First characters of the names of files and folders that a writer has not finished."""
-STORE_ATTEMPTS = 6
+STORE_ATTEMPTS = 8
 STORE_RETRY_SECONDS = 0.2
-"""Wait before the second attempt; doubled before each later one. The store's own client has
-already tried several times when an error reaches us."""
+"""Wait before the second attempt; doubled before each later one, so 25 s in all. The store's own
+client has already tried several times when an error reaches us."""
+STORE_PATIENCE_S = 60.0
+"""No attempt begins later than this after the first one. As one at a silent store takes a minute at
+most, a dead store is given up within two."""
 TORN_ATTEMPTS, TORN_SECONDS = 5, 0.05
 """How often a file that cannot be parsed is read in a store, and the wait before the second time;
 doubled before each later one.
@@ -44,12 +48,10 @@ def locate(path: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         RecrayError: It cannot be opened.
     """
-    # A small file is then written by one request, and not by the three of an upload in parts.
-    options = "?allow_delayed_open=true" if path.startswith("s3://") else ""
     try:
-        filesystem, inner = pafs.FileSystem.from_uri(
-            path + options if is_uri(path) else os.path.abspath(path)
-        )
+        if is_uri(path):
+            return connect(path)
+        filesystem, inner = pafs.FileSystem.from_uri(os.path.abspath(path))
     except (pa.ArrowInvalid, ValueError, OSError) as error:
         raise RecrayError(
             f"cannot open {path}: {error}; give a local path or a URI such as s3://..."
@@ -106,18 +108,21 @@ def retry(path: str, work: Callable[[], T], on_disk: bool = False) -> T:
         work: What is done.
         on_disk: Whether it is tried again on a disk, too, which may be one of another machine.
     """
-    for attempt in range(STORE_ATTEMPTS if is_uri(path) or on_disk else 1):
-        if attempt:
-            time.sleep(STORE_RETRY_SECONDS * 2 ** (attempt - 1))
+    end = time.monotonic() + STORE_PATIENCE_S
+    attempts = STORE_ATTEMPTS if is_uri(path) or on_disk else 1
+    attempt = 1
+    while True:
         try:
             return work()
         except (FileNotFoundError, PermissionError, IsADirectoryError):
             raise
         except OSError as error:
-            last_error = error
-            if is_permanent(error):
-                break
-    raise last_error
+            wait = STORE_RETRY_SECONDS * 2 ** (attempt - 1)
+            late = time.monotonic() + wait > end
+            if attempt == attempts or late or is_permanent(error):
+                raise
+        time.sleep(wait)
+        attempt += 1
 
 
 @contextmanager
@@ -135,7 +140,7 @@ def read_errors(path: str) -> Iterator[None]:
         raise RecrayError(f"cannot read {path}: there is no such file") from error
     except OSError as error:
         kind = StorageError if is_uri(path) else RecrayError
-        raise kind(f"cannot read {path}: {error}") from error
+        raise kind(f"cannot read {path}: {reason_of(error)}") from error
     except (ValueError, pa.ArrowException) as error:
         raise DamagedFile(f"{path} is damaged: {error}") from error
 
@@ -197,7 +202,8 @@ def storage_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _FULL.get(error.errno or 0, error.strerror or reason_of(error))
+        said = reason_of(error) if is_uri(path) else error.strerror or str(error)
+        reason = _FULL.get(error.errno or 0, said)
         raise StorageError(f"cannot write {path}: {reason}") from error
 
 

@@ -1,21 +1,21 @@
 """Ask a store, before long work begins, whether it can be reached and written."""
 
-import os
+import threading
 import uuid
+from collections.abc import Callable
 
 import pyarrow.fs as pafs
 
 from recray.errors import RecrayError, StorageError
-from recray.storage.files import UNFINISHED, as_recray_error, locate
+from recray.storage.clients import CHECK, connect, is_object_store
+from recray.storage.files import UNFINISHED, as_recray_error
 
-SILENCE_S = 2.0
-"""Seconds without any byte after which an attempt of the check ends."""
-ATTEMPTS = 2
-"""Attempts of each request of the check; the work itself is more patient."""
+CHECK_S = 9.0
+"""Seconds after which a store does not answer the check, whatever its client still waits for."""
 
 
 def check_store(path: str, to_write: bool) -> None:
-    """See within 10 s that an S3 bucket is there and lets us in; other places are not asked.
+    """See within 10 s that a bucket is there and lets us in; other places are not asked.
 
     The requests of the work itself wait for a store that fails in passing, and wait much longer.
 
@@ -28,34 +28,45 @@ def check_store(path: str, to_write: bool) -> None:
         RecrayError: It cannot be read.
         StorageError: It cannot be written.
     """
-    if not path.startswith("s3://"):
+    if not is_object_store(path):
         return
     kind: type[RecrayError] = StorageError if to_write else RecrayError
     with as_recray_error(f"cannot {'write' if to_write else 'read'} {path}", kind):
-        store, root = impatient(path)
-        probe = f"{root}/{UNFINISHED}probe-{uuid.uuid4().hex[:8]}"
-        # A list, because the answer to it, unlike that to a HEAD, says why.
-        store.get_file_info(pafs.FileSelector(probe, allow_not_found=True))
-        if to_write:
-            with store.open_output_stream(probe, compression=None) as stream:
-                stream.write(b"")
-            store.delete_file(probe)
-        elif store.get_file_info(root.split("/")[0]).type == pafs.FileType.NotFound:
-            raise OSError("there is no such bucket")
+        _within(CHECK_S, lambda: _ask(path, to_write))
 
 
-def impatient(path: str) -> tuple[pafs.S3FileSystem, str]:
-    """A client of an S3 store that gives up soon, and the path there."""
-    found, root = locate(path)
-    told = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    scheme, _, endpoint = told.rstrip("/").rpartition("://")
-    store = pafs.S3FileSystem(
-        region=found.region,
-        scheme=scheme or "https",
-        endpoint_override=endpoint or None,
-        connect_timeout=SILENCE_S,
-        request_timeout=SILENCE_S,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        allow_delayed_open=True,
-    )
-    return store, root
+def _ask(path: str, to_write: bool) -> None:
+    store, root = connect(path, CHECK)
+    probe = f"{root}/{UNFINISHED}probe-{uuid.uuid4().hex[:8]}"
+    # A list, because the answer to it, unlike that to a HEAD, says why.
+    store.get_file_info(pafs.FileSelector(probe, allow_not_found=True))
+    if to_write:
+        with store.open_output_stream(probe, compression=None) as stream:
+            stream.write(b"")
+        store.delete_file(probe)
+    elif store.get_file_info(root.split("/")[0]).type == pafs.FileType.NotFound:
+        raise OSError("there is no such bucket")
+
+
+def _within(seconds: float, ask: Callable[[], None]) -> None:
+    """Do what may take much longer than its clients are told, such as finding a name.
+
+    Raises:
+        OSError: It takes longer; it goes on behind the scenes.
+        Exception: What it raises.
+    """
+    raised: list[Exception] = []
+
+    def asking() -> None:
+        try:
+            ask()
+        except Exception as error:  # raised again below, where somebody waits for it
+            raised.append(error)
+
+    thread = threading.Thread(target=asking, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise OSError(f"the store does not answer: nothing came in {seconds:g} s")
+    for error in raised:
+        raise error

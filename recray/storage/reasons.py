@@ -5,6 +5,10 @@ import re
 _OF_AWS = re.compile(
     r"AWS Error (\w+)(?: \(HTTP status (\d+)\))? during (\w+) operation: (.*)", re.S
 )
+_OF_GOOGLE = re.compile(
+    r"google::cloud::Status\((\w+): (.*?)(?: error_info=.*)?\)(?:\. Detail: .*)?$", re.S
+)
+_EXHAUSTED = re.compile(r"^(?:Retry policy exhausted|Permanent error), with a last message of ")
 _OWN_CODE = re.compile(r"Unable to parse ExceptionName: (\w+) Message: (.*)", re.S)
 _PERMANENT = (
     *"ACCESS_DENIED NO_SUCH_BUCKET allow_bucket_creation INVALID_ACCESS_KEY".split(),
@@ -25,6 +29,9 @@ _REMEDIES = {
 def reason_of(error: BaseException) -> str:
     """What an error says, in the store's own words where pyarrow wraps them in its own."""
     text = str(error)
+    google = _OF_GOOGLE.search(text)
+    if google is not None:
+        return _of_google(*google.groups())
     found = _OF_AWS.search(text)
     if found is None:
         return text
@@ -38,6 +45,18 @@ def reason_of(error: BaseException) -> str:
         return f"the store does not answer: {said.rpartition('Details: ')[2].strip()}"
     remedy = f"; {_REMEDIES[code]}" if code in _REMEDIES else ""
     return f"{code}: {said.strip().rstrip('.')} ({operation}){remedy}"
+
+
+def _of_google(code: str, said: str) -> str:
+    said = _EXHAUSTED.sub("", said)
+    if "OAuth2 access token" in said:
+        return (
+            "no credentials for Google Cloud: run `gcloud auth application-default login`, or set "
+            f"GOOGLE_APPLICATION_CREDENTIALS ({said.rpartition(' - ')[2]})"
+        )
+    if "CURL error" in said:
+        return f"the store does not answer: {said.rpartition(' - ')[2]}"
+    return f"{code}: {said}"
 
 
 def is_permanent(error: BaseException) -> bool:

@@ -22,7 +22,7 @@ from recray.inference.bundle import KIND, TWIN, Bundle
 from recray.inference.bundle_writer import TrainedModel, write_bundle
 from recray.progress import Log
 from recray.runtime.session import LOCAL
-from recray.storage import Folder
+from recray.storage import Folder, check_store
 from recray.training import trainer
 from recray.training.callbacks import Callbacks
 from recray.training.checkpoint import RunFolder
@@ -54,6 +54,7 @@ def export(
     Raises:
         RecrayError: There is no run, the prepared data have changed since, or the folder is taken.
     """
+    check_store(run_path, to_write=False)
     run, prepared = RunFolder(run_path), prepared_of(run_path)
     recipe, workers = run.metadata().settings, run.metadata().workers
     chosen = choose_fold_in(prepared, run.trained_model(), recipe)

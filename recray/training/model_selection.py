@@ -62,6 +62,7 @@ def train(
     Raises:
         RecrayError: What the user can fix; none of the models can be trained on these data.
     """
+    check_store(prepared_path, to_write=False)
     check_store(out, to_write=True)
     one = partial(trainer.run, workers=workers, address=address, callbacks=callbacks,
                   max_failures=max_failures)  # fmt: skip

@@ -10,6 +10,7 @@ from recray.config import Settings, build_settings, load_settings, overridden
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError, unknown_name
 from recray.runtime.session import LOCAL, local_cpus
+from recray.storage import check_store
 from recray.training.devices import with_device
 from recray.training.loop import LOWER_IS_BETTER
 from recray.training.trainer import adapt_to_dataset, check_trainable
@@ -137,6 +138,8 @@ def check(request: TuneRequest, settings: Settings, space: SearchSpace) -> Valid
         raise unknown_name("searcher", request.searcher, SEARCHERS)
     if request.scheduler not in SCHEDULERS:
         raise unknown_name("scheduler", request.scheduler, SCHEDULERS)
+    check_store(request.prepared, to_write=False)
+    check_store(request.out, to_write=True)
     data = open_without_test(request.prepared)
     settings = adapt_to_dataset(settings, data)
     settings = with_device(settings, data, 1, lambda: math.ceil(request.gpus))
