@@ -7,7 +7,7 @@ from recray.benchmarks.harness import BenchmarkResult, Machine, Measurement, loa
 from recray.errors import RecrayError, unknown_name
 from recray.progress import Log
 
-NAMES = ("evaluate", "ingest", "next", "quality", "scale", "search", "serve", "train", "tune")
+NAMES = tuple("evaluate ingest next quality scale search serve store train tune".split())
 
 
 def run(name: str, quick: bool, log: Log, **options: object) -> BenchmarkResult:

@@ -263,19 +263,19 @@ def doctor(
     "--data",
     type=PATH,
     metavar="FOLDER",
-    help="next, quality, search, tune, train: archives such as ml-100k.zip.",
+    help="next, quality, search, store, train, tune: archives such as ml-100k.zip.",
 )
 @click.option(
     "--only",
     metavar="FIGURE",
-    help="next, quality: one figure, such as rmse_1m; scale: formulas, workers or largest; "
+    help="next, quality, store: one figure, such as rmse_1m; scale: formulas, workers or largest; "
     "train: implicit.",
 )
 @click.option("--device", metavar="DEVICE", help="train: cpu (the default) or cuda.")
 @shared()
 def benchmark(ui: Console, name: str, quick: bool, **options: str | None) -> None:
-    """Run the benchmark NAME: evaluate, ingest, next, quality, scale, search, serve, train or
-    tune.
+    """Run the benchmark NAME: evaluate, ingest, next, quality, scale, search, serve, store, train
+    or tune.
 
     \b
     Example:
