@@ -125,11 +125,11 @@ def _exists(given: str) -> bool:
 
 
 def _archive(path: str, name: str, settings: Settings) -> Source:
-    with archives.open_zip(path) as archive:
+    with archives.keep_zip_open(path) as archive:
         members = sorted(m.filename for m in archive.infolist() if not m.is_dir())
         facts = "\n".join(f"{m.filename} {m.file_size} {m.CRC}" for m in archive.infolist())
-    refuse_foreign_archive(path, members)
-    return _chosen(Container(path, "archive", tuple(members)), name, settings, facts)
+        refuse_foreign_archive(path, members)
+        return _chosen(Container(path, "archive", tuple(members)), name, settings, facts)
 
 
 def _chosen(container: Container, name: str, settings: Settings, facts: str = "") -> Source:

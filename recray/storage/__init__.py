@@ -17,6 +17,7 @@ from recray.storage.folder import MANIFEST, Folder
 from recray.storage.polled import Pause, PolledFile
 from recray.storage.published import NewFolder, check_kind, publish, refuse_taken
 from recray.storage.reach import check_store
+from recray.storage.spans import SpanReader
 from recray.storage.streams import Sink, range_reader, write_from
 from recray.storage.whole import in_parallel
 
@@ -30,6 +31,7 @@ __all__ = [
     "Pause",
     "PolledFile",
     "Sink",
+    "SpanReader",
     "check_kind",
     "check_store",
     "file_type",
