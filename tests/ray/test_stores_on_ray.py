@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 
@@ -12,6 +15,10 @@ import pytest
 from recray.config import load_settings
 from recray.data import ingest, sample, scan, source
 from recray.data.dataset import Prepared
+from recray.errors import StorageError
+from recray.storage import files
+from recray.training.checkpoint import RunFolder
+from tests.ray.several_nodes import session_of, wait_for
 
 
 @pytest.fixture
@@ -67,3 +74,123 @@ def test_a_job_ends_well_where_every_tenth_request_fails(proxy):
         assert traffic.failed() > 20
         made = Prepared.open("s3://data/release/prepared", verify=True)
         assert made.users == 600
+
+
+# --------------------------------------------------------------------- stores that fail on the way
+
+
+def start(*words: object) -> subprocess.Popen:
+    """Run a command in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "recray", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(running: subprocess.Popen) -> tuple[int, str]:
+    """Its exit code, and what it said."""
+    _, errors = running.communicate(timeout=560)
+    return running.returncode, errors
+
+
+def well(*words: object) -> str:
+    """Run a command that ends well; what it said."""
+    code, errors = ended(start(*words))
+    assert code == 0, errors
+    return errors
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("health", ["closed", "silent"])
+def test_a_store_that_dies_in_mid_prepare_is_one_line_and_the_next_run_ends_well(
+    proxy, health, tmp_path
+):
+    out = f"s3://data/{health}"
+    with proxy.watch() as traffic:
+        running = start("prepare", "sample", "--out", out)
+        wait_for(lambda: traffic.count("PUT", below=f"data/{health}/.spill/"), pause=0.05)
+        proxy.health = health
+    code, errors = ended(running)
+    proxy.health = "up"
+    assert code == 3, errors
+    assert re.match(
+        rf"Error: cannot (read|write) {out}\S*: the store does not answer", said(errors)
+    )
+    assert "Traceback" not in errors
+    well("prepare", "sample", "--out", out)
+    well("prepare", "sample", "--out", tmp_path / "p")
+    made = Prepared.open(out, verify=True)
+    assert made.manifest["files"] == Prepared.open(str(tmp_path / "p")).manifest["files"]
+    names = {entry["name"] for entry in made.manifest["files"]}
+    assert set(made.folder.files()) == {*names, "manifest.json"}
+
+
+def said(errors: str) -> str:
+    return errors.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_store_that_dies_leaves_the_version_of_before(proxy, monkeypatch):
+    monkeypatch.setattr(files, "STORE_ATTEMPTS", 1)
+    maps, deadly = [], []
+
+    def map_tasks(task, count, **shared):
+        maps.append(count)
+        if len(maps) in deadly:
+            proxy.health = "closed"
+        return [task(n, **shared) for n in range(count)]
+
+    for module in (ingest, scan):
+        monkeypatch.setattr(module, "map_tasks", map_tasks)
+
+    def prepare(seed: int) -> dict:
+        settings = load_settings(None, None, [f"split.seed={seed}"])
+        given = source.detect_source("sample")
+        maps.clear()
+        return ingest.prepare(given, "s3://data/kept", settings, replace=True).manifest
+
+    before = prepare(seed=1)
+    for number in (2, len(maps)):
+        deadly[:] = [number]
+        with pytest.raises(StorageError, match="the store does not answer"):
+            prepare(seed=2)
+        proxy.health = "up"
+        assert Prepared.open("s3://data/kept", verify=True).manifest == before
+    deadly.clear()
+    after = prepare(seed=2)
+    assert after["fingerprints"]["train"] != before["fingerprints"]["train"]
+    folder = Prepared.open("s3://data/kept", verify=True).folder
+    assert set(folder.files()) == {*(e["name"] for e in after["files"]), "manifest.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_nothing_is_lost_in_a_store_that_is_slow_and_fails_now_and_then(proxy, tmp_path):
+    """Prepare, train, kill and resume: the same bytes and weights as on a disk."""
+    short = ["--preset", "dot-mse", "--set", "train.epochs=8", "--set", "train.patience=null"]
+    short += ["--workers", 2, "--out"]
+    calm, data, run = tmp_path / "p", "s3://data/faulty/p", "s3://data/faulty/run"
+    well("prepare", "sample", "--out", calm)
+    well("train", calm, *short, tmp_path / "run")
+    proxy.fail_share, proxy.delay_s = 0.05, 0.03
+    with proxy.watch() as traffic:
+        well("prepare", "sample", "--out", data)
+        killed = start("train", data, *short, run)
+        puts = "data/faulty/run/epochs.json"
+        wait_for(lambda: traffic.count("PUT", below=puts) >= 2, pause=0.05)
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.communicate()
+        for pid in session_of(killed.pid):
+            os.kill(pid, signal.SIGKILL)
+        assert not RunFolder(run).finished, "killed too late to show anything"
+        assert "goes on after epoch" in well("train", data, *short, run, "--resume")
+    assert traffic.failed() > 10
+    proxy.fail_share = proxy.delay_s = 0.0
+    here, there = (Prepared.open(str(path), verify=True).manifest for path in (calm, data))
+    assert here["files"] == there["files"]
+    here, there = (RunFolder(str(path)).best().weights for path in (tmp_path / "run", run))
+    assert all((here[name] == there[name]).all() for name in here)
