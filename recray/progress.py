@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -20,10 +20,29 @@ QUIET_SECONDS = 2.0
 """How long a command works before a terminal shows a spinner: the quick ones need none."""
 
 
+class StageProgress(NamedTuple):
+    """How far the tasks of a stage are.
+
+    Args:
+        stage: Name of the stage.
+        done: Tasks that have ended.
+        tasks: All tasks.
+        rows: Rows that those have handled; None where they are not counted.
+        seconds: Since the stage began.
+    """
+
+    stage: str
+    done: int
+    tasks: int
+    rows: int | None
+    seconds: float
+
+
 class Console:
     """Prints text for a reader, or one JSON object for a program.
 
-    On a terminal stderr also shows a spinner with the time, or a bar while epochs are counted.
+    On a terminal stderr also shows a spinner with the time, or a bar while epochs or the tasks of a
+    stage are counted.
 
     Args:
         as_json: Print exactly one JSON object on stdout and nothing else there.
@@ -37,7 +56,7 @@ class Console:
         self._seconds: list[float] = []
         self._begin = time.monotonic()
         self._display: Progress | None = None
-        self._counts_epochs = False
+        self._counted = ""
         self._quiet = threading.Timer(QUIET_SECONDS, self._start)
         if sys.stderr.isatty():
             self._quiet.daemon = True
@@ -54,13 +73,13 @@ class Console:
             self._quiet.join()
         if self._display is not None:
             self._display.stop()
-        self._display, self._counts_epochs = display, False
+        self._display, self._counted = display, ""
         if display is not None:
             display.start()
 
     def log(self, line: str) -> None:
         """Print a line of progress on stderr, with the seconds since the start."""
-        if self._counts_epochs:
+        if self._counted:
             self._show(_spinner(self._words))
         print(f"[{time.monotonic() - self._begin:6.1f} s] {line}", file=sys.stderr, flush=True)
 
@@ -82,19 +101,36 @@ class Console:
             width = len(str(self._epochs))
             self.log(f"epoch {entry['epoch']:>{width}}/{self._epochs}  {'  '.join(numbers)}")
             return
-        if self._display is None or not self._counts_epochs:
-            self._display = self._bar()
-        words = "  ".join(numbers + last)
-        self._display.update(self._display.task_ids[0], completed=entry["epoch"], numbers=words)
+        self._count("epochs", entry["epoch"], self._epochs, numbers + last)
 
-    def _bar(self) -> "Progress":
+    def stage(self, progress: StageProgress) -> None:
+        """Show the tasks of a stage: in a bar on a terminal, elsewhere as a line at its end."""
+        stage, done, tasks, rows, seconds = progress
+        numbers = []
+        if rows is not None:
+            numbers = [f"{rows:,} rows", f"{_rate(rows / max(seconds, 1e-3))} rows/s"]
+        if sys.stderr.isatty():
+            self._count(stage, done, tasks, numbers)
+        elif done == tasks:
+            ended = f"{stage}: {tasks} task{'s' if tasks > 1 else ''}"
+            self.log("  ".join([ended, *numbers, f"{seconds:.2f} s"]))
+
+    def _count(self, what: str, done: float, total: int, numbers: list[str]) -> None:
+        """Show in a bar how many of these are done."""
+        if self._display is None or self._counted != what:
+            self._display = self._bar(what, total)
+        words = "  ".join(numbers)
+        self._display.update(self._display.task_ids[0], completed=done, numbers=words)
+
+    def _bar(self, what: str, total: int) -> "Progress":
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
         numbers = TextColumn("{task.fields[numbers]}")
-        bar = _progress(TextColumn("epochs"), BarColumn(), MofNCompleteColumn(), numbers)
-        bar.add_task("epochs", total=self._epochs or None, numbers="")
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), numbers
+        bar = _progress(*columns, transient=what != "epochs")
+        bar.add_task(what, total=total or None, numbers="")
         self._show(bar)
-        self._counts_epochs = True
+        self._counted = what
         return bar
 
     @contextlib.contextmanager
@@ -111,7 +147,7 @@ class Console:
 
     def _describe(self, words: str) -> None:
         self._words = words
-        if self._display is not None and not self._counts_epochs:
+        if self._display is not None and not self._counted:
             self._display.update(self._display.task_ids[0], description=words)
 
     def close(self) -> None:

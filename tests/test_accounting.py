@@ -80,7 +80,7 @@ def test_people_read_what_became_of_every_row_in_two_lines():
 def ingested(given, folder, settings):
     """The account of a source after its partitions are filled, and every pair that is kept."""
     spill = SpillFolder(Folder(str(folder)))
-    scans = [scan(n, ranges=given.ranges, spill=spill) for n in range(len(given.ranges))]
+    scans = [scan(n, file_range=one, spill=spill) for n, one in enumerate(given.ranges)]
     joined, data = join_scans(given, scans, settings.data), settings.data
     common = {"scanned": joined.files, "partitions": 8, "timed": joined.timed}
     parts = [

@@ -16,7 +16,7 @@ ORDER = (
     "tuning serving reporting pipelines api results benchmarks cli __init__ __main__"
 ).split()
 # Packages that may import Ray, and the modules elsewhere that do something for all users at once.
-RAY_HOMES = ("runtime", "data.ingest", "training", "tuning", "serving", "benchmarks")
+RAY_HOMES = ("runtime", "data.ray_data", "training", "tuning", "serving", "benchmarks")
 RAY_HOMES += ("inference.batch", "pipelines.node_facts")
 MODULE_LINES, FUNCTION_LINES = 350, 40
 

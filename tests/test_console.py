@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from recray import progress
 from recray.cli import cli
 from recray.pipelines.stages import Running
-from recray.progress import Console
+from recray.progress import Console, StageProgress
 from recray.reporting import terminal as console
 
 COLUMNS = ["film", "genres", "score"]
@@ -71,6 +71,62 @@ def terminal(monkeypatch):
     monkeypatch.setattr(progress, "_spinner", Spinner)
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.05)
     return started, stopped
+
+
+STAGE = StageProgress("scan", 2, 4, 3_000_000, 1.5)
+
+
+def test_without_a_terminal_a_stage_is_a_line_at_its_end(capsys):
+    ui = Console(True)
+    for done in (1, 2, 3, 4):
+        ui.stage(STAGE._replace(done=done))
+    ui.stage(StageProgress("split", 1, 1, None, 0.25))
+    out, err = capsys.readouterr()
+    assert not out, "stdout is for the JSON object"
+    assert [line.partition("s] ")[2] for line in err.splitlines()] == [
+        "scan: 4 tasks  3,000,000 rows  2M rows/s  1.50 s",
+        "split: 1 task  0.25 s",
+    ]
+
+
+def test_a_terminal_shows_one_bar_which_each_stage_takes_over(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    bars, states = [], []
+
+    class Bar:
+        task_ids = (0,)
+
+        def __init__(self, *_columns, **_options):
+            bars.append(self)
+            self.running = False
+
+        def add_task(self, words, total, numbers):
+            self.words, self.total = words, total
+
+        def update(self, _task, completed, numbers):
+            running = [bar.words for bar in bars if bar.running]
+            states.append((running, completed, self.total, numbers))
+
+        def start(self):
+            self.running = True
+
+        def stop(self):
+            self.running = False
+
+    monkeypatch.setattr(progress, "_progress", Bar)
+    ui = Console(True)
+    ui.stage(STAGE)
+    ui.stage(STAGE._replace(done=4, rows=6_000_000, seconds=2.0))
+    ui.stage(StageProgress("split", 0, 8, None, 0.0))
+    ui.close()
+    assert states == [
+        (["scan"], 2, 4, "3,000,000 rows  2M rows/s"),
+        (["scan"], 4, 4, "6,000,000 rows  3M rows/s"),
+        (["split"], 0, 8, ""),
+    ]
+    assert not any(bar.running for bar in bars)
+    out, err = capsys.readouterr()
+    assert not out + err
 
 
 def wait_for(found: list[str]) -> None:

@@ -20,7 +20,7 @@ from recray.api import evaluation as measuring
 from recray.api import functions, handles
 from recray.api import model as loaded
 from recray.api.caller import left_as_found
-from recray.data import ingest, scan
+from recray.data import ingest
 from recray.errors import RecrayError
 from recray.evaluation import evaluator
 from recray.inference import batch
@@ -35,6 +35,7 @@ from recray.tuning.driver import SearchDriver
 from recray.tuning.trial import TrialRun, load
 
 from .conftest import USERS, raw
+from .in_process import InProcess
 
 
 def plain_maps(function, count, **shared):
@@ -62,6 +63,7 @@ STAND_INS = {
     "wait_for_capacity": lambda _workers: None,
     "map_tasks": plain_maps,
     "require_shared": lambda _folder: None,
+    "TaskRunner": InProcess,
 }
 
 
@@ -69,7 +71,17 @@ STAND_INS = {
 def without_ray():
     """The stages in this process: loops where Ray would share the work."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (batch, repetition, evaluator, ingest, scan, search, stages, trainer, tuner):
+        for module in (
+            batch,
+            repetition,
+            evaluator,
+            functions,
+            ingest,
+            search,
+            stages,
+            trainer,
+            tuner,
+        ):
             for name, stand_in in STAND_INS.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, stand_in)

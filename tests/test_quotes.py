@@ -70,17 +70,17 @@ def test_quoted_fields_are_read_as_rfc_4180_has_them():
 
 
 @pytest.fixture
-def scanned(tmp_path, monkeypatch):
+def scanned(tmp_path):
     """Scans ranges as ingest does, here and now; gives rows, rejected lines, and how many scans."""
     path = tmp_path / "x.csv"
     path.write_bytes(HEADER + NASTY)
     file = RatingsFile("x.csv", str(path), "text", REVIEWS)
     counted = []
 
-    def scan_here(number, *, ranges, spill):
+    def scan_here(number, file_range):
         counted.append(number)
         rows, bad, lines, span = [], [], 0, None
-        for bytes_, parsed in reading.parsed(ranges[number]):
+        for bytes_, parsed in reading.parsed(file_range):
             span = range(span.start if span else bytes_.start, bytes_.stop)
             rows += rows_of(parsed)
             bad += [
@@ -91,11 +91,6 @@ def scanned(tmp_path, monkeypatch):
             len(rows), 0, lines, rows, bad, Counter(), False, unknown_times=0, span=span
         )
 
-    monkeypatch.setattr(scan, "scan", scan_here)
-    monkeypatch.setattr(
-        scan, "map_tasks", lambda task, count, **shared: [task(n, **shared) for n in range(count)]
-    )
-
     def run(*cuts):
         edges = [len(HEADER), *cuts, len(HEADER + NASTY)]
         ranges = [
@@ -103,7 +98,7 @@ def scanned(tmp_path, monkeypatch):
             for a, b in itertools.pairwise(edges)
         ]
         counted.clear()
-        scans = scan.scan_ranges(tuple(ranges), None)
+        scans = scan.scan_ranges(ranges, lambda ns, every: [scan_here(n, every[n]) for n in ns])
         rows = [row for one in scans for row in one.files]
         first, bad = 2, []
         for one in scans:

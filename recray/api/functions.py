@@ -26,6 +26,7 @@ from recray.data.source import Source
 from recray.data.table_source import Table
 from recray.errors import RecrayError
 from recray.reporting.data_text import remarks
+from recray.runtime.tasks import TaskRunner
 from recray.storage import Folder
 from recray.training import model_selection
 from recray.training.callbacks import Callbacks, TensorBoard
@@ -78,7 +79,7 @@ def prepare(
 
 def _prepare(ratings: Source, out: str, settings: Settings, address: str) -> Data:
     with telling(f"prepare {ratings.name} into {out}") as ui:
-        made = ingest.prepare(ratings, out, settings, address)
+        made = ingest.prepare(ratings, out, settings, address, runner=TaskRunner(ui.stage))
         for line in remarks(made.manifest):
             ui.log(line)
     return Data(made)

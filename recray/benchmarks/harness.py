@@ -14,8 +14,8 @@ from typing import NamedTuple, Self
 
 from pydantic import BaseModel, SerializeAsAny
 
-from recray.runtime.nodes import map_tasks
 from recray.runtime.session import local_cpus
+from recray.runtime.tasks import map_tasks
 
 PROC = Path("/proc")
 SAMPLE_SECONDS = 0.1

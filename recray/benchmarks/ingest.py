@@ -31,8 +31,8 @@ from recray.data.formats.layout import FileRange
 from recray.data.ids import DenseIds
 from recray.data.spill import read_arrow, write_arrow
 from recray.progress import Log
-from recray.runtime.nodes import map_tasks
 from recray.runtime.session import session
+from recray.runtime.tasks import map_tasks
 from recray.storage import Folder
 
 CHUNK = 1_000_000

@@ -113,6 +113,7 @@ def prepare(
     settings = recipe.settings()
     from recray.data import ingest
     from recray.data.source import detect_source
+    from recray.runtime.tasks import TaskRunner
 
     given = detect_source(source, settings, mirror)
     if ratings_log is not None:
@@ -121,10 +122,12 @@ def prepare(
 
         given, added = with_log(given, RatingsLog.open(ratings_log), settings.data.duplicates)
         ui.log(data_text.ratings_log(ratings_log, added))
+    runner = TaskRunner(ui.stage)
     with ui.during(f"prepare {source} into {out}"):
-        made = ingest.prepare(given, out, settings, address)
+        made = ingest.prepare(given, out, settings, address, runner=runner)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
-    result = results.PreparedFacts.model_validate({"prepared": made.folder.path, **facts})
+    facts |= {"prepared": made.folder.path, "ray_data": [vars(one) for one in runner.stages]}
+    result = results.PreparedFacts.model_validate(facts)
     ui.result(result, data_text.prepared(made.manifest))
 
 

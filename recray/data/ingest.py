@@ -8,13 +8,16 @@
 4. encode: with the numbers of users in each partition and the ids of all items known, each
    partition writes its part files, the list of its users, and in known/ what the filters dropped.
 
-Between the maps only counts and the ids of items meet on the driver. Memory is bounded by one range
-of a file, scan.RUN_ROWS rows or one partition of users, never by the data, and no row passes
-through the object store. What is written is not read again to be hashed.
+The scan reads a Datasource, and the last stage writes into a Datasink; see ray_data.py. Between the
+stages only counts and the ids of items meet on the driver. Memory is bounded by one range of a
+file, scan.RUN_ROWS rows or one partition of users, never by the data, and no row passes through
+the object store. What is written is not read again to be hashed.
 """
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -29,6 +32,7 @@ from recray.data.accounting import account, check_times_known
 from recray.data.dataset import KIND, Prepared
 from recray.data.encode import DatasetIds, EncodedCounts, encode
 from recray.data.filtered import item_rules
+from recray.data.formats.layout import FileRange
 from recray.data.ids import CountedItems, TextIds, UserNumbers
 from recray.data.manifest import count_facts, fingerprint_facts, list_facts, source_facts
 from recray.data.scan import Scanned, join_scans, scan_ranges
@@ -36,8 +40,9 @@ from recray.data.source import Source
 from recray.data.spill import SpillFile, SpillFolder
 from recray.data.tasks import PartitionCounts, SplitCounts
 from recray.errors import RecrayError
-from recray.runtime.nodes import map_tasks, require_shared
+from recray.runtime.nodes import require_shared
 from recray.runtime.session import LOCAL, session
+from recray.runtime.tasks import TaskRunner, Work
 from recray.storage import Folder, ManifestEntry, check_store, publish
 
 SPILL = ".spill"
@@ -45,7 +50,12 @@ SPILL = ".spill"
 
 
 def prepare(
-    source: Source, out: str, settings: Settings, address: str = LOCAL, replace: bool = False
+    source: Source,
+    out: str,
+    settings: Settings,
+    address: str = LOCAL,
+    replace: bool = False,
+    runner: TaskRunner | None = None,
 ) -> Prepared:
     """Write the prepared data set of a source.
 
@@ -55,6 +65,7 @@ def prepare(
         settings: Its `data` and `split` groups are used.
         address: Ray cluster; `local` starts one.
         replace: Whether a finished folder under that name may be replaced.
+        runner: Runs the tasks, tells of them, and keeps what Ray Data has counted.
 
     Raises:
         RecrayError: Too many rows cannot be read, or nothing is left after the filters.
@@ -65,18 +76,39 @@ def prepare(
     with session(address):
         require_shared(Folder(out))
         with publish(Folder(out), replace) as folder:
-            _write(source, folder, settings)
+            _write(_Job(source, settings, folder, runner or TaskRunner()))
     return Prepared.open(out)
 
 
-def _write(source: Source, folder: Folder, settings: Settings) -> None:
-    spill = SpillFolder(folder.child(SPILL))
-    scans = scan_ranges(source.ranges, spill)
+@dataclass(frozen=True)
+class _Job:
+    """What all stages need.
+
+    Args:
+        source, settings: As prepare takes them.
+        folder: The folder of the data set, which appears at the end.
+        runner: Runs the tasks.
+    """
+
+    source: Source
+    settings: Settings
+    folder: Folder
+    runner: TaskRunner
+
+    @property
+    def spill(self) -> SpillFolder:
+        """Where tasks leave files for each other."""
+        return SpillFolder(self.folder.child(SPILL))
+
+
+def _write(job: _Job) -> None:
+    source, settings, folder, spill = job.source, job.settings, job.folder, job.spill
+    scans = scan_ranges(source.ranges, partial(_scan, job))
     scanned = join_scans(source, scans, settings.data)
     _check_times(source, scanned.timed, settings)
     partitions = split.partitions_for(scanned.rows)
-    gathered, core_rounds = _gather(source, spill, scanned, partitions, settings)
-    counted = _split(spill, partitions, scanned, gathered, settings)
+    gathered, core_rounds = _gather(job, scanned, partitions)
+    counted = _split(job, scanned, gathered)
     users = UserNumbers.of(np.stack([part.groups for part in counted]))
     if not users.num_train:
         raise RecrayError(
@@ -88,7 +120,7 @@ def _write(source: Source, folder: Folder, settings: Settings) -> None:
     texts = [(number, scan.texts) for number, scan in enumerate(scans) if scan.texts is not None]
     text = "raw_user" in source.text
     ids = DatasetIds(items.dense, users, source.listed_users, texts if text else None)
-    encoded = _encode(spill, folder, partitions, scanned, ids, settings)
+    encoded = _encode(job, scanned, ids, partitions)
     entries = [entry for part in encoded for entry in part.entries]
     entries.append(_write_items(folder, source, items))
     entries.append(folder.write_table("rejected.parquet", scanned.rejected))
@@ -149,14 +181,26 @@ def _item_texts(spill: SpillFolder, source: Source) -> TextIds | None:
     return TextIds.join([spill.read(SpillFile.ITEM_TEXTS, n) for n in numbers])
 
 
-def _gather(
-    source: Source, spill: SpillFolder, scanned: Scanned, partitions: int, settings: Settings
-) -> tuple[list[PartitionCounts], int]:
+def _scan(job: _Job, numbers: Sequence[int], ranges: Sequence[FileRange]) -> list[Scanned]:
+    """Scan the ranges of these numbers."""
+    from recray.data.ray_data import RatingsSource
+
+    source = RatingsSource(numbers, ranges, job.spill)
+    again = "" if len(numbers) == len(ranges) else " again"
+    return job.runner.read(f"scan{again}", source, len(numbers), _scanned)
+
+
+def _scanned(scanned: Scanned) -> Work:
+    return Work(scanned.read, sum(file.offsets[-1] for file in scanned.files))
+
+
+def _gather(job: _Job, scanned: Scanned, partitions: int) -> tuple[list[PartitionCounts], int]:
     """Fill the partitions; return the counts of each, and how many rounds `core` took."""
+    spill, settings, run = job.spill, job.settings, partial(job.runner.map, work_of=_rows_of)
     gather = partial(tasks.gather, spill=spill, partitions=partitions)
-    rules = item_rules(source, settings.data)
+    rules = item_rules(job.source, settings.data)
     gather = partial(gather, rules=rules, settings=settings, timed=scanned.timed)
-    counts = map_tasks(gather, partitions, scanned=scanned.files)
+    counts = run("gather", gather, partitions, scanned=scanned.files)
     overlap = sum(part.overlap for part in counts)
     if overlap:
         raise RecrayError(
@@ -165,14 +209,14 @@ def _gather(
         )
     rounds, core = 0, settings.data.core
     while core is not None:
-        map_tasks(partial(tasks.count_items, spill=spill), partitions)
+        job.runner.map("count items", partial(tasks.count_items, spill=spill), partitions)
         table = pa.concat_tables(
             [spill.read(SpillFile.ITEM_COUNTS, partition) for partition in range(partitions)]
         )
         raw, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
         count = np.bincount(place, table["count"].to_numpy(), len(raw))
         drop = partial(tasks.drop_rare, spill=spill, items=raw[count >= core], core=core)
-        left = map_tasks(drop, partitions)
+        left = run("drop rare", drop, partitions)
         counts = [
             dataclasses.replace(after, dropped=before.dropped + after.dropped)
             for before, after in zip(counts, left, strict=True)
@@ -183,56 +227,51 @@ def _gather(
     return counts, rounds
 
 
-def _split(
-    spill: SpillFolder,
-    partitions: int,
-    scanned: Scanned,
-    gathered: list[PartitionCounts],
-    settings: Settings,
-) -> list[SplitCounts]:
+def _rows_of(counts: PartitionCounts) -> Work:
+    return Work(counts.rows)
+
+
+def _split(job: _Job, scanned: Scanned, gathered: list[PartitionCounts]) -> list[SplitCounts]:
     """Decide the split of every row, and count the users of each partition."""
-    chosen, timed = settings.split, scanned.timed
+    spill, chosen, run, partitions = job.spill, job.settings.split, job.runner.map, len(gathered)
     cuts = item_offsets = None
-    if chosen.kind == "temporal" and timed:
-        shares = (chosen.valid + chosen.test, chosen.test)
-        cuts = _cuts(spill, gathered, chosen.kind, shares)
+    if chosen.kind == "temporal" and scanned.timed:
+        cuts = _cuts(job, gathered, (chosen.valid + chosen.test, chosen.test))
     if chosen.cut is not None:
         after_cut = round(1 - chosen.cut, 9)  # 0.1 from 0.9, not a little less
-        cuts = _cuts(spill, gathered, chosen.kind, (after_cut, after_cut))
+        cuts = _cuts(job, gathered, (after_cut, after_cut))
     if chosen.kind == "per-item-random":
         write = partial(tasks.write_item_keys, spill=spill, groups=partitions, seed=chosen.seed)
-        offsets = map_tasks(write, partitions)
+        offsets = run("sort by item", write, partitions)
         by_item = partial(tasks.split_items, spill=spill, settings=chosen)
-        item_offsets = map_tasks(by_item, partitions, offsets=offsets)
-    decide = partial(
-        tasks.split_partition, spill=spill, settings=settings, timed=timed, has_log=scanned.has_log
-    )
-    return map_tasks(partial(decide, cuts=cuts), partitions, item_offsets=item_offsets)
+        item_offsets = run("split items", by_item, partitions, offsets=offsets)
+    timed, has_log = scanned.timed, scanned.has_log
+    decide = partial(tasks.split_partition, spill=spill, settings=job.settings, cuts=cuts)
+    decide = partial(decide, timed=timed, has_log=has_log)
+    return run("split", decide, partitions, item_offsets=item_offsets)
 
 
-def _encode(
-    spill: SpillFolder,
-    folder: Folder,
-    partitions: int,
-    scanned: Scanned,
-    ids: DatasetIds,
-    settings: Settings,
-) -> list[EncodedCounts]:
+def _encode(job: _Job, scanned: Scanned, ids: DatasetIds, partitions: int) -> list[EncodedCounts]:
     """Write the files of all partitions."""
+    from recray.data.ray_data import PartitionsSink
+
+    data, chosen = job.settings.data, job.settings.split
     codes = [split.TRAIN, split.VALID, split.TEST]
-    if settings.split.kind == "held-out-users" or settings.split.cut is not None:
+    if chosen.kind == "held-out-users" or chosen.cut is not None:
         codes.append(split.FOLD_IN)
-    data, timed = settings.data, scanned.timed or scanned.has_log
+    timed = scanned.timed or scanned.has_log
     filters = any(limit is not None for limit in (data.min_year, data.min_rating, data.core))
-    write = partial(encode, spill=spill, folder=folder, splits=codes, timed=timed, filters=filters)
-    return map_tasks(write, partitions, ids=ids)
+    write = partial(encode, spill=job.spill, folder=job.folder, splits=codes)
+    sink = PartitionsSink(partial(write, timed=timed, filters=filters))
+    return job.runner.write("encode", sink, partitions, _written, ids=ids)
+
+
+def _written(counts: EncodedCounts) -> Work:
+    return Work(counts.rows.total(), sum(entry.bytes for entry in counts.entries))
 
 
 def _cuts(
-    spill: SpillFolder,
-    gathered: list[PartitionCounts],
-    kind: str,
-    after: tuple[float, float],
+    job: _Job, gathered: list[PartitionCounts], after: tuple[float, float]
 ) -> tuple[int, int]:
     """The earliest times, in seconds, from which on there are at most these shares of the rows.
 
@@ -242,15 +281,15 @@ def _cuts(
         RecrayError: They are too many.
     """
     rows, timed = (sum(getattr(p, name) for p in gathered) for name in ("rows", "timed"))
-    check_times_known(kind, rows, timed)
+    check_times_known(job.settings.split.kind, rows, timed)
     first = [part.first for part in gathered if part.first is not None]
     last = [part.last for part in gathered if part.last is not None]
     if not first:
         return 0, 0  # data without a row are refused where users are counted
 
     def count(begin: int, end: int, width: int) -> NDArray[np.int64]:
-        task = partial(tasks.count_times, spill=spill, begin=begin, end=end, width=width)
-        return np.asarray(np.sum(map_tasks(task, len(gathered)), axis=0))
+        task = partial(tasks.count_times, spill=job.spill, begin=begin, end=end, width=width)
+        return np.asarray(np.sum(job.runner.map("count times", task, len(gathered)), axis=0))
 
     valid, test = (split.cut_at(count, min(first), max(last), share * timed) for share in after)
     return valid, test

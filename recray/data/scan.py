@@ -5,8 +5,8 @@ guessed, and the ends of the ranges before it tell whether the guess was right.
 """
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,6 @@ from recray.data.source import Source
 from recray.data.spill import PART, TEXTS, SpillFile, SpillFolder, slices
 from recray.data.split import SLOTS, slot_of
 from recray.errors import RecrayError
-from recray.runtime.nodes import map_tasks
 
 RUN_ROWS = 1 << 22
 """A range of a file that cannot be divided may have any number of rows: so many are spilled at
@@ -93,29 +92,25 @@ class Scanned:
         return any(file.feedback for file in self.files)
 
 
-def scan_ranges(ranges: tuple[FileRange, ...], spill: SpillFolder) -> list[Scanned]:
-    """Scan all file ranges, as tasks; those again whose first row was guessed wrongly.
+Read = Callable[[Sequence[int], Sequence[FileRange]], list[Scanned]]
+"""Scans the file ranges of these numbers, among all of them."""
+
+
+def scan_ranges(ranges: Sequence[FileRange], read: Read) -> list[Scanned]:
+    """Scan all file ranges; those again whose first row was guessed wrongly.
 
     A scan says where its range ends, which is right if its begin was. So after each round the first
     wrong range is right, and so are all up to the next one that the new ends prove wrong.
     """
-    scans = map_tasks(partial(scan, ranges=ranges, spill=spill), len(ranges))
+    scans = read(range(len(ranges)), ranges)
     while wrong := _wrong_entries(ranges, scans):
-        ranges = tuple(replace(r, entry=wrong.get(n, r.entry)) for n, r in enumerate(ranges))
-        numbers = sorted(wrong)
-        task = partial(_scan_one_of, numbers=numbers, ranges=ranges, spill=spill)
-        for number, scanned in zip(numbers, map_tasks(task, len(numbers)), strict=True):
+        ranges = [replace(r, entry=wrong.get(n, r.entry)) for n, r in enumerate(ranges)]
+        for number, scanned in zip(wrong, read(list(wrong), ranges), strict=True):
             scans[number] = scanned
     return scans
 
 
-def _scan_one_of(
-    place: int, *, numbers: list[int], ranges: tuple[FileRange, ...], spill: SpillFolder
-) -> Scanned:
-    return scan(numbers[place], ranges=ranges, spill=spill)
-
-
-def _wrong_entries(ranges: tuple[FileRange, ...], scans: list[Scanned]) -> dict[int, int]:
+def _wrong_entries(ranges: Sequence[FileRange], scans: list[Scanned]) -> dict[int, int]:
     """Number of each range that does not begin where the one before it ended, to that byte."""
     return {
         n: scans[n - 1].span.stop
@@ -124,24 +119,24 @@ def _wrong_entries(ranges: tuple[FileRange, ...], scans: list[Scanned]) -> dict[
     }
 
 
-def scan(number: int, *, ranges: tuple[FileRange, ...], spill: SpillFolder) -> Scanned:
+def scan(number: int, *, file_range: FileRange, spill: SpillFolder) -> Scanned:
     """Parse one file range, chunk by chunk, and spill its rows.
 
     Args:
-        number: Its place in `ranges`.
-        ranges: All file ranges.
+        number: Its place among all ranges.
+        file_range: The range.
         spill: Where spill files go.
 
     Returns:
         Its counts; the lines of rejected rows count from 0 in the range.
     """
-    file = ranges[number].file
+    file = file_range.file
     reasons, rows, read, lines = Counter[str](), 0, 0, 0
     rejected = [schema.REJECTED.empty_table()]
     texts = _Texts(spill, number, file.layout.text)
     runs = _Runs(spill, number, file.part)
     timed, unknown, first, end = False, 0, -1, 0
-    for span, of_chunk in parsed(ranges[number]):
+    for span, of_chunk in parsed(file_range):
         first, end = (span.start if first < 0 else first), span.stop
         reasons.update(of_chunk.rejected["reason"].to_pylist())
         kept = of_chunk.rejected.slice(0, schema.REJECTED_KEPT - sum(map(len, rejected)))

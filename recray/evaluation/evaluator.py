@@ -44,8 +44,9 @@ from recray.evaluation.segments import add_segments, segments_report
 from recray.inference.bundle import Bundle
 from recray.inference.scorer import Scorer
 from recray.inference.top_k import Ids
-from recray.runtime.nodes import map_tasks, wait_for_capacity
+from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session
+from recray.runtime.tasks import map_tasks
 
 POPULARITY = "popularity"
 Tables = Mapping[str, PerUserMetrics]

@@ -16,8 +16,9 @@ from recray.inference.bundle import Bundle
 from recray.inference.queries import SOURCES
 from recray.inference.recommender import Recommender
 from recray.inference.top_k import NONE
-from recray.runtime.nodes import map_tasks, require_shared
+from recray.runtime.nodes import require_shared
 from recray.runtime.session import LOCAL, session
+from recray.runtime.tasks import map_tasks
 from recray.storage import UNFINISHED, Folder, check_store, parquet_bytes
 
 KIND = "recommendations"

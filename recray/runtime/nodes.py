@@ -1,6 +1,5 @@
-"""The nodes of the cluster: their CPUs, tasks on any of them, a call on each, a disk for all."""
+"""The nodes of the cluster: their CPUs, a call on each of them, a disk for all."""
 
-import pickle
 import sys
 import time
 import uuid
@@ -9,11 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-import pyarrow as pa
-
 from recray.errors import RecrayError
 from recray.runtime.ray_private import draining_nodes, free_resources, request_nodes
-from recray.runtime.session import quieten
 from recray.storage import UNFINISHED, Folder, is_uri, storage_errors
 
 T = TypeVar("T")
@@ -202,51 +198,6 @@ def workers_left(
         if waited_s >= notice_s or (known and (all_free or waited_s >= release_s)):
             return min(most, free)
         time.sleep(0.5)
-
-
-# ------------------------------------------------------------------------------------- tasks
-
-
-def map_tasks(function: Callable[..., T], count: int, **shared: object) -> list[T]:
-    """Call function(i, **shared) for i in 0..count-1 as Ray Data tasks, one task for each i.
-
-    Args:
-        function: What is called; Ray sends it to the workers. It returns something small, such as
-            counts: all results come to this process.
-        count: How many calls.
-        **shared: What all calls need and may be large: it lies in the object store once.
-
-    Returns:
-        The results in order of i.
-
-    Raises:
-        RecrayError: What the first failing call, by i, raised for the user.
-    """
-    import ray.data
-
-    scale_up(1)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    quieten()
-    stored = ray.put(shared)
-
-    def call(batch: pa.Table) -> pa.Table:
-        results, known = [], ray.get(stored)
-        for number in batch["id"].to_pylist():
-            try:
-                value: T | RecrayError = function(number, **known)
-            except RecrayError as error:  # raised here, it would end the map with Ray's own words
-                value = error
-            results.append(pickle.dumps(value))
-        # Arrow has a schema for bytes, whatever it is that a function returns.
-        return batch.append_column("result", pa.array(results, pa.binary()))
-
-    tasks = ray.data.range(count, override_num_blocks=count)
-    rows = tasks.map_batches(call, batch_size=None, batch_format="pyarrow").take_all()
-    results = [pickle.loads(row["result"]) for row in sorted(rows, key=lambda row: row["id"])]
-    for result in results:
-        if isinstance(result, RecrayError):
-            raise result
-    return results
 
 
 # ----------------------------------------------------------------------------- calls on nodes

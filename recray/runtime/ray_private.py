@@ -120,6 +120,7 @@ AUTOSCALING = (
     "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator:"
     "get_or_create_autoscaling_coordinator"
 )
+TASK_WATCHES = "ray.data.context:DataContext.execution_callback_classes"
 WITHOUT_SETTER = "Serve is shut down with each local Ray, which takes longer"
 NAMES = (
     TOKEN_MODE,
@@ -130,6 +131,7 @@ NAMES = (
     DRAINING_NODES,
     FREE_RESOURCES,
     AUTOSCALING,
+    TASK_WATCHES,
 )
 REQUEST_S = 1800.0
 """How long the autoscaler remembers what a training that may grow has asked for."""

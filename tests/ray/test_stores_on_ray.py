@@ -13,23 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from recray.config import load_settings
-from recray.data import ingest, sample, scan, source
+from recray.data import ingest, sample, source
 from recray.data.dataset import Prepared
 from recray.errors import StorageError
 from recray.storage import files
 from recray.training.checkpoint import RunFolder
+from tests.in_process import InProcess
 from tests.ray.several_nodes import session_of, wait_for
 
 
 @pytest.fixture
 def in_process(monkeypatch):
     """Runs the maps of ingest here: the session's workers have another environment."""
-    for module in (ingest, scan):
-        monkeypatch.setattr(
-            module,
-            "map_tasks",
-            lambda task, count, **shared: [task(n, **shared) for n in range(count)],
-        )
+    monkeypatch.setattr(ingest, "TaskRunner", InProcess)
 
 
 @pytest.mark.usefixtures("ray_session", "in_process")
@@ -136,25 +132,38 @@ def said(errors: str) -> str:
 @pytest.mark.usefixtures("ray_session")
 def test_a_store_that_dies_leaves_the_version_of_before(proxy, monkeypatch):
     monkeypatch.setattr(files, "STORE_ATTEMPTS", 1)
-    maps, deadly = [], []
+    stages, deadly = [], []
 
-    def map_tasks(task, count, **shared):
-        maps.append(count)
-        if len(maps) in deadly:
-            proxy.health = "closed"
-        return [task(n, **shared) for n in range(count)]
+    class Dying(InProcess):
+        """Before some stages the store dies."""
 
-    for module in (ingest, scan):
-        monkeypatch.setattr(module, "map_tasks", map_tasks)
+        def begin(self):
+            stages.append(len(stages) + 1)
+            if stages[-1] in deadly:
+                proxy.health = "closed"
+
+        def map(self, *given, **shared):
+            self.begin()
+            return super().map(*given, **shared)
+
+        def read(self, *given):
+            self.begin()
+            return super().read(*given)
+
+        def write(self, *given, **shared):
+            self.begin()
+            return super().write(*given, **shared)
+
+    monkeypatch.setattr(ingest, "TaskRunner", Dying)
 
     def prepare(seed: int) -> dict:
         settings = load_settings(None, None, [f"split.seed={seed}"])
         given = source.detect_source("sample")
-        maps.clear()
+        stages.clear()
         return ingest.prepare(given, "s3://data/kept", settings, replace=True).manifest
 
     before = prepare(seed=1)
-    for number in (2, len(maps)):
+    for number in (2, len(stages)):
         deadly[:] = [number]
         with pytest.raises(StorageError, match="the store does not answer"):
             prepare(seed=2)
