@@ -104,3 +104,17 @@ def test_a_bundle_that_holds_names_of_before_opens(make_bundle):
     config["settings"]["objective"] = objective | {"kind": "whole-data", "alpha0": weight}
     folder.write_json("config.json", config)
     assert Bundle.read(folder, folder.manifest()).settings == bundle.settings
+
+
+@pytest.mark.parametrize("preset", ["ranking", "neumf", "softmax-dnn"])
+def test_opening_draws_no_random_numbers_and_gives_the_weights_that_were_written(
+    make_bundle, preset
+):
+    made = make_bundle(preset=preset)
+    state = torch.get_rng_state()
+    opened = Bundle.open(made.folder.path)
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = opened.model.state_dict()
+    for name, weight in made.model.state_dict().items():
+        assert torch.equal(weights[name], weight)
+    assert all(weight.requires_grad for weight in opened.model.parameters())

@@ -8,8 +8,9 @@ import torch
 
 from recray.config import MODEL_SETTINGS, ModelSettings, load_settings
 from recray.errors import RecrayError
-from recray.models import MODELS, build_model
+from recray.models import MODELS, base, build_model
 from recray.models.base import Statistics
+from recray.models.factorization import Dot
 from recray.models.history import ClosedForm, HistoryModel, RatingsCSR
 from recray.models.neural import Gmf
 
@@ -227,3 +228,13 @@ def test_a_gmf_of_ratings_starts_near_the_mean_and_learns_levels_of_items_at_onc
         error.backward()
         optimizer.step()
     assert error < 0.5, "the mean alone has an error of 1, vectors around 0 one of 0.75"
+
+
+def test_moments_of_users_do_not_depend_on_how_many_are_summed_at_once(monkeypatch):
+    torch.manual_seed(0)
+    model = Dot(50, 4, 3)
+    state = model.user_vectors.weight.detach().double()
+    monkeypatch.setattr(base, "USER_BLOCK", 7)
+    mean, variance = model.user_moments()
+    assert torch.allclose(mean, state.mean(dim=0))
+    assert torch.allclose(variance, state.var(dim=0, correction=0))

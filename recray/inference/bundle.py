@@ -30,7 +30,7 @@ from recray.inference.interactions import Interactions
 from recray.inference.user_features import FILE as USER_FEATURES
 from recray.inference.user_features import UserFeatures
 from recray.models import build_model
-from recray.models.base import Model
+from recray.models.base import Model, WithoutDraws
 from recray.models.objectives import FoldInConfig, Objective, build_objective
 from recray.storage import Folder, Manifest, ManifestEntry, in_parallel
 
@@ -225,10 +225,11 @@ def _read_fit(folder: Folder, where: str = "") -> tuple[BundleConfig, Settings, 
         raise RecrayError(f"{folder}/{where}config.json lacks {', '.join(lacking)}")
     config["settings"] = translated(config["settings"])
     settings = build_settings(config["settings"])
-    model = build_model(settings, config["users"], config["items"])
+    with WithoutDraws():
+        model = build_model(settings, config["users"], config["items"])
     try:
         weights = folder.read_bytes(f"{where}weights.safetensors")
-        model.load_state_dict(safetensors.torch.load(weights))
+        model.load_state_dict(safetensors.torch.load(weights), assign=True)
     except (RuntimeError, safetensors.SafetensorError) as error:
         first = str(error).splitlines()[0]
         raise RecrayError(f"{folder} does not fit its own {where}config.json: {first}") from error

@@ -227,8 +227,10 @@ _BETWEEN = re.compile(r"[^\w]+")
 
 def fold(text: str) -> str:
     """Lower-case words without accents, with one space between them."""
-    marks = unicodedata.normalize("NFKD", text.casefold())
-    plain = "".join(letter for letter in marks if not unicodedata.combining(letter))
+    plain = text.casefold()
+    if not plain.isascii():
+        marks = unicodedata.normalize("NFKD", plain)
+        plain = "".join(letter for letter in marks if not unicodedata.combining(letter))
     return _BETWEEN.sub(" ", re.sub("['\u2019]", "", plain)).strip()
 
 

@@ -6,10 +6,11 @@
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from recray.config import Settings
 from recray.errors import RecrayError, unknown_name
@@ -17,6 +18,8 @@ from recray.models.batches import BatchIds, grouped_dot
 
 ITEM_BLOCK = 8192
 """Items that are scored at once, so that memory does not grow with the catalogue."""
+USER_BLOCK = 65_536
+"""Users whose states are summed at once, in float64."""
 BASELINES = ("popularity", "bias-only")
 ScoreType = Literal["rating", "logit"]
 Output = Literal["raw", "sigmoid"]
@@ -116,8 +119,12 @@ class Model(nn.Module, ABC):
         """Mean and variance of the states of all trained users, which fold-in starts from."""
         if self.moments is not None:
             return self.moments
-        state = self.user_state(torch.arange(self.users)).detach().double()
-        return UserMoments(state.mean(dim=0), state.var(dim=0, correction=0))
+        sums: list[Tensor] = []
+        for ids in torch.arange(self.users).split(USER_BLOCK):
+            state = self.user_state(ids).detach().double()
+            sums.append(torch.stack([state.sum(dim=0), state.square().sum(dim=0)]))
+        mean, square = torch.stack(sums).sum(dim=0) / self.users
+        return UserMoments(mean, (square - mean.square()).clamp(min=0))
 
     def l2_penalty(self, user: Tensor, item: Tensor, ids: BatchIds | None = None) -> Tensor:
         """(B,) sum of the squares of the embedding rows of each pair."""
@@ -196,6 +203,26 @@ def model_class(kind: str) -> type[Model]:
     if kind not in MODELS:
         raise unknown_name("model", kind, MODELS)
     return MODELS[kind]
+
+
+class WithoutDraws(TorchFunctionMode):
+    """Inside the block no random numbers are drawn for tables: their weights come at once.
+
+    A gigabyte of them takes seconds.
+    """
+
+    _DRAWS = frozenset(
+        (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.xavier_uniform_)
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave tensors as they are where they would be filled."""
+        given = kwargs or {}
+        if func in self._DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def build_model(settings: Settings, users: int, items: int) -> Model:

@@ -108,7 +108,7 @@ def load_and_warm_up(path: str) -> Recommender:
     """
     recommender = Recommender.open(path)
     for name, weight in recommender.bundle.model.state_dict().items():
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+        if weight.is_floating_point() and not _all_finite(weight):
             raise RecrayError(f"{path}: {name} has values that are not finite numbers")
     try:
         _warm_up(recommender)
@@ -120,6 +120,11 @@ def load_and_warm_up(path: str) -> Recommender:
     recommender.drop_training_rows()
     pa.default_memory_pool().release_unused()  # Arrow keeps what opening the tables needed
     return recommender
+
+
+def _all_finite(weight: torch.Tensor) -> bool:
+    """Whether no number is infinite or none at all; without a copy of a large table."""
+    return not weight.numel() or bool(torch.isfinite(torch.stack(weight.aminmax())).all())
 
 
 def _warm_up(recommender: Recommender) -> None:

@@ -206,8 +206,10 @@ class ImplicitALS(Objective):
 
 def _prior_mean(model: Model, config: FoldInConfig) -> Tensor:
     """(D,) vector that the ridge of a new user pulls to."""
-    kind = next(model.parameters()).dtype
-    return config.prior_strength * model.user_moments().mean.to(kind)
+    vectors = as_linear(model).item_rows(slice(0))
+    if not config.prior_strength:
+        return vectors.new_zeros(vectors.shape[1])
+    return config.prior_strength * model.user_moments().mean.to(vectors.dtype)
 
 
 def _solve_one(
