@@ -8,7 +8,7 @@ PROCESSES ?= 4
 SLOW_PROCESSES ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-slow test-pythons check validate docs dist clean
+.PHONY: run test test-slow test-cluster test-pythons check validate docs dist clean
 
 run: $(INSTALLED)
 	$(BIN)/recray up sample
@@ -17,7 +17,11 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --durations=10 --cov
 
 test-slow: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(SLOW)" -n $(SLOW_PROCESSES) --durations=20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(SLOW)" -n $(SLOW_PROCESSES) --durations=20 --ignore=tests/cluster
+
+# A cluster in network and mount namespaces; needs root, skips visibly without.
+test-cluster: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster --durations=0
 
 test-pythons:
 	.ci/pythons

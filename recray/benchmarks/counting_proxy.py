@@ -147,10 +147,10 @@ class Proxy:
                 self._watchers = [each for each in self._watchers if each is not traffic]
 
     @contextmanager
-    def running(self) -> Iterator["Proxy"]:
-        """Take requests at `url`, on loopback, while the block runs."""
-        server = _Server(("127.0.0.1", 0), _Handler, self)
-        self.url = f"http://127.0.0.1:{server.server_port}"
+    def running(self, host: str = "127.0.0.1") -> Iterator["Proxy"]:
+        """Take requests at `url`, at an address of this machine, while the block runs."""
+        server = _Server((host, 0), _Handler, self)
+        self.url = f"http://{host}:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
