@@ -106,7 +106,7 @@ def test_a_bundle_that_holds_names_of_before_opens(make_bundle):
     assert Bundle.read(folder, folder.manifest()).settings == bundle.settings
 
 
-@pytest.mark.parametrize("preset", ["ranking", "neumf", "softmax-dnn"])
+@pytest.mark.parametrize("preset", ["ranking", "gmf", "neumf"])
 def test_opening_draws_no_random_numbers_and_gives_the_weights_that_were_written(
     make_bundle, preset
 ):

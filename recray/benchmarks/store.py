@@ -17,6 +17,7 @@ from recray.benchmarks.counting_proxy import Proxy, Traffic
 from recray.benchmarks.experiments import archive
 from recray.benchmarks.harness import Figures, Measurement, Row
 from recray.benchmarks.ingest import generate
+from recray.benchmarks.store_alone import Lab, Sizes, driver_memory, gather_memory, serve_open
 from recray.benchmarks.store_formula import Scale, of_a_billion
 from recray.config import Settings, load_settings
 from recray.data import ingest
@@ -37,23 +38,14 @@ EPOCHS = 3
 WORKERS = 2
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured.
-
-    Args:
-        small: Ratings of the small set, where no archive is given.
-        large: Ratings of the csv files that are prepared; figures are taken at the first.
-        trained: Whether the first of them is trained, exported and opened as well.
-    """
-
-    small: int
-    large: tuple[int, ...]
-    trained: bool
-
-
-FULL = Sizes(SMALL_RATINGS, (5_000_000, 25_000_000), True)
-QUICK = Sizes(SMALL_RATINGS, (5_000_000,), False)
+FULL = Sizes(
+    SMALL_RATINGS, (5_000_000, 25_000_000), True, (1_400_000, 100_000, 10, 160),
+    (5_000_000, 25_000_000), (8_000_000, 154, 2),
+)  # fmt: skip
+QUICK = Sizes(
+    SMALL_RATINGS, (5_000_000,), False, (140_000, 10_000, 10, 160), (1_000_000,),
+    (1_000_000, 154, 2),
+)  # fmt: skip
 
 
 class StageTraffic(Row):
@@ -71,23 +63,6 @@ class StageTraffic(Row):
     down_mb: float
     up_mb: float
     seconds: float
-
-
-@dataclass(frozen=True)
-class Lab:
-    """Where figures are measured, and how much of them.
-
-    Args:
-        sizes: How much is measured.
-        data: Folder of archives named after their releases; None generates a set of that size.
-        folder: Folder for generated files.
-        log: Receives what happens, one line at a time.
-    """
-
-    sizes: Sizes
-    data: str | None
-    folder: Path
-    log: Log
 
 
 Measure = Callable[[Lab], tuple[Figures, Sequence[Row]]]
@@ -246,5 +221,8 @@ MEASURES: dict[tuple[str, ...], Measure] = {
         "bundle_open_read_over_size",
         "bundle_open_gets",
     ): stage_traffic,
+    ("serve_open_1gb_s",): serve_open,
+    ("gather_task_mb",): gather_memory,
+    ("driver_bytes_a_user",): driver_memory,
 }
 """The figures that are measured together, and how."""

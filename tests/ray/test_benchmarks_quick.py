@@ -45,7 +45,14 @@ SMALLEST: dict[str, dict[str, Any]] = {
     },
     "search": {"trials": 2, "source": "sample"},
     "serve": {"turns": 1, "seconds": 0.5, "swap_seconds": 7.0, "big": (2000, 4000, 20)},
-    "store": {"small": 20_000, "large": (100_000,), "trained": False},
+    "store": {
+        "small": 20_000,
+        "large": (100_000,),
+        "trained": False,
+        "served": (2000, 500, 10, 16),
+        "gathered": (100_000,),
+        "users": (100_000, 154, 20),
+    },
     "train": {
         "batches": (8192,),
         "large": 1 << 16,
