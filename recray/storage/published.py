@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from recray.errors import RecrayError
+from recray.errors import RecrayError, StorageError
 from recray.storage.files import (
     UNFINISHED,
     Manifest,
@@ -140,5 +140,9 @@ def _replaced(target: Folder, before: list[str]) -> Iterator[NewFolder]:
                     target.delete(name)
             copy(MANIFEST)
             target.delete(UNFINISHED)
-    finally:
+    except StorageError:  # it would be asked in vain; whoever writes next removes what is left
+        raise
+    except BaseException:
         target.delete_folder(hidden)
+        raise
+    target.delete_folder(hidden)
