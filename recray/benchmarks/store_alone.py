@@ -75,6 +75,7 @@ class Alone(Row):
     figure: str
     of: str
     seconds: float | None = None
+    cpu_s: float | None = None
     memory_mb: float | None = None
     requests: int | None = None
     down_mb: float | None = None
@@ -105,13 +106,14 @@ def serve_open(lab: Lab) -> tuple[Figures, Sequence[Row]]:
         switched(environment(proxy.url), overrule=True),
         proxy.watch() as traffic,
     ):
-        seconds, memory = _in_process(_open_replica, f"s3://{BUCKET}/bundle-0")
+        seconds, cpu, memory = _in_process(_open_replica, f"s3://{BUCKET}/bundle-0")
     megabytes = round(traffic.down() / 1e6, 1)
     lab.log(f"a replica on a bundle of {megabytes:,.0f} MB: {seconds:.1f} s")
     row = Alone(
         figure="serve_open_1gb_s",
         of="replica",
         seconds=round(seconds, 2),
+        cpu_s=round(cpu, 2),
         memory_mb=round(memory / 1e6),
         requests=len(traffic.requests),
         down_mb=megabytes,
@@ -124,12 +126,13 @@ def _make_bundle(folder: Path, users: int, items: int, per_user: int, dim: int) 
     synthetic.make_bundle(folder, users, items, per_user, dim)
 
 
-def _open_replica(path: str) -> tuple[float, int]:
+def _open_replica(path: str) -> tuple[float, float, int]:
     from recray.serving.hot_swap import load_and_warm_up
 
-    before, begin = _begin_peak(), time.perf_counter()
+    before, begin, cpu = _begin_peak(), time.perf_counter(), time.process_time()
     load_and_warm_up(path)
-    return time.perf_counter() - begin, own_memory("VmHWM") - before
+    seconds, used = time.perf_counter() - begin, time.process_time() - cpu
+    return seconds, used, own_memory("VmHWM") - before
 
 
 # ------------------------------------------------------------------------------- one task
