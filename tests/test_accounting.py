@@ -87,7 +87,7 @@ def ingested(given, folder, settings):
         gather(n, spill=spill, settings=settings, rules=item_rules(given, data), **common)
         for n in range(8)
     ]
-    tables = [spill.read(SpillFile.PARTITION, n) for n in range(8)]
+    tables = [spill.read(SpillFile.PARTITION, n, 0) for n in range(8)]
     tables += [spill.read(SpillFile.LATE, n) for n in range(8) if spill.exists(SpillFile.LATE, n)]
     rows = pa.concat_tables(tables)
     columns = (rows[name].to_pylist() for name in ("raw_user", "raw_item", "rating", "timestamp"))

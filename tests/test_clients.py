@@ -31,6 +31,13 @@ def test_equal_stores_share_a_client(s3, monkeypatch):
     assert connect("s3://data/x")[0] is not first
 
 
+def test_equal_stores_of_google_share_a_client():
+    first = connect("gs://anonymous@data/x")[0]
+    assert connect("gs://anonymous@other/y")[0] is first
+    assert connect("gs://anonymous@data/x", CHECK)[0] is not first
+    assert connect("gs://anonymous@data/x?endpoint_override=127.0.0.1:9")[0] is not first
+
+
 def test_a_silent_store_is_given_up(proxy):
     proxy.health = "silent"
     filesystem, path = connect("s3://data/x", Patience(silence_s=1.0, attempts=1, limit_s=1))

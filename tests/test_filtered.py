@@ -5,7 +5,7 @@ import pytest
 
 from recray.config import DataSettings
 from recray.data.dataset import KNOWN, Ratings, part_name
-from recray.data.filtered import ItemRules, above_minimum, add_filtered, write_known
+from recray.data.filtered import ItemRules, above_minimum, write_filtered, write_known
 from recray.data.ids import DenseIds
 from recray.data.spill import Rows, SpillFolder
 from recray.data.tasks import drop_rare, read_partition, write_partition
@@ -43,11 +43,13 @@ def known(spill: SpillFolder, tmp_path, kept: Rows, users: DenseIds, items: Dens
 
 
 def test_what_was_dropped_is_written_once_with_dense_ids(spill, tmp_path):
-    add_filtered(spill, 0, rows_of((10, 7, 1.0, 5), (10, 8, 2.0, 6)), rows_of((20, 7, 1.0, 4)))
-    add_filtered(spill, 0, rows_of((10, 7, 2.0, 9)))  # dropped again, and later
-    add_filtered(spill, 0, rows_of((20, 8, 1.0, 3), (30, 7, 1.0, 3), (20, 9, 1.0, 3)))
+    first = [rows_of((10, 7, 1.0, 5), (10, 8, 2.0, 6)), rows_of((20, 7, 1.0, 4))]
+    write_filtered(spill, 0, first)
+    write_filtered(spill.later(), 0, [rows_of((10, 7, 2.0, 9))])  # dropped again, and later
+    last = rows_of((20, 8, 1.0, 3), (30, 7, 1.0, 3), (20, 9, 1.0, 3))
+    write_filtered(spill.later(2), 0, [last])
     kept = rows_of((10, 8, 5.0, 20), (20, 9, 1.0, 1))
-    found = known(spill, tmp_path, kept, ids(10, 20), ids(7, 8, 9))
+    found = known(spill.later(2), tmp_path, kept, ids(10, 20), ids(7, 8, 9))
     # Not (10, 8) and (20, 9), which were kept, nor user 30, who has no id.
     assert found == [(0, 1, 1.0, 3), (0, 2, 1.0, 4), (1, 2, 2.0, 9)]
 
@@ -74,8 +76,9 @@ def test_what_core_drops_round_by_round_is_kept_aside(spill, tmp_path):
     every = rows_of((1, 7, 5.0, 1), (1, 8, 5.0, 1), (1, 9, 5.0, 1), (2, 7, 5.0, 1), (2, 8, 5.0, 1))
     write_partition(spill, 0, every)
     drop_rare(0, spill=spill, items=np.array([7, 8]), core=2)
-    drop_rare(0, spill=spill, items=np.array([7]), core=1)
-    left = read_partition(spill, 0)
+    for _ in range(2):  # a task may be done again
+        drop_rare(0, spill=spill.later(), items=np.array([7]), core=1)
+    left = read_partition(spill.later(2), 0)
     assert left.item.tolist() == [7, 7]
-    found = known(spill, tmp_path, left, ids(1, 2), ids(7, 8, 9))
+    found = known(spill.later(2), tmp_path, left, ids(1, 2), ids(7, 8, 9))
     assert [row[:2] for row in found] == [(0, 1), (1, 0), (1, 1)]

@@ -46,6 +46,15 @@ def test_a_bucket_that_can_be_read_only_is_refused_for_outputs_alone(proxy):
         check_store("s3://data/x", to_write=True)
 
 
+def test_a_file_may_be_read_where_nothing_may_be_listed(proxy, s3, monkeypatch):
+    s3.put_object(Bucket="data", Key="public/a.csv", Body=b"1,2,3")
+    monkeypatch.setattr(proxy, "verdict", lambda kind: DENIED if kind == "LIST" else None)
+    check_store("s3://data/public/a.csv", to_write=False)
+    for path, to_write in (("public/b.csv", False), ("public/a.csv", True)):
+        with pytest.raises(RecrayError, match="ACCESS_DENIED"):
+            check_store(f"s3://data/{path}", to_write)
+
+
 @pytest.mark.usefixtures("proxy")
 def test_a_bucket_that_is_missing():
     with pytest.raises(StorageError, match="NO_SUCH_BUCKET"):

@@ -10,6 +10,7 @@ import pytest
 from recray.errors import RecrayError, StorageError
 from recray.storage import (
     MANIFEST,
+    PROBE,
     UNFINISHED,
     Folder,
     check_kind,
@@ -95,6 +96,21 @@ def test_what_is_not_ours_is_never_replaced(tmp_path, replace):
         write(tmp_path / "file", replace=replace)
     assert left(tmp_path / "home") == ["thesis.txt"]
     assert left(tmp_path) == ["file", "home"]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_check_that_was_killed_leaves_the_folder_to_the_next_writer(tmp_path, scheme):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"{PROBE}1").write_bytes(b"")
+    assert write(f"{scheme}{tmp_path}/out", a=b"1").published()
+
+
+def test_a_folder_by_its_uri_is_replaced_whatever_folders_are_in_it(tmp_path):
+    out = f"file://{tmp_path}/out"
+    with publish(Folder(out)) as new:
+        new.write_manifest("thing", {"size": 0})
+    assert write(out, replace=True, a=b"new").read_bytes("sub/a") == b"new"
+    assert left(tmp_path / "out") == [MANIFEST, "sub"]
 
 
 def test_an_empty_folder_may_be_filled(tmp_path):

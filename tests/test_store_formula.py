@@ -4,11 +4,12 @@ from recray.benchmarks.counting_proxy import Request, Traffic
 from recray.benchmarks.store_formula import Scale, of_a_billion
 
 OUT = "data/csv/prepared"
+SPILL = f"{OUT}/.unfinished-spill"
 REQUESTS = [
     Request("GET", "data/raw/ratings.csv", 206, 0, 2_400_000),
-    Request("PUT", f"{OUT}/.spill/rows-00000-00000.arrow", 200, 700_000, 0),
-    *[Request("GET", f"{OUT}/.spill/rows-00000-00000.arrow", 206, 0, 87_500)] * 8,
-    *[Request("PUT", f"{OUT}/.spill/partition-{n}.arrow", 200, 100_000, 0) for n in range(8)],
+    Request("PUT", f"{SPILL}/rows-00000-00000.arrow", 200, 700_000, 0),
+    *[Request("GET", f"{SPILL}/rows-00000-00000.arrow", 206, 0, 87_500)] * 8,
+    *[Request("PUT", f"{SPILL}/partition-{n}-0.arrow", 200, 100_000, 0) for n in range(8)],
     *[Request("PUT", f"{OUT}/train/part-0000{n}.parquet", 200, 10_000, 0) for n in range(8)],
     Request("PUT", f"{OUT}/items.parquet", 200, 5_000, 0),
     Request("LIST", f"{OUT}/", 200, 0, 1_000),

@@ -56,13 +56,13 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("source", "file ranges", lambda s: s.ranges, r"^[^/]+/raw/[^/]+\.csv$"),
-    Part("spill written", "file ranges", lambda s: s.ranges, r"/\.spill/rows-", False),
+    Part("spill written", "file ranges", lambda s: s.ranges, r"spill/rows-", False),
     Part(
         "spill read", "file ranges x partitions", lambda s: s.ranges * s.partitions,
-        r"/\.spill/rows-", True,
+        r"spill/rows-", True,
     ),
     Part(
-        "partitions between tasks", "partitions", lambda s: s.partitions, r"/\.spill/[a-z-]+-\d+\.",
+        "partitions between tasks", "partitions", lambda s: s.partitions, r"spill/[a-z-]+-[\d-]+\.",
     ),
     Part("part files", "partitions", lambda s: s.partitions, r"/[a-z_]+/part-"),
     Part("all else", "", lambda _: 1, ""),

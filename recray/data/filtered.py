@@ -4,6 +4,7 @@ The product never lists what a user has rated, not even a rating that no model m
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,39 +81,41 @@ def above_minimum(rows: Rows, settings: DataSettings) -> tuple[Rows, Rows]:
 
 
 def drop_low(
-    partition: int,
     rows: Rows,
     others: Rows,
     *,
-    spill: SpillFolder,
     settings: DataSettings,
     dropped: Counter[str],
+    filtered: list[Rows],
 ) -> Rows:
     """The rows that are rated high enough; the rest of them and the others stay known.
 
     Args:
-        partition: Their partition.
         rows: Rows of items that stay, each pair once.
         others: Rows of items that do not, because of their year.
-        spill: Where what is dropped is kept.
         settings: The lowest rating.
         dropped: What was dropped is counted here, by the filter.
+        filtered: What was dropped is added here.
     """
     high, low = above_minimum(rows, settings)
-    add_filtered(spill, partition, others, low)
+    filtered += [others, low]
     dropped.update(min_year=len(others.user), min_rating=len(low.user))
     return high
 
 
-def add_filtered(spill: SpillFolder, partition: int, *dropped: Rows) -> None:
-    """Keep rows that a filter drops from a partition beside those that were dropped before."""
+def write_filtered(spill: SpillFolder, partition: int, dropped: Sequence[Rows]) -> None:
+    """Keep rows that filters drop from a partition, beside those of earlier versions."""
     parts = [rows for rows in dropped if len(rows.user)]
-    if not parts:
-        return
-    if spill.exists(SpillFile.FILTERED, partition):
-        parts.insert(0, Rows.of(spill.read(SpillFile.FILTERED, partition)))
-    # The rows are copied before the file is written, which may be mapped into them.
-    spill.write(SpillFile.FILTERED, Rows.join(parts).table(), partition)
+    if parts:
+        spill.write(SpillFile.FILTERED, Rows.join(parts).table(), partition, spill.version)
+
+
+def _read_filtered(spill: SpillFolder, partition: int) -> Rows:
+    """The rows that filters have dropped from a partition, in the order in which they did."""
+    numbers = [(partition, version) for version in range(spill.version + 1)]
+    there = [number for number in numbers if spill.exists(SpillFile.FILTERED, *number)]
+    parts = [Rows.of(spill.read(SpillFile.FILTERED, *number)) for number in there]
+    return Rows.join(parts) if parts else Rows.of(schema.RAW_RATINGS.empty_table())
 
 
 def write_known(
@@ -144,9 +147,8 @@ def write_known(
     Returns:
         How many they are, and the file.
     """
-    rows = Rows.of(schema.RAW_RATINGS.empty_table())
-    if spill.exists(SpillFile.FILTERED, partition):
-        rows = Rows.of(spill.read(SpillFile.FILTERED, partition))
+    rows = _read_filtered(spill, partition)
+    if len(rows.user):
         rows = rows.at(np.isin(rows.user, users.key) & np.isin(rows.item, items.key))
         rows = _without(merge_duplicates(rows, "last"), kept)
     user, item = users.of(rows.user), items.of(rows.item)

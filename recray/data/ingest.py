@@ -43,9 +43,9 @@ from recray.errors import RecrayError
 from recray.runtime.nodes import require_shared
 from recray.runtime.session import LOCAL, session
 from recray.runtime.tasks import TaskRunner, Work
-from recray.storage import Folder, ManifestEntry, check_store, publish
+from recray.storage import UNFINISHED, Folder, ManifestEntry, check_store, in_parallel, publish
 
-SPILL = ".spill"
+SPILL = f"{UNFINISHED}spill"
 """Folder of the spill files inside the data set that is being written; deleted at the end."""
 
 
@@ -88,17 +88,23 @@ class _Job:
         source, settings: As prepare takes them.
         folder: The folder of the data set, which appears at the end.
         runner: Runs the tasks.
+        version: How often partitions have been changed, as SpillFolder has it.
     """
 
     source: Source
     settings: Settings
     folder: Folder
     runner: TaskRunner
+    version: int = 0
 
     @property
     def spill(self) -> SpillFolder:
         """Where tasks leave files for each other."""
-        return SpillFolder(self.folder.child(SPILL))
+        return SpillFolder(self.folder.child(SPILL), self.version)
+
+    def later(self, versions: int) -> "_Job":
+        """The same job after partitions have been changed so often."""
+        return dataclasses.replace(self, version=self.version + versions)
 
 
 def _write(job: _Job) -> None:
@@ -108,7 +114,9 @@ def _write(job: _Job) -> None:
     _check_times(source, scanned.timed, settings)
     partitions = split.partitions_for(scanned.rows)
     gathered, core_rounds = _gather(job, scanned, partitions)
+    job = job.later(core_rounds)
     counted = _split(job, scanned, gathered)
+    job = job.later(int(scanned.has_log))
     users = UserNumbers.of(np.stack([part.groups for part in counted]))
     if not users.num_train:
         raise RecrayError(
@@ -209,14 +217,16 @@ def _gather(job: _Job, scanned: Scanned, partitions: int) -> tuple[list[Partitio
         )
     rounds, core = 0, settings.data.core
     while core is not None:
-        job.runner.map("count items", partial(tasks.count_items, spill=spill), partitions)
+        now = spill.later(rounds)
+        job.runner.map("count items", partial(tasks.count_items, spill=now), partitions)
         table = pa.concat_tables(
             [spill.read(SpillFile.ITEM_COUNTS, partition) for partition in range(partitions)]
         )
         raw, place = np.unique(table["raw"].to_numpy(), return_inverse=True)
         count = np.bincount(place, table["count"].to_numpy(), len(raw))
-        drop = partial(tasks.drop_rare, spill=spill, items=raw[count >= core], core=core)
+        drop = partial(tasks.drop_rare, spill=now, items=raw[count >= core], core=core)
         left = run("drop rare", drop, partitions)
+        list(in_parallel(partial(tasks.delete_partition, now), range(partitions)))
         counts = [
             dataclasses.replace(after, dropped=before.dropped + after.dropped)
             for before, after in zip(counts, left, strict=True)

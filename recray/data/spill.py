@@ -11,7 +11,7 @@ The first task, which fills such files, is in scan.py; the later ones are in tas
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 from typing import NamedTuple
@@ -43,8 +43,8 @@ class SpillFile(Enum):
     ROWS = "rows"  # scan, by file range and run: parsed ratings by slot; read by gather
     USER_TEXTS = "user-texts"  # scan, by file range: text ids and hashes by slot; read by encode
     ITEM_TEXTS = "item-texts"  # scan, by file range: text ids and hashes; read by the driver
-    PARTITION = "partition"  # gather, core, split, by partition: its ratings; read by what follows
-    FILTERED = "filtered"  # gather, core, by partition: ratings that filters drop; read by encode
+    PARTITION = "partition"  # gather, core, split, by partition and version: its ratings
+    FILTERED = "filtered"  # gather, core, by partition and version: dropped ratings; read by encode
     LATE = "late"  # gather, by partition: new pairs of the ratings log; read by split
     ITEM_COUNTS = "item-counts"  # core, by partition: ratings of each item; read by the driver
     ITEM_KEYS = "item-keys"  # split, by partition: rows by group of items; read by split_items
@@ -55,9 +55,22 @@ class SpillFile(Enum):
 
 @dataclass(frozen=True)
 class SpillFolder:
-    """Where the tasks of one ingest leave files for each other."""
+    """Where the tasks of one ingest leave files for each other.
+
+    A task may be done again, and a lost one may still write. So none writes what it has read: what
+    changes the ratings of a partition leaves them in the next version.
+
+    Args:
+        folder: The folder.
+        version: How often partitions have been changed.
+    """
 
     folder: Folder
+    version: int = 0
+
+    def later(self, versions: int = 1) -> "SpillFolder":
+        """The same folder, so many versions later."""
+        return replace(self, version=self.version + versions)
 
     def write(self, kind: SpillFile, table: pa.Table, *number: int) -> None:
         """Write a file of that kind and number."""
@@ -108,6 +121,10 @@ class SpillFolder:
         while stream.tell() < content.size:
             batches.append(pa.ipc.read_record_batch(pa.ipc.read_message(stream), fields))
         return pa.Table.from_batches(batches, fields)
+
+    def delete(self, kind: SpillFile, *number: int) -> None:
+        """Remove a file of that kind and number, which nobody reads any more."""
+        self.folder.delete(_file_name(kind, number))
 
     def exists(self, kind: SpillFile, *number: int) -> bool:
         """Whether a file of that kind and number was written."""

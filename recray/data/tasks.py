@@ -5,6 +5,7 @@ functions to its workers, and their results, which are small, to the driver.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from recray import schema
 from recray.config import Settings, SplitSettings
 from recray.data import feedback, split
-from recray.data.filtered import ItemRules, add_filtered, drop_low
+from recray.data.filtered import ItemRules, drop_low, write_filtered
 from recray.data.ids import GROUPS, group_of
 from recray.data.row_order import distinct, order_by, run_starts
 from recray.data.scan import ScannedRows
@@ -65,13 +66,23 @@ class PartitionCounts:
 
 
 def read_partition(spill: SpillFolder, partition: int) -> Rows:
-    """The ratings of a partition."""
-    return Rows.of(spill.read(SpillFile.PARTITION, partition))
+    """The ratings of a partition in the version of the folder."""
+    return Rows.of(spill.read(SpillFile.PARTITION, partition, spill.version))
 
 
-def write_partition(spill: SpillFolder, partition: int, rows: Rows) -> None:
-    """Write or replace the ratings of a partition."""
-    spill.write(SpillFile.PARTITION, rows.table(), partition)
+def write_partition(
+    spill: SpillFolder, partition: int, rows: Rows, filtered: Sequence[Rows] = ()
+) -> None:
+    """Write the ratings of a partition in the version of the folder, and those that filters drop
+    from it beside what they have dropped from earlier versions.
+    """
+    write_filtered(spill, partition, filtered)
+    spill.write(SpillFile.PARTITION, rows.table(), partition, spill.version)
+
+
+def delete_partition(spill: SpillFolder, partition: int) -> None:
+    """Remove the ratings of a partition in the version of the folder, once there is a later one."""
+    spill.delete(SpillFile.PARTITION, partition, spill.version)
 
 
 def gather(
@@ -95,8 +106,8 @@ def gather(
         settings: Duplicates, the lowest rating, and whether the order of the source counts.
         timed: Whether the source has times.
     """
-    dropped = Counter[str]()
-    drop = partial(drop_low, partition, spill=spill, settings=settings.data, dropped=dropped)
+    dropped, filtered = Counter[str](), list[Rows]()
+    drop = partial(drop_low, settings=settings.data, dropped=dropped, filtered=filtered)
     collect = partial(_collect, partition, partitions, spill, settings.tie_order == "file")
     given = collect([file for file in scanned if not file.feedback])
     given, others = rules.apply(given if timed else given.without_times())
@@ -112,7 +123,7 @@ def gather(
         merged_away = len(logged.user) - len(latest.user) + len(high.user) - len(late.user)
         dropped["duplicates"] += merged_away
         spill.write(SpillFile.LATE, late.table(), partition)
-    write_partition(spill, partition, rows)
+    write_partition(spill, partition, rows, filtered)
     return PartitionCounts.of(rows, dropped, _count_overlap(given))
 
 
@@ -158,8 +169,8 @@ def drop_rare(
     """Drop the ratings of rare items, then users with too few ratings left.
 
     Args:
-        partition: Its number; the partition is rewritten.
-        spill: Where it is.
+        partition: Its number.
+        spill: Where it is; what is left of it is written as its next version.
         items: (N,) raw ids that stay, ascending.
         core: Ratings that a user must have.
     """
@@ -168,8 +179,7 @@ def drop_rare(
     users, count = np.unique(before.user[stays], return_counts=True)
     stays &= np.isin(before.user, users[count >= core])
     rows = before.at(stays)
-    add_filtered(spill, partition, before.at(~stays))
-    write_partition(spill, partition, rows)
+    write_partition(spill.later(), partition, rows, [before.at(~stays)])
     return PartitionCounts.of(rows, Counter(core=len(before.user) - len(rows.user)))
 
 
@@ -304,10 +314,12 @@ def split_partition(
 def _with_late(
     spill: SpillFolder, partition: int, rows: Rows, which: NDArray[np.int8]
 ) -> tuple[Rows, NDArray[np.int8]]:
-    """The rows and their splits, with the new pairs of the ratings log, which train."""
+    """The rows and their splits, with the new pairs of the ratings log, which train; the rows are
+    written as the next version.
+    """
     late = Rows.of(spill.read(SpillFile.LATE, partition))
     rows, which = feedback.append(rows, which, late, split.TRAIN)
-    write_partition(spill, partition, rows)
+    write_partition(spill.later(), partition, rows)
     return rows, which
 
 

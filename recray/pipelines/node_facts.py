@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from recray.errors import RecrayError
 from recray.runtime.loopback import open_url
 from recray.runtime.ray_start import token_path
-from recray.storage import UNFINISHED, Folder
+from recray.storage import PROBE, Folder
 
 GPU_S = 20.0
 """Seconds until a GPU is given up; fewer than a node has to answer."""
@@ -178,7 +178,7 @@ def probe_file(storage: str, refused: str) -> Iterator[tuple[str, str]]:
         storage: The folder.
         refused: Why none can be written, where that is known.
     """
-    folder, name = Folder(storage), f"{UNFINISHED}doctor-{uuid.uuid4().hex[:8]}"
+    folder, name = Folder(storage), f"{PROBE}{uuid.uuid4().hex[:8]}"
     try:
         if not refused:
             folder.write_bytes(name, b"")

@@ -1,5 +1,6 @@
 """How fast a store answers, and how fast it takes and gives bytes: for `recray doctor`."""
 
+import contextlib
 import os
 import statistics
 import time
@@ -10,7 +11,7 @@ import pyarrow.fs as pafs
 from pydantic import BaseModel
 
 from recray.errors import StorageError
-from recray.storage import UNFINISHED, check_store
+from recray.storage import PROBE, check_store
 from recray.storage.clients import CHECK, connect
 from recray.storage.files import as_recray_error
 
@@ -55,11 +56,12 @@ def measure_store(uri: str) -> StoreSpeed:
     check_store(uri, to_write=True)
     with as_recray_error(f"cannot use {uri}", StorageError):
         store, root = connect(uri, CHECK)
-        path = f"{root}/{UNFINISHED}doctor-{uuid.uuid4().hex[:8]}"
+        path = f"{root}/{PROBE}{uuid.uuid4().hex[:8]}"
         try:
             return _measured(store, path)
         finally:
-            store.delete_file(path)
+            with contextlib.suppress(OSError):  # what failed before says more
+                store.delete_file(path)
 
 
 def _measured(store: pafs.S3FileSystem, path: str) -> StoreSpeed:

@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from recray.errors import RecrayError
 from recray.runtime.ray_private import draining_nodes, free_resources, request_nodes
-from recray.storage import UNFINISHED, Folder, is_uri, storage_errors
+from recray.storage import PROBE, Folder, is_uri, storage_errors
 
 T = TypeVar("T")
 
@@ -262,7 +262,7 @@ def require_shared(folder: Folder) -> None:
     if is_uri(folder.path) or len(alive_nodes()) == 1:
         return
     parent = Path(folder.path).parent
-    probe = parent / f"{UNFINISHED}probe-{uuid.uuid4().hex[:8]}"
+    probe = parent / f"{PROBE}{uuid.uuid4().hex[:8]}"
     with storage_errors(folder.path):
         parent.mkdir(parents=True, exist_ok=True)
         probe.touch()

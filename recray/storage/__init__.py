@@ -1,6 +1,7 @@
 """Folders on any filesystem or object store, and folders that appear whole or not at all."""
 
 from recray.storage.files import (
+    PROBE,
     UNFINISHED,
     Manifest,
     ManifestEntry,
@@ -23,6 +24,7 @@ from recray.storage.whole import in_parallel
 
 __all__ = [
     "MANIFEST",
+    "PROBE",
     "UNFINISHED",
     "Folder",
     "Manifest",

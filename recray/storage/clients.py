@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from datetime import timedelta
 from functools import lru_cache
 from typing import NamedTuple
@@ -51,15 +52,28 @@ def connect(uri: str, patience: Patience = WORK) -> tuple[pafs.FileSystem, str]:
     # pyarrow tells the options of a filesystem, but no address's, where it pickles one.
     ((options,),) = found.__reduce__()[1:2]
     if found.type_name == "gcs":
-        return type(found)(
-            **options | {"retry_time_limit": timedelta(seconds=patience.limit_s)}
-        ), path
-    told = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-    return _s3(json.dumps(options, sort_keys=True), patience, told), path
+        options.pop("retry_time_limit", None)
+        return _gcs(pickle.dumps(options), patience, _told("GOOGLE_", "STORAGE_EMULATOR_")), path
+    return _s3(json.dumps(options, sort_keys=True), patience, _told("AWS_")), path
+
+
+Told = tuple[tuple[str, str], ...]
+
+
+def _told(*prefixes: str) -> Told:
+    """What the environment says to clients, which read it by themselves."""
+    return tuple(sorted(item for item in os.environ.items() if item[0].startswith(prefixes)))
 
 
 @lru_cache(maxsize=16)
-def _s3(options: str, patience: Patience, told: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
+def _gcs(options: bytes, patience: Patience, told: Told) -> pafs.FileSystem:
+    """The client of Google's store with these pickled options."""
+    limit = timedelta(seconds=patience.limit_s)
+    return pafs.GcsFileSystem(**pickle.loads(options) | {"retry_time_limit": limit})
+
+
+@lru_cache(maxsize=16)
+def _s3(options: str, patience: Patience, told: Told) -> pafs.S3FileSystem:
     """The client with these options; those of the environment (`told`) it reads by itself."""
     return pafs.S3FileSystem(
         **json.loads(options)

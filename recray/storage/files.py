@@ -23,6 +23,8 @@ from recray.storage.reasons import is_permanent, reason_of
 T = TypeVar("T")
 UNFINISHED = ".unfinished-"
 """First characters of the names of files and folders that a writer has not finished."""
+PROBE = f"{UNFINISHED}probe-"
+"""Those of the names of files that are written to see whether and how fast that goes."""
 STORE_ATTEMPTS = 8
 STORE_RETRY_SECONDS = 0.2
 """Wait before the second attempt; doubled before each later one, so 25 s in all. The store's own

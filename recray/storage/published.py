@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from recray.errors import RecrayError, StorageError
 from recray.storage.files import (
+    PROBE,
     UNFINISHED,
     Manifest,
     ManifestEntry,
@@ -19,7 +20,7 @@ from recray.storage.files import (
     staged,
     storage_errors,
 )
-from recray.storage.folder import MANIFEST, Folder
+from recray.storage.folder import MANIFEST, OBJECT_STORES, Folder
 from recray.storage.whole import in_parallel
 
 
@@ -93,7 +94,9 @@ def publish(target: Folder, replace: bool = False) -> Iterator[NewFolder]:
         RecrayError: The target exists and `replace` is not set.
         StorageError: The disk is full or not writable.
     """
-    present = target.files() if is_uri(target.path) or os.path.isdir(target.path) else []
+    listed = target.files() if is_uri(target.path) or os.path.isdir(target.path) else []
+    # Checks of other commands come and go, and what a killed one leaves is nobody's.
+    present = [name for name in listed if not name.startswith(PROBE)]
     if MANIFEST in present and not replace:
         raise RecrayError(f"{target} exists already; give another folder or remove it")
     if not is_uri(target.path) and os.path.isfile(target.path):
@@ -129,6 +132,9 @@ def _replaced(target: Folder, before: list[str]) -> Iterator[NewFolder]:
             source = f"{inner}/{hidden}/{name}"
             retry(target.path, lambda: filesystem.copy_file(source, f"{inner}/{name}"))
 
+        if filesystem.type_name not in OBJECT_STORES:
+            for folder in {name.rpartition("/")[0] for name in names} - {""}:
+                filesystem.create_dir(f"{inner}/{folder}", recursive=True)
         if not staging.published():
             raise ValueError(f"{staging} got no manifest")
         with storage_errors(target.path):

@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 
 from recray.errors import RecrayError, StorageError
 from recray.storage.clients import CHECK, connect, is_object_store
-from recray.storage.files import UNFINISHED, as_recray_error
+from recray.storage.files import PROBE, as_recray_error
 
 CHECK_S = 9.0
 """Seconds after which a store does not answer the check, whatever its client still waits for."""
@@ -37,15 +37,27 @@ def check_store(path: str, to_write: bool) -> None:
 
 def _ask(path: str, to_write: bool) -> None:
     store, root = connect(path, CHECK)
-    probe = f"{root}/{UNFINISHED}probe-{uuid.uuid4().hex[:8]}"
-    # A list, because the answer to it, unlike that to a HEAD, says why.
-    store.get_file_info(pafs.FileSelector(probe, allow_not_found=True))
+    probe = f"{root}/{PROBE}{uuid.uuid4().hex[:8]}"
+    try:  # by a list, because the answer to it, unlike that to a HEAD, says why
+        store.get_file_info(pafs.FileSelector(probe, allow_not_found=True))
+    except OSError as error:
+        refused = any(word in str(error) for word in ("ACCESS_DENIED", "PERMISSION_DENIED"))
+        if to_write or not refused or not _is_file(store, root):
+            raise
+        return  # a file may be read where nothing may be listed
     if to_write:
         with store.open_output_stream(probe, compression=None) as stream:
             stream.write(b"")
         store.delete_file(probe)
     elif store.get_file_info(root.split("/")[0]).type == pafs.FileType.NotFound:
         raise OSError("there is no such bucket")
+
+
+def _is_file(store: pafs.FileSystem, path: str) -> bool:
+    try:
+        return bool(store.get_file_info(path).type == pafs.FileType.File)
+    except OSError:
+        return False
 
 
 def _within(seconds: float, ask: Callable[[], None]) -> None:

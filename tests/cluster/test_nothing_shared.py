@@ -10,6 +10,7 @@ import pytest
 
 from recray.benchmarks.counting_proxy import Proxy
 from recray.data.dataset import Prepared
+from recray.data.ingest import SPILL
 from tests.cluster.isolated import IsolatedNodes, Network, why_not
 from tests.ray.several_nodes import Nodes, wait_for
 from tests.s3_store import s3_store
@@ -92,7 +93,11 @@ def undisturbed(nodes):
     return Prepared.open("s3://data/calm", verify=True).manifest["files"]
 
 
-STAGES = {"scan": ".spill/rows-", "gather": ".spill/partition-", "encode": "train/part-"}
+STAGES = {
+    "scan": f"{SPILL}/rows-",
+    "gather": f"{SPILL}/partition-",
+    "encode": "train/part-",
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -156,7 +156,7 @@ def test_a_terminated_service_exits_with_143(tmp_path, port):
 def test_a_killed_prepare_leaves_nothing_under_its_name(tmp_path):
     out = tmp_path / "prepared"
     running = start("prepare", "sample", "--out", out)
-    wait_for(lambda: list(tmp_path.glob(".unfinished-*/.spill/*")), pause=0.05)
+    wait_for(lambda: list(tmp_path.glob(".unfinished-*/.unfinished-spill/*")), pause=0.05)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
     for pid in session_of(running.pid):

@@ -11,9 +11,12 @@ import pytest
 from recray.config import load_settings
 from recray.data import ingest, sample, source
 from recray.data.dataset import Prepared, Ratings, part_name
+from recray.data.feedback import with_log
+from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
 from recray.data.formats import text
 from recray.errors import RecrayError
 from recray.schema import UNKNOWN_TIME
+from tests.in_process import InProcess
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -80,6 +83,40 @@ def test_the_bytes_do_not_depend_on_the_order_of_rows(sample_folder, tmp_path):
     path.write_bytes(header + b"".join(reversed(rows)))
     second = ingest.prepare(source.detect_source(str(sample_folder)), str(tmp_path / "b"), settings)
     assert data_hash(first) == data_hash(second)
+
+
+class Again(InProcess):
+    """Does all tasks of a stage twice, as where results of the first time were lost."""
+
+    def map(self, *given, **shared):
+        super().map(*given, **shared)
+        return super().map(*given, **shared)
+
+    def read(self, *given):
+        super().read(*given)
+        return super().read(*given)
+
+    def write(self, *given, **shared):
+        super().write(*given, **shared)
+        return super().write(*given, **shared)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [["data.core=20", "data.min_rating=2"], ["split.kind=per-item-random"], ["split.kind=next"]],
+)
+def test_tasks_that_are_done_again_write_the_same_bytes(sample_folder, tmp_path, changes):
+    settings = load_settings(None, None, changes)
+    log = RatingsLog.of(str(tmp_path / "log"), "own", (False, False))
+    events = [LoggedRating(1, item, 4.0, str(item), item * 10**6) for item in range(1, 40)]
+    LogWriter(log).append(events)
+    given, _ = with_log(source.detect_source(str(sample_folder)), log, settings.data.duplicates)
+    found = [
+        ingest.prepare(given, str(tmp_path / name), settings, runner=runner).manifest
+        for name, runner in (("once", InProcess()), ("again", Again()))
+    ]
+    assert found[0]["fingerprints"] == found[1]["fingerprints"]
+    assert found[0]["files"] == found[1]["files"]
 
 
 def test_every_row_of_a_user_is_in_one_part_and_no_row_is_lost(sample_folder, tmp_path):

@@ -99,8 +99,14 @@ def well(*words: object) -> str:
     return errors
 
 
+def prepared_here(path: str) -> Prepared:
+    """The sample, prepared in this process."""
+    return ingest.prepare(source.detect_source("sample"), path, load_settings())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_session", "in_process")
 @pytest.mark.parametrize("health", ["closed", "silent"])
 def test_a_store_that_dies_in_mid_prepare_is_one_line_and_the_next_run_ends_well(
     proxy, health, tmp_path
@@ -108,7 +114,7 @@ def test_a_store_that_dies_in_mid_prepare_is_one_line_and_the_next_run_ends_well
     out = f"s3://data/{health}"
     with proxy.watch() as traffic:
         running = start("prepare", "sample", "--out", out)
-        wait_for(lambda: traffic.count("PUT", below=f"data/{health}/.spill/"), pause=0.05)
+        wait_for(lambda: traffic.count("PUT", below=f"data/{health}/{ingest.SPILL}/"), pause=0.05)
         proxy.health = health
     code, errors = ended(running)
     proxy.health = "up"
@@ -118,9 +124,8 @@ def test_a_store_that_dies_in_mid_prepare_is_one_line_and_the_next_run_ends_well
     )
     assert "Traceback" not in errors
     well("prepare", "sample", "--out", out)
-    well("prepare", "sample", "--out", tmp_path / "p")
     made = Prepared.open(out, verify=True)
-    assert made.manifest["files"] == Prepared.open(str(tmp_path / "p")).manifest["files"]
+    assert made.manifest["files"] == prepared_here(str(tmp_path / "p")).manifest["files"]
     names = {entry["name"] for entry in made.manifest["files"]}
     assert set(made.folder.files()) == {*names, "manifest.json"}
 
@@ -178,12 +183,13 @@ def test_a_store_that_dies_leaves_the_version_of_before(proxy, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_session", "in_process")
 def test_nothing_is_lost_in_a_store_that_is_slow_and_fails_now_and_then(proxy, tmp_path):
     """Prepare, train, kill and resume: the same bytes and weights as on a disk."""
     short = ["--preset", "dot-mse", "--set", "train.epochs=8", "--set", "train.patience=null"]
     short += ["--workers", 2, "--out"]
     calm, data, run = tmp_path / "p", "s3://data/faulty/p", "s3://data/faulty/run"
-    well("prepare", "sample", "--out", calm)
+    prepared_here(str(calm))
     well("train", calm, *short, tmp_path / "run")
     proxy.fail_share, proxy.delay_s = 0.05, 0.03
     with proxy.watch() as traffic:
