@@ -15,6 +15,7 @@ from recray.runtime.ray_private import (
     NAMES,
     SERVE_CLIENT,
     SET_SERVE_CLIENT,
+    TASK_WATCHES,
     TOKEN_MODE,
     TRAIN_CALLBACKS,
 )
@@ -130,10 +131,12 @@ def test_stages_follow_each_other_in_any_order(stages, tmp_path, port):
 # The names of one row have to do with different stages: none changes what another one does.
 HIDDEN = ((TOKEN_MODE, TRAIN_CALLBACKS, SERVE_CLIENT), (DASHBOARD_URL, SET_SERVE_CLIENT))
 OF_CLUSTERS = (DRAINING_NODES, FREE_RESOURCES, AUTOSCALING)  # see tests/test_nodes.py
+OF_TASKS = (TASK_WATCHES,)  # see test_tasks.py
 
 
 def test_every_private_name_is_hidden_once():
-    assert sorted(name for names in (*HIDDEN, OF_CLUSTERS) for name in names) == sorted(NAMES)
+    hidden = (*HIDDEN, OF_CLUSTERS, OF_TASKS)
+    assert sorted(name for names in hidden for name in names) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)

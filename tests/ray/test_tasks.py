@@ -8,6 +8,7 @@ from recray.config import load_settings
 from recray.data import ingest, source
 from recray.data.formats import text
 from recray.errors import RecrayError
+from recray.runtime import task_watch
 from recray.runtime.tasks import TaskRunner, Work, map_tasks
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -76,6 +77,14 @@ def test_a_source_is_read_by_a_task_a_range_and_partitions_go_into_a_sink(rating
         ("split", None),
         ("encode", 300),
     ]
+
+
+def test_where_nobody_tells_of_tasks_that_write_their_end_is_told(ratings, tmp_path, monkeypatch):
+    monkeypatch.setattr(task_watch, "find", lambda _name, _instead: None)
+    told = []
+    given = source.detect_source(str(ratings))
+    ingest.prepare(given, str(tmp_path / "p"), load_settings(), runner=TaskRunner(told.append))
+    assert [one[1:4] for one in told if one.stage == "encode"] == [(8, 8, 300)]
 
 
 def test_the_error_of_a_range_is_the_users_one_line(ratings, tmp_path):
