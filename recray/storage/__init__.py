@@ -8,13 +8,13 @@ from recray.storage.files import (
     file_type,
     is_uri,
     modified_ns,
-    open_input,
     parquet_bytes,
     remove_stale,
     storage_errors,
     swap_in,
 )
 from recray.storage.folder import MANIFEST, Folder
+from recray.storage.inputs import open_input
 from recray.storage.polled import Pause, PolledFile
 from recray.storage.published import NewFolder, check_kind, publish, refuse_taken
 from recray.storage.reach import check_store

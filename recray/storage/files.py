@@ -74,17 +74,6 @@ def as_recray_error(message: str, kind: type[RecrayError] = RecrayError) -> Iter
         raise kind(f"{message}: {reason_of(error)}") from error
 
 
-def open_input(path: str) -> pa.NativeFile:
-    """Open a file by local path or URI for reading at any offset.
-
-    Raises:
-        RecrayError: The file is missing or not readable.
-    """
-    with as_recray_error(f"cannot read {path}"):
-        filesystem, inner = locate(path)
-        return filesystem.open_input_file(inner)
-
-
 def file_type(path: str) -> pafs.FileType:
     """Whether the path is a file, a folder, or not there.
 
