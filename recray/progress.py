@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -36,6 +37,36 @@ class StageProgress(NamedTuple):
     tasks: int
     rows: int | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What Ray Data and the tasks themselves have counted of a stage of `prepare`.
+
+    Args:
+        stage: Its name.
+        operators: What Ray Data calls its tasks.
+        tasks: Tasks that ended.
+        failed: Tasks that were lost and done again.
+        rows: Ratings that they handled; None where they did not count them.
+        bytes: Bytes that they wrote; None where they did not count them.
+        wall_s: Seconds from the first begin of a task to the last end.
+        task_s: Seconds of all tasks together.
+        cpu_s: Seconds of CPU of all tasks together.
+        max_memory_bytes: The most memory of a worker process in a task, without what it shares
+            with others, as Ray Data samples it once a second; None where it cannot.
+    """
+
+    stage: str
+    operators: str
+    tasks: int
+    failed: int
+    rows: int | None
+    bytes: int | None
+    wall_s: float
+    task_s: float
+    cpu_s: float
+    max_memory_bytes: int | None
 
 
 class Console:

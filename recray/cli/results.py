@@ -7,6 +7,7 @@ from pydantic import BaseModel, JsonValue
 from recray.data.accounting import RowCounts, TimesRead
 from recray.data.lists.rows import ListReport
 from recray.data.movielens import Release
+from recray.progress import StageFacts
 from recray.runtime.jobs import Job
 
 SettingsByGroup = dict[str, dict[str, JsonValue]]
@@ -81,35 +82,6 @@ class RatingScale(Result):
     levels: list[tuple[float, int]]
 
 
-class TaskStage(Result):
-    """A stage of `prepare`: what Ray Data has counted of its tasks, and what they have counted.
-
-    Args:
-        stage: Its name.
-        operators: What Ray Data calls its tasks.
-        tasks: Tasks that ended.
-        failed: Tasks that were lost and done again.
-        rows: Rows that they handled; null where they do not count them.
-        bytes: Bytes of the files that they wrote; null where they do not count them.
-        wall_s: Seconds from the first task's begin to the last one's end.
-        task_s: Seconds of all tasks together.
-        cpu_s: Seconds of CPU of all tasks together.
-        max_memory_bytes: The most memory of a worker process in a task, without what it shares
-            with others, as Ray Data samples it once a second; null where it cannot.
-    """
-
-    stage: str
-    operators: str
-    tasks: int
-    failed: int
-    rows: int | None
-    bytes: int | None
-    wall_s: float
-    task_s: float
-    cpu_s: float
-    max_memory_bytes: int | None
-
-
 class PreparedFacts(Result):
     """A prepared data set.
 
@@ -156,7 +128,7 @@ class PreparedFacts(Result):
     splits: dict[str, SplitCounts]
     ratings: RatingScale
     fingerprints: dict[str, str]
-    ray_data: list[TaskStage]
+    ray_data: list[StageFacts]
 
 
 class Description(Result):

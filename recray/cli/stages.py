@@ -126,7 +126,7 @@ def prepare(
     with ui.during(f"prepare {source} into {out}"):
         made = ingest.prepare(given, out, settings, address, runner=runner)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
-    facts |= {"prepared": made.folder.path, "ray_data": [vars(one) for one in runner.stages]}
+    facts |= {"prepared": made.folder.path, "ray_data": runner.stages}
     result = results.PreparedFacts.model_validate(facts)
     ui.result(result, data_text.prepared(made.manifest))
 

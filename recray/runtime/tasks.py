@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import pyarrow as pa
 
 from recray.errors import RecrayError
-from recray.progress import StageProgress
+from recray.progress import StageFacts, StageProgress
 from recray.runtime.nodes import scale_up
 from recray.runtime.session import quieten
 from recray.runtime.task_watch import watch_tasks
@@ -33,36 +33,6 @@ class Work(NamedTuple):
 
     rows: int | None = None
     bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class StageFacts:
-    """What Ray Data and the tasks themselves have counted of a stage.
-
-    Args:
-        stage: Its name.
-        operators: What Ray Data calls its tasks.
-        tasks: Tasks that ended.
-        failed: Tasks that were lost and done again.
-        rows: Ratings that they handled; None where they did not count them.
-        bytes: Bytes that they wrote; None where they did not count them.
-        wall_s: Seconds from the first begin of a task to the last end.
-        task_s: Seconds of all tasks together.
-        cpu_s: Seconds of CPU of all tasks together.
-        max_memory_bytes: The most memory of a worker process while it did a task, without what it
-            shares with others; None where Ray cannot tell.
-    """
-
-    stage: str
-    operators: str
-    tasks: int
-    failed: int
-    rows: int | None
-    bytes: int | None
-    wall_s: float
-    task_s: float
-    cpu_s: float
-    max_memory_bytes: int | None
 
 
 class ResultsSink(Protocol[T]):
@@ -100,7 +70,12 @@ def results_of(outcomes: Iterable[tuple[int, bytes]]) -> list[Any]:
     Raises:
         RecrayError: What the first call that failed, by its number, raised for the user.
     """
-    results = [pickle.loads(content) for _, content in sorted(outcomes)]
+    return _in_order((number, pickle.loads(content)) for number, content in outcomes)
+
+
+def _in_order(numbered: Iterable[tuple[int, Any]]) -> list[Any]:
+    """As results_of, of outcomes that have been unpacked."""
+    results = [result for _, result in sorted(numbered, key=lambda pair: pair[0])]
     for result in results:
         if isinstance(result, RecrayError):
             raise result
@@ -125,7 +100,7 @@ def map_tasks(function: Callable[..., T], count: int, **shared: object) -> list[
     return TaskRunner().map("", function, count, _uncounted, **shared)
 
 
-def _uncounted(_result: object) -> "Work":
+def _uncounted(_result: object) -> Work:
     return Work()
 
 
@@ -204,16 +179,16 @@ class TaskRunner:
         self, stage: str, tasks: "Dataset", count: int, work_of: Callable[[T], Work]
     ) -> list[T]:
         """Run tasks whose blocks are OUTCOMES, and return the results as results_of does."""
-        outcomes, work, begin = list[tuple[int, bytes]](), list[Work](), time.monotonic()
+        results, work, begin = list[tuple[int, Any]](), list[Work](), time.monotonic()
         batches: Iterable[Any] = tasks.iter_batches(batch_size=None, batch_format="pyarrow")
         for batch in batches:
             for row in batch.to_pylist():
-                outcomes.append((row["id"], row["outcome"]))
                 result = pickle.loads(row["outcome"])
+                results.append((row["id"], result))
                 work.append(Work() if isinstance(result, RecrayError) else work_of(result))
-            self._tell(stage, begin, count, _total(one.rows for one in work), len(outcomes))
+            self._tell(stage, begin, count, _total(one.rows for one in work), len(results))
         self._note(stage, tasks, work)
-        return results_of(outcomes)
+        return _in_order(results)
 
     def _tell(self, stage: str, begin: float, count: int, rows: int | None, done: int) -> None:
         self.on_progress(StageProgress(stage, done, count, rows, time.monotonic() - begin))

@@ -1,10 +1,9 @@
 """Files that are read a part at a time, from a disk or from a store that may fail in passing."""
 
-import io
-
 import pyarrow as pa
 
 from recray.storage.files import as_recray_error, is_uri, locate, read_errors, retry
+from recray.storage.spans import OpenFile
 
 
 def open_input(path: str) -> pa.NativeFile:
@@ -22,7 +21,7 @@ def open_input(path: str) -> pa.NativeFile:
         return pa.PythonFile(_StoreFile(path, file), mode="r") if is_uri(path) else file
 
 
-class _StoreFile(io.RawIOBase):
+class _StoreFile(OpenFile):
     """A file of a store whose reads are repeated where the store failed in passing.
 
     Args:
@@ -31,27 +30,8 @@ class _StoreFile(io.RawIOBase):
     """
 
     def __init__(self, path: str, file: pa.NativeFile) -> None:
-        super().__init__()
-        self._path, self._file = path, file
-        self._size, self._position = file.size(), 0
-
-    def readable(self) -> bool:
-        """It is there to be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """It can be read from anywhere."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place; return it."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        """The place."""
-        return self._position
+        super().__init__(file)
+        self._path = path
 
     def read(self, size: int = -1) -> bytes:
         """At most so many bytes, all that are left by default; none at the end.
@@ -67,9 +47,3 @@ class _StoreFile(io.RawIOBase):
             content: bytes = retry(self._path, lambda: self._file.read_at(count, begin))
         self._position += len(content)
         return content
-
-    def close(self) -> None:
-        """Close the file, too."""
-        if not self.closed:
-            super().close()
-            self._file.close()

@@ -19,8 +19,8 @@ KEPT_BYTES = 64 << 20
 """Bytes of earlier spans that are kept."""
 
 
-class SpanReader(io.RawIOBase):
-    """Fetches spans of a file, and gives them out bit by bit, and again without a request.
+class OpenFile(io.RawIOBase):
+    """A file of a store as Python has it, with a place from which a subclass reads.
 
     Args:
         file: The file; it is closed with this one.
@@ -29,13 +29,6 @@ class SpanReader(io.RawIOBase):
     def __init__(self, file: pa.NativeFile) -> None:
         super().__init__()
         self._file, self._size, self._position = file, file.size(), 0
-        self._spans: dict[int, bytes] = {}
-        self._edges: list[int] = []
-        self._next, self._ahead = -1, FIRST_SPAN_BYTES
-
-    def divide(self, edges: Sequence[int]) -> None:
-        """Tell where parts begin that are read by themselves: no span goes beyond one."""
-        self._edges = sorted(edges)
 
     def readable(self) -> bool:
         """It is there to be read."""
@@ -56,6 +49,30 @@ class SpanReader(io.RawIOBase):
     def tell(self) -> int:
         """The place."""
         return self._position
+
+    def close(self) -> None:
+        """Close the file, too."""
+        if not self.closed:
+            super().close()
+            self._file.close()
+
+
+class SpanReader(OpenFile):
+    """Fetches spans of a file, and gives them out bit by bit, and again without a request.
+
+    Args:
+        file: The file; it is closed with this one.
+    """
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        super().__init__(file)
+        self._spans: dict[int, bytes] = {}
+        self._edges: list[int] = []
+        self._next, self._ahead = -1, FIRST_SPAN_BYTES
+
+    def divide(self, edges: Sequence[int]) -> None:
+        """Tell where parts begin that are read by themselves: no span goes beyond one."""
+        self._edges = sorted(edges)
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         """Fill the buffer as far as bytes are there; 0 at the end.
@@ -99,8 +116,6 @@ class SpanReader(io.RawIOBase):
         return begin, min([begin + self._ahead, tail, *self._edges[part : part + 1]])
 
     def close(self) -> None:
-        """Close the file, too."""
-        if not self.closed:
-            super().close()
-            self._spans.clear()
-            self._file.close()
+        """Close the file, too, and forget its bytes."""
+        super().close()
+        self._spans.clear()
