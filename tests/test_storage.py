@@ -3,17 +3,18 @@
 import errno
 import json
 import os
+import time
 
 import pyarrow as pa
 import pytest
 
-from recray.errors import RecrayError, StorageError
+from recray.errors import DamagedFile, RecrayError, StorageError
 from recray.storage import (
     MANIFEST,
     PROBE,
     UNFINISHED,
     Folder,
-    check_kind,
+    current_of,
     publish,
     remove_stale,
     storage_errors,
@@ -105,12 +106,76 @@ def test_a_check_that_was_killed_leaves_the_folder_to_the_next_writer(tmp_path, 
     assert write(f"{scheme}{tmp_path}/out", a=b"1").published()
 
 
-def test_a_folder_by_its_uri_is_replaced_whatever_folders_are_in_it(tmp_path):
-    out = f"file://{tmp_path}/out"
-    with publish(Folder(out)) as new:
-        new.write_manifest("thing", {"size": 0})
-    assert write(out, replace=True, a=b"new").read_bytes("sub/a") == b"new"
-    assert left(tmp_path / "out") == [MANIFEST, "sub"]
+def test_a_folder_by_its_uri_is_replaced_and_who_has_opened_it_reads_on(tmp_path):
+    out = write(f"file://{tmp_path}/out", a=b"1")
+    opened, manifest = out.current()
+    first = write(str(out), replace=True, a=b"2").current()[0]
+    assert first.read_bytes("sub/a") == b"2"
+    opened.compare(manifest)
+    assert opened.read_bytes("sub/a") == b"1"
+    second = write(str(out), replace=True, a=b"3").current()[0]
+    assert left(tmp_path / "out") == sorted([first.generation, second.generation, MANIFEST])
+    assert opened.files() == []
+
+
+def write_two(out, replace):
+    with publish(out, replace) as slow, publish(out, replace) as fast:
+        for writer, content in ((slow, b"slow"), (fast, b"fast")):
+            writer.write_bytes("a", content)
+            writer.write_manifest("thing", {})
+        assert not out.published()
+
+
+def test_of_two_that_publish_at_once_the_later_one_is_refused(tmp_path):
+    out = Folder(f"file://{tmp_path}/out")
+    with pytest.raises(RecrayError, match="exists already"):
+        write_two(out, replace=False)
+    out.verify()
+    now = out.current()[0]
+    assert now.read_bytes("a") == b"fast"
+    assert left(tmp_path / "out") == [now.generation, MANIFEST]
+
+
+def test_two_that_replace_at_once_mix_no_files(tmp_path):
+    out = Folder(f"file://{tmp_path}/out")
+    write_two(out, replace=True)
+    out.verify()
+    assert out.current()[0].read_bytes("a") == b"slow"
+
+
+def test_what_killed_writers_have_left_goes_once_nobody_can_own_it(tmp_path):
+    out = Folder(f"file://{tmp_path}/out")
+    dead, living = "generation-0123456789ab", "generation-ba9876543210"
+    for name in (dead, living):
+        out.write_bytes(f"{name}/sub/a", b"1")
+    day = 24 * 3600
+    os.utime(tmp_path / "out" / dead / "sub" / "a", (time.time() - day - 60,) * 2)
+    os.utime(tmp_path / "out" / living / "sub" / "a", (time.time() - day + 600,) * 2)
+    now = write(str(out), a=b"1").current()[0].generation
+    assert left(tmp_path / "out") == sorted([living, now, MANIFEST])
+
+
+def test_a_folder_copied_to_a_store_is_replaced_as_any_other(tmp_path):
+    write(tmp_path / "out", a=b"1", b=b"1")
+    now = write(f"file://{tmp_path}/out", replace=True, a=b"2").current()[0]
+    assert now.files() == [MANIFEST, "sub/a"]
+    assert [name for name in Folder(str(tmp_path / "out")).files() if name[0] != "g"] == [MANIFEST]
+    assert Folder(str(tmp_path / "out")).current()[0].read_bytes("sub/a") == b"2"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"generation": "../home"}, "generation: String should match"),
+        ({"generation": "generation-0123456789ab"}, "sub/a is not in generation-0123456789ab"),
+        ({"before": "generation-/../../home"}, "before: String should match"),
+    ],
+)
+def test_a_manifest_that_names_another_folder_is_damaged(tmp_path, change, reason):
+    out = write(f"file://{tmp_path}/out", a=b"1")
+    out.write_json(MANIFEST, out.read_json(MANIFEST) | change)
+    with pytest.raises(DamagedFile, match=reason):
+        out.current()
 
 
 def test_an_empty_folder_may_be_filled(tmp_path):
@@ -150,9 +215,9 @@ def test_verify_finds_a_flipped_byte_and_a_missing_file(tmp_path):
 
 def test_a_folder_of_another_kind_or_unfinished_is_refused(tmp_path):
     out = write(tmp_path / "out")
-    assert check_kind(out, "thing", "recray make").facts["size"] == 7
+    assert current_of(out, "thing", "recray make")[1].facts["size"] == 7
     with pytest.raises(RecrayError, match="is a thing, not a bundle; make one with `recray pack`"):
-        check_kind(out, "bundle", "recray pack")
+        current_of(out, "bundle", "recray pack")
     (tmp_path / "out" / MANIFEST).write_text("{")
     with pytest.raises(RecrayError, match="is damaged"):
         out.manifest()

@@ -204,6 +204,7 @@ def test_a_folder_is_published_without_reading_what_it_wrote(store, folder):
 
 def test_a_finished_folder_stays_until_the_new_one_is_whole(store, folder):
     publish_thing(b"old")
+    opened, manifest = folder.current()
 
     def fail():
         with publish(folder, replace=True) as new:
@@ -214,11 +215,11 @@ def test_a_finished_folder_stays_until_the_new_one_is_whole(store, folder):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert folder.verify().facts["says"] == "old"
-    folder.write_bytes(".unfinished-new-1/sub/a", b"of a writer that was killed")
     publish_thing(b"new", replace=True)
-    assert folder.verify().facts["says"] == "new"
-    assert folder.files() == ["manifest.json", "sub/a"]
-    assert folder.read_bytes("sub/a") == b"new"
+    opened.compare(manifest)
+    now = folder.current()[0]
+    assert now.files() == ["manifest.json", "sub/a"]
+    assert now.read_bytes("sub/a") == b"new"
 
 
 def test_a_bundle_is_opened_by_one_get_for_each_file(store, make_bundle):

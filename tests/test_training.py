@@ -230,7 +230,7 @@ def test_the_first_lines_of_a_run_say_that_validation_is_not_trusted(prepared, t
     settings = trainer.adapt_to_dataset(load_settings("ranking"), prepared)
     run = RunFolder(str(tmp_path / "run"))
     record = metadata(settings=settings)
-    job = TrainJob(settings, prepared.folder.path, run.folder.path, keep_last=True)
+    job = TrainJob(settings, prepared.folder, run.folder.path, keep_last=True)
     plan = trainer._Training(job, prepared, run, record, TrainState(), Callbacks(), few)._plan(1)
     words = "validation has 13 users, and 50 are needed to pick an epoch"
     assert f"train: {words}: all 12 epochs are run, the last is kept" in plan

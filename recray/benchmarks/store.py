@@ -193,7 +193,7 @@ def stage_traffic(lab: Lab) -> tuple[Figures, Sequence[Row]]:
 def _opened(bundle: Bundle, traffic: Traffic) -> Figures:
     """What opening a bundle asked for."""
     listed = sum(entry.bytes for entry in bundle.manifest.files)
-    size = listed + len(bundle.folder.read_buffer(MANIFEST))
+    size = listed + len(Folder(bundle.folder.path).read_buffer(MANIFEST))
     return {
         "bundle_open_read_over_size": round(traffic.down(f"{BUCKET}/{SMALL}/") / size, 3),
         "bundle_open_gets": traffic.count("GET"),

@@ -141,21 +141,21 @@ class Prepared:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, path: str, verify: bool = False) -> Self:
+    def open(cls, path: str | Folder, verify: bool = False) -> Self:
         """Open a folder that `recray prepare` finished.
 
         Args:
-            path: Local path or URI.
+            path: Local path or URI; the folder of an opened one, for the very files of that.
             verify: Compare every file with its sha256.
 
         Raises:
             RecrayError: It is missing, unfinished, of another kind, or changed since.
         """
-        folder = Folder(path)
-        manifest = storage.check_kind(folder, KIND, "recray prepare").model_dump()
+        given = Folder(path) if isinstance(path, str) else path
+        folder, manifest = storage.current_of(given, KIND, "recray prepare")
         if verify:
-            folder.verify()
-        return cls(folder, manifest)
+            folder.compare(manifest)
+        return cls(folder, manifest.model_dump())
 
     @property
     def users(self) -> int:
@@ -272,7 +272,7 @@ class Prepared:
         """
         counts = []
         for number in range(self.buckets):
-            path = f"{self.folder.path}/{part_name(split, number)}"
+            path = self.folder.at(part_name(split, number))
             try:
                 with storage.open_input(path) as file:
                     counts.append(pq.read_metadata(file).num_rows)

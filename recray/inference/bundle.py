@@ -12,7 +12,7 @@ epoch on validation rows, which later ones may start from. All other files are o
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Self, TypedDict
 
@@ -136,9 +136,9 @@ class Bundle:
         Raises:
             RecrayError: It is missing, damaged, or not a bundle.
         """
-        folder = Folder(path)
-        manifest = bundle_manifest(folder)
-        held = HeldFolder(path, dict(in_parallel(partial(_verified, folder), manifest.files)))
+        folder, manifest = current_bundle(Folder(path))
+        contents = dict(in_parallel(partial(_verified, folder), manifest.files))
+        held = HeldFolder(folder.path, folder.generation, contents)
         return replace(cls.read(held, manifest), folder=folder)
 
     @property
@@ -250,11 +250,11 @@ class HeldFolder(Folder):
     """A folder whose files have been read already.
 
     Args:
-        path: As that of a Folder.
+        path, generation: As those of a Folder.
         contents: Of every file by its name; None where it is not held, and is read again.
     """
 
-    contents: Mapping[str, pa.Buffer | None]
+    contents: Mapping[str, pa.Buffer | None] = field(default_factory=dict)
 
     def find(self, name: str) -> pa.Buffer | None:
         """The file's content; see Folder."""
@@ -272,19 +272,19 @@ def _verified(folder: Folder, entry: ManifestEntry) -> tuple[str, pa.Buffer | No
     return entry.name, None if entry.name.startswith((f"{TWIN}/", f"{RUN}/")) else content
 
 
-def bundle_manifest(folder: Folder) -> Manifest:
-    """The manifest of a bundle, whose version is compared with the digests of all its files.
+def current_bundle(path: Folder) -> tuple[Folder, Manifest]:
+    """A bundle as it is now, whose version is compared with the digests of all its files.
 
     Raises:
         RecrayError: It is missing, not a bundle, or bears another's version.
     """
-    manifest = storage.check_kind(folder, KIND, "recray export")
+    folder, manifest = storage.current_of(path, KIND, "recray export")
     version = version_of(folder, {file.name: file.sha256 for file in manifest.files})
     if manifest.facts.get("version") != version:
         raise RecrayError(
             f"{folder} says version {manifest.facts.get('version')!r}, its content is {version}"
         )
-    return manifest
+    return folder, manifest
 
 
 def version_of(folder: Folder, known: Mapping[str, str]) -> str:

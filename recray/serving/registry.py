@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from recray.errors import CheckFailed, RecrayError, unknown_name
 from recray.evaluation.promotion import check_not_worse
-from recray.inference.bundle import KIND, Bundle, bundle_manifest
+from recray.inference.bundle import KIND, Bundle, current_bundle
 from recray.storage import Folder, PolledFile, check_store, publish
 
 VERSIONS, CURRENT = "versions", "current.json"
@@ -87,12 +87,11 @@ class Registry:
         Raises:
             RecrayError: The folder is no bundle, or is damaged.
         """
-        source = Folder(bundle_path)
-        manifest = bundle_manifest(source)
+        source, manifest = current_bundle(Folder(bundle_path))
         version = str(manifest.facts["version"])
         target = self.folder_of(version)
         if target.published():
-            source.verify()
+            source.compare(manifest)
         else:
             with publish(target) as folder:
                 for entry in manifest.files:

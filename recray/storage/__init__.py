@@ -3,8 +3,6 @@
 from recray.storage.files import (
     PROBE,
     UNFINISHED,
-    Manifest,
-    ManifestEntry,
     file_type,
     is_uri,
     modified_ns,
@@ -13,10 +11,11 @@ from recray.storage.files import (
     storage_errors,
     swap_in,
 )
-from recray.storage.folder import MANIFEST, Folder
+from recray.storage.folder import Folder
 from recray.storage.inputs import open_input
+from recray.storage.manifest import MANIFEST, Manifest, ManifestEntry
 from recray.storage.polled import Pause, PolledFile
-from recray.storage.published import NewFolder, check_kind, publish, refuse_taken
+from recray.storage.published import NewFolder, current_of, publish, refuse_taken
 from recray.storage.reach import check_store
 from recray.storage.spans import SpanReader
 from recray.storage.streams import Sink, range_reader, write_from
@@ -34,8 +33,8 @@ __all__ = [
     "PolledFile",
     "Sink",
     "SpanReader",
-    "check_kind",
     "check_store",
+    "current_of",
     "file_type",
     "in_parallel",
     "is_uri",

@@ -1,7 +1,6 @@
-"""Files by path or URI: where they lie, what errors mean, and the manifest that lists them."""
+"""Files by path or URI: where they lie, how they are written, and what errors mean."""
 
 import errno
-import hashlib
 import os
 import shutil
 import time
@@ -9,12 +8,11 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Self, TypeVar
+from typing import BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from pydantic import BaseModel, JsonValue, ValidationError
 
 from recray.errors import DamagedFile, RecrayError, StorageError
 from recray.storage.clients import connect
@@ -25,6 +23,8 @@ UNFINISHED = ".unfinished-"
 """First characters of the names of files and folders that a writer has not finished."""
 PROBE = f"{UNFINISHED}probe-"
 """Those of the names of files that are written to see whether and how fast that goes."""
+STALE_HOURS = 24.0
+"""No writer that lives leaves its files as they are for so long."""
 STORE_ATTEMPTS = 8
 STORE_RETRY_SECONDS = 0.2
 """Wait before the second attempt; doubled before each later one, so 25 s in all. The store's own
@@ -258,54 +258,9 @@ def swap_in(staging: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def remove_stale(path: Path, older_than_hours: float = 24.0) -> None:
+def remove_stale(path: Path, older_than_hours: float = STALE_HOURS) -> None:
     """Remove what killed writers left beside `path`, once no living writer can own it."""
     limit = time.time() - older_than_hours * 3600
     for leftover in path.parent.glob(f"{UNFINISHED}{path.name}-*"):
         if leftover.stat().st_mtime < limit:
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-class ManifestEntry(BaseModel):
-    """A file that a manifest lists, by its path below the folder."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-def manifest_entry(name: str, content: bytes | pa.Buffer) -> ManifestEntry:
-    """The entry of a file with that content."""
-    digest = hashlib.sha256(content).hexdigest()
-    return ManifestEntry(name=name, bytes=len(content), sha256=digest)
-
-
-class Manifest(BaseModel, extra="allow"):
-    """What `manifest.json` says: the kind of the folder, facts of that kind, and every file."""
-
-    kind: str | None = None
-    files: list[ManifestEntry]
-
-    @property
-    def facts(self) -> dict[str, JsonValue]:
-        """All but the kind and the files."""
-        return self.model_extra or {}
-
-    @classmethod
-    def parse(cls, content: JsonValue, path: str) -> Self:
-        """Read the content of a manifest.
-
-        Raises:
-            RecrayError: It does not list its files, or names one outside of its folder.
-        """
-        try:
-            manifest = cls.model_validate(content)
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
-            reason = error.errors()[0]["msg"]
-            raise DamagedFile(f"{path} is damaged: {where}: {reason}") from error
-        for entry in manifest.files:
-            parts = entry.name.split("/")
-            if not all(parts) or {".", ".."} & set(parts) or "\\" in entry.name:
-                raise RecrayError(f"{path} names a file outside: {entry.name!r}")
-        return manifest

@@ -2,6 +2,9 @@
 
 A published folder ends with `manifest.json`: facts of its own, and name, bytes and sha256 of
 every other file. A folder without one is not finished, and nothing reads it.
+
+In a store the files lie in a folder inside, a generation, and the manifest says in which. Nothing
+is ever written over: who publishes again writes another generation, and then the manifest anew.
 """
 
 import contextlib
@@ -10,9 +13,9 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -20,146 +23,36 @@ import pyarrow.fs as pafs
 from recray.errors import DamagedFile, RecrayError
 from recray.storage.files import (
     UNFINISHED,
-    Manifest,
-    ManifestEntry,
     is_uri,
-    locate,
-    manifest_entry,
     parquet_bytes,
-    read_errors,
     retry,
     storage_errors,
     sync_folder,
-    table_of,
-    untorn,
     write_synced,
 )
-from recray.storage.whole import in_parallel, read_whole
+from recray.storage.manifest import MANIFEST, Manifest, ManifestEntry, Pointer, manifest_entry
+from recray.storage.reading import ReadFolder
+from recray.storage.whole import in_parallel
 
-T = TypeVar("T")
-MANIFEST = "manifest.json"
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """Filesystems without folders: a file there needs none to be made."""
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A folder by its path or URI; it is cheap to make and to pickle.
-
-    Args:
-        path: A local path, or a URI such as `s3://bucket/prefix`.
-
-    Raises:
-        RecrayError: The URI has options.
-    """
-
-    path: str
-
-    def __post_init__(self) -> None:
-        if not is_uri(self.path):
-            object.__setattr__(self, "path", os.path.abspath(self.path))
-        elif "?" in self.path:  # a file's name is appended to the path, so options cannot stay
-            raise RecrayError(
-                f"{self.path}: options in a URI are not taken; an S3 store elsewhere is told by "
-                "AWS_ENDPOINT_URL, on every node"
-            )
-
-    def __str__(self) -> str:
-        return self.path
-
-    @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.path.rstrip("/").rsplit("/", 1)[-1]
+class Folder(ReadFolder):
+    """A folder by its path or URI; it is cheap to make and to pickle. See ReadFolder."""
 
     def child(self, name: str) -> "Folder":
         """The folder of that name inside this one."""
-        return Folder(f"{self.path.rstrip('/')}/{name}")
-
-    def exists(self, name: str = "") -> bool:
-        """Whether the folder, or the file of that name in it, exists."""
-        filesystem, path = self.locate(name)
-        with read_errors(f"{self.path}/{name}"):
-            info = retry(self.path, lambda: filesystem.get_file_info(path))
-        return bool(info.type != pafs.FileType.NotFound)
+        return Folder(self.at(name))
 
     def published(self) -> bool:
         """Whether the folder is finished, which means that its manifest exists."""
         return self.exists(MANIFEST)
 
-    def files(self, recursive: bool = True) -> list[str]:
-        """The names of all files below the folder, or directly in it, relative to it, sorted."""
-        root, entries = self._list(recursive)
-        return sorted(
-            e.path.removeprefix(root).lstrip("/") for e in entries if e.type == pafs.FileType.File
-        )
-
     def content(self) -> list[str]:
         """The names of all finished files except the manifest."""
         return [n for n in self.files() if n != MANIFEST and not n.startswith(UNFINISHED)]
-
-    def folders(self) -> list[str]:
-        """The names of the folders directly inside, sorted."""
-        _, entries = self._list(recursive=False)
-        return sorted(e.base_name for e in entries if e.type == pafs.FileType.Directory)
-
-    def find(self, name: str) -> pa.Buffer | None:
-        """The file's content; None where there is no such file. Large ones come in parallel.
-
-        Raises:
-            StorageError: The store does not answer.
-            RecrayError: The file is not readable.
-        """
-        filesystem, path = self.locate(name)
-        with read_errors(f"{self.path}/{name}"):
-            try:
-                return retry(self.path, lambda: read_whole(filesystem, path))
-            except FileNotFoundError:
-                return None
-
-    def read_buffer(self, name: str) -> pa.Buffer:
-        """The file's content.
-
-        Raises:
-            StorageError: The store does not answer.
-            RecrayError: The file is missing or not readable.
-        """
-        return self._there(self.find(name), name)
-
-    def read_bytes(self, name: str) -> bytes:
-        """A copy of the same."""
-        return bytes(self.read_buffer(name).to_pybytes())
-
-    def find_json(self, name: str) -> Any | None:
-        """The file's content as JSON, even if it is replaced meanwhile; None if it is missing.
-
-        Raises:
-            DamagedFile: It is not JSON.
-            RecrayError: It is not readable.
-        """
-
-        def attempt() -> Any | None:
-            content = self.find(name)
-            return None if content is None else json.loads(content.to_pybytes())
-
-        with read_errors(f"{self.path}/{name}"):
-            return untorn(self.path, attempt)
-
-    def read_json(self, name: str) -> Any:
-        """The same of a file that must be there.
-
-        Raises:
-            RecrayError: The file is missing; or as find_json.
-        """
-        return self._there(self.find_json(name), name)
-
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """The parquet file as an Arrow table.
-
-        Raises:
-            RecrayError: The file is missing or is not parquet.
-        """
-        return table_of(self.read_buffer(name), f"{self.path}/{name}", columns)
 
     def write_bytes(self, name: str, content: bytes | pa.Buffer) -> ManifestEntry:
         """Write the file, making its folder; the content is on the disk when this returns.
@@ -174,7 +67,7 @@ class Folder:
             if is_uri(self.path):
                 retry(self.path, lambda: self._put(name, content))
             else:
-                write_synced(Path(self.path) / name, content)
+                write_synced(Path(self.at(name)), content)
         return manifest_entry(name, content)
 
     @contextmanager
@@ -219,7 +112,7 @@ class Folder:
         """
         if is_uri(self.path):  # an object store shows a PUT only when it is complete
             return self.write_bytes(name, content)
-        folder = Path(self.path)
+        folder = Path(self.at())
         is_new = not folder.exists()
         temporary = f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{name}"
         try:
@@ -254,34 +147,49 @@ class Folder:
         with storage_errors(self.path), contextlib.suppress(FileNotFoundError):
             retry(self.path, lambda: filesystem.delete_dir(path))
 
-    def manifest(self) -> Manifest:
-        """The manifest of a published folder.
+    def current(self) -> tuple["Folder", Manifest]:
+        """The folder as it is published now, and its manifest.
+
+        Its files stay as they are until others have been published twice, in a store; on a disk,
+        once.
 
         Raises:
             RecrayError: The folder is missing or was never finished, or the manifest lists no
                 files, or names one outside of the folder.
         """
-        content = self.find_json(MANIFEST)
+        content, path = self.find_json(MANIFEST), self.at(MANIFEST)
         if content is not None:
-            return Manifest.parse(content, f"{self.path}/{MANIFEST}")
+            if isinstance(content, dict) and "generation" in content:
+                pointer = Pointer.parse(content, path)
+                return replace(self, generation=pointer.generation), pointer.inside(path)
+            return self, Manifest.parse(content, path)
         if not self.exists():
             raise RecrayError(f"no such folder: {self.path}")
         raise RecrayError(f"{self.path} has no {MANIFEST}: it is unfinished or not recray's")
 
-    def verify(self, sealed: str | None = None) -> Manifest:
-        """Compare every file with the manifest and return the manifest.
+    def manifest(self) -> Manifest:
+        """The manifest of a published folder; see `current`."""
+        return self.current()[1]
+
+    def verify(self) -> Manifest:
+        """Compare every file of the folder as it is now with its manifest, and return that."""
+        now, manifest = self.current()
+        now.compare(manifest)
+        return manifest
+
+    def compare(self, manifest: Manifest, sealed: str | None = None) -> None:
+        """Compare every file with the manifest.
 
         Args:
+            manifest: What `current` gave with this folder.
             sealed: A folder inside whose files are not opened.
 
         Raises:
             RecrayError: A file is missing, or its bytes are not those of the manifest.
         """
-        manifest = self.manifest()
         hidden = f"{sealed}/"
         entries = [e for e in manifest.files if sealed is None or not e.name.startswith(hidden)]
         all(in_parallel(lambda entry: self.read_verified(entry) is not None, entries))
-        return manifest
 
     def read_verified(self, entry: ManifestEntry) -> pa.Buffer:
         """Read a file once, and compare these bytes with its entry in the manifest.
@@ -296,14 +204,14 @@ class Folder:
         digest = manifest_entry(entry.name, content).sha256
         if digest != entry.sha256:
             raise DamagedFile(
-                f"{self.path}/{entry.name} is damaged: sha256 {digest[:12]}..., "
+                f"{self.at(entry.name)} is damaged: sha256 {digest[:12]}..., "
                 f"the manifest says {entry.sha256[:12]}..."
             )
         return content
 
     def write_manifest(
         self, kind: str, facts: Mapping[str, object], known: Iterable[ManifestEntry] = ()
-    ) -> None:
+    ) -> dict[str, Any]:
         """List every file of the folder with its bytes and sha256; this is written last.
 
         Args:
@@ -311,18 +219,18 @@ class Folder:
             facts: What else the manifest says.
             known: Entries of files, as those that write a file return them: also of tasks that
                 wrote here from another process. Files that are in none are read for theirs.
+
+        Returns:
+            What has been written.
         """
         before = {entry.name: entry for entry in known}
         files = [
             (before.get(name) or manifest_entry(name, self.read_buffer(name))).model_dump()
             for name in self.content()
         ]
-        self.write_json(MANIFEST, {"kind": kind, **facts, "files": files})
-
-    def locate(self, name: str = "") -> tuple[pafs.FileSystem, str]:
-        """The filesystem, and the path of the folder or of a file in it."""
-        filesystem, root = locate(self.path)
-        return filesystem, f"{root}/{name}" if name else root
+        content = {"kind": kind, **facts, "files": files}
+        self.write_json(MANIFEST, content)
+        return content
 
     @contextmanager
     def output(self, name: str) -> Iterator[pa.NativeFile]:
@@ -333,18 +241,6 @@ class Folder:
         with filesystem.open_output_stream(path, compression=None) as stream:
             yield stream
 
-    def _there(self, content: T | None, name: str) -> T:
-        if content is None:
-            raise RecrayError(f"cannot read {self.path}/{name}: there is no such file")
-        return content
-
     def _put(self, name: str, content: bytes | pa.Buffer) -> None:
         with self.output(name) as stream:
             stream.write(content)
-
-    def _list(self, recursive: bool) -> tuple[str, list[pafs.FileInfo]]:
-        """The folder's own path on its filesystem, and the entries in it."""
-        filesystem, root = self.locate()
-        selector = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
-        with read_errors(self.path):
-            return root, retry(self.path, lambda: filesystem.get_file_info(selector))

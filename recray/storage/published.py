@@ -1,27 +1,21 @@
 """Folders that appear whole or not at all."""
 
+import contextlib
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from recray.errors import RecrayError, StorageError
-from recray.storage.files import (
-    PROBE,
-    UNFINISHED,
-    Manifest,
-    ManifestEntry,
-    is_uri,
-    retry,
-    staged,
-    storage_errors,
-)
-from recray.storage.folder import MANIFEST, OBJECT_STORES, Folder
-from recray.storage.whole import in_parallel
+from recray.storage.files import PROBE, STALE_HOURS, is_uri, staged
+from recray.storage.folder import Folder
+from recray.storage.manifest import GENERATION, MANIFEST, Manifest, ManifestEntry, Pointer, pointing
 
 
 @dataclass(frozen=True)
@@ -32,11 +26,13 @@ class NewFolder(Folder):
     writes the manifest hands these in as `known`.
 
     Args:
-        path: As that of a Folder.
+        path, generation: As those of a Folder.
         written: The entries, by name.
+        manifest_written: The content of its manifest, once that is there.
     """
 
     written: dict[str, ManifestEntry] = field(default_factory=dict, compare=False)
+    manifest_written: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def write_bytes(self, name: str, content: bytes | pa.Buffer) -> ManifestEntry:
         """Write the file; see Folder."""
@@ -50,21 +46,23 @@ class NewFolder(Folder):
 
     def write_manifest(
         self, kind: str, facts: Mapping[str, object], known: Iterable[ManifestEntry] = ()
-    ) -> None:
+    ) -> dict[str, Any]:
         """Write the manifest; only files that this folder has not written are read for it."""
-        super().write_manifest(kind, facts, [*known, *self.written.values()])
+        entries = [*known, *self.written.values()]
+        self.manifest_written.update(super().write_manifest(kind, facts, entries))
+        return self.manifest_written
 
 
-def check_kind(folder: Folder, kind: str, made_by: str) -> Manifest:
-    """Return the manifest of a folder of that kind, which the command `made_by` makes.
+def current_of(folder: Folder, kind: str, made_by: str) -> tuple[Folder, Manifest]:
+    """A folder of that kind, which the command `made_by` makes, as it is now; see Folder.current.
 
     Raises:
         RecrayError: The folder is missing, unfinished or of another kind.
     """
-    manifest = folder.manifest()
+    now, manifest = folder.current()
     if manifest.kind != kind:
         raise RecrayError(f"{folder} is a {manifest.kind}, not a {kind}; make one with `{made_by}`")
-    return manifest
+    return now, manifest
 
 
 def refuse_taken(folder: Folder, holds: bool, kind: str, resume: bool) -> None:
@@ -85,70 +83,83 @@ def refuse_taken(folder: Folder, holds: bool, kind: str, resume: bool) -> None:
 def publish(target: Folder, replace: bool = False) -> Iterator[NewFolder]:
     """Yield a folder to write into; it becomes `target` when the block ends without an error.
 
-    On a disk a hidden sibling is renamed. On an object store the files lie under their final name,
-    but the manifest, which every reader asks for, is the last one. The block writes the manifest.
-    A finished folder in a store stays as it is, and readable, until the new one is whole in a
-    hidden folder inside; the store then copies the files, which takes seconds.
+    On a disk a hidden sibling is renamed. In a store each writer has a folder inside of its own, a
+    generation, and the manifest, which every reader asks for, names the one that is current: one
+    PUT publishes it. The generation before stays until the next one, for whoever has opened it.
+    The block writes the manifest.
 
     Raises:
         RecrayError: The target exists and `replace` is not set.
         StorageError: The disk is full or not writable.
     """
-    listed = target.files() if is_uri(target.path) or os.path.isdir(target.path) else []
+    if is_uri(target.path):
+        yield from _new_generation(target, replace)
+        return
     # Checks of other commands come and go, and what a killed one leaves is nobody's.
-    present = [name for name in listed if not name.startswith(PROBE)]
+    listed = target.files() if os.path.isdir(target.path) else []
+    _refuse([name for name in listed if not name.startswith(PROBE)], target, replace)
+    if os.path.isfile(target.path):
+        raise RecrayError(f"{target} is a file; give a folder")
+    with staged(Path(target.path)) as staging:
+        yield NewFolder(str(staging))
+
+
+def _refuse(present: list[str], target: Folder, replace: bool) -> None:
+    """Refuse to write over what lies there: a finished folder, or files that are not recray's."""
     if MANIFEST in present and not replace:
         raise RecrayError(f"{target} exists already; give another folder or remove it")
-    if not is_uri(target.path) and os.path.isfile(target.path):
-        raise RecrayError(f"{target} is a file; give a folder")
-    if present and not (MANIFEST in present or UNFINISHED in present):
+    if present and MANIFEST not in present:
         raise RecrayError(f"{target} is not empty and not recray's; give another folder")
-    if not is_uri(target.path):
-        with staged(Path(target.path)) as staging:
-            yield NewFolder(str(staging))
-    elif MANIFEST in present:
-        yield from _replaced(target, present)
-    else:
-        if present:
-            target.delete()
-        target.write_bytes(UNFINISHED, b"")  # the files that a killed writer leaves are recray's
-        yield NewFolder(target.path)
-        target.delete(UNFINISHED)
 
 
-def _replaced(target: Folder, before: list[str]) -> Iterator[NewFolder]:
-    """Yield a hidden folder inside a finished one in a store, then put its files in their place."""
-    leftovers = {name.split("/")[0] for name in before if name.startswith(f"{UNFINISHED}new-")}
-    for name in leftovers:
-        target.delete_folder(name)
-    hidden = f"{UNFINISHED}new-{uuid.uuid4().hex[:8]}"
-    staging = NewFolder(target.child(hidden).path)
+def _new_generation(target: Folder, replace: bool) -> Iterator[NewFolder]:
+    found = target.modified()
+    others = [name for name in found if not name.startswith((PROBE, GENERATION))]
+    _refuse(others, target, replace)
+    if found:
+        _delete_left(target, found)
+    new = NewFolder(target.path, f"{GENERATION}{uuid.uuid4().hex[:12]}")
     try:
-        yield staging
-        names = staging.content()
-        filesystem, inner = target.locate()
-
-        def copy(name: str) -> None:
-            source = f"{inner}/{hidden}/{name}"
-            retry(target.path, lambda: filesystem.copy_file(source, f"{inner}/{name}"))
-
-        if filesystem.type_name not in OBJECT_STORES:
-            for folder in {name.rpartition("/")[0] for name in names} - {""}:
-                filesystem.create_dir(f"{inner}/{folder}", recursive=True)
-        if not staging.published():
-            raise ValueError(f"{staging} got no manifest")
-        with storage_errors(target.path):
-            target.write_bytes(UNFINISHED, b"")  # whoever comes after a kill knows whose it is
-            target.delete(MANIFEST)  # from here to the new one nobody reads files of both
-            list(in_parallel(copy, names))
-            for name in {*before} - {*names, MANIFEST}:
-                if not name.startswith(UNFINISHED):
-                    target.delete(name)
-            copy(MANIFEST)
-            target.delete(UNFINISHED)
+        yield new
+        if not new.manifest_written:
+            raise ValueError(f"{target} got no manifest")
+        before = _current(target)
+        if before is not None:
+            _refuse([MANIFEST], target, replace)  # another writer has been faster
     except StorageError:  # it would be asked in vain; whoever writes next removes what is left
         raise
     except BaseException:
-        target.delete_folder(hidden)
+        target.delete_folder(new.generation)
         raise
-    target.delete_folder(hidden)
+    # From here on the generation may be what readers see, whatever becomes of this process.
+    last = before.generation if isinstance(before, Pointer) else None
+    target.write_json(MANIFEST, pointing(new.generation, new.manifest_written, last))
+    with contextlib.suppress(StorageError):  # it is published; the next writer tries again
+        if isinstance(before, Pointer) and before.before is not None:
+            target.delete_folder(before.before)
+        elif before is not None and last is None:
+            for entry in before.files:  # copied here from a disk
+                target.delete(entry.name)
+
+
+def _current(target: Folder) -> Manifest | None:
+    """The manifest that says which generation is current; None where nothing is published."""
+    content = target.find_json(MANIFEST)
+    if content is None:
+        return None
+    kind = Pointer if "generation" in content else Manifest
+    return kind.parse(content, target.at(MANIFEST))
+
+
+def _delete_left(target: Folder, found: Mapping[str, float]) -> None:
+    """Remove what killed writers have left, once no living writer can own it."""
+    now = _current(target)
+    kept = {now.generation, now.before} if isinstance(now, Pointer) else set()
+    last: dict[str, float] = {}
+    for name, modified in found.items():
+        generation = name.split("/")[0]
+        if generation.startswith(GENERATION) and generation not in kept:
+            last[generation] = max(modified, last.get(generation, 0.0))
+    for generation, modified in last.items():
+        if modified < time.time() - STALE_HOURS * 3600:
+            target.delete_folder(generation)

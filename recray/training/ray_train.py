@@ -41,7 +41,7 @@ class TrainJob:
     Args:
         settings: Resolved settings; a worker's working folder may be another one, so the paths in
             them are never read there.
-        prepared: Folder of the data set.
+        prepared: The opened data set's folder, so that all workers read the same files.
         run: Folder of the run.
         start_weights: What train.init_from names, read once by the driver.
         keep_last: That of TrainingRun.
@@ -50,7 +50,7 @@ class TrainJob:
     """
 
     settings: Settings
-    prepared: str
+    prepared: Folder
     run: str
     start_weights: tuple[StartWeights, ...] = ()
     keep_last: bool = False

@@ -15,6 +15,7 @@ import torch
 from recray.config import build_settings
 from recray.errors import WorkerLost
 from recray.runtime.ray_errors import own_failure
+from recray.storage import Folder
 from recray.training.failures import machine_failures_told
 from recray.training.loop import build_run
 from recray.training.ray_train import fit
@@ -64,7 +65,7 @@ class DistributedTrial(Trial):
 
     def __init__(
         self,
-        prepared: str,
+        prepared: Folder,
         sweep: SweepFolder,
         spec: TrialSpec,
         metric: Metric,
@@ -79,7 +80,7 @@ class DistributedTrial(Trial):
         arguments = (prepared, request.workers, request.gpus / request.workers)
         self._training = threading.Thread(target=self._train, args=arguments, daemon=True)
 
-    def _train(self, prepared: str, workers: int, gpus_per_worker: float) -> None:
+    def _train(self, prepared: Folder, workers: int, gpus_per_worker: float) -> None:
         config = {"prepared": prepared, "settings": self.spec.settings, "barrier": self._barrier}
         folder = self.sweep.folder.child(".ray").child(self.spec.key)
         try:

@@ -100,11 +100,10 @@ def open_without_test(path: str) -> NoTestDataset:
     Raises:
         RecrayError: It is missing, damaged, or has no validation ratings.
     """
-    folder = Folder(path)
-    manifest = storage.check_kind(folder, KIND, "recray prepare").model_dump()
-    folder.verify(sealed=TEST)
-    prepared = NoTestDataset(folder, manifest)
-    if not manifest["splits"]["valid"]["rows"]:
+    folder, manifest = storage.current_of(Folder(path), KIND, "recray prepare")
+    folder.compare(manifest, sealed=TEST)
+    prepared = NoTestDataset(folder, manifest.model_dump())
+    if not prepared.manifest["splits"]["valid"]["rows"]:
         raise RecrayError(
             f"{path} has no validation ratings to compare trials by; prepare it with "
             "--set split.valid=0.1"

@@ -217,7 +217,7 @@ def _open_trial(
         return TrialRun(data, SweepFolder(sweep), spec, metric, request.folds)
     from recray.tuning.distributed_trial import DistributedTrial
 
-    return DistributedTrial(data.folder.path, SweepFolder(sweep), spec, metric, request)
+    return DistributedTrial(data.folder, SweepFolder(sweep), spec, metric, request)
 
 
 def _search_algorithm(driver: SearchDriver) -> Any:

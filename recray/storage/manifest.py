@@ -1,0 +1,99 @@
+"""The manifest, which lists the files of a published folder and says where they lie."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+import pyarrow as pa
+from pydantic import BaseModel, Field, JsonValue, ValidationError
+
+from recray.errors import DamagedFile, RecrayError
+
+MANIFEST = "manifest.json"
+GENERATION = "generation-"
+"""First characters of the names of folders inside a published one, as whose files it appears."""
+_Generation = Annotated[str, Field(pattern=f"^{GENERATION}[0-9a-f]{{12}}$")]
+
+
+class ManifestEntry(BaseModel):
+    """A file that a manifest lists, by its path below the folder."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def manifest_entry(name: str, content: bytes | pa.Buffer) -> ManifestEntry:
+    """The entry of a file with that content."""
+    digest = hashlib.sha256(content).hexdigest()
+    return ManifestEntry(name=name, bytes=len(content), sha256=digest)
+
+
+class Manifest(BaseModel, extra="allow"):
+    """What `manifest.json` says: the kind of the folder, facts of that kind, and every file."""
+
+    kind: str | None = None
+    files: list[ManifestEntry]
+
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        """All but the kind and the files."""
+        return self.model_extra or {}
+
+    @classmethod
+    def parse(cls, content: JsonValue, path: str) -> Self:
+        """Read the content of a manifest.
+
+        Raises:
+            RecrayError: It does not list its files, or names one outside of its folder.
+        """
+        try:
+            manifest = cls.model_validate(content)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
+            reason = error.errors()[0]["msg"]
+            raise DamagedFile(f"{path} is damaged: {where}: {reason}") from error
+        for entry in manifest.files:
+            parts = entry.name.split("/")
+            if not all(parts) or {".", ".."} & set(parts) or "\\" in entry.name:
+                raise RecrayError(f"{path} names a file outside: {entry.name!r}")
+        return manifest
+
+
+class Pointer(Manifest):
+    """The manifest of a folder in a store, whose files lie in a folder inside.
+
+    Args:
+        generation: That folder; names of files begin with it.
+        before: The one whose place it took; None for the first. Who had opened it reads on.
+    """
+
+    generation: _Generation
+    before: _Generation | None = None
+
+    def inside(self, path: str) -> Manifest:
+        """The manifest that lies beside the files.
+
+        Raises:
+            DamagedFile: It names files elsewhere; the message says the path.
+        """
+        start = f"{self.generation}/"
+        for entry in self.files:
+            if not entry.name.startswith(start):
+                raise DamagedFile(f"{path} is damaged: {entry.name} is not in {self.generation}")
+        files = [e.model_copy(update={"name": e.name.removeprefix(start)}) for e in self.files]
+        return Manifest(kind=self.kind, files=files, **self.facts)
+
+
+def pointing(
+    generation: str, content: Mapping[str, Any], before: str | None
+) -> dict[str, JsonValue]:
+    """The content of a Pointer.
+
+    Args:
+        generation: The folder inside whose files are whole.
+        content: The manifest that lies there.
+        before: The folder whose place it takes.
+    """
+    files = [one | {"name": f"{generation}/{one['name']}"} for one in content["files"]]
+    return {**content, "generation": generation, "before": before, "files": files}
