@@ -21,7 +21,8 @@ from recray.serving.hot_swap import (
     load_and_warm_up,
     open_holder,
 )
-from recray.serving.registry import CURRENT, Registry
+from recray.serving.promotions import PROMOTIONS
+from recray.serving.registry import Registry
 
 from .conftest import ITEMS, USERS, raw
 
@@ -138,13 +139,14 @@ def test_a_replica_that_starts_takes_the_last_version_that_can_be_used(registry,
 
 def test_an_unreadable_registry_is_told_and_changes_nothing(registry, holder):
     before, watcher = holder.model, RegistryWatcher(holder)
-    good = registry.folder.read_bytes(CURRENT)
+    newest = f"{PROMOTIONS}/000002.json"
+    good = registry.folder.read_bytes(f"{PROMOTIONS}/000001.json")
     for content in (b"{", b"[]", b'{"version": "../../etc", "before": []}'):
-        registry.folder.replace_bytes(CURRENT, content)
+        registry.folder.write_bytes(newest, content)
         watcher.poll()
         assert holder.status().registry not in (None, "followed")
         assert holder.model is before
-    registry.folder.replace_bytes(CURRENT, good)
+    registry.folder.write_bytes(newest, good)
     watcher.poll()
     assert holder.status().registry == "followed"
 

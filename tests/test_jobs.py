@@ -42,7 +42,7 @@ def folder(tmp_path):
         "lists/readme.txt",
         "runs/a/run.json",
         "runs/a/log.txt",
-        "registry/current.json",
+        "registry/promotions/000001.json",
         "registry/x.txt",
         "recray/__pycache__/x.pyc",
         "recray-out/x.txt",

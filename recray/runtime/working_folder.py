@@ -16,7 +16,7 @@ _LEFT_OUT_ENDINGS = (
     *(".tar", ".tsv", ".whl", ".zip", ".key", ".pem"),
 )
 _LEFT_OUT_FOLDERS = ("__pycache__", "node_modules", "recray-out", "secrets")
-_MARKS_OF_OUTPUTS = ("manifest.json", "run.json", "pyvenv.cfg", "current.json")
+_MARKS_OF_OUTPUTS = ("manifest.json", "run.json", "pyvenv.cfg", "promotions/000001.json")
 """A folder that holds one of these files is an output of recray or a virtual environment."""
 
 

@@ -214,7 +214,6 @@ class RegistryWatcher:
             raise ValueError("this model follows no registry")
         self.holder, self._open, self._clock = holder, open_bundle, clock
         self._registry = Registry(holder.registry)
-        self._read_pointer = self._registry.pointer_reader()
         self._pause = Pause(holder.registry, POLL_SECONDS, LONGEST_POLL_SECONDS)
         self._failed = holder.refused.version if holder.refused else None
         self._retry_pause, self._retry_at = RETRY_SECONDS, clock() + RETRY_SECONDS
@@ -241,7 +240,7 @@ class RegistryWatcher:
             Whether a version was loaded, or refused.
         """
         try:
-            current, _ = self._read_pointer()
+            current, _ = self._registry.pointer()
         except Exception as error:  # a registry that cannot be read must not end the service
             if self.holder.registry_error is None:
                 log(event="registry_unreadable", reason=str(error))

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from recray.errors import RecrayError
+from recray.errors import RecrayError, StorageError
 from recray.serving.auth import ApiKey, load_keys
 from recray.storage import Folder
 
@@ -103,7 +103,8 @@ class ServiceOptions:
             The opened log, or None if the service keeps no ratings.
 
         Raises:
-            RecrayError: The log is of another data set, or cannot be written.
+            StorageError: The log cannot be written.
+            RecrayError: The log is of another data set.
         """
         from recray.data.feedback_log import RatingsLog
         from recray.serving.feedback_service import FeedbackService
@@ -112,7 +113,11 @@ class ServiceOptions:
         if folder is None:
             return None
         text = recommender.users.text, recommender.items.text
-        return FeedbackService(RatingsLog.of(folder, recommender.bundle.config["dataset"], text))
+        try:
+            log = RatingsLog.of(folder, recommender.bundle.config["dataset"], text)
+        except StorageError as error:  # such as a registry on a read-only disk
+            raise StorageError(f"{error}; give --ratings-log a folder that can be") from error
+        return FeedbackService(log)
 
     def open_ab_test(self, first: "Recommender", metrics: "ServiceMetrics") -> "ABTest | None":
         """Open the challenger.

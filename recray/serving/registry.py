@@ -1,30 +1,22 @@
 """Versions of a bundle, one of them current; promoted through a gate, rolled back in one step.
 
 REGISTRY/versions/<version>/    bundles, never changed
-REGISTRY/current.json           {"version", "before": [...]}, replaced in a single step
+REGISTRY/promotions/            which of them is current, and was: see promotions.py
 """
 
-import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from recray.errors import CheckFailed, RecrayError, unknown_name
 from recray.evaluation.promotion import check_not_worse
 from recray.inference.bundle import KIND, Bundle, current_bundle
-from recray.storage import Folder, PolledFile, check_store, publish
+from recray.serving.promotions import PROMOTIONS, Pointer, Promotions
+from recray.storage import Folder, check_store, publish
 
-VERSIONS, CURRENT = "versions", "current.json"
+VERSIONS = "versions"
 VERSION = re.compile(r"[0-9a-f]{12}")
-
-
-class Pointer(BaseModel):
-    """Content of current.json: the current version, and those before it, oldest first."""
-
-    version: str | None
-    before: list[str]
 
 
 class RegistryEntry(BaseModel):
@@ -78,6 +70,7 @@ class Registry:
 
     def __init__(self, path: str) -> None:
         self.folder = Folder(path)
+        self._promotions = Promotions(self.folder)
 
     def add(self, bundle_path: str) -> str:
         """Copy a bundle in, checking every file; return its version. Adding it again is fine.
@@ -111,19 +104,13 @@ class Registry:
         """
         if not self.folder.exists(VERSIONS):
             raise RecrayError(f"no registry at {self.folder}; `recray registry add` makes one")
-        current, entries = self._read().version, []
+        current, entries = self._promotions.read()[1].version, []
         for version in self.folder.child(VERSIONS).folders():
             folder = self.folder_of(version)
             if folder.published():
                 facts = folder.manifest().facts | {"current": version == current}
                 entries.append(RegistryEntry.model_validate(facts))
         return sorted(entries, key=lambda entry: entry.created)
-
-    def _read(self) -> Pointer:
-        return self._file().read() or Pointer(version=None, before=[])
-
-    def _file(self) -> PolledFile[Pointer]:
-        return PolledFile(self.folder, CURRENT, _parse)
 
     def _checked(self, pointer: Pointer) -> tuple[str, list[str]]:
         if pointer.version is None:
@@ -132,7 +119,7 @@ class Registry:
             )
         for name in (pointer.version, *pointer.before):
             if not VERSION.fullmatch(name):  # it becomes a part of a path
-                raise RecrayError(f"{self.folder}/{CURRENT} names {name!r}, which is no version")
+                raise RecrayError(f"{self.folder}/{PROMOTIONS} names {name!r}, which is no version")
         return pointer.version, pointer.before
 
     def pointer(self) -> tuple[str, list[str]]:
@@ -141,12 +128,7 @@ class Registry:
         Raises:
             RecrayError: No version has been promoted, or the registry cannot be read.
         """
-        return self._checked(self._read())
-
-    def pointer_reader(self) -> Callable[[], tuple[str, list[str]]]:
-        """Return what reads the pointer again and again, where it has changed; see `pointer`."""
-        file = self._file()
-        return lambda: self._checked(file.read() or Pointer(version=None, before=[]))
+        return self._checked(self._promotions.read()[1])
 
     def current(self) -> Folder:
         """Return the folder of the current version.
@@ -179,57 +161,48 @@ class Registry:
         Raises:
             CheckFailed: The version is worse on the current one's hold-out.
             RecrayError: The version is unknown, or has seen that hold-out in training.
+            Overtaken: Another version became current during the comparison; nothing has changed.
         """
         known = [entry.version for entry in self.versions()]
         if version not in known:
             raise unknown_name("version", version, known or ["none yet"])
-        pointer = self._read()
-        current, earlier = pointer.version, pointer.before
-        verdict = "first version" if current is None else "is current already"
-        if force:
+        number, pointer = self._promotions.read()
+        current = pointer.version
+        if current == version:
+            return Promotion(version=version, before=current, verdict="is current already")
+        if current is None:
+            verdict = "first version"
+        elif force:
             verdict = "forced"
-        elif current not in (None, version):
-            candidate = Bundle.open(self.folder_of(version).path)
-            verdict = check_not_worse(candidate, Bundle.open(self.current().path))
-        if current is not None and current != version:
-            earlier = [*earlier, current]
-        self._write(Pointer(version=version, before=earlier))
+        else:
+            verdict = self._compared(version, self._checked(pointer)[0])
+        earlier = pointer.before if current is None else [*pointer.before, current]
+        self._promotions.write(number + 1, Pointer(version=version, before=earlier))
         return Promotion(version=version, before=current, verdict=verdict)
+
+    def _compared(self, version: str, current: str) -> str:
+        candidate, live = (Bundle.open(self.folder_of(v).path) for v in (version, current))
+        return check_not_worse(candidate, live)
 
     def rollback(self) -> Rollback:
         """Make the version before the current one current again.
 
         Raises:
             RecrayError: No version was current before.
+            Overtaken: Another version became current meanwhile; nothing has changed.
         """
-        pointer = self._read()
+        number, pointer = self._promotions.read()
         if not pointer.before:
             raise RecrayError(f"{self.folder} has no earlier version to go back to")
         *earlier, version = pointer.before
-        self._write(Pointer(version=version, before=earlier))
+        self._promotions.write(number + 1, Pointer(version=version, before=earlier))
         return Rollback(version=version, before=pointer.version)
-
-    def _write(self, pointer: Pointer) -> None:
-        content = json.dumps(pointer.model_dump(), indent=1)
-        self.folder.replace_bytes(CURRENT, content.encode())
-
-
-def _parse(content: bytes) -> Pointer:
-    """Read the content of current.json.
-
-    Raises:
-        ValueError: It names no version.
-    """
-    try:
-        return Pointer.model_validate_json(content)
-    except ValidationError as error:
-        raise ValueError(f"it names no version: {error.errors()[0]['msg']}") from error
 
 
 def is_registry(path: str) -> bool:
     """Whether the folder is a registry and not a bundle."""
     folder = Folder(path)
-    return folder.exists(CURRENT) or (folder.exists(VERSIONS) and not folder.published())
+    return folder.exists(VERSIONS) and not folder.published()
 
 
 def resolve_bundle(path: str) -> str:
