@@ -52,10 +52,10 @@ def test_the_version_follows_from_the_content(make_bundle):
     assert make_bundle("c", flip=True).version != make_bundle("a2").version
 
 
-def test_a_file_that_the_manifest_does_not_list_changes_the_version(make_bundle):
+def test_a_file_that_the_manifest_does_not_list_is_refused(make_bundle):
     bundle = make_bundle()
     (Path(bundle.folder.path) / "more.json").write_text("{}")
-    with pytest.raises(RecrayError, match="says version"):
+    with pytest.raises(RecrayError, match=r"holds more\.json, which its manifest does not list"):
         Bundle.open(bundle.folder.path)
 
 

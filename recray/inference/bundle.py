@@ -19,6 +19,7 @@ from typing import Any, Self, TypedDict
 import pyarrow as pa
 import pyarrow.compute as pc
 import safetensors.torch
+import torch
 from pydantic import JsonValue
 
 from recray import storage
@@ -26,11 +27,19 @@ from recray.config import Settings, build_settings, translated
 from recray.data.dataset import Ratings
 from recray.data.ids import FIT_SPLITS, IdMap
 from recray.errors import RecrayError
+from recray.inference import checked_tables
+from recray.inference.bundle_checks import (
+    check_config,
+    check_facts,
+    check_results,
+    check_weights,
+    refuse_links,
+)
 from recray.inference.interactions import Interactions
 from recray.inference.user_features import FILE as USER_FEATURES
 from recray.inference.user_features import UserFeatures
 from recray.models import build_model
-from recray.models.base import Model, WithoutDraws
+from recray.models.base import Model
 from recray.models.objectives import FoldInConfig, Objective, build_objective
 from recray.storage import Folder, Manifest, ManifestEntry, in_parallel
 
@@ -43,8 +52,6 @@ RUN = "run"
 TWIN = "measured"
 """Folder of the twin that was measured, where there is a final fit."""
 UNVERSIONED = ("metrics.json", TRAINING, USER_FEATURES)
-CONFIG = ("dataset", "settings", "users", "items", "rating_range", "fold_in", "fingerprints")
-"""What config.json must have for its model to be built."""
 
 
 class BundleConfig(TypedDict):
@@ -194,7 +201,12 @@ class Bundle:
     def read(cls, folder: Folder, manifest: Manifest) -> Self:
         """Read a folder whose files are known to be whole."""
         config, settings, model, objective = _read_fit(folder)
-        ids = folder.read_table("ids.parquet")
+        ids = checked_tables.read_table(folder, "ids.parquet", checked_tables.IDS)
+        items = checked_tables.read_table(folder, "items.parquet", checked_tables.ITEMS)
+        checked_tables.check_ids(ids, config, len(items), str(folder))
+        metrics = folder.read_json("metrics.json")
+        training = folder.read_json(TRAINING) if folder.exists(TRAINING) else []
+        check_results(metrics, training, str(folder))
         maps = {}
         for kind, known in (("user", config["users"]), ("item", config["items"])):
             own = ids.filter(pc.equal(ids["kind"], kind))
@@ -203,36 +215,36 @@ class Bundle:
             folder,
             manifest,
             config,
-            folder.read_json("metrics.json"),
+            metrics,
             settings,
             model,
             objective,
             maps["user"],
             maps["item"],
-            folder.read_table("items.parquet"),
+            items,
             Interactions.read(
-                folder, settings, config["users"], config["items"], len(maps["user"])
+                folder, settings, config["users"], config["items"], *map(len, maps.values())
             ),
-            folder.read_json(TRAINING) if folder.exists(TRAINING) else [],
+            training,
         )
 
 
 def _read_fit(folder: Folder, where: str = "") -> tuple[BundleConfig, Settings, Model, Objective]:
     """The settings and the model of a fit, whose files lie in that folder of the bundle."""
     config: BundleConfig = folder.read_json(f"{where}config.json")
-    lacking = [name for name in CONFIG if name not in config]
-    if lacking:
-        raise RecrayError(f"{folder}/{where}config.json lacks {', '.join(lacking)}")
+    check_config(config, f"{folder}/{where}config.json")
     config["settings"] = translated(config["settings"])
     settings = build_settings(config["settings"])
-    with WithoutDraws():
+    with torch.device("meta"):  # shapes alone: memory is given to what the file holds
         model = build_model(settings, config["users"], config["items"])
     try:
-        weights = folder.read_bytes(f"{where}weights.safetensors")
-        model.load_state_dict(safetensors.torch.load(weights), assign=True)
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        first = str(error).splitlines()[0]
-        raise RecrayError(f"{folder} does not fit its own {where}config.json: {first}") from error
+        weights = safetensors.torch.load(folder.read_bytes(f"{where}weights.safetensors"))
+        check_weights(model, weights, f"{folder}/{where}weights.safetensors")
+        model.load_state_dict(weights, assign=True)
+        model.check_weights()
+    except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        reason = str(error).split("\n\t")[-1].strip()  # torch says it below a heading
+        raise RecrayError(f"{folder} does not fit its own {where}config.json: {reason}") from error
     low, high = config["rating_range"]
     return config, settings, model.eval(), build_objective(settings, low, high)
 
@@ -256,10 +268,10 @@ class HeldFolder(Folder):
 
     contents: Mapping[str, pa.Buffer | None] = field(default_factory=dict)
 
-    def find(self, name: str) -> pa.Buffer | None:
+    def find(self, name: str, largest: int | None = None) -> pa.Buffer | None:
         """The file's content; see Folder."""
         held = self.contents.get(name)
-        return super().find(name) if held is None and name in self.contents else held
+        return super().find(name, largest) if held is None and name in self.contents else held
 
     def exists(self, name: str = "") -> bool:
         """Whether there is a file of that name."""
@@ -278,8 +290,15 @@ def current_bundle(path: Folder) -> tuple[Folder, Manifest]:
     Raises:
         RecrayError: It is missing, not a bundle, or bears another's version.
     """
+    refuse_links(path)
     folder, manifest = storage.current_of(path, KIND, "recray export")
-    version = version_of(folder, {file.name: file.sha256 for file in manifest.files})
+    check_facts(manifest, folder.at(storage.MANIFEST))
+    digests = {file.name: file.sha256 for file in manifest.files}
+    found = folder.content()
+    unlisted = {*found} - {*digests}
+    if unlisted:
+        raise RecrayError(f"{folder} holds {min(unlisted)}, which its manifest does not list")
+    version = _version({name: digests[name] for name in found})
     if manifest.facts.get("version") != version:
         raise RecrayError(
             f"{folder} says version {manifest.facts.get('version')!r}, its content is {version}"
@@ -294,9 +313,17 @@ def version_of(folder: Folder, known: Mapping[str, str]) -> str:
         folder: The bundle.
         known: The sha256, in hex digits, of files that need not be read.
     """
+    names = [name for name in folder.content() if name not in UNVERSIONED]
+
+    def digest(name: str) -> str:
+        return known.get(name) or hashlib.sha256(folder.read_buffer(name)).hexdigest()
+
+    return _version({name: digest(name) for name in names})
+
+
+def _version(digests: Mapping[str, str]) -> str:
+    """Twelve hex digits from the names and digests of files."""
     digest = hashlib.sha256()
-    for name in folder.content():
-        if name not in UNVERSIONED:
-            sha256 = known.get(name) or hashlib.sha256(folder.read_buffer(name)).hexdigest()
-            digest.update(name.encode() + bytes.fromhex(sha256))
+    for name in sorted({*digests} - {*UNVERSIONED}):
+        digest.update(name.encode() + bytes.fromhex(digests[name]))
     return digest.hexdigest()[:12]

@@ -19,6 +19,8 @@ from recray.config import Settings
 from recray.data.dataset import Prepared, Ratings, time_column
 from recray.data.ids import FIT_SPLITS, FitOn
 from recray.data.split import TEST, TRAIN
+from recray.errors import DamagedFile
+from recray.inference.checked_tables import NUMBERS, PART, check_rows, read_table, refuse_nulls
 from recray.inference.history import History
 from recray.models.base import Model
 from recray.models.history import HistoryModel
@@ -67,18 +69,33 @@ class Interactions:
 
     @classmethod
     def read(
-        cls, folder: Folder, settings: Settings, users: int, items: int, all_users: int
+        cls,
+        folder: Folder,
+        settings: Settings,
+        users: int,
+        items: int,
+        all_users: int,
+        all_items: int,
     ) -> Self:
-        """Read the interactions of a bundle; of an older one, too, as it was written then."""
+        """Read the interactions of a bundle; of an older one, too, as it was written then.
+
+        Raises:
+            DamagedFile: A row has an id that there is not, or the file is damaged.
+        """
         if folder.exists(FILE):
-            table = folder.read_table(FILE)
+            table = read_table(folder, FILE, NUMBERS | PART)
+            refuse_nulls(table, [*NUMBERS.keys() - {"timestamp"}], f"{folder}/{FILE}")
             names = pa.array(schema.INTERACTION_PARTS)
             part = pc.index_in(table["part"].cast(pa.string()), names)
+            if part.null_count:
+                raise DamagedFile(f"{folder}/{FILE} is damaged: a row has an unknown part")
             rows, codes = Ratings.of(table), part.to_numpy().astype(np.int8)
         else:
-            before, test = (Ratings.of(folder.read_table(name)) for name in OF_BEFORE)
+            tables = [read_table(folder, name, NUMBERS) for name in OF_BEFORE]
+            before, test = map(Ratings.of, tables)
             # An older bundle does not say which rows validated, and takes all for training rows.
             rows, codes = _joined({TRAIN: before, TEST: test})
+        check_rows(rows, all_users, all_items, f"{folder}/{FILE}")
         return cls(rows, codes, settings.train.fit_on, users, items, all_users)
 
     @property

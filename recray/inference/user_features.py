@@ -10,10 +10,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recray.data.dataset import Prepared
+from recray.inference.checked_tables import read_table
 from recray.storage import Folder
 
 FILE = "users.parquet"
 COLUMNS = ("age", "gender")
+TYPES = {"age": (pa.int32(),), "gender": (pa.string(),)}
 UNKNOWN_AGE = -1
 
 
@@ -34,7 +36,7 @@ class UserFeatures:
         """Read those of a bundle; None where its data set says nothing of users."""
         if not folder.exists(FILE):
             return None
-        table = folder.read_table(FILE)
+        table = read_table(folder, FILE, TYPES)
         age = table["age"].combine_chunks().fill_null(UNKNOWN_AGE).to_numpy().astype(np.int64)
         return cls(age, np.array(table["gender"].to_pylist(), object))
 

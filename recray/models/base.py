@@ -6,11 +6,12 @@
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from recray.config import Settings
 from recray.errors import RecrayError, unknown_name
@@ -148,6 +149,13 @@ class Model(nn.Module, ABC):
         """(items, D) vectors whose cosine is the similarity of items; None if there are none."""
         return None
 
+    def check_weights(self) -> None:
+        """Compare loaded weights with each other, where their shapes alone do not say enough.
+
+        Raises:
+            ValueError: They contradict each other.
+        """
+
 
 def is_user_table(name: str) -> bool:
     """Whether a table has a row for each user; otherwise it has one for each item."""
@@ -205,24 +213,14 @@ def model_class(kind: str) -> type[Model]:
     return MODELS[kind]
 
 
-class WithoutDraws(TorchFunctionMode):
-    """Inside the block no random numbers are drawn for tables: their weights come at once.
+def refuse_outside(name: str, values: Tensor | NDArray[np.integer], below: int) -> None:
+    """Refuse whole numbers that are not all in 0..below-1.
 
-    A gigabyte of them takes seconds.
+    Raises:
+        ValueError: One is not.
     """
-
-    _DRAWS = frozenset(
-        (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.xavier_uniform_)
-    )
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Leave tensors as they are where they would be filled."""
-        given = kwargs or {}
-        if func in self._DRAWS:
-            return args[0] if args else given["tensor"]
-        return func(*args, **given)
+    if len(values) and (int(values.min()) < 0 or int(values.max()) >= below):
+        raise ValueError(f"{name} has values outside 0 to {below - 1}")
 
 
 def build_model(settings: Settings, users: int, items: int) -> Model:

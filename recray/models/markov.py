@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recray.errors import RecrayError
+from recray.models.base import refuse_outside
 from recray.models.counts import ALONE, SCALE, Group, HistoryPairs, in_units
 from recray.models.history import ClosedForm, RatingsCSR
 
@@ -97,6 +98,14 @@ class Markov(ClosedForm):
         self.value = torch.from_numpy(value.astype(np.float32))
         share = pairs.counts / max(pairs.counts.sum(), 1)
         self.rest.copy_(torch.from_numpy((REST * share).astype(np.float32)))
+
+    def check_weights(self) -> None:
+        """Compare the places of the rows with the table; see Model."""
+        begin, entries = self.begin, len(self.successor)
+        ends = len(begin) == self.items + 1 and (int(begin[0]), int(begin[-1])) == (0, entries)
+        if not ends or len(self.value) != entries or bool((begin.diff() < 0).any()):
+            raise ValueError(f"begin does not divide the {entries:,} entries of the table")
+        refuse_outside("successor", self.successor, self.items)
 
     def state_of(self, known: RatingsCSR) -> Tensor:
         """The last items of each history and their weights: (U, 2 M) float32."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from recray.errors import RecrayError
+from recray.models.base import refuse_outside
 from recray.models.counts import ALONE, Group, merged, summed_by_key
 from recray.models.history import ClosedForm, RatingsCSR
 from recray.schema import UNKNOWN_TIME
@@ -75,6 +76,14 @@ class RecentPopular(ClosedForm):
         ):
             setattr(self, name, torch.from_numpy(value.astype(np.int32)))
         self.share.copy_(counts / (counts.sum() + 1))
+
+    def check_weights(self) -> None:
+        """Compare the three columns of the counts; see Model."""
+        if len({len(self.day), len(self.item), len(self.ratings)}) > 1:
+            raise ValueError("day, item and ratings differ in length")
+        if bool((self.day.diff() < 0).any()):
+            raise ValueError("day does not ascend")
+        refuse_outside("item", self.item, self.items)
 
     def state_of(self, known: RatingsCSR) -> Tensor:
         """The first day of each one's window: (U, 1) float32."""

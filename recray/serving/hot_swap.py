@@ -12,7 +12,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pyarrow as pa
-import torch
 
 from recray.errors import RecrayError
 from recray.inference.catalog import Filters
@@ -106,25 +105,17 @@ def load_and_warm_up(path: str) -> Recommender:
     Raises:
         RecrayError: The bundle is missing or damaged, or its weights or answers are not finite.
     """
-    recommender = Recommender.open(path)
-    for name, weight in recommender.bundle.model.state_dict().items():
-        if weight.is_floating_point() and not _all_finite(weight):
-            raise RecrayError(f"{path}: {name} has values that are not finite numbers")
     try:
+        recommender = Recommender.open(path)
         _warm_up(recommender)
     except RecrayError:
         raise
-    except Exception as error:  # the same error would meet every request
+    except Exception as error:  # a replica must not die of it, and it would meet every request
         reason = f"{type(error).__name__}: {error}"
-        raise RecrayError(f"{path} opens and cannot answer: {reason}") from error
+        raise RecrayError(f"{path} cannot answer: {reason}") from error
     recommender.drop_training_rows()
     pa.default_memory_pool().release_unused()  # Arrow keeps what opening the tables needed
     return recommender
-
-
-def _all_finite(weight: torch.Tensor) -> bool:
-    """Whether no number is infinite or none at all; without a copy of a large table."""
-    return not weight.numel() or bool(torch.isfinite(torch.stack(weight.aminmax())).all())
 
 
 def _warm_up(recommender: Recommender) -> None:

@@ -3,6 +3,7 @@
 from recray.storage.files import (
     PROBE,
     UNFINISHED,
+    as_recray_error,
     file_type,
     is_uri,
     modified_ns,
@@ -33,6 +34,7 @@ __all__ = [
     "PolledFile",
     "Sink",
     "SpanReader",
+    "as_recray_error",
     "check_store",
     "current_of",
     "file_type",

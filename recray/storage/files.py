@@ -134,6 +134,8 @@ def read_errors(path: str) -> Iterator[None]:
         raise kind(f"cannot read {path}: {reason_of(error)}") from error
     except (ValueError, pa.ArrowException) as error:
         raise DamagedFile(f"{path} is damaged: {error}") from error
+    except RecursionError as error:
+        raise DamagedFile(f"{path} is damaged: it is nested too deeply") from error
 
 
 def untorn(path: str, read: Callable[[], T]) -> T:

@@ -30,7 +30,14 @@ from recray.storage.files import (
     sync_folder,
     write_synced,
 )
-from recray.storage.manifest import MANIFEST, Manifest, ManifestEntry, Pointer, manifest_entry
+from recray.storage.manifest import (
+    MANIFEST,
+    MANIFEST_BYTES,
+    Manifest,
+    ManifestEntry,
+    Pointer,
+    manifest_entry,
+)
 from recray.storage.reading import ReadFolder
 from recray.storage.whole import in_parallel
 
@@ -157,7 +164,7 @@ class Folder(ReadFolder):
             RecrayError: The folder is missing or was never finished, or the manifest lists no
                 files, or names one outside of the folder.
         """
-        content, path = self.find_json(MANIFEST), self.at(MANIFEST)
+        content, path = self.find_json(MANIFEST, MANIFEST_BYTES), self.at(MANIFEST)
         if content is not None:
             if isinstance(content, dict) and "generation" in content:
                 pointer = Pointer.parse(content, path)
@@ -198,7 +205,7 @@ class Folder(ReadFolder):
             DamagedFile: The file is missing, or its bytes are not those of the entry.
             RecrayError: It cannot be read.
         """
-        content = self.find(entry.name)
+        content = self.find(entry.name, entry.bytes)
         if content is None:
             raise DamagedFile(f"{self.path} lacks {entry.name}, which its manifest lists")
         digest = manifest_entry(entry.name, content).sha256

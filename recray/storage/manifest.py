@@ -10,6 +10,8 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 from recray.errors import DamagedFile, RecrayError
 
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 32 << 20
+"""Bytes that it may have: enough for the names and digests of 200,000 files."""
 GENERATION = "generation-"
 """First characters of the names of folders inside a published one, as whose files it appears."""
 _Generation = Annotated[str, Field(pattern=f"^{GENERATION}[0-9a-f]{{12}}$")]
@@ -19,8 +21,8 @@ class ManifestEntry(BaseModel):
     """A file that a manifest lists, by its path below the folder."""
 
     name: str
-    bytes: int
-    sha256: str
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def manifest_entry(name: str, content: bytes | pa.Buffer) -> ManifestEntry:

@@ -79,17 +79,18 @@ class ReadFolder:
         _, entries = self._list(recursive=False)
         return sorted(e.base_name for e in entries if e.type == pafs.FileType.Directory)
 
-    def find(self, name: str) -> pa.Buffer | None:
+    def find(self, name: str, largest: int | None = None) -> pa.Buffer | None:
         """The file's content; None where there is no such file. Large ones come in parallel.
 
         Raises:
+            DamagedFile: It has more than `largest` bytes; nothing was read.
             StorageError: The store does not answer.
             RecrayError: The file is not readable.
         """
         filesystem, path = self.locate(name)
         with read_errors(self.at(name)):
             try:
-                return retry(self.path, lambda: read_whole(filesystem, path))
+                return retry(self.path, lambda: read_whole(filesystem, path, largest))
             except FileNotFoundError:
                 return None
 
@@ -106,16 +107,16 @@ class ReadFolder:
         """A copy of the same."""
         return bytes(self.read_buffer(name).to_pybytes())
 
-    def find_json(self, name: str) -> Any | None:
+    def find_json(self, name: str, largest: int | None = None) -> Any | None:
         """The file's content as JSON, even if it is replaced meanwhile; None if it is missing.
 
         Raises:
-            DamagedFile: It is not JSON.
+            DamagedFile: It is not JSON, or has more than `largest` bytes.
             RecrayError: It is not readable.
         """
 
         def attempt() -> Any | None:
-            content = self.find(name)
+            content = self.find(name, largest)
             return None if content is None else json.loads(content.to_pybytes())
 
         with read_errors(self.at(name)):

@@ -17,13 +17,21 @@ FILES_AT_ONCE = 4
 """Files that are read at the same time: what they wait for is the store."""
 
 
-def read_whole(filesystem: pafs.FileSystem, path: str) -> pa.Buffer:
+def read_whole(filesystem: pafs.FileSystem, path: str, largest: int | None = None) -> pa.Buffer:
     """The content of a file. In a store that is one HEAD, for its size, and one GET.
+
+    Args:
+        filesystem: Where it lies.
+        path: The file.
+        largest: Bytes that it may have.
 
     Raises:
         OSError: It is missing, cannot be read, or has become shorter meanwhile.
+        ValueError: It is larger; nothing was read.
     """
     with filesystem.open_input_file(path) as file:
+        if largest is not None and file.size() > largest:
+            raise ValueError(f"it has {file.size():,} bytes, and may have {largest:,}")
         if filesystem.type_name == "local":
             return file.read_buffer()
         return read_range(file, 0, file.size())
