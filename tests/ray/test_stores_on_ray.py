@@ -111,7 +111,7 @@ def test_a_store_that_dies_in_mid_prepare_is_one_line_and_the_next_run_ends_well
     out = "s3://data/dies"
     with proxy.watch() as traffic:
         running = start("prepare", "sample", "--out", out)
-        wait_for(lambda: traffic.count("PUT", below=f"data/dies/{ingest.SPILL}/"), pause=0.05)
+        wait_for(lambda: traffic.count("PUT", below="data/dies/generation-"), pause=0.05)
         proxy.health = "closed"
     code, errors = ended(running)
     proxy.health = "up"
