@@ -18,7 +18,6 @@ from typing import Any, Self, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import safetensors.torch
 import torch
 from pydantic import JsonValue
 
@@ -42,6 +41,7 @@ from recray.models import build_model
 from recray.models.base import Model
 from recray.models.objectives import FoldInConfig, Objective, build_objective
 from recray.storage import Folder, Manifest, ManifestEntry, in_parallel
+from recray.storage.tensors import as_bytes, tensors_in
 
 KIND = "bundle"
 TRAINING = "training.json"
@@ -238,11 +238,11 @@ def _read_fit(folder: Folder, where: str = "") -> tuple[BundleConfig, Settings, 
     with torch.device("meta"):  # shapes alone: memory is given to what the file holds
         model = build_model(settings, config["users"], config["items"])
     try:
-        weights = safetensors.torch.load(folder.read_bytes(f"{where}weights.safetensors"))
+        weights = tensors_in(as_bytes(folder.read_buffer(f"{where}weights.safetensors")))
         check_weights(model, weights, f"{folder}/{where}weights.safetensors")
         model.load_state_dict(weights, assign=True)
         model.check_weights()
-    except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).split("\n\t")[-1].strip()  # torch says it below a heading
         raise RecrayError(f"{folder} does not fit its own {where}config.json: {reason}") from error
     low, high = config["rating_range"]

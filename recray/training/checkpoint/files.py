@@ -16,12 +16,8 @@ from torch import Tensor
 
 from recray.errors import DamagedFile
 from recray.storage import Folder, ManifestEntry, Sink, range_reader, write_from
+from recray.storage.tensors import DTYPES, tensors_in
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PIECE_BYTES = 4 << 20
 """Bytes that are hashed and written, or copied from a device, at once."""
@@ -132,26 +128,13 @@ def read_tensors(folder: Folder, entry: ManifestEntry) -> dict[str, Tensor]:
     for piece in _checked(folder, entry):
         copy_bytes(piece, held[place : place + len(piece)])
         place += len(piece)
-    size = 8 + int.from_bytes(held[:8].numpy().tobytes(), "little")
-    header = json.loads(held[8:size].numpy().tobytes())
-    header.pop("__metadata__", None)
-    found = {}
-    for name, one in header.items():
-        begin, end = one["data_offsets"]
-        content = held[size + begin : size + end]
-        found[name] = _view(content, DTYPES[one["dtype"]], one["shape"])
-    return found
+    return tensors_in(held)
 
 
 def copy_bytes(content: bytes | memoryview, target: Tensor) -> None:
     """Fill a contiguous tensor with bytes, which need not be aligned."""
     if target.numel():
         target.view(-1).view(torch.uint8).numpy()[:] = np.frombuffer(content, np.uint8)
-
-
-def _view(held: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    aligned = held if held.storage_offset() % dtype.itemsize == 0 else held.clone()
-    return aligned.view(dtype).view(shape)
 
 
 def verify_file(folder: Folder, entry: ManifestEntry) -> None:

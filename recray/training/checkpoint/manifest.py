@@ -20,12 +20,12 @@ from torch import Tensor
 
 from recray.errors import DamagedFile, RecrayError
 from recray.storage import MANIFEST, UNFINISHED, Folder, Manifest, ManifestEntry, is_uri
+from recray.storage.tensors import DTYPES
 from recray.training.checkpoint.content import (
     STATE_OF,
     TrainState,
 )
 from recray.training.checkpoint.files import (
-    DTYPES,
     NAMES,
     Section,
     verify_file,
