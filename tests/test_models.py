@@ -1,6 +1,8 @@
 """One contract for every registered model."""
 
 import inspect
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -48,14 +50,18 @@ def score_pairs(model, user, item):
     return model(user, item)
 
 
-def make(kind: str, **changes):
-    torch.manual_seed(0)
+def built(kind: str, **changes):
     arguments = {"users": USERS, "items": ITEMS} | changes
     sizes = {"dim": 4, "mlp_dim": 3, "layers": (6, 5), "levels": (1.0, 2.5, 5.0)}
     sizes["item_features"] = ("a", "b")
     wanted = inspect.signature(MODELS[kind]).parameters
     arguments |= {name: size for name, size in sizes.items() if name in wanted}
-    model = MODELS[kind](**arguments)
+    return MODELS[kind](**arguments)
+
+
+def make(kind: str, **changes):
+    torch.manual_seed(0)
+    model = built(kind, **changes)
     model.init_from_statistics(statistics())
     if isinstance(model, ClosedForm):
         model.fit(histories())
@@ -238,3 +244,17 @@ def test_moments_of_users_do_not_depend_on_how_many_are_summed_at_once(monkeypat
     mean, variance = model.user_moments()
     assert torch.allclose(mean, state.mean(dim=0))
     assert torch.allclose(variance, state.var(dim=0, correction=0))
+
+
+def test_models_whose_weights_come_at_once_do_not_load_the_compiler_of_torch():
+    """That takes 2.5 s, and on the meta device whatever fills a tensor loads it."""
+    code = """
+import sys, torch
+from recray.models.base import WithoutDraws
+from tests.test_models import CASES, built
+for kind, changes in CASES:
+    with WithoutDraws(), torch.device("meta"):
+        built(kind, **changes)
+    assert "torch._dynamo" not in sys.modules, kind
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

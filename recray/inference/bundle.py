@@ -38,7 +38,7 @@ from recray.inference.interactions import Interactions
 from recray.inference.user_features import FILE as USER_FEATURES
 from recray.inference.user_features import UserFeatures
 from recray.models import build_model
-from recray.models.base import Model
+from recray.models.base import Model, WithoutDraws
 from recray.models.objectives import FoldInConfig, Objective, build_objective
 from recray.storage import Folder, Manifest, ManifestEntry, in_parallel
 from recray.storage.tensors import as_bytes, tensors_in
@@ -235,7 +235,8 @@ def _read_fit(folder: Folder, where: str = "") -> tuple[BundleConfig, Settings, 
     check_config(config, f"{folder}/{where}config.json")
     config["settings"] = translated(config["settings"])
     settings = build_settings(config["settings"])
-    with torch.device("meta"):  # shapes alone: memory is given to what the file holds
+    # Shapes alone: memory is given to what the file holds.
+    with WithoutDraws(), torch.device("meta"):
         model = build_model(settings, config["users"], config["items"])
     try:
         weights = tensors_in(as_bytes(folder.read_buffer(f"{where}weights.safetensors")))

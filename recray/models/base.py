@@ -6,12 +6,13 @@
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from recray.config import Settings
 from recray.errors import RecrayError, unknown_name
@@ -211,6 +212,29 @@ def model_class(kind: str) -> type[Model]:
     if kind not in MODELS:
         raise unknown_name("model", kind, MODELS)
     return MODELS[kind]
+
+
+class WithoutDraws(TorchFunctionMode):
+    """Inside the block tables are not filled: their weights come at once.
+
+    A gigabyte of random numbers takes seconds. On the meta device, which fills nothing, the first
+    of these calls would load torch's compiler, which takes seconds as well.
+    """
+
+    _DRAWS = frozenset(
+        (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.xavier_uniform_)
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave tensors as they are where they would be filled."""
+        given = kwargs or {}
+        if func in self._DRAWS:
+            return args[0] if args else given["tensor"]
+        if func is torch.eye:
+            return torch.empty(args[0], args[0], **given)
+        return func(*args, **given)
 
 
 def refuse_outside(name: str, values: Tensor | NDArray[np.integer], below: int) -> None:

@@ -101,7 +101,8 @@ class Sequence(HistoryModel, LinearModel):
         self.item_vectors = nn.Embedding(items, dim)
         nn.init.normal_(self.item_vectors.weight, std=SPREAD)
         # A row for each position from the end, or for each bucket of the time since the last item.
-        self.place = nn.Parameter(torch.randn(LATER if time else length, dim) * SPREAD)
+        self.place = nn.Parameter(torch.empty(LATER if time else length, dim))
+        nn.init.normal_(self.place, std=SPREAD)
         sizes = dim, heads, dropout, length if time else 0
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
