@@ -143,13 +143,13 @@ def test_other_paths_and_methods_are_errors_of_the_same_form(client):
         assert set(reply.json()["error"]) == {"code", "message"}
 
 
-def test_a_bug_is_500_without_a_trace_and_the_log_has_it(client, recommender, monkeypatch, capsys):
+def test_a_bug_is_500_without_a_trace_and_the_log_has_it(client, recommender, monkeypatch, capfd):
     monkeypatch.setattr(recommender, "recommend", lambda *_: 1 / 0)
     reply = client.get(f"/v1/users/{raw(0)}/recommendations")
     assert reply.status_code == 500
     assert reply.json()["error"]["code"] == "internal"
     assert "division" not in reply.text
-    assert "ZeroDivisionError" in json.loads(capsys.readouterr().err)["error"]
+    assert "ZeroDivisionError" in json.loads(capfd.readouterr().err)["error"]
 
 
 def test_the_service_tells_what_it_is(client, recommender):
@@ -431,7 +431,9 @@ def test_a_service_of_another_version_is_found(serve, recommender, make_bundle):
 
 def test_a_service_that_leaves_out_the_best_item_is_found(serve, recommender, make_bundle):
     class Worse(Recommender):
-        def recommend(self, user, k=10, exclude_seen=True, filters=NO_FILTERS, since=None):
+        def recommend(
+            self, user, k=10, exclude_seen=True, filters=NO_FILTERS, since=None, now=None
+        ):
             answer = super().recommend(user, k + 1, exclude_seen, filters)
             return replace(answer, item=answer.item[1:], score=answer.score[1:])
 
@@ -457,7 +459,7 @@ class Says:
     def __getattr__(self, name):
         return getattr(self.recommender, name)
 
-    def recommend(self, user, k=10, exclude_seen=True, filters=NO_FILTERS, since=None):
+    def recommend(self, user, k=10, exclude_seen=True, filters=NO_FILTERS, since=None, now=None):
         plain = self.recommender.recommend(user, k, exclude_seen, filters).plain()
         self.change(plain["items"])
         said = SimpleNamespace(source=plain["source"], model_version=plain["model_version"])

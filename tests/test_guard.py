@@ -370,12 +370,12 @@ def test_every_reply_says_not_to_guess_or_keep(guarded):
 # -------------------------------------------------------------------------------------- log
 
 
-def test_the_log_has_no_user_unless_asked(guarded, keys, capsys):
+def test_the_log_has_no_user_unless_asked(guarded, keys, capfd):
     secrets, known = keys
     for log, seen in (("errors", None), ("requests", False), ("users", True)):
         client = guarded(keys=known, log=log)
         client.get(f"{LIST}?k=3", headers={"x-api-key": secrets[0]})
-        text = capsys.readouterr().err
+        text = capfd.readouterr().err
         if seen is None:
             assert text == ""
             continue
@@ -387,9 +387,9 @@ def test_the_log_has_no_user_unless_asked(guarded, keys, capsys):
         assert secrets[0] not in text
 
 
-def test_a_refused_request_is_logged_without_its_path(guarded, keys, capsys):
+def test_a_refused_request_is_logged_without_its_path(guarded, keys, capfd):
     guarded(keys=keys[1], log="requests").get("/v1/users/12345")
-    line = json.loads(capsys.readouterr().err)
+    line = json.loads(capfd.readouterr().err)
     assert (line["status"], line["key"], line["route"]) == (401, None, None)
     assert "12345" not in json.dumps(line)
 

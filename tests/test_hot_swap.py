@@ -79,7 +79,7 @@ def test_a_promoted_version_answers_and_a_rollback_brings_back_the_one_before(
     assert (holder.model.version, holder.swaps) == (one, 2)
 
 
-def test_a_damaged_version_is_refused_and_the_old_one_answers(registry, bundles, holder, capsys):
+def test_a_damaged_version_is_refused_and_the_old_one_answers(registry, bundles, holder, capfd):
     one, two = (bundle.version for bundle in bundles)
     damage(registry, two)
     registry.promote(two, force=True)
@@ -93,7 +93,7 @@ def test_a_damaged_version_is_refused_and_the_old_one_answers(registry, bundles,
     assert said["refused"]["version"] == two
     assert "damaged" in said["refused"]["reason"]
     assert client.get(f"/v1/users/{raw(0)}/recommendations").json()["model_version"] == one
-    line = json.loads(capsys.readouterr().err)
+    line = json.loads(capfd.readouterr().err)
     assert (line["event"], line["version"], line["answers"]) == ("model_refused", two, one)
 
 

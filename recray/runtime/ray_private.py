@@ -8,11 +8,14 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, reduce
 from typing import TYPE_CHECKING, Any
 
 from recray.errors import RecrayError
+from recray.runtime.environment import switched
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -41,11 +44,14 @@ RAY_SWITCHES = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_COLOR_PREFIX": "0",  # what Ray says of its processes may go to a file
     # Serve kills its proxy where it needs longer than this to come up; its 5 s are too few for a
     # busy machine.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 """While recray has Ray running."""
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""0: Ray is for this machine alone and binds 127.0.0.1, its own default on macOS."""
 JOIN_SWITCHES = {"RAY_gcs_server_port_wait_time_s": "8"}
 """While Ray tries to join a cluster whose head listens: it gives up after 8 s."""
 TUNE_SWITCHES = {
@@ -121,6 +127,8 @@ AUTOSCALING = (
     "get_or_create_autoscaling_coordinator"
 )
 TASK_WATCHES = "ray.data.context:DataContext.execution_callback_classes"
+MESSAGES = "ray._private.worker:print_to_stdstream"
+CLUSTERS = "ray._private.ray_constants:ENABLE_RAY_CLUSTER"
 WITHOUT_SETTER = "Serve is shut down with each local Ray, which takes longer"
 NAMES = (
     TOKEN_MODE,
@@ -132,6 +140,8 @@ NAMES = (
     FREE_RESOURCES,
     AUTOSCALING,
     TASK_WATCHES,
+    MESSAGES,
+    CLUSTERS,
 )
 REQUEST_S = 1800.0
 """How long the autoscaler remembers what a training that may grow has asked for."""
@@ -168,6 +178,49 @@ def reread_token_mode() -> bool:
     if read_again is not None:
         read_again("")
     return read_again is not None
+
+
+@contextmanager
+def replaced(name: str, value: Any) -> Iterator[None]:
+    """Put a value in the place of one of NAMES inside the block."""
+    path, _, attribute = name.partition(":")
+    module = importlib.import_module(path)
+    before = getattr(module, attribute)
+    setattr(module, attribute, value)
+    try:
+        yield
+    finally:
+        setattr(module, attribute, before)
+
+
+@contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """What Ray says inside the block of processes that died goes to stderr.
+
+    Ray prints it on stdout, which is for the result of a command.
+    """
+    show = find(MESSAGES, "what Ray says of processes that died comes on stdout")
+
+    def show_on_stderr(data: dict[str, Any], ignore_prefix: bool) -> None:
+        show({**data, "is_err": True}, ignore_prefix)
+
+    with replaced(MESSAGES, show_on_stderr) if show is not None else nullcontext():
+        yield
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """A Ray that starts inside the block binds 127.0.0.1 where it can, and not all interfaces.
+
+    Ray reads the variable once, when it is imported, and a later Ray of this process may be a
+    cluster's. So this process is told by the constant, and those that Ray starts by the variable.
+    """
+    known = find(CLUSTERS, "a Ray of this machine binds all interfaces") is not None
+    if not known or LOOPBACK_VARIABLE in os.environ:
+        yield
+        return
+    with replaced(CLUSTERS, False), switched({LOOPBACK_VARIABLE: "0"}):
+        yield
 
 
 def dashboard_url() -> str | None:

@@ -20,6 +20,8 @@ from recray.runtime.ray_private import (
     TOKEN_MODE,
     forget_serve,
     leave_no_serve,
+    messages_on_stderr,
+    on_loopback,
     reread_token_mode,
 )
 from recray.runtime.ray_start import LOCAL as LOCAL
@@ -162,6 +164,9 @@ def _begin(stack: ExitStack, address: str, cpus: int) -> None:
     stack.callback(_restore, kept)
     set_token_mode()
     _forget_serve()
+    stack.enter_context(messages_on_stderr())
+    if address == LOCAL:
+        stack.enter_context(on_loopback())
     stack.callback(_leave, address)
     try:
         start(address, cpus)

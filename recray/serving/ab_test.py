@@ -15,7 +15,8 @@ from recray.inference.catalog import Filters
 from recray.inference.raw_ratings import RawRatings
 from recray.inference.recommendations import Recommendations
 from recray.inference.recommender import Recommender
-from recray.serving.guard import ListComparison, ServiceMetrics, log
+from recray.serving.guard import ListComparison, ServiceMetrics
+from recray.serving.log import log
 
 SALT = b"recray-arm-"
 """Another salt would give every user of a running test to another model."""

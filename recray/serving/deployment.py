@@ -12,7 +12,8 @@ from recray.runtime.environment import switched
 from recray.runtime.ray_private import PRODUCTION_SWITCHES
 from recray.runtime.session import LOCAL, ray_runs, session
 from recray.serving.auth import load_keys, require_keys
-from recray.serving.guard import ServiceMetrics, log
+from recray.serving.guard import ServiceMetrics
+from recray.serving.log import log, replicas_shown
 from recray.serving.options import DEPLOYMENT, AppArgs, ServiceLimits, ServiceOptions
 from recray.serving.ray_serve import ray_serve, refuse_taken_port
 from recray.serving.registry import resolve_bundle
@@ -248,7 +249,7 @@ def serving(
     if address == LOCAL:
         refuse_taken_port(host, port)
     goes_on = (address != LOCAL or ray_runs()) and not ends_with_ray
-    switches = PRODUCTION_SWITCHES if profile == "production" else {}
-    with switched(switches, overrule=True), session(address), ray_serve(host, port, goes_on):
+    switches = switched(PRODUCTION_SWITCHES if profile == "production" else {}, overrule=True)
+    with switches, session(address), ray_serve(host, port, goes_on), replicas_shown():
         deploy(bundle, limits, replicas, options)
         yield f"http://{host}:{port}"

@@ -14,7 +14,7 @@ from recray.data.ids import RawId
 from recray.errors import DamagedFile, RecrayError
 from recray.inference.raw_ratings import RawRating, RawRatings
 from recray.inference.recommender import Recommender
-from recray.serving.guard import log
+from recray.serving.log import log
 from recray.serving.schemas.responses import RatingsLogStatus
 from recray.storage import is_uri
 

@@ -5,20 +5,18 @@ It knows ASGI and nothing of Ray or of models; deployment.py exports the counts 
 
 import asyncio
 import json
-import sys
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recray.serving.auth import find_key
+from recray.serving.log import log
 from recray.serving.options import ServiceLimits
 
 PAGE_PATHS = ("/", "/page/page.css", "/page/page.js")
@@ -29,12 +27,6 @@ WRITE_BUFFER = 1 << 16
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
 MAX_SAMPLES = 100_000
 """Durations and comparisons that are kept between two exports; the rest is counted alone."""
-
-
-def log(**facts: Any) -> None:
-    """Write one line of JSON to stderr, with the time first."""
-    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts}
-    print(json.dumps(line), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

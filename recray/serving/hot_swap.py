@@ -18,7 +18,7 @@ from recray.inference.catalog import Filters
 from recray.inference.raw_ratings import RawRating
 from recray.inference.recommender import Recommender
 from recray.models.history import HistoryModel
-from recray.serving.guard import log
+from recray.serving.log import log
 from recray.serving.registry import Registry, is_registry
 from recray.serving.schemas.responses import Readiness, RefusedVersion
 from recray.storage import Pause

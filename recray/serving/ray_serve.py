@@ -10,13 +10,13 @@ from functools import partial
 from recray.errors import RecrayError
 from recray.runtime.environment import quiet_stdout
 from recray.runtime.ray_private import serve_address
-from recray.serving.guard import log
 from recray.serving.options import DEPLOYMENT
 
 PROXY_SECONDS = 120.0
 """How long a proxy that Serve has replaced may take to come up."""
 END_SECONDS = 10.0
 """How long the process of a killed proxy may take to end; on a busy machine that is a second."""
+logger = logging.getLogger("recray")
 
 
 def refuse_taken_port(host: str, port: int) -> None:
@@ -92,7 +92,8 @@ def _start_serve(host: str, port: int) -> None:
         start()
         return
     except Exception as error:  # a dead actor, a timeout, or a bare one
-        log(event="serve_tried_again", reason=" ".join(str(error).split())[:200])
+        reason = " ".join(str(error).split())[:200]
+        logger.warning("Ray Serve did not start and is tried once more: %s", reason)
     with _start_errors(host, port):
         start()
         end = time.monotonic() + PROXY_SECONDS

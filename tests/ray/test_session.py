@@ -9,9 +9,11 @@ import pytest
 
 from recray.runtime.ray_private import (
     AUTOSCALING,
+    CLUSTERS,
     DASHBOARD_URL,
     DRAINING_NODES,
     FREE_RESOURCES,
+    MESSAGES,
     NAMES,
     SERVE_CLIENT,
     SET_SERVE_CLIENT,
@@ -129,7 +131,10 @@ def test_stages_follow_each_other_in_any_order(stages, tmp_path, port):
 
 
 # The names of one row have to do with different stages: none changes what another one does.
-HIDDEN = ((TOKEN_MODE, TRAIN_CALLBACKS, SERVE_CLIENT), (DASHBOARD_URL, SET_SERVE_CLIENT))
+HIDDEN = (
+    (TOKEN_MODE, TRAIN_CALLBACKS, SERVE_CLIENT, MESSAGES),
+    (DASHBOARD_URL, SET_SERVE_CLIENT, CLUSTERS),
+)
 OF_CLUSTERS = (DRAINING_NODES, FREE_RESOURCES, AUTOSCALING)  # see tests/test_nodes.py
 OF_TASKS = (TASK_WATCHES,)  # see test_tasks.py
 
