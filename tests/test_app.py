@@ -11,6 +11,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 
+from recray.data.ids import ID_LENGTH
 from recray.errors import RecrayError
 from recray.inference.catalog import NO_FILTERS, Filters
 from recray.inference.recommender import Recommender
@@ -217,6 +218,8 @@ def test_options_mean_the_same_in_an_address_a_body_and_a_batch(
     [
         "genre=Drama", "genres=Drma", "genres=", "year_from=0", "year_to=10000", "diversity=1.5",
         "diversity=nan", "min_popularity=-1", "explain=perhaps", "exclude=", "k=2&k2=3",
+        "k=5&k=6", "k=5&k=5", "genres=Drama&explain=true&explain=false", "since=true&since=true",
+        "year_from=1996&year_to=1992",
         "&".join(f"exclude={n}" for n in range(1001)),
     ],
 )  # fmt: skip
@@ -224,6 +227,33 @@ def test_a_parameter_that_cannot_be_used_is_422(client, query):
     reply = client.get(f"/v1/users/{raw(0)}/recommendations?{query}")
     assert reply.status_code == 422
     assert set(reply.json()["error"]) == {"code", "message"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (f"/v1/users/{raw(0)}/recommendations", {}),
+        ("/v1/recommendations", {}),
+        ("/v1/recommendations:batch", {"askers": [{}]}),
+    ],
+)
+def test_years_the_wrong_way_round_are_refused_in_a_body(client, path, body):
+    assert client.post(path, json=body | {"year_from": 1992, "year_to": 1992}).status_code == 200
+    reply = client.post(path, json=body | {"year_from": 1996, "year_to": 1992})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (422, "unfit")
+    assert "year_from=1996 is after year_to=1992" in reply.json()["error"]["message"]
+
+
+def test_a_thousand_long_ids_are_left_out_by_a_body(client, recommender):
+    path = f"/v1/users/{raw(0)}/recommendations"
+    best = client.get(f"{path}?k=2").json()["items"]
+    numbers = [10**17 + n for n in range(999)]
+    reply = client.post(path, json={"k": 1, "exclude": [best[0]["item"], *numbers]})
+    assert reply.json()["items"] == best[1:]
+    texts = ["é" * ID_LENGTH for _ in range(1000)]
+    assert client.post(path, json={"exclude": texts}).status_code == 200
+    assert client.post(path, json={"exclude": [*numbers, 1, 2]}).status_code == 422
+    assert client.post("/v1/users/7/recommendations", json={}).status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -42,16 +42,24 @@ def recommender(make_bundle):
 
 # ------------------------------------------------------------------- ranking with filters
 
+
+def test_years_the_wrong_way_round_are_refused():
+    assert Filters(year_from=1990, year_to=1990).year_to == 1990
+    with pytest.raises(RecrayError, match="year_from=1996 is after year_to=1992"):
+        Filters(year_from=1996, year_to=1992)
+
+
 facts = st.tuples(st.sets(st.sampled_from(GENRES)), st.sampled_from([0, *range(1990, 1996)]))
 ids = st.lists(st.integers(-3, MANY + 3), max_size=8)
+year = st.none() | st.integers(1989, 1996)
+spans = st.tuples(year, year).filter(lambda span: None in span or span[0] <= span[1])
 wishes = st.builds(
-    Filters,
+    lambda span, **given: Filters(year_from=span[0], year_to=span[1], **given),
+    spans,
     exclude=ids,
     candidates=st.none() | ids,
     genres=st.lists(st.sampled_from([*GENRES, "war"]), max_size=2),
     not_genres=st.lists(st.sampled_from(GENRES), max_size=2),
-    year_from=st.none() | st.integers(1989, 1996),
-    year_to=st.none() | st.integers(1989, 1996),
     min_popularity=st.integers(0, 3),
 )
 

@@ -51,6 +51,9 @@ class Filters:
     def __post_init__(self) -> None:
         if not 0 <= self.diversity <= 1:
             raise RecrayError(f"diversity={self.diversity:g} is out of range: 0 to 1")
+        first, last = self.year_from, self.year_to
+        if first is not None and last is not None and first > last:
+            raise RecrayError(f"year_from={first} is after year_to={last}: no item could be listed")
 
     @property
     def leave_out_items(self) -> bool:

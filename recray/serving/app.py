@@ -23,6 +23,7 @@ from recray.serving.checked_query import CheckedQueries, CheckedQueryMiddleware
 from recray.serving.feedback_service import FeedbackService
 from recray.serving.guard import SecurityMiddleware, ServiceMetrics
 from recray.serving.hot_swap import ModelHolder
+from recray.serving.methods import HeadMiddleware, allowed_methods
 from recray.serving.options import ServiceLimits
 from recray.serving.service import UNANSWERABLE, Service, error_response
 from recray.serving.slashes import SlashMiddleware
@@ -59,6 +60,7 @@ def build_app(
         description="Recommendations from a model trained on Ray. Ids are those of the data set.",
         docs_url=None,  # routes.py has a page of its own
         redoc_url=None,
+        redirect_slashes=False,  # it would redirect to whatever the Host header says
         # The counts of guard.py go to Ray's metrics. To look for another receiver at each request
         # takes FastAPI a tenth of the time of a list.
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -70,13 +72,14 @@ def build_app(
     app.exception_handler(RequestValidationError)(_invalid_request)
     app.exception_handler(RecrayError)(_unanswerable_request)
     app.exception_handler(HTTPException)(_http_error)
-    _describe_keys(app, limits)
+    _finish_document(app, limits)
     _add_middleware(app, limits, metrics)
     return app
 
 
 def _add_middleware(app: FastAPI, limits: ServiceLimits, metrics: ServiceMetrics) -> None:
     """Put layers around the routes; a request meets the one that is added last first."""
+    app.add_middleware(HeadMiddleware)
     queries = CheckedQueries(app.state.service)
     app.add_middleware(CheckedQueryMiddleware, queries=queries)
     app.add_middleware(
@@ -104,7 +107,12 @@ async def _unanswerable_request(_request: Request, error: RecrayError) -> Respon
     return error_response(422, UNANSWERABLE, str(error))
 
 
-async def _http_error(_request: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 405:
+        allow = {"allow": ", ".join(allowed_methods(request.app.routes, request.scope["path"]))}
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=allow)
+        error.headers = allow
     codes = {400: "invalid", 404: "not_found", 405: "method_not_allowed"}
     code = codes.get(error.status_code, "http_error")
     reply = error_response(error.status_code, code, str(error.detail))
@@ -112,9 +120,12 @@ async def _http_error(_request: Request, error: HTTPException) -> Response:
     return reply
 
 
-def _describe_keys(app: FastAPI, limits: ServiceLimits) -> None:
-    """Say in the OpenAPI document that the service asks for keys."""
+def _finish_document(app: FastAPI, limits: ServiceLimits) -> None:
+    """Say in the OpenAPI document in a sentence what each operation gives, and of the keys."""
     schema = app.openapi()  # FastAPI makes it once and keeps it
+    for operations in schema["paths"].values():
+        for operation in operations.values():  # else the name of the function in its place
+            operation["summary"] = operation["description"].partition(".\n")[0].rstrip(".")
     if limits.keys:
         schema.setdefault("components", {})["securitySchemes"] = {
             "key": {"type": "http", "scheme": "bearer"},

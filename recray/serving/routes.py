@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Annotated
 
 import jinja2
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from recray.errors import StorageError
@@ -22,6 +22,7 @@ from recray.serving.service import (
     error_response,
     error_responses,
     json_response,
+    refuse_repeated,
     service_of,
     unknown_item,
 )
@@ -40,8 +41,8 @@ PAGE_FILES = {
     "/page/page.js": ("page.js", "text/javascript"),
 }
 
-items_router = APIRouter(tags=["items"])
-router = APIRouter()
+items_router = APIRouter(tags=["items"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(dependencies=[Depends(refuse_repeated)])
 
 
 @items_router.get("/v1/items", response_model=responses.SearchResults, responses=error_responses())

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import AfterValidator
 from pydantic_core import to_json
@@ -173,9 +174,22 @@ def unknown_item(recommender: Recommender, item: str, why: str = "") -> Response
     return error_response(404, "unknown_item", f"no item {item!r} in {dataset}{why}")
 
 
+async def refuse_repeated(request: Request) -> None:
+    """Refuse a parameter that stands twice in an address and is no list; FastAPI takes the last.
+
+    Raises:
+        RequestValidationError: There is one.
+    """
+    names = Counter(name for name, _ in request.query_params.multi_items())
+    repeated = [n for n, count in names.items() if count > 1 and n not in requests.LIST_PARAMETERS]
+    if repeated:
+        problems = [{"loc": ("query", name), "msg": "given more than once"} for name in repeated]
+        raise RequestValidationError(problems)
+
+
 # ---------------------------------------------------------------------------------- lists
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(refuse_repeated)])
 
 
 @router.get(
@@ -196,8 +210,26 @@ async def for_user(
     return reply() if fast else await service.run_in_thread(reply)
 
 
+@router.post(
+    "/v1/users/{user:path}/recommendations",
+    response_model=responses.RecommendationList,
+    responses=error_responses(400, 404, 413),
+    tags=["recommend"],
+)
+async def for_user_by_body(
+    request: Request, user: UserPath, body: requests.UserListRequest, _query: NoQuery
+) -> Response:
+    """The best items for a user of the data set, with options too long for an address."""
+    service = service_of(request)
+    fast, reply = plan_list(service, user, body, body.as_filters())
+    return reply() if fast else await service.run_in_thread(reply)
+
+
 def plan_list(
-    service: Service, user: str, options: requests.QueryOptions, filters: Filters
+    service: Service,
+    user: str,
+    options: requests.QueryOptions | requests.UserListRequest,
+    filters: Filters,
 ) -> tuple[bool, Callable[[], Response]]:
     """Whether a user's list takes less time than a thread and back; and what makes the reply.
 

@@ -145,6 +145,10 @@ class QueryOptions(ListOptions):
         )
 
 
+LIST_PARAMETERS = frozenset({"genres", "not_genres", "exclude", "candidates"})
+"""Parameters of an address that may be given several times."""
+
+
 def _parse_ids(texts: list[str], parse: Callable[[str], RawId]) -> list[RawId]:
     ids = []
     for text in texts:
@@ -162,6 +166,14 @@ class BodyOptions(ListOptions):
 
     exclude: Annotated[list[ItemId], EXCLUDE] = Field(default_factory=list)
     candidates: Annotated[list[ItemId] | None, CANDIDATES] = None
+
+
+class UserListRequest(BodyOptions):
+    """A list for a user of the data set; in a body, since an address ends at 64 kB."""
+
+    model_config = example(exclude=[1, 50], k=5)
+    since: Annotated[bool, Field(description="Count ratings since training.")] = True
+    now: Now = None
 
 
 class SimilarOptions(ItemFilters):
