@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from recray import __version__
 from recray.errors import RecrayError
 from recray.inference.recommender import Recommender
-from recray.serving import routes, service
+from recray.serving import routes, user_routes
 from recray.serving.ab_test import ABTest
 from recray.serving.checked_query import CheckedQueries, CheckedQueryMiddleware
 from recray.serving.feedback_service import FeedbackService
@@ -28,7 +28,7 @@ from recray.serving.options import ServiceLimits
 from recray.serving.service import UNANSWERABLE, Service, error_response
 from recray.serving.slashes import SlashMiddleware
 
-ROUTERS = (service.router, routes.items_router, routes.router)
+ROUTERS = (user_routes.router, routes.items_router, routes.router)
 """Of two routes that fit an address the first one answers. Ids may hold slashes, so a route that
 ends in {user:path} comes after the longer ones that begin with it.
 """

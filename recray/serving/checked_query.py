@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from recray.data.ids import ID_LENGTH
 from recray.errors import RecrayError
-from recray.serving.service import Service, for_user, plan_list, router
+from recray.serving.service import Service
 from recray.serving.slashes import decode_slashes
+from recray.serving.user_routes import for_user, plan_list, router
 
 (ROUTE,) = (r for r in router.routes if isinstance(r, APIRoute) and r.endpoint is for_user)
 """The route of lists of users; no other one that comes before it in the app has its addresses."""

@@ -1,14 +1,12 @@
-"""What all routes share: the service, replies, errors and parameters; and the routes of lists."""
+"""What all routes share: the service, replies, errors and parameters."""
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import AfterValidator
@@ -17,10 +15,9 @@ from pydantic_core import to_json
 from recray.data.ids import ID_LENGTH, RawId
 from recray.errors import RecrayError
 from recray.inference.catalog import Filters
-from recray.inference.raw_ratings import RatingsSince, RawRatings
+from recray.inference.raw_ratings import RawRatings
 from recray.inference.recommendations import Recommendations
-from recray.inference.recommender import Recommender, UnknownUser
-from recray.schema import SCORE_NAMES
+from recray.inference.recommender import Recommender
 from recray.serving.guard import ServiceMetrics, error_body
 from recray.serving.hot_swap import ModelHolder
 from recray.serving.schemas import requests, responses
@@ -185,180 +182,3 @@ async def refuse_repeated(request: Request) -> None:
     if repeated:
         problems = [{"loc": ("query", name), "msg": "given more than once"} for name in repeated]
         raise RequestValidationError(problems)
-
-
-# ---------------------------------------------------------------------------------- lists
-
-router = APIRouter(dependencies=[Depends(refuse_repeated)])
-
-
-@router.get(
-    "/v1/users/{user:path}/recommendations",
-    response_model=responses.RecommendationList,
-    responses=error_responses(404),
-    tags=["recommend"],
-)
-async def for_user(
-    request: Request, user: UserPath, options: Annotated[requests.QueryOptions, Query()]
-) -> Response:
-    """The best items for a user of the data set."""
-    service = service_of(request)
-    # All models of a service have ids of one kind, so the filters hold for each of them.
-    checked = options, options.parsed_filters(service.model().items.parse)
-    service.cache_query(request.scope["query_string"], checked)
-    fast, reply = plan_list(service, user, *checked)
-    return reply() if fast else await service.run_in_thread(reply)
-
-
-@router.post(
-    "/v1/users/{user:path}/recommendations",
-    response_model=responses.RecommendationList,
-    responses=error_responses(400, 404, 413),
-    tags=["recommend"],
-)
-async def for_user_by_body(
-    request: Request, user: UserPath, body: requests.UserListRequest, _query: NoQuery
-) -> Response:
-    """The best items for a user of the data set, with options too long for an address."""
-    service = service_of(request)
-    fast, reply = plan_list(service, user, body, body.as_filters())
-    return reply() if fast else await service.run_in_thread(reply)
-
-
-def plan_list(
-    service: Service,
-    user: str,
-    options: requests.QueryOptions | requests.UserListRequest,
-    filters: Filters,
-) -> tuple[bool, Callable[[], Response]]:
-    """Whether a user's list takes less time than a thread and back; and what makes the reply.
-
-    Raises:
-        RecrayError: No loaded model has the version of the query.
-    """
-    first = service.model()
-    try:
-        raw = first.users.parse(user)
-    except KeyError:
-        return True, lambda: unknown_user(first, user)
-    recommender = service.select_model(options.model, raw)
-    k = recommender.at_most(options.k)
-    news = service.ratings_since(raw) if options.since else []
-    begin = time.perf_counter()
-
-    def reply() -> Response:
-        try:
-            answer = recommender.recommend(raw, k, options.exclude_seen, filters, news, options.now)
-        except KeyError:
-            return unknown_user(recommender, user)
-        service.metrics.record_lists(answer.source, answer.model_version)
-        if service.ab_test is not None and options.model is None:
-            seconds = time.perf_counter() - begin
-            service.metrics.record_list_seconds(answer.model_version, seconds)
-            service.ab_test.mirror(raw, answer, k, options.exclude_seen, filters, news, options.now)
-        return list_response(answer)
-
-    return recommender.is_fast and not (filters.diversity or filters.explain or news), reply
-
-
-@router.post(
-    "/v1/recommendations",
-    response_model=responses.RecommendationList,
-    responses=error_responses(400, 413),
-    tags=["recommend"],
-)
-async def for_cold_user(
-    request: Request, body: requests.ColdUserRequest, _query: NoQuery
-) -> Response:
-    """The best items for somebody who was not in training, by what they did and in which order."""
-    service = service_of(request)
-    recommender = service.select_model(body.model)
-    ratings, k = requests.as_raw(body.ratings), recommender.at_most(body.k)
-    filters = body.as_filters()
-    answer = await service.run_in_thread(
-        lambda: recommender.recommend_from(ratings, k, body.exclude_seen, filters, body.now)
-    )
-    service.metrics.record_lists(answer.source, answer.model_version)
-    return list_response(answer)
-
-
-@router.post(
-    "/v1/recommendations:batch",
-    response_model=responses.BatchRecommendations,
-    responses=error_responses(400, 413),
-    tags=["recommend"],
-)
-async def for_batch(request: Request, body: requests.BatchRequest, _query: NoQuery) -> Response:
-    """The best items for up to 1,000 users, known or by their ratings, in one computation."""
-    service = service_of(request)
-    recommender = service.select_model(body.model)
-    reply, sources = await service.run_in_thread(
-        lambda: _batch(recommender, body, service.ratings_since)
-    )
-    for source, count in sources.items():
-        service.metrics.record_lists(source, recommender.version, count)
-    return reply
-
-
-def _batch(
-    recommender: Recommender, body: requests.BatchRequest, since: RatingsSince
-) -> tuple[Response, Counter[str]]:
-    """Make the reply, and count its lists by their source."""
-    queries: list[RawId | RawRatings] = [
-        requests.as_raw(query.ratings) if query.user is None else query.user
-        for query in body.askers
-    ]
-    k, filters = recommender.at_most(body.k), body.as_filters()
-    answers = recommender.recommend_many(queries, k, body.exclude_seen, filters, since, body.now)
-    sources: Counter[str] = Counter()
-    entries = ",".join([_batch_entry(answer, sources) for answer in answers])
-    version = to_json(recommender.version).decode()
-    text = f'{{"results":[{entries}],"model_version":{version}}}'
-    return Response(text.encode(), media_type="application/json"), sources
-
-
-def _batch_entry(answer: Recommendations | RecrayError, sources: Counter[str]) -> str:
-    if isinstance(answer, RecrayError):
-        code = "unknown_user" if isinstance(answer, UnknownUser) else UNANSWERABLE
-        return error_body(code, str(answer)).decode()
-    sources[answer.source] += 1
-    return f"{{{answer.entry_json()}}}"
-
-
-@router.get(
-    "/v1/users/{user:path}",
-    response_model=responses.UserHistory,
-    responses=error_responses(404),
-    tags=["users"],
-)
-async def history(request: Request, user: UserPath, _query: NoQuery) -> Response:
-    """A user's history in short."""
-    service = service_of(request)
-    recommender = service.model()
-    try:
-        raw = recommender.users.parse(user)
-        facts = recommender.user(raw, service.ratings_since(raw))
-    except KeyError:
-        return unknown_user(recommender, user)
-    return json_response({**asdict(facts), "model_version": recommender.version})
-
-
-@router.post(
-    "/v1/scores",
-    response_model=responses.Scores,
-    responses=error_responses(400, 413),
-    tags=["users"],
-)
-async def scores(request: Request, body: requests.ScoreRequest, _query: NoQuery) -> Response:
-    """The predicted rating, or the score, of up to 1,000 pairs."""
-    service = service_of(request)
-    recommender = service.model()
-    pairs = [(pair.user, pair.item) for pair in body.pairs]
-    scored = await service.run_in_thread(lambda: recommender.score_pairs(pairs))
-    return json_response(
-        {
-            "scores": scored,
-            "returns": SCORE_NAMES[recommender.bundle.model.score_type],
-            "model_version": recommender.version,
-        }
-    )
