@@ -6,6 +6,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from recray.inference import catalog
 from recray.inference.catalog import Filters
 from recray.inference.recommender import Recommender
 from recray.serving.app import build_app
@@ -141,6 +142,8 @@ def test_a_thousand_queries_are_kept_and_new_ones_replace_the_oldest():
     assert b"%d" % MAX_CACHED_QUERIES in service.checked_queries
 
 
-def test_only_the_items_that_lists_may_hold_are_kept_as_json(recommender):
-    recommender.recommend(int(raw(0)), 3).to_json()
-    assert len(recommender.catalog.json_prefixes) == ITEMS
+def test_few_items_are_kept_as_json(recommender, monkeypatch):
+    monkeypatch.setattr(catalog, "PREFIXES", 2)
+    whole = recommender.recommend(int(raw(0)), 3)
+    assert json.loads(whole.to_json()) == whole.plain()
+    assert len(recommender.catalog._prefixes) <= 2

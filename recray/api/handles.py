@@ -71,7 +71,7 @@ class Data:
         """All ratings: user, item, title, rating, time (UTC), split (train, valid, test,
         fold_in).
         """
-        titles = self.prepared.item_table["title"].to_pylist()
+        titles = self.prepared.item_table["title"]
         ids = self.prepared.user_ids, self.prepared.item_ids
         parts = [
             frames.ratings(self.prepared.load(name), *ids, titles).assign(split=name)

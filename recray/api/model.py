@@ -225,7 +225,7 @@ class Loaded:
     def holdout(self) -> pd.DataFrame:
         """The ratings it was measured on: user, item, title, rating, time (UTC)."""
         bundle = self.bundle
-        titles = self.recommender.catalog.titles
+        titles = bundle.item_table["title"]
         return frames.ratings(bundle.holdout, bundle.user_ids, bundle.item_ids, titles)
 
     @property

@@ -196,7 +196,7 @@ def disliked_genres(lab: Lab) -> tuple[Figures, Sequence[Row]]:
         (bundle,) = lab.bundles(f"genre-{preset}", "ml-100k", preset, (), most=1)
         recommender = Recommender(bundle)
         known = recommender.items.known
-        genres = [list(names) for names in recommender.catalog.genres[:known]]
+        genres = [recommender.catalog.genres.of(item) for item in range(known)]
         popularity = recommender.scorer.popularity.numpy()[:known]
         for genre in GENRES:
             visitors = visitors_of(genres, popularity, genre, VISITORS)

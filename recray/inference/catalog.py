@@ -1,15 +1,14 @@
-"""What is known of items: titles, years, genres and popularity; filters, and search by title."""
+"""What is known of items: titles, years, genres and popularity; and filters by these."""
 
 # Shape letters: I = items that training knows.
 
-import re
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from pydantic_core import to_json
@@ -17,9 +16,10 @@ from torch import Tensor
 
 from recray.data.ids import IdMap, RawId
 from recray.errors import RecrayError, unknown_name
+from recray.inference.titles import Postings, TitleIndex
 
-GENRE_ROWS = 4096
-"""Rows whose genres are made Python lists at once, so that memory never holds all of them twice."""
+PREFIXES = 1 << 16
+"""Items that are kept as JSON."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,28 @@ class ItemCatalog:
     def __init__(self, ids: IdMap, table: pa.Table, popularity: Callable[[], Tensor]) -> None:
         self.ids, self.known = ids, ids.known
         self._popularity, self._table = popularity, table
-        self.raw: list[RawId] = ids.raw.tolist()
-        self.titles: list[str] = table["title"].to_pylist()
-        self.genres = _shared_lists(table["genres"])
+        self.titles = pa.concat_arrays(table["title"].cast(pa.large_string()).chunks)
+        self.genres = Genres(table["genres"], ids.known)
         self._years: NDArray[np.int32] = table["year"].to_numpy()  # 0 where unknown
-        self._year_or_none: list[int | None] = [year or None for year in self._years.tolist()]
+        self._prefixes: dict[int, str] = {}
 
     def fields(self, item: int) -> tuple[RawId, str, int | None, list[str]]:
         """Raw id, title, year and genres of a dense id: the arguments of an ItemSummary."""
-        return self.raw[item], self.titles[item], self._year_or_none[item], self.genres[item]
+        year = int(self._years[item]) or None
+        return self.raw(item), self.title(item), year, self.genres.of(item)
+
+    def raw(self, item: int) -> RawId:
+        """The raw id of a dense id."""
+        raw = self.ids.raw[item]
+        return raw if isinstance(raw, str) else int(raw)
+
+    def title(self, item: int) -> str:
+        """The title of a dense id."""
+        return str(self.titles[item].as_py())
+
+    def ratings(self, item: int) -> int:
+        """Training ratings of a dense id."""
+        return int(self._popularity()[item]) if item < self.known else 0
 
     def describe(self, item: int) -> ItemSummary:
         """Summarise a dense id."""
@@ -124,28 +137,28 @@ class ItemCatalog:
         """Tell all that is known of a dense id."""
         imdb, tmdb = (self._table[name][item].as_py() for name in ("imdb", "tmdb"))
         return ItemFacts(
-            *self.fields(item), imdb, tmdb, self._ratings[item], in_training=item < self.known
+            *self.fields(item), imdb, tmdb, self.ratings(item), in_training=item < self.known
         )
 
     def find(self, query: str, k: int) -> list[FoundItem]:
         """Find at most k items by title: see TitleIndex."""
         found = self._index.find(query, k)
-        return [FoundItem(*self.fields(item), self._ratings[item]) for item in found]
+        return [FoundItem(*self.fields(item), self.ratings(item)) for item in found]
+
+    def json_prefix(self, item: int) -> str:
+        """An item as JSON up to its score; kept, since writing JSON costs more than scoring."""
+        found = self._prefixes.get(item)
+        if found is None:
+            if len(self._prefixes) >= PREFIXES:
+                self._prefixes.clear()
+            found = to_json(self.describe(item)).decode()[:-1] + ',"score":'
+            self._prefixes[item] = found
+        return found
 
     @cached_property
-    def json_prefixes(self) -> list[str]:
-        """Each known item as JSON up to its score, since writing JSON costs more than scoring."""
-        known = range(self.known)
-        return [to_json(self.describe(i)).decode()[:-1] + ',"score":' for i in known]
-
-    @cached_property
-    def _ratings(self) -> list[int]:
-        known = [int(count) for count in self._popularity().tolist()]
-        return known + [0] * (len(self.ids) - self.known)
-
-    @cached_property
-    def _index(self) -> "TitleIndex":
-        return TitleIndex(self.titles, self._ratings)
+    def _index(self) -> TitleIndex:
+        popularity = self._popularity().numpy()
+        return TitleIndex(self.titles, np.pad(popularity, (0, len(self.ids) - len(popularity))))
 
     @cached_property
     def year_span(self) -> tuple[int, int] | None:
@@ -154,27 +167,6 @@ class ItemCatalog:
         return (int(known.min()), int(known.max())) if len(known) else None
 
     # ---------------------------------------------------------------------------- filters
-
-    @cached_property
-    def genre_names(self) -> list[str]:
-        """Every genre that occurs."""
-        return sorted({name for names in self.genres for name in names})
-
-    @cached_property
-    def _mask_of_genre(self) -> dict[str, NDArray[np.bool_]]:
-        masks = {name.casefold(): np.zeros(self.known, np.bool_) for name in self.genre_names}
-        for item, names in enumerate(self.genres[: self.known]):
-            for name in names:
-                masks[name.casefold()][item] = True
-        return masks
-
-    def _with_any(self, genres: Sequence[str]) -> NDArray[np.bool_]:
-        mask = np.zeros(self.known, np.bool_)
-        for name in genres:
-            if name.casefold() not in self._mask_of_genre:
-                raise unknown_name("genre", name, self.genre_names)
-            mask |= self._mask_of_genre[name.casefold()]
-        return mask
 
     def _among(self, raw: Sequence[RawId]) -> NDArray[np.bool_]:
         mask = np.zeros(self.known, np.bool_)
@@ -197,9 +189,9 @@ class ItemCatalog:
         if filters.candidates is not None:
             mask &= self._among(filters.candidates)
         if filters.genres:
-            mask &= self._with_any(filters.genres)
+            mask &= self.genres.mask(filters.genres)
         if filters.not_genres:
-            mask &= ~self._with_any(filters.not_genres)
+            mask &= ~self.genres.mask(filters.not_genres)
         if filters.year_from is not None:
             mask &= year >= max(filters.year_from, 1)
         if filters.year_to is not None:
@@ -209,116 +201,53 @@ class ItemCatalog:
         return torch.from_numpy(mask)
 
 
-def _shared_lists(genres: pa.ChunkedArray) -> list[list[str]]:
-    """The genres of each item; items with the same ones share a list, to save memory."""
-    known: dict[tuple[str, ...], list[str]] = {}
-    shared: list[list[str]] = []
-    for first in range(0, len(genres), GENRE_ROWS):
-        rows = genres.slice(first, GENRE_ROWS).to_pylist()
-        shared += [known.setdefault(tuple(names), names) for names in rows]
-    return shared
-
-
-# -------------------------------------------------------------------------- search by title
-# Accents, case and articles do not matter; beginnings come first, and typing errors are tried last.
-
-_ARTICLES = "the|a|an|le|la|les|l'|un|une|der|die|das|ein|eine|el|los|las|il|lo|gli|de|het|den|o|os"
-_TURNED = re.compile(rf"(^|\()([^()]+), ({_ARTICLES})(?=\s*(?:\(|\)|$))", re.IGNORECASE)
-_LEADING = re.compile(r"^(?:the|a|an) ")
-_BETWEEN = re.compile(r"[^\w]+")
-
-
-def fold(text: str) -> str:
-    """Lower-case words without accents, with one space between them."""
-    plain = text.casefold()
-    if not plain.isascii():
-        marks = unicodedata.normalize("NFKD", plain)
-        plain = "".join(letter for letter in marks if not unicodedata.combining(letter))
-    return _BETWEEN.sub(" ", re.sub("['\u2019]", "", plain)).strip()
-
-
-def spoken(title: str) -> str:
-    """A title with its articles in front: The Shawshank Redemption, not Shawshank Redemption, The.
-
-    Those of further titles in brackets too.
-    """
-
-    def turn(found: re.Match[str]) -> str:
-        before, rest, article = found.groups()
-        return before + article + ("" if article.endswith("'") else " ") + rest.strip()
-
-    return _TURNED.sub(turn, title)
-
-
-class TitleIndex:
-    """Finds items by what somebody types.
+class Genres:
+    """The genres of each item, as codes.
 
     Args:
-        titles: Title of each item.
-        weight: Of each item; the heavier of two equal finds comes first.
+        column: A list of names for each item.
+        known: How many items, the first ones, masks are of.
     """
 
-    def __init__(self, titles: list[str], weight: Sequence[float]) -> None:
-        self._folded = [" " + fold(spoken(title)) for title in titles]
-        self._weight = weight
+    def __init__(self, column: pa.ChunkedArray, known: int) -> None:
+        lists = pa.concat_arrays(column.cast(pa.large_list(pa.string())).chunks)
+        found = lists.flatten().dictionary_encode()
+        self._names: list[str] = found.dictionary.to_pylist()
+        kind = np.uint8 if len(self._names) <= np.iinfo(np.uint8).max else np.int32
+        self._codes = found.indices.to_numpy().astype(kind)
+        self._end = np.cumsum(pc.list_value_length(lists).to_numpy())
+        self._known = known
 
-    def find(self, query: str, k: int) -> list[int]:
-        """At most k items: titles that begin so, then those with these words, then with each.
+    def of(self, item: int) -> list[str]:
+        """The genres of a dense id."""
+        begin = self._end[item - 1] if item else 0
+        return [self._names[code] for code in self._codes[begin : self._end[item]].tolist()]
 
-        The last word may be a beginning. A leading article may be left out, and titles are also
-        found as they are written, such as "Shawshank Redemption, The". Where nothing is found, each
-        word of three letters and more may have one letter wrong, missing, too many, or swapped.
-        """
-        wanted = fold(query), fold(spoken(query))
-        if not wanted[0]:
-            return []
-        found = []
-        for item, title in enumerate(self._folded):
-            rank = min(_rank(words, title) for words in wanted)
-            if rank < NO_MATCH:
-                found.append((rank, -self._weight[item], item))
-        if not found:
-            found = list(self._mistyped(wanted[0].split()))
-        return [item for _, _, item in sorted(found)[:k]]
+    @property
+    def names(self) -> list[str]:
+        """Every genre that occurs."""
+        return sorted(self._names)
 
     @cached_property
-    def _words(self) -> str:
-        return "\n".join(sorted({word for title in self._folded for word in title.split()}))
+    def _items(self) -> Postings:
+        end = self._end[: self._known]
+        rows = np.repeat(np.arange(self._known, dtype=np.int32), np.diff(end, prepend=0))
+        return Postings(self._codes[: len(rows)], rows, (len(self._names), self._known))
 
-    def _mistyped(self, words: list[str]) -> Iterator[tuple[int, float, int]]:
-        """Rank, weight and item of titles that have all words, but for a letter of each."""
-        meant = [re.findall(_but_for_a_letter(word), self._words, re.MULTILINE) for word in words]
-        if not all(meant):
-            return
-        each = [re.compile(f" (?:{'|'.join(variants)})(?= |$)") for variants in meant]
-        for item, title in enumerate(self._folded):
-            places = [pattern.search(title) for pattern in each]
-            if all(places):
-                begins = any(place is not None and place.start() == 0 for place in places)
-                yield int(not begins), -self._weight[item], item
+    def mask(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """The known items that have one of these, in any case of letters.
 
-
-NO_MATCH = 3
-"""The rank of a title that was not found."""
-MIN_TYPO_LETTERS = 3
-"""Words of fewer letters are taken as they are."""
-
-
-def _rank(words: str, title: str) -> int:
-    """0 begins so, 1 has these words in this order, 2 has words that begin so, 3 none of it."""
-    if (at := title.find(" " + words)) == 0:
-        return 0
-    if at > 0:
-        return 0 if _LEADING.sub("", title[1:]).startswith(words) else 1
-    return 2 if all(" " + word in title for word in words.split()) else NO_MATCH
-
-
-def _but_for_a_letter(word: str) -> str:
-    """A pattern of the words that begin so, but for one letter."""
-    if len(word) < MIN_TYPO_LETTERS:
-        return rf"^{word}\w*$"
-    places = range(len(word))
-    wrong = [word[:i] + r"\w?" + word[i + 1 :] for i in places]  # or one too many
-    missing = [word[:i] + r"\w" + word[i:] for i in places]
-    swapped = [word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in places[:-1]]
-    return rf"^(?:{'|'.join((*wrong, *missing, *swapped))})\w*$"
+        Raises:
+            RecrayError: There is no such genre.
+        """
+        codes = []
+        for name in names:
+            own = [
+                range(code, code + 1)
+                for code, known in enumerate(self._names)
+                if known.casefold() == name.casefold()
+            ]
+            if not own:
+                raise unknown_name("genre", name, self.names)
+            codes += own
+        return self._items.having(codes)

@@ -183,7 +183,7 @@ class Lookup:
             raise KeyError(user)
         known = self._known_of_user(user, since or [])
         item, rating = known.seen.item.numpy(), known.seen.rating.numpy()
-        genres = Counter(genre for i in item.tolist() for genre in self.catalog.genres[i])
+        genres = Counter(genre for i in item.tolist() for genre in self.catalog.genres.of(i))
         trained = 0 <= dense < self.bundle.model.users
         folds = len(known.rated.item) > 0
         source = MODEL if trained and not known.changed else FOLD_IN if folds else POPULAR
@@ -278,7 +278,7 @@ class Lookup:
             PairScore(
                 raw_user,
                 raw_item,
-                self.catalog.titles[item[n]] if item[n] < len(self.items) else None,
+                self.catalog.title(int(item[n])) if item[n] < len(self.items) else None,
                 None if np.isnan(score[n]) else round(float(score[n]), 6),
                 SOURCES[source[n]] if warm[n] else "cold",
             )

@@ -116,8 +116,8 @@ class Recommendations:
         """The items as a JSON array."""
         if self.why is not None:
             return to_json(self.items).decode()
-        prefixes, pairs = self.catalog.json_prefixes, zip(self.item, self.score, strict=True)
-        return f"[{','.join([f'{prefixes[item]}{score!r}}}' for item, score in pairs])}]"
+        prefix, pairs = self.catalog.json_prefix, zip(self.item, self.score, strict=True)
+        return f"[{','.join([f'{prefix(item)}{score!r}}}' for item, score in pairs])}]"
 
     def entry_json(self) -> str:
         """The items and where they come from, as the inside of a JSON object."""

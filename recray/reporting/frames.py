@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -18,7 +17,7 @@ UNMEASURED = Interval(value=float("nan"), low=float("nan"), high=float("nan"))
 FILM = ("item", "title", "year", "genres")
 
 
-def ratings(rows: Ratings, users: IdMap, items: IdMap, titles: list[str]) -> pd.DataFrame:
+def ratings(rows: Ratings, users: IdMap, items: IdMap, titles: pa.ChunkedArray) -> pd.DataFrame:
     """Ratings in raw ids.
 
     Args:
@@ -35,7 +34,7 @@ def ratings(rows: Ratings, users: IdMap, items: IdMap, titles: list[str]) -> pd.
         {
             "user": users.raw[rows.user],
             "item": items.raw[rows.item],
-            "title": np.array(titles, object)[rows.item],
+            "title": titles.take(pa.array(rows.item)).to_numpy(),
             "rating": rows.rating,
             "time": pd.to_datetime(seconds, unit="s", utc=True),
         }

@@ -178,7 +178,7 @@ def _info(service: Service, recommender: Recommender) -> responses.ModelInfo:
         dataset=bundle.config["dataset"],
         users=bundle.config["users"],
         items=bundle.config["items"],
-        genres=recommender.catalog.genre_names,
+        genres=recommender.catalog.genres.names,
         years=None if years is None else list(years),
         example_users=recommender.users.raw[:EXAMPLE_USERS].tolist(),
         reads_order=recommender.reads_order,

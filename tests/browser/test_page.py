@@ -5,6 +5,7 @@ import re
 import time
 from importlib import resources
 
+import pyarrow as pa
 import pytest
 from playwright.sync_api import expect
 
@@ -305,7 +306,9 @@ def test_nothing_is_wider_than_a_phone(visit, films, scheme):
 
 @slow
 def test_titles_are_text_and_never_markup(visit, films):
-    films.catalog.titles[0] = "<img src=x onerror=document.title='broken'> (1995)"
+    titles = films.catalog.titles.to_pylist()
+    titles[0] = "<img src=x onerror=document.title='broken'> (1995)"
+    films.catalog.titles = pa.array(titles)
     page = visit(build_app(films))
     page.wait_for_selector(BEGIN)
     assert page.locator("#begin").get_by_text("<img src=x").count() == 1
