@@ -209,3 +209,16 @@ def _memory(pid: int) -> int:
         return 0  # it ended meanwhile
     kilobytes = [int(x.split()[1]) for x in lines if x.startswith(("Pss_Anon:", "Pss_Shmem:"))]
     return sum(kilobytes) * 1024
+
+
+def session_of(leader: int) -> list[int]:
+    """Live processes of a session: Ray keeps its daemons in that of what started them."""
+    found = []
+    for status in PROC.glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.append(int(status.parent.name))
+    return found

@@ -15,6 +15,7 @@ from typing import TypeVar
 from recray.benchmarks.counted_store import BUCKET, counted_store
 from recray.benchmarks.counting_proxy import Proxy, Traffic
 from recray.benchmarks.experiments import archive
+from recray.benchmarks.faulty_store import faulty_store
 from recray.benchmarks.harness import Figures, Measurement, Row
 from recray.benchmarks.ingest import generate
 from recray.benchmarks.store_alone import Lab, Sizes, driver_memory, gather_memory, serve_open
@@ -224,5 +225,6 @@ MEASURES: dict[tuple[str, ...], Measure] = {
     ("serve_open_1gb_s",): serve_open,
     ("gather_task_mb",): gather_memory,
     ("driver_bytes_a_user",): driver_memory,
+    ("faulty_store_ok",): faulty_store,
 }
 """The figures that are measured together, and how."""

@@ -85,11 +85,13 @@ class Interactions:
         if folder.exists(FILE):
             table = read_table(folder, FILE, NUMBERS | PART)
             refuse_nulls(table, [*NUMBERS.keys() - {"timestamp"}], f"{folder}/{FILE}")
-            names = pa.array(schema.INTERACTION_PARTS)
-            part = pc.index_in(table["part"].cast(pa.string()), names)
-            if part.null_count:
+            part = table["part"].combine_chunks().dictionary_encode()
+            names = part.dictionary.cast(pa.string())
+            code = pc.index_in(names, pa.array(schema.INTERACTION_PARTS))
+            if code.null_count or part.null_count:
                 raise DamagedFile(f"{folder}/{FILE} is damaged: a row has an unknown part")
-            rows, codes = Ratings.of(table), part.to_numpy().astype(np.int8)
+            rows = Ratings.of(table)
+            codes = code.to_numpy().astype(np.int8)[part.indices.to_numpy()]
         else:
             tables = [read_table(folder, name, NUMBERS) for name in OF_BEFORE]
             before, test = map(Ratings.of, tables)
@@ -153,8 +155,9 @@ class Interactions:
         all_users: int = 0,
     ) -> "Histories":
         trained = self.rows.user < self.users
-        parts = [schema.PARTS.index(name) for name in FIT_SPLITS[self.fit_on]]
-        learned = may_learn & (np.isin(self.part, parts) | ~trained)
+        fitted = np.zeros(len(schema.INTERACTION_PARTS), bool)
+        fitted[[schema.PARTS.index(name) for name in FIT_SPLITS[self.fit_on]]] = True
+        learned = may_learn & (fitted[self.part] | ~trained)
         # A state that is a function of the history follows from all of it; a trained row does not.
         rated = may_learn if isinstance(model, HistoryModel) else learned
         made: list[tuple[NDArray[np.bool_], History]] = []

@@ -14,6 +14,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from recray.benchmarks.harness import session_of
+
 RAY = str(Path(sys.executable).with_name("ray"))
 ROOT = Path(__file__).parents[2]
 
@@ -33,19 +35,6 @@ def wait_for(condition, seconds: float = 240, pause: float = 0.2):
         assert time.monotonic() < end, "it never came"
         time.sleep(pause)
     return value
-
-
-def session_of(leader: int) -> list[int]:
-    """Live processes of a session: Ray keeps its daemons in that of what started them."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[3]) == leader and fields[0] != "Z":
-            found.append(int(status.parent.name))
-    return found
 
 
 class Nodes:

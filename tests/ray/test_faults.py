@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from recray.benchmarks.harness import session_of
 from recray.training.checkpoint import RunFolder
-from tests.ray.several_nodes import Nodes, session_of, wait_for
+from tests.ray.several_nodes import Nodes, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
