@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from recray.config import DataSettings, Duplicates, Settings
 from recray.data.accounting import account, check_times_known, times_read
 from recray.data.feedback import with_log
-from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
+from recray.data.feedback_events import LoggedRating
+from recray.data.feedback_log import LogWriter, RatingsLog
 from recray.data.filtered import item_rules
 from recray.data.formats.layout import FileRange, RatingsFile, RatingsFormat
 from recray.data.scan import Scanned, join_scans, scan
@@ -112,7 +113,7 @@ def test_source_and_log_are_accounted_for_and_merged_by_one_rule(
     lines = [f"{u},{i},{r},{n + 5 if timed else 0}\n" for n, (u, i, r) in enumerate(rated)]
     (folder / "own.csv").write_text("user,item,rating,time\n" + "".join(lines) + "\n9,9,bad,1\n")
     source = detect_source(str(folder / "own.csv"))
-    log = RatingsLog.of(str(folder / "log"), "own", (False, False))
+    log = RatingsLog.of(str(folder / "log"), "own", (False, False), how)
     events = [LoggedRating(*row, str(n), (n + 100) * 10**6) for n, row in enumerate(later)]
     LogWriter(log).append(events)
     more, added = with_log(source, log, how)

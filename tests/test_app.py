@@ -169,6 +169,8 @@ def test_the_service_tells_what_it_is(client, recommender):
         "/v1/items/{item}",
         "/v1/items/{item}/similar",
         "/v1/ratings",
+        "/v1/ratings/{user}/{item}",
+        "/v1/users/{user}/ratings",
         "/v1/scores",
         "/v1/model",
         "/v1/models",

@@ -16,7 +16,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from recray.data import feedback_log
-from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog, once
+from recray.data.feedback_events import LoggedRating, events_of
+from recray.data.feedback_log import LogWriter, RatingsLog
 from recray.errors import RecrayError, StorageError
 from recray.inference.recommender import Recommender
 from recray.serving.ab_test import ABTest, compare_lists, hash_fraction
@@ -64,6 +65,14 @@ def replica(recommender, log):
         kept.stop()
 
 
+def until(true):
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + 60
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert true()
+
+
 def body(user, item, rating=5, key=None):
     return {"user": int(user), "item": int(raw(item)), "rating": rating, "key": key or f"{item}"}
 
@@ -73,9 +82,9 @@ def body(user, item, rating=5, key=None):
 
 def test_what_is_written_is_read_in_the_order_it_came(log):
     one, two = LogWriter(log), LogWriter(log)
-    two.append([given(key="b", received=2), given(key="d", received=4)])
-    one.append([given(key="a", received=1)])
-    one.append([given(key="c", received=3)])
+    two.append([given(2, key="b", received=2), given(4, key="d", received=4)])
+    one.append([given(1, key="a", received=1)])
+    one.append([given(3, key="c", received=3)])
     contents = log.read()
     assert [g.key for g in contents.ratings] == ["a", "b", "c", "d"]
     assert (contents.parts, contents.damaged, contents.repeated) == (3, [], 0)
@@ -91,12 +100,55 @@ def test_many_small_parts_become_one_and_say_the_same(log, monkeypatch):
     monkeypatch.setattr(feedback_log, "TOGETHER", 4)
     writer = LogWriter(log)
     for n in range(17):
-        writer.append([given(key=str(n), received=n)])
-        writer.tidy()
+        writer.append([given(user=n, key=str(n), received=n)])
+        writer.tidy(log.names())
     levels = sorted(name.split("-")[1] for name in log.names())
     assert levels == ["0", "2"]
     contents = log.read()
     assert [g.key for g in contents.ratings] == [str(n) for n in range(17)]
+
+
+def test_parts_that_are_put_together_keep_the_latest_of_a_pair_and_what_was_taken_back(
+    log, monkeypatch
+):
+    monkeypatch.setattr(feedback_log, "TOGETHER", 2)
+    writer = LogWriter(log)
+    before = given(item=120, key="old")
+    first = writer.append([before])
+    events = [given(key="a", rating=1.0), given(key="b", received=2_000_000)]
+    writer.append(events)
+    back = given(item=120, rating=None, key="c", received=3_000_000)
+    writer.append([back])
+    (name,) = writer.tidy([each for each in log.names() if each != first])
+    assert events_of(log.read_part(name)) == [events[1], back]
+    assert log.read().ratings == [events[1]], "what was taken back lies in another part"
+    log.compact()
+    (name,) = log.names()
+    assert events_of(log.read_part(name)) == [events[1]]
+
+
+def test_a_log_in_which_all_ratings_of_a_pair_count_keeps_them(tmp_path, monkeypatch):
+    log = RatingsLog.of(str(tmp_path / "plays"), "tiny", INTEGERS, "sum")
+    for key in "abb":
+        LogWriter(log).append([given(key=key)])
+    log.compact()
+    assert [g.key for g in RatingsLog.open(log.folder.path).read().ratings] == ["a", "b"]
+    assert len(log.names()) == 1
+
+
+def test_a_log_without_its_facts_is_noticed(log):
+    writer = LogWriter(log)
+    writer.append([given()])
+    facts = log.folder.read_bytes("log.json")
+    log.folder.delete("log.json")
+    for name in ("open", "of"):
+        more = () if name == "open" else ("tiny", INTEGERS)
+        with pytest.raises(RecrayError, match=r"holds ratings and no log\.json"):
+            getattr(RatingsLog, name)(log.folder.path, *more)
+    with pytest.raises(StorageError, match=r"has lost its log\.json"):
+        writer.append([given(key="b")])
+    log.folder.write_bytes("log.json", facts)
+    assert [g.key for g in log.read().ratings] == ["k"]
 
 
 def test_a_kill_between_putting_together_and_removing_counts_nothing_twice(log, monkeypatch):
@@ -104,9 +156,9 @@ def test_a_kill_between_putting_together_and_removing_counts_nothing_twice(log, 
     monkeypatch.setattr(type(log.folder), "delete", lambda *_: 1 / 0)
     writer = LogWriter(log)
     writer.append([given(key="a")])
-    writer.append([given(key="b")])
+    writer.append([given(user=2, key="b")])
     with pytest.raises(ZeroDivisionError):
-        writer.tidy()
+        writer.tidy(log.names())
     contents = log.read()
     assert len(log.names()) == 3
     assert ([g.key for g in contents.ratings], contents.repeated) == (["a", "b"], 2)
@@ -115,14 +167,14 @@ def test_a_kill_between_putting_together_and_removing_counts_nothing_twice(log, 
 def test_parts_that_go_while_they_are_read_are_looked_for_again(log, monkeypatch):
     writer = LogWriter(log)
     for key in "ab":
-        writer.append([given(key=key)])
+        writer.append([given(user=ord(key), key=key)])
     monkeypatch.setattr(feedback_log, "TOGETHER", 2)
     read, tidied = log.read_part, []
 
     def meanwhile(name):
         if not tidied:
             tidied.append(True)
-            writer.tidy()
+            writer.tidy(log.names())
         return read(name)
 
     monkeypatch.setattr(log, "read_part", meanwhile)
@@ -132,7 +184,7 @@ def test_parts_that_go_while_they_are_read_are_looked_for_again(log, monkeypatch
 @pytest.mark.parametrize("damage", [lambda b: b[:50], lambda b: b"", lambda b: b[:-20] + b"x" * 20])
 def test_a_part_cut_short_is_left_out_alone_and_named(log, damage):
     writer = LogWriter(log)
-    names = [writer.append([given(key=key)]) for key in "abc"]
+    names = [writer.append([given(user=ord(key), key=key)]) for key in "abc"]
     whole = log.folder.read_bytes(names[1])
     log.folder.write_bytes(names[1], damage(whole))
     contents = log.read()
@@ -158,11 +210,6 @@ def test_a_log_of_another_data_set_is_refused(log):
         RatingsLog.of(log.folder.path, "tiny", (True, False))
     with pytest.raises(RecrayError, match="no ratings log at"):
         RatingsLog.open(f"{log.folder.path}/nothing")
-
-
-def test_one_rating_is_counted_by_the_time_it_first_came():
-    twice = [given(received=5), given(received=3), given(rating=2.0, received=9)]
-    assert once(twice) == [given(received=3), given(rating=2.0, received=9)]
 
 
 # --------------------------------------------------------------------------------- the service
@@ -275,6 +322,9 @@ def test_a_rating_sent_twice_counts_once_and_a_key_is_for_one_rating(replica, lo
         ({"rating": 9}, "off the scale of 1 to 5"),
         ({"rating": 0}, "off the scale"),
         ({"rating": "NaN"}, "rating"),
+        ({"rating": "3"}, "rating: Input should be a valid number"),
+        ({"rating": True}, "rating: Input should be a valid number"),
+        ({"rating": 3.3}, "rating 3.3 is between the steps of the scale: 1 to 5 by 1"),
         ({"user": "anna"}, "users of tiny are numbers"),
         ({"user": -1}, "user"),
         ({"key": ""}, "key"),
@@ -290,9 +340,108 @@ def test_a_rating_that_no_training_could_use_is_422_and_nothing_is_kept(replica,
     assert log.read().ratings == []
 
 
+def test_a_rating_that_is_taken_back_is_gone_here_and_on_the_other_replica(replica, log):
+    (one, _), (two, other) = replica(), replica()
+    path = f"/v1/users/{raw(0)}/recommendations?k=5"
+    before = one.get(path).json()
+    assert one.post("/v1/ratings", json=body(raw(0), 1)).status_code == 202
+    until(lambda: other.ratings_of(int(raw(0))))
+    gone = two.delete(f"/v1/ratings/{raw(0)}/{raw(1)}")
+    version = before["model_version"]
+    facts = {"status": "removed", "user": int(raw(0)), "item": int(raw(1))}
+    assert (gone.status_code, gone.json()) == (200, facts | {"model_version": version})
+    assert two.get(path).json() == before
+    until(lambda: one.get(path).json() == before)
+    assert log.read().ratings == []
+    assert two.delete(f"/v1/ratings/{raw(0)}/{raw(1)}").status_code == 200, "again is fine"
+    assert one.post("/v1/ratings", json=body(raw(0), 1, key="again")).status_code == 202
+    assert one.get(path).json()["source"] == "fold_in"
+
+
+def test_all_of_a_user_are_taken_back_at_once_and_nobody_elses(replica, log):
+    client, kept = replica()
+    for user in (NEW, NEW + 1):
+        for item in (1, 3):
+            client.post("/v1/ratings", json=body(user, item))
+    gone = client.delete(f"/v1/users/{NEW}/ratings").json()
+    assert (gone["status"], gone["user"], gone["item"]) == ("removed", NEW, None)
+    assert client.get(f"/v1/users/{NEW}/recommendations").status_code == 404
+    assert (kept.status().users, kept.status().ratings) == (1, 2)
+    assert {event.user for event in log.read().ratings} == {NEW + 1}
+    started = FeedbackService(RatingsLog.open(log.folder.path))
+    started.read_new_files()
+    assert (started.ratings_of(NEW), len(started.ratings_of(NEW + 1))) == ([], 2)
+
+
+def test_what_nobody_can_have_rated_is_404(replica):
+    client, _ = replica()
+    for path, code in (
+        ("ratings/anna/110", "unknown_rating"),
+        (f"ratings/{NEW}/x", "unknown_rating"),
+        ("users/anna/ratings", "unknown_user"),
+    ):
+        reply = client.delete(f"/v1/{path}")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (404, code)
+
+
+def test_a_user_has_so_many_ratings_and_no_more(replica):
+    client, kept = replica()
+    kept.most = 2
+    for item in (1, 3, 3, 1):
+        assert client.post("/v1/ratings", json=body(NEW, item)).status_code == 202
+    full = client.post("/v1/ratings", json=body(NEW, 5))
+    assert (full.status_code, full.json()["error"]["code"]) == (409, "too_many_ratings")
+    assert "may have 2; DELETE /v1/ratings/77777/ITEM" in full.json()["error"]["message"]
+    assert client.post("/v1/ratings", json=body(NEW, 3, 2, key="new")).status_code == 202
+    client.delete(f"/v1/ratings/{NEW}/{raw(1)}")
+    assert client.post("/v1/ratings", json=body(NEW, 5)).status_code == 202
+
+
+def test_a_key_is_known_again_after_a_restart_and_when_many_came_since(log, monkeypatch):
+    monkeypatch.setattr("recray.serving.feedback_service.RECENT_KEYS", 3)
+    LogWriter(log).append([given(item=n, key=str(n), received=n + 1) for n in range(10)])
+    kept = FeedbackService(RatingsLog.open(log.folder.path))
+    kept.read_new_files()
+    assert len(kept._by_key) == 3
+    for n in range(10):
+        assert kept.store(1, n, 4.0, str(n))[1], "it had come before"
+    with pytest.raises(RecrayError, match="came with another rating"):
+        kept.store(1, 9, 5.0, "9")
+
+
+def test_parts_of_all_replicas_that_have_gone_are_put_together(log, monkeypatch):
+    monkeypatch.setattr(feedback_log, "TOGETHER", 4)
+    for n in range(6):
+        LogWriter(log).append([given(user=n, key=str(n), received=n + 1)])
+    kept = FeedbackService(RatingsLog.open(log.folder.path))
+    kept.start()
+    kept.store(NEW, 1, 4.0, "k")[0].result(10)
+    until(lambda: len(log.names()) == 1)
+    kept.stop()
+    assert {event.user for event in log.read().ratings} == {*range(6), NEW}
+
+
+def test_readiness_says_when_ratings_cannot_be_kept(replica, log):
+    client, _ = replica()
+    assert client.get("/readyz").json()["ratings"] == "kept"
+    facts = log.folder.read_bytes("log.json")
+    log.folder.delete("log.json")
+    until(lambda: client.get("/readyz").json()["ratings"] == "not_kept")
+    reply = client.post("/v1/ratings", json=body(NEW, 1))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "not_kept")
+    log.folder.write_bytes("log.json", facts)
+    assert client.post("/v1/ratings", json=body(NEW, 1)).status_code == 202
+    until(lambda: client.get("/readyz").json()["ratings"] == "kept")
+
+
 def test_a_service_without_a_log_says_so(recommender):
     client = TestClient(build_app(recommender))
-    for reply in (client.post("/v1/ratings", json=body(NEW, 1)), client.get("/v1/ratings")):
+    assert client.get("/readyz").json()["ratings"] is None
+    for reply in (
+        client.post("/v1/ratings", json=body(NEW, 1)),
+        client.get("/v1/ratings"),
+        client.delete(f"/v1/ratings/{NEW}/{raw(1)}"),
+    ):
         assert (reply.status_code, reply.json()["error"]["code"]) == (409, "no_log")
     assert client.get("/v1/model").json()["keeps_ratings"] is False
 
@@ -319,7 +468,7 @@ def test_ratings_that_come_while_the_disk_is_busy_share_a_part(log):
     append = kept.writer.append
     kept.writer.append = lambda ratings: (busy.wait(10), append(ratings))[1]
     kept.start()
-    waiting = [kept.store(NEW, int(raw(1)), 5.0, str(n))[0] for n in range(50)]
+    waiting = [kept.store(NEW, n, 5.0, str(n))[0] for n in range(50)]
     busy.set()
     for future in waiting:
         future.result(10)
@@ -518,10 +667,10 @@ def test_every_rating_that_was_answered_is_in_the_log_once_whatever_is_killed(ma
 def test_a_store_that_fails_in_passing_makes_no_part_damaged(log, monkeypatch):
     writer = LogWriter(log)
     for key in "ab":
-        writer.append([given(key=key)])
+        writer.append([given(user=ord(key), key=key)])
     follower, read = FeedbackService(log), log.folder.find
 
-    def away(_folder, _name):
+    def away(_folder, _name, _largest=None):
         raise RecrayError("the store is away")
 
     with monkeypatch.context() as patch:
@@ -540,7 +689,7 @@ def test_a_log_to_which_ratings_come_all_the_time_is_read_to_an_end(log, monkeyp
     writer.append([given(key="0")])
 
     def meanwhile(name):
-        writer.append([given(key=f"after {name}")])
+        writer.append([given(user=2, key=f"after {name}")])
         return read(name)
 
     monkeypatch.setattr(log, "read_part", meanwhile)

@@ -8,7 +8,8 @@ import torch
 
 from recray.data import feedback
 from recray.data.feedback import with_log
-from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
+from recray.data.feedback_events import LoggedRating
+from recray.data.feedback_log import LogWriter, RatingsLog
 from recray.data.formats.layout import FileRange
 from recray.data.source import detect_source
 from recray.data.spill import Rows
@@ -97,15 +98,24 @@ def test_a_source_gets_the_latest_of_each_pair_and_another_identity(log):
     folder, name = piece.file.path.rsplit("/", 1)
     table = Folder(folder).read_table(name)
     assert table.to_pylist() == [
-        {"user": 1, "item": 1, "rating": 4.0, "timestamp": 3},
         {"user": 9999, "item": 2, "rating": 5.0, "timestamp": 2},
+        {"user": 1, "item": 1, "rating": 4.0, "timestamp": 3},
     ]
+    assert log.read().parts == 2, "what is written for the workers is no part of the log"
+    feedback.remove_snapshot(more)
+    assert not log.folder.child("snapshots").files()
+
+
+def test_where_ratings_are_added_up_each_of_them_counts(tmp_path):
+    given = detect_source("sample")
+    log = RatingsLog.of(str(tmp_path / "log"), "sample", (False, False), "sum")
+    came = [(1, 1, 2.0, "a", 1), (9, 2, 5.0, "b", 2), (1, 1, 4.0, "c", 3)]
+    LogWriter(log).append([LoggedRating(*one) for one in came])
     every, added = with_log(given, log, "sum")
     assert added.ratings == 2, "pairs, however often each was rated"
     path = every.ranges[-1].file.path
     stars = Folder(path.rsplit("/", 1)[0]).read_table(path.rsplit("/", 1)[1])["rating"]
     assert stars.to_pylist() == [2.0, 5.0, 4.0]
-    assert log.read().parts == 2, "what is written for the workers is no part of the log"
 
 
 def test_an_empty_log_leaves_the_source_alone(log):

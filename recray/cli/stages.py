@@ -117,14 +117,18 @@ def prepare(
 
     given = detect_source(source, settings, mirror)
     if ratings_log is not None:
-        from recray.data.feedback import with_log
+        from recray.data.feedback import remove_snapshot, with_log
         from recray.data.feedback_log import RatingsLog
 
         given, added = with_log(given, RatingsLog.open(ratings_log), settings.data.duplicates)
         ui.log(data_text.ratings_log(ratings_log, added))
     runner = TaskRunner(ui.stage)
-    with ui.during(f"prepare {source} into {out}"):
-        made = ingest.prepare(given, out, settings, address, runner=runner)
+    try:
+        with ui.during(f"prepare {source} into {out}"):
+            made = ingest.prepare(given, out, settings, address, runner=runner)
+    finally:
+        if ratings_log is not None:
+            remove_snapshot(given)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
     facts |= {"prepared": made.folder.path, "ray_data": runner.stages}
     result = results.PreparedFacts.model_validate(facts)

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from recray.config import Duplicates
-from recray.data.feedback_log import MICRO, LoggedRating, RatingsLog
+from recray.data.feedback_events import MICRO, settled
+from recray.data.feedback_log import RatingsLog
 from recray.data.formats.layout import FileRange, RatingsFile, format_of_names
 from recray.data.row_order import order_by
 from recray.data.source import Source
 from recray.data.spill import Rows, merge_duplicates
 from recray.errors import RecrayError
+from recray.storage import Folder
 
 SNAPSHOTS = "snapshots"
 COLUMNS = ("user", "item", "rating", "timestamp")
@@ -63,56 +65,55 @@ def with_log(
     """
     log.expect(source.name, ("raw_user" in source.text, "raw_item" in source.text))
     contents = log.read()
-    latest = list({(g.user, g.item): g for g in contents.ratings}.values())
+    latest, _ = settled(contents.events)
     known = _known(source, latest)
-    if latest and not known:
+    if len(latest) and not len(known):
         raise RecrayError(
             f"{log.folder} holds {len(latest):,} ratings, none of an item of {source.name}: "
             "it is the log of other data"
         )
     summary = LogSummary(
         ratings=len(known),
-        users=len({g.user for g in known}),
+        users=len(known["user"].unique()),
         repeated=contents.repeated,
         damaged_parts=contents.damaged,
         unknown_items=len(latest) - len(known),
     )
-    if not known:
+    if not len(known):
         return source, summary
-    every = known if duplicates == "last" else _known(source, contents.ratings)
+    every = known if duplicates == "last" else _known(source, contents.events)
     file_range, digest = _snapshot(source, log, every)
     identity = hashlib.sha256(f"{source.identity} {digest}".encode()).hexdigest()
     return replace(source, ranges=(*source.ranges, file_range), identity=identity), summary
 
 
-def _known(source: Source, ratings: list[LoggedRating]) -> list[LoggedRating]:
+def remove_snapshot(source: Source) -> None:
+    """Remove what `with_log` has written for workers, once they have read it."""
+    for one in source.ranges:
+        if one.file.part == "logged":
+            folder, _, name = one.file.path.rpartition("/")
+            Folder(folder).delete(name)
+
+
+def _known(source: Source, ratings: pa.Table) -> pa.Table:
     """The ratings of the source's own items; all of them where it lists none."""
     if not len(source.movies):
         return ratings
     items = source.movies["raw_item"].combine_chunks()
-    is_known = pc.is_in(pa.array([g.item for g in ratings], items.type), items).to_pylist()
-    return [g for g, known in zip(ratings, is_known, strict=True) if known]
+    return ratings.filter(pc.is_in(ratings["item"], items))
 
 
-def _snapshot(
-    source: Source, log: RatingsLog, ratings: list[LoggedRating]
-) -> tuple[FileRange, str]:
+def _snapshot(source: Source, log: RatingsLog, ratings: pa.Table) -> tuple[FileRange, str]:
     """Write the ratings as one parquet file named by its content."""
-    text = source.text
-    kinds = [pa.string() if role in text else pa.int64() for role in ("raw_user", "raw_item")]
-    columns = [
-        pa.array([g.user for g in ratings], kinds[0]),
-        pa.array([g.item for g in ratings], kinds[1]),
-        pa.array([g.rating for g in ratings], pa.float32()),
-        pa.array(np.array([g.received for g in ratings], np.int64) // MICRO),
-    ]
+    seconds = ratings["received"].to_numpy() // MICRO
+    columns = [ratings["user"], ratings["item"], ratings["rating"].cast(pa.float32()), seconds]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, names=list(COLUMNS)), sink)
+    pq.write_table(pa.table(columns, names=list(COLUMNS)).combine_chunks(), sink)
     content = sink.getvalue().to_pybytes()
     digest = hashlib.sha256(content).hexdigest()
     name, folder = f"{digest[:16]}.parquet", log.folder.child(SNAPSHOTS)
     folder.replace_bytes(name, content, durable=True)
-    format_ = replace(format_of_names(name, COLUMNS), text=text)
+    format_ = replace(format_of_names(name, COLUMNS), text=source.text)
     file = RatingsFile(name, f"{folder.path}/{name}", "parquet", format_, part="logged")
     return FileRange(file), digest
 

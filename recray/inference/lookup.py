@@ -10,6 +10,8 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -95,6 +97,19 @@ class PairScore:
     source: str
 
 
+def step_of(ratings: NDArray[np.float32]) -> float | None:
+    """The step between the ratings of a scale, such as 0.5; None where there is no common one.
+
+    A scale with one value, or with more than 100, has none.
+    """
+    levels = np.sort(pc.unique(pa.array(ratings)).to_numpy())
+    if not 2 <= len(levels) <= 100:
+        return None
+    thousandths = (levels.astype(np.float64) - float(levels[0])) * 1000
+    whole = thousandths.round().astype(np.int64)
+    return float(np.gcd.reduce(whole)) / 1000 if np.abs(thousandths - whole).max() < 0.1 else None
+
+
 class Lookup:
     """Looks users, items and scores up in one bundle, by raw ids.
 
@@ -114,6 +129,7 @@ class Lookup:
             min(low, float(given.min(initial=low))),
             max(high, float(given.max(initial=high))),
         )
+        self.rating_step = step_of(given)
         # The catalogue must not refer to self: a model that was replaced has to be freed at once,
         # not when the garbage collector next looks for cycles.
         self.catalog = ItemCatalog(self.items, bundle.item_table, lambda: scorer.popularity)

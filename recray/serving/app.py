@@ -92,7 +92,7 @@ def _add_middleware(app: FastAPI, limits: ServiceLimits, metrics: ServiceMetrics
 
 def _let_in(app: FastAPI, origins: tuple[str, ...]) -> None:
     """Let pages of these origins ask."""
-    methods = ["GET", "POST"]
+    methods = ["GET", "POST", "DELETE"]
     app.add_middleware(
         CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=KEY_HEADERS
     )

@@ -6,24 +6,41 @@ them. Each replica also reads what the others have written, again and again.
 
 import threading
 import time
-from collections.abc import Iterable
+import uuid
+from collections import OrderedDict
 from concurrent.futures import Future
 
-from recray.data.feedback_log import MICRO, LoggedRating, LogWriter, RatingsLog
+import pyarrow as pa
+
+from recray.data.feedback_events import MICRO, LoggedRating, event_table, events_of
+from recray.data.feedback_log import LogWriter, RatingsLog
+from recray.data.feedback_table import Events, HeldRating, RatingTable, mark_of
 from recray.data.ids import RawId
 from recray.errors import DamagedFile, RecrayError
 from recray.inference.raw_ratings import RawRating, RawRatings
 from recray.inference.recommender import Recommender
 from recray.serving.log import log
 from recray.serving.schemas.responses import RatingsLogStatus
-from recray.storage import is_uri
+from recray.storage import Pause, is_uri
 
-LOCAL_POLL_SECONDS, STORE_POLL_SECONDS = 0.3, 0.6
-"""Pause between two looks at the files of other replicas, on a disk and on an object store."""
+LOCAL_POLL_SECONDS, STORE_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.3, 0.6, 5.0
+"""Pause between two looks at the files of other replicas, on a disk and on an object store. In a
+store, where a look is a LIST, it grows to the last number while nothing comes.
+"""
+RECENT_KEYS = 50_000
+"""Idempotency keys that are remembered with what came with them. Older ones are known again by the
+rating that the user has now.
+"""
+IDLE_SECONDS = 600
+"""Parts of a writer that has written nothing for so long are put together by the others."""
 
 
 class KeyReused(RecrayError):
     """The idempotency key came with another rating before."""
+
+
+class TooManyRatings(RecrayError):
+    """A user has as many ratings in the log as one may have."""
 
 
 class FeedbackService:
@@ -31,14 +48,19 @@ class FeedbackService:
 
     Args:
         ratings: The log that all replicas share.
+        most: Ratings that a user may have in it.
     """
 
-    def __init__(self, ratings: RatingsLog) -> None:
-        self.log, self.writer = ratings, LogWriter(ratings)
+    def __init__(self, ratings: RatingsLog, most: int = 5000) -> None:
+        self.log, self.writer, self.most = ratings, LogWriter(ratings), most
         self.damaged: set[str] = set()
-        self._by_user: dict[RawId, dict[RawId, LoggedRating]] = {}
-        self._by_key: dict[tuple[RawId, str], tuple[LoggedRating, Future[None]]] = {}
+        self._write_error = self._read_error = False
+        self._table = RatingTable(ratings.text)
+        self._by_key: OrderedDict[tuple[RawId, str], tuple[LoggedRating, Future[None]]]
+        self._by_key = OrderedDict()
         self._files_read: set[str] = set()
+        self._own: set[str] = set()
+        self._last_of: dict[str, int] = {}
         self._waiting: list[tuple[LoggedRating, Future[None]]] = []
         self._last_received = 0
         self._changed = threading.Condition()
@@ -58,18 +80,20 @@ class FeedbackService:
 
     def ratings_of(self, user: RawId) -> RawRatings:
         """Return the user's ratings in the log, oldest first."""
-        ratings = self._by_user.get(user)
-        if not ratings:
-            return []
-        ordered = sorted(ratings.values(), key=lambda event: event.received)
-        return [RawRating(e.item, e.rating, e.received // MICRO) for e in ordered]
+        held = self._table.of_user(user)
+        return [RawRating(e.item, e.rating, e.received // MICRO) for e in held]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the log could be written, and was there, when it was last tried."""
+        return not (self._write_error or self._read_error)
 
     def status(self) -> RatingsLogStatus:
         """Count what the log holds, and name the files that cannot be read."""
         return RatingsLogStatus(
             dataset=self.log.dataset,
-            users=len(self._by_user),
-            ratings=len(self._by_key),
+            users=self._table.users,
+            ratings=self._table.ratings,
             damaged_parts=sorted(self.damaged),
         )
 
@@ -84,6 +108,7 @@ class FeedbackService:
 
         Raises:
             KeyReused: The key came with another rating of this user before.
+            TooManyRatings: The user has as many as one may have, and none of this item.
         """
         with self._changed:
             known = self._by_key.get((user, key))
@@ -93,15 +118,42 @@ class FeedbackService:
                     text = f"key {key!r} came with another rating of user {user!r} before"
                     raise KeyReused(f"{text}: send a fresh one with every rating")
                 return written, True
-            # Strictly growing, although the clock may stand still or be set back.
-            self._last_received = max(self._last_received + 1, time.time_ns() // 1000)
-            event = LoggedRating(user, item, rating, key, self._last_received)
-            written = Future[None]()
-            written.set_running_or_notify_cancel()  # a request that is given up cancels nothing
-            self._by_key[user, key] = event, written
-            self._waiting.append((event, written))
-            self._changed.notify()
-            return written, False
+            held = self._table.of_user(user)
+            if _is_held(held, item, rating, key):
+                return _done(), True
+            if len(held) >= self.most and all(one.item != item for one in held):
+                raise TooManyRatings(
+                    f"user {user!r} has {len(held):,} ratings here, and may have {self.most:,}; "
+                    f"DELETE /v1/ratings/{user}/ITEM takes one back"
+                )
+            return self._hand_over(LoggedRating(user, item, rating, key, self._now())), False
+
+    def take_back(self, user: RawId, item: RawId | None) -> Future[None]:
+        """Take back a user's rating of an item, or all of the user's; done when it is on the disk.
+
+        What the data set itself says of the user stays: see `recray forget`.
+        """
+        with self._changed:
+            event = LoggedRating(user, item, None, uuid.uuid4().hex, self._now())
+            return self._hand_over(event)
+
+    def _now(self) -> int:
+        # Strictly growing, although the clock may stand still or be set back.
+        self._last_received = max(self._last_received + 1, time.time_ns() // 1000)
+        return self._last_received
+
+    def _hand_over(self, event: LoggedRating) -> Future[None]:
+        written = Future[None]()
+        written.set_running_or_notify_cancel()  # a request that is given up cancels nothing
+        self._remember(event, written)
+        self._waiting.append((event, written))
+        self._changed.notify()
+        return written
+
+    def _remember(self, event: LoggedRating, written: Future[None]) -> None:
+        self._by_key[event.user, event.key] = event, written
+        while len(self._by_key) > RECENT_KEYS:
+            self._by_key.popitem(last=False)
 
     def _write_loop(self) -> None:
         while True:
@@ -114,78 +166,138 @@ class FeedbackService:
             self._write(batch)
 
     def _write(self, batch: list[tuple[LoggedRating, Future[None]]]) -> None:
+        events = [event for event, _ in batch]
         try:
-            self.writer.append([event for event, _ in batch])
+            name = self.writer.append(events)
         except Exception as error:  # the waiting requests answer with it; the thread goes on
+            self._write_error = True
             with self._changed:
-                for event, _ in batch:
-                    del self._by_key[event.user, event.key]
+                for event in events:
+                    self._by_key.pop((event.user, event.key), None)
             for _, written in batch:
                 written.set_exception(error)
             return
-        self._add(event for event, _ in batch)
+        self._write_error = False
+        with self._changed:
+            self._own.add(name)
+            self._table.add(event_table(events, self.log.text))
         for _, written in batch:
             written.set_result(None)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Put together small parts of this replica, and of writers that have gone."""
+        idle = time.time_ns() // 1000 - IDLE_SECONDS * MICRO
+        with self._changed:
+            gone = {writer for writer, last in self._last_of.items() if last < idle}
+            others = {n for n in self._files_read - self.damaged if n.split("/")[0] in gone}
+            names = sorted(self._own | others)
         try:
-            self.writer.tidy()
+            written = self.writer.tidy(names)
         except RecrayError as error:  # the small files stay, and are read as they are
             log(event="ratings_not_tidied", reason=str(error))
+            return
+        if written:
+            there = set(self.log.names())
+            with self._changed:
+                self._own = (self._own | set(written)) & there
 
     # ------------------------------------------------------------------------------ reading
 
     def _read_loop(self) -> None:
-        pause = STORE_POLL_SECONDS if is_uri(self.log.folder.path) else LOCAL_POLL_SECONDS
-        while not self._stopped.wait(pause):
+        first = STORE_POLL_SECONDS if is_uri(self.log.folder.path) else LOCAL_POLL_SECONDS
+        pause = Pause(self.log.folder.path, first, LONGEST_POLL_SECONDS)
+        while not self._stopped.wait(pause.seconds):
+            changed = False
             try:
-                self.read_new_files()
+                changed = self.read_new_files()
+                self._read_error = False
             except Exception as error:  # the store may answer again at the next look
+                self._read_error = True
                 log(event="ratings_not_read", reason=str(error))
+            pause.after(changed)
 
-    def read_new_files(self) -> None:
-        """Read the files that other replicas have written since the last call."""
+    def read_new_files(self) -> bool:
+        """Read the files that other replicas have written since the last call; whether there were
+        some.
+        """
         names = {n for n in self.log.names() if not n.startswith(f"{self.writer.name}/")}
-        for name in sorted(names - self._files_read):
+        many: list[Events] = []
+        new = sorted(names - self._files_read)
+        for name in new:
             try:
-                events = self.log.read_part(name)
+                part = self.log.read_part(name)
             except DamagedFile as error:
                 self.damaged.add(name)
                 log(event="ratings_part_skipped", reason=str(error))
-                events = []
-            if events is None:
+                part = event_table([], self.log.text)
+            if part is None:
                 continue  # its writer has merged it into a larger file, which the next look finds
             self._files_read.add(name)
-            self._add(events)
+            self._take(name, part, many)
+        if many:
+            with self._changed:
+                self._table.fold(many)
         self._files_read &= names
         self.damaged &= names
+        return bool(new)
 
-    def _add(self, events: Iterable[LoggedRating]) -> None:
-        done = Future[None]()
-        done.set_result(None)
+    def _take(self, name: str, part: pa.Table, many: list[Events]) -> None:
+        """Know what another replica has written: at once, or with `many` if it is much."""
+        if not len(part):
+            return
+        last = part["received"][len(part) - 1].as_py()
         with self._changed:
-            for event in events:
-                known = self._by_key.get((event.user, event.key))
-                if known is None or known[0] is event:
-                    self._by_key[event.user, event.key] = event, done
-                ratings = self._by_user.get(event.user, {})
-                latest = ratings.get(event.item)
-                if latest is None or latest.received <= event.received:
-                    # A new dict replaces the old one, because `ratings_of` reads without a lock.
-                    self._by_user[event.user] = {**ratings, event.item: event}
+            self._last_of[name.split("/")[0]] = last
+            if len(part) > 1000 or many:
+                many.append(self._table.narrow(part))
+            else:
+                self._table.add(part)
+            for event in events_of(part.slice(max(0, len(part) - RECENT_KEYS))):
+                if (event.user, event.key) not in self._by_key:
+                    self._remember(event, _done())
+
+
+def _done() -> Future[None]:
+    done = Future[None]()
+    done.set_result(None)
+    return done
+
+
+def _is_held(held: list[HeldRating], item: RawId, rating: float, key: str) -> bool:
+    """Whether a user has this rating, and it came with this key."""
+    mark = mark_of(key)
+    return any((one.item, one.rating, one.mark) == (item, rating, mark) for one in held)
 
 
 def check_rating(recommender: Recommender, user: RawId, item: RawId, rating: float) -> None:
     """Refuse a rating that no training could use.
 
     Raises:
-        RecrayError: The item is unknown, the rating is off the scale, or the user's id is a text
-            where the data set has numbers, or the other way round.
+        RecrayError: The item is unknown, the rating is off the scale or between its steps, or the
+            user's id is a text where the data set has numbers, or the other way round.
     """
+    check_user(recommender, user)
     dataset = recommender.bundle.config["dataset"]
-    if isinstance(user, str) != recommender.users.text:
-        kind = "texts" if recommender.users.text else "numbers"
-        raise RecrayError(f"user {user!r}: the users of {dataset} are {kind}")
     if recommender.items.encode_one(item) < 0:
         raise RecrayError(f"unknown item {item!r}: {dataset} has none such")
     low, high = recommender.rating_scale
     if not low <= rating <= high:
         raise RecrayError(f"rating {rating:g} is off the scale of {low:g} to {high:g}")
+    step = recommender.rating_step
+    if step is not None and abs((rating - low) / step - round((rating - low) / step)) > 1e-6:
+        raise RecrayError(
+            f"rating {rating:g} is between the steps of the scale: {low:g} to {high:g} by {step:g}"
+        )
+
+
+def check_user(recommender: Recommender, user: RawId) -> None:
+    """Refuse a user's id that the data set cannot have.
+
+    Raises:
+        RecrayError: It is a text where the data set has numbers, or the other way round.
+    """
+    if isinstance(user, str) != recommender.users.text:
+        kind = "texts" if recommender.users.text else "numbers"
+        dataset = recommender.bundle.config["dataset"]
+        raise RecrayError(f"user {user!r}: the users of {dataset} are {kind}")

@@ -114,7 +114,9 @@ class ServiceOptions:
             return None
         text = recommender.users.text, recommender.items.text
         try:
-            log = RatingsLog.of(folder, recommender.bundle.config["dataset"], text)
+            bundle = recommender.bundle
+            rule = bundle.settings.data.duplicates
+            log = RatingsLog.of(folder, bundle.config["dataset"], text, rule)
         except StorageError as error:  # such as a registry on a read-only disk
             raise StorageError(f"{error}; give --ratings-log a folder that can be") from error
         return FeedbackService(log)

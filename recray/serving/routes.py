@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from concurrent.futures import Future
 from dataclasses import asdict
 from importlib import resources
 from typing import Annotated
@@ -10,15 +11,17 @@ import jinja2
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
+from recray.data.ids import RawId
 from recray.errors import StorageError
 from recray.inference.recommender import Recommender
 from recray.schema import SCORE_NAMES
-from recray.serving.feedback_service import KeyReused, check_rating
+from recray.serving.feedback_service import KeyReused, TooManyRatings, check_rating
 from recray.serving.schemas import requests, responses
 from recray.serving.service import (
     ItemPath,
     NoQuery,
     Service,
+    UserPath,
     error_response,
     error_responses,
     json_response,
@@ -119,13 +122,65 @@ async def rate(request: Request, body: requests.NewRating, _query: NoQuery) -> R
         written, repeated = feedback.store(body.user, body.item, body.rating, body.key)
     except KeyReused as error:
         return error_response(409, "key_reused", str(error))
+    except TooManyRatings as error:
+        return error_response(409, "too_many_ratings", str(error))
+    refused = await _kept(written)
+    if refused is not None:
+        return refused
+    facts = {"status": "kept", "repeated": repeated, "model_version": recommender.version}
+    return json_response({**body.model_dump(), **facts}, 202)
+
+
+@router.delete(
+    "/v1/ratings/{user}/{item:path}",
+    response_model=responses.RatingRemoved,
+    responses=error_responses(404, 409),
+    tags=["feedback"],
+)
+async def take_back(request: Request, user: UserPath, item: ItemPath, _query: NoQuery) -> Response:
+    """Take back a user's rating of an item that was kept here; it trains no more."""
+    service = service_of(request)
+    recommender = service.model()
+    try:
+        raw_user, raw_item = recommender.users.parse(user), recommender.items.parse(item)
+    except KeyError:
+        return error_response(404, "unknown_rating", f"no rating of {item!r} by {user!r}")
+    return await _remove(service, raw_user, raw_item)
+
+
+@router.delete(
+    "/v1/users/{user:path}/ratings",
+    response_model=responses.RatingRemoved,
+    responses=error_responses(404, 409),
+    tags=["feedback"],
+)
+async def take_all_back(request: Request, user: UserPath, _query: NoQuery) -> Response:
+    """Take back all of a user's ratings that were kept here; they train no more."""
+    service = service_of(request)
+    try:
+        raw_user = service.model().users.parse(user)
+    except KeyError:
+        return error_response(404, "unknown_user", f"no user {user!r} can have ratings here")
+    return await _remove(service, raw_user, None)
+
+
+async def _remove(service: Service, user: RawId, item: RawId | None) -> Response:
+    feedback = service.feedback
+    if feedback is None:
+        return _no_log()
+    refused = await _kept(feedback.take_back(user, item))
+    facts = {"status": "removed", "user": user, "item": item}
+    return refused or json_response({**facts, "model_version": service.model().version})
+
+
+async def _kept(written: Future[None]) -> Response | None:
+    """Wait until something is on the disk; what to answer if it cannot be kept."""
     try:
         # A request that times out must not take its rating back: the key makes a repeat harmless.
         await asyncio.shield(asyncio.wrap_future(written))
     except StorageError as error:
         return error_response(503, "not_kept", f"the rating could not be kept: {error}")
-    facts = {"status": "kept", "repeated": repeated, "model_version": recommender.version}
-    return json_response({**body.model_dump(), **facts}, 202)
+    return None
 
 
 @router.get(
@@ -200,7 +255,11 @@ async def alive() -> Response:
 @router.get("/readyz", response_model=responses.Readiness, tags=["about"])
 async def ready(request: Request) -> Response:
     """A model is loaded and checked; its version, and that of the model that should answer."""
-    return json_response(service_of(request).holder.status())
+    service = service_of(request)
+    state = service.holder.status()
+    if service.feedback is not None:
+        state.ratings = "kept" if service.feedback.keeps else "not_kept"
+    return json_response(state)
 
 
 # FastAPI's own page loads scripts from another server; this one has no script at all.

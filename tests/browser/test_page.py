@@ -332,4 +332,10 @@ def test_ratings_go_to_the_log_if_the_visitor_wants_it(visit, films, tmp_path):
     user = page.evaluate("JSON.parse(localStorage.getItem('recray:tiny')).saveAs")
     kept_ratings = [each[:2] for each in kept.ratings_of(user)]
     assert kept_ratings == [(int(raw(5)), 4.0), (int(raw(0)), 2.0)]
+    with page.expect_response(lambda reply: reply.request.method == "DELETE"):
+        page.get_by_label("Take back Alien").click()
+    assert [each[:2] for each in kept.ratings_of(user)] == [(int(raw(0)), 2.0)]
+    with page.expect_response(lambda reply: reply.request.method == "DELETE"):
+        page.click("#forget")
+    assert kept.ratings_of(user) == []
     kept.stop()

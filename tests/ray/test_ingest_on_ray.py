@@ -12,7 +12,8 @@ from recray.config import load_settings
 from recray.data import ingest, sample, source
 from recray.data.dataset import Prepared, Ratings, part_name
 from recray.data.feedback import with_log
-from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
+from recray.data.feedback_events import LoggedRating
+from recray.data.feedback_log import LogWriter, RatingsLog
 from recray.data.formats import text
 from recray.errors import RecrayError
 from recray.schema import UNKNOWN_TIME

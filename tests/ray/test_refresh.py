@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from recray.cli import cli
 from recray.data import sample
-from recray.data.feedback_log import LoggedRating, LogWriter, RatingsLog
+from recray.data.feedback_events import LoggedRating
+from recray.data.feedback_log import LogWriter, RatingsLog
 from recray.inference.bundle import Bundle
 from recray.serving.registry import Registry
 from recray.training.warm_start import grown

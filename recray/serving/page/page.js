@@ -59,13 +59,13 @@ class Trouble extends Error {
   }
 }
 
-async function ask(part, path, body, tries = 2) {
+async function ask(part, path, body, tries = 2, method = body ? "POST" : "GET") {
   running[part]?.abort();
   const control = (running[part] = new AbortController());
   const headers = {};
   if (state.key) headers.authorization = `Bearer ${state.key}`;
   if (body) headers["content-type"] = "application/json";
-  const options = { headers, signal: control.signal, method: body ? "POST" : "GET", body: body && JSON.stringify(body) };
+  const options = { headers, signal: control.signal, method, body: body && JSON.stringify(body) };
   let reply;
   try {
     reply = await fetch(path, options);
@@ -80,7 +80,7 @@ async function ask(part, path, body, tries = 2) {
   if ((reply.status === 429 || reply.status === 503) && tries > 1) {
     const wait = Math.min(5, Number(reply.headers.get("retry-after")) || 1);
     await new Promise((later) => setTimeout(later, 1000 * wait));
-    if (!control.signal.aborted) return ask(part, path, body, tries - 1);
+    if (!control.signal.aborted) return ask(part, path, body, tries - 1, method);
     throw new DOMException("newer request", "AbortError");
   }
   throw new Trouble(reply.status, code, message);
@@ -276,7 +276,7 @@ function rate(film, stars, passing = false) {
   clearTimeout(sending.get(film.item));
   const wait = passing ? 700 : 0;
   sending.set(film.item, setTimeout(() => {
-    if (stars !== null && state.saveAs !== null) send(film, stars);
+    if (state.saveAs !== null) send(film, stars);
   }, wait));
   settle = setTimeout(async () => {
     await recommend();
@@ -341,8 +341,14 @@ async function save(wanted) {
 }
 
 async function send(film, stars) {
+  if (stars === null) return takeBack(`ratings/${encodeURIComponent(state.saveAs)}/${encodeURIComponent(film.item)}`);
   const body = { user: state.saveAs, item: film.item, rating: stars, key: crypto.getRandomValues(new Uint32Array(4)).join("-") };
   await attempt("keep-said", async () => { await ask(`send-${film.item}`, "v1/ratings", body); fill("keep-said"); }, () => send(film, stars));
+}
+
+/** Take back what the service keeps: a rating, or all that were sent. */
+async function takeBack(path) {
+  await attempt("keep-said", async () => { await ask(`send-${path}`, `v1/${path}`, null, 2, "DELETE"); fill("keep-said"); }, () => takeBack(path));
 }
 
 // --------------------------------------------------------------------------------- search
@@ -705,7 +711,9 @@ $("search").addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 $("forget").addEventListener("click", () => {
+  for (const waiting of sending.values()) clearTimeout(waiting);
   state.ratings.clear();
+  if (state.saveAs !== null) takeBack(`users/${encodeURIComponent(state.saveAs)}/ratings`);
   remember();
   for (const node of document.querySelectorAll("[data-item]")) node.refresh();
   drawMine();

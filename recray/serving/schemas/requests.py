@@ -298,10 +298,11 @@ class NewRating(StrictModel):
     model_config = example(user=1, item=50, rating=4, key="8f14e45f-1")
     user: Annotated[Id, Field(description="Raw user id; may be new.", examples=[1])]
     item: ItemId
-    rating: Stars
+    rating: Annotated[Stars, Field(strict=True)]
     key: Annotated[
         str,
         Field(
+            strict=True,
             min_length=1,
             max_length=KEY_LENGTH,
             description="Idempotency key: fresh for each rating, the same when it is sent again.",

@@ -215,6 +215,15 @@ class FeedbackStored(BaseModel):
     model_version: str
 
 
+class RatingRemoved(BaseModel):
+    """A rating that was taken back, or all of a user's; on the disk."""
+
+    status: Literal["removed"]
+    user: UserId
+    item: Annotated[ItemId | None, Field(description="null: all of the user's.")]
+    model_version: str
+
+
 class RatingsLogStatus(BaseModel):
     """What the ratings log holds."""
 
@@ -291,3 +300,7 @@ class Readiness(Status):
         str | None, Field(description="followed, or why it cannot be read; null without one.")
     ]
     swaps: Annotated[int, Field(description="Models replaced in this replica.")]
+    ratings: Annotated[
+        Literal["kept", "not_kept"] | None,
+        Field(description="not_kept: the log cannot be written now; null where there is none."),
+    ] = None
