@@ -621,7 +621,7 @@ def post(port, rating):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_rating_that_was_answered_is_in_the_log_once_whatever_is_killed(make_bundle, log):
-    wanted = [body(1000 + n % 50, n % ITEMS, 1 + n % 5, key=f"key-{n}") for n in range(1000)]
+    wanted = [body(1000 + n, n % ITEMS, 1 + n % 5, key=f"key-{n}") for n in range(1000)]
     replicas, answered, errors = Replicas(make_bundle().folder.path, log.folder.path, 2), [], []
     todo, lock = list(enumerate(wanted)), threading.Lock()
 
