@@ -102,7 +102,8 @@ def test_a_source_gets_the_latest_of_each_pair_and_another_identity(log):
         {"user": 1, "item": 1, "rating": 4.0, "timestamp": 3},
     ]
     assert log.read().parts == 2, "what is written for the workers is no part of the log"
-    feedback.remove_snapshot(more)
+    with feedback.snapshot_while(more):
+        assert log.folder.child("snapshots").files()
     assert not log.folder.child("snapshots").files()
 
 

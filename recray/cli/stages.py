@@ -112,23 +112,19 @@ def prepare(
     recipe.refuse_groups(("model", "objective", "train", "evaluate"), "recray train")
     settings = recipe.settings()
     from recray.data import ingest
+    from recray.data.feedback import snapshot_while, with_log
     from recray.data.source import detect_source
     from recray.runtime.tasks import TaskRunner
 
     given = detect_source(source, settings, mirror)
     if ratings_log is not None:
-        from recray.data.feedback import remove_snapshot, with_log
         from recray.data.feedback_log import RatingsLog
 
         given, added = with_log(given, RatingsLog.open(ratings_log), settings.data.duplicates)
         ui.log(data_text.ratings_log(ratings_log, added))
     runner = TaskRunner(ui.stage)
-    try:
-        with ui.during(f"prepare {source} into {out}"):
-            made = ingest.prepare(given, out, settings, address, runner=runner)
-    finally:
-        if ratings_log is not None:
-            remove_snapshot(given)
+    with ui.during(f"prepare {source} into {out}"), snapshot_while(given):
+        made = ingest.prepare(given, out, settings, address, runner=runner)
     facts = {k: v for k, v in made.manifest.items() if k != "files"}
     facts |= {"prepared": made.folder.path, "ray_data": runner.stages}
     result = results.PreparedFacts.model_validate(facts)

@@ -7,6 +7,8 @@ compared with one trained on the source alone.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -87,12 +89,18 @@ def with_log(
     return replace(source, ranges=(*source.ranges, file_range), identity=identity), summary
 
 
-def remove_snapshot(source: Source) -> None:
-    """Remove what `with_log` has written for workers, once they have read it."""
-    for one in source.ranges:
-        if one.file.part == "logged":
-            folder, _, name = one.file.path.rpartition("/")
-            Folder(folder).delete(name)
+@contextmanager
+def snapshot_while(source: Source) -> Iterator[None]:
+    """Remove what `with_log` has written for workers at the end of the block, in which they read
+    it; nothing, if the source is without a log.
+    """
+    try:
+        yield
+    finally:
+        for one in source.ranges:
+            if one.file.part == "logged":
+                folder, _, name = one.file.path.rpartition("/")
+                Folder(folder).delete(name)
 
 
 def _known(source: Source, ratings: pa.Table) -> pa.Table:

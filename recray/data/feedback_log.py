@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,9 +111,8 @@ class RatingsLog:
         folder = Folder(path)
         if not folder.exists(FACTS):
             _refuse_lost(folder)
-            facts: dict[str, Any] = {"kind": KIND, "dataset": dataset}
-            facts |= {"text_users": text[0], "text_items": text[1], "duplicates": duplicates}
-            folder.write_json(FACTS, facts)
+            rules = {"text_users": text[0], "text_items": text[1], "duplicates": duplicates}
+            folder.write_json(FACTS, {"kind": KIND, "dataset": dataset, **rules})
         log = cls.open(path)
         log.expect(dataset, text)
         return log

@@ -6,7 +6,7 @@ from pydantic import BaseModel, JsonValue
 
 from recray.config import Settings
 from recray.data.dataset import Prepared, Ratings
-from recray.data.feedback import LogSummary, remove_snapshot, with_log
+from recray.data.feedback import LogSummary, snapshot_while, with_log
 from recray.data.feedback_log import RatingsLog
 from recray.data.source import Source
 from recray.errors import RecrayError
@@ -164,10 +164,8 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
     source, added = _with_log(source, request, live, log)
     with session(request.address):
         wait_for_capacity(workers_at(request.workers, request.address).start)
-        try:
+        with snapshot_while(source):
             prepared = _stages(request, live.run_settings, log).prepare(source)
-        finally:
-            remove_snapshot(source)
         comparable = _comparable(prepared, live, request, log)
         warm = _train(request, live, prepared, "warm", log)
         full = _train(request, live, prepared, "full", log) if request.full else None
