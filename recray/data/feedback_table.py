@@ -24,7 +24,7 @@ FEW_EVENTS = 20_000
 """Events beside the arrays, up to which they are not made anew; or an eighth of those in them."""
 
 
-class Event(NamedTuple):
+class UserEvent(NamedTuple):
     """One event of a user, in keys; see RatingTable."""
 
     item: int
@@ -34,7 +34,7 @@ class Event(NamedTuple):
 
 
 class HeldRating(NamedTuple):
-    """A rating that counts: raw item, stars, microseconds, and a mark of its idempotency key."""
+    """A rating in force: raw item, value, microseconds, and a mark of its idempotency key."""
 
     item: RawId
     rating: float
@@ -81,13 +81,13 @@ class _Arrays:
     received: NDArray[np.int64]
     mark: NDArray[np.uint32]
 
-    def of(self, user: int) -> list[Event]:
+    def of(self, user: int) -> list[UserEvent]:
         place = int(np.searchsorted(self.user, user))
         if place == len(self.user) or self.user[place] != user:
             return []
         rows = slice(int(self.start[place]), int(self.start[place + 1]))
         columns = (self.item[rows], self.rating[rows], self.received[rows], self.mark[rows])
-        return [Event(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+        return [UserEvent(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 def mark_of(key: str) -> int:
@@ -109,7 +109,7 @@ class RatingTable:
         self.users = self.ratings = 0
         self._texts: dict[int, str] = {}  # of items, by their keys
         # Both are replaced together, so that a reader never takes one without the other.
-        self._held: tuple[_Arrays, dict[int, list[Event]]] = (_arrays(_no_events()), {})
+        self._held: tuple[_Arrays, dict[int, list[UserEvent]]] = (_arrays(_no_events()), {})
         self._recent = 0
 
     def of_user(self, user: RawId) -> list[HeldRating]:
@@ -128,7 +128,7 @@ class RatingTable:
         rows = zip(*(c.tolist() for c in columns), strict=True)
         for user, row in zip(events.user.tolist(), rows, strict=True):
             before = _alive(self._settled(user))
-            recent[user] = _put(recent.get(user, []), Event(*row))
+            recent[user] = _put(recent.get(user, []), UserEvent(*row))
             after = _alive(self._settled(user))
             self.ratings += after - before
             self.users += (after > 0) - (before > 0)
@@ -174,7 +174,7 @@ class RatingTable:
             np.fromiter(map(mark_of, table["key"].to_pylist()), np.uint32, len(table)),
         )
 
-    def _settled(self, user: int) -> list[Event]:
+    def _settled(self, user: int) -> list[UserEvent]:
         """The events of a user that count, those that took something back included."""
         arrays, recent = self._held
         events = arrays.of(user)
@@ -191,11 +191,11 @@ class RatingTable:
         return self._texts[item] if self.text[1] else item
 
 
-def _alive(events: list[Event]) -> int:
+def _alive(events: list[UserEvent]) -> int:
     return sum(event.rating == event.rating for event in events)
 
 
-def _put(events: list[Event], event: Event) -> list[Event]:
+def _put(events: list[UserEvent], event: UserEvent) -> list[UserEvent]:
     """A user's events with one more: of each item the latest, and none that was taken back."""
     wiped = max((e.received for e in events if e.item == ALL_ITEMS), default=-1)
     if event.item != ALL_ITEMS and event.received <= wiped:
