@@ -7,9 +7,8 @@ user, until there is enough of it to make the arrays anew.
 # Shape letters: N = events, U = users.
 
 import time
-import zlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,16 @@ ALL_ITEMS = -1
 """In place of an item: all of the user's ratings are taken back."""
 FEW_EVENTS = 20_000
 """Events beside the arrays, up to which they are not made anew; or an eighth of those in them."""
+
+
+COLUMNS = {
+    "user": np.int64,
+    "item": np.int64,
+    "rating": np.float32,
+    "received": np.int64,
+    "mark": np.uint32,
+}
+"""Columns of Events, and their types."""
 
 
 class UserEvent(NamedTuple):
@@ -92,7 +101,19 @@ class _Arrays:
 
 def mark_of(key: str) -> int:
     """32 bits that stand for an idempotency key: enough to know it again at the same rating."""
-    return zlib.crc32(key.encode())
+    return int(_marks(pa.array([key]))[0])
+
+
+def _marks(keys: pa.Array) -> NDArray[np.uint32]:
+    """(N,) mark of each text: a polynomial of its bytes, for all texts at once."""
+    offsets = np.frombuffer(keys.buffers()[1], np.int32)[keys.offset : keys.offset + len(keys) + 1]
+    content = np.frombuffer(keys.buffers()[2] or b"", np.uint8)
+    begin, length = offsets[:-1], np.diff(offsets)
+    marks = np.full(len(keys), 5381, np.uint32)
+    for place in range(int(length.max(initial=0))):
+        more = np.flatnonzero(length > place)
+        marks[more] = marks[more] * np.uint32(16777619) ^ content[begin[more] + place]
+    return marks
 
 
 class RatingTable:
@@ -109,7 +130,8 @@ class RatingTable:
         self.users = self.ratings = 0
         self._texts: dict[int, str] = {}  # of items, by their keys
         # Both are replaced together, so that a reader never takes one without the other.
-        self._held: tuple[_Arrays, dict[int, list[UserEvent]]] = (_arrays(_no_events()), {})
+        nothing = _arrays({name: np.zeros(0, kind) for name, kind in COLUMNS.items()})
+        self._held: tuple[_Arrays, dict[int, list[UserEvent]]] = (nothing, {})
         self._recent = 0
 
     def of_user(self, user: RawId) -> list[HeldRating]:
@@ -139,16 +161,15 @@ class RatingTable:
     def fold(self, more: list[Events]) -> None:
         """Make the arrays anew, with many more events."""
         arrays, recent = self._held
-        held = Events(
-            np.repeat(arrays.user, np.diff(arrays.start)),
-            arrays.item,
-            arrays.rating,
-            arrays.received,
-            arrays.mark,
-        )
+        users = np.repeat(arrays.user, np.diff(arrays.start))
+        held = Events(users, arrays.item, arrays.rating, arrays.received, arrays.mark)
         late = [(user, *event) for user, events in recent.items() for event in events]
-        columns = [held, *([_events_of(late)] if late else []), *more]
-        made = _arrays(_joined(columns))
+        parts = [held, *([_events_of(late)] if late else []), *more]
+        more.clear()
+        # Column by column, and each is freed when it is sorted: a log is half of the memory.
+        lists = {name: [getattr(part, name) for part in parts] for name in COLUMNS}
+        del held, users, parts
+        made = _arrays({name: np.concatenate(lists.pop(name)) for name in COLUMNS})
         self._held, self._recent = (made, {}), 0
         alive = ~np.isnan(made.rating)
         counts = np.add.reduceat(alive, made.start[:-1]) if len(made.user) else np.zeros(0)
@@ -171,7 +192,7 @@ class RatingTable:
             items.astype(np.int64),
             table["rating"].to_numpy().astype(np.float32),
             table["received"].to_numpy().astype(np.int64),
-            np.fromiter(map(mark_of, table["key"].to_pylist()), np.uint32, len(table)),
+            _marks(table["key"].combine_chunks()),
         )
 
     def _settled(self, user: int) -> list[UserEvent]:
@@ -207,11 +228,6 @@ def _put(events: list[UserEvent], event: UserEvent) -> list[UserEvent]:
     return [*(e for e in events if e.item != event.item), event]
 
 
-def _no_events() -> Events:
-    whole = np.zeros(0, np.int64)
-    return Events(whole, whole, np.zeros(0, np.float32), whole, np.zeros(0, np.uint32))
-
-
 def _events_of(rows: list[tuple[int, int, float, int, int]]) -> Events:
     user, item, rating, received, mark = zip(*rows, strict=True)
     return Events(
@@ -223,36 +239,29 @@ def _events_of(rows: list[tuple[int, int, float, int, int]]) -> Events:
     )
 
 
-def _joined(parts: list[Events]) -> Events:
-    names = ("user", "item", "rating", "received", "mark")
-    user, item, rating, received, mark = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in names
-    )
-    return Events(user, item, rating, received, mark)
+def _arrays(columns: dict[str, Any]) -> _Arrays:
+    """Settle events: of each pair the latest, and what was taken back for a day longer.
 
-
-def _arrays(events: Events) -> _Arrays:
-    """Settle events: of each pair the latest, and what was taken back for a day longer."""
-    order = np.lexsort((events.received, events.item, events.user))
-    user, item = events.user[order], events.item[order]
+    The columns, by the names of Events, are taken out of the mapping one by one.
+    """
+    order = np.lexsort((columns["received"], columns["item"], columns["user"]))
+    user, item = columns.pop("user")[order], columns.pop("item")[order]
     # Of a pair's events, which lie together in the order of time, the last one counts.
     last = np.ones(len(order), bool)
     last[:-1] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-    order = order[last]
-    user, item = user[last], item[last]
-    received = events.received[order]
-    ids, start = np.unique(user, return_index=True)
-    start = np.append(start, len(user))
+    order, user, item = order[last], user[last], item[last]
+    received, rating, mark = (columns.pop(name)[order] for name in ("received", "rating", "mark"))
+    del order
+    ids, first = np.unique(user, return_index=True)
+    counts = np.diff(np.append(first, len(user)))
     # ALL_ITEMS sorts before all items, so a user's one stands first.
+    has = item[first] == ALL_ITEMS
     wiped = np.full(len(ids), -1)
-    first = start[:-1]
-    has = item[first] == ALL_ITEMS if len(ids) else np.zeros(0, bool)
     wiped[has] = received[first[has]]
-    after = received > np.repeat(wiped, np.diff(start))
-    rating = events.rating[order]
     late = int((time.time() - LATE_SECONDS) * MICRO)
-    kept = (after | (item == ALL_ITEMS)) & (~np.isnan(rating) | (received > late))
-    counts = np.add.reduceat(kept, first) if len(ids) else np.zeros(0, np.int64)
-    ids = ids[counts > 0]
+    kept = (received > np.repeat(wiped, counts)) | (item == ALL_ITEMS)
+    kept &= ~np.isnan(rating) | (received > late)
+    if len(ids):
+        counts = np.add.reduceat(kept, first, dtype=np.int64)
     start = np.concatenate([[0], counts[counts > 0].cumsum()]).astype(np.int64)
-    return _Arrays(ids, start, item[kept], rating[kept], received[kept], events.mark[order][kept])
+    return _Arrays(ids[counts > 0], start, item[kept], rating[kept], received[kept], mark[kept])

@@ -10,6 +10,7 @@ import uuid
 from collections import OrderedDict
 from concurrent.futures import Future
 
+import numpy as np
 import pyarrow as pa
 
 from recray.data.feedback_events import MICRO, LoggedRating, event_table, events_of
@@ -27,12 +28,17 @@ LOCAL_POLL_SECONDS, STORE_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.3, 0.6, 5.0
 """Pause between two looks at the files of other replicas, on a disk and on an object store. In a
 store, where a look is a LIST, it grows to the last number while nothing comes.
 """
-RECENT_KEYS = 50_000
+RECENT_KEYS = 20_000
 """Idempotency keys that are remembered with what came with them. Older ones are known again by the
 rating that the user has now.
 """
 IDLE_SECONDS = 600
 """Parts of a writer that has written nothing for so long are put together by the others."""
+
+
+DONE: Future[None] = Future()
+"""Of what is on the disk already."""
+DONE.set_result(None)
 
 
 class KeyReused(RecrayError):
@@ -120,7 +126,7 @@ class FeedbackService:
                 return written, True
             held = self._table.of_user(user)
             if _is_held(held, item, rating, key):
-                return _done(), True
+                return DONE, True
             if len(held) >= self.most and all(one.item != item for one in held):
                 raise TooManyRatings(
                     f"user {user!r} has {len(held):,} ratings here, and may have {self.most:,}; "
@@ -223,7 +229,8 @@ class FeedbackService:
         """
         names = {n for n in self.log.names() if not n.startswith(f"{self.writer.name}/")}
         many: list[Events] = []
-        new = sorted(names - self._files_read)
+        latest: list[pa.Table] = []
+        new, part = sorted(names - self._files_read), None
         for name in new:
             try:
                 part = self.log.read_part(name)
@@ -234,18 +241,31 @@ class FeedbackService:
             if part is None:
                 continue  # its writer has merged it into a larger file, which the next look finds
             self._files_read.add(name)
-            self._take(name, part, many)
+            if len(part):
+                latest.append(self._take(name, part, many))
+        del part
         if many:
             with self._changed:
                 self._table.fold(many)
+            pa.default_memory_pool().release_unused()  # Arrow keeps what reading the parts needed
+        if latest:
+            self._remember_keys(pa.concat_tables(latest))
         self._files_read &= names
         self.damaged &= names
         return bool(new)
 
-    def _take(self, name: str, part: pa.Table, many: list[Events]) -> None:
-        """Know what another replica has written: at once, or with `many` if it is much."""
-        if not len(part):
-            return
+    def _remember_keys(self, events: pa.Table) -> None:
+        """Remember the keys of the latest of these events."""
+        newest = events.sort_by("received")
+        with self._changed:
+            for event in events_of(newest.slice(max(0, len(newest) - RECENT_KEYS))):
+                if (event.user, event.key) not in self._by_key:
+                    self._remember(event, DONE)
+
+    def _take(self, name: str, part: pa.Table, many: list[Events]) -> pa.Table:
+        """Know what another replica has written: at once, or with `many` if it is much; return its
+        last events.
+        """
         last = part["received"][len(part) - 1].as_py()
         with self._changed:
             self._last_of[name.split("/")[0]] = last
@@ -253,15 +273,8 @@ class FeedbackService:
                 many.append(self._table.narrow(part))
             else:
                 self._table.add(part)
-            for event in events_of(part.slice(max(0, len(part) - RECENT_KEYS))):
-                if (event.user, event.key) not in self._by_key:
-                    self._remember(event, _done())
-
-
-def _done() -> Future[None]:
-    done = Future[None]()
-    done.set_result(None)
-    return done
+        # Not a slice, which would keep the whole part in memory.
+        return part.take(np.arange(max(0, len(part) - RECENT_KEYS), len(part)))
 
 
 def _is_held(held: list[HeldRating], item: RawId, rating: float, key: str) -> bool:
