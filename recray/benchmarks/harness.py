@@ -1,8 +1,11 @@
 """What all benchmarks share: facts of the machine, memory of a process tree, and repetitions."""
 
+import ctypes
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -132,6 +135,25 @@ def own_memory(entry: str) -> int:
         if line.startswith(f"{entry}:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("this system does not tell the memory of a process")
+
+
+def apart(module: str, what: str, *arguments: str) -> str:
+    """A measurement of a module in a fresh process, whose memory or Ray is its own: a row as JSON.
+
+    Raises:
+        RuntimeError: It failed; the message has the end of what it said.
+    """
+    command = [sys.executable, "-m", module, what, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{what}: {done.stderr[-2000:]}")
+    return done.stdout.splitlines()[-1]
+
+
+def trimmed_memory() -> int:
+    """Bytes of this process that no file backs; what was freed is given back first."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return own_memory("RssAnon")
 
 
 class Peak:

@@ -3,9 +3,7 @@
 # Ray is imported here for the empty deployment alone, which recray is compared with.
 
 import asyncio
-import ctypes
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recray.benchmarks import replica_memory
 from recray.benchmarks.client import (
     CONNECTIONS,
     HOST,
@@ -31,7 +30,7 @@ from recray.benchmarks.client import (
     peak,
     steady,
 )
-from recray.benchmarks.harness import Figures, Measurement, load_now, own_memory
+from recray.benchmarks.harness import Figures, Measurement, Row, apart, load_now
 from recray.benchmarks.synthetic import make_bundle
 from recray.data.ids import RawId
 from recray.inference.bundle import Bundle
@@ -40,7 +39,6 @@ from recray.inference.recommender import Recommender
 from recray.progress import Log
 from recray.serving.auth import new_key, parse_key
 from recray.serving.deployment import Profile, deploy, serving
-from recray.serving.hot_swap import load_and_warm_up
 from recray.serving.options import ServiceLimits
 from recray.serving.registry import Registry
 
@@ -86,14 +84,10 @@ def run(sizes: Sizes, log: Log) -> Measurement:
         swapped = swaps(small, folder, sizes.swap_seconds, log)
         log("the production profile, in a Ray of its own")
         fast = Production.model_validate_json(
-            _apart("production", small.folder.path, str(turns * seconds))
+            apart("recray.benchmarks.serve", "production", small.folder.path, str(turns * seconds))
         )
         new = _fold_in(small)
-        log("memory of a replica")
-        big = make_bundle(folder / "big", *sizes.big)
-        held = ReplicaMemory.model_validate_json(
-            _apart("memory", small.folder.path, big.folder.path)
-        )
+        of_memory, memory_rows = _memory(small, folder, sizes.big, log)
     log(f"load {load_now()}")
     figures: Figures = {
         "over_empty_3706": recommend.per_second / empty.per_second,
@@ -104,10 +98,28 @@ def run(sizes: Sizes, log: Log) -> Measurement:
         "swap_failed": swapped.failed,
         "swap_mixed": swapped.mixed,
         "fold_in_ms_p95": new.p95_ms,
-        "replica_over_tables": held.over_tables,
     }
-    rows = [empty, recommend, load, batch, empty_large, recommend_large, swapped, fast, new, held]
-    return Measurement(figures, rows)
+    rows = [empty, recommend, load, batch, empty_large, recommend_large, swapped, fast, new]
+    return Measurement(figures | of_memory, [*rows, *memory_rows])
+
+
+def _memory(
+    small: Bundle, folder: Path, sizes: tuple[int, int, int], log: Log
+) -> tuple[Figures, list[Row]]:
+    """What a replica's process grows by for a large bundle, and for a large ratings log."""
+    log("memory of a replica")
+    big = make_bundle(folder / "big", *sizes)
+    held = ReplicaMemory.model_validate_json(
+        apart(replica_memory.__name__, "memory", small.folder.path, big.folder.path)
+    )
+    log(f"a replica's feedback of {replica_memory.RATINGS:,} ratings")
+    kept = replica_memory.feedback()
+    figures: Figures = {
+        "replica_over_tables": held.over_tables,
+        "feedback_5m_mb": kept.mb,
+        "feedback_5m_start_s": kept.start_s,
+    }
+    return figures, [held, kept]
 
 
 def _serve_empty() -> None:
@@ -244,15 +256,6 @@ async def _watch(
 # -------------------------------------------------------------- in a process of their own
 
 
-def _apart(what: str, *arguments: str) -> str:
-    """A measurement in a fresh process, whose memory or Ray is its own: a row as JSON."""
-    command = [sys.executable, "-m", "recray.benchmarks.serve", what, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{what}: {done.stderr[-2000:]}")
-    return done.stdout.splitlines()[-1]
-
-
 def production(bundle: str, seconds: str) -> Production:
     """Requests a second with HAProxy and throughput settings."""
     secret, line = new_key("benchmark")
@@ -280,32 +283,6 @@ def _warm_up(port: int, paths: list[str], headers: str) -> None:
             if attempt == WARM_UPS - 1:
                 raise
             time.sleep(1.0)
-
-
-def memory(small: str, big: str) -> ReplicaMemory:
-    """What a replica's process grows by for a bundle, over the bytes of its tables.
-
-    The tables are the weights, item and stars of each rating, and the raw ids.
-    """
-    torch.set_num_threads(1)
-    load_and_warm_up(small)  # libraries and whatever they make once
-    before = _trimmed_memory()
-    recommender = load_and_warm_up(big)
-    grown = _trimmed_memory() - before
-    history, model = recommender.scorer.history, recommender.bundle.model
-    arrays = (history.indptr, history.item, history.rating)
-    tables = sum(array.nbytes for array in arrays)
-    tables += sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    tables += recommender.users.raw.nbytes + recommender.items.raw.nbytes
-    return ReplicaMemory(
-        what="memory", mb=grown / 1e6, tables_mb=tables / 1e6, over_tables=grown / tables
-    )
-
-
-def _trimmed_memory() -> int:
-    """Bytes of this process that no file backs; what was freed is given back first."""
-    ctypes.CDLL(None).malloc_trim(0)
-    return own_memory("RssAnon")
 
 
 # ----------------------------------------------------------------- batches and new users
@@ -346,5 +323,4 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    measure = {"production": production, "memory": memory}[sys.argv[1]]
-    print(measure(*sys.argv[2:]).model_dump_json())
+    print({"production": production}[sys.argv[1]](*sys.argv[2:]).model_dump_json())

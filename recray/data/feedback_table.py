@@ -239,7 +239,7 @@ def _events_of(rows: list[tuple[int, int, float, int, int]]) -> Events:
     )
 
 
-def _arrays(columns: dict[str, Any]) -> _Arrays:
+def _arrays(columns: dict[str, NDArray[Any]]) -> _Arrays:
     """Settle events: of each pair the latest, and what was taken back for a day longer.
 
     The columns, by the names of Events, are taken out of the mapping one by one.

@@ -1,18 +1,21 @@
-"""What a replica needs to start with a large ratings log: seconds, and memory beside the model."""
+"""What a replica's process grows by: for a bundle, and for a large ratings log."""
 
-import subprocess
 import sys
 import tempfile
 import time
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from recray.benchmarks.harness import Row, own_memory
+from recray.benchmarks.client import ReplicaMemory
+from recray.benchmarks.harness import Row, apart, own_memory, trimmed_memory
 from recray.data.feedback_events import MICRO, event_schema
 from recray.data.feedback_log import LogWriter, RatingsLog
 from recray.serving.feedback_service import FeedbackService
+from recray.serving.hot_swap import load_and_warm_up
 
+MODULE = "recray.benchmarks.replica_memory"
 INTEGERS = (False, False)
 RATINGS, USERS, ITEMS = 5_000_000, 500_000, 59_047
 """In the log, and who gave them to which items."""
@@ -37,11 +40,7 @@ def feedback() -> FeedbackMemory:
     """Write a log, and read it in a fresh process."""
     with tempfile.TemporaryDirectory(prefix="recray-feedback-") as folder:
         write_log(folder)
-        command = [sys.executable, "-m", "recray.benchmarks.served_feedback", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"feedback: {done.stderr[-2000:]}")
-        return FeedbackMemory.model_validate_json(done.stdout.splitlines()[-1])
+        return FeedbackMemory.model_validate_json(apart(MODULE, "feedback", folder))
 
 
 def write_log(folder: str) -> None:
@@ -64,6 +63,26 @@ def write_log(folder: str) -> None:
         name = f"{writer.name}/part-{3 if number < len(sizes) else 0}-{number:09d}.parquet"
         writer.log.write_part(name, events)
         first += size
+
+
+def memory(small: str, big: str) -> ReplicaMemory:
+    """What a replica's process grows by for a bundle, over the bytes of its tables.
+
+    The tables are the weights, item and stars of each rating, and the raw ids.
+    """
+    torch.set_num_threads(1)
+    load_and_warm_up(small)  # libraries and whatever they make once
+    before = trimmed_memory()
+    recommender = load_and_warm_up(big)
+    grown = trimmed_memory() - before
+    history, model = recommender.scorer.history, recommender.bundle.model
+    arrays = (history.indptr, history.item, history.rating)
+    tables = sum(array.nbytes for array in arrays)
+    tables += sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    tables += recommender.users.raw.nbytes + recommender.items.raw.nbytes
+    return ReplicaMemory(
+        what="memory", mb=grown / 1e6, tables_mb=tables / 1e6, over_tables=grown / tables
+    )
 
 
 def read_log(folder: str) -> FeedbackMemory:
@@ -93,4 +112,5 @@ def read_log(folder: str) -> FeedbackMemory:
 
 
 if __name__ == "__main__":
-    print(read_log(sys.argv[1]).model_dump_json())
+    row = memory(*sys.argv[2:]) if sys.argv[1] == "memory" else read_log(sys.argv[2])
+    print(row.model_dump_json())
