@@ -270,16 +270,25 @@ class CountedItems:
 
     @classmethod
     def join(cls, tables: Iterable[pa.Table], texts: TextIds | None) -> Self:
-        """Merge the items that the partitions counted, one after another, and number them."""
+        """Merge the items that the partitions counted, one after another, and number them.
+
+        Args:
+            tables: `raw`, ascending, and a count for each of schema.PARTS.
+            texts: The ids that keys stand for, where they are text.
+        """
         key, counts = np.zeros(0, np.int64), np.zeros((len(schema.PARTS), 0), np.int64)
         for table in tables:
             own = table["raw"].to_numpy()
-            both = np.union1d(key, own)
-            merged = np.zeros((len(schema.PARTS), len(both)), np.int64)
-            merged[:, np.searchsorted(both, key)] = counts
-            more = np.stack([table[name].to_numpy() for name in schema.PARTS])
-            merged[:, np.searchsorted(both, own)] += more
-            key, counts = both, merged
+            place = np.searchsorted(key, own)
+            new = (
+                own != key[np.minimum(place, len(key) - 1)] if len(key) else np.ones(len(own), bool)
+            )
+            if new.any():  # after some partitions nearly all have been seen
+                key = np.insert(key, place[new], own[new])
+                counts = np.insert(counts, place[new], 0, axis=1)
+                place = np.searchsorted(key, own)
+            for total, name in zip(counts, schema.PARTS, strict=True):
+                total[place] += table[name].to_numpy()
         raw = key if texts is None else texts.of(key)
         group = group_of(counts)
         order = order_of_ids(raw, group)
