@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from recray import schema
@@ -102,6 +103,7 @@ def test_a_bundle_and_its_frames_show_no_unknown_time(prepared):
     write_part(prepared.folder, "train", 0, changed, timed=True)
     table = interaction_table(prepared)
     assert table["timestamp"].to_pylist()[:3] == [None, -5, 0]
-    frame = frames.ratings(changed, prepared.user_ids, prepared.item_ids, pa.chunked_array([["title"] * 20]))
+    titles = pa.chunked_array([["title"] * 20])
+    frame = frames.ratings(changed, prepared.user_ids, prepared.item_ids, titles)
     assert frame["time"].isna().tolist()[:4] == [True, False, False, False]
     assert frame["time"][1].year == 1969
