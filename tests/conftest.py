@@ -1,5 +1,6 @@
 """A small prepared data set and bundles on disk, made without Ray."""
 
+import functools
 import os
 import signal
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from hypothesis import settings
 
 from recray import schema
@@ -29,6 +31,9 @@ settings.load_profile("recray")
 
 # What a shell starts in the background ignores Ctrl-C, and so would the commands of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Clients of tests call a service as browsers of its own machine do: it refuses other names.
+TestClient.__init__ = functools.partialmethod(TestClient.__init__, base_url="http://127.0.0.1")
 
 # Tables are cut at this width; pytest-xdist sets it, and a shell may.
 os.environ.pop("COLUMNS", None)

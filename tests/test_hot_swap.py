@@ -92,9 +92,11 @@ def test_a_damaged_version_is_refused_and_the_old_one_answers(registry, bundles,
     assert (said["model_version"], said["wanted_version"], said["stale"]) == (one, two, True)
     assert said["refused"]["version"] == two
     assert "damaged" in said["refused"]["reason"]
+    assert registry.folder.path not in ready.text
     assert client.get(f"/v1/users/{raw(0)}/recommendations").json()["model_version"] == one
     line = json.loads(capfd.readouterr().err)
     assert (line["event"], line["version"], line["answers"]) == ("model_refused", two, one)
+    assert registry.folder.path in line["reason"]
 
 
 def test_a_refused_version_is_tried_again_later_and_longer_each_time(registry, bundles, holder):
@@ -235,7 +237,7 @@ def test_no_reply_mixes_versions_under_load(bundles):
             replies.append((lists, many.json()["model_version"], range(USERS)))
 
     async def all_at_once():
-        async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             asking = asyncio.gather(*(ask(client, number) for number in range(8)))
             turn = 0
             while not asking.done():
@@ -263,8 +265,20 @@ def test_a_version_of_another_data_set_is_refused(registry, bundles, holder, mon
     assert "is of elsewhere, what answers is of tiny" in holder.status().refused.reason
 
 
-def test_readiness_tells_no_credentials(holder):
-    holder.reject("0" * 12, "cannot read s3://KEY:SECRET@bucket/registry/x: gone")
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("cannot read s3://KEY:SECRET@bucket/registry/x: gone", "cannot read x: gone"),
+        ("s3://KEY:SECRET@bucket is away", "s3://...@bucket is away"),
+        ("/srv/my reg/versions/a/model.safetensors: its digest", "versions/a/model.safetensors: "),
+        ("'/srv/own/a/x' and/or (/srv/own/a/y) of 3 / 4", "'x' and/or (y) of 3 / 4"),
+    ],
+)
+def test_readiness_tells_neither_credentials_nor_folders(holder, reason, shown):
+    holder.registry = "/srv/my reg"
+    holder.reject("0" * 12, reason)
     holder.registry_error = "cannot read s3://KEY:SECRET@bucket/registry/current.json"
-    assert "SECRET" not in holder.status().model_dump_json()
-    assert "s3://...@bucket/registry/x: gone" in holder.status().refused.reason
+    text = holder.status().model_dump_json()
+    assert "SECRET" not in text
+    assert "srv" not in text
+    assert holder.status().refused.reason.startswith(shown)

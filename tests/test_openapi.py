@@ -10,6 +10,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from recray.inference.recommender import Recommender
 from recray.serving.app import build_app
+from recray.serving.options import ServiceLimits
 from recray.serving.service import UNANSWERABLE
 
 FEW, MANY = 20, 500
@@ -25,7 +26,8 @@ NO_PARAMETERS = {
 def ask_everything(bundle, examples: int) -> collections.Counter:
     """Each operation with so many examples that fit the document, and as many that do not."""
     schemathesis.checks.load_all_checks()
-    schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(Recommender(bundle)))
+    app = build_app(Recommender(bundle), ServiceLimits(hosts=("testserver",)))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     chosen = settings(
         max_examples=examples // 2,  # of those that fit, and of those that do not
         database=None,

@@ -43,6 +43,13 @@ _limit_options = options(
         metavar="N",
         help="Requests a second of each key in each replica.",
     ),
+    click.option(
+        "--allow-host",
+        "hosts",
+        multiple=True,
+        metavar="NAME",
+        help="Name of this service, where it has no keys; repeatable.",
+    ),
     click.option("--cors", multiple=True, metavar="ORIGIN", help="Pages that may ask; repeatable."),
     click.option(
         "--log",
@@ -60,6 +67,7 @@ def _limits(
     timeout: float,
     queue: int,
     rate: float,
+    hosts: tuple[str, ...],
     cors: tuple[str, ...],
     log: "LogLevel",
 ) -> "ServiceLimits":
@@ -67,7 +75,7 @@ def _limits(
     from recray.serving.options import ServiceLimits
 
     return ServiceLimits(
-        load_keys(api_keys), max_body << 20, timeout, queue, rate, cors=cors, log=log
+        load_keys(api_keys), max_body << 20, timeout, queue, rate, cors=cors, log=log, hosts=hosts
     )
 
 

@@ -201,6 +201,7 @@ class SecurityMiddleware:
     ) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics or ServiceMetrics()
         self.answer_at_once = answer_at_once
+        self.hosts = limits.allowed_hosts()
         self.limiter = RateLimiter(limits.rate, limits.burst)
         self.running = 0
 
@@ -211,6 +212,9 @@ class SecurityMiddleware:
             return
         begin, reply, caller, trace = time.perf_counter(), _Reply(send), None, None
         try:
+            if self.hosts is not None and not self.hosts.allow(scope["headers"]):
+                text = "this service is not called so; --allow-host NAME lets a name in"
+                raise HTTPError(421, "foreign_host", text)
             if scope["path"] in OPEN_PATHS:
                 await self.app(scope, receive, reply.send)
             else:

@@ -34,7 +34,10 @@ reason may have been a store that failed for a moment.
 WARM_UP_USERS = 3
 
 _CREDENTIALS = re.compile(r"://[^/@\s]*@")
-"""Credentials in a URI. /readyz needs no key, so it must not show them."""
+_FOLDERS = re.compile(r"([a-z][a-z0-9+]*:/|(?<![\w./]))/([^\s/]+/)+")
+"""Credentials in a URI, and the folders before a file's name. /readyz needs no key, so it shows
+neither; the log has the whole reason.
+"""
 
 
 class ModelHolder:
@@ -76,7 +79,9 @@ class ModelHolder:
     def reject(self, version: str, reason: str) -> None:
         """Note why a version that should answer does not; the model stays."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        reason = _CREDENTIALS.sub("://...@", reason)
+        if self.registry is not None:  # its path may hold spaces
+            reason = reason.replace(f"{self.registry.rstrip('/')}/", "")
+        reason = _FOLDERS.sub("", _CREDENTIALS.sub("://...@", reason))
         self.target, self.loading = version, None
         self.refused = RefusedVersion(version=version, reason=reason, time=time)
         self.refusals += 1
@@ -159,7 +164,9 @@ def open_holder(path: str) -> ModelHolder:
             first_error = first_error or error
             continue
         if first_error is not None:
-            holder.reject(current, str(first_error))
+            reason = str(first_error)
+            holder.reject(current, reason)
+            log(event="model_refused", version=current, answers=version, reason=reason)
         return holder
     raise first_error or RecrayError(
         f"{path} has no current version; use `recray registry promote`"

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from recray.errors import RecrayError, StorageError
 from recray.serving.auth import ApiKey, load_keys
+from recray.serving.hosts import AllowedHosts
 from recray.storage import Folder
 
 if TYPE_CHECKING:  # these import torch
@@ -41,6 +42,8 @@ class ServiceLimits:
         burst: Requests of one key that may come at once before the rate counts.
         cors: Origins whose pages may read replies, such as https://shop.example.
         log: errors, requests, or users, which adds paths, and with them user ids.
+        hosts: Names by which the service is called, beside localhost and addresses in numbers. With
+            keys and without names here every name will do.
     """
 
     keys: tuple[ApiKey, ...] = ()
@@ -51,8 +54,10 @@ class ServiceLimits:
     burst: int = 20
     cors: tuple[str, ...] = ()
     log: LogLevel = "errors"
+    hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        AllowedHosts(self.hosts)
         for origin in self.cors:
             parts = urlsplit(origin)
             whole = f"{parts.scheme}://{parts.netloc}" == origin
@@ -60,6 +65,10 @@ class ServiceLimits:
                 raise RecrayError(
                     f"--cors {origin!r}: write an origin such as https://shop.example"
                 )
+
+    def allowed_hosts(self) -> AllowedHosts | None:
+        """The names that count; None where a key is asked for in their place."""
+        return None if self.keys and not self.hosts else AllowedHosts(self.hosts)
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,8 @@ class AppArgs(BaseModel):
     burst: int = Field(20, ge=1)
     cors: tuple[str, ...] = ()
     log: LogLevel = "errors"
+    hosts: tuple[str, ...] = ()
+    """Names by which the service is called, beside localhost; see ServiceLimits."""
     ratings_log: str | None = None
     """Folder of the ratings log; without it a registry's own."""
     second: str | None = None
@@ -193,5 +204,10 @@ class AppArgs(BaseModel):
             )
         limits = {name: getattr(self, name) for name in ("timeout", "queue", "rate", "burst")}
         return ServiceLimits(
-            keys=keys, max_body=self.max_body << 20, cors=self.cors, log=self.log, **limits
+            keys=keys,
+            max_body=self.max_body << 20,
+            cors=self.cors,
+            log=self.log,
+            hosts=self.hosts,
+            **limits,
         )

@@ -57,6 +57,7 @@ _MEANING = {
     404: "The data set has no such user or item.",
     409: "The idempotency key came with another rating before, or no ratings are kept here.",
     413: "The body is too large.",
+    421: "There are no keys, and the Host is no name of this service.",
     422: "A parameter is unknown or out of range.",
     429: "Too many requests of this key; see Retry-After.",
     500: "A bug.",
@@ -140,7 +141,7 @@ def service_of(request: Request) -> Service:
 
 def error_responses(*more: int) -> ErrorResponses:
     """The errors of an operation for the OpenAPI document: those of all, and some more."""
-    statuses = sorted({401, 403, 422, 429, 500, 503, 504, *more})
+    statuses = sorted({401, 403, 421, 422, 429, 500, 503, 504, *more})
     return {s: {"model": responses.ErrorResponse, "description": _MEANING[s]} for s in statuses}
 
 
