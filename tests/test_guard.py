@@ -1,15 +1,19 @@
 """Every request that is refused, and what the log says of it."""
 
 import asyncio
+import contextlib
 import json
 import stat
 import threading
+import urllib.error
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 from fastapi.responses import Response
 from fastapi.testclient import TestClient
 
+from recray import results
 from recray.cli import cli
 from recray.errors import RecrayError
 from recray.inference.recommender import Recommender
@@ -31,7 +35,7 @@ from recray.serving.guard import (
     error_body,
 )
 from recray.serving.hot_swap import ModelHolder
-from recray.serving.options import ServiceLimits
+from recray.serving.options import ServiceLimits, limits_with_own_key
 from recray.serving.service import THREADS, Service
 from recray.serving.verify import verify
 
@@ -170,6 +174,18 @@ def test_a_guarded_service_is_verified_with_its_key(recommender, serve, keys):  
     for wrong in (None, "x"):
         with pytest.raises(RecrayError, match="RECRAY_API_KEY"):
             verify(url, recommender, key=wrong)
+
+
+def test_the_python_client_sends_its_key(recommender, serve, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("RECRAY_API_KEYS", f"shop sha256:{'0' * 64}")
+    key, limits = limits_with_own_key("127.0.0.1", "own")
+    url = serve(build_app(recommender, limits))
+    model, nothing = SimpleNamespace(recommender=recommender), contextlib.ExitStack()
+    service = results.Service(url, model, nothing, key)
+    assert service.get("/v1/model")["model_version"] == recommender.version
+    assert service.verify()["verified"]
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        results.Service(url, model, nothing).get("/v1/model")
 
 
 def test_a_message_that_no_encoding_has_is_written_all_the_same():

@@ -8,7 +8,8 @@ import yaml
 
 from cluster.validate import serve
 from recray.errors import RecrayError
-from recray.serving.options import AppArgs
+from recray.serving.auth import find_key
+from recray.serving.options import AppArgs, ServiceLimits, limits_with_own_key
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 FILES = sorted(CLUSTER.glob("serve-*.yaml"))
@@ -100,3 +101,14 @@ def test_an_application_without_keys_is_refused_where_it_starts(monkeypatch, tmp
     monkeypatch.setenv("RECRAY_API_KEYS", f"shop sha256:{'0' * 64}")
     made = AppArgs(bundle="b", max_body=2, rate=5).limits()
     assert (made.keys[0].name, made.max_body, made.rate) == ("shop", 2 << 20, 5)
+
+
+def test_who_starts_a_service_with_keys_has_one_of_its_own(monkeypatch):
+    monkeypatch.delenv("RECRAY_API_KEYS", raising=False)
+    assert limits_with_own_key("127.0.0.1", "own") == (None, ServiceLimits())
+    with pytest.raises(RecrayError, match="lets other machines in"):
+        limits_with_own_key("0.0.0.0", "own")
+    monkeypatch.setenv("RECRAY_API_KEYS", f"shop sha256:{'0' * 64}")
+    key, limits = limits_with_own_key("0.0.0.0", "own")
+    assert [each.name for each in limits.keys] == ["shop", "own"]
+    assert find_key(limits.keys, key.encode()) == "own"

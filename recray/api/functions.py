@@ -196,6 +196,8 @@ def serve(
 ) -> Service:
     """Serve a bundle over HTTP on this machine until it is closed; see `recray serve`.
 
+    With keys in RECRAY_API_KEYS it asks others for one of them.
+
     Args:
         model: What load or export returned, or a folder.
         port: HTTP port.
@@ -209,13 +211,15 @@ def serve(
         RecrayError: The port is taken, or the bundle is missing or damaged.
     """
     from recray.serving.deployment import serving
+    from recray.serving.options import limits_with_own_key
 
     opened = model if isinstance(model, Loaded) else load(model)
     port, replicas = arguments.whole("port", port), arguments.whole("replicas", replicas)
     with contextlib.ExitStack() as stack, telling(f"serve {opened.path}"):
-        started = serving(opened.path, port=port, replicas=replicas, address=address)
+        key, limits = limits_with_own_key("127.0.0.1", "recray-serve")
+        started = serving(opened.path, port=port, replicas=replicas, address=address, limits=limits)
         url = stack.enter_context(started)
-        return Service(url, opened, stack.pop_all())
+        return Service(url, opened, stack.pop_all(), key)
 
 
 def session(address: str = LOCAL) -> contextlib.ExitStack:

@@ -5,6 +5,7 @@ import json
 import os
 import urllib.error
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -219,10 +220,13 @@ class Service:
         url: Its address.
         model: What it serves.
         running: Ends the service when it is closed.
+        key: API key that it lets in; None if it asks for none.
     """
 
-    def __init__(self, url: str, model: Loaded, running: contextlib.ExitStack) -> None:
-        self.url, self.model, self._running = url, model, running
+    def __init__(
+        self, url: str, model: Loaded, running: contextlib.ExitStack, key: str | None = None
+    ) -> None:
+        self.url, self.model, self._running, self._key = url, model, running, key
 
     def __repr__(self) -> str:
         return f"<recray service {self.url}: {self.model.version}>"
@@ -240,8 +244,11 @@ class Service:
         """
         given = {name: arguments.plain(name, value) for name, value in parameters.items()}
         query = f"?{urllib.parse.urlencode(given, doseq=True)}" if given else ""
+        request = urllib.request.Request(f"{self.url}{path}{query}")
+        if self._key is not None:
+            request.add_header("authorization", f"Bearer {self._key}")
         try:
-            with open_url(f"{self.url}{path}{query}", timeout_s=30) as reply:
+            with open_url(request, timeout_s=30) as reply:
                 return json.load(reply)
         except urllib.error.HTTPError:
             raise
@@ -258,7 +265,7 @@ class Service:
         from recray.serving import verify
 
         most = arguments.whole("users", users)
-        return verify.verify(self.url, self.model.recommender, most).model_dump()
+        return verify.verify(self.url, self.model.recommender, most, key=self._key).model_dump()
 
     def close(self) -> None:
         """Stop it."""

@@ -27,8 +27,7 @@ from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, require_local, session, workers_at
 from recray.runtime.worker_range import WorkerRange
 from recray.serving import deployment, verify
-from recray.serving.auth import load_keys, new_key, parse_key, require_keys
-from recray.serving.options import ServiceLimits, ServiceOptions
+from recray.serving.options import ServiceOptions, limits_with_own_key
 from recray.serving.ray_serve import refuse_taken_port
 from recray.serving.registry import Registry
 from recray.serving.verify import Verification
@@ -315,7 +314,7 @@ def up(source: Source, stages: Stages, host: str, port: int) -> Iterator[Running
     if stages.address == LOCAL:
         require_local(workers_at(stages.workers, LOCAL).most)
         refuse_taken_port(host, port)
-    own, limits = _own_key(host)  # keys are checked before the long work
+    own, limits = limits_with_own_key(host, "recray-up")  # keys are checked before the long work
     with session(stages.address):
         prepared, bundle = stages.run(source)
         begin = time.perf_counter()
@@ -340,11 +339,3 @@ def up(source: Source, stages: Stages, host: str, port: int) -> Iterator[Running
                 example_user=bundle.user_ids.raw[:1].tolist()[0],
                 selection=stages.selection,
             )
-
-
-def _own_key(host: str) -> tuple[str, ServiceLimits]:
-    """A key of our own, which opens the service to the check, beside those of the user."""
-    keys = load_keys(None)
-    require_keys(host, keys)
-    own, line = new_key("recray-up")
-    return own, ServiceLimits(keys=(*keys, parse_key(line, "recray up")) if keys else keys)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field
 
 from recray.errors import RecrayError, StorageError
-from recray.serving.auth import ApiKey, load_keys
+from recray.serving.auth import ApiKey, load_keys, new_key, parse_key, require_keys
 from recray.serving.hosts import AllowedHosts
 from recray.storage import Folder
 
@@ -69,6 +69,27 @@ class ServiceLimits:
     def allowed_hosts(self) -> AllowedHosts | None:
         """The names that count; None where a key is asked for in their place."""
         return None if self.keys and not self.hosts else AllowedHosts(self.hosts)
+
+
+def limits_with_own_key(host: str, name: str) -> tuple[str | None, ServiceLimits]:
+    """The keys of the environment, and one of our own beside them for who starts the service.
+
+    Args:
+        host: Interface to bind.
+        name: Of the own key.
+
+    Returns:
+        The own key, and the limits; None and no keys where the service asks for none.
+
+    Raises:
+        RecrayError: Other machines reach the host, and there are no keys.
+    """
+    keys = load_keys(None)
+    require_keys(host, keys)
+    if not keys:
+        return None, ServiceLimits()
+    own, line = new_key(name)
+    return own, ServiceLimits(keys=(*keys, parse_key(line, name)))
 
 
 @dataclass(frozen=True)
