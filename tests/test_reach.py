@@ -161,3 +161,19 @@ def test_what_will_not_change_is_not_asked_again(proxy):
 
 def test_other_errors_keep_their_words():
     assert reason_of(OSError("no space left")) == "no space left"
+
+
+def test_the_number_of_a_request_is_no_part_of_a_reason():
+    said = (
+        "When listing objects: AWS Error NO_SUCH_BUCKET during ListObjectsV2 operation: The "
+        "specified bucket does not exist (Request ID: QNWSq3jGAVAu)"
+    )
+    assert reason_of(OSError(said)) == (
+        "NO_SUCH_BUCKET: The specified bucket does not exist (ListObjectsV2)"
+    )
+
+
+@pytest.mark.parametrize("path", ["s3://data//x", "s3://data/x//y/"])
+def test_an_address_with_an_empty_part_is_refused(path):
+    with pytest.raises(RecrayError, match="a part between two slashes is empty"):
+        Folder(path)

@@ -25,7 +25,7 @@ class ReadFolder:
         generation: The folder inside in which its files lie; see `current`.
 
     Raises:
-        RecrayError: The URI has options.
+        RecrayError: The URI has options, or an empty part.
     """
 
     path: str
@@ -39,6 +39,8 @@ class ReadFolder:
                 f"{self.path}: options in a URI are not taken; an S3 store elsewhere is told by "
                 "AWS_ENDPOINT_URL, on every node"
             )
+        elif "//" in self.path.partition("://")[2].strip("/"):
+            raise RecrayError(f"{self.path}: a part between two slashes is empty")
 
     def __str__(self) -> str:
         return self.path

@@ -9,6 +9,7 @@ _OF_GOOGLE = re.compile(
     r"google::cloud::Status\((\w+): (.*?)(?: error_info=.*)?\)(?:\. Detail: .*)?$", re.S
 )
 _EXHAUSTED = re.compile(r"^(?:Retry policy exhausted|Permanent error), with a last message of ")
+_REQUEST_ID = re.compile(r" \(Request ID: [^)]*\)")
 _OWN_CODE = re.compile(r"Unable to parse ExceptionName: (\w+) Message: (.*)", re.S)
 _PERMANENT = (
     *"ACCESS_DENIED NO_SUCH_BUCKET allow_bucket_creation INVALID_ACCESS_KEY".split(),
@@ -44,7 +45,8 @@ def reason_of(error: BaseException) -> str:
     if code == "NETWORK_CONNECTION":
         return f"the store does not answer: {said.rpartition('Details: ')[2].strip()}"
     remedy = f"; {_REMEDIES[code]}" if code in _REMEDIES else ""
-    return f"{code}: {said.strip().rstrip('.')} ({operation}){remedy}"
+    plain = _REQUEST_ID.sub("", said).strip().rstrip(".")
+    return f"{code}: {plain} ({operation}){remedy}"
 
 
 def _of_google(code: str, said: str) -> str:
