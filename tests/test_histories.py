@@ -254,6 +254,17 @@ def test_shares_are_the_same_in_small_blocks(monkeypatch):
     assert whole.shape == (5, 2)
 
 
+@pytest.mark.parametrize("kind", [Ease, ItemKnn, NextNumber])
+def test_shares_by_pairs_and_by_all_items_are_the_same(make_bundle, monkeypatch, kind):
+    model = fitted(make_bundle, kind).bundle.model
+    known = RatingsCSR.one(torch.tensor([3, 1, 4, 0, 5]), torch.ones(5))
+    item = torch.tensor([6, 2, 1])
+    of_all = model.share_of(known, item)
+    monkeypatch.setattr("recray.models.history.ITEMS_FOR_A_PAIR", 0)
+    assert torch.allclose(model.share_of(known, item), of_all, atol=1e-6)
+    assert of_all.abs().max() > 0
+
+
 def test_without_the_last_rating_now_stays_what_it_was():
     model = NextNumber(1, ITEMS)
     known = RatingsCSR.one(torch.tensor([3, 1]), torch.ones(2))

@@ -56,6 +56,13 @@ def test_a_state_follows_from_the_end_of_the_users_own_history(time):
     assert (model.state_of(known(other))[0] - alone[0]).abs().max() > 0.01, "it reads the order"
 
 
+@pytest.mark.parametrize("empty", [1, 3])
+def test_users_without_any_rating_have_a_state(empty):
+    state = model_of().state_of(known(*[([], [])] * empty))
+    assert state.shape == (empty, 8)
+    assert state.abs().max() == 0
+
+
 def windows_of(items, lengths, times=None) -> Windows:
     time = None if times is None else torch.tensor(times)
     return Windows(torch.tensor(items), torch.tensor(lengths), time)

@@ -21,6 +21,10 @@ ITEM_LIMIT = 12_000
 """Items above which a model that solves for every pair of them is refused."""
 HISTORIES_AT_ONCE = 64
 """Histories without one rating whose states are held at once."""
+ITEMS_FOR_A_PAIR = 64
+"""Scores of all items in one product take less time than those of pairs, of which each copies the
+state of its user, where a pair stands for fewer items than this.
+"""
 
 
 class RatingsCSR(NamedTuple):
@@ -148,6 +152,8 @@ class HistoryModel(Model):
         time = None if known.time is None else known.time[rows]
         now = None if known.now is None else known.now.expand(len(parts))
         state = self.state_of(RatingsCSR(indptr, known.item[rows], known.rating[rows], time, now))
+        if self.items <= ITEMS_FOR_A_PAIR * len(item):
+            return self.logits_block(state, 0, self.items)[:, item]
         pairs = state.repeat_interleave(len(item), dim=0), item.repeat(len(parts))
         return self.logits(*pairs).view(len(parts), len(item))
 

@@ -129,7 +129,8 @@ class Sequence(HistoryModel, LinearModel):
         counts = known.indptr.diff().clamp(max=self.length)
         out = self.item_vectors.weight.new_zeros(len(counts), self.item_vectors.embedding_dim)
         order = torch.argsort(counts, stable=True)  # windows of like length need little padding
-        for users in order[int((counts == 0).sum()) :].split(WINDOWS):
+        rated = order[int((counts == 0).sum()) :]
+        for users in rated.split(WINDOWS) if len(rated) else ():
             windows = Windows.ends(known, users, self.length)
             out[users] = self.encode(windows, last_only=True)[:, 0]
         return out
