@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import stat
-import threading
 import urllib.error
 from types import SimpleNamespace
 
@@ -29,14 +28,11 @@ from recray.serving.auth import (
 )
 from recray.serving.guard import (
     WRITE_BUFFER,
-    RateLimiter,
     SecurityMiddleware,
-    ServiceMetrics,
     error_body,
 )
-from recray.serving.hot_swap import ModelHolder
 from recray.serving.options import ServiceLimits, limits_with_own_key
-from recray.serving.service import THREADS, Service
+from recray.serving.rate import RateLimiter
 from recray.serving.verify import verify
 
 from .conftest import raw
@@ -281,27 +277,6 @@ def test_a_long_computation_is_given_up_too(guarded, recommender, monkeypatch):
     monkeypatch.setattr(recommender, "recommend_from", lambda *_: time.sleep(0.5))
     client = guarded(timeout=0.05)
     assert code(client.post("/v1/recommendations", json={})) == (504, "timeout")
-
-
-def test_what_is_given_up_keeps_its_thread_until_it_ends(recommender):
-    service, gate, begun = (
-        Service(ModelHolder(recommender), ServiceMetrics()),
-        threading.Event(),
-        [],
-    )
-
-    def work():
-        begun.append(threading.current_thread().name)
-        gate.wait(10)
-
-    async def go():
-        for _ in range(3 * THREADS):
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(service.run_in_thread(work), 0.05)
-
-    asyncio.run(go())
-    gate.set()
-    assert len(begun) == THREADS
 
 
 def test_more_than_the_queue_holds_are_told_to_come_again():

@@ -48,12 +48,23 @@ class Client:
     async def ask(self, path: str, body: bytes = b"", headers: str = "") -> bytes:
         """The body of a reply, which must be 200.
 
+        Raises:
+            OSError: There is no connection, or it ends in the middle of a reply.
+            RuntimeError: The status is another one.
+        """
+        status, content = await self.exchange(path, body, headers)
+        if status != 200:
+            raise RuntimeError(f"{path}: {status} {content[:200]!r}")
+        return content
+
+    async def exchange(self, path: str, body: bytes = b"", headers: str = "") -> tuple[int, bytes]:
+        """Status and body of a reply.
+
         A kept connection that ended before it answered anything is replaced by a new one: a proxy
         closes them whenever it likes, and HAProxy closes all of them when its apps change.
 
         Raises:
             OSError: There is no connection, or it ends in the middle of a reply.
-            RuntimeError: The status is another one.
         """
         method = "POST" if body else "GET"
         request = (
@@ -64,11 +75,11 @@ class Client:
         while self._free:
             kept = self._free.pop()
             with contextlib.suppress(_NoReplyError):
-                return await self._asked(path, request, kept)
+                return await self._asked(request, kept)
         made = await asyncio.open_connection(HOST, self.port, limit=1 << 24)
-        return await self._asked(path, request, made)
+        return await self._asked(request, made)
 
-    async def _asked(self, path: str, request: bytes, connection: Connection) -> bytes:
+    async def _asked(self, request: bytes, connection: Connection) -> tuple[int, bytes]:
         reader, writer = connection
         try:
             head, content = await _reply(reader, writer, request)
@@ -76,9 +87,7 @@ class Client:
             writer.close()
             raise
         self._free.append(connection)
-        if not head.startswith(b"http/1.1 200"):
-            raise RuntimeError(f"{path}: {head.splitlines()[0]!r} {content[:200]!r}")
-        return content
+        return int(head.split(None, 2)[1]), content
 
 
 async def _reply(

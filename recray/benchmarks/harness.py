@@ -122,15 +122,15 @@ def interleaved(ways: dict[str, Callable[[], object]], repetitions: int) -> dict
     return {way: Spread(statistics.median(s), min(s), max(s)) for way, s in seconds.items()}
 
 
-def own_memory(entry: str) -> int:
-    """Bytes of an entry of this process's status: VmRSS, RssAnon, or VmHWM, the most so far.
+def own_memory(entry: str, process: str = "self") -> int:
+    """Bytes of an entry of a process's status: VmRSS, RssAnon, or VmHWM, the most so far.
 
     Not getrusage's ru_maxrss: that begins with what the process which started this one held.
 
     Raises:
         RuntimeError: The system does not tell it.
     """
-    status = PROC / "self" / "status"
+    status = PROC / process / "status"
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith(f"{entry}:"):
             return int(line.split()[1]) * 1024
@@ -173,7 +173,7 @@ def peak_memory() -> Iterator[Peak]:
 
     def watch() -> None:
         while not stop.is_set():
-            now = sum(_memory(pid) for pid in _descendants(os.getpid())) / 1e6
+            now = sum(_memory(pid) for pid in descendants(os.getpid())) / 1e6
             peak.mb = max(peak.mb or 0.0, now)
             stop.wait(SAMPLE_SECONDS)
 
@@ -191,7 +191,7 @@ def peak_memory() -> Iterator[Peak]:
 
 def ray_cpu_seconds() -> float:
     """CPU seconds that the Ray workers among this process's descendants have used; Linux only."""
-    ticks = sum(_ticks(pid) for pid in _descendants(os.getpid()))
+    ticks = sum(_ticks(pid) for pid in descendants(os.getpid()))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -206,7 +206,8 @@ def _ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def _descendants(root: int) -> list[int]:
+def descendants(root: int) -> list[int]:
+    """Ids of a process and of all that descend from it; Linux only."""
     children: dict[int, list[int]] = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _limit_options = options(
     click.option("--api-keys", metavar="FILE", help="Keys made by `recray key`, one a line."),
     number(
-        "--max-body", default=4, range=click.IntRange(1, 1024), metavar="MIB", help="Largest body."
+        "--max-body", default=1, range=click.IntRange(1, 1024), metavar="MIB", help="Largest body."
     ),
     number(
         "--timeout",
@@ -27,6 +27,13 @@ _limit_options = options(
         range=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
         help="Until a request is given up.",
+    ),
+    number(
+        "--budget",
+        default=1.0,
+        range=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="Of a processor that one request may take.",
     ),
     number(
         "--queue",
@@ -65,6 +72,7 @@ def _limits(
     api_keys: str | None,
     max_body: int,
     timeout: float,
+    budget: float,
     queue: int,
     rate: float,
     hosts: tuple[str, ...],
@@ -75,7 +83,15 @@ def _limits(
     from recray.serving.options import ServiceLimits
 
     return ServiceLimits(
-        load_keys(api_keys), max_body << 20, timeout, queue, rate, cors=cors, log=log, hosts=hosts
+        load_keys(api_keys),
+        max_body << 20,
+        timeout,
+        budget,
+        queue,
+        rate,
+        cors=cors,
+        log=log,
+        hosts=hosts,
     )
 
 

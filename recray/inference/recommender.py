@@ -13,6 +13,7 @@ from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import NO_FILTERS, Filters
+from recray.inference.costs import Costs
 from recray.inference.lookup import Lookup
 from recray.inference.queries import MODEL, POPULAR, SOURCES, Queries
 from recray.inference.raw_ratings import (
@@ -59,6 +60,11 @@ class Recommender(Lookup):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
         self.is_fast = isinstance(bundle.model, LinearModel) and self.items.known <= FAST_ITEMS
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What lists of this model cost, measured the first time that it is asked."""
+        return Costs.measured(self)
 
     @cached_property
     def _similarity(self) -> ItemSimilarity | None:

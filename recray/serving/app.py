@@ -27,6 +27,7 @@ from recray.serving.methods import HeadMiddleware, allowed_methods
 from recray.serving.options import ServiceLimits
 from recray.serving.service import UNANSWERABLE, Service, error_response
 from recray.serving.slashes import SlashMiddleware
+from recray.serving.work import Workers
 
 ROUTERS = (user_routes.router, routes.items_router, routes.router)
 """Of two routes that fit an address the first one answers. Ids may hold slashes, so a route that
@@ -68,7 +69,8 @@ def build_app(
         routes=[route for router in ROUTERS for route in router.routes],
     )
     holder = model if isinstance(model, ModelHolder) else ModelHolder(model)
-    app.state.service = Service(holder, metrics, ab_test, feedback)
+    workers = Workers(limits.budget, limits.timeout)
+    app.state.service = Service(holder, metrics, ab_test, feedback, workers)
     app.exception_handler(RequestValidationError)(_invalid_request)
     app.exception_handler(RecrayError)(_unanswerable_request)
     app.exception_handler(HTTPException)(_http_error)

@@ -5,8 +5,6 @@ both ways. To check the fourteen parameters takes FastAPI 0.3 ms, three times as
 itself; to find the route, and to wrap its handler, takes half as long as the list.
 """
 
-from collections.abc import Callable
-
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,7 +13,7 @@ from recray.data.ids import ID_LENGTH
 from recray.errors import RecrayError
 from recray.serving.service import Service
 from recray.serving.slashes import decode_slashes
-from recray.serving.user_routes import for_user, plan_list, router
+from recray.serving.user_routes import ListPlan, for_user, plan_list, router
 
 (ROUTE,) = (r for r in router.routes if isinstance(r, APIRoute) and r.endpoint is for_user)
 """The route of lists of users; no other one that comes before it in the app has its addresses."""
@@ -31,7 +29,7 @@ class CheckedQueries:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def plan(self, scope: Scope) -> tuple[bool, Callable[[], Response]] | None:
+    def plan(self, scope: Scope) -> ListPlan | None:
         """What plan_list says of a request; None if it is another one.
 
         Raises:
@@ -50,7 +48,7 @@ class CheckedQueries:
         """The reply, if it takes less time than a thread and back; otherwise None."""
         try:
             plan = self.plan(scope)
-            return plan[1]() if plan is not None and plan[0] else None
+            return plan.reply() if plan is not None and plan.seconds is None else None
         except RecrayError:
             return None  # FastAPI makes the reply of errors
 
@@ -71,8 +69,8 @@ class CheckedQueryMiddleware:
         app = self.app
         try:
             plan = self.queries.plan(scope)
-            if plan is not None and not plan[0]:
-                app = await self.queries.service.run_in_thread(plan[1])
+            if plan is not None and plan.seconds is not None:
+                app = await plan.run(self.queries.service, scope)
         except RecrayError:
             pass  # FastAPI makes the reply of errors
         await app(scope, receive, send)

@@ -4,12 +4,13 @@ It knows ASGI and nothing of Ray or of models; deployment.py exports the counts 
 """
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from starlette.responses import Response
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from recray.serving.auth import find_key
 from recray.serving.log import log
 from recray.serving.options import ServiceLimits
+from recray.serving.rate import RateLimiter
 
 PAGE_PATHS = ("/", "/page/page.css", "/page/page.js")
 OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json", *PAGE_PATHS)
@@ -25,6 +27,10 @@ OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json", *PAGE_PATHS)
 WRITE_BUFFER = 1 << 16
 """Bytes of a reply that a server takes at once, even if the client does not read them."""
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
+SMALL_BODY, BODIES_AT_ONCE = 1 << 16, 2
+"""Bytes of a body that is read without ado, and how many of the largest bodies one caller may have
+in work: 1 MiB of ratings keeps a processor busy for 50 ms and takes 20 MB until it is answered.
+"""
 MAX_SAMPLES = 100_000
 """Durations and comparisons that are kept between two exports; the rest is counted alone."""
 
@@ -128,33 +134,6 @@ def error_body(code: str, message: str) -> bytes:
     return json.dumps({"error": {"code": code, "message": valid}}, ensure_ascii=False).encode()
 
 
-class RateLimiter:
-    """A token bucket for each caller.
-
-    Args:
-        rate: Tokens that a caller gets each second; 0 sets no limit.
-        burst: Tokens that a caller has at most.
-        clock: Returns seconds that only grow.
-    """
-
-    def __init__(
-        self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.rate, self.burst, self.clock = rate, max(1, burst), clock
-        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
-
-    def acquire(self, caller: str) -> float:
-        """Take a token and return 0, or return the seconds until there is one."""
-        if not self.rate:
-            return 0.0
-        now = self.clock()
-        tokens, counted = self._buckets.get(caller, (float(self.burst), now))
-        tokens = min(self.burst, tokens + (now - counted) * self.rate)
-        granted = tokens >= 1
-        self._buckets[caller] = (tokens - granted, now)
-        return 0.0 if granted else (1 - tokens) / self.rate
-
-
 class _Reply:
     """Remembers the status that is sent, and adds the headers that every reply has."""
 
@@ -204,6 +183,7 @@ class SecurityMiddleware:
         self.hosts = limits.allowed_hosts()
         self.limiter = RateLimiter(limits.rate, limits.burst)
         self.running = 0
+        self._bodies: defaultdict[str, int] = defaultdict(int)  # bytes in work of each caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -218,7 +198,7 @@ class SecurityMiddleware:
             if scope["path"] in OPEN_PATHS:
                 await self.app(scope, receive, reply.send)
             else:
-                caller = self._authenticate(scope)
+                scope["caller"] = caller = self._authenticate(scope)
                 self._check_load(caller)
                 known = self.answer_at_once(scope)
                 if known is None or len(known.body) > WRITE_BUFFER:
@@ -278,33 +258,60 @@ class SecurityMiddleware:
         limit = self.limits.timeout
         try:
             async with asyncio.timeout(limit):
-                if scope["method"] in METHODS_WITH_BODY:
-                    receive = await self._read_body(scope, receive)
-                await app(scope, receive, reply.send)
+                if scope["method"] not in METHODS_WITH_BODY:
+                    await app(scope, receive, reply.send)
+                    return
+                with self._holding_body(scope):
+                    receive = await self._read_body(receive)
+                    await app(scope, receive, reply.send)
         except TimeoutError:
             raise HTTPError(504, "timeout", f"no answer within {limit:g} s") from None
         finally:
             self.running -= 1
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> Receive:
+    @contextlib.contextmanager
+    def _holding_body(self, scope: Scope) -> Iterator[None]:
+        """Count a large body to its caller from before it is read until it is answered.
+
+        Raises:
+            HTTPError: It is larger than is allowed, by its header, or the caller has as much in
+                work as is allowed.
+        """
+        limit, caller = self.limits.max_body, scope["caller"]
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        size = int(declared[:20]) if declared.isdigit() else limit
+        if size > limit:
+            raise self._too_large()
+        size, held = size if size > SMALL_BODY else 0, self._bodies[caller]
+        if held and held + size > BODIES_AT_ONCE * limit:
+            text = f"requests in work have {held} bytes, at most {BODIES_AT_ONCE * limit} at once"
+            raise HTTPError(429, "too_much_at_once", text, {"retry-after": "1"})
+        self._bodies[caller] += size
+        try:
+            yield
+        finally:
+            self._bodies[caller] -= size
+            if not self._bodies[caller]:
+                del self._bodies[caller]
+
+    def _too_large(self) -> HTTPError:
+        text = f"the body is larger than {self.limits.max_body} bytes"
+        return HTTPError(413, "too_large", text)
+
+    async def _read_body(self, receive: Receive) -> Receive:
         """Read the whole body, and return a `receive` that gives it to the app in one message.
 
         Raises:
-            HTTPError: The body is too large, by its header or by the bytes that came.
+            HTTPError: The body is too large, by the bytes that came.
         """
-        limit = self.limits.max_body
-        too_large = HTTPError(413, "too_large", f"the body is larger than {limit} bytes")
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:20]) > limit:
-            raise too_large
         chunks, size, more = [], 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 break
             size += len(message.get("body", b""))
-            if size > limit:
-                raise too_large
+            if size > self.limits.max_body:
+                raise self._too_large()
             chunks.append(message.get("body", b""))
             more = message.get("more_body", False)
         whole: list[Message] = [{"type": "http.request", "body": b"".join(chunks)}]

@@ -26,6 +26,8 @@ LOG_FOLDER = "ratings"
 """Name of the ratings log's folder in a registry."""
 
 
+LIMITS = "timeout", "budget", "queue", "rate", "burst"
+"""Limits that a Serve config says as ServiceLimits has them."""
 LogLevel = Literal["errors", "requests", "users"]
 
 
@@ -37,6 +39,7 @@ class ServiceLimits:
         keys: Keys that open the service; without any it is open to everybody.
         max_body: Largest body, in bytes.
         timeout: Seconds after which a request is given up.
+        budget: Seconds of a processor that one request may take, by its price.
         queue: Requests that are answered at the same time; the next one gets a 503.
         rate: Requests a second of one key; 0 sets no limit.
         burst: Requests of one key that may come at once before the rate counts.
@@ -47,8 +50,9 @@ class ServiceLimits:
     """
 
     keys: tuple[ApiKey, ...] = ()
-    max_body: int = 4 << 20
+    max_body: int = 1 << 20
     timeout: float = 10.0
+    budget: float = 1.0
     queue: int = 64
     rate: float = 0.0
     burst: int = 20
@@ -185,8 +189,9 @@ class AppArgs(BaseModel):
     """File of keys on every node; without it the keys of RECRAY_API_KEYS there."""
     without_keys: bool = False
     """Let everybody in; only where no other machine reaches the service."""
-    max_body: int = Field(4, ge=1, le=1024)
+    max_body: int = Field(1, ge=1, le=1024)
     timeout: float = Field(10.0, gt=0)
+    budget: float = Field(1.0, gt=0)
     queue: int = Field(64, ge=1)
     rate: float = Field(0.0, ge=0)
     burst: int = Field(20, ge=1)
@@ -223,7 +228,7 @@ class AppArgs(BaseModel):
                 "no keys: give args.api_keys or set RECRAY_API_KEYS on every node, "
                 "or args.without_keys where no other machine reaches the service"
             )
-        limits = {name: getattr(self, name) for name in ("timeout", "queue", "rate", "burst")}
+        limits = {name: getattr(self, name) for name in LIMITS}
         return ServiceLimits(
             keys=keys,
             max_body=self.max_body << 20,

@@ -26,6 +26,7 @@ from recray.serving.service import (
     error_responses,
     json_response,
     refuse_repeated,
+    run_short,
     service_of,
     unknown_item,
 )
@@ -53,7 +54,7 @@ async def search(request: Request, query: Annotated[requests.SearchQuery, Query(
     """Items by title, those that begin so first."""
     service = service_of(request)
     recommender = service.model()
-    found = await service.run_in_thread(lambda: recommender.catalog.find(query.query, query.k))
+    found = await run_short(request, lambda: recommender.catalog.find(query.query, query.k))
     return json_response({"items": found, "model_version": recommender.version})
 
 
@@ -81,7 +82,7 @@ async def similar(
     filters, k = options.as_filters(), recommender.at_most(options.k)
     try:
         raw = recommender.items.parse(item)
-        answer = recommender.similar(raw, k, filters)
+        answer = await run_short(request, lambda: recommender.similar(raw, k, filters))
     except KeyError:
         return unknown_item(recommender, item, " that the model was trained on")
     summary = recommender.catalog.describe(recommender.items.encode_one(raw))

@@ -1,16 +1,15 @@
 """What all routes share: the service, replies, errors and parameters."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import AfterValidator
 from pydantic_core import to_json
+from starlette.types import Scope
 
 from recray.data.ids import ID_LENGTH, RawId
 from recray.errors import RecrayError
@@ -20,21 +19,21 @@ from recray.inference.recommendations import Recommendations
 from recray.inference.recommender import Recommender
 from recray.serving.guard import ServiceMetrics, error_body
 from recray.serving.hot_swap import ModelHolder
+from recray.serving.options import ServiceLimits
 from recray.serving.schemas import requests, responses
 from recray.serving.slashes import decode_slashes
+from recray.serving.work import T, Work, Workers
 
 if TYPE_CHECKING:
     from recray.serving.ab_test import ABTest
     from recray.serving.feedback_service import FeedbackService
 
-THREADS = 2
 MAX_CACHED_QUERIES = 1000
 MAX_CACHED_QUERY_BYTES = 500
 UNANSWERABLE = "unfit"
 """Code of a request that fits the OpenAPI document, and that this data set or model cannot answer.
 """
 
-T = TypeVar("T")
 UserPath = Annotated[
     str,
     Path(max_length=ID_LENGTH, description="Raw user id.", examples=["1"]),
@@ -74,6 +73,7 @@ class Service:
         metrics: Counts lists.
         ab_test: The challenger, and which users get it; None if there is one model.
         feedback: Ratings since training; None if the service keeps none.
+        workers: Threads for what takes long; by default with the default limits.
     """
 
     def __init__(
@@ -82,11 +82,13 @@ class Service:
         metrics: ServiceMetrics,
         ab_test: "ABTest | None" = None,
         feedback: "FeedbackService | None" = None,
+        workers: Workers | None = None,
     ) -> None:
         self.holder, self.metrics = holder, metrics
         self.ab_test, self.feedback = ab_test, feedback
         self.checked_queries: dict[bytes, CheckedQuery] = {}
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="recray-work")
+        limits = ServiceLimits()
+        self.workers = workers or Workers(limits.budget, limits.timeout)
 
     def model(self) -> Recommender:
         """Return the model that answers now; a handler calls it once, so no reply mixes two."""
@@ -124,19 +126,27 @@ class Service:
             del self.checked_queries[next(iter(self.checked_queries))]
         self.checked_queries[query] = checked
 
-    async def run_in_thread(self, work: Callable[[], T]) -> T:
-        """Do something long in a thread, while short requests go on.
-
-        A request that times out keeps its thread until the work ends, so there are never more
-        threads than THREADS; work that still waits for a thread is not begun.
-        """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
 
 def service_of(request: Request) -> Service:
     """Return the service of the app that a request came to."""
     service: Service = request.app.state.service
     return service
+
+
+def caller_of(scope: Scope) -> str:
+    """The name of the key that a request came with; "" where the service asks for none."""
+    caller: str = scope.get("caller", "")
+    return caller
+
+
+def alone(work: Callable[[], T]) -> Work[T]:
+    """Work that ends by itself, soon."""
+    return lambda _waiting: work()
+
+
+async def run_short(request: Request, work: Callable[[], T]) -> T:
+    """Do in a thread what takes some milliseconds, while other requests go on."""
+    return await service_of(request).workers.run(caller_of(request.scope), 0.0, alone(work))
 
 
 def error_responses(*more: int) -> ErrorResponses:

@@ -2,28 +2,32 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
+from starlette.types import Scope
 
 from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.catalog import Filters
+from recray.inference.costs import price_of_filters, price_of_lists, price_of_scores
 from recray.inference.raw_ratings import RatingsSince, RawRatings
 from recray.inference.recommendations import Recommendations
 from recray.inference.recommender import Recommender, UnknownUser
 from recray.schema import SCORE_NAMES
-from recray.serving.guard import error_body
+from recray.serving.guard import HTTPError, error_body
 from recray.serving.schemas import requests, responses
 from recray.serving.service import (
     UNANSWERABLE,
     NoQuery,
     Service,
     UserPath,
+    alone,
+    caller_of,
     error_responses,
     json_response,
     list_response,
@@ -31,6 +35,12 @@ from recray.serving.service import (
     service_of,
     unknown_user,
 )
+from recray.serving.work import Waiting
+
+MAX_LISTED = 50_000
+"""Items in one reply, so that its text stays near 5 MB."""
+PART_SECONDS = 0.05
+"""Price of the lists of a batch that are made together; between them the work may end."""
 
 router = APIRouter(dependencies=[Depends(refuse_repeated)])
 
@@ -49,8 +59,7 @@ async def for_user(
     # All models of a service have ids of one kind, so the filters hold for each of them.
     checked = options, options.parsed_filters(service.model().items.parse)
     service.cache_query(request.scope["query_string"], checked)
-    fast, reply = plan_list(service, user, *checked)
-    return reply() if fast else await service.run_in_thread(reply)
+    return await plan_list(service, user, *checked).run(service, request.scope)
 
 
 @router.post(
@@ -64,8 +73,26 @@ async def for_user_by_body(
 ) -> Response:
     """The best items for a user of the data set, with options too long for an address."""
     service = service_of(request)
-    fast, reply = plan_list(service, user, body, body.as_filters())
-    return reply() if fast else await service.run_in_thread(reply)
+    plan = plan_list(service, user, body, body.as_filters())
+    return await plan.run(service, request.scope)
+
+
+class ListPlan(NamedTuple):
+    """How the reply of a user's list is made.
+
+    Args:
+        seconds: Its price; None where it takes less time than a thread and back.
+        reply: Makes it.
+    """
+
+    seconds: float | None
+    reply: Callable[[], Response]
+
+    async def run(self, service: Service, scope: Scope) -> Response:
+        """Make it, in a thread if that is worth it."""
+        if self.seconds is None:
+            return self.reply()
+        return await service.workers.run(caller_of(scope), self.seconds, alone(self.reply))
 
 
 def plan_list(
@@ -73,8 +100,8 @@ def plan_list(
     user: str,
     options: requests.QueryOptions | requests.UserListRequest,
     filters: Filters,
-) -> tuple[bool, Callable[[], Response]]:
-    """Whether a user's list takes less time than a thread and back; and what makes the reply.
+) -> ListPlan:
+    """What a user's list takes, and what makes the reply.
 
     Raises:
         RecrayError: No loaded model has the version of the query.
@@ -83,7 +110,7 @@ def plan_list(
     try:
         raw = first.users.parse(user)
     except KeyError:
-        return True, lambda: unknown_user(first, user)
+        return ListPlan(None, lambda: unknown_user(first, user))
     recommender = service.select_model(options.model, raw)
     k = recommender.at_most(options.k)
     news = service.ratings_since(raw) if options.since else []
@@ -101,7 +128,10 @@ def plan_list(
             service.ab_test.mirror(raw, answer, k, options.exclude_seen, filters, news, options.now)
         return list_response(answer)
 
-    return recommender.is_fast and not (filters.diversity or filters.explain or news), reply
+    if recommender.is_fast and not (filters.diversity or filters.explain or news):
+        return ListPlan(None, reply)
+    (seconds,) = price_of_lists(recommender, [raw], k, filters, lambda _user: news)
+    return ListPlan(seconds + price_of_filters(filters), reply)
 
 
 @router.post(
@@ -118,8 +148,11 @@ async def for_cold_user(
     recommender = service.select_model(body.model)
     ratings, k = requests.as_raw(body.ratings), recommender.at_most(body.k)
     filters = body.as_filters()
-    answer = await service.run_in_thread(
-        lambda: recommender.recommend_from(ratings, k, body.exclude_seen, filters, body.now)
+    (seconds,) = price_of_lists(recommender, [ratings], k, filters)
+    answer = await service.workers.run(
+        caller_of(request.scope),
+        seconds + price_of_filters(filters),
+        alone(lambda: recommender.recommend_from(ratings, k, body.exclude_seen, filters, body.now)),
     )
     service.metrics.record_lists(answer.source, answer.model_version)
     return list_response(answer)
@@ -132,32 +165,63 @@ async def for_cold_user(
     tags=["recommend"],
 )
 async def for_batch(request: Request, body: requests.BatchRequest, _query: NoQuery) -> Response:
-    """The best items for up to 1,000 users, known or by their ratings, in one computation."""
+    """The best items for up to 1,000 users, known or by their ratings, in few computations."""
     service = service_of(request)
     recommender = service.select_model(body.model)
-    reply, sources = await service.run_in_thread(
-        lambda: _batch(recommender, body, service.ratings_since)
+    k, filters = recommender.at_most(body.k), body.as_filters()
+    if len(body.askers) * k > MAX_LISTED:
+        text = f"{len(body.askers):,} lists of {k} items are more than {MAX_LISTED:,} items"
+        raise HTTPError(422, "too_much", f"{text}, the most in one reply: ask for fewer at once")
+    # Of ratings only their number is priced; they are put into another form in the thread.
+    askers = [(q.ratings or []) if q.user is None else q.user for q in body.askers]
+    prices = price_of_lists(recommender, askers, k, filters, service.ratings_since)
+    reply, sources = await service.workers.run(
+        caller_of(request.scope),
+        sum(prices) + price_of_filters(filters),
+        lambda waiting: make_batch(recommender, body, service.ratings_since, prices, waiting),
     )
     for source, count in sources.items():
         service.metrics.record_lists(source, recommender.version, count)
     return reply
 
 
-def _batch(
-    recommender: Recommender, body: requests.BatchRequest, since: RatingsSince
+def make_batch(
+    recommender: Recommender,
+    body: requests.BatchRequest,
+    since: RatingsSince,
+    prices: Sequence[float],
+    waiting: Waiting,
 ) -> tuple[Response, Counter[str]]:
-    """Make the reply, and count its lists by their source."""
-    queries: list[RawId | RawRatings] = [
-        requests.as_raw(query.ratings) if query.user is None else query.user
-        for query in body.askers
-    ]
+    """Make the reply, and count its lists by their source.
+
+    Raises:
+        GivenUp: Nobody waits for it any more.
+    """
     k, filters = recommender.at_most(body.k), body.as_filters()
-    answers = recommender.recommend_many(queries, k, body.exclude_seen, filters, since, body.now)
     sources: Counter[str] = Counter()
-    entries = ",".join([_batch_entry(answer, sources) for answer in answers])
+    entries: list[str] = []
+    for part in _parts(prices):
+        waiting.check()
+        queries: list[RawId | RawRatings] = [
+            requests.as_raw(query.ratings) if query.user is None else query.user
+            for query in body.askers[part]
+        ]
+        made = recommender.recommend_many(queries, k, body.exclude_seen, filters, since, body.now)
+        entries += [_batch_entry(answer, sources) for answer in made]
     version = to_json(recommender.version).decode()
-    text = f'{{"results":[{entries}],"model_version":{version}}}'
+    text = f'{{"results":[{",".join(entries)}],"model_version":{version}}}'
     return Response(text.encode(), media_type="application/json"), sources
+
+
+def _parts(prices: Sequence[float]) -> Iterator[slice]:
+    """Split lists into parts that cost PART_SECONDS or one list."""
+    first, total = 0, 0.0
+    for place, seconds in enumerate(prices):
+        if place > first and total + seconds > PART_SECONDS:
+            yield slice(first, place)
+            first, total = place, 0.0
+        total += seconds
+    yield slice(first, len(prices))
 
 
 def _batch_entry(answer: Recommendations | RecrayError, sources: Counter[str]) -> str:
@@ -197,7 +261,9 @@ async def scores(request: Request, body: requests.ScoreRequest, _query: NoQuery)
     service = service_of(request)
     recommender = service.model()
     pairs = [(pair.user, pair.item) for pair in body.pairs]
-    scored = await service.run_in_thread(lambda: recommender.score_pairs(pairs))
+    seconds = price_of_scores(recommender, pairs)
+    work = alone(lambda: recommender.score_pairs(pairs))
+    scored = await service.workers.run(caller_of(request.scope), seconds, work)
     return json_response(
         {
             "scores": scored,

@@ -1,0 +1,162 @@
+"""What lists cost: seconds of one processor, told before anything is computed.
+
+    a list        LIST, or NEW + N x RATING of somebody who is folded in
+    its items     k x ITEM
+    diversity     k x (PICK + pool x LIKENESS), the pool as in mmr_pool
+    reasons       k x (REASON + N x SHARE), and N x WITHOUT of a model of histories
+    candidates    GIVEN for each id in `candidates` and `exclude`, once a request
+    scores        PAIR for each, NEW for each user who is folded in, and, of a model of
+                  histories, LIST for each other user
+
+N is the number of a user's ratings. LIST, NEW and WITHOUT differ by model and catalogue, so they
+are measured when a bundle is opened, in processor time, which other work on the machine does not
+count for. They are rounded up to a power of two, so that replicas agree. The other numbers are the
+share of Python, measured on one core of a Xeon; `recray benchmark serve` compares prices with what
+is used.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from recray.data.ids import RawId
+from recray.inference.catalog import NO_FILTERS, Filters
+from recray.inference.raw_ratings import RatingsSince, RawRating
+from recray.inference.recommendations import mmr_pool
+from recray.inference.top_k import NONE
+from recray.models.history import HistoryModel
+
+if TYPE_CHECKING:
+    from recray.inference.recommender import Recommender
+
+RATING, ITEM = 2.5e-6, 0.6e-6
+PICK, LIKENESS = 8e-6, 6e-9
+REASON, SHARE = 48e-6, 0.1e-6
+GIVEN, PAIR = 1e-6, 4e-6
+RUNS = 3
+"""How often each number is measured; the least counts."""
+SCORES, USERS, NEW_USERS = 1 << 21, 64, 8
+"""Scores and users that are measured at once, so that opening a large bundle takes no longer."""
+NEW_RATINGS, LEFT_OUT = 20, 100
+"""Ratings of somebody new, and of a history whose ratings are left out one by one."""
+K = 10
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of a processor of one model.
+
+    Args:
+        items: Items of the catalogue.
+        known: A list of a user of the data, as one of many.
+        new: A list of somebody who is folded in.
+        without: A rating whose reason is sought by leaving it out; 0 for other models.
+    """
+
+    items: int
+    known: float
+    new: float
+    without: float
+
+    @classmethod
+    def measured(cls, recommender: "Recommender") -> Self:
+        """Measure a model."""
+        items, high = recommender.items, recommender.bundle.rating_range[1]
+        k = recommender.at_most(K)
+        at_once = max(1, min(USERS, SCORES // max(items.known, 1)))
+        users = recommender.users.raw[:at_once].tolist()
+        ratings = [RawRating(item, high) for item in items.raw[: items.known].tolist()]
+        some, many = ratings[:NEW_RATINGS], ratings[:LEFT_OUT]
+        new = _seconds(lambda: recommender.recommend_many([some] * NEW_USERS, k)) / NEW_USERS
+        known = (
+            _seconds(lambda: recommender.recommend_many(users, k)) / len(users) if users else new
+        )
+        without = 0.0
+        if isinstance(recommender.bundle.model, HistoryModel):
+            why = Filters(explain=True)
+            told = _seconds(lambda: recommender.recommend_from(many, k, True, why))
+            without = max(told - new - k * REASON, 0.0) / len(many)
+        return cls(items.known, *map(_rounded_up, (known, new, without)))
+
+    def of_list(self, k: int, filters: Filters, ratings: int, new: bool) -> float:
+        """Seconds for one list.
+
+        Args:
+            k: Its length.
+            filters: How it is arranged.
+            ratings: Ratings of the user.
+            new: Whether the user is folded in.
+        """
+        seconds = self.new + ratings * RATING if new else self.known
+        seconds += k * ITEM
+        if filters.diversity:
+            pool = mmr_pool(k, self.items, filters.diversity)
+            seconds += k * (PICK + pool * LIKENESS)
+        if filters.explain:
+            seconds += k * (REASON + ratings * SHARE) + ratings * self.without
+        return seconds
+
+
+def price_of_lists(
+    recommender: "Recommender",
+    users: Sequence[RawId | list[Any]],
+    k: int,
+    filters: Filters = NO_FILTERS,
+    since: RatingsSince | None = None,
+) -> list[float]:
+    """Seconds of a processor for each of the lists that recommend_many makes.
+
+    Args:
+        recommender: Makes them.
+        users: Raw user ids, and in place of ratings a list of that length.
+        k: Length of the lists.
+        filters: How they are arranged.
+        since: Gives what a user has rated since training.
+    """
+    costs, trained = recommender.costs, recommender.bundle.model.users
+    known = [user for user in users if not isinstance(user, list)]
+    dense, indptr = (
+        iter(recommender.users.encode_all(known).tolist()),
+        recommender.scorer.seen.indptr,
+    )
+    prices = []
+    for user in users:
+        if isinstance(user, list):
+            prices.append(costs.of_list(k, filters, len(user), new=True))
+            continue
+        place, later = next(dense), since(user) if since is not None else []
+        ratings = 0 if place == NONE else int(indptr[place + 1] - indptr[place])
+        new = bool(later) or place >= trained
+        prices.append(costs.of_list(k, filters, ratings + len(later), new))
+    return prices
+
+
+def price_of_filters(filters: Filters) -> float:
+    """Seconds of a processor for reading the filters of a request, however many lists it makes."""
+    return GIVEN * (len(filters.exclude) + len(filters.candidates or ()))
+
+
+def price_of_scores(recommender: "Recommender", pairs: Sequence[tuple[RawId, RawId]]) -> float:
+    """Seconds of a processor that score_pairs takes for these."""
+    costs, model = recommender.costs, recommender.bundle.model
+    dense = recommender.users.encode_all(list(dict.fromkeys(user for user, _ in pairs)))
+    folded = int((dense >= model.users).sum())
+    by_history = costs.known if isinstance(model, HistoryModel) else 0.0
+    return len(pairs) * PAIR + folded * costs.new + (len(dense) - folded) * by_history
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Seconds of a processor that some work takes in this thread."""
+    work()  # what is made once
+    least = math.inf
+    for _ in range(RUNS):
+        begin = time.thread_time()
+        work()
+        least = min(least, time.thread_time() - begin)
+    return least
+
+
+def _rounded_up(seconds: float) -> float:
+    return 2.0 ** math.ceil(math.log2(seconds)) if seconds > 0 else 0.0
