@@ -37,7 +37,7 @@ def shown(capsys) -> list[str]:
 def test_lines_of_the_replicas_are_shown_once_and_whole(replica, tmp_path, capsys):
     with ShownLogs(tmp_path) as logs:
         write(replica, ':actor_name:ServeReplica\n{"time": "2", "event": "a"}\n{"time": "3", ')
-        write(tmp_path / "worker-4-5-6.err", '{"time": "2", "event": "b"}\n')
+        write(tmp_path / "worker-4-5-6.err", '{"time": "2.5", "event": "b"}\n')
         write(tmp_path / "worker-1-2-3.out", '{"time": "2", "event": "not of the log"}\n')
         logs.show()
         write(replica, '"event": "c"}\n')
@@ -50,3 +50,15 @@ def test_a_file_that_ray_begins_anew_is_read_from_its_start(replica, tmp_path, c
     with ShownLogs(tmp_path):
         write(replica, '{"time": "1", "event": "new"}\n', "w")
     assert shown(capsys) == ["new"]
+
+
+def test_nothing_is_lost_where_ray_begins_another_file(replica, tmp_path, capsys):
+    with ShownLogs(tmp_path) as logs:
+        write(replica, '{"time": "1", "event": "a"}\n')
+        logs.show()
+        write(replica, '{"time": "2", "event": "b"}\n')
+        replica.rename(f"{replica}.1")
+        write(replica, '{"time": "3", "event": "c"}\n')
+        logs.show()
+        write(replica, '{"time": "4", "event": "d"}\n')
+    assert shown(capsys) == ["a", "b", "c", "d"]

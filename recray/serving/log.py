@@ -4,15 +4,17 @@ Ray sends the stderr of a process to worker-*.err in the log folder of its node.
 serves, ShownLogs repeats on its stderr what the replicas of this machine write.
 """
 
+import contextlib
 import json
 import os
 import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-LOG_FILES = "worker-*.err"
+LOG_FILES = "worker-*.err*"
+"""Ray may put a number behind a file that has grown, and begin another."""
 SHOW_SECONDS = 0.3
 """Pause between two looks at the files of replicas."""
 _BEGIN = b'{"time": "'
@@ -53,7 +55,7 @@ class ShownLogs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._read: dict[Path, int] = {}  # bytes that were read of each file
+        self._read: dict[int, int] = {}  # bytes that were read of each file, by its inode
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recray-logs", daemon=True)
 
@@ -78,22 +80,20 @@ class ShownLogs:
 
     def _new_lines(self) -> list[bytes]:
         lines, read = [], {}
-        for path in sorted(self.folder.glob(LOG_FILES)):
-            try:
-                whole, read[path] = _read_lines(path, self._read.get(path, 0))
-            except FileNotFoundError:
-                continue  # Ray has put it away
-            lines += [line for line in whole if line.startswith(_BEGIN)]
+        for path in self.folder.glob(LOG_FILES):
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # put away
+                inode = os.fstat(file.fileno()).st_ino
+                whole, read[inode] = _read_lines(file, self._read.get(inode, 0))
+                lines += [line for line in whole if line.startswith(_BEGIN)]
         self._read = read
-        return lines
+        return sorted(lines, key=lambda line: line.split(b'"', 4)[3])  # by their times
 
 
-def _read_lines(path: Path, begin: int) -> tuple[list[bytes], int]:
+def _read_lines(file: BinaryIO, begin: int) -> tuple[list[bytes], int]:
     """The whole lines of a file from a byte on, and the byte after them."""
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) < begin:
-            begin = 0  # Ray has begun the file anew
-        file.seek(begin)
-        content = file.read()
+    if file.seek(0, os.SEEK_END) < begin:
+        begin = 0  # it was begun anew
+    file.seek(begin)
+    content = file.read()
     whole = content[: content.rfind(b"\n") + 1]
     return whole.splitlines(), begin + len(whole)

@@ -1,7 +1,6 @@
 """What a service on a real Ray logs and binds, in each profile, and what Ray says beside it."""
 
 import json
-import os
 import signal
 import urllib.error
 import urllib.request
@@ -12,10 +11,9 @@ import pytest
 
 from recray.benchmarks.synthetic import make_bundle
 from recray.serving.log import ray_log_folder, replicas_shown
-from recray.serving.registry import CURRENT, Registry
+from recray.serving.registry import Registry
 from tests.ray.several_nodes import wait_for
 
-ROOT = Path(__file__).parents[2]
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 PROFILES = {
     "serve": {"RAY_SERVE_LOG_TO_STDERR": "0"},  # as runtime/ray_private.py has it
@@ -30,15 +28,14 @@ pytestmark = pytest.mark.slow
 
 def application(profile: str, registry: str) -> dict:
     """An application of a Serve config, whose replica has the switches of a profile."""
-    variables = PROFILES[profile] | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    switches = {"env_vars": PROFILES[profile]}
     own = {"name": "recray", "num_replicas": 1, "logging_config": QUIET}
     return {
         "name": profile,
         "route_prefix": f"/{profile}",
         "import_path": "tests.ray.app_with_bug:app_builder",
-        "runtime_env": {"env_vars": variables},
         "args": {"bundle": registry, "without_keys": True, "log": "users"},
-        "deployments": [own | {"ray_actor_options": {"num_cpus": 0.25}}],
+        "deployments": [own | {"ray_actor_options": {"num_cpus": 0.25, "runtime_env": switches}}],
     }
 
 
@@ -55,14 +52,6 @@ def registry(tmp_path_factory):
     for file in Path(versions.folder_of(added[2]).path).rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1] + b"?")
     return versions, added
-
-
-def point_at(versions: Registry, version: str) -> None:
-    """Make a version current that no promotion would take."""
-    pointer = Path(versions.folder.path, CURRENT)
-    changed = json.loads(pointer.read_text()) | {"version": version}
-    pointer.with_suffix(".new").write_text(json.dumps(changed))
-    pointer.with_suffix(".new").replace(pointer)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +102,7 @@ def test_each_profile_logs_requests_swaps_refusals_and_traces(services, registry
             wait_for(
                 lambda p=profile: get(f"{services}/{p}/readyz")[1].get("model_version") == swapped
             )
-        point_at(versions, damaged)
+        versions.promote(damaged, force=True)
         for profile in PROFILES:
             wait_for(lambda p=profile: get(f"{services}/{p}/readyz")[1]["refused"])
     shown = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line[:1] == "{"]
