@@ -39,6 +39,7 @@ RESULTS = {
     "registry list": "serving.registry.VersionList",
     "registry promote": "serving.registry.Promotion",
     "registry rollback": "serving.registry.Rollback",
+    "forget": "serving.forget.ForgottenUser",
     "report": "cli.results.WrittenReport",
     "reproduce": "pipelines.repetition.Reproduction",
     "serve": "cli.results.StartedService",

@@ -220,6 +220,32 @@ def verify(ui: Console, url: str, bundle: str, users: int, k: int | None) -> Non
         raise CheckFailed(f"{url} and {bundle} disagree: {result.differences[0]}")
 
 
+@cli.command()
+@click.argument("user")
+@click.argument("path", metavar="REGISTRY")
+@click.option(
+    "--ratings-log", metavar="DIR", help="The log.  [default: the registry's own, if it has one]"
+)
+@shared()
+def forget(ui: Console, user: str, path: str, ratings_log: str | None) -> None:
+    """Remove a USER from a REGISTRY: from its ratings log, from all releases and their hold-outs.
+
+    Every release is written again without the user, under a new version, and the old ones are
+    deleted, so `rollback` goes back to releases that do not know the user either. Running services
+    follow within a second. The registry then refuses data and bundles that hold the user again:
+    remove the user from the source before the next refresh. What items have learned from the
+    user's ratings stays until then.
+
+    \b
+    Example:
+        recray forget 196 registry
+    """
+    from recray.serving import forget as forgetting
+
+    done = forgetting.forget(path, user, ratings_log)
+    ui.result(done, done.text())
+
+
 @cli.group(cls=Commands)
 def registry() -> None:
     """Versions of a bundle: add, list, promote, rollback."""

@@ -299,7 +299,7 @@ def current_bundle(path: Folder) -> tuple[Folder, Manifest]:
     unlisted = {*found} - {*digests}
     if unlisted:
         raise RecrayError(f"{folder} holds {min(unlisted)}, which its manifest does not list")
-    version = _version({name: digests[name] for name in found})
+    version = version_of_digests({name: digests[name] for name in found})
     if manifest.facts.get("version") != version:
         raise RecrayError(
             f"{folder} says version {manifest.facts.get('version')!r}, its content is {version}"
@@ -319,10 +319,10 @@ def version_of(folder: Folder, known: Mapping[str, str]) -> str:
     def digest(name: str) -> str:
         return known.get(name) or hashlib.sha256(folder.read_buffer(name)).hexdigest()
 
-    return _version({name: digest(name) for name in names})
+    return version_of_digests({name: digest(name) for name in names})
 
 
-def _version(digests: Mapping[str, str]) -> str:
+def version_of_digests(digests: Mapping[str, str]) -> str:
     """Twelve hex digits from the names and digests of files."""
     digest = hashlib.sha256()
     for name in sorted({*digests} - {*UNVERSIONED}):

@@ -22,6 +22,7 @@ from recray.reporting.terminal import table
 from recray.runtime.nodes import wait_for_capacity
 from recray.runtime.session import LOCAL, session, workers_at
 from recray.runtime.worker_range import WorkerRange
+from recray.serving.forgotten import refuse_forgotten
 from recray.serving.registry import Registry
 from recray.storage import Folder
 from recray.training.checkpoint import RunFolder
@@ -164,8 +165,7 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
     source, added = _with_log(source, request, live, log)
     with session(request.address):
         wait_for_capacity(workers_at(request.workers, request.address).start)
-        with snapshot_while(source):
-            prepared = _stages(request, live.run_settings, log).prepare(source)
+        prepared = _prepared(source, live.run_settings, request, log)
         comparable = _comparable(prepared, live, request, log)
         warm = _train(request, live, prepared, "warm", log)
         full = _train(request, live, prepared, "full", log) if request.full else None
@@ -187,6 +187,19 @@ def refresh(source: Source, request: RefreshRequest, log: Log = print) -> Refres
         against_full=against_full, saved=earned, version=promotion.version,
         promoted=promotion.promoted, verdict=promotion.verdict,
     )  # fmt: skip
+
+
+def _prepared(source: Source, settings: Settings, request: RefreshRequest, log: Log) -> Prepared:
+    """Prepare the source.
+
+    Raises:
+        RecrayError: It holds users whom the registry has forgotten.
+    """
+    with snapshot_while(source):
+        prepared = _stages(request, settings, log).prepare(source)
+    users, registry = prepared.user_ids.raw, Folder(request.registry)
+    refuse_forgotten(registry, users.tolist, str(prepared.folder))
+    return prepared
 
 
 def _with_log(

@@ -5,18 +5,23 @@ REGISTRY/promotions/            which of them is current, and was: see promotion
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import BaseModel, Field
 
+from recray.data.ids import RawId
 from recray.errors import CheckFailed, RecrayError, unknown_name
 from recray.evaluation.promotion import check_not_worse
 from recray.inference.bundle import KIND, Bundle, current_bundle
-from recray.serving.promotions import PROMOTIONS, Pointer, Promotions
+from recray.serving.forgotten import refuse_forgotten
+from recray.serving.promotions import PROMOTIONS, Overtaken, Pointer, Promotions
 from recray.storage import Folder, check_store, publish
 
 VERSIONS = "versions"
 VERSION = re.compile(r"[0-9a-f]{12}")
+REPLACE_ATTEMPTS = 5
 
 
 class RegistryEntry(BaseModel):
@@ -83,6 +88,8 @@ class Registry:
         source, manifest = current_bundle(Folder(bundle_path))
         version = str(manifest.facts["version"])
         target = self.folder_of(version)
+        users = partial(_users_of, bundle_path)
+        refuse_forgotten(self.folder, users, bundle_path)
         if target.published():
             source.compare(manifest)
         else:
@@ -184,6 +191,25 @@ class Registry:
         candidate, live = (Bundle.open(self.folder_of(v).path) for v in (version, current))
         return check_not_worse(candidate, live)
 
+    def replace_versions(self, names: Mapping[str, str]) -> None:
+        """Put other versions in the places of some, also of those that were current before.
+
+        Raises:
+            Overtaken: Others promote all the time; nothing has changed.
+        """
+        for attempt in range(REPLACE_ATTEMPTS):
+            number, pointer = self._promotions.read()
+            current = pointer.version and names.get(pointer.version, pointer.version)
+            new = Pointer(version=current, before=[names.get(one, one) for one in pointer.before])
+            if new == pointer:
+                return
+            try:
+                self._promotions.write(number + 1, new)
+                return
+            except Overtaken:
+                if attempt == REPLACE_ATTEMPTS - 1:
+                    raise
+
     def rollback(self) -> Rollback:
         """Make the version before the current one current again.
 
@@ -197,6 +223,11 @@ class Registry:
         *earlier, version = pointer.before
         self._promotions.write(number + 1, Pointer(version=version, before=earlier))
         return Rollback(version=version, before=pointer.version)
+
+
+def _users_of(bundle_path: str) -> list[RawId]:
+    raw: list[RawId] = Bundle.open(bundle_path).user_ids.raw.tolist()
+    return raw
 
 
 def is_registry(path: str) -> bool:

@@ -1,0 +1,177 @@
+"""A user who is forgotten is in no file and in no reply."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+from fastapi.testclient import TestClient
+
+from recray.cli import cli
+from recray.data.feedback_events import LoggedRating
+from recray.data.feedback_log import LogWriter, RatingsLog
+from recray.errors import RecrayError
+from recray.inference.bundle import KIND, Bundle, version_of
+from recray.inference.recommender import Recommender
+from recray.serving import forget as forgetting
+from recray.serving.app import build_app
+from recray.serving.feedback_service import FeedbackService
+from recray.serving.forget import forget
+from recray.serving.hot_swap import RegistryWatcher, open_holder
+from recray.serving.registry import Registry
+
+from .conftest import COLD, ITEMS, USERS, raw
+
+RARE = 987_654_321_012
+"""The id of the user who is forgotten: no other number looks like it."""
+PLACE = 3
+OTHERS = [int(raw(user)) for user in range(USERS + COLD) if user != PLACE]
+
+
+def rare(bundle):
+    """The bundle, in which the user of PLACE has the id RARE."""
+    folder = bundle.folder
+    ids = folder.read_table("ids.parquet")
+    numbers = [RARE if n == int(raw(PLACE)) and n < 240 else n for n in ids["raw"].to_pylist()]
+    users = ids["kind"].to_pylist().count("user")
+    numbers[users:] = ids["raw"].to_pylist()[users:]
+    place = ids.schema.get_field_index("raw")
+    folder.write_table("ids.parquet", ids.set_column(place, "raw", pa.array(numbers, pa.int64())))
+    facts = {k: v for k, v in bundle.manifest.facts.items() if k != "version"}
+    folder.write_manifest(KIND, facts | {"version": version_of(folder, {})})
+    return Bundle.open(folder.path)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(forgetting, "LOCAL_PAUSE_SECONDS", 0.5)
+
+
+@pytest.fixture
+def bundles(make_bundle):
+    return [rare(make_bundle("old", flip=True)), rare(make_bundle("new", final=True))]
+
+
+@pytest.fixture
+def registry(bundles, tmp_path):
+    """Two releases and a log; in each of them is the user."""
+    made = Registry(str(tmp_path / "registry"))
+    for bundle in bundles:
+        made.promote(made.add(bundle.folder.path), force=True)
+    log = RatingsLog.of(f"{made.folder.path}/ratings", "tiny", (False, False))
+    for writer in (LogWriter(log), LogWriter(log)):
+        for n in range(3):
+            own = LoggedRating(RARE, int(raw(n)), 5.0, f"{writer.name}-{n}", n + 1)
+            other = LoggedRating(OTHERS[n], int(raw(n)), 4.0, f"{writer.name}-o{n}", n + 1)
+            writer.append([own, other])
+    log.folder.child("snapshots").write_table("x.parquet", pa.table({"user": [RARE]}))
+    return made
+
+
+def found(folder):
+    """Files in which the id is: as text, as eight bytes, or in a cell of a table."""
+    names = []
+    for path in sorted(Path(folder).rglob("*")):
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        plain = str(RARE).encode() in content or RARE.to_bytes(8, "little") in content
+        if path.suffix == ".parquet":
+            plain = plain or str(RARE) in str(pq.read_table(path).to_pydict())
+        if plain:
+            names.append(str(path.relative_to(folder)))
+    return names
+
+
+def test_the_id_is_in_no_file_and_in_no_reply(registry):
+    folder = registry.folder.path
+    before = found(folder)
+    assert {name.split("/")[0] for name in before} == {"versions", "ratings"}
+    kept = FeedbackService(RatingsLog.open(f"{folder}/ratings"))
+    kept.start()
+    holder = open_holder(folder)
+    client = TestClient(build_app(holder, feedback=kept))
+    path = f"/v1/users/{RARE}"
+    assert client.get(f"{path}/recommendations").status_code == 200
+    old = registry.pointer()
+    done = forget(folder, str(RARE))
+    RegistryWatcher(holder).poll()
+    assert found(folder) == []
+    assert (done.ratings, set(done.versions)) == (6, {old[0], *old[1]})
+    assert client.get(path).status_code == 404
+    assert client.get(f"{path}/recommendations").status_code == 404
+    assert str(RARE) not in client.get("/v1/model").text
+    assert kept.ratings_of(RARE) == []
+    assert len(kept.ratings_of(OTHERS[0])) == 1, "nobody else is forgotten"
+    kept.stop()
+    assert {event.user for event in RatingsLog.open(f"{folder}/ratings").read().ratings} == set(
+        OTHERS[:3]
+    )
+
+
+def test_one_can_go_back_to_earlier_releases_none_of_which_knows_the_user(registry):
+    new, (old,) = registry.pointer()
+    done = forget(registry.folder.path, str(RARE))
+    assert registry.pointer() == (done.versions[new], [done.versions[old]])
+    assert {entry.version for entry in registry.versions()} == set(done.versions.values())
+    registry.rollback()
+    live = Recommender.open(registry.current().path)
+    with pytest.raises(KeyError):
+        live.recommend(RARE)
+
+
+def test_everybody_else_gets_what_they_got_before(registry, bundles):
+    before = Recommender(bundles[1])
+    done = forget(registry.folder.path, str(RARE))
+    after = Recommender.open(registry.current().path)
+    assert after.version == done.versions[bundles[1].version]
+    for user in OTHERS:
+        old, new = before.recommend(user, 5), after.recommend(user, 5)
+        assert [e.item for e in old.items] == [e.item for e in new.items]
+        assert old.source == new.source
+        assert old.score == new.score
+        assert before.user(user).ratings == after.user(user).ratings
+
+
+def test_hold_out_twin_and_counts_are_without_the_user(registry, bundles):
+    forget(registry.folder.path, str(RARE))
+    old, new = bundles[1], Bundle.open(registry.current().path)
+    own = (old.interactions.rows.user == PLACE).sum()
+    assert len(new.interactions.rows) == len(old.interactions.rows) - own
+    assert len(new.holdout) == len(old.holdout) - (old.holdout.user == PLACE).sum()
+    assert new.user_ids.raw.tolist() == [u for u in old.user_ids.raw.tolist() if u != RARE]
+    assert new.config["users"] == old.config["users"] - 1
+    for name in ("train", "valid", "test"):
+        rows = old.config["splits"][name]["rows"] - new.config["splits"][name]["rows"]
+        assert rows == {"train": 3, "valid": 1, "test": 1}[name]
+    rest = [n for n in range(USERS) if n != PLACE]
+    twin, other = (b.measured.model.user_vectors.weight for b in (old, new))
+    assert torch.equal(twin[rest], other)
+    assert np.array_equal(new.item_ids.raw, old.item_ids.raw)
+    assert len(new.item_ids) == ITEMS + 1
+
+
+def test_the_user_does_not_come_back_with_the_next_release(registry, bundles):
+    forget(registry.folder.path, str(RARE))
+    with pytest.raises(RecrayError, match="holds 1 of the users whom"):
+        registry.add(bundles[0].folder.path)
+    again = forget(registry.folder.path, str(RARE))
+    assert (again.ratings, again.versions) == (0, {}), "to forget twice is fine"
+
+
+def test_a_user_whom_nobody_knows_is_one_line(registry):
+    for user, reason in (("5", "no user '5' in"), ("anna", "no user 'anna': the users of")):
+        asked = CliRunner().invoke(cli, ["forget", user, registry.folder.path])
+        assert (asked.exit_code, asked.stderr.count("\n")) == (2, 1)
+        assert reason in asked.stderr
+
+
+def test_the_command_says_what_it_has_removed(registry):
+    asked = CliRunner().invoke(cli, ["forget", str(RARE), registry.folder.path, "--json"])
+    said = json.loads(asked.stdout)
+    assert (said["ratings"], len(said["versions"])) == (6, 2)
+    assert found(registry.folder.path) == []
