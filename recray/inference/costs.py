@@ -67,7 +67,9 @@ class Costs:
         k = recommender.at_most(K)
         at_once = max(1, min(USERS, SCORES // max(items.known, 1)))
         users = recommender.users.raw[:at_once].tolist()
-        ratings = [RawRating(item, high) for item in items.raw[: items.known].tolist()]
+        ratings = [
+            RawRating(item, high) for item in items.raw[: min(items.known, LEFT_OUT)].tolist()
+        ]
         some, many = ratings[:NEW_RATINGS], ratings[:LEFT_OUT]
         new = _seconds(lambda: recommender.recommend_many([some] * NEW_USERS, k)) / NEW_USERS
         known = (
