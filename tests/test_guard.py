@@ -279,6 +279,42 @@ def test_a_long_computation_is_given_up_too(guarded, recommender, monkeypatch):
     assert code(client.post("/v1/recommendations", json={})) == (504, "timeout")
 
 
+def test_large_bodies_of_one_caller_wait_outside():
+    async def go():
+        gate, begun, statuses = asyncio.Event(), [], {}
+
+        async def app(scope, receive, send):
+            begun.append(len((await receive())["body"]))
+            await gate.wait()
+            await hello(scope, receive, send)
+
+        guard = SecurityMiddleware(app, ServiceLimits(max_body=1 << 17))
+
+        async def post(name, size):
+            async def receive():
+                return {"type": "http.request", "body": b"x" * size}
+
+            async def send(message):
+                statuses.setdefault(name, message.get("status"))
+
+            headers = [(b"content-length", str(size).encode())]
+            scope = {"type": "http", "method": "POST", "path": "/v1/x", "headers": headers}
+            await guard(scope, receive, send)
+
+        tasks = [asyncio.create_task(post("first", 1 << 17))]
+        await asyncio.sleep(0)
+        tasks += [asyncio.create_task(post(*each)) for each in (("again", 1 << 17), ("small", 99))]
+        await asyncio.sleep(0.01)
+        assert statuses == {"again": 429}  # and its body has not been read
+        assert begun == [1 << 17, 99]
+        gate.set()
+        await asyncio.gather(*tasks)
+        await post("later", 1 << 17)
+        return statuses
+
+    assert asyncio.run(go()) == {"again": 429, "first": 200, "small": 200, "later": 200}
+
+
 def test_more_than_the_queue_holds_are_told_to_come_again():
     async def go():
         gate = asyncio.Event()

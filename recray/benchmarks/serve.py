@@ -31,6 +31,7 @@ from recray.benchmarks.client import (
     steady,
 )
 from recray.benchmarks.harness import Figures, Measurement, Row, apart, load_now
+from recray.benchmarks.overload import overload
 from recray.benchmarks.synthetic import make_bundle
 from recray.data.ids import RawId
 from recray.inference.bundle import Bundle
@@ -58,17 +59,19 @@ class Sizes:
         turns: How often recray and the empty deployment take turns.
         seconds: Of one turn.
         swap_seconds: Of the load while models are swapped.
+        overload_seconds: Of the worst requests at once.
         big: Users, items, and ratings of each user of the bundle whose memory is measured.
     """
 
     turns: int
     seconds: float
     swap_seconds: float
+    overload_seconds: float
     big: tuple[int, int, int]
 
 
-FULL = Sizes(5, 4.0, 30.0, (162_541, 59_047, 154))  # big is ml-25m
-QUICK = Sizes(2, 2.0, 12.0, (162_541, 59_047, 20))
+FULL = Sizes(5, 4.0, 30.0, 30.0, (162_541, 59_047, 154))  # big is ml-25m
+QUICK = Sizes(2, 2.0, 12.0, 10.0, (162_541, 59_047, 20))
 
 
 def run(sizes: Sizes, log: Log) -> Measurement:
@@ -82,6 +85,7 @@ def run(sizes: Sizes, log: Log) -> Measurement:
         empty, recommend, load, batch = _small(small, turns, seconds, log)
         empty_large, recommend_large = _large(large, turns, seconds)
         swapped = swaps(small, folder, sizes.swap_seconds, log)
+        of_overload, overload_rows = overload(small, sizes.overload_seconds, log)
         log("the production profile, in a Ray of its own")
         fast = Production.model_validate_json(
             apart("recray.benchmarks.serve", "production", small.folder.path, str(turns * seconds))
@@ -100,7 +104,7 @@ def run(sizes: Sizes, log: Log) -> Measurement:
         "fold_in_ms_p95": new.p95_ms,
     }
     rows = [empty, recommend, load, batch, empty_large, recommend_large, swapped, fast, new]
-    return Measurement(figures | of_memory, [*rows, *memory_rows])
+    return Measurement(figures | of_overload | of_memory, [*rows, *overload_rows, *memory_rows])
 
 
 def _memory(

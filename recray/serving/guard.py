@@ -27,9 +27,9 @@ OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json", *PAGE_PATHS)
 WRITE_BUFFER = 1 << 16
 """Bytes of a reply that a server takes at once, even if the client does not read them."""
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
-SMALL_BODY, BODIES_AT_ONCE = 1 << 16, 2
-"""Bytes of a body that is read without ado, and how many of the largest bodies one caller may have
-in work: 1 MiB of ratings keeps a processor busy for 50 ms and takes 20 MB until it is answered.
+SMALL_BODY = 1 << 16
+"""Bytes of a body that is read without ado. Larger ones of one caller may together have as many as
+one may have: 1 MiB of ratings keeps everybody waiting for 0.1 s and takes 50 MB while it is read.
 """
 MAX_SAMPLES = 100_000
 """Durations and comparisons that are kept between two exports; the rest is counted alone."""
@@ -283,8 +283,8 @@ class SecurityMiddleware:
         if size > limit:
             raise self._too_large()
         size, held = size if size > SMALL_BODY else 0, self._bodies[caller]
-        if held and held + size > BODIES_AT_ONCE * limit:
-            text = f"requests in work have {held} bytes, at most {BODIES_AT_ONCE * limit} at once"
+        if held and held + size > limit:
+            text = f"requests that wait have {held} bytes, at most {limit} are allowed at once"
             raise HTTPError(429, "too_much_at_once", text, {"retry-after": "1"})
         self._bodies[caller] += size
         try:

@@ -44,7 +44,13 @@ SMALLEST: dict[str, dict[str, Any]] = {
         "largest": (20_000, 2_000, 8, 5),
     },
     "search": {"trials": 2, "source": "sample"},
-    "serve": {"turns": 1, "seconds": 0.5, "swap_seconds": 7.0, "big": (2000, 4000, 20)},
+    "serve": {
+        "turns": 1,
+        "seconds": 0.5,
+        "swap_seconds": 7.0,
+        "overload_seconds": 3.0,
+        "big": (2000, 4000, 20),
+    },
     "store": {
         "small": 20_000,
         "large": (100_000,),
