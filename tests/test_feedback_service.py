@@ -22,9 +22,10 @@ from recray.errors import RecrayError, StorageError
 from recray.inference.recommender import Recommender
 from recray.serving.ab_test import ABTest, compare_lists, hash_fraction
 from recray.serving.app import build_app
+from recray.serving.auth import new_key, parse_key
 from recray.serving.feedback_service import FeedbackService
 from recray.serving.guard import ServiceMetrics
-from recray.serving.options import ServiceOptions
+from recray.serving.options import ServiceLimits, ServiceOptions
 from recray.storage import Folder
 
 from .conftest import ITEMS, USERS, raw
@@ -395,6 +396,30 @@ def test_a_user_has_so_many_ratings_and_no_more(replica):
     assert client.post("/v1/ratings", json=body(NEW, 3, 2, key="new")).status_code == 202
     client.delete(f"/v1/ratings/{NEW}/{raw(1)}")
     assert client.post("/v1/ratings", json=body(NEW, 5)).status_code == 202
+
+
+def test_a_key_keeps_the_ratings_of_its_own_user_and_so_many_in_a_day(recommender, log):
+    made = [new_key("own", str(NEW)), new_key("any")]
+    keys = tuple(parse_key(line, "here") for _, line in made)
+    kept = FeedbackService(log)
+    kept.start()
+    limits = ServiceLimits(keys, ratings_per_day=3)
+    client = TestClient(build_app(recommender, limits, feedback=kept))
+    own, other = ({"x-api-key": secret} for secret, _ in made)
+    for headers, user, status in ((own, NEW, 202), (own, NEW + 1, 403), (other, NEW + 1, 202)):
+        reply = client.post("/v1/ratings", json=body(user, 1), headers=headers)
+        assert reply.status_code == status
+    for path in (f"ratings/{NEW + 1}/{raw(1)}", f"users/{NEW + 1}/ratings"):
+        refused = client.delete(f"/v1/{path}", headers=own)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "other_user")
+    assert len(kept.ratings_of(NEW + 1)) == 1
+    for item in (3, 5):
+        client.post("/v1/ratings", json=body(NEW, item), headers=own)
+    full = client.post("/v1/ratings", json=body(NEW, 7), headers=own)
+    assert (full.status_code, full.json()["error"]["code"]) == (429, "too_many_ratings")
+    assert int(full.headers["retry-after"]) == pytest.approx(86_400 / 3, abs=60)
+    assert client.post("/v1/ratings", json=body(NEW, 7), headers=other).status_code == 202
+    kept.stop()
 
 
 def test_a_key_is_known_again_after_a_restart_and_when_many_came_since(log, monkeypatch):

@@ -112,3 +112,21 @@ def test_who_starts_a_service_with_keys_has_one_of_its_own(monkeypatch):
     key, limits = limits_with_own_key("0.0.0.0", "own")
     assert [each.name for each in limits.keys] == ["shop", "own"]
     assert find_key(limits.keys, key.encode()) == "own"
+
+
+def test_a_key_may_be_bound_to_a_user(tmp_path):
+    from recray.serving.auth import load_keys, new_key
+
+    file = tmp_path / "keys"
+    lines = [new_key("anna", "u 7")[1], new_key("shop")[1]]
+    file.write_text("\n".join(lines))
+    assert [(key.name, key.user) for key in load_keys(str(file))] == [
+        ("anna", "u 7"),
+        ("shop", None),
+    ]
+    file.write_text("\n".join([*lines, new_key("anna", "u 8")[1]]))
+    with pytest.raises(RecrayError, match="keys of one name are bound to different users"):
+        load_keys(str(file))
+    file.write_text(f"{lines[1]} users=7")
+    with pytest.raises(RecrayError, match="a line is not NAME"):
+        load_keys(str(file))

@@ -13,7 +13,7 @@ from recray.reporting import terminal
 
 if TYPE_CHECKING:
     from recray.serving.deployment import Profile
-    from recray.serving.options import LogLevel, ServiceLimits
+    from recray.serving.options import ServiceLimits
 
 
 _limit_options = options(
@@ -50,6 +50,13 @@ _limit_options = options(
         metavar="N",
         help="Requests a second of each key in each replica.",
     ),
+    number(
+        "--ratings-per-day",
+        default=100_000,
+        range=click.IntRange(min=0),
+        metavar="N",
+        help="Ratings that a key may keep in a day in each replica; 0: no limit.",
+    ),
     click.option(
         "--allow-host",
         "hosts",
@@ -71,28 +78,13 @@ _limit_options = options(
 def _limits(
     api_keys: str | None,
     max_body: int,
-    timeout: float,
-    budget: float,
-    queue: int,
-    rate: float,
-    hosts: tuple[str, ...],
-    cors: tuple[str, ...],
-    log: "LogLevel",
+    **others: Any,
 ) -> "ServiceLimits":
+    """The limits: those with a unit of their own, and the others by their names."""
     from recray.serving.auth import load_keys
     from recray.serving.options import ServiceLimits
 
-    return ServiceLimits(
-        load_keys(api_keys),
-        max_body << 20,
-        timeout,
-        budget,
-        queue,
-        rate,
-        cors=cors,
-        log=log,
-        hosts=hosts,
-    )
+    return ServiceLimits(load_keys(api_keys), max_body << 20, **others)
 
 
 @cli.command()
@@ -176,8 +168,9 @@ def _show_service(ui: Console, bundle: str, url: str) -> None:
 @cli.command()
 @click.argument("name")
 @click.option("--add-to", metavar="FILE", help="Add its line to this file of keys.")
+@click.option("--user", metavar="ID", help="Keep and take back the ratings of this user alone.")
 @shared()
-def key(ui: Console, name: str, add_to: str | None) -> None:
+def key(ui: Console, name: str, add_to: str | None, user: str | None) -> None:
     """Make an API key for NAME: shown once, kept as its sha256 alone.
 
     \b
@@ -187,7 +180,7 @@ def key(ui: Console, name: str, add_to: str | None) -> None:
     """
     from recray.serving.auth import add_line, new_key
 
-    secret, line = new_key(name)
+    secret, line = new_key(name, user)
     if add_to is not None:
         add_line(add_to, line)
     ui.result(results.NewKey(key=secret, line=line), f"key:  {secret}\nline: {line}")

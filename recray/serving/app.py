@@ -25,6 +25,7 @@ from recray.serving.guard import SecurityMiddleware, ServiceMetrics
 from recray.serving.hot_swap import ModelHolder
 from recray.serving.methods import HeadMiddleware, allowed_methods
 from recray.serving.options import ServiceLimits
+from recray.serving.rating_rules import RatingRules
 from recray.serving.service import UNANSWERABLE, Service, error_response
 from recray.serving.slashes import SlashMiddleware
 from recray.serving.work import Workers
@@ -71,6 +72,7 @@ def build_app(
     holder = model if isinstance(model, ModelHolder) else ModelHolder(model)
     workers = Workers(limits.budget, limits.timeout)
     app.state.service = Service(holder, metrics, ab_test, feedback, workers)
+    app.state.rating_rules = RatingRules(limits)
     app.exception_handler(RequestValidationError)(_invalid_request)
     app.exception_handler(RecrayError)(_unanswerable_request)
     app.exception_handler(HTTPException)(_http_error)

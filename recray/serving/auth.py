@@ -16,7 +16,7 @@ from pathlib import Path
 from recray.errors import RecrayError
 
 KEYS_VARIABLE = "RECRAY_API_KEYS"
-DIGEST_PREFIX = "sha256:"
+DIGEST_PREFIX, USER_PREFIX = "sha256:", "user="
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,21 @@ class ApiKey:
     Args:
         name: The name of its owner, which appears in the log.
         digest: sha256 of the key, 64 hex digits.
+        user: The only user, as in an address, whose ratings the key may keep and take back; None:
+            those of all.
     """
 
     name: str
     digest: str
+    user: str | None = None
 
 
-def new_key(name: str) -> tuple[str, str]:
+def new_key(name: str, user: str | None = None) -> tuple[str, str]:
     """Make a key; return it, and the line that stands for it in a file of keys."""
     _check_name(name)
     secret = secrets.token_urlsafe(32)
-    return secret, f"{name} {DIGEST_PREFIX}{_digest(secret.encode())}"
+    bound = "" if user is None else f" {USER_PREFIX}{user}"
+    return secret, f"{name} {DIGEST_PREFIX}{_digest(secret.encode())}{bound}"
 
 
 def add_line(file: str, line: str) -> None:
@@ -56,8 +60,8 @@ def load_keys(file: str | None) -> tuple[ApiKey, ...]:
     """Read the keys of a file, or those of the environment if no file is named.
 
     Args:
-        file: Has lines NAME sha256:HEX, as `recray key` writes them; # begins a comment. In the
-            environment commas may stand in place of line ends.
+        file: Has lines NAME sha256:HEX, and perhaps user=ID, as `recray key` writes them; # begins
+            a comment. In the environment commas may stand in place of line ends.
 
     Raises:
         RecrayError: The file cannot be read or has no key, or a line has another form.
@@ -72,6 +76,8 @@ def load_keys(file: str | None) -> tuple[ApiKey, ...]:
             raise RecrayError(f"--api-keys {file}: cannot be read: {error}") from error
     lines = map(str.strip, text.splitlines())
     keys = [parse_key(line, source) for line in lines if line and not line.startswith("#")]
+    if len({(key.name, key.user) for key in keys}) > len({key.name for key in keys}):
+        raise RecrayError(f"{source}: keys of one name are bound to different users")
     if file is not None and not keys:
         raise RecrayError(f"--api-keys {file}: no key in it; `recray key NAME` makes one")
     return tuple(keys)
@@ -88,15 +94,18 @@ def parse_key(line: str, source: str) -> ApiKey:
         RecrayError: The line has another form.
     """
     name, _, hashed = line.partition(" ")
-    digest = hashed.strip().removeprefix(DIGEST_PREFIX).lower()
+    hashed, _, bound = hashed.strip().partition(" ")
+    digest = hashed.removeprefix(DIGEST_PREFIX).lower()
     complete = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
-    if not hashed.strip().startswith(DIGEST_PREFIX) or not complete:
+    user = bound.strip().removeprefix(USER_PREFIX) if bound.strip() else None
+    whole = user is None or (bool(user) and bound.strip().startswith(USER_PREFIX))
+    if not hashed.startswith(DIGEST_PREFIX) or not complete or not whole:
         # The line may be a key itself, so the error does not repeat it.
         raise RecrayError(
             f"{source}: a line is not NAME {DIGEST_PREFIX}HEX; `recray key NAME` makes one"
         )
     _check_name(name)
-    return ApiKey(name, digest)
+    return ApiKey(name, digest, user)
 
 
 def find_key(keys: Sequence[ApiKey], secret: bytes) -> str | None:

@@ -26,7 +26,7 @@ LOG_FOLDER = "ratings"
 """Name of the ratings log's folder in a registry."""
 
 
-LIMITS = "timeout", "budget", "queue", "rate", "burst"
+LIMITS = "timeout", "budget", "queue", "rate", "burst", "ratings_per_day"
 """Limits that a Serve config says as ServiceLimits has them."""
 LogLevel = Literal["errors", "requests", "users"]
 
@@ -47,6 +47,7 @@ class ServiceLimits:
         log: errors, requests, or users, which adds paths, and with them user ids.
         hosts: Names by which the service is called, beside localhost and addresses in numbers. With
             keys and without names here every name will do.
+        ratings_per_day: Ratings that one key may keep in a day; 0 sets no limit.
     """
 
     keys: tuple[ApiKey, ...] = ()
@@ -59,6 +60,7 @@ class ServiceLimits:
     cors: tuple[str, ...] = ()
     log: LogLevel = "errors"
     hosts: tuple[str, ...] = ()
+    ratings_per_day: int = 100_000
 
     def __post_init__(self) -> None:
         AllowedHosts(self.hosts)
@@ -195,6 +197,7 @@ class AppArgs(BaseModel):
     queue: int = Field(64, ge=1)
     rate: float = Field(0.0, ge=0)
     burst: int = Field(20, ge=1)
+    ratings_per_day: int = Field(100_000, ge=0)
     cors: tuple[str, ...] = ()
     log: LogLevel = "errors"
     hosts: tuple[str, ...] = ()

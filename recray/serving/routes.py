@@ -16,6 +16,7 @@ from recray.errors import StorageError
 from recray.inference.recommender import Recommender
 from recray.schema import SCORE_NAMES
 from recray.serving.feedback_service import KeyReused, TooManyRatings, check_rating
+from recray.serving.rating_rules import RatingRules
 from recray.serving.schemas import requests, responses
 from recray.serving.service import (
     ItemPath,
@@ -118,7 +119,10 @@ async def rate(request: Request, body: requests.NewRating, _query: NoQuery) -> R
     recommender, feedback = service.model(), service.feedback
     if feedback is None:
         return _no_log()
+    rules, caller = rating_rules_of(request)
+    rules.check_user(caller, body.user)
     check_rating(recommender, body.user, body.item, body.rating)
+    rules.check_count(caller)
     try:
         written, repeated = feedback.store(body.user, body.item, body.rating, body.key)
     except KeyReused as error:
@@ -146,7 +150,7 @@ async def take_back(request: Request, user: UserPath, item: ItemPath, _query: No
         raw_user, raw_item = recommender.users.parse(user), recommender.items.parse(item)
     except KeyError:
         return error_response(404, "unknown_rating", f"no rating of {item!r} by {user!r}")
-    return await _remove(service, raw_user, raw_item)
+    return await _remove(request, raw_user, raw_item)
 
 
 @router.delete(
@@ -162,13 +166,22 @@ async def take_all_back(request: Request, user: UserPath, _query: NoQuery) -> Re
         raw_user = service.model().users.parse(user)
     except KeyError:
         return error_response(404, "unknown_user", f"no user {user!r} can have ratings here")
-    return await _remove(service, raw_user, None)
+    return await _remove(request, raw_user, None)
 
 
-async def _remove(service: Service, user: RawId, item: RawId | None) -> Response:
+def rating_rules_of(request: Request) -> tuple[RatingRules, str]:
+    """Return the rules of ratings, and the name of the key that sent a request."""
+    rules: RatingRules = request.app.state.rating_rules
+    return rules, request.scope.get("caller", "")
+
+
+async def _remove(request: Request, user: RawId, item: RawId | None) -> Response:
+    service = service_of(request)
     feedback = service.feedback
     if feedback is None:
         return _no_log()
+    rules, caller = rating_rules_of(request)
+    rules.check_user(caller, user)
     refused = await _kept(feedback.take_back(user, item))
     facts = {"status": "removed", "user": user, "item": item}
     return refused or json_response({**facts, "model_version": service.model().version})

@@ -52,7 +52,7 @@ CheckedQuery = tuple[requests.QueryOptions, Filters]
 _MEANING = {
     400: "The body is no JSON.",
     401: "There are keys, and none came.",
-    403: "The key is unknown.",
+    403: "The key is unknown, or is that of another user.",
     404: "The data set has no such user or item.",
     409: "The idempotency key came with another rating before, or no ratings are kept here.",
     413: "The body is too large.",
