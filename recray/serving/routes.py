@@ -66,8 +66,12 @@ async def items(request: Request, body: requests.ItemsRequest, _query: NoQuery) 
     """All that is known of up to 1,000 items; those that no split has are left out."""
     recommender = service_of(request).model()
     dense = recommender.items.encode_all(body.items).tolist()
-    known = [recommender.catalog.facts(item) for item in dict.fromkeys(dense) if item >= 0]
-    return json_response({"items": known, "model_version": recommender.version})
+
+    def reply() -> Response:
+        known = [recommender.catalog.facts(item) for item in dict.fromkeys(dense) if item >= 0]
+        return json_response({"items": known, "model_version": recommender.version})
+
+    return await run_short(request, reply)
 
 
 @items_router.get(
