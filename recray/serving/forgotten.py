@@ -51,5 +51,6 @@ def refuse_forgotten(registry: Folder, users: Callable[[], list[RawId]], what: s
     if found:
         raise RecrayError(
             f"{what} holds {found} of the users whom {registry} has forgotten: remove them from "
-            "the source, and train again"
+            "the source, or, where they have rated since, from the log by `recray forget`; then "
+            "train again"
         )
