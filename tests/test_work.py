@@ -110,7 +110,7 @@ def test_work_that_nobody_waits_for_ends():
 
 
 def test_one_caller_holds_so_much_at_once_and_others_are_not_refused():
-    workers, gate = Workers(1.0, 10.0), threading.Event()  # 2 s at once
+    workers, gate = Workers(1.0, 20.0), threading.Event()  # 2 s at once
 
     async def go():
         held = [

@@ -18,7 +18,7 @@ from recray.serving.guard import HTTPError
 SHORT_SECONDS = 0.02
 """Up to here work is short: even a full queue of it is done within a second."""
 SHORT_THREADS, LONG_THREADS = 2, 1
-HELD_OF_TIMEOUT = 0.2
+HELD_OF_TIMEOUT = 0.1
 """Seconds of long work of one caller, in parts of the timeout: so much is done before it even where
 other callers and other processes want the processor, too.
 """
