@@ -143,7 +143,8 @@ def test_what_filters_drop_moves_no_place_and_keeps_its_own(tmp_path):
     folder = Folder(str(tmp_path / "bundle"))
     folder.write_table("interactions.parquet", interaction_table(prepared))
     settings = load_settings("ranking", None, [])
-    read = Interactions.read(folder, settings, prepared.users, prepared.items, prepared.users)
+    sizes = len(prepared.user_ids), len(prepared.item_ids)
+    read = Interactions.read(folder, settings, prepared.users, prepared.items, *sizes)
     known = in_order(read.known)
     items_known = set(prepared.item_ids.raw.tolist())
     everything = {
