@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 from recray.errors import RecrayError
 from recray.runtime.environment import (
@@ -165,11 +165,11 @@ def _begin(stack: ExitStack, address: str, cpus: int) -> None:
     set_token_mode()
     _forget_serve()
     stack.enter_context(messages_on_stderr())
-    if address == LOCAL:
-        stack.enter_context(on_loopback())
     stack.callback(_leave, address)
     try:
-        start(address, cpus)
+        # While it starts alone: what this process runs later may be a cluster's.
+        with on_loopback() if address == LOCAL else nullcontext():
+            start(address, cpus)
     finally:
         kept.changed()
 
