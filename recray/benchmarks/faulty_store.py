@@ -3,14 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from recray.benchmarks.counted_store import BUCKET, counted_store
 from recray.benchmarks.counting_proxy import Proxy
-from recray.benchmarks.harness import Figures, Row, session_of
+from recray.benchmarks.harness import Figures, Row, session_of, start_recray
 from recray.benchmarks.store_alone import Lab
 from recray.data.dataset import Prepared
 from recray.errors import RecrayError
@@ -70,7 +69,7 @@ def faulty_store(lab: Lab) -> tuple[Figures, Sequence[Row]]:
 
 def _train_killed_once(proxy: Proxy, prepared: str, run: str) -> None:
     with proxy.watch() as traffic:
-        training = _start("train", prepared, *TRAIN, run)
+        training = start_recray("train", prepared, *TRAIN, run)
         told = f"{run.removeprefix('s3://')}/epochs.json"
         while traffic.count("PUT", below=told) < KILLED_AFTER:
             if training.poll() is not None:
@@ -85,24 +84,13 @@ def _train_killed_once(proxy: Proxy, prepared: str, run: str) -> None:
     _well("train", prepared, *TRAIN, run, "--resume")
 
 
-def _start(*words: str | Path) -> subprocess.Popen[str]:
-    """Begin a command in a session of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "recray", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def _well(*words: str | Path) -> None:
     """Run a command.
 
     Raises:
         RecrayError: It failed; with what it said.
     """
-    running = _start(*words)
+    running = start_recray(*words)
     said = _said(running)
     if running.returncode:
         raise RecrayError(f"recray {words[0]} ended with {running.returncode}: {said}")

@@ -234,6 +234,17 @@ def _memory(pid: int) -> int:
     return sum(kilobytes) * 1024
 
 
+def start_recray(*words: object) -> subprocess.Popen[str]:
+    """Begin a command in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "recray", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def session_of(leader: int) -> list[int]:
     """Live processes of a session: Ray keeps its daemons in that of what started them."""
     found = []

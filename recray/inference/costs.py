@@ -119,10 +119,8 @@ def price_of_lists(
     """
     costs, trained = recommender.costs, recommender.bundle.model.users
     known = [user for user in users if not isinstance(user, list)]
-    dense, indptr = (
-        iter(recommender.users.encode_all(known).tolist()),
-        recommender.scorer.seen.indptr,
-    )
+    dense = iter(recommender.users.encode_all(known).tolist())
+    indptr = recommender.scorer.seen.indptr
     prices = []
     for user in users:
         if isinstance(user, list):

@@ -37,6 +37,7 @@ from recray.storage.manifest import (
     ManifestEntry,
     Pointer,
     manifest_entry,
+    parse_manifest,
 )
 from recray.storage.reading import ReadFolder
 from recray.storage.whole import in_parallel
@@ -166,10 +167,10 @@ class Folder(ReadFolder):
         """
         content, path = self.find_json(MANIFEST, MANIFEST_BYTES), self.at(MANIFEST)
         if content is not None:
-            if isinstance(content, dict) and "generation" in content:
-                pointer = Pointer.parse(content, path)
-                return replace(self, generation=pointer.generation), pointer.inside(path)
-            return self, Manifest.parse(content, path)
+            manifest = parse_manifest(content, path)
+            if isinstance(manifest, Pointer):
+                return replace(self, generation=manifest.generation), manifest.inside(path)
+            return self, manifest
         if not self.exists():
             raise RecrayError(f"no such folder: {self.path}")
         raise RecrayError(f"{self.path} has no {MANIFEST}: it is unfinished or not recray's")

@@ -99,3 +99,13 @@ def pointing(
     """
     files = [one | {"name": f"{generation}/{one['name']}"} for one in content["files"]]
     return {**content, "generation": generation, "before": before, "files": files}
+
+
+def parse_manifest(content: JsonValue, path: str) -> Manifest:
+    """Read the content of a manifest; a Pointer where the files lie in a folder inside.
+
+    Raises:
+        RecrayError: As Manifest.parse.
+    """
+    points = isinstance(content, dict) and "generation" in content
+    return (Pointer if points else Manifest).parse(content, path)

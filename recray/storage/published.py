@@ -15,7 +15,15 @@ import pyarrow as pa
 from recray.errors import RecrayError, StorageError
 from recray.storage.files import PROBE, STALE_HOURS, is_uri, staged
 from recray.storage.folder import Folder
-from recray.storage.manifest import GENERATION, MANIFEST, Manifest, ManifestEntry, Pointer, pointing
+from recray.storage.manifest import (
+    GENERATION,
+    MANIFEST,
+    Manifest,
+    ManifestEntry,
+    Pointer,
+    parse_manifest,
+    pointing,
+)
 
 
 @dataclass(frozen=True)
@@ -145,10 +153,7 @@ def _new_generation(target: Folder, replace: bool) -> Iterator[NewFolder]:
 def _current(target: Folder) -> Manifest | None:
     """The manifest that says which generation is current; None where nothing is published."""
     content = target.find_json(MANIFEST)
-    if content is None:
-        return None
-    kind = Pointer if "generation" in content else Manifest
-    return kind.parse(content, target.at(MANIFEST))
+    return None if content is None else parse_manifest(content, target.at(MANIFEST))
 
 
 def _delete_left(target: Folder, found: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recray.benchmarks.harness import session_of
+from recray.benchmarks.harness import session_of, start_recray
 from recray.training.checkpoint import RunFolder
 from tests.ray.several_nodes import Nodes, wait_for
 
@@ -24,17 +24,6 @@ SHORT = ["--preset", "dot-mse", "--set", "train.epochs=40", "--set", "train.pati
 def recray(*arguments: object, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
         [*RECRAY, *map(str, arguments)], capture_output=True, text=True, timeout=560, **options
-    )
-
-
-def start(*arguments: object) -> subprocess.Popen:
-    """Run in a process group of its own, as a shell would."""
-    return subprocess.Popen(
-        [*RECRAY, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
     )
 
 
@@ -75,7 +64,7 @@ def assert_equal(run: Path, weights: dict) -> None:
 def test_a_killed_run_resumes_to_the_same_bits(prepared, unbroken, tmp_path):
     # With one worker there is no Ray to die with it: see tests/test_stopping.py.
     options = [prepared, *SHORT, "--workers", 2, "--out"]
-    killed = start("train", *options, tmp_path / "killed")
+    killed = start_recray("train", *options, tmp_path / "killed")
     try:
         wait_for(lambda: epochs(tmp_path / "killed") >= 3, pause=0.05)
     finally:
@@ -114,7 +103,9 @@ def lose_a_worker(running: subprocess.Popen, run: Path) -> tuple[int, str]:
 
 def test_a_run_goes_on_after_the_death_of_a_worker_to_the_same_bits(prepared, unbroken, tmp_path):
     options = [prepared, *SHORT, "--workers", 2, "--out"]
-    code, errors = lose_a_worker(start("train", *options, tmp_path / "run"), tmp_path / "run")
+    code, errors = lose_a_worker(
+        start_recray("train", *options, tmp_path / "run"), tmp_path / "run"
+    )
     assert code == 0, errors
     assert "died; again after epoch" in errors
     assert_equal(tmp_path / "run", unbroken(2))
@@ -123,7 +114,7 @@ def test_a_run_goes_on_after_the_death_of_a_worker_to_the_same_bits(prepared, un
 def test_a_lost_worker_may_also_end_the_run_which_one_worker_continues(prepared, tmp_path):
     run = tmp_path / "run"
     options = [prepared, *SHORT, "--max-failures", 0, "--out", run]
-    code, errors = lose_a_worker(start("train", *options, "--workers", 2), run)
+    code, errors = lose_a_worker(start_recray("train", *options, "--workers", 2), run)
     assert code == 2, errors
     assert errors.splitlines()[-1].startswith("Error: a worker was lost once, --max-failures is 0")
     assert "Traceback" not in errors
@@ -135,7 +126,7 @@ def test_a_lost_worker_may_also_end_the_run_which_one_worker_continues(prepared,
 
 
 def test_ctrl_c_exits_with_130_and_leaves_no_process(prepared, tmp_path):
-    running = start("train", prepared, *LONG, "--out", tmp_path / "run", "--workers", 2)
+    running = start_recray("train", prepared, *LONG, "--out", tmp_path / "run", "--workers", 2)
     wait_for(lambda: epochs(tmp_path / "run") >= 2)
     os.killpg(running.pid, signal.SIGINT)
     _, errors = running.communicate(timeout=60)
@@ -146,7 +137,7 @@ def test_ctrl_c_exits_with_130_and_leaves_no_process(prepared, tmp_path):
 
 def test_a_terminated_service_exits_with_143(tmp_path, port):
     short = ["--no-final-fit", "--set", "train.epochs=1"]
-    running = start("up", "sample", "--out", tmp_path / "o", "--port", port, *short)
+    running = start_recray("up", "sample", "--out", tmp_path / "o", "--port", port, *short)
     wait_for(lambda: "serving on" in running.stderr.readline())
     os.kill(running.pid, signal.SIGTERM)
     running.communicate(timeout=60)
@@ -156,7 +147,7 @@ def test_a_terminated_service_exits_with_143(tmp_path, port):
 
 def test_a_killed_prepare_leaves_nothing_under_its_name(tmp_path):
     out = tmp_path / "prepared"
-    running = start("prepare", "sample", "--out", out)
+    running = start_recray("prepare", "sample", "--out", out)
     wait_for(lambda: list(tmp_path.glob(".unfinished-*/.unfinished-spill/*")), pause=0.05)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recray.benchmarks.faulty_store import faulty_store
+from recray.benchmarks.harness import start_recray
 from recray.benchmarks.store import FULL
 from recray.benchmarks.store_alone import Lab
 from recray.config import load_settings
@@ -75,17 +76,6 @@ def test_a_job_ends_well_where_every_tenth_request_fails(proxy):
 # --------------------------------------------------------------------- stores that fail on the way
 
 
-def start(*words: object) -> subprocess.Popen:
-    """Run a command in a session of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "recray", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def ended(running: subprocess.Popen) -> tuple[int, str]:
     """Its exit code, and what it said."""
     _, errors = running.communicate(timeout=560)
@@ -94,7 +84,7 @@ def ended(running: subprocess.Popen) -> tuple[int, str]:
 
 def well(*words: object) -> str:
     """Run a command that ends well; what it said."""
-    code, errors = ended(start(*words))
+    code, errors = ended(start_recray(*words))
     assert code == 0, errors
     return errors
 
@@ -110,7 +100,7 @@ def prepared_here(path: str) -> Prepared:
 def test_a_store_that_dies_in_mid_prepare_is_one_line_and_the_next_run_ends_well(proxy, tmp_path):
     out = "s3://data/dies"
     with proxy.watch() as traffic:
-        running = start("prepare", "sample", "--out", out)
+        running = start_recray("prepare", "sample", "--out", out)
         wait_for(lambda: traffic.count("PUT", below="data/dies/generation-"), pause=0.05)
         proxy.health = "closed"
     code, errors = ended(running)
