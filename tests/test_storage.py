@@ -8,7 +8,7 @@ import time
 import pyarrow as pa
 import pytest
 
-from recray.errors import DamagedFile, RecrayError, StorageError
+from recray.errors import RecrayError, StorageError
 from recray.storage import (
     MANIFEST,
     PROBE,
@@ -126,21 +126,90 @@ def write_two(out, replace):
         assert not out.published()
 
 
-def test_of_two_that_publish_at_once_the_later_one_is_refused(tmp_path):
-    out = Folder(f"file://{tmp_path}/out")
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_of_two_that_publish_at_once_the_later_one_is_refused(tmp_path, scheme):
+    out = Folder(f"{scheme}{tmp_path}/out")
     with pytest.raises(RecrayError, match="exists already"):
         write_two(out, replace=False)
     out.verify()
     now = out.current()[0]
     assert now.read_bytes("a") == b"fast"
-    assert left(tmp_path / "out") == [now.generation, MANIFEST]
+    assert left(tmp_path) == ["out"]
+    assert len(left(tmp_path / "out")) == 2
 
 
-def test_two_that_replace_at_once_mix_no_files(tmp_path):
-    out = Folder(f"file://{tmp_path}/out")
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_two_that_replace_at_once_mix_no_files(tmp_path, scheme):
+    out = Folder(f"{scheme}{tmp_path}/out")
     write_two(out, replace=True)
     out.verify()
     assert out.current()[0].read_bytes("a") == b"slow"
+
+
+def outcome_of_publishing(path, is_flat, publishings, last, monkeypatch):
+    """Publish where the store answers so many requests and no more, then look at it and go on.
+
+    Returns:
+        Whether it was published, what was there before and after, and whether all were answered.
+    """
+    for number in range(publishings):
+        write(path if is_flat else f"file://{path}", replace=True, old=b"%d" % number)
+    out = Folder(f"file://{path}")
+    opened = out.current() if publishings else None
+    answered = 0
+
+    def answer(_path, work):
+        nonlocal answered
+        answered += 1
+        if answered > last:
+            raise OSError("AWS Error ACCESS_DENIED")
+        return work()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recray.storage.folder.retry", answer)
+        patch.setattr("recray.storage.reading.retry", answer)
+        try:
+            write(str(out), replace=True, new=b"new")
+            ended = True
+        except StorageError:
+            ended = False
+    now = out.verify().files[0].name if ended or publishings else None
+    if opened is not None:
+        opened[0].compare(opened[1])
+    write(str(out), replace=True, newer=b"newer")
+    assert out.verify().files[0].name == "sub/newer"
+    return ended, now, answered <= last
+
+
+@pytest.mark.parametrize(
+    ("is_flat", "publishings"), [(False, 0), (False, 1), (False, 2), (True, 1)]
+)
+def test_a_store_that_dies_at_any_request_leaves_one_whole_version(
+    tmp_path, is_flat, publishings, monkeypatch
+):
+    seen, last, done = [], 0, False
+    while not done:
+        path = tmp_path / str(last)
+        ended, now, done = outcome_of_publishing(path, is_flat, publishings, last, monkeypatch)
+        seen.append((ended, now))
+        last += 1
+    before = "sub/old" if publishings else None
+    assert set(seen) == {(False, before), (True, "sub/new")}
+    assert seen == sorted(seen, key=lambda one: one[0])  # no request after the last one that counts
+    assert len(seen) > 5
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_writer_whose_files_were_removed_publishes_nothing(tmp_path, scheme):
+    def lose():
+        with publish(Folder(f"{scheme}{tmp_path}/out")) as new:
+            new.write_bytes("sub/a", b"1")
+            new.delete("sub/a")
+            new.write_manifest("thing", {})
+
+    with pytest.raises(StorageError, match="somebody has removed sub/a"):
+        lose()
+    assert not Folder(f"{scheme}{tmp_path}/out").published()
 
 
 def test_what_killed_writers_have_left_goes_once_nobody_can_own_it(tmp_path):
@@ -156,11 +225,23 @@ def test_what_killed_writers_have_left_goes_once_nobody_can_own_it(tmp_path):
 
 
 def test_a_folder_copied_to_a_store_is_replaced_as_any_other(tmp_path):
-    write(tmp_path / "out", a=b"1", b=b"1")
+    opened, manifest = write(tmp_path / "out", a=b"1", b=b"1").current()
+    (tmp_path / "out" / "notes.txt").write_text("of somebody")
     now = write(f"file://{tmp_path}/out", replace=True, a=b"2").current()[0]
     assert now.files() == [MANIFEST, "sub/a"]
-    assert [name for name in Folder(str(tmp_path / "out")).files() if name[0] != "g"] == [MANIFEST]
     assert Folder(str(tmp_path / "out")).current()[0].read_bytes("sub/a") == b"2"
+    opened.compare(manifest)  # who has opened it reads on until the next one
+    write(f"file://{tmp_path}/out", replace=True, a=b"3")
+    left_flat = [name for name in Folder(str(tmp_path / "out")).files() if name[0] != "g"]
+    assert left_flat == [MANIFEST, "notes.txt"]
+
+
+def test_a_folder_copied_to_a_store_is_whole_while_a_new_one_is_written_there(tmp_path):
+    out = write(tmp_path / "out", a=b"1")
+    with publish(Folder(f"file://{tmp_path}/out"), replace=True) as new:
+        new.write_bytes("a", b"2")
+        assert out.content() == ["sub/a"]
+        new.write_manifest("thing", {})
 
 
 @pytest.mark.parametrize(
@@ -169,12 +250,13 @@ def test_a_folder_copied_to_a_store_is_replaced_as_any_other(tmp_path):
         ({"generation": "../home"}, "generation: String should match"),
         ({"generation": "generation-0123456789ab"}, "sub/a is not in generation-0123456789ab"),
         ({"before": "generation-/../../home"}, "before: String should match"),
+        ({"flat": ["../home/thesis.txt"]}, "names a file outside: '../home/thesis.txt'"),
     ],
 )
 def test_a_manifest_that_names_another_folder_is_damaged(tmp_path, change, reason):
     out = write(f"file://{tmp_path}/out", a=b"1")
     out.write_json(MANIFEST, out.read_json(MANIFEST) | change)
-    with pytest.raises(DamagedFile, match=reason):
+    with pytest.raises(RecrayError, match=reason):
         out.current()
 
 
@@ -287,6 +369,20 @@ def test_only_old_leftovers_of_the_same_folder_are_swept(tmp_path):
             os.utime(path, (0, 0))
     remove_stale(tmp_path / "out")
     assert left(tmp_path) == [f"{UNFINISHED}other-1", f"{UNFINISHED}out-2"]
+
+
+def test_a_leftover_that_goes_meanwhile_stops_nobody(tmp_path):
+    (tmp_path / f"{UNFINISHED}out-1").symlink_to(tmp_path / "gone")
+    assert write(tmp_path / "out", a=b"1").published()
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    write(tmp_path / "large_disk" / "out", a=b"1")
+    (tmp_path / "out").symlink_to(tmp_path / "large_disk" / "out")
+    write(tmp_path / "out", replace=True, a=b"2")
+    assert (tmp_path / "out").is_symlink()
+    assert left(tmp_path) == ["large_disk", "out"]
+    assert Folder(str(tmp_path / "large_disk" / "out")).read_bytes("sub/a") == b"2"
 
 
 def test_publishing_to_a_uri_refuses_a_foreign_folder(tmp_path):

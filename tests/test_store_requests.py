@@ -12,6 +12,7 @@ from recray.storage import (
     Pause,
     PolledFile,
     files,
+    open_input,
     publish,
     range_reader,
     whole,
@@ -40,6 +41,17 @@ def test_a_file_is_read_by_its_size_and_one_get(store, folder, size):
     store.put("x/a", b"y" * size)
     assert folder.read_bytes("a") == b"y" * size
     assert store.taken() == ["HEAD"] + ["GET"] * (size > 0)
+
+
+@pytest.mark.parametrize("name", ["a b", "a#1", "a%20b", "100%", "ü", "[x]{y}|z", "a+b&c=d:e@f"])
+def test_a_name_in_a_bucket_is_what_is_written(store, name):
+    folder = Folder(f"s3://data/{name}")
+    folder.write_bytes(name, b"1")
+    listed = store.client.list_objects_v2(Bucket="data")["Contents"]
+    assert [one["Key"] for one in listed] == [f"{name}/{name}"]
+    assert folder.files() == [name]
+    with open_input(folder.at(name)) as stream:
+        assert stream.read() == b"1"
 
 
 def test_a_large_file_comes_by_ranges_in_their_order(store, folder, monkeypatch):

@@ -1,5 +1,6 @@
 """Folders on any filesystem or object store, and folders that appear whole or not at all."""
 
+from recray.storage.clients import encoded
 from recray.storage.files import (
     PROBE,
     UNFINISHED,
@@ -37,6 +38,7 @@ __all__ = [
     "as_recray_error",
     "check_store",
     "current_of",
+    "encoded",
     "file_type",
     "in_parallel",
     "is_uri",

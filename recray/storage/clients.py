@@ -6,6 +6,7 @@ import pickle
 from datetime import timedelta
 from functools import lru_cache
 from typing import NamedTuple
+from urllib.parse import quote
 
 import pyarrow.fs as pafs
 
@@ -36,6 +37,19 @@ def is_object_store(path: str) -> bool:
     return path.startswith(("s3://", "gs://", "gcs://"))
 
 
+def encoded(uri: str) -> str:
+    """The URI as pyarrow and Ray read it: in one of an object store a name stands as it is.
+
+    To them `#` would end the name, `%20` be a space, and a space be no part of a URI.
+    """
+    if not is_object_store(uri):
+        return uri
+    scheme, rest = uri.split("://", 1)
+    place, mark, options = rest.partition("?")
+    bucket, slash, name = place.partition("/")
+    return f"{scheme}://{bucket}{slash}{quote(name)}{mark}{options}"
+
+
 def connect(uri: str, patience: Patience = WORK) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a URI, and the path on it.
 
@@ -46,7 +60,7 @@ def connect(uri: str, patience: Patience = WORK) -> tuple[pafs.FileSystem, str]:
         OSError: The region of a bucket cannot be found.
         ValueError: It is no URI of a store.
     """
-    found, path = pafs.FileSystem.from_uri(uri)
+    found, path = pafs.FileSystem.from_uri(encoded(uri))
     if found.type_name not in ("s3", "gcs"):
         return found, path
     # pyarrow tells the options of a filesystem, but no address's, where it pickles one.

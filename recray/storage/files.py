@@ -1,5 +1,6 @@
 """Files by path or URI: where they lie, how they are written, and what errors mean."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -226,8 +227,12 @@ def sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Path]:
+def staged(path: Path, taken: Callable[[], None]) -> Iterator[Path]:
     """Yield a hidden folder beside `path`, which gets that name when the block has ended well.
+
+    Args:
+        path: The folder to be; no link.
+        taken: As swap_in takes it.
 
     Raises:
         StorageError: The disk is full or not writable.
@@ -239,23 +244,33 @@ def staged(path: Path) -> Iterator[Path]:
     try:
         yield staging
         with storage_errors(str(path)):
-            swap_in(staging, path)
+            swap_in(staging, path, taken)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def swap_in(staging: Path, path: Path) -> None:
-    """Rename the finished folder to its final name; an old one goes only after that."""
+def swap_in(staging: Path, path: Path, taken: Callable[[], None] = lambda: None) -> None:
+    """Rename the finished folder to its final name; an old one goes only after that.
+
+    Args:
+        staging: The finished folder.
+        path: Its final name.
+        taken: Called where a folder with files has that name; it raises where that must stay.
+    """
     old = path.with_name(f"{UNFINISHED}{path.name}-old-{uuid.uuid4().hex[:8]}")
-    if path.exists():
-        os.rename(path, old)
     try:
-        os.rename(staging, path)
-    except OSError:
-        if old.exists():
+        os.rename(staging, path)  # the system refuses a name that another writer has just taken
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        taken()
+        os.rename(path, old)
+        try:
+            os.rename(staging, path)
+        except OSError:
             os.rename(old, path)
-        raise
+            raise
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -264,5 +279,6 @@ def remove_stale(path: Path, older_than_hours: float = STALE_HOURS) -> None:
     """Remove what killed writers left beside `path`, once no living writer can own it."""
     limit = time.time() - older_than_hours * 3600
     for leftover in path.parent.glob(f"{UNFINISHED}{path.name}-*"):
-        if leftover.stat().st_mtime < limit:
-            shutil.rmtree(leftover, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its writer has ended meanwhile
+            if leftover.stat().st_mtime < limit:
+                shutil.rmtree(leftover, ignore_errors=True)

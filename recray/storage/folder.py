@@ -31,6 +31,7 @@ from recray.storage.files import (
     write_synced,
 )
 from recray.storage.manifest import (
+    GENERATION,
     MANIFEST,
     MANIFEST_BYTES,
     Manifest,
@@ -59,8 +60,9 @@ class Folder(ReadFolder):
         return self.exists(MANIFEST)
 
     def content(self) -> list[str]:
-        """The names of all finished files except the manifest."""
-        return [n for n in self.files() if n != MANIFEST and not n.startswith(UNFINISHED)]
+        """The names of all finished files except the manifest, and but for generations."""
+        hidden = (UNFINISHED, GENERATION)
+        return [n for n in self.files() if n != MANIFEST and not n.startswith(hidden)]
 
     def write_bytes(self, name: str, content: bytes | pa.Buffer) -> ManifestEntry:
         """Write the file, making its folder; the content is on the disk when this returns.

@@ -1,7 +1,8 @@
 """The manifest, which lists the files of a published folder and says where they lie."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Annotated, Any, Self
 
 import pyarrow as pa
@@ -55,11 +56,15 @@ class Manifest(BaseModel, extra="allow"):
             where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
             reason = error.errors()[0]["msg"]
             raise DamagedFile(f"{path} is damaged: {where}: {reason}") from error
-        for entry in manifest.files:
-            parts = entry.name.split("/")
-            if not all(parts) or {".", ".."} & set(parts) or "\\" in entry.name:
-                raise RecrayError(f"{path} names a file outside: {entry.name!r}")
+        for name in manifest.named():
+            parts = name.split("/")
+            if not all(parts) or {".", ".."} & set(parts) or "\\" in name:
+                raise RecrayError(f"{path} names a file outside: {name!r}")
         return manifest
+
+    def named(self) -> Iterator[str]:
+        """The names of all files that it says something of."""
+        return (entry.name for entry in self.files)
 
 
 class Pointer(Manifest):
@@ -68,10 +73,17 @@ class Pointer(Manifest):
     Args:
         generation: That folder; names of files begin with it.
         before: The one whose place it took; None for the first. Who had opened it reads on.
+        flat: The names of the files whose place it took where these lay in the folder itself, as
+            after a copy from a disk. They stay as long as `before` would.
     """
 
     generation: _Generation
     before: _Generation | None = None
+    flat: list[str] = []
+
+    def named(self) -> Iterator[str]:
+        """See Manifest."""
+        return chain(super().named(), self.flat)
 
     def inside(self, path: str) -> Manifest:
         """The manifest that lies beside the files.
@@ -88,17 +100,22 @@ class Pointer(Manifest):
 
 
 def pointing(
-    generation: str, content: Mapping[str, Any], before: str | None
+    generation: str, content: Mapping[str, Any], before: Manifest | None
 ) -> dict[str, JsonValue]:
     """The content of a Pointer.
 
     Args:
         generation: The folder inside whose files are whole.
         content: The manifest that lies there.
-        before: The folder whose place it takes.
+        before: The manifest whose place it takes; None where nothing was published.
     """
     files = [one | {"name": f"{generation}/{one['name']}"} for one in content["files"]]
-    return {**content, "generation": generation, "before": before, "files": files}
+    last: dict[str, JsonValue] = {"before": None, "flat": []}
+    if isinstance(before, Pointer):
+        last["before"] = before.generation
+    elif before is not None:
+        last["flat"] = [entry.name for entry in before.files]
+    return {**content, "generation": generation, **last, "files": files}
 
 
 def parse_manifest(content: JsonValue, path: str) -> Manifest:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from recray.errors import RecrayError, StorageError
-from recray.storage.files import PROBE, STALE_HOURS, is_uri, staged
+from recray.storage.files import PROBE, STALE_HOURS, UNFINISHED, is_uri, staged
 from recray.storage.folder import Folder
 from recray.storage.manifest import (
     GENERATION,
@@ -24,6 +24,7 @@ from recray.storage.manifest import (
     parse_manifest,
     pointing,
 )
+from recray.storage.whole import in_parallel
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,17 @@ class NewFolder(Folder):
     def write_manifest(
         self, kind: str, facts: Mapping[str, object], known: Iterable[ManifestEntry] = ()
     ) -> dict[str, Any]:
-        """Write the manifest; only files that this folder has not written are read for it."""
+        """Write the manifest; only files that this folder has not written are read for it.
+
+        Raises:
+            StorageError: A known file is not there any more.
+        """
         entries = [*known, *self.written.values()]
         self.manifest_written.update(super().write_manifest(kind, facts, entries))
+        listed = {MANIFEST, *(entry["name"] for entry in self.manifest_written["files"])}
+        for name in {entry.name for entry in entries} - listed:
+            if not name.startswith(UNFINISHED):
+                raise StorageError(f"cannot write {self}: somebody has removed {name}")
         return self.manifest_written
 
 
@@ -103,12 +112,16 @@ def publish(target: Folder, replace: bool = False) -> Iterator[NewFolder]:
     if is_uri(target.path):
         yield from _new_generation(target, replace)
         return
-    # Checks of other commands come and go, and what a killed one leaves is nobody's.
-    listed = target.files() if os.path.isdir(target.path) else []
-    _refuse([name for name in listed if not name.startswith(PROBE)], target, replace)
+
+    def refuse() -> None:
+        # Checks of other commands come and go, and what a killed one leaves is nobody's.
+        listed = target.files() if os.path.isdir(target.path) else []
+        _refuse([name for name in listed if not name.startswith(PROBE)], target, replace)
+
+    refuse()
     if os.path.isfile(target.path):
         raise RecrayError(f"{target} is a file; give a folder")
-    with staged(Path(target.path)) as staging:
+    with staged(Path(os.path.realpath(target.path)), taken=refuse) as staging:
         yield NewFolder(str(staging))
 
 
@@ -140,14 +153,13 @@ def _new_generation(target: Folder, replace: bool) -> Iterator[NewFolder]:
         target.delete_folder(new.generation)
         raise
     # From here on the generation may be what readers see, whatever becomes of this process.
-    last = before.generation if isinstance(before, Pointer) else None
-    target.write_json(MANIFEST, pointing(new.generation, new.manifest_written, last))
-    with contextlib.suppress(StorageError):  # it is published; the next writer tries again
-        if isinstance(before, Pointer) and before.before is not None:
-            target.delete_folder(before.before)
-        elif before is not None and last is None:
-            for entry in before.files:  # copied here from a disk
-                target.delete(entry.name)
+    target.write_json(MANIFEST, pointing(new.generation, new.manifest_written, before))
+    if isinstance(before, Pointer):
+        # It is published: what stays here by a failure takes room and does no harm.
+        with contextlib.suppress(StorageError):
+            if before.before is not None:
+                target.delete_folder(before.before)
+            list(in_parallel(target.delete, before.flat))
 
 
 def _current(target: Folder) -> Manifest | None:

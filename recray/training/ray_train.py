@@ -17,7 +17,7 @@ from recray.runtime.environment import TERMINATED, quiet_stdout
 from recray.runtime.nodes import free_workers, request_workers, worker_resources
 from recray.runtime.ray_errors import group_failure
 from recray.runtime.ray_private import lean_trainer
-from recray.storage import Folder
+from recray.storage import Folder, encoded
 from recray.training.checkpoint import RunFolder
 from recray.training.failures import machine_failures_told
 from recray.training.loop import build_run
@@ -124,7 +124,7 @@ def _trainer(
         # policy would not do: it resizes every 60 s in the middle of an epoch.
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one before V2
             name="ray",
-            storage_path=folder.path,
+            storage_path=encoded(folder.path),
             failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=starts - 1
             ),

@@ -22,6 +22,7 @@ from recray.runtime.environment import quiet_stdout, switched
 from recray.runtime.nodes import capacity, require_shared, scale_up
 from recray.runtime.ray_private import TUNE_SWITCHES, replay_trial
 from recray.runtime.session import LOCAL, session
+from recray.storage import encoded
 from recray.tuning.driver import OnUpdate, SearchDriver
 from recray.tuning.request import (
     Resources,
@@ -150,7 +151,7 @@ def _tuner(driver: SearchDriver, concurrent: int) -> Any:
         ),
         run_config=tune.RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:12]}",
-            storage_path=search.sweep.folder.child(".ray").path,
+            storage_path=encoded(search.sweep.folder.child(".ray").path),
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             progress_reporter=tune.CLIReporter(),  # that of notebooks needs a stdout to clear
