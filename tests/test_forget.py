@@ -1,6 +1,7 @@
 """A user who is forgotten is in no file and in no reply."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,17 @@ from recray.cli import cli
 from recray.data.feedback_events import LoggedRating
 from recray.data.feedback_log import LogWriter, RatingsLog
 from recray.errors import RecrayError
-from recray.inference.bundle import KIND, Bundle, version_of
+from recray.inference.bundle import KIND, Bundle, current_bundle, version_of
+from recray.inference.bundle_without import write_without
 from recray.inference.recommender import Recommender
 from recray.serving import forget as forgetting
 from recray.serving.app import build_app
 from recray.serving.feedback_service import FeedbackService
 from recray.serving.forget import forget
+from recray.serving.forgotten import Forgotten
 from recray.serving.hot_swap import RegistryWatcher, open_holder
 from recray.serving.registry import Registry
+from recray.storage import Folder, publish
 
 from .conftest import COLD, ITEMS, USERS, raw
 
@@ -175,3 +179,110 @@ def test_the_command_says_what_it_has_removed(registry):
     said = json.loads(asked.stdout)
     assert (said["ratings"], len(said["versions"])) == (6, 2)
     assert found(registry.folder.path) == []
+
+
+# -------------------------------------------------------------------- at the same time, and killed
+
+
+def without_log(registry):
+    """The registry, whose log is gone, so that nothing waits for replicas."""
+    Folder(f"{registry.folder.path}/ratings").delete()
+    return registry
+
+
+class Killed(BaseException):
+    """Ends a process in the middle."""
+
+
+def test_what_was_killed_while_it_deleted_a_release_is_ended_by_the_next_one(
+    registry, monkeypatch, tmp_path
+):
+    whole, ended, kills = without_log(registry).folder.path, False, 0
+    delete = Folder.delete
+    while not ended:
+        path = str(tmp_path / f"copy{kills}")
+        shutil.copytree(whole, path)
+        left = kills
+
+        def killed(folder, name=""):
+            nonlocal left
+            if "versions" in folder.path:
+                left -= 1
+                if left < 0:
+                    raise Killed
+            delete(folder, name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "delete", killed)
+            try:
+                forget(path, str(RARE))
+                ended = True
+            except Killed:
+                kills += 3  # each third deletion, for the time that it takes
+        forget(path, str(RARE))
+        assert found(path) == []
+        assert len(Registry(path).versions()) == 2
+        assert Registry(path).current().published()
+    assert kills > 10
+
+
+def test_of_two_who_are_forgotten_at_once_nobody_stays(registry, monkeypatch):
+    path, others, write = without_log(registry).folder.path, [str(OTHERS[0])], write_without
+
+    def slow(*given):
+        made = write(*given)
+        if others:
+            forget(path, others.pop())
+        return made
+
+    monkeypatch.setattr(forgetting, "write_without", slow)
+    forget(path, str(RARE))
+    for entry in registry.versions():
+        assert not {RARE, OTHERS[0]} & {
+            *Bundle.open(registry.folder_of(entry.version).path).user_ids.raw.tolist()
+        }
+    assert registry.current().published()
+    assert Forgotten(registry.folder).among([RARE, OTHERS[0]]) == 2
+
+
+def test_who_is_forgotten_while_a_bundle_is_added_does_not_come_back(
+    registry, bundles, monkeypatch
+):
+    path = without_log(registry).folder.path
+    version = bundles[0].version
+    registry.promote(bundles[1].version, force=True)
+    registry.folder_of(version).delete()
+
+    def slow(target):
+        forget(path, str(RARE))
+        return publish(target)
+
+    monkeypatch.setattr("recray.serving.registry.publish", slow)
+    with pytest.raises(RecrayError, match="holds 1 of the users whom"):
+        registry.add(bundles[0].folder.path)
+    assert found(path) == []
+
+
+def test_the_users_who_are_looked_for_are_those_of_the_files_that_are_added(
+    registry, bundles, tmp_path, monkeypatch
+):
+    forget(without_log(registry).folder.path, str(RARE))
+    given = f"file://{tmp_path}/given"
+    other = registry.current()
+
+    def put(source, replace):
+        with publish(Folder(given), replace) as new:
+            for name in source.content():
+                new.write_bytes(name, source.read_bytes(name))
+            new.write_manifest(KIND, source.manifest().facts)
+
+    def replaced(path):
+        now = current_bundle(path)
+        if path.path == given and not path.generation:
+            put(other, replace=True)
+        return now
+
+    put(bundles[0].folder, replace=False)
+    monkeypatch.setattr("recray.serving.registry.current_bundle", replaced)
+    with pytest.raises(RecrayError, match="holds 1 of the users whom"):
+        registry.add(given)

@@ -7,6 +7,7 @@ from recray.data.split import TRAIN
 from recray.errors import RecrayError
 from recray.evaluation.promotion import check_not_worse
 from recray.serving.registry import Registry, resolve_bundle
+from recray.storage import publish
 
 
 @pytest.fixture
@@ -31,6 +32,19 @@ def test_adding_twice_is_fine(registry, make_bundle):
     bundle = make_bundle()
     assert registry.add(bundle.folder.path) == registry.add(bundle.folder.path)
     assert len(registry.versions()) == 1
+
+
+def test_adding_twice_at_once_is_fine(registry, make_bundle, monkeypatch):
+    path, others = make_bundle().folder.path, [Registry(registry.folder.path)]
+
+    def slow(target):
+        if others:
+            others.pop().add(path)
+        return publish(target)
+
+    monkeypatch.setattr("recray.serving.registry.publish", slow)
+    version = registry.add(path)
+    registry.folder_of(version).verify()
 
 
 def test_a_worse_version_is_refused_unless_forced(registry, make_bundle):

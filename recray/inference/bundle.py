@@ -134,16 +134,20 @@ class Bundle:
         return FoldInConfig(**self.config["fold_in"])
 
     @classmethod
-    def open(cls, path: str) -> Self:
+    def open(cls, path: str | Folder) -> Self:
         """Open a bundle, comparing every file with its sha256 first.
 
         Each file is read once, a few at the same time; those of the other fits are read again
         when they are asked for.
 
+        Args:
+            path: Local path or URI; the folder that `current_bundle` gave, for that very version.
+
         Raises:
             RecrayError: It is missing, damaged, or not a bundle.
         """
-        folder, manifest = current_bundle(Folder(path))
+        given = Folder(path) if isinstance(path, str) else path
+        folder, manifest = current_bundle(given)
         contents = dict(in_parallel(partial(_verified, folder), manifest.files))
         held = HeldFolder(folder.path, folder.generation, contents)
         return replace(cls.read(held, manifest), folder=folder)

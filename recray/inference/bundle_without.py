@@ -3,6 +3,7 @@
 What the items have learned from the user's ratings stays until the next training.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from recray.inference.bundle import KIND, RUN, TWIN, Bundle, version_of_digests
 from recray.inference.interactions import FILE, OF_BEFORE
 from recray.inference.user_features import FILE as USER_FEATURES
 from recray.models.base import Model, is_user_table
-from recray.storage import Folder, parquet_bytes, publish
+from recray.storage import Folder, FolderExists, parquet_bytes, publish
 
 FITS = {"": "", TWIN: f"{TWIN}/", RUN: f"{RUN}/"}
 """Names of the fits of a bundle, and what the names of their files begin with."""
@@ -49,7 +50,8 @@ def write_without(path: str, user: RawId, folder_of: Callable[[str], Folder]) ->
     version = version_of_digests(digests)
     target = folder_of(version)
     if not target.published():
-        with publish(target) as folder:
+        # Two who forget at the same time may write the same.
+        with contextlib.suppress(FolderExists), publish(target) as folder:
             for name, content in contents.items():
                 folder.write_bytes(name, content)
             folder.write_manifest(KIND, {**bundle.manifest.facts, "version": version})

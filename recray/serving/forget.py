@@ -21,7 +21,7 @@ from recray.errors import DamagedFile, RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.bundle_without import write_without
 from recray.serving.forgotten import Forgotten
-from recray.serving.registry import Registry
+from recray.serving.registry import VERSIONS, Registry
 from recray.storage import Folder, is_uri
 
 LOCAL_PAUSE_SECONDS, STORE_PAUSE_SECONDS = 2.0, 12.0
@@ -72,6 +72,8 @@ def forget(path: str, written: str, ratings_log: str | None = None) -> Forgotten
             is damaged.
     """
     registry = Registry(path)
+    if registry.folder.exists(VERSIONS):
+        registry.end_removals()
     versions = [entry.version for entry in registry.versions()]
     if not versions:
         raise RecrayError(f"{path} has no version")
@@ -87,7 +89,9 @@ def forget(path: str, written: str, ratings_log: str | None = None) -> Forgotten
         raise RecrayError(f"no user {written!r} in {path} or its ratings log")
     forgotten.add(user)
     found = _InLog() if log is None else _clean_log(log, user)
-    made = _rewrite(registry, versions, user)
+    made = _rewrite(registry, user)
+    if not Forgotten(registry.folder).among([user]):  # another one was written at that moment
+        Forgotten(registry.folder).add(user)
     return ForgottenUser(
         registry=path,
         ratings=found.ratings,
@@ -97,17 +101,35 @@ def forget(path: str, written: str, ratings_log: str | None = None) -> Forgotten
     )
 
 
-def _rewrite(registry: Registry, versions: list[str], user: RawId) -> dict[str, str]:
-    """Write all versions again that know the user, put them in the place of the old ones."""
+def _rewrite(registry: Registry, user: RawId) -> dict[str, str]:
+    """Write all versions again that know the user, and put them in the place of the old ones.
+
+    Versions may come meanwhile, of others who forget somebody as well: each is looked at once.
+    """
     made: dict[str, str] = {}
-    for version in versions:
-        new = write_without(registry.folder_of(version).path, user, registry.folder_of)
-        if new is not None:
-            made[version] = new
-    registry.replace_versions(made)
-    for version in made:
-        registry.folder_of(version).delete()
-    return made
+    seen: set[str] = set()
+    while True:
+        versions = [one.version for one in registry.versions() if one.version not in seen]
+        if not versions:
+            return made
+        found = {version: _without(registry, version, user) for version in versions}
+        now = {version: new for version, new in found.items() if new is not None}
+        registry.replace_versions(now)
+        for version in now:
+            registry.remove(version)
+        made |= now
+        seen.update(versions)
+
+
+def _without(registry: Registry, version: str, user: RawId) -> str | None:
+    """The version without the user; None where it has never known the user, or is gone."""
+    folder = registry.folder_of(version)
+    try:
+        return write_without(folder.path, user, registry.folder_of)
+    except RecrayError:
+        if folder.published():
+            raise
+        return None
 
 
 def _is_known(registry: Registry, versions: list[str], log: RatingsLog | None, user: RawId) -> bool:

@@ -4,10 +4,11 @@ REGISTRY/versions/<version>/    bundles, never changed
 REGISTRY/promotions/            which of them is current, and was: see promotions.py
 """
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from pydantic import BaseModel, Field
 
@@ -17,10 +18,12 @@ from recray.evaluation.promotion import check_not_worse
 from recray.inference.bundle import KIND, Bundle, current_bundle
 from recray.serving.forgotten import refuse_forgotten
 from recray.serving.promotions import PROMOTIONS, Overtaken, Pointer, Promotions
-from recray.storage import Folder, check_store, publish
+from recray.storage import MANIFEST, UNFINISHED, Folder, FolderExists, check_store, publish
 
 VERSIONS = "versions"
 VERSION = re.compile(r"[0-9a-f]{12}")
+REMOVED = f"{UNFINISHED}removed"
+"""File in the folder of a version that somebody has begun to delete."""
 REPLACE_ATTEMPTS = 5
 
 
@@ -80,7 +83,8 @@ class Registry:
     def add(self, bundle_path: str) -> str:
         """Copy a bundle in, checking every file; return its version. Adding it again is fine.
 
-        Each file is read once: what is compared with its digest is what is written.
+        Each file is read once: what is compared with its digest is what is written. Who was
+        forgotten is looked for at the begin and at the end, in these very files.
 
         Raises:
             RecrayError: The folder is no bundle, or is damaged.
@@ -88,16 +92,35 @@ class Registry:
         source, manifest = current_bundle(Folder(bundle_path))
         version = str(manifest.facts["version"])
         target = self.folder_of(version)
-        users = partial(_users_of, bundle_path)
+        users = cache(partial(_users_of, source))
         refuse_forgotten(self.folder, users, bundle_path)
         if target.published():
             source.compare(manifest)
-        else:
-            with publish(target) as folder:
-                for entry in manifest.files:
-                    folder.write_bytes(entry.name, source.read_verified(entry))
-                folder.write_manifest(KIND, manifest.facts)
+            return version
+        with contextlib.suppress(FolderExists), publish(target) as folder:  # added twice at once
+            for entry in manifest.files:
+                folder.write_bytes(entry.name, source.read_verified(entry))
+            folder.write_manifest(KIND, manifest.facts)
+            refuse_forgotten(self.folder, users, bundle_path)
         return version
+
+    def remove(self, version: str) -> None:
+        """Delete a version. What a killed process has left of it, `end_removals` deletes."""
+        folder = self.folder_of(version)
+        folder.write_bytes(REMOVED, b"")
+        folder.delete(MANIFEST)
+        for name in folder.folders():
+            folder.delete_folder(name)
+        for name in folder.files(recursive=False):
+            if name != REMOVED:
+                folder.delete(name)
+        folder.delete()
+
+    def end_removals(self) -> None:
+        """Delete what is left of versions that somebody has begun to delete."""
+        for version in self.folder.child(VERSIONS).folders():
+            if self.folder_of(version).exists(REMOVED):
+                self.remove(version)
 
     def folder_of(self, version: str) -> Folder:
         """Return the folder of a version."""
@@ -114,9 +137,13 @@ class Registry:
         current, entries = self._promotions.read()[1].version, []
         for version in self.folder.child(VERSIONS).folders():
             folder = self.folder_of(version)
-            if folder.published():
+            try:
                 facts = folder.manifest().facts | {"current": version == current}
-                entries.append(RegistryEntry.model_validate(facts))
+            except RecrayError:
+                if folder.published():
+                    raise
+                continue  # nobody has finished it, or somebody deletes it
+            entries.append(RegistryEntry.model_validate(facts))
         return sorted(entries, key=lambda entry: entry.created)
 
     def _checked(self, pointer: Pointer) -> tuple[str, list[str]]:
@@ -225,8 +252,8 @@ class Registry:
         return Rollback(version=version, before=pointer.version)
 
 
-def _users_of(bundle_path: str) -> list[RawId]:
-    raw: list[RawId] = Bundle.open(bundle_path).user_ids.raw.tolist()
+def _users_of(source: Folder) -> list[RawId]:
+    raw: list[RawId] = Bundle.open(source).user_ids.raw.tolist()
     return raw
 
 

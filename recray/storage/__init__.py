@@ -17,7 +17,7 @@ from recray.storage.folder import Folder
 from recray.storage.inputs import open_input
 from recray.storage.manifest import MANIFEST, Manifest, ManifestEntry
 from recray.storage.polled import Pause, PolledFile
-from recray.storage.published import NewFolder, current_of, publish, refuse_taken
+from recray.storage.published import FolderExists, NewFolder, current_of, publish, refuse_taken
 from recray.storage.reach import check_store
 from recray.storage.spans import SpanReader
 from recray.storage.streams import Sink, range_reader, write_from
@@ -28,6 +28,7 @@ __all__ = [
     "PROBE",
     "UNFINISHED",
     "Folder",
+    "FolderExists",
     "Manifest",
     "ManifestEntry",
     "NewFolder",

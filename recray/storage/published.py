@@ -27,6 +27,10 @@ from recray.storage.manifest import (
 from recray.storage.whole import in_parallel
 
 
+class FolderExists(RecrayError):
+    """A finished folder has that name, and is not to be replaced."""
+
+
 @dataclass(frozen=True)
 class NewFolder(Folder):
     """A folder that is being written. It keeps the entries of the files that it has written.
@@ -106,7 +110,8 @@ def publish(target: Folder, replace: bool = False) -> Iterator[NewFolder]:
     The block writes the manifest.
 
     Raises:
-        RecrayError: The target exists and `replace` is not set.
+        FolderExists: The target is finished, by now, and `replace` is not set.
+        RecrayError: Something else lies there.
         StorageError: The disk is full or not writable.
     """
     if is_uri(target.path):
@@ -128,7 +133,7 @@ def publish(target: Folder, replace: bool = False) -> Iterator[NewFolder]:
 def _refuse(present: list[str], target: Folder, replace: bool) -> None:
     """Refuse to write over what lies there: a finished folder, or files that are not recray's."""
     if MANIFEST in present and not replace:
-        raise RecrayError(f"{target} exists already; give another folder or remove it")
+        raise FolderExists(f"{target} exists already; give another folder or remove it")
     if present and MANIFEST not in present:
         raise RecrayError(f"{target} is not empty and not recray's; give another folder")
 
