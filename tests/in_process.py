@@ -13,5 +13,5 @@ class InProcess:
     def read(self, _stage, source, _count, _work_of):
         return [scan() for scan in source.scans]
 
-    def write(self, _stage, sink, count, _work_of, **shared):
-        return [sink.encode(number, **shared) for number in range(count)]
+    def write(self, _stage, sink, rows, _work_of, **shared):
+        return [sink.encode(number, **shared) for number in range(len(rows))]

@@ -128,7 +128,7 @@ def _write(job: _Job) -> None:
     texts = [(number, scan.texts) for number, scan in enumerate(scans) if scan.texts is not None]
     text = "raw_user" in source.text
     ids = DatasetIds(items.dense, users, source.listed_users, texts if text else None)
-    encoded = _encode(job, scanned, ids, partitions)
+    encoded = _encode(job, scanned, ids, [part.rows for part in counted])
     entries = [entry for part in encoded for entry in part.entries]
     entries.append(_write_items(folder, source, items))
     entries.append(folder.write_table("rejected.parquet", scanned.rejected))
@@ -258,11 +258,15 @@ def _split(job: _Job, scanned: Scanned, gathered: list[PartitionCounts]) -> list
     timed, has_log = scanned.timed, scanned.has_log
     decide = partial(tasks.split_partition, spill=spill, settings=job.settings, cuts=cuts)
     decide = partial(decide, timed=timed, has_log=has_log)
-    return run("split", decide, partitions, item_offsets=item_offsets)
+    return run("split", decide, partitions, _split_rows, item_offsets=item_offsets)
 
 
-def _encode(job: _Job, scanned: Scanned, ids: DatasetIds, partitions: int) -> list[EncodedCounts]:
-    """Write the files of all partitions."""
+def _split_rows(counts: SplitCounts) -> Work:
+    return Work(counts.rows)
+
+
+def _encode(job: _Job, scanned: Scanned, ids: DatasetIds, rows: list[int]) -> list[EncodedCounts]:
+    """Write the files of all partitions, which have so many rows each."""
     from recray.data.ray_data import PartitionsSink
 
     data, chosen = job.settings.data, job.settings.split
@@ -273,7 +277,7 @@ def _encode(job: _Job, scanned: Scanned, ids: DatasetIds, partitions: int) -> li
     filters = any(limit is not None for limit in (data.min_year, data.min_rating, data.core))
     write = partial(encode, spill=job.spill, folder=job.folder, splits=codes)
     sink = PartitionsSink(partial(write, timed=timed, filters=filters))
-    return job.runner.write("encode", sink, partitions, _written, ids=ids)
+    return job.runner.write("encode", sink, rows, _written, ids=ids)
 
 
 def _written(counts: EncodedCounts) -> Work:

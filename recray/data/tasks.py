@@ -252,11 +252,13 @@ class SplitCounts:
     """The users of a partition, by what their splits are.
 
     Args:
+        rows: Their ratings.
         short: Users with too few ratings for a target of split.kind=next.
         groups: (3,) users that training knows, that validation adds, and the others.
         users: (4,) users with a rating in each of schema.PARTS.
     """
 
+    rows: int
     short: int
     groups: NDArray[np.int64]
     users: NDArray[np.int64]
@@ -266,7 +268,7 @@ class SplitCounts:
         """Count the users of a partition's rows, whose splits are decided."""
         _, counts = counts_by_split(user, which)
         groups = np.bincount(group_of(counts), minlength=GROUPS)
-        return cls(short, groups, (counts > 0).sum(axis=1))
+        return cls(len(user), short, groups, (counts > 0).sum(axis=1))
 
 
 def split_partition(

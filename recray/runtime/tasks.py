@@ -2,7 +2,7 @@
 
 import pickle
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -159,16 +159,31 @@ class TaskRunner:
         self,
         stage: str,
         sink: ResultsSink[T],
-        count: int,
+        rows: Sequence[int],
         work_of: Callable[[T], Work],
         **shared: object,
     ) -> list[T]:
-        """Hand the numbers 0..count-1 to a sink, each in a task of its own; return its results."""
+        """Hand the numbers 0..len(rows)-1 to a sink, each in a task of its own; return its results.
+
+        Args:
+            stage: Name of the stage.
+            sink: Takes the numbers.
+            rows: Ratings behind each number. While tasks run it is known how many have ended, not
+                which ones; the first ones are taken to be these.
+            work_of: The work behind a result.
+            **shared: As in `map`.
+        """
         import ray
 
         sink.shared = ray.put(shared)
-        tasks, begin = _numbers(count), time.monotonic()
-        watch_tasks(tasks, partial(self._tell, stage, begin, count, None))
+        count, begin = len(rows), time.monotonic()
+
+        def ended(done: int) -> None:
+            if done < count:  # whether all have ended well, the sink says
+                self._tell(stage, begin, count, sum(rows[:done]), done)
+
+        tasks = _numbers(count)
+        watch_tasks(tasks, ended)
         tasks.write_datasink(sink)
         work = [work_of(result) for result in sink.results]
         self._tell(stage, begin, count, _total(one.rows for one in work), count)
@@ -185,8 +200,9 @@ class TaskRunner:
             for row in batch.to_pylist():
                 result = pickle.loads(row["outcome"])
                 results.append((row["id"], result))
-                work.append(Work() if isinstance(result, RecrayError) else work_of(result))
-            self._tell(stage, begin, count, _total(one.rows for one in work), len(results))
+                if not isinstance(result, RecrayError):  # a task that failed is not done
+                    work.append(work_of(result))
+            self._tell(stage, begin, count, _total(one.rows for one in work), len(work))
         self._note(stage, tasks, work)
         return _in_order(results)
 

@@ -25,9 +25,11 @@ def test_results_come_in_the_order_of_the_calls():
 
 
 def test_the_first_call_that_fails_by_its_number_is_what_the_user_reads():
+    told = []
     with pytest.raises(RecrayError) as failure:
-        map_tasks(refuse_odd, 8, limit=2)
+        TaskRunner(told.append).map("square", refuse_odd, 8, limit=2)
     assert str(failure.value) == "3 is odd"
+    assert told[-1].done == 5, "a task that failed is not done"
 
 
 def test_progress_counts_tasks_and_their_rows_as_they_end():
@@ -55,7 +57,10 @@ def ratings(tmp_path, monkeypatch) -> Path:
     return path
 
 
-def test_a_source_is_read_by_a_task_a_range_and_partitions_go_into_a_sink(ratings, tmp_path):
+def test_a_source_is_read_by_a_task_a_range_and_partitions_go_into_a_sink(
+    ratings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(task_watch, "LOOK_S", 0.0)
     told = []
     runner = TaskRunner(told.append)
     given = source.detect_source(str(ratings))
@@ -71,10 +76,13 @@ def test_a_source_is_read_by_a_task_a_range_and_partitions_go_into_a_sink(rating
     parts = [f["bytes"] for f in made.manifest["files"] if "/" in f["name"]]
     assert facts["encode"].bytes == sum(parts)
     ends = [one for one in told if one.done == one.tasks]
+    on_the_way = [one for one in told if one.stage == "encode" and 0 < one.done < one.tasks]
+    assert on_the_way
+    assert all(0 < one.rows < 300 for one in on_the_way)
     assert [(one.stage, one.rows) for one in ends] == [
         ("scan", 3_000),
         ("gather", 300),
-        ("split", None),
+        ("split", 300),
         ("encode", 300),
     ]
 
