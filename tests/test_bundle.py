@@ -3,23 +3,22 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
-from recray import schema
 from recray.errors import RecrayError
-from recray.inference.bundle import KIND, Bundle, version_of
+from recray.inference.bundle import Bundle
 from recray.inference.recommender import Recommender
-from recray.storage import Folder, publish
 
 from .conftest import USERS, raw
+from .of_before import write_before
 
 FILES = [
     "weights.safetensors",
-    "ids.parquet",
     "items.parquet",
-    "interactions.parquet",
+    "users.json",
+    "users/part-00000.safetensors",
+    "facts.safetensors",
     "config.json",
     "metrics.json",
     "training.json",
@@ -74,26 +73,20 @@ def test_a_bundle_is_not_written_over(make_bundle):
         make_bundle("a")
 
 
-def test_a_bundle_with_history_and_holdout_in_two_files_opens_as_before(make_bundle, tmp_path):
+@pytest.mark.parametrize("with_interactions", [True, False])
+def test_a_bundle_that_an_earlier_version_wrote_opens(make_bundle, tmp_path, with_interactions):
     bundle = make_bundle()
-    rows = bundle.interactions
-    with publish(Folder(str(tmp_path / "before"))) as folder:
-        for name in set(FILES) - {"interactions.parquet"}:
-            folder.write_bytes(name, bundle.folder.read_bytes(name))
-        for name, ratings in (("history", rows.before_test), ("holdout", rows.withheld)):
-            columns = [ratings.user, ratings.item, ratings.rating, ratings.timestamp]
-            folder.write_table(f"{name}.parquet", pa.table(columns, schema=schema.RATINGS))
-        folder.write_manifest(KIND, bundle.manifest.facts | {"version": version_of(folder, {})})
-    opened = Bundle.open(str(tmp_path / "before"))
+    opened = write_before(bundle, tmp_path / "before", with_interactions)
     assert opened.version != bundle.version
     for part in ("known", "withheld", "before_test"):
-        old, new = getattr(opened.interactions, part), getattr(rows, part)
+        old, new = getattr(opened.interactions, part), getattr(bundle.interactions, part)
         assert all(np.array_equal(vars(old)[name], vars(new)[name]) for name in vars(new))
     every = [raw(user) for user in range(USERS)]
-    for new, old in zip(
-        *(Recommender(one).recommend_many(every, 3) for one in (bundle, opened)), strict=True
-    ):
-        assert (new.item, new.score) == (old.item, old.score)
+    answering = Bundle.open_to_answer(opened.folder.path)
+    assert answering.stored is None
+    made = (Recommender(one).recommend_many(every, 3) for one in (bundle, opened, answering))
+    for new, old, again in zip(*made, strict=True):
+        assert (new.item, new.score) == (old.item, old.score) == (again.item, again.score)
 
 
 def test_a_bundle_that_holds_names_of_before_opens(make_bundle):

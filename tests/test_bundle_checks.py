@@ -19,17 +19,19 @@ from hypothesis import HealthCheck, given, settings, strategies
 from recray import schema
 from recray.cli import cli
 from recray.config import load_settings, preset_names
-from recray.errors import RecrayError
+from recray.errors import DamagedFile, RecrayError
 from recray.inference.bundle import KIND, Bundle, version_of
 from recray.inference.bundle_writer import TrainedModel, write_bundle
 from recray.inference.history import History
 from recray.inference.recommender import Recommender
+from recray.inference.user_parts import part_file
 from recray.models import build_model
 from recray.serving.hot_swap import RegistryWatcher, load_and_warm_up, open_holder
 from recray.serving.registry import Registry
 from recray.storage import Folder
 
 from .conftest import ITEMS, USERS, raw
+from .of_before import write_before
 
 MEMORY = 1 << 30
 
@@ -74,7 +76,7 @@ def configured(bundle, **changes):
 
 def weighed(bundle, change):
     """weights.safetensors with other weights, and the bundle's own are not touched."""
-    weights = {k: v.clone() for k, v in bundle.model.state_dict().items()}
+    weights = {k: v.clone() for k, v in bundle.model.state_dict().items() if "user_" not in k}
     change(weights)
     return safetensors.torch.save(weights)
 
@@ -96,7 +98,7 @@ def said(path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"users": 2_000_000_000}, "size mismatch for user_vectors"),
+        ({"users": 2_000_000_000}, "says 2,000,000,000 users, 14 have an id"),
         ({"users": -5}, "users: Input should be greater than or equal to 1"),
         ({"users": "943"}, "users: Input should be a valid integer"),
         ({"items": True}, "items: Input should be a valid integer"),
@@ -148,8 +150,8 @@ def test_results_of_other_types_are_refused(make_bundle, name, content):
 
 def test_weights_that_are_no_numbers_are_refused_on_opening(make_bundle):
     bundle = make_bundle()
-    content = weighed(bundle, lambda w: w["user_vectors.weight"].view(-1)[3:4].fill_(torch.nan))
-    assert "user_vectors.weight has values that are not finite numbers" in said(
+    content = weighed(bundle, lambda w: w["item_vectors.weight"].view(-1)[3:4].fill_(torch.nan))
+    assert "item_vectors.weight has values that are not finite numbers" in said(
         forge(bundle, weights=content)
     )
 
@@ -161,6 +163,13 @@ def test_weights_of_another_type_are_refused(make_bundle):
     assert f"{name} is torch.float16, the model needs torch.float32" in said(
         forge(bundle, weights=content)
     )
+
+
+def test_a_table_of_users_beside_the_users_is_refused(make_bundle):
+    bundle = make_bundle()
+    content = safetensors.torch.save(dict(bundle.model.state_dict()))
+    reason = "user_vectors.weight lies with the users and in the weights"
+    assert reason in said(forge(bundle, weights=content))
 
 
 @pytest.mark.parametrize("length", [2**62, 10**18, 300])
@@ -230,8 +239,14 @@ def interactions(bundle):
     return bundle.folder.read_table("interactions.parquet")
 
 
-def test_rows_that_a_few_bytes_claim_are_refused(make_bundle):
-    bundle = make_bundle()
+@pytest.fixture
+def before(make_bundle, tmp_path):
+    """A bundle that an earlier version wrote."""
+    return write_before(make_bundle(), tmp_path / "before")
+
+
+def test_rows_that_a_few_bytes_claim_are_refused(before):
+    bundle = before
     path = Path(bundle.folder.path, "interactions.parquet")
     block = {
         "user": pa.array(np.zeros(10**6, np.int32)),
@@ -268,8 +283,8 @@ def test_a_text_that_stands_in_every_row_is_refused(make_bundle):
         ("user", None, "column user lacks values"),
     ],
 )
-def test_interactions_of_nobody_are_refused(make_bundle, column, value, reason):
-    bundle = make_bundle()
+def test_interactions_of_nobody_are_refused(before, column, value, reason):
+    bundle = before
     table = interactions(bundle)
     values = table[column].to_pylist()
     values[-1] = value
@@ -278,8 +293,8 @@ def test_interactions_of_nobody_are_refused(make_bundle, column, value, reason):
     assert reason in said(forge(bundle, interactions=other))
 
 
-def test_columns_of_other_types_or_none_are_refused(make_bundle):
-    bundle = make_bundle()
+def test_columns_of_other_types_or_none_are_refused(before):
+    bundle = before
     table = interactions(bundle)
     as_text = table.set_column(0, "user", table["user"].cast(pa.string()))
     assert "column user is string, not int32" in said(forge(bundle, interactions=as_text))
@@ -290,15 +305,89 @@ def test_columns_of_other_types_or_none_are_refused(make_bundle):
 def test_more_users_than_ids_are_refused_where_no_table_has_a_row_for_each(markov):
     bundle = markov
     content = configured(bundle, users=2_000_000_000)
-    assert "says 2,000,000,000 users, ids.parquet has 14" in said(forge(bundle, config=content))
+    assert "says 2,000,000,000 users, 14 have an id" in said(forge(bundle, config=content))
 
 
-def test_items_without_ids_are_refused(make_bundle):
+def test_items_without_ids_are_refused(before):
+    items = before.folder.read_table("items.parquet")
+    assert "items.parquet has 22 rows, ids.parquet 11 items" in said(
+        forge(before, items=pa.concat_tables([items, items]))
+    )
+
+
+def test_items_without_raw_ids_are_refused(make_bundle):
     bundle = make_bundle()
     items = bundle.folder.read_table("items.parquet")
-    assert "items.parquet has 22 rows, ids.parquet 11 items" in said(
-        forge(bundle, items=pa.concat_tables([items, items]))
-    )
+    place = items.schema.get_field_index("raw_item")
+    some = items.set_column(place, "raw_item", pa.array([None, *range(10)], pa.int64()))
+    assert "column raw_item lacks values" in said(forge(bundle, items=some))
+
+
+# ------------------------------------------------------------------------------------- users
+
+
+def repartitioned(bundle, change):
+    """The bundle with other tensors of users."""
+    path = Path(bundle.folder.path, part_file(0))
+    tensors = safetensors.torch.load(path.read_bytes())
+    change(tensors)
+    path.write_bytes(safetensors.torch.save(tensors))
+    seal(bundle.folder)
+    return bundle.folder.path
+
+
+USERS_FORGED = {
+    "no items": (lambda t: t.pop("item"), "it lacks item"),
+    "another type": (lambda t: t.update(item=t["item"].long()), "it lacks item of torch.int32"),
+    "fewer ratings": (lambda t: t.update(rating=t["rating"][1:]), "rating has the shape"),
+    "fewer ids": (lambda t: t.update(raw=t["raw"][1:]), "raw has the shape"),
+    "ends": (lambda t: t["end"][-1:].fill_(10**9), "end does not ascend"),
+    "ends that go back": (lambda t: t["end"][1:2].fill_(-5), "end does not ascend"),
+    "narrow table": (
+        lambda t: t.update({"table.user_vectors": t["table.user_vectors"][:, :1].contiguous()}),
+        "user_vectors has the shape",
+    ),
+    "item": (lambda t: t["item"][-1:].fill_(-7), "item has values outside"),
+    "part": (lambda t: t["part"][:1].fill_(9), "part has values outside"),
+    "nan": (lambda t: t["rating"][:1].fill_(float("nan")), "not finite"),
+    "nan in table": (lambda t: t["table.user_vectors"][0].fill_(float("nan")), "not finite"),
+}
+
+
+def lists_of_all(answering):
+    for answer in answering.recommend_many([int(raw(user)) for user in range(USERS + 2)], 3):
+        if isinstance(answer, DamagedFile):
+            raise answer
+
+
+@pytest.mark.parametrize("name", USERS_FORGED)
+def test_users_that_cannot_be_are_refused_when_read_and_when_asked_for(make_bundle, name):
+    change, reason = USERS_FORGED[name]
+    path = repartitioned(make_bundle(), change)
+    assert reason in said(path)
+    answering = Recommender(Bundle.open_to_answer(path))
+    with pytest.raises(DamagedFile, match="damaged"):
+        lists_of_all(answering)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"counts": []}, "0 partitions"),
+        ({"counts": [[1, 1, 1]] * 3}, "3 partitions"),
+        ({"counts": [[-1, 1, 1]]}, "counts.0.0"),
+        ({"counts": [[2**40, 1, 1]]}, "counts.0.0"),
+        ({"counts": [[12, 1, 2]]}, "has the shape"),
+        ({"text": "no"}, "text: Input should be a valid boolean"),
+        ({"tables": {}}, "user_vectors"),
+        ({"tables": {"user_vectors": 2**40}}, "user_vectors has the shape"),
+        ({"more": 1}, "more: Extra inputs"),
+    ],
+)
+def test_what_is_said_of_users_must_fit_them(make_bundle, change, reason):
+    bundle = make_bundle()
+    said_before = json.loads(bundle.folder.read_bytes("users.json"))
+    assert reason in said(forge(bundle, users=json.dumps(said_before | change).encode()))
 
 
 # -------------------------------------------------------------------------- files of the folder
@@ -405,7 +494,7 @@ def test_an_error_of_any_kind_is_a_version_that_is_refused(make_bundle, monkeypa
     def broken(_path):
         raise KeyError("age")
 
-    monkeypatch.setattr(Recommender, "open", broken)
+    monkeypatch.setattr(Bundle, "open_to_answer", broken)
     with pytest.raises(RecrayError, match="cannot answer: KeyError: 'age'"):
         load_and_warm_up("anywhere")
 

@@ -8,7 +8,7 @@ import pytest
 
 from recray import schema
 from recray.data.dataset import Ratings, in_order, part_name, write_part
-from recray.inference.interactions import interaction_table
+from recray.inference.interactions import interactions_of
 from recray.reporting import frames
 from recray.storage import Folder
 from tests.conftest import ITEMS, USERS, rows_of_splits
@@ -101,8 +101,8 @@ def test_a_bundle_and_its_frames_show_no_unknown_time(prepared):
     times[:3] = TIMES
     changed = Ratings(rows.user, rows.item, rows.rating, times)
     write_part(prepared.folder, "train", 0, changed, timed=True)
-    table = interaction_table(prepared)
-    assert table["timestamp"].to_pylist()[:3] == [None, -5, 0]
+    rows, _ = interactions_of(prepared)
+    assert rows.timestamp[:3].tolist() == [schema.UNKNOWN_TIME, -5, 0]
     titles = pa.chunked_array([["title"] * 20])
     frame = frames.ratings(changed, prepared.user_ids, prepared.item_ids, titles)
     assert frame["time"].isna().tolist()[:4] == [True, False, False, False]

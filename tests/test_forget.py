@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 from click.testing import CliRunner
 from fastapi.testclient import TestClient
@@ -19,6 +20,7 @@ from recray.errors import RecrayError
 from recray.inference.bundle import KIND, Bundle, current_bundle, version_of
 from recray.inference.bundle_without import write_without
 from recray.inference.recommender import Recommender
+from recray.inference.user_parts import part_file
 from recray.serving import forget as forgetting
 from recray.serving.app import build_app
 from recray.serving.feedback_service import FeedbackService
@@ -32,19 +34,17 @@ from .conftest import COLD, ITEMS, USERS, raw
 
 RARE = 987_654_321_012
 """The id of the user who is forgotten: no other number looks like it."""
-PLACE = 3
+PLACE = USERS - 1  # so that ids still ascend
 OTHERS = [int(raw(user)) for user in range(USERS + COLD) if user != PLACE]
 
 
 def rare(bundle):
     """The bundle, in which the user of PLACE has the id RARE."""
     folder = bundle.folder
-    ids = folder.read_table("ids.parquet")
-    numbers = [RARE if n == int(raw(PLACE)) and n < 240 else n for n in ids["raw"].to_pylist()]
-    users = ids["kind"].to_pylist().count("user")
-    numbers[users:] = ids["raw"].to_pylist()[users:]
-    place = ids.schema.get_field_index("raw")
-    folder.write_table("ids.parquet", ids.set_column(place, "raw", pa.array(numbers, pa.int64())))
+    name = part_file(0)
+    tensors = safetensors.torch.load(folder.read_bytes(name))
+    tensors["raw"][PLACE] = RARE
+    folder.write_bytes(name, safetensors.torch.save(tensors))
     facts = {k: v for k, v in bundle.manifest.facts.items() if k != "version"}
     folder.write_manifest(KIND, facts | {"version": version_of(folder, {})})
     return Bundle.open(folder.path)

@@ -11,7 +11,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from recray.errors import RecrayError
-from recray.inference import bundle as bundle_module
+from recray.inference import fits
 from recray.inference.recommender import Recommender
 from recray.serving.app import build_app
 from recray.serving.hot_swap import (
@@ -162,12 +162,12 @@ def test_a_bundle_without_a_registry_stays(bundles):
 
 def test_weights_that_are_no_numbers_are_refused(make_bundle, monkeypatch):
     path = make_bundle().folder.path
-    load = bundle_module.tensors_in
+    load = fits.tensors_in
 
     def spoilt(content):
         return load(content) | {"item_vectors.weight": torch.full((ITEMS, 2), torch.nan)}
 
-    monkeypatch.setattr(bundle_module, "tensors_in", spoilt)
+    monkeypatch.setattr(fits, "tensors_in", spoilt)
     with pytest.raises(RecrayError, match=r"item_vectors\.weight"):
         load_and_warm_up(path)
 

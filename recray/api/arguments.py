@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import JsonValue
 
 from recray.data.formats.layout import COLUMN_NAMES
-from recray.data.ids import ID_LIMIT, IdMap, RawId
+from recray.data.ids import ID_LIMIT, IdMap, RawId, UserIds
 from recray.errors import RecrayError, unknown_name
 from recray.inference.catalog import Filters
 
@@ -129,7 +129,7 @@ def plain(name: str, given: object) -> JsonValue:
 # ---------------------------------------------------------------------------------------- ids
 
 
-def raw_id(what: str, given: object, ids: IdMap) -> RawId:
+def raw_id(what: str, given: object, ids: UserIds) -> RawId:
     """An id of a user or an item, as recray knows ids.
 
     Args:

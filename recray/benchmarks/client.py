@@ -183,12 +183,3 @@ class Production(Row):
     what: str
     per_second: float
     empty: float
-
-
-class ReplicaMemory(Row):
-    """What a replica's process grows by for a bundle, and that over the bytes of its tables."""
-
-    what: str
-    mb: float
-    tables_mb: float
-    over_tables: float

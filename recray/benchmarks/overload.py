@@ -114,7 +114,7 @@ SHAPES: dict[str, dict[str, JsonValue]] = {
 def askers_of(recommender: Recommender, name: str, count: int) -> list[dict[str, JsonValue]]:
     """Users of the data, or new ones with as many ratings as are allowed."""
     if not name.startswith("new"):
-        users = itertools.cycle(recommender.users.raw.tolist())
+        users = itertools.cycle(recommender.users.first(len(recommender.users)))
         return [{"user": user} for user in itertools.islice(users, count)]
     raw = recommender.items.raw[: recommender.items.known][:MAX_RATINGS].tolist()
     return [{"ratings": [{"item": item, "rating": 4} for item in raw]}] * count
@@ -143,7 +143,7 @@ def worst_requests(recommender: Recommender, name: str) -> list[Request]:
 
 def other_requests(recommender: Recommender) -> list[Request]:
     """What a page asks for: searches, lists, what is like an item, a list of somebody new."""
-    user, item = (ids.raw[3].item() for ids in (recommender.users, recommender.items))
+    user, item = (ids.first(4)[3] for ids in (recommender.users, recommender.items))
     rated = [{"item": i, "rating": 4} for i in recommender.items.raw[:20].tolist()]
     return [
         Request("/v1/items?query=film"),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recray.benchmarks import replica_memory
+from recray.benchmarks import feedback_memory
 from recray.benchmarks.client import (
     CONNECTIONS,
     HOST,
@@ -23,7 +23,6 @@ from recray.benchmarks.client import (
     Latency,
     Production,
     Rate,
-    ReplicaMemory,
     SteadyLoad,
     Swaps,
     free_port,
@@ -31,6 +30,7 @@ from recray.benchmarks.client import (
     steady,
 )
 from recray.benchmarks.harness import Figures, Measurement, Row, apart, load_now
+from recray.benchmarks.many_users import many_users
 from recray.benchmarks.overload import overload
 from recray.benchmarks.synthetic import make_bundle
 from recray.data.ids import RawId
@@ -60,18 +60,18 @@ class Sizes:
         seconds: Of one turn.
         swap_seconds: Of the load while models are swapped.
         overload_seconds: Of the worst requests at once.
-        big: Users, items, and ratings of each user of the bundle whose memory is measured.
+        many: Users and items of a bundle with more users than a replica may hold.
     """
 
     turns: int
     seconds: float
     swap_seconds: float
     overload_seconds: float
-    big: tuple[int, int, int]
+    many: tuple[int, int]
 
 
-FULL = Sizes(5, 4.0, 30.0, 30.0, (162_541, 59_047, 154))  # big is ml-25m
-QUICK = Sizes(2, 2.0, 12.0, 10.0, (162_541, 59_047, 20))
+FULL = Sizes(5, 4.0, 30.0, 30.0, (10_000_000, 1_000_000))
+QUICK = Sizes(2, 2.0, 12.0, 10.0, (200_000, 100_000))
 
 
 def run(sizes: Sizes, log: Log) -> Measurement:
@@ -91,7 +91,7 @@ def run(sizes: Sizes, log: Log) -> Measurement:
             apart("recray.benchmarks.serve", "production", small.folder.path, str(turns * seconds))
         )
         new = _fold_in(small)
-        of_memory, memory_rows = _memory(small, folder, sizes.big, log)
+        of_memory, memory_rows = _memory(folder, sizes, log)
     log(f"load {load_now()}")
     figures: Figures = {
         "over_empty_3706": recommend.per_second / empty.per_second,
@@ -107,23 +107,18 @@ def run(sizes: Sizes, log: Log) -> Measurement:
     return Measurement(figures | of_overload | of_memory, [*rows, *overload_rows, *memory_rows])
 
 
-def _memory(
-    small: Bundle, folder: Path, sizes: tuple[int, int, int], log: Log
-) -> tuple[Figures, list[Row]]:
+def _memory(folder: Path, sizes: Sizes, log: Log) -> tuple[Figures, list[Row]]:
     """What a replica's process grows by for a large bundle, and for a large ratings log."""
-    log("memory of a replica")
-    big = make_bundle(folder / "big", *sizes)
-    held = ReplicaMemory.model_validate_json(
-        apart(replica_memory.__name__, "memory", small.folder.path, big.folder.path)
-    )
-    log(f"a replica's feedback of {replica_memory.RATINGS:,} ratings")
-    kept = replica_memory.feedback()
+    log("memory of a replica with {:,} users and {:,} items".format(*sizes.many))
+    many = many_users(folder / "many", *sizes.many)
+    log(f"a replica's feedback of {feedback_memory.RATINGS:,} ratings")
+    kept = feedback_memory.feedback()
     figures: Figures = {
-        "replica_over_tables": held.over_tables,
+        "many_users_mb_over_items": many.over_items_mb,
         "feedback_5m_mb": kept.mb,
         "feedback_5m_start_s": kept.start_s,
     }
-    return figures, [held, kept]
+    return figures, [many, kept]
 
 
 def _serve_empty() -> None:

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -35,8 +35,46 @@ FIT_SPLITS: dict[FitOn, tuple[str, ...]] = {
 """The splits that a fit learns from: rows of users and items that it knows."""
 
 
+class UserIds(Protocol):
+    """Raw and dense ids of users, wherever they are; see IdMap."""
+
+    @property
+    def text(self) -> bool:
+        """Whether raw ids are text; otherwise they are integers."""
+
+    def __len__(self) -> int: ...
+
+    def encode_one(self, raw: RawId) -> int:
+        """Dense id of one raw id, -1 if there is none."""
+
+    def encode_all(self, raw: Sequence[RawId]) -> NDArray[np.integer]:
+        """Dense ids of raw ids of either kind, -1 for those that are in no split."""
+
+    def first(self, count: int) -> list[RawId]:
+        """The raw ids of the first dense ids."""
+
+    def raw_of(self, dense: NDArray[np.integer]) -> list[RawId]:
+        """The raw ids of dense ids."""
+
+    def at_hand(self, raw: Sequence[RawId]) -> list[bool]:
+        """Whether each of these users is found without reading a file."""
+        return [True] * len(raw)
+
+    def parse(self, written: str) -> RawId:
+        """The raw id that somebody wrote, as in an address or an option.
+
+        Raises:
+            KeyError: Ids are integers and this is none.
+        """
+        if self.text:
+            return written
+        if not (written.isascii() and written.isdigit()) or len(written) >= len(str(ID_LIMIT)):
+            raise KeyError(written)
+        return int(written)
+
+
 @dataclass(frozen=True)
-class IdMap:
+class IdMap(UserIds):
     """A bijection between raw ids and 0..size-1.
 
     The ids of the training split come first, then those that the validation split adds, then the
@@ -110,17 +148,14 @@ class IdMap:
         dense[fits] = self.encode(np.array([r for r, f in zip(raw, fits, strict=True) if f], kind))
         return dense
 
-    def parse(self, written: str) -> RawId:
-        """The raw id that somebody wrote, as in an address or an option.
+    def first(self, count: int) -> list[RawId]:
+        """The raw ids of the first dense ids."""
+        return self.raw_of(np.arange(min(count, len(self.raw))))
 
-        Raises:
-            KeyError: Ids are integers and this is none.
-        """
-        if self.text:
-            return written
-        if not (written.isascii() and written.isdigit()) or len(written) >= len(str(ID_LIMIT)):
-            raise KeyError(written)
-        return int(written)
+    def raw_of(self, dense: NDArray[np.integer]) -> list[RawId]:
+        """The raw ids of dense ids."""
+        raw: list[RawId] = self.raw[dense].tolist()
+        return raw
 
 
 def order_of_ids(raw: NDArray[Any], group: NDArray[np.int64]) -> NDArray[np.int64]:

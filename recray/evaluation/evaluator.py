@@ -153,8 +153,7 @@ class Evaluator:
         if self.next is not None:
             return self.next.rank(scorer, piece, self.settings)
         candidates = self.protocol.candidate_cells(scorer, piece)
-        indptr = scorer.seen.indptr
-        known = indptr[piece + 1] - indptr[piece]
+        known = scorer.seen.counts(piece)
         return rank_block(scorer, self.targets, piece, self.settings, candidates), known
 
     def _table(self, name: str, lists: RankedBatch, known: Ids) -> PerUserMetrics:

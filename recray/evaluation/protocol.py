@@ -24,6 +24,7 @@ from recray.errors import RecrayError, unknown_name
 from recray.evaluation.metrics import rows_of_users
 from recray.evaluation.report import ProtocolReport
 from recray.inference.bundle import Bundle
+from recray.inference.history import in_memory
 from recray.inference.interactions import Histories
 from recray.inference.scorer import Scorer
 from recray.models.base import Model
@@ -300,7 +301,7 @@ def build_baselines(
         histories: What a baseline reads, in order and with times where it reads them; by default
             the histories of the model beside it as they are.
     """
-    learned, seen = beside.learned, beside.seen
+    learned, seen = in_memory(beside.learned), beside.seen
     users, items = beside.model.users, beside.model.items
     popularity = Popularity(users, items)
     popularity.init_from_statistics(learned.statistics(items))
@@ -308,8 +309,8 @@ def build_baselines(
 
     def fitted(kind: type[ClosedForm]) -> Scorer:
         model, counts = kind(users, items), popular.popularity
-        read = histories(model) if histories is not None else None
-        rated, rows = (beside.history, learned) if read is None else (read.rated, read.learned)
+        read = histories(model) if histories else Histories(beside.history, seen, learned)
+        rated, rows = read.rated, in_memory(read.learned)
         if not isinstance(beside.model, HistoryModel):
             rated = rows  # a trained row follows from these alone, so nor does a baseline see more
         model.fit(rows.rows(0, users).as_csr())

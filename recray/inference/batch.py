@@ -126,7 +126,7 @@ def _table(recommender: Recommender, users: NDArray[np.int64], k: int) -> pa.Tab
     sources = pa.array(SOURCES)
     return pa.table(
         {
-            "user": recommender.users.raw[users[row]],
+            "user": recommender.users.raw_of(users[row]),
             "rank": (rank + 1).astype(np.int32),
             "item": recommender.items.raw[ranked.item[row, rank]],
             "score": recommender.scorer.shown_scores(ranked)[row, rank],

@@ -1,6 +1,6 @@
 """The exported model: one folder that holds all that answering needs. No pickled code in it.
 
-weights.safetensors  ids.parquet  items.parquet  interactions.parquet
+weights.safetensors  items.parquet  users.json  users/part-*.safetensors
 config.json  metrics.json  training.json (the epochs, for people)  manifest.json
 users.parquet (age and gender, where the data set has them)
 measured/config.json  measured/weights.safetensors  run/config.json  run/weights.safetensors
@@ -14,12 +14,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Self, TypedDict
+from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import torch
-from pydantic import JsonValue
 
 from recray import storage
 from recray.config import Settings, build_settings, translated
@@ -28,20 +25,21 @@ from recray.data.ids import FIT_SPLITS, IdMap
 from recray.errors import RecrayError
 from recray.inference import checked_tables
 from recray.inference.bundle_checks import (
-    check_config,
     check_facts,
     check_results,
-    check_weights,
     refuse_links,
 )
+from recray.inference.bundle_users import FILE as USERS
+from recray.inference.bundle_users import Everybody
+from recray.inference.fits import BundleConfig, read_config, read_fit
 from recray.inference.interactions import Interactions
+from recray.inference.stored_users import StoredUsers
 from recray.inference.user_features import FILE as USER_FEATURES
 from recray.inference.user_features import UserFeatures
-from recray.models import build_model
-from recray.models.base import Model, WithoutDraws
-from recray.models.objectives import FoldInConfig, Objective, build_objective
+from recray.inference.user_parts import FOLDER as PARTS
+from recray.models.base import Model
+from recray.models.objectives import FoldInConfig, Objective
 from recray.storage import Folder, Manifest, ManifestEntry, in_parallel
-from recray.storage.tensors import as_bytes, tensors_in
 
 KIND = "bundle"
 TRAINING = "training.json"
@@ -52,24 +50,6 @@ RUN = "run"
 TWIN = "measured"
 """Folder of the twin that was measured, where there is a final fit."""
 UNVERSIONED = ("metrics.json", TRAINING, USER_FEATURES)
-
-
-class BundleConfig(TypedDict):
-    """config.json: what the model was trained on and how."""
-
-    dataset: str
-    settings: dict[str, JsonValue]
-    users: int
-    items: int
-    rating_range: list[float]
-    fold_in: dict[str, float]
-    epoch: int
-    run: dict[str, JsonValue]
-    valid: dict[str, JsonValue]
-    split: dict[str, JsonValue]
-    splits: dict[str, dict[str, int]]
-    unseen: dict[str, int]
-    fingerprints: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -89,6 +69,8 @@ class Bundle:
         item_table: schema.ITEMS.
         interactions: All that is known of the users, and what a measurement withholds.
         training: One entry an epoch: epoch, loss, validation metrics, seconds.
+        stored: The users, where they are looked up one by one: then user_ids and interactions are
+            empty.
     """
 
     folder: Folder
@@ -103,6 +85,7 @@ class Bundle:
     item_table: pa.Table
     interactions: Interactions
     training: list[dict[str, Any]]
+    stored: StoredUsers | None = None
 
     @property
     def version(self) -> str:
@@ -152,6 +135,25 @@ class Bundle:
         held = HeldFolder(folder.path, folder.generation, contents)
         return replace(cls.read(held, manifest), folder=folder)
 
+    @classmethod
+    def open_to_answer(cls, path: str) -> Self:
+        """Open a bundle for answers alone: users are looked up when they are asked for.
+
+        Files of users are compared with their sha256 when they are first used, and those of other
+        fits are not read.
+
+        Raises:
+            RecrayError: It is missing, damaged, or not a bundle.
+        """
+        folder, manifest = current_bundle(Folder(path))
+        if not folder.exists(USERS):
+            return cls.open(path)  # an earlier version wrote it
+        elsewhere = (f"{TWIN}/", f"{RUN}/", f"{PARTS}/")
+        here = [entry for entry in manifest.files if not entry.name.startswith(elsewhere)]
+        contents = dict(in_parallel(lambda e: (e.name, folder.read_verified(e)), here))
+        held = HeldFolder(folder.path, folder.generation, contents)
+        return replace(cls.read(held, manifest, folder), folder=folder)
+
     @property
     def is_final(self) -> bool:
         """Whether it was fitted on all ratings, so that it knows those of test."""
@@ -169,7 +171,13 @@ class Bundle:
 
     @cached_property
     def measured(self) -> "Bundle":
-        """The fit whose metrics these are: the twin of a final fit, otherwise this very bundle."""
+        """The fit whose metrics these are: the twin of a final fit, otherwise this very bundle.
+
+        Raises:
+            ValueError: It was opened to answer, and has no test rows in memory.
+        """
+        if self.stored is not None:
+            raise ValueError("a bundle that was opened to answer cannot be measured")
         return self._fit(TWIN) if self.is_final else self
 
     @cached_property
@@ -184,7 +192,8 @@ class Bundle:
         """The fit in that folder; this very bundle where there is none."""
         if not self.folder.exists(f"{name}/config.json"):
             return self
-        config, settings, model, objective = _read_fit(self.folder, f"{name}/")
+        config, settings = read_config(self.folder, f"{name}/")
+        model, objective = read_fit(self.folder, config, settings, f"{name}/")
         return replace(
             self,
             config=config,
@@ -202,19 +211,27 @@ class Bundle:
         )
 
     @classmethod
-    def read(cls, folder: Folder, manifest: Manifest) -> Self:
-        """Read a folder whose files are known to be whole."""
-        config, settings, model, objective = _read_fit(folder)
-        ids = checked_tables.read_table(folder, "ids.parquet", checked_tables.IDS)
-        items = checked_tables.read_table(folder, "items.parquet", checked_tables.ITEMS)
-        checked_tables.check_ids(ids, config, len(items), str(folder))
-        metrics = folder.read_json("metrics.json")
-        training = folder.read_json(TRAINING) if folder.exists(TRAINING) else []
-        check_results(metrics, training, str(folder))
-        maps = {}
-        for kind, known in (("user", config["users"]), ("item", config["items"])):
-            own = ids.filter(pc.equal(ids["kind"], kind))
-            maps[kind] = IdMap.of(own["text" if own["raw"].null_count else "raw"], known)
+    def read(cls, folder: Folder, manifest: Manifest, users_in: Folder | None = None) -> Self:
+        """Read a folder whose files are known to be whole.
+
+        Args:
+            folder: The bundle.
+            manifest: Its manifest.
+            users_in: Where users are to be looked up; None reads all of them.
+        """
+        items = checked_tables.read_items(folder)
+        config, settings = read_config(folder)
+        known, stored = (config["users"], config["items"]), None
+        if users_in is None:
+            everybody = Everybody.read(folder, items)
+            there = len(everybody.user_ids), len(items)
+        else:
+            stored = StoredUsers.open(folder, users_in, manifest.files, known, len(items))
+            everybody, there = Everybody.empty(items), (len(stored.store), len(items))
+        checked_tables.check_known(known, there, str(folder))
+        model, objective = read_fit(folder, config, settings, "", everybody.tables, stored)
+        metrics, training = _results(folder)
+        rows = everybody.rows, everybody.part, settings.train.fit_on
         return cls(
             folder,
             manifest,
@@ -223,35 +240,21 @@ class Bundle:
             settings,
             model,
             objective,
-            maps["user"],
-            maps["item"],
+            replace(everybody.user_ids, known=known[0]),
+            replace(everybody.item_ids, known=known[1]),
             items,
-            Interactions.read(
-                folder, settings, config["users"], config["items"], *map(len, maps.values())
-            ),
+            Interactions(*rows, *known, len(everybody.user_ids)),
             training,
+            stored,
         )
 
 
-def _read_fit(folder: Folder, where: str = "") -> tuple[BundleConfig, Settings, Model, Objective]:
-    """The settings and the model of a fit, whose files lie in that folder of the bundle."""
-    config: BundleConfig = folder.read_json(f"{where}config.json")
-    check_config(config, f"{folder}/{where}config.json")
-    config["settings"] = translated(config["settings"])
-    settings = build_settings(config["settings"])
-    # Shapes alone: memory is given to what the file holds.
-    with WithoutDraws(), torch.device("meta"):
-        model = build_model(settings, config["users"], config["items"])
-    try:
-        weights = tensors_in(as_bytes(folder.read_buffer(f"{where}weights.safetensors")))
-        check_weights(model, weights, f"{folder}/{where}weights.safetensors")
-        model.load_state_dict(weights, assign=True)
-        model.check_weights()
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).split("\n\t")[-1].strip()  # torch says it below a heading
-        raise RecrayError(f"{folder} does not fit its own {where}config.json: {reason}") from error
-    low, high = config["rating_range"]
-    return config, settings, model.eval(), build_objective(settings, low, high)
+def _results(folder: Folder) -> tuple[Any, Any]:
+    """metrics.json and training.json."""
+    metrics = folder.read_json("metrics.json")
+    training = folder.read_json(TRAINING) if folder.exists(TRAINING) else []
+    check_results(metrics, training, str(folder))
+    return metrics, training
 
 
 def has_learned_all(folder: Folder) -> bool:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import safetensors.torch
@@ -18,10 +19,14 @@ from recray import schema
 from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.bundle import KIND, RUN, TWIN, Bundle, version_of_digests
-from recray.inference.interactions import FILE, OF_BEFORE
+from recray.inference.bundle_users import FILE as USERS
+from recray.inference.bundle_users import UsersFile
 from recray.inference.user_features import FILE as USER_FEATURES
+from recray.inference.user_parts import END, HISTORY, ITEM, RAW, RAW_END, part_file
+from recray.inference.users_of_before import BEFORE_THESE, IDS, INTERACTIONS
 from recray.models.base import Model, is_user_table
 from recray.storage import Folder, FolderExists, parquet_bytes, publish
+from recray.storage.tensors import as_bytes, tensors_in
 
 FITS = {"": "", TWIN: f"{TWIN}/", RUN: f"{RUN}/"}
 """Names of the fits of a bundle, and what the names of their files begin with."""
@@ -61,10 +66,13 @@ def write_without(path: str, user: RawId, folder_of: Callable[[str], Folder]) ->
 def _contents(bundle: Bundle, dense: int) -> dict[str, bytes]:
     """The content of every file, by its name."""
     folder = bundle.folder
-    changed: dict[str, bytes] = {"ids.parquet": _ids(folder.read_table("ids.parquet"), dense)}
-    for name in (FILE, *OF_BEFORE):
-        if folder.exists(name):
-            changed[name] = _rows(folder.read_table(name), dense)
+    if folder.exists(USERS):
+        changed = _users(folder, dense)
+    else:
+        changed = {IDS: _ids(folder.read_table(IDS), dense)}
+        for name in (INTERACTIONS, *BEFORE_THESE):
+            if folder.exists(name):
+                changed[name] = _rows(folder.read_table(name), dense)
     if folder.exists(USER_FEATURES):
         kept = _all_but(len(bundle.user_ids), dense)
         changed[USER_FEATURES] = parquet_bytes(
@@ -79,9 +87,42 @@ def _contents(bundle: Bundle, dense: int) -> dict[str, bytes]:
         if folder.exists(f"{where}config.json"):
             config = folder.read_json(f"{where}config.json")
             changed[f"{where}config.json"] = _config(config, dense, parts)
-            changed[f"{where}weights.safetensors"] = _weights(opened[name].model, dense)
+            if name or not folder.exists(USERS):
+                changed[f"{where}weights.safetensors"] = _weights(opened[name].model, dense)
     files = [entry.name for entry in bundle.manifest.files]
     return {name: changed.get(name) or folder.read_bytes(name) for name in files}
+
+
+def _users(folder: Folder, dense: int) -> dict[str, bytes]:
+    """The files of users that change: the dense ids behind become one less."""
+    facts = UsersFile.read(folder)
+    numbering = facts.numbering
+    first, counts = numbering.first, numbering.counts
+    partition, group = (
+        int(at[0]) for at in np.nonzero((first <= dense) & (dense < first + counts))
+    )
+    row = int(np.flatnonzero(numbering.users_of(partition) == dense)[0])
+    tensors = tensors_in(as_bytes(folder.read_buffer(part_file(partition))))
+    ends = tensors[END]
+    cells = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
+    gone = dict.fromkeys(HISTORY, cells)
+    if facts.text:
+        ends = tensors[RAW_END]
+        gone[RAW] = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
+    kept = {}
+    for name, tensor in tensors.items():
+        own = gone.get(name, slice(row, row + 1))
+        if name in (END, RAW_END):  # what lies behind the user's moves up
+            length = gone[RAW if name == RAW_END else ITEM]
+            tensor = torch.cat([tensor[:row], tensor[row:] - (length.stop - length.start)])
+        kept[name] = torch.cat([tensor[: own.start], tensor[own.stop :]])
+    changed = numbering.counts.copy()
+    changed[partition, group] -= 1
+    facts = facts.model_copy(update={"counts": changed.tolist()})
+    return {
+        USERS: facts.model_dump_json(indent=2).encode() + b"\n",
+        part_file(partition): safetensors.torch.save(kept),
+    }
 
 
 def _all_but(count: int, place: int) -> pa.Array:

@@ -1,19 +1,18 @@
 """Writes a bundle: the fit that was measured, and the final one, with all that both share."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import safetensors.torch
+import torch
 from pydantic import JsonValue
 from torch import Tensor
 
 from recray import schema
 from recray.config import Settings
 from recray.data.dataset import Prepared
-from recray.inference import interactions, user_features
+from recray.inference import user_features
 from recray.inference.bundle import (
     KIND,
     RUN,
@@ -21,9 +20,14 @@ from recray.inference.bundle import (
     TRAINING,
     TWIN,
     Bundle,
-    BundleConfig,
     version_of,
 )
+from recray.inference.bundle_users import write_users
+from recray.inference.fits import BundleConfig
+from recray.inference.interactions import interactions_of
+from recray.inference.service_facts import ServiceFacts
+from recray.models import build_model
+from recray.models.base import WithoutDraws, is_user_table
 from recray.storage import Folder, Manifest, check_store, publish
 
 
@@ -73,16 +77,16 @@ def write_bundle(
     """
     check_store(out, to_write=True)
     with publish(Folder(out), replace_old) as folder:
-        _write_fits(folder, prepared, trained, settings, final)
-        folder.write_table("ids.parquet", _id_table(prepared))
+        tables = _write_fits(folder, prepared, trained, settings, final)
+        write_users(folder, prepared, *interactions_of(prepared), tables)
         folder.write_table("items.parquet", prepared.item_table)
-        folder.write_table(interactions.FILE, interactions.interaction_table(prepared))
         user_features.write_user_features(folder, prepared)
-        folder.write_json(TRAINING, trained.history)
         folder.write_json("metrics.json", {})
+        bundle = Bundle.read(folder, Manifest(files=[]))
+        ServiceFacts.of(bundle).write(folder)
         version = version_of(folder, {name: e.sha256 for name, e in folder.written.items()})
-        bundle = Bundle.read(folder, Manifest.model_validate({"files": [], "version": version}))
-        folder.write_json("metrics.json", measure(bundle))
+        made = Manifest.model_validate({"files": [], "version": version})
+        folder.write_json("metrics.json", measure(replace(bundle, manifest=made)))
         facts = {"version": version, "dataset": prepared.manifest["dataset"], "created": created}
         folder.write_manifest(KIND, facts | {"preset": settings.preset})
     return Bundle.open(out)
@@ -94,13 +98,25 @@ def _write_fits(
     trained: TrainedModel,
     settings: Settings,
     final: tuple[TrainedModel, Settings] | None,
-) -> None:
-    """Write the measured fit, the final one, and the run that chose the epoch, where they are."""
-    _write_fit(folder, f"{TWIN}/" if final else "", prepared, trained, settings)
-    if final is not None:
-        _write_fit(folder, "", prepared, *final)
+) -> dict[str, Tensor]:
+    """Write the measured fit with its epochs, the final one, and the run that chose the epoch.
+
+    Returns:
+        The tables of users of what answers, by name: they lie with the users.
+    """
+    folder.write_json(TRAINING, trained.history)
     if trained.run is not None:
         _write_fit(folder, f"{RUN}/", prepared, *trained.run)
+    if final is not None:
+        _write_fit(folder, f"{TWIN}/", prepared, trained, settings)
+        trained, settings = final
+    fit = prepared.fit(settings.train.fit_on)
+    with WithoutDraws(), torch.device("meta"):
+        model = build_model(settings, fit.users, fit.items)
+    weights = dict(trained.weights)
+    tables = {n: weights.pop(f"{n}.weight") for n in model.embeddings() if is_user_table(n)}
+    _write_fit(folder, "", prepared, replace(trained, weights=weights), settings)
+    return tables
 
 
 def _write_fit(
@@ -134,17 +150,3 @@ def _config(prepared: Prepared, trained: TrainedModel, settings: Settings) -> Bu
         | {"ratings": facts["splits"]["test"]["unseen"]},
         "fingerprints": facts["fingerprints"],
     }
-
-
-def _id_table(prepared: Prepared) -> pa.Table:
-    """Both kinds of ids: raw where they are integers, text where they are not."""
-    tables = []
-    for kind, ids in (("user", prepared.user_ids), ("item", prepared.item_ids)):
-        columns = {
-            "kind": pa.array([kind] * len(ids), pa.string()),
-            "id": np.arange(len(ids), dtype=np.int32),
-            "raw": pa.nulls(len(ids), pa.int64()) if ids.text else ids.column(),
-            "text": ids.column() if ids.text else pa.nulls(len(ids), pa.string()),
-        }
-        tables.append(pa.table(columns))
-    return pa.concat_tables(tables)

@@ -106,7 +106,8 @@ class ItemCatalog:
     def __init__(self, ids: IdMap, table: pa.Table, popularity: Callable[[], Tensor]) -> None:
         self.ids, self.known = ids, ids.known
         self._popularity, self._table = popularity, table
-        self.titles = pa.concat_arrays(table["title"].cast(pa.large_string()).chunks)
+        titles = table["title"].cast(pa.large_string()).chunks
+        self.titles = titles[0] if len(titles) == 1 else pa.concat_arrays(titles)
         self.genres = Genres(table["genres"], ids.known)
         self._years: NDArray[np.int32] = table["year"].to_numpy()  # 0 where unknown
         self._prefixes: dict[int, str] = {}

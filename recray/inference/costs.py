@@ -21,11 +21,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from recray.data.ids import RawId
 from recray.inference.catalog import NO_FILTERS, Filters
 from recray.inference.raw_ratings import RatingsSince, RawRating
 from recray.inference.recommendations import mmr_pool
-from recray.inference.top_k import NONE
+from recray.inference.top_k import NONE, Ids
 from recray.models.history import HistoryModel
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class Costs:
         items, high = recommender.items, recommender.bundle.rating_range[1]
         k = recommender.at_most(K)
         at_once = max(1, min(USERS, SCORES // max(items.known, 1)))
-        users = recommender.users.raw[:at_once].tolist()
+        users = recommender.users.first(at_once)
         ratings = [
             RawRating(item, high) for item in items.raw[: min(items.known, LEFT_OUT)].tolist()
         ]
@@ -119,18 +121,27 @@ def price_of_lists(
     """
     costs, trained = recommender.costs, recommender.bundle.model.users
     known = [user for user in users if not isinstance(user, list)]
-    dense = iter(recommender.users.encode_all(known).tolist())
-    indptr = recommender.scorer.seen.indptr
+    found = _dense_at_hand(recommender, known)
+    rated = np.zeros(len(found), np.int64)
+    rated[found != NONE] = recommender.scorer.seen.counts(found[found != NONE])
+    of_known = iter(zip(found.tolist(), rated.tolist(), strict=True))
     prices = []
     for user in users:
         if isinstance(user, list):
             prices.append(costs.of_list(k, filters, len(user), new=True))
             continue
-        place, later = next(dense), since(user) if since is not None else []
-        ratings = 0 if place == NONE else int(indptr[place + 1] - indptr[place])
+        (place, ratings), later = next(of_known), since(user) if since is not None else []
         new = bool(later) or place >= trained
         prices.append(costs.of_list(k, filters, ratings + len(later), new))
     return prices
+
+
+def _dense_at_hand(recommender: "Recommender", users: Sequence[RawId]) -> Ids:
+    """(U,) dense ids; NONE also for users to whom a file must be read, which no price is worth."""
+    dense = np.full(len(users), NONE, np.int64)
+    here = np.flatnonzero(recommender.users.at_hand(users))
+    dense[here] = recommender.users.encode_all([users[n] for n in here.tolist()])
+    return dense
 
 
 def price_of_filters(filters: Filters) -> float:
@@ -141,7 +152,7 @@ def price_of_filters(filters: Filters) -> float:
 def price_of_scores(recommender: "Recommender", pairs: Sequence[tuple[RawId, RawId]]) -> float:
     """Seconds of a processor that score_pairs takes for these."""
     costs, model = recommender.costs, recommender.bundle.model
-    dense = recommender.users.encode_all(list(dict.fromkeys(user for user, _ in pairs)))
+    dense = _dense_at_hand(recommender, list(dict.fromkeys(user for user, _ in pairs)))
     folded = int((dense >= model.users).sum())
     by_history = costs.known if isinstance(model, HistoryModel) else 0.0
     return len(pairs) * PAIR + folded * costs.new + (len(dense) - folded) * by_history

@@ -4,7 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,19 @@ class UserRatings(NamedTuple):
     def times(self) -> Tensor:
         """(N,) seconds, UNKNOWN_TIME where they are not kept."""
         return torch.full_like(self.item, UNKNOWN_TIME) if self.time is None else self.time
+
+
+class UserHistories(Protocol):
+    """The ratings of each user, wherever they are."""
+
+    def of_users(self, users: Ids) -> "History":
+        """The ratings of (U,) users, in their order."""
+
+    def of_user(self, user: int) -> UserRatings:
+        """Copy the ratings of one user."""
+
+    def counts(self, users: Ids) -> Ids:
+        """(U,) how many ratings each has."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,10 @@ class History:
         rows = np.arange(indptr[-1]) + np.repeat(start - indptr[:-1], counts)
         return History(indptr, *self._columns(rows))
 
+    def counts(self, users: Ids) -> Ids:
+        """(U,) how many ratings each has."""
+        return self.indptr[users + 1] - self.indptr[users]
+
     def rows(self, first: int, last: int) -> "History":
         """The ratings of the users first..last-1, without a copy."""
         indptr = self.indptr[first : last + 1]
@@ -141,3 +158,14 @@ class History:
         total = torch.from_numpy(np.bincount(item, weight, items))
         count = torch.from_numpy(np.bincount(item, minlength=items).astype(np.float64))
         return Statistics(total, count, low, high)
+
+
+def in_memory(histories: UserHistories) -> History:
+    """Histories that are all in memory.
+
+    Raises:
+        ValueError: They are looked up one by one.
+    """
+    if not isinstance(histories, History):
+        raise ValueError("the users of this bundle are looked up one by one")
+    return histories

@@ -7,28 +7,19 @@ caller has to say which of the two is meant.
 # Shape letter: R = rows.
 
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recray import schema
-from recray.config import Settings
-from recray.data.dataset import Prepared, Ratings, time_column
+from recray.data.dataset import Prepared, Ratings
 from recray.data.ids import FIT_SPLITS, FitOn
-from recray.data.split import TEST, TRAIN
-from recray.errors import DamagedFile
-from recray.inference.checked_tables import NUMBERS, PART, check_rows, read_table, refuse_nulls
-from recray.inference.history import History
+from recray.data.split import TEST
+from recray.inference.history import History, UserHistories
 from recray.models.base import Model
 from recray.models.history import HistoryModel
-from recray.storage import Folder
 
-FILE = "interactions.parquet"
-OF_BEFORE = ("history.parquet", "holdout.parquet")
-"""Files of older bundles: train, valid and fold_in in the first, test in the second."""
 FILTERED = schema.INTERACTION_PARTS.index(schema.FILTERED)
 
 
@@ -42,9 +33,9 @@ class Histories(NamedTuple):
             of the others.
     """
 
-    rated: History
-    seen: History
-    learned: History
+    rated: UserHistories
+    seen: UserHistories
+    learned: UserHistories
 
 
 @dataclass(frozen=True)
@@ -66,39 +57,6 @@ class Interactions:
     users: int
     items: int
     all_users: int
-
-    @classmethod
-    def read(
-        cls,
-        folder: Folder,
-        settings: Settings,
-        users: int,
-        items: int,
-        all_users: int,
-        all_items: int,
-    ) -> Self:
-        """Read the interactions of a bundle; of an older one, too, as it was written then.
-
-        Raises:
-            DamagedFile: A row has an id that there is not, or the file is damaged.
-        """
-        if folder.exists(FILE):
-            table = read_table(folder, FILE, NUMBERS | PART)
-            refuse_nulls(table, [*NUMBERS.keys() - {"timestamp"}], f"{folder}/{FILE}")
-            part = table["part"].combine_chunks().dictionary_encode()
-            names = part.dictionary.cast(pa.string())
-            code = pc.index_in(names, pa.array(schema.INTERACTION_PARTS))
-            if code.null_count or part.null_count:
-                raise DamagedFile(f"{folder}/{FILE} is damaged: a row has an unknown part")
-            rows = Ratings.of(table)
-            codes = code.to_numpy().astype(np.int8)[part.indices.to_numpy()]
-        else:
-            tables = [read_table(folder, name, NUMBERS) for name in OF_BEFORE]
-            before, test = map(Ratings.of, tables)
-            # An older bundle does not say which rows validated, and takes all for training rows.
-            rows, codes = _joined({TRAIN: before, TEST: test})
-        check_rows(rows, all_users, all_items, f"{folder}/{FILE}")
-        return cls(rows, codes, settings.train.fit_on, users, items, all_users)
 
     @property
     def known(self) -> Ratings:
@@ -181,18 +139,15 @@ class Interactions:
         return Interactions(none, np.zeros(0, np.int8), self.fit_on, *sizes)
 
 
-def interaction_table(prepared: Prepared) -> pa.Table:
-    """All interactions of a data set as schema.INTERACTIONS, those that filters dropped as well."""
+def interactions_of(prepared: Prepared) -> tuple[Ratings, NDArray[np.int8]]:
+    """All interactions of a data set, those that filters dropped as well, and (R,) their codes of
+    schema.INTERACTION_PARTS; sorted as Ratings are.
+    """
     parts = {code: prepared.load(name) for code, name in enumerate(schema.PARTS)}
-    rows, part = _joined(parts | {FILTERED: prepared.load_known()})
-    times = time_column(rows.timestamp)
-    names = pa.DictionaryArray.from_arrays(part, pa.array(schema.INTERACTION_PARTS))
-    columns = [rows.user, rows.item, rows.rating, times, names]
-    table = pa.table(columns, schema=schema.INTERACTIONS)
-    return table if rows.place is None else table.append_column(schema.PLACE, [rows.place])
+    return joined_parts(parts | {FILTERED: prepared.load_known()})
 
 
-def _joined(parts: dict[int, Ratings]) -> tuple[Ratings, NDArray[np.int8]]:
+def joined_parts(parts: dict[int, Ratings]) -> tuple[Ratings, NDArray[np.int8]]:
     """All rows, sorted as Ratings are, and the code of each row's part."""
     joined, order = Ratings.joined(list(parts.values()))
     codes = [np.full(len(rows), code, np.int8) for code, rows in parts.items()]

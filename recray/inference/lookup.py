@@ -5,21 +5,19 @@
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from recray.data.ids import RawId
+from recray.data.ids import RawId, UserIds
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import ItemCatalog, ItemFacts, ItemSummary
-from recray.inference.history import UserRatings
+from recray.inference.history import UserHistories, UserRatings
 from recray.inference.queries import FOLD_IN, MODEL, POPULAR, SOURCES
 from recray.inference.raw_ratings import (
     KnownOfUser,
@@ -30,9 +28,12 @@ from recray.inference.raw_ratings import (
     user_ratings,
 )
 from recray.inference.scorer import Scorer
+from recray.inference.service_facts import scale_of
 from recray.inference.top_k import NONE
+from recray.inference.user_parts import part_file
 from recray.models.history import HistoryModel
 
+EXAMPLE_USERS = 4
 NAMED_ITEMS = 10
 """Items that a user's profile names, those with the highest ratings, and the last ones."""
 
@@ -97,19 +98,6 @@ class PairScore:
     source: str
 
 
-def step_of(ratings: NDArray[np.float32]) -> float | None:
-    """The step between the ratings of a scale, such as 0.5; None where there is no common one.
-
-    A scale with one value, or with more than 100, has none.
-    """
-    levels = np.sort(pc.unique(pa.array(ratings)).to_numpy())
-    if not 2 <= len(levels) <= 100:
-        return None
-    thousandths = (levels.astype(np.float64) - float(levels[0])) * 1000
-    whole = thousandths.round().astype(np.int64)
-    return float(np.gcd.reduce(whole)) / 1000 if np.abs(thousandths - whole).max() < 0.1 else None
-
-
 class Lookup:
     """Looks users, items and scores up in one bundle, by raw ids.
 
@@ -119,17 +107,16 @@ class Lookup:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.version = bundle, bundle.version
-        self.users, self.items = bundle.user_ids, bundle.item_ids
+        stored = bundle.stored
+        self.users: UserIds = bundle.user_ids if stored is None else stored.store
+        self.items = bundle.item_ids
         scorer = Scorer.for_service(bundle)
-        self._filtered = bundle.interactions.filtered_history
-        # What people may give: a filter that kept low ratings from training does not forbid them.
-        given = bundle.interactions.known.rating
-        low, high = bundle.rating_range
-        self.rating_scale = (
-            min(low, float(given.min(initial=low))),
-            max(high, float(given.max(initial=high))),
+        self._filtered: UserHistories = (
+            bundle.interactions.filtered_history if stored is None else stored.filtered
         )
-        self.rating_step = step_of(given)
+        scale = scale_of(bundle) if stored is None else stored.facts.scale
+        low, high, step = scale.tolist()
+        self.rating_scale, self.rating_step = (low, high), step or None
         # The catalogue must not refer to self: a model that was replaced has to be freed at once,
         # not when the garbage collector next looks for cycles.
         self.catalog = ItemCatalog(self.items, bundle.item_table, lambda: scorer.popularity)
@@ -152,9 +139,16 @@ class Lookup:
         """The scorer that does not know the held-out ratings; `scorer` is what users get."""
         return Scorer.for_measurement(self.bundle.measured)
 
-    def drop_training_rows(self) -> None:
-        """Free the ratings by rows, which only offline work reads; the scorer has them too."""
-        self.bundle = replace(self.bundle, interactions=self.bundle.interactions.emptied())
+    @cached_property
+    def example_users(self) -> list[RawId]:
+        """Raw ids of some users that training knows, where there are such."""
+        return self.users.first(EXAMPLE_USERS)
+
+    @property
+    def damaged_users(self) -> list[str]:
+        """Files of users that turned out to be damaged when they were first used."""
+        stored = self.bundle.stored
+        return [] if stored is None else [part_file(p) for p in stored.store.damaged]
 
     def no_user(self, user: RawId) -> str:
         """The message for a user whom no split has."""

@@ -3,6 +3,7 @@
 # Shape letters: U = users, K = length of a list.
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 
@@ -179,7 +180,7 @@ class Recommender(Lookup):
             RecrayError: k is out of range, or there is no such genre.
         """
         k = self.check_k(k)
-        dense = iter(self.users.encode_all([u for u in users if not isinstance(u, list)]).tolist())
+        dense = iter(self._dense_of([u for u in users if not isinstance(u, list)]))
         found = dict(enumerate(self._dense_or_known(user, dense, since, now) for user in users))
         answers: dict[int, Recommendations | RecrayError] = {}
         answers |= {row: error for row, error in found.items() if isinstance(error, RecrayError)}
@@ -303,10 +304,22 @@ class Recommender(Lookup):
         if now is not None:
             refuse_later(self.scorer.history.of_user(dense), now)
 
+    def _dense_of(self, users: Sequence[RawId]) -> list[int | RecrayError]:
+        """The dense id of each user, NONE if there is none, or why its file cannot be read."""
+        with suppress(RecrayError):
+            return list(self.users.encode_all(users).tolist())
+        found: list[int | RecrayError] = []
+        for user in users:
+            try:
+                found.append(self.users.encode_one(user))
+            except RecrayError as error:
+                found.append(error)
+        return found
+
     def _dense_or_known(
         self,
         user: RawId | RawRatings,
-        dense: Iterator[int],
+        dense: Iterator[int | RecrayError],
         since: RatingsSince | None,
         now: int | None,
     ) -> int | KnownOfUser | RecrayError:
@@ -318,6 +331,8 @@ class Recommender(Lookup):
             if isinstance(user, list):
                 return self._posted(user, now)
             place, new = next(dense), since(user) if since is not None else None
+            if isinstance(place, RecrayError):
+                return place
             known = self._with_new_ratings(user, new) if new else None
             if known is not None:
                 refuse_later(known.rated, now)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
-from recray.inference.history import History, UserRatings
+from recray.inference.history import History, UserHistories, UserRatings, in_memory
 from recray.inference.interactions import Histories
 from recray.inference.queries import FOLD_IN, MODEL, POPULAR, Queries
 from recray.inference.top_k import NONE, Ids, Scores, TopK, best_of, best_of_one
@@ -47,13 +47,13 @@ class Scorer:
         self,
         model: Model,
         objective: Objective | None,
-        history: History,
+        history: UserHistories,
         fold_in: FoldInConfig = FoldInConfig(),  # noqa: B008 (frozen)
         bias_only: BiasOnly | None = None,
         popularity: Tensor | None = None,
-        seen: History | None = None,
+        seen: UserHistories | None = None,
         rating_range: tuple[float, float] | None = None,
-        learned: History | None = None,
+        learned: UserHistories | None = None,
     ) -> None:
         self.model = model.eval()
         self.objective, self.history, self.fold_in = objective, history, fold_in
@@ -62,14 +62,20 @@ class Scorer:
         if bias_only is not None:
             self.bias_only = bias_only
         if popularity is not None:
-            self.popularity = self._trained_popularity = popularity
+            self.popularity = self.trained_popularity = popularity
         if rating_range is not None:
             self.rating_range = rating_range
 
     @classmethod
     def for_service(cls, bundle: Bundle) -> Self:
         """The scorer of what users get: its lists leave out everything that is known of them."""
-        return cls._of(bundle, bundle.interactions.for_service(bundle.model))
+        if bundle.stored is None:
+            return cls._of(bundle, bundle.interactions.for_service(bundle.model))
+        fit_on, facts = bundle.settings.train.fit_on, bundle.stored.facts
+        scorer = cls._of(bundle, bundle.stored.histories(bundle.model, fit_on))
+        scorer.popularity, scorer.trained_popularity = facts.popularity, facts.trained_popularity
+        scorer.bias_only = bundle.stored.biases(scorer.learned)
+        return scorer
 
     @classmethod
     def for_measurement(cls, bundle: Bundle, all_users: int = 0) -> Self:
@@ -83,38 +89,32 @@ class Scorer:
 
     @classmethod
     def _of(cls, bundle: Bundle, of: Histories) -> Self:
-        return cls(
-            bundle.model,
-            bundle.objective,
-            of.rated,
-            bundle.fold_in,
-            seen=of.seen,
-            rating_range=bundle.rating_range,
-            learned=of.learned,
-        )
+        given = bundle.model, bundle.objective, of.rated, bundle.fold_in
+        scale = bundle.rating_range
+        return cls(*given, seen=of.seen, rating_range=scale, learned=of.learned)
 
     @cached_property
     def popularity(self) -> Tensor:
         """(I,) float32 ratings of each item, those by users unknown to training included."""
-        return self.learned.statistics(self.model.items).item_count.float()
+        return in_memory(self.learned).statistics(self.model.items).item_count.float()
 
     @cached_property
-    def _trained_popularity(self) -> Tensor:
+    def trained_popularity(self) -> Tensor:
         """(I,) float32 ratings of each item by the users that training knows."""
-        known = self.learned.rows(0, self.model.users)
+        known = in_memory(self.learned).rows(0, self.model.users)
         return known.statistics(self.model.items).item_count.float()
 
     @cached_property
     def rating_range(self) -> tuple[float, float]:
         """Lowest and highest rating of the history."""
-        known = self.learned.statistics(self.model.items)
+        known = in_memory(self.learned).statistics(self.model.items)
         return known.low, known.high
 
     @cached_property
     def bias_only(self) -> BiasOnly:
         """The baseline that predicts a pair with a side that training does not know."""
         users, items = self.model.users, self.model.items
-        model, known = BiasOnly(users, items), self.learned.rows(0, users)
+        model, known = BiasOnly(users, items), in_memory(self.learned).rows(0, users)
         model.init_from_statistics(known.statistics(items))
         rated = known.as_csr()
         model.fit_users(torch.from_numpy(known.coo_indices()[0]), rated.item, rated.rating)
@@ -132,13 +132,13 @@ class Scorer:
     def _solver(self) -> FoldIn:
         if self.objective is None:
             raise ValueError("a scorer without an objective cannot fold in")
-        return self.objective.fold_in_solver(self.model, self.fold_in, self._trained_popularity)
+        return self.objective.fold_in_solver(self.model, self.fold_in, self.trained_popularity)
 
     def contributions(self) -> Contributions | None:
         """A folded-in state as a sum over ratings; None where the objective has no such sum."""
         if self.objective is None:
             return None
-        return self.objective.contributions(self.model, self.fold_in, self._trained_popularity)
+        return self.objective.contributions(self.model, self.fold_in, self.trained_popularity)
 
     @torch.no_grad()
     def user_embeddings(
@@ -155,10 +155,13 @@ class Scorer:
         if max(users.tolist(), default=NONE) < self.model.users:  # one user costs numpy more
             return self.model.user_state(torch.from_numpy(users)), np.zeros(len(users), np.int8)
         trained = users < self.model.users
-        embedding = self.model.user_state(torch.from_numpy(np.where(trained, users, 0)))
+        embedding = self.model.no_states(len(users))
+        embedding[torch.from_numpy(trained)] = self.model.user_state(
+            torch.from_numpy(users[trained])
+        )
         source = np.where(trained, MODEL, POPULAR).astype(np.int8)
-        indptr = self.history.indptr
-        new = np.flatnonzero(~trained & (indptr[users] < indptr[users + 1]))
+        new = np.flatnonzero(~trained)
+        new = new[self.history.counts(users[new]) > 0]
         if self.objective is not None and len(new):
             rated = self.history.of_users(users[new])
             embedding[torch.from_numpy(new)] = self._solver(rated.as_csr())
@@ -204,7 +207,7 @@ class Scorer:
         if isinstance(self.model, HistoryModel):
             embedding = self.model.state_of(folded.as_csr(now))
         else:
-            embedding = self.model.user_state(torch.zeros(len(rated), dtype=torch.int64))
+            embedding = self.model.no_states(len(rated))
             if new:
                 embedding[new] = self._solver(folded.of_users(np.array(new)).as_csr())
         left_out = folded if seen is None else History.join(seen)

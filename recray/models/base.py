@@ -83,6 +83,11 @@ class Model(nn.Module, ABC):
     def user_state(self, user: Tensor) -> Tensor:
         """What scores depend on of each user: (U,) int64 ids to (U, S)."""
 
+    def no_states(self, users: int) -> Tensor:
+        """(U, S) zeros: states of users of whom nothing is known, whose lists are the popular."""
+        nobody = self.user_state(torch.zeros(0, dtype=torch.int64))
+        return nobody.new_zeros(users, nobody.shape[1])
+
     @abstractmethod
     def logits(self, state: Tensor, item: Tensor) -> Tensor:
         """Scores of pairs before the activation: (B, S) states and (B,) int64 ids to (B,)."""

@@ -22,8 +22,11 @@ def embedding(rows: int, dim: int, std: float) -> nn.Embedding:
     return table
 
 
-def embedding_rows(table: nn.Embedding, ids: Tensor | slice) -> Tensor:
-    """Rows of a table; a slice gives a view, not a copy."""
+def embedding_rows(table: nn.Module, ids: Tensor | slice) -> Tensor:
+    """Rows of a table, or of what stands for one; a slice gives a view, not a copy."""
+    if not isinstance(table, nn.Embedding):
+        rows: Tensor = table(ids)
+        return rows
     if isinstance(ids, slice):
         return table.weight[ids]
     return torch.embedding(table.weight, ids)  # what nn.functional.embedding ends in

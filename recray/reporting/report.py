@@ -263,7 +263,7 @@ def _users(recommender: Recommender) -> Section | None:
     blocks: list[Block] = []
     k = min(LISTED, recommender.items.known)
     for dense in chosen:
-        look = inspect_user(recommender, recommender.users.raw.tolist()[dense], k)
+        look = inspect_user(recommender, recommender.users.raw_of(np.array([dense]))[0], k)
         held = look.held_out[:k]
         blocks += [
             Table(

@@ -17,16 +17,18 @@ from starlette.exceptions import HTTPException
 from recray import __version__
 from recray.errors import RecrayError
 from recray.inference.recommender import Recommender
+from recray.inference.user_store import RETRY_SECONDS
 from recray.serving import routes, user_routes
 from recray.serving.ab_test import ABTest
 from recray.serving.checked_query import CheckedQueries, CheckedQueryMiddleware
 from recray.serving.feedback_service import FeedbackService
 from recray.serving.guard import SecurityMiddleware, ServiceMetrics
 from recray.serving.hot_swap import ModelHolder
+from recray.serving.log import log
 from recray.serving.methods import HeadMiddleware, allowed_methods
 from recray.serving.options import ServiceLimits
 from recray.serving.rating_rules import RatingRules
-from recray.serving.service import UNANSWERABLE, Service, error_response
+from recray.serving.service import UNREADABLE, Service, error_of, error_response
 from recray.serving.slashes import SlashMiddleware
 from recray.serving.work import Workers
 
@@ -107,8 +109,14 @@ async def _invalid_request(_request: Request, error: RequestValidationError) -> 
     return error_response(422, "invalid", "; ".join(problems))
 
 
-async def _unanswerable_request(_request: Request, error: RecrayError) -> Response:
-    return error_response(422, UNANSWERABLE, str(error))
+async def _unanswerable_request(request: Request, error: RecrayError) -> Response:
+    code, message = error_of(error)
+    if code != UNREADABLE:
+        return error_response(422, code, message)
+    log(event="users_unreadable", path=request.scope["path"], reason=str(error))
+    reply = error_response(503, code, message)
+    reply.headers["retry-after"] = str(int(RETRY_SECONDS))
+    return reply
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

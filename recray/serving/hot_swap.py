@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from recray.errors import RecrayError
+from recray.inference.bundle import Bundle
 from recray.inference.catalog import Filters
 from recray.inference.raw_ratings import RawRating
 from recray.inference.recommender import Recommender
@@ -31,7 +32,6 @@ RETRY_SECONDS, MAX_RETRY_SECONDS = 5.0, 300.0
 """A version that was refused is tried again after this pause, which doubles up to the maximum: the
 reason may have been a store that failed for a moment.
 """
-WARM_UP_USERS = 3
 
 _CREDENTIALS = re.compile(r"://[^/@\s]*@")
 _FOLDERS = re.compile(r"([a-z][a-z0-9+]*:/|(?<![\w./]))/([^\s/]+/)+")
@@ -99,6 +99,7 @@ class ModelHolder:
             refused=self.refused,
             registry="unreadable" if self.registry_error else followed,
             swaps=self.swaps,
+            damaged_users=self.model.damaged_users,
         )
 
 
@@ -111,14 +112,13 @@ def load_and_warm_up(path: str) -> Recommender:
         RecrayError: The bundle is missing or damaged, or its weights or answers are not finite.
     """
     try:
-        recommender = Recommender.open(path)
+        recommender = Recommender(Bundle.open_to_answer(path))
         _warm_up(recommender)
     except RecrayError:
         raise
     except Exception as error:  # a replica must not die of it, and it would meet every request
         reason = f"{type(error).__name__}: {error}"
         raise RecrayError(f"{path} cannot answer: {reason}") from error
-    recommender.drop_training_rows()
     pa.default_memory_pool().release_unused()  # Arrow keeps what opening the tables needed
     return recommender
 
@@ -127,7 +127,7 @@ def _warm_up(recommender: Recommender) -> None:
     k = min(10, recommender.items.known)
     high = recommender.bundle.rating_range[1]
     ratings = [RawRating(item, high) for item in recommender.items.raw[:k].tolist()]
-    users = recommender.users.raw[:WARM_UP_USERS].tolist()
+    users = recommender.example_users
     vectors = recommender.bundle.model.item_vectors_for_similarity() is not None
     filters = Filters(diversity=0.5 if vectors else 0.0, explain=True, min_popularity=1)
     for user in users:

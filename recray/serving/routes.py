@@ -32,7 +32,6 @@ from recray.serving.service import (
     unknown_item,
 )
 
-EXAMPLE_USERS = 4
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -253,7 +252,7 @@ def _info(service: Service, recommender: Recommender) -> responses.ModelInfo:
         items=bundle.config["items"],
         genres=recommender.catalog.genres.names,
         years=None if years is None else list(years),
-        example_users=recommender.users.raw[:EXAMPLE_USERS].tolist(),
+        example_users=recommender.example_users,
         reads_order=recommender.reads_order,
         keeps_ratings=service.feedback is not None,
         rating_range=list(recommender.rating_scale),

@@ -12,11 +12,11 @@ from pydantic_core import to_json
 from starlette.types import Scope
 
 from recray.data.ids import ID_LENGTH, RawId
-from recray.errors import RecrayError
+from recray.errors import DamagedFile, RecrayError, StorageError
 from recray.inference.catalog import Filters
 from recray.inference.raw_ratings import RawRatings
 from recray.inference.recommendations import Recommendations
-from recray.inference.recommender import Recommender
+from recray.inference.recommender import Recommender, UnknownUser
 from recray.serving.guard import ServiceMetrics, error_body
 from recray.serving.hot_swap import ModelHolder
 from recray.serving.options import ServiceLimits
@@ -33,6 +33,9 @@ MAX_CACHED_QUERY_BYTES = 500
 UNANSWERABLE = "unfit"
 """Code of a request that fits the OpenAPI document, and that this data set or model cannot answer.
 """
+
+UNREADABLE = "unreadable"
+"""Code of a request for a user whose file in the bundle cannot be read now."""
 
 UserPath = Annotated[
     str,
@@ -60,7 +63,7 @@ _MEANING = {
     422: "A parameter is unknown or out of range, or the request asks for too much.",
     429: "Too many requests of this key, or too much work at once; see Retry-After.",
     500: "A bug.",
-    503: "Too many requests at once; see Retry-After.",
+    503: "Too many requests at once, or a file of users cannot be read; see Retry-After.",
     504: "It took too long.",
 }
 
@@ -168,6 +171,13 @@ def list_response(answer: Recommendations) -> Response:
 def error_response(status: int, code: str, message: str) -> Response:
     """An error in the one form that all errors have."""
     return Response(error_body(code, message), status, media_type="application/json")
+
+
+def error_of(error: RecrayError) -> tuple[str, str]:
+    """Code and message of why there is no answer; neither names a file."""
+    if isinstance(error, DamagedFile | StorageError):  # of a partition of users, on its first use
+        return UNREADABLE, "what is stored of this user cannot be read now"
+    return "unknown_user" if isinstance(error, UnknownUser) else UNANSWERABLE, str(error)
 
 
 def unknown_user(recommender: Recommender, user: str) -> Response:

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -17,21 +18,22 @@ from recray.inference.catalog import Filters
 from recray.inference.costs import price_of_filters, price_of_lists, price_of_scores
 from recray.inference.raw_ratings import RatingsSince, RawRatings
 from recray.inference.recommendations import Recommendations
-from recray.inference.recommender import Recommender, UnknownUser
+from recray.inference.recommender import Recommender
 from recray.schema import SCORE_NAMES
 from recray.serving.guard import HTTPError, error_body
 from recray.serving.schemas import requests, responses
 from recray.serving.service import (
-    UNANSWERABLE,
     NoQuery,
     Service,
     UserPath,
     alone,
     caller_of,
+    error_of,
     error_responses,
     json_response,
     list_response,
     refuse_repeated,
+    run_short,
     service_of,
     unknown_user,
 )
@@ -128,7 +130,8 @@ def plan_list(
             service.ab_test.mirror(raw, answer, k, options.exclude_seen, filters, news, options.now)
         return list_response(answer)
 
-    if recommender.is_fast and not (filters.diversity or filters.explain or news):
+    plain = not (filters.diversity or filters.explain or news)
+    if recommender.is_fast and plain and recommender.users.at_hand([raw])[0]:
         return ListPlan(None, reply)
     (seconds,) = price_of_lists(recommender, [raw], k, filters, lambda _user: news)
     return ListPlan(seconds + price_of_filters(filters), reply)
@@ -226,8 +229,7 @@ def _parts(prices: Sequence[float]) -> Iterator[slice]:
 
 def _batch_entry(answer: Recommendations | RecrayError, sources: Counter[str]) -> str:
     if isinstance(answer, RecrayError):
-        code = "unknown_user" if isinstance(answer, UnknownUser) else UNANSWERABLE
-        return error_body(code, str(answer)).decode()
+        return error_body(*error_of(answer)).decode()
     sources[answer.source] += 1
     return f"{{{answer.entry_json()}}}"
 
@@ -244,7 +246,9 @@ async def history(request: Request, user: UserPath, _query: NoQuery) -> Response
     recommender = service.model()
     try:
         raw = recommender.users.parse(user)
-        facts = recommender.user(raw, service.ratings_since(raw))
+        work = partial(recommender.user, raw, service.ratings_since(raw))
+        here = recommender.users.at_hand([raw])[0]
+        facts = work() if here else await run_short(request, work)
     except KeyError:
         return unknown_user(recommender, user)
     return json_response({**asdict(facts), "model_version": recommender.version})

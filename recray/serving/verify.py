@@ -130,7 +130,7 @@ def _compare(
     offline, offline_scores = ranked.item, recommender.scorer.shown_scores(ranked)
     differences = []
     for row, user in enumerate(users):
-        raw = quote(str(recommender.users.raw[user]), safe="")
+        raw = quote(str(recommender.users.raw_of(np.array([user]))[0]), safe="")
         status, reply = client.call("GET", f"/v1/users/{raw}/recommendations?{query}")
         expected = offline[row][offline[row] != NONE]
         try:

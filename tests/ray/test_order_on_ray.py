@@ -10,8 +10,7 @@ from recray.data import ingest, source
 from recray.data.dataset import Ratings, in_order
 from recray.data.formats import text
 from recray.errors import RecrayError
-from recray.inference.interactions import Interactions, interaction_table
-from recray.storage import Folder
+from recray.inference.interactions import interactions_of
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 NEXT = "split.kind=next"
@@ -140,12 +139,7 @@ def test_what_filters_drop_moves_no_place_and_keeps_its_own(tmp_path):
     for name in ("train", "valid", "test"):
         rows_of = prepared.load(name)
         assert (rows_of.place >= 0).all()
-    folder = Folder(str(tmp_path / "bundle"))
-    folder.write_table("interactions.parquet", interaction_table(prepared))
-    settings = load_settings("ranking", None, [])
-    sizes = len(prepared.user_ids), len(prepared.item_ids)
-    read = Interactions.read(folder, settings, prepared.users, prepared.items, *sizes)
-    known = in_order(read.known)
+    known = in_order(interactions_of(prepared)[0])
     items_known = set(prepared.item_ids.raw.tolist())
     everything = {
         user: [item for item in items if item in items_known]

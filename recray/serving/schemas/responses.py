@@ -304,3 +304,6 @@ class Readiness(Status):
         Literal["kept", "not_kept"] | None,
         Field(description="not_kept: the log cannot be written now; null where there is none."),
     ] = None
+    damaged_users: Annotated[
+        list[str], Field(description="Files of users that turned out to be damaged in use.")
+    ] = []

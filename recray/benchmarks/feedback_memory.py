@@ -1,4 +1,4 @@
-"""What a replica's process grows by: for a bundle, and for a large ratings log."""
+"""What a replica's process grows by for a large ratings log."""
 
 import sys
 import tempfile
@@ -6,16 +6,13 @@ import time
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from recray.benchmarks.client import ReplicaMemory
 from recray.benchmarks.harness import Row, apart, own_memory, trimmed_memory
 from recray.data.feedback_events import MICRO, event_schema
 from recray.data.feedback_log import LogWriter, RatingsLog
 from recray.serving.feedback_service import FeedbackService
-from recray.serving.hot_swap import load_and_warm_up
 
-MODULE = "recray.benchmarks.replica_memory"
+MODULE = "recray.benchmarks.feedback_memory"
 INTEGERS = (False, False)
 RATINGS, USERS, ITEMS = 5_000_000, 500_000, 59_047
 """In the log, and who gave them to which items."""
@@ -65,26 +62,6 @@ def write_log(folder: str) -> None:
         first += size
 
 
-def memory(small: str, big: str) -> ReplicaMemory:
-    """What a replica's process grows by for a bundle, over the bytes of its tables.
-
-    The tables are the weights, item and stars of each rating, and the raw ids.
-    """
-    torch.set_num_threads(1)
-    load_and_warm_up(small)  # libraries and whatever they make once
-    before = trimmed_memory()
-    recommender = load_and_warm_up(big)
-    grown = trimmed_memory() - before
-    history, model = recommender.scorer.history, recommender.bundle.model
-    arrays = (history.indptr, history.item, history.rating)
-    tables = sum(array.nbytes for array in arrays)
-    tables += sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    tables += recommender.users.raw.nbytes + recommender.items.raw.nbytes
-    return ReplicaMemory(
-        what="memory", mb=grown / 1e6, tables_mb=tables / 1e6, over_tables=grown / tables
-    )
-
-
 def read_log(folder: str) -> FeedbackMemory:
     """Start a replica's feedback, and ask it for users."""
     before = trimmed_memory()
@@ -112,5 +89,4 @@ def read_log(folder: str) -> FeedbackMemory:
 
 
 if __name__ == "__main__":
-    row = memory(*sys.argv[2:]) if sys.argv[1] == "memory" else read_log(sys.argv[2])
-    print(row.model_dump_json())
+    print(read_log(sys.argv[2]).model_dump_json())
