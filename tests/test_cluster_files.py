@@ -121,6 +121,16 @@ def test_a_fault_of_a_serve_config_is_found_with_its_key(tmp_path, file, right, 
     assert key in kept(validate.check(copy, None))
 
 
+def test_replicas_of_several_machines_lie_apart(tmp_path):
+    text = (validate.FOLDER / "serve-production.yaml").read_text()
+    copy, key = tmp_path / "serve.yaml", "applications.0.deployments.0.max_replicas_per_node"
+    for number, faults in ((1, []), (2, [key]), ("one", [key])):
+        copy.write_text(text.replace("per_node: 1", f"per_node: {number}"))
+        assert [problem.key for problem in serve.check(copy)] == faults, number
+    copy.write_text(text.replace("per_node: 1", "per_node: 2").replace("EveryNode", "HeadOnly"))
+    assert serve.check(copy) == []
+
+
 def test_every_file_has_a_planted_fault():
     planted = {validate.FOLDER / name for name, *_ in FAULTS} | set(SERVE_CONFIGS)
     assert planted | {validate.FOLDER / "docker/Dockerfile"} == set(validate.files())

@@ -29,8 +29,8 @@ from recray.serving.auth import (
 from recray.serving.guard import (
     WRITE_BUFFER,
     SecurityMiddleware,
-    error_body,
 )
+from recray.serving.http_errors import error_body
 from recray.serving.options import ServiceLimits, limits_with_own_key
 from recray.serving.rate import RateLimiter
 from recray.serving.verify import verify

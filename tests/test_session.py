@@ -19,8 +19,8 @@ from recray.runtime.environment import (
     log_levels_kept,
     signal_handlers_kept,
 )
-from recray.runtime.ray_private import temp_folder
 from recray.runtime.ray_start import PACKAGE_FOLDER
+from recray.runtime.ray_switches import temp_folder
 
 
 def test_a_joined_cluster_gets_the_whole_package():

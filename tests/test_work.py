@@ -13,7 +13,7 @@ from recray.inference.recommender import Recommender
 from recray.serving import user_routes, work
 from recray.serving.app import build_app
 from recray.serving.auth import new_key, parse_key
-from recray.serving.guard import HTTPError
+from recray.serving.http_errors import HTTPError
 from recray.serving.options import ServiceLimits
 from recray.serving.work import FairThreads, GivenUp, Waiting, Workers
 

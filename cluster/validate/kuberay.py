@@ -223,8 +223,6 @@ def _replicas(file: Path, place: str, deployment: dict[str, Any], nodes: int) ->
     replicas = deployment.get("num_replicas", 1)
     if replicas < 2:
         problems.append(Problem(file, f"{place}.num_replicas", "must be at least 2"))
-    if deployment.get("max_replicas_per_node") != 1:
-        problems.append(Problem(file, f"{place}.max_replicas_per_node", "must be 1"))
     surge = -(-replicas * deployment.get("max_surge_percent", 0) // 100)
     if not surge:
         message = "must be above 0: an update would stop a replica before the new one answers"

@@ -80,10 +80,13 @@ def _applications(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
         where = f"applications.{number}"
         if application.get("import_path") == APP_BUILDER:
             host = (values.get("http_options") or {}).get("host", "0.0.0.0")  # Ray's own default
-            yield from ((f"{where}.{key}", message) for key, message in _ours(application, host))
+            # Ray's own default is a proxy on every node.
+            one_machine = is_loopback(host) or values.get("proxy_location") == "HeadOnly"
+            found = _ours(application, host, one_machine)
+            yield from ((f"{where}.{key}", message) for key, message in found)
 
 
-def _ours(application: dict[str, Any], host: str) -> Iterator[tuple[str, str]]:
+def _ours(application: dict[str, Any], host: str, one_machine: bool) -> Iterator[tuple[str, str]]:
     try:
         args = AppArgs.model_validate(application.get("args") or {})
     except ValidationError as error:
@@ -98,13 +101,19 @@ def _ours(application: dict[str, Any], host: str) -> Iterator[tuple[str, str]]:
             message = f"{deployment.get('name')!r}; the one of ours is {DEPLOYMENT!r}"
             yield f"{inside}.name", message
             continue
-        yield from ((f"{inside}.{key}", message) for key, message in _limits(deployment, args))
+        found = _limits(deployment, args, one_machine)
+        yield from ((f"{inside}.{key}", message) for key, message in found)
 
 
-def _limits(deployment: dict[str, Any], args: AppArgs) -> Iterator[tuple[str, str]]:
+def _limits(
+    deployment: dict[str, Any], args: AppArgs, one_machine: bool
+) -> Iterator[tuple[str, str]]:
     """Numbers of our deployment that Ray takes and that do not fit each other."""
     scaling = deployment.get("autoscaling_config")
     replicas = scaling.get("min_replicas", 1) if scaling else deployment.get("num_replicas", 1)
+    if replicas != 1 and not one_machine and deployment.get("max_replicas_per_node") != 1:
+        message = "must be 1: replicas on one machine are lost together"
+        yield "max_replicas_per_node", message
     if replicas != 1 and not deployment.get("max_surge_percent", 100):
         message = "0 stops a replica before the new one answers; give 100"
         yield "max_surge_percent", message

@@ -4,12 +4,19 @@ import asyncio
 import contextlib
 import socket
 import time
-from typing import Self
+from typing import NamedTuple, Self
 
 from recray.benchmarks.harness import Row
 
 HOST = "127.0.0.1"
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Request(NamedTuple):
+    """A request: its address, and its body if it has one."""
+
+    path: str
+    body: bytes = b""
 
 
 class _NoReplyError(ConnectionResetError):

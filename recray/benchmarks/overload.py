@@ -9,12 +9,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from pydantic import JsonValue
 
-from recray.benchmarks.client import HOST, Client, free_port
+from recray.benchmarks.client import HOST, Client, Request, free_port
 from recray.benchmarks.harness import PROC, SAMPLE_SECONDS, Figures, Row, descendants, own_memory
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import Filters
@@ -66,13 +65,6 @@ class Price(Row):
     lists: int
     cpu_s: float
     price_over_cpu: float
-
-
-class Request(NamedTuple):
-    """A request: its address, and its body if it has one."""
-
-    path: str
-    body: bytes = b""
 
 
 def overload(bundle: Bundle, seconds: float, log: Log) -> tuple[Figures, Sequence[Row]]:

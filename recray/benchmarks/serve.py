@@ -29,6 +29,7 @@ from recray.benchmarks.client import (
     peak,
     steady,
 )
+from recray.benchmarks.deaths import deaths
 from recray.benchmarks.harness import Figures, Measurement, Row, apart, load_now
 from recray.benchmarks.many_users import many_users
 from recray.benchmarks.overload import overload
@@ -60,6 +61,7 @@ class Sizes:
         seconds: Of one turn.
         swap_seconds: Of the load while models are swapped.
         overload_seconds: Of the worst requests at once.
+        death_requests: Around each kill of a process.
         many: Users and items of a bundle with more users than a replica may hold.
     """
 
@@ -67,11 +69,12 @@ class Sizes:
     seconds: float
     swap_seconds: float
     overload_seconds: float
+    death_requests: int
     many: tuple[int, int]
 
 
-FULL = Sizes(5, 4.0, 30.0, 30.0, (10_000_000, 1_000_000))
-QUICK = Sizes(2, 2.0, 12.0, 10.0, (200_000, 100_000))
+FULL = Sizes(5, 4.0, 30.0, 30.0, 1000, (10_000_000, 1_000_000))
+QUICK = Sizes(2, 2.0, 12.0, 10.0, 300, (200_000, 100_000))
 
 
 def run(sizes: Sizes, log: Log) -> Measurement:
@@ -86,6 +89,7 @@ def run(sizes: Sizes, log: Log) -> Measurement:
         empty_large, recommend_large = _large(large, turns, seconds)
         swapped = swaps(small, folder, sizes.swap_seconds, log)
         of_overload, overload_rows = overload(small, sizes.overload_seconds, log)
+        of_deaths, death_rows = deaths(small, folder, sizes.death_requests, log)
         log("the production profile, in a Ray of its own")
         fast = Production.model_validate_json(
             apart("recray.benchmarks.serve", "production", small.folder.path, str(turns * seconds))
@@ -104,7 +108,8 @@ def run(sizes: Sizes, log: Log) -> Measurement:
         "fold_in_ms_p95": new.p95_ms,
     }
     rows = [empty, recommend, load, batch, empty_large, recommend_large, swapped, fast, new]
-    return Measurement(figures | of_overload | of_memory, [*rows, *overload_rows, *memory_rows])
+    others = [*overload_rows, *death_rows, *memory_rows]
+    return Measurement(figures | of_overload | of_deaths | of_memory, [*rows, *others])
 
 
 def _memory(folder: Path, sizes: Sizes, log: Log) -> tuple[Figures, list[Row]]:

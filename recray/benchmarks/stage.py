@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from recray.benchmarks.steps import Case, Pass, pass_of, rate
 from recray.runtime.environment import switched
-from recray.runtime.ray_private import POLL_VARIABLE
+from recray.runtime.ray_switches import POLL_VARIABLE
 from recray.training.shard import Workers
 
 POLL_S = 0.02

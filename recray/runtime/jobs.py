@@ -25,8 +25,8 @@ from recray.errors import RecrayError
 from recray.runtime.environment import switched
 from recray.runtime.loopback import not_proxied, open_url
 from recray.runtime.nodes import capacity_of
-from recray.runtime.ray_private import JOB_SWITCHES
 from recray.runtime.ray_start import auth_token
+from recray.runtime.ray_switches import JOB_SWITCHES
 from recray.runtime.session import quieten, set_token_mode
 from recray.runtime.working_folder import packed
 

@@ -15,8 +15,6 @@ from recray.runtime.environment import (
     switched,
 )
 from recray.runtime.ray_private import (
-    QUIET_LOGGERS,
-    RAY_SWITCHES,
     TOKEN_MODE,
     forget_serve,
     leave_no_serve,
@@ -26,6 +24,7 @@ from recray.runtime.ray_private import (
 )
 from recray.runtime.ray_start import LOCAL as LOCAL
 from recray.runtime.ray_start import in_job, start
+from recray.runtime.ray_switches import QUIET_LOGGERS, RAY_SWITCHES
 from recray.runtime.worker_range import WorkerRange
 
 SERVE = "ray.serve"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.runtime.environment import switched
-from recray.runtime.ray_private import PRODUCTION_SWITCHES
+from recray.runtime.ray_switches import PRODUCTION_SWITCHES
 from recray.runtime.session import LOCAL, ray_runs, session
 from recray.serving.auth import load_keys, require_keys
 from recray.serving.guard import ServiceMetrics

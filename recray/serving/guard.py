@@ -5,7 +5,6 @@ It knows ASGI and nothing of Ray or of models; deployment.py exports the counts 
 
 import asyncio
 import contextlib
-import json
 import threading
 import time
 import traceback
@@ -17,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recray.serving.auth import find_key
+from recray.serving.http_errors import HTTPError, error_body
 from recray.serving.log import log
 from recray.serving.options import ServiceLimits
 from recray.serving.rate import RateLimiter
@@ -108,30 +108,6 @@ class ServiceMetrics:
         with self._lock:
             counts, self._counts = self._counts, Counts()
         return counts
-
-
-class HTTPError(Exception):
-    """The reason why the middleware does not let a request through.
-
-    Args:
-        status: HTTP status.
-        code: Short name, for programs.
-        message: What is wrong and what to do, for people.
-        headers: Headers beside the usual ones.
-    """
-
-    def __init__(
-        self, status: int, code: str, message: str, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-        self.headers = headers or {}
-
-
-def error_body(code: str, message: str) -> bytes:
-    """The JSON body of every error."""
-    valid = message.encode("utf-8", "replace").decode()  # a path may hold lone surrogates
-    return json.dumps({"error": {"code": code, "message": valid}}, ensure_ascii=False).encode()
 
 
 class _Reply:

@@ -1,7 +1,7 @@
 """Who may rate, and how much: keys that are bound to a user, and ratings of a key in a day."""
 
 from recray.data.ids import RawId
-from recray.serving.guard import HTTPError
+from recray.serving.http_errors import HTTPError
 from recray.serving.options import ServiceLimits
 from recray.serving.rate import RateLimiter
 

@@ -17,8 +17,9 @@ from recray.inference.catalog import Filters
 from recray.inference.raw_ratings import RawRatings
 from recray.inference.recommendations import Recommendations
 from recray.inference.recommender import Recommender, UnknownUser
-from recray.serving.guard import ServiceMetrics, error_body
+from recray.serving.guard import ServiceMetrics
 from recray.serving.hot_swap import ModelHolder
+from recray.serving.http_errors import error_body
 from recray.serving.options import ServiceLimits
 from recray.serving.schemas import requests, responses
 from recray.serving.slashes import decode_slashes

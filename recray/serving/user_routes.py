@@ -20,7 +20,7 @@ from recray.inference.raw_ratings import RatingsSince, RawRatings
 from recray.inference.recommendations import Recommendations
 from recray.inference.recommender import Recommender
 from recray.schema import SCORE_NAMES
-from recray.serving.guard import HTTPError, error_body
+from recray.serving.http_errors import HTTPError, error_body
 from recray.serving.schemas import requests, responses
 from recray.serving.service import (
     NoQuery,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from recray.serving.guard import HTTPError
+from recray.serving.http_errors import HTTPError
 
 SHORT_SECONDS = 0.02
 """Up to here work is short: even a full queue of it is done within a second."""

@@ -20,7 +20,8 @@ from recray.data.dataset import Prepared
 from recray.errors import RecrayError
 from recray.runtime.environment import quiet_stdout, switched
 from recray.runtime.nodes import capacity, require_shared, scale_up
-from recray.runtime.ray_private import TUNE_SWITCHES, replay_trial
+from recray.runtime.ray_private import replay_trial
+from recray.runtime.ray_switches import TUNE_SWITCHES
 from recray.runtime.session import LOCAL, session
 from recray.storage import encoded
 from recray.tuning.driver import OnUpdate, SearchDriver

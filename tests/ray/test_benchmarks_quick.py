@@ -49,6 +49,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
         "seconds": 0.5,
         "swap_seconds": 7.0,
         "overload_seconds": 3.0,
+        "death_requests": 60,
         "big": (2000, 4000, 20),
     },
     "store": {

@@ -16,7 +16,7 @@ from tests.ray.several_nodes import wait_for
 
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 PROFILES = {
-    "serve": {"RAY_SERVE_LOG_TO_STDERR": "0"},  # as runtime/ray_private.py has it
+    "serve": {"RAY_SERVE_LOG_TO_STDERR": "0"},  # as runtime/ray_switches.py has it
     "deploy": {"RAY_SERVE_LOG_TO_STDERR": "1"},  # Ray's own default
     # Of the switches of production those that change a replica's log. Which ports it opens is
     # agreed upon with a proxy that this Serve does not have.

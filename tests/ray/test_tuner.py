@@ -275,7 +275,7 @@ def test_what_a_trial_raises_on_its_workers_is_a_row(prepared, tmp_path):
 NODES = """
 import json, sys
 import os
-from recray.runtime.ray_private import RAY_SWITCHES
+from recray.runtime.ray_switches import (RAY_SWITCHES)
 os.environ |= RAY_SWITCHES | {"RAY_AUTH_MODE": "token"}
 from ray.cluster_utils import Cluster
 from recray.config import load_settings
