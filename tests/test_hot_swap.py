@@ -1,8 +1,10 @@
 """A service follows its registry: swaps, refusals, rollback; no reply mixes versions."""
 
 import asyncio
+import gc
 import json
 import threading
+import weakref
 from pathlib import Path
 
 import httpx2
@@ -282,3 +284,19 @@ def test_readiness_tells_neither_credentials_nor_folders(holder, reason, shown):
     assert "SECRET" not in text
     assert "srv" not in text
     assert holder.status().refused.reason.startswith(shown)
+
+
+def test_a_model_that_was_replaced_is_freed_at_once(make_bundle):
+    path = make_bundle().folder.path
+    first = load_and_warm_up(path)
+    first.catalog.find("the", 3)
+    before, table = weakref.ref(first.bundle.model), weakref.ref(first.items.raw)
+    holder = ModelHolder(first)
+    del first
+    gc.disable()  # what waits for it would be a third version's memory during the next swap
+    try:
+        holder.replace(load_and_warm_up(path))
+        assert before() is None
+        assert table() is None
+    finally:
+        gc.enable()
