@@ -15,6 +15,7 @@ from recray.storage import (
     UNFINISHED,
     Folder,
     current_of,
+    files,
     publish,
     remove_stale,
     storage_errors,
@@ -68,6 +69,33 @@ def test_replacing_swaps_the_whole_folder(tmp_path):
     out = write(tmp_path / "out", replace=True, a=b"new")
     assert out.files() == [MANIFEST, "sub/a"]
     assert out.read_bytes("sub/a") == b"new"
+    assert left(tmp_path) == ["out"]
+
+
+def test_a_replaced_folder_is_there_at_every_moment(tmp_path, monkeypatch):
+    write(tmp_path / "out", a=b"old")
+    rename, seen = os.rename, []
+
+    def watched(*names):
+        try:
+            rename(*names)
+        finally:
+            seen.append((tmp_path / "out" / MANIFEST).exists())
+
+    monkeypatch.setattr(os, "rename", watched)
+    write(tmp_path / "out", replace=True, a=b"new")
+    assert seen
+    assert all(seen), "on a filesystem that cannot exchange names, there is a moment without"
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_what_is_replaced_goes_whether_names_can_be_exchanged_or_not(
+    tmp_path, monkeypatch, can_exchange
+):
+    if not can_exchange:
+        monkeypatch.setattr(files, "_exchanged", lambda _one, _other: False)
+    write(tmp_path / "out", a=b"old")
+    assert write(tmp_path / "out", replace=True, a=b"new").read_bytes("sub/a") == b"new"
     assert left(tmp_path) == ["out"]
 
 
