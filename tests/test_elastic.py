@@ -96,7 +96,7 @@ def training(tmp_path, monkeypatch):
         }.items():
             monkeypatch.setattr(elastic, name, stand_in)
         monkeypatch.setattr(RunFolder, "train_state", lambda _self, **_how: state)
-        job = TrainJob(record.settings, "prepared", "run")
+        job = TrainJob(record.settings, "prepared", "run", "")
         group = ElasticTraining(job, folder, record, wanted, said.append)
         group.run(max_failures, local_mode=False)
         changes = [(c.epoch, c.workers) for c in folder.metadata().changes]

@@ -230,10 +230,21 @@ def test_the_first_lines_of_a_run_say_that_validation_is_not_trusted(prepared, t
     settings = trainer.adapt_to_dataset(load_settings("ranking"), prepared)
     run = RunFolder(str(tmp_path / "run"))
     record = metadata(settings=settings)
-    job = TrainJob(settings, prepared.folder, run.folder.path, keep_last=True)
+    job = TrainJob(settings, prepared.folder, run.folder.path, "", keep_last=True)
     plan = trainer._Training(job, prepared, run, record, TrainState(), Callbacks(), few)._plan(1)
     words = "validation has 13 users, and 50 are needed to pick an epoch"
     assert f"train: {words}: all 12 epochs are run, the last is kept" in plan
+
+
+def test_workers_that_begin_again_refuse_data_that_were_replaced_meanwhile(prepared, tmp_path):
+    settings = load_settings("dot-mse")
+    job = TrainJob(settings, prepared.folder, str(tmp_path / "run"), prepared.fingerprint)
+    assert job.open_prepared().manifest == prepared.manifest
+    facts = prepared.folder.read_json("manifest.json")
+    facts["fingerprints"]["train"] = "0" * 64
+    prepared.folder.write_json("manifest.json", facts)
+    with pytest.raises(RecrayError, match=r"prepared was replaced while .*run trained on it"):
+        job.open_prepared()
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):

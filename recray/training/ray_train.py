@@ -13,6 +13,7 @@ import torch
 
 from recray.config import Settings
 from recray.data.dataset import Prepared
+from recray.errors import RecrayError
 from recray.runtime.environment import TERMINATED, quiet_stdout
 from recray.runtime.nodes import free_workers, request_workers, worker_resources
 from recray.runtime.ray_errors import group_failure
@@ -43,6 +44,7 @@ class TrainJob:
             them are never read there.
         prepared: The opened data set's folder, so that all workers read the same files.
         run: Folder of the run.
+        fingerprint: That of the data set, as the run began with it.
         start_weights: What train.init_from names, read once by the driver.
         keep_last: That of TrainingRun.
         most: Workers that the group may grow to.
@@ -52,10 +54,25 @@ class TrainJob:
     settings: Settings
     prepared: Folder
     run: str
+    fingerprint: str
     start_weights: tuple[StartWeights, ...] = ()
     keep_last: bool = False
     most: int = 1
     gpus: float = 0.0
+
+    def open_prepared(self) -> Prepared:
+        """The data set, which on a disk somebody may have replaced since the run began.
+
+        Raises:
+            RecrayError: It is another one by now.
+        """
+        prepared = Prepared.open(self.prepared)
+        if prepared.fingerprint_of(self.settings.train.fit_on) != self.fingerprint:
+            raise RecrayError(
+                f"{self.prepared} was replaced while {self.run} trained on it; the run is kept, "
+                "and goes on with --resume when that data set is there again"
+            )
+        return prepared
 
 
 def fit(
@@ -162,7 +179,7 @@ def train_worker(config: dict[str, TrainJob]) -> EndReason | None:
         return free_workers(job.gpus) > 0
 
     with machine_failures_told(workers.rank, workers.size):
-        prepared, folder = Prepared.open(job.prepared), RunFolder(job.run, warn=False)
+        prepared, folder = job.open_prepared(), RunFolder(job.run, warn=False)
         run = build_run(job.settings, prepared, folder, workers, report, job.start_weights)
         info = ray.train.get_preemption_info
         run = replace(

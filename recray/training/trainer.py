@@ -77,7 +77,8 @@ def run(
     if is_done(before := folder.train_state(), settings.train.epochs):
         return _finish(folder, before, already=True)
     distrust = distrust_of_validation(settings, prepared)
-    job = TrainJob(settings, prepared.folder, str(folder), start_weights, bool(distrust))
+    own = (prepared.folder, str(folder), now.fingerprint)
+    job = TrainJob(settings, *own, start_weights, bool(distrust))
     run = _Training(job, prepared, folder, now, before, callbacks or Callbacks(), distrust)
     run.train(allowed, address, max_failures)
     return _finish(folder, folder.train_state(check=False))
