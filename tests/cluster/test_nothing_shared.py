@@ -2,13 +2,14 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recray.benchmarks.counting_proxy import Proxy
+from recray.benchmarks.counting_proxy import Proxy, Traffic
 from recray.data.dataset import Prepared
 from recray.data.ingest import SPILL
 from tests.cluster.isolated import IsolatedNodes, Network, why_not
@@ -100,6 +101,12 @@ STAGES = {
 }
 
 
+def written(traffic: Traffic, out: str, stage: str) -> int:
+    """How many files of a stage were put into the generation that is being written."""
+    start = re.compile(rf"{out}/generation-\w+/{re.escape(STAGES[stage])}")
+    return sum(r.kind == "PUT" and bool(start.match(r.key)) for r in traffic.requests)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_node_that_dies_costs_no_byte(nodes, store, undisturbed, stage):
     nodes.fill(2)
@@ -109,27 +116,32 @@ def test_a_node_that_dies_costs_no_byte(nodes, store, undisturbed, stage):
     with proxy.watch() as traffic:
         words = ["s3://data/ratings.parquet", "--out", f"s3://{out}", "--address", nodes.address]
         running = nodes.start("prepare", *words)
-        wait_for(lambda: traffic.count("PUT", below=f"{out}/{STAGES[stage]}"), pause=0.02)
+        wait_for(lambda: written(traffic, out, stage), pause=0.02)
         nodes.kill(nodes.running[-1])
-        before = traffic.count("PUT", below=f"{out}/{STAGES[stage]}")
+        before = written(traffic, out, stage)
         proxy.delay_s = 0.0
         printed, _ = running.communicate(timeout=900)
         assert running.returncode == 0, printed
-        after = traffic.count("PUT", below=f"{out}/{STAGES[stage]}")
+        after = written(traffic, out, stage)
     assert before < 8 <= after, "it was killed too late to show anything"
     assert Prepared.open(f"s3://{out}", verify=True).manifest["files"] == undisturbed
 
 
 def test_bytes_depend_neither_on_workers_nor_on_the_order_of_rows(nodes, undisturbed, tmp_path):
-    """Four CPUs of this machine, one node, and rows in another order; on a disk and in a store."""
+    """Four CPUs of this machine, four nodes or one, and rows in another order; on a disk and in a
+    store.
+    """
     for source in ("ratings", "shuffled"):
         out = tmp_path / source
         running = Nodes.start(nodes, "prepare", f"s3://data/{source}.parquet", "--out", out)
         printed, _ = running.communicate(timeout=900)
         assert running.returncode == 0, printed
         assert Prepared.open(str(out)).manifest["files"] == undisturbed
-    nodes.fill(2)
-    nodes.kill(nodes.running[-1])
+    nodes.fill(4)
+    well(nodes, "prepare", "s3://data/shuffled.parquet", "--out", "s3://data/four")
+    assert Prepared.open("s3://data/four", verify=True).manifest["files"] == undisturbed
+    for node in [one for one in nodes.running[1:] if one.poll() is None][1:]:
+        nodes.kill(node)
     wait_for(lambda: nodes.alive() == 2)
     well(nodes, "prepare", "s3://data/shuffled.parquet", "--out", "s3://data/one")
     assert Prepared.open("s3://data/one").manifest["files"] == undisturbed
