@@ -35,6 +35,8 @@ RAY_SWITCHES = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     # A dead proxy is replaced when it has missed three checks, and these are 10 s apart in Ray.
     PROXY_CHECK_VARIABLE: "1",
+    # What Serve's proxy answers where no replica does has the form of the service's own errors.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "recray.serving.proxy_replies:middlewares",
 }
 """While recray has Ray running."""
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"

@@ -127,6 +127,11 @@ def test_ray_binds_this_machine_alone_but_for_the_replicas_own_port(services):
     assert {name[:10] for name in open_to_all} <= {"ray::Serve"}
 
 
+def test_where_no_app_is_deployed_serves_proxy_answers_in_our_form(services):
+    status, error = get(f"{services}/readyz")
+    assert (status, error["error"]["code"]) == (503, "starting")
+
+
 def test_what_ray_says_of_a_dead_process_is_no_result(services, capsys):
     (proxy,) = [
         process
