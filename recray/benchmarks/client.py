@@ -9,6 +9,8 @@ from typing import NamedTuple, Self
 from recray.benchmarks.harness import Row
 
 HOST = "127.0.0.1"
+REPLICA = b"ray::ServeReplica:recray:"
+"""How the title of a replica's process begins."""
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 

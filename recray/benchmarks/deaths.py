@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import ray
 
-from recray.benchmarks.client import HOST, free_port
-from recray.benchmarks.harness import PROC, Figures, Row, descendants, load_now, session_of
+from recray.benchmarks.client import HOST, REPLICA, free_port
+from recray.benchmarks.harness import Figures, Row, load_now, processes_named, session_of
 from recray.benchmarks.mixed_load import Outcome, mixed_requests, send_steadily
 from recray.inference.bundle import Bundle
 from recray.progress import Log
@@ -33,7 +33,7 @@ WAIT = 0.15
 """Share of the requests that were sent before the kill."""
 SETTLE_SECONDS = 120.0
 POLL_SECONDS = 0.2
-REPLICA, CONTROLLER, PROXY = b"ray::ServeReplica:recray:", b"ray::ServeController", b"ray::Proxy"
+CONTROLLER, PROXY = b"ray::ServeController", b"ray::Proxy"
 
 
 class Death(Row):
@@ -86,7 +86,7 @@ def _deaths_of_processes(registry: Registry, load: "_Load") -> list[Death]:
     port = free_port()
     with serving(registry.folder.path, HOST, port, replicas=2):
         return [
-            load.around(Victim(name, partial(_processes, title), _kill_first), port)
+            load.around(Victim(name, partial(processes_named, title), _kill_first), port)
             for name, title in titles.items()
         ]
 
@@ -94,7 +94,7 @@ def _deaths_of_processes(registry: Registry, load: "_Load") -> list[Death]:
 def _death_of_a_node(registry: Registry, load: "_Load") -> Death:
     port = free_port()
     with _two_nodes() as node, serving(registry.folder.path, HOST, port, replicas=2):
-        if not set(_processes(REPLICA)) & set(session_of(node)):
+        if not set(processes_named(REPLICA)) & set(session_of(node)):
             raise RuntimeError("both replicas are on one node")
         victim = Victim("node", partial(session_of, node), _kill_all, comes_back=False)
         return load.around(victim, port)
@@ -167,21 +167,15 @@ class _Kill:
 def _wait_until_whole() -> None:
     """Wait until nothing is missing since the last kill."""
     end = time.monotonic() + SETTLE_SECONDS
-    while len(_processes(REPLICA)) < 2 or not _processes(CONTROLLER) or not _processes(PROXY):
+    while (
+        len(processes_named(REPLICA)) < 2
+        or not processes_named(CONTROLLER)
+        or not processes_named(PROXY)
+    ):
         if time.monotonic() > end:
             raise RuntimeError(f"the service is not whole after {SETTLE_SECONDS:g} s")
         time.sleep(0.5)
     time.sleep(3.0)
-
-
-def _processes(title: bytes) -> list[int]:
-    """Processes of this Ray whose title begins so."""
-    found = []
-    for pid in descendants(os.getpid()):
-        with suppress(OSError):  # it ended meanwhile
-            if (PROC / str(pid) / "cmdline").read_bytes().startswith(title):
-                found.append(pid)
-    return found
 
 
 def _kill_first(pids: list[int]) -> None:

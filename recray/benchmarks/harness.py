@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -221,6 +221,16 @@ def descendants(root: int) -> list[int]:
         pid = queue.pop()
         found.append(pid)
         queue += children.get(pid, [])
+    return found
+
+
+def processes_named(title: bytes) -> list[int]:
+    """Ids of this process's descendants whose title begins so; Linux only."""
+    found = []
+    for pid in descendants(os.getpid()):
+        with suppress(OSError):  # it ended meanwhile
+            if (PROC / str(pid) / "cmdline").read_bytes().startswith(title):
+                found.append(pid)
     return found
 
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import threading
 import time
 from collections import Counter
@@ -13,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from pydantic import JsonValue
 
-from recray.benchmarks.client import HOST, Client, Request, free_port
-from recray.benchmarks.harness import PROC, SAMPLE_SECONDS, Figures, Row, descendants, own_memory
+from recray.benchmarks.client import HOST, REPLICA, Client, Request, free_port
+from recray.benchmarks.harness import SAMPLE_SECONDS, Figures, Row, own_memory, processes_named
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import Filters
 from recray.inference.costs import price_of_lists
@@ -37,7 +36,6 @@ OTHERS_RATE = 15.0
 """Other requests a second."""
 OF_BUDGET = 0.9
 """A replica measures for itself, and its prices are a little different from those here."""
-REPLICA = b"ray::ServeReplica:recray:"
 
 
 class Overload(Row):
@@ -237,12 +235,12 @@ async def _again_and_again(
 @contextlib.contextmanager
 def replica_growth() -> Iterator[Callable[[], float]]:
     """Watch the replicas' memory; gives the most by which it has grown, in MB."""
-    held: list[int] = [_replica_memory()]
+    held: list[int] = [replica_memory()]
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(SAMPLE_SECONDS):
-            held.append(_replica_memory())
+            held.append(replica_memory())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -253,10 +251,10 @@ def replica_growth() -> Iterator[Callable[[], float]]:
         thread.join()
 
 
-def _replica_memory() -> int:
+def replica_memory() -> int:
+    """Bytes of all replicas that no file backs."""
     total = 0
-    for process in map(str, descendants(os.getpid())):
+    for process in processes_named(REPLICA):
         with contextlib.suppress(OSError, RuntimeError):  # it ended meanwhile
-            if (PROC / process / "cmdline").read_bytes().startswith(REPLICA):
-                total += own_memory("RssAnon", process)
+            total += own_memory("RssAnon", str(process))
     return total

@@ -33,6 +33,7 @@ from recray.benchmarks.deaths import deaths
 from recray.benchmarks.harness import Figures, Measurement, Row, apart, load_now
 from recray.benchmarks.many_users import many_users
 from recray.benchmarks.overload import overload
+from recray.benchmarks.soak import soak
 from recray.benchmarks.synthetic import make_bundle
 from recray.data.ids import RawId
 from recray.inference.bundle import Bundle
@@ -62,6 +63,7 @@ class Sizes:
         swap_seconds: Of the load while models are swapped.
         overload_seconds: Of the worst requests at once.
         death_requests: Around each kill of a process.
+        soak_seconds: Of a mixed load with swaps, in which memory must not grow.
         many: Users and items of a bundle with more users than a replica may hold.
     """
 
@@ -70,11 +72,12 @@ class Sizes:
     swap_seconds: float
     overload_seconds: float
     death_requests: int
+    soak_seconds: float
     many: tuple[int, int]
 
 
-FULL = Sizes(5, 4.0, 30.0, 30.0, 1000, (10_000_000, 1_000_000))
-QUICK = Sizes(2, 2.0, 12.0, 10.0, 300, (200_000, 100_000))
+FULL = Sizes(5, 4.0, 30.0, 30.0, 1000, 1200.0, (10_000_000, 1_000_000))
+QUICK = Sizes(2, 2.0, 12.0, 10.0, 300, 30.0, (200_000, 100_000))
 
 
 def run(sizes: Sizes, log: Log) -> Measurement:
@@ -88,8 +91,7 @@ def run(sizes: Sizes, log: Log) -> Measurement:
         empty, recommend, load, batch = _small(small, turns, seconds, log)
         empty_large, recommend_large = _large(large, turns, seconds)
         swapped = swaps(small, folder, sizes.swap_seconds, log)
-        of_overload, overload_rows = overload(small, sizes.overload_seconds, log)
-        of_deaths, death_rows = deaths(small, folder, sizes.death_requests, log)
+        of_stress, stress_rows = _stress(small, folder, sizes, log)
         log("the production profile, in a Ray of its own")
         fast = Production.model_validate_json(
             apart("recray.benchmarks.serve", "production", small.folder.path, str(turns * seconds))
@@ -108,8 +110,15 @@ def run(sizes: Sizes, log: Log) -> Measurement:
         "fold_in_ms_p95": new.p95_ms,
     }
     rows = [empty, recommend, load, batch, empty_large, recommend_large, swapped, fast, new]
-    others = [*overload_rows, *death_rows, *memory_rows]
-    return Measurement(figures | of_overload | of_deaths | of_memory, [*rows, *others])
+    return Measurement(figures | of_stress | of_memory, [*rows, *stress_rows, *memory_rows])
+
+
+def _stress(bundle: Bundle, folder: Path, sizes: Sizes, log: Log) -> tuple[Figures, list[Row]]:
+    """The worst requests, processes that die, and many minutes of everything."""
+    figures, rows = overload(bundle, sizes.overload_seconds, log)
+    of_deaths, death_rows = deaths(bundle, folder, sizes.death_requests, log)
+    of_soak, soaked = soak(bundle, Registry(str(folder / "registry")), sizes.soak_seconds, log)
+    return figures | of_deaths | of_soak, [*rows, *death_rows, soaked]
 
 
 def _memory(folder: Path, sizes: Sizes, log: Log) -> tuple[Figures, list[Row]]:

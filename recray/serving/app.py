@@ -24,6 +24,7 @@ from recray.serving.checked_query import CheckedQueries, CheckedQueryMiddleware
 from recray.serving.feedback_service import FeedbackService
 from recray.serving.guard import SecurityMiddleware, ServiceMetrics
 from recray.serving.hot_swap import ModelHolder
+from recray.serving.links import add_links
 from recray.serving.log import log
 from recray.serving.methods import HeadMiddleware, allowed_methods
 from recray.serving.options import ServiceLimits
@@ -133,11 +134,12 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _finish_document(app: FastAPI, limits: ServiceLimits) -> None:
-    """Say in the OpenAPI document in a sentence what each operation gives, and of the keys."""
+    """Say in the OpenAPI document what each operation gives, what follows it, and of the keys."""
     schema = app.openapi()  # FastAPI makes it once and keeps it
     for operations in schema["paths"].values():
         for operation in operations.values():  # else the name of the function in its place
             operation["summary"] = operation["description"].partition(".\n")[0].rstrip(".")
+    add_links(schema)
     if limits.keys:
         schema.setdefault("components", {})["securitySchemes"] = {
             "key": {"type": "http", "scheme": "bearer"},

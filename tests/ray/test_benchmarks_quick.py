@@ -50,6 +50,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
         "swap_seconds": 7.0,
         "overload_seconds": 3.0,
         "death_requests": 60,
+        "soak_seconds": 12.0,
         "many": (2000, 4000),
     },
     "store": {
