@@ -286,3 +286,10 @@ def test_the_users_who_are_looked_for_are_those_of_the_files_that_are_added(
     monkeypatch.setattr("recray.serving.registry.current_bundle", replaced)
     with pytest.raises(RecrayError, match="holds 1 of the users whom"):
         registry.add(given)
+
+
+def test_nobody_is_forgotten_while_a_version_cannot_be_read(registry):
+    registry.folder_of(registry.versions()[0].version).write_bytes("manifest.json", b"{")
+    with pytest.raises(RecrayError, match="cannot be read, and may hold the user: repair it"):
+        forgetting.forget(registry.folder.path, str(RARE))
+    assert not registry.folder.exists("forgotten.json")

@@ -144,3 +144,32 @@ def test_bundles_of_different_data_are_not_compared(make_bundle):
     other = dataclasses.replace(other, config=other.config | {"dataset": "elsewhere"})
     with pytest.raises(RecrayError, match="cannot be compared"):
         check_not_worse(other, live)
+
+
+FAULTS = {
+    "no JSON": b"{",
+    "another kind": b'{"kind": "run", "format": 1, "files": []}',
+    "facts of the wrong type": None,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_version_that_cannot_be_read_is_listed_with_its_reason(registry, make_bundle, fault):
+    good, other, broken = (
+        registry.add(make_bundle(name, changes=[f"train.seed={seed}"]).folder.path)
+        for seed, name in enumerate(("good", "other", "broken"))
+    )
+    folder = registry.folder_of(broken)
+    if FAULTS[fault] is None:
+        folder.write_json("manifest.json", folder.read_json("manifest.json") | {"dataset": [7]})
+    else:
+        folder.write_bytes("manifest.json", FAULTS[fault])
+    listed = {entry.version: entry.unreadable for entry in registry.versions()}
+    assert list(listed)[-1] == broken
+    assert listed.pop(broken)
+    assert listed == {good: None, other: None}
+    assert registry.promote(good).version == good
+    assert registry.promote(other, force=True).before == good
+    assert registry.rollback().version == good
+    with pytest.raises(RecrayError, match=f"{broken} cannot be read: "):
+        registry.promote(broken, force=True)

@@ -278,9 +278,15 @@ def registry_list(ui: Console, path: str) -> None:
     from recray.serving.registry import Registry, VersionList
 
     found = Registry(path).versions()
-    rows = [[v.version, v.dataset, v.preset, v.created, "*" if v.current else ""] for v in found]
+    rows = [
+        [v.version, v.dataset or "", v.preset or "", v.created or "", "*" if v.current else ""]
+        for v in found
+    ]
     columns = ["version", "dataset", "preset", "created", "current"]
     ui.result(VersionList(versions=found), terminal.table("", columns, rows))
+    for one in found:
+        if one.unreadable is not None:
+            ui.log(f"{one.version} cannot be read: {one.unreadable}")
 
 
 @registry.command("promote")

@@ -74,7 +74,7 @@ def forget(path: str, written: str, ratings_log: str | None = None) -> Forgotten
     registry = Registry(path)
     if registry.folder.exists(VERSIONS):
         registry.end_removals()
-    versions = [entry.version for entry in registry.versions()]
+    versions = _readable(registry)
     if not versions:
         raise RecrayError(f"{path} has no version")
     ids = Bundle.open(registry.folder_of(versions[-1]).path).user_ids
@@ -101,6 +101,22 @@ def forget(path: str, written: str, ratings_log: str | None = None) -> Forgotten
     )
 
 
+def _readable(registry: Registry) -> list[str]:
+    """All versions, oldest first.
+
+    Raises:
+        RecrayError: One cannot be read, and may hold the user.
+    """
+    entries = registry.versions()
+    for one in entries:
+        if one.unreadable is not None:
+            raise RecrayError(
+                f"version {one.version} cannot be read, and may hold the user: repair it or "
+                f"remove {registry.folder_of(one.version)} first ({one.unreadable})"
+            )
+    return [one.version for one in entries]
+
+
 def _rewrite(registry: Registry, user: RawId) -> dict[str, str]:
     """Write all versions again that know the user, and put them in the place of the old ones.
 
@@ -109,7 +125,7 @@ def _rewrite(registry: Registry, user: RawId) -> dict[str, str]:
     made: dict[str, str] = {}
     seen: set[str] = set()
     while True:
-        versions = [one.version for one in registry.versions() if one.version not in seen]
+        versions = [version for version in _readable(registry) if version not in seen]
         if not versions:
             return made
         found = {version: _without(registry, version, user) for version in versions}

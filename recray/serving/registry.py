@@ -16,9 +16,18 @@ from recray.data.ids import RawId
 from recray.errors import CheckFailed, RecrayError, unknown_name
 from recray.evaluation.promotion import check_not_worse
 from recray.inference.bundle import KIND, Bundle, current_bundle
+from recray.inference.bundle_checks import check_facts
 from recray.serving.forgotten import refuse_forgotten
 from recray.serving.promotions import PROMOTIONS, Overtaken, Pointer, Promotions
-from recray.storage import MANIFEST, UNFINISHED, Folder, FolderExists, check_store, publish
+from recray.storage import (
+    MANIFEST,
+    UNFINISHED,
+    Folder,
+    FolderExists,
+    check_store,
+    current_of,
+    publish,
+)
 
 VERSIONS = "versions"
 VERSION = re.compile(r"[0-9a-f]{12}")
@@ -28,13 +37,14 @@ REPLACE_ATTEMPTS = 5
 
 
 class RegistryEntry(BaseModel):
-    """One version in a registry."""
+    """One version in a registry; of one that cannot be read nothing but its name is known."""
 
     version: str
-    dataset: str
-    preset: str
-    created: str = Field(description="ISO 8601.")
+    dataset: str | None = None
+    preset: str | None = None
+    created: str | None = Field(None, description="ISO 8601.")
     current: bool
+    unreadable: str | None = Field(None, description="Why it cannot be read.")
 
 
 class VersionList(BaseModel):
@@ -127,24 +137,29 @@ class Registry:
         return self.folder.child(VERSIONS).child(version)
 
     def versions(self) -> list[RegistryEntry]:
-        """List the versions, oldest first.
+        """List the versions, oldest first, and at the end those that cannot be read.
 
         Raises:
             RecrayError: The folder is no registry.
         """
         if not self.folder.exists(VERSIONS):
             raise RecrayError(f"no registry at {self.folder}; `recray registry add` makes one")
-        current, entries = self._promotions.read()[1].version, []
-        for version in self.folder.child(VERSIONS).folders():
-            folder = self.folder_of(version)
-            try:
-                facts = folder.manifest().facts | {"current": version == current}
-            except RecrayError:
-                if folder.published():
-                    raise
-                continue  # nobody has finished it, or somebody deletes it
-            entries.append(RegistryEntry.model_validate(facts))
-        return sorted(entries, key=lambda entry: entry.created)
+        current = self._promotions.read()[1].version
+        names = self.folder.child(VERSIONS).folders()
+        entries = [entry for name in names if (entry := self._entry(name, current)) is not None]
+        return sorted(entries, key=lambda one: (one.created is None, one.created or ""))
+
+    def _entry(self, version: str, current: str | None) -> RegistryEntry | None:
+        """What is known of a version; None if nobody has finished it, or somebody deletes it."""
+        folder, held = self.folder_of(version), {"version": version, "current": version == current}
+        try:
+            _, manifest = current_of(folder, KIND, "recray export")
+            check_facts(manifest, folder.at(MANIFEST))
+            return RegistryEntry.model_validate({**manifest.facts, **held})
+        except RecrayError as error:
+            if not folder.published():
+                return None
+            return RegistryEntry.model_validate({**held, "unreadable": str(error)})
 
     def _checked(self, pointer: Pointer) -> tuple[str, list[str]]:
         if pointer.version is None:
@@ -197,9 +212,11 @@ class Registry:
             RecrayError: The version is unknown, or has seen that hold-out in training.
             Overtaken: Another version became current during the comparison; nothing has changed.
         """
-        known = [entry.version for entry in self.versions()]
+        known = {entry.version: entry.unreadable for entry in self.versions()}
         if version not in known:
-            raise unknown_name("version", version, known or ["none yet"])
+            raise unknown_name("version", version, list(known) or ["none yet"])
+        if known[version] is not None:
+            raise RecrayError(f"version {version} cannot be read: {known[version]}")
         number, pointer = self._promotions.read()
         current = pointer.version
         if current == version:
