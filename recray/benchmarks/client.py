@@ -6,6 +6,8 @@ import socket
 import time
 from typing import NamedTuple, Self
 
+import numpy as np
+
 from recray.benchmarks.harness import Row
 
 HOST = "127.0.0.1"
@@ -192,3 +194,14 @@ class Production(Row):
     what: str
     per_second: float
     empty: float
+
+
+def rate_of(what: str, speeds: list[float]) -> Rate:
+    """The row of several turns."""
+    return Rate(what=what, per_second=float(np.median(speeds)), low=min(speeds), high=max(speeds))
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """p50_ms, p95_ms and p99_ms."""
+    values = np.percentile(np.array(seconds) * 1000, [50, 95, 99])
+    return {f"p{p}_ms": float(v) for p, v in zip((50, 95, 99), values, strict=True)}

@@ -1,7 +1,5 @@
 """The service under load, beside an empty deployment of the same Serve; swaps; memory."""
 
-# Ray is imported here for the empty deployment alone, which recray is compared with.
-
 import asyncio
 import json
 import sys
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 
 from recray.benchmarks import feedback_memory
+from recray.benchmarks.ann import ann
 from recray.benchmarks.client import (
     CONNECTIONS,
     HOST,
@@ -27,15 +26,19 @@ from recray.benchmarks.client import (
     Swaps,
     free_port,
     peak,
+    percentiles,
+    rate_of,
     steady,
 )
 from recray.benchmarks.deaths import deaths
+from recray.benchmarks.empty_service import serve_empty
 from recray.benchmarks.harness import Figures, Measurement, Row, apart, load_now
 from recray.benchmarks.many_users import many_users
 from recray.benchmarks.overload import overload
 from recray.benchmarks.soak import soak
 from recray.benchmarks.synthetic import make_bundle
 from recray.data.ids import RawId
+from recray.errors import unknown_name
 from recray.inference.bundle import Bundle
 from recray.inference.raw_ratings import RawRating
 from recray.inference.recommender import Recommender
@@ -65,6 +68,7 @@ class Sizes:
         death_requests: Around each kill of a process.
         soak_seconds: Of a mixed load with swaps, in which memory must not grow.
         many: Users and items of a bundle with more users than a replica may hold.
+        indexed: Items of a catalogue with an index.
     """
 
     turns: int
@@ -74,14 +78,35 @@ class Sizes:
     death_requests: int
     soak_seconds: float
     many: tuple[int, int]
+    indexed: int
 
 
-FULL = Sizes(5, 4.0, 30.0, 30.0, 1000, 1200.0, (10_000_000, 1_000_000))
-QUICK = Sizes(2, 2.0, 12.0, 10.0, 300, 30.0, (200_000, 100_000))
+FULL = Sizes(5, 4.0, 30.0, 30.0, 1000, 1200.0, (10_000_000, 1_000_000), 10_000_000)
+QUICK = Sizes(2, 2.0, 12.0, 10.0, 300, 30.0, (200_000, 100_000), 250_000)
 
 
-def run(sizes: Sizes, log: Log) -> Measurement:
-    """Peaks by a closed loop, taking turns with the empty one; all else by an open one."""
+def run(sizes: Sizes, log: Log, only: str | None = None) -> Measurement:
+    """Peaks by a closed loop, taking turns with the empty one; all else by an open one.
+
+    Args:
+        sizes: How much is measured.
+        log: Receives what happens, one line at a time.
+        only: ann, a large catalogue with an index; None for all.
+
+    Raises:
+        RecrayError: There is no such part.
+    """
+    if only not in (None, "ann"):
+        raise unknown_name("part", only, ["ann"])
+    with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as name:
+        of_index, index_rows = ann(Path(name), sizes.indexed, sizes.turns, sizes.seconds, log)
+    if only == "ann":
+        return Measurement(of_index, index_rows)
+    rest = _of_small_catalogues(sizes, log)
+    return Measurement(rest.figures | of_index, [*rest.rows, *index_rows])
+
+
+def _of_small_catalogues(sizes: Sizes, log: Log) -> Measurement:
     turns, seconds = sizes.turns, sizes.seconds
     with tempfile.TemporaryDirectory(prefix="recray-benchmark-") as name:
         folder = Path(name)
@@ -135,26 +160,6 @@ def _memory(folder: Path, sizes: Sizes, log: Log) -> tuple[Figures, list[Row]]:
     return figures, [many, kept]
 
 
-def _serve_empty() -> None:
-    from fastapi import FastAPI
-    from ray import serve
-
-    app = FastAPI()
-
-    @app.get("/")
-    async def nothing() -> dict[str, str]:
-        return {}
-
-    deployment = serve.deployment(
-        name="empty", max_ongoing_requests=128, ray_actor_options={"num_cpus": 0.25}
-    )
-    serve.run(
-        deployment(serve.ingress(app)(type("Empty", (), {}))).bind(),
-        name="empty",
-        route_prefix="/empty",
-    )
-
-
 def _paths(bundle: Bundle) -> list[str]:
     return [f"/v1/users/{user}/recommendations?k=10" for user in bundle.user_ids.raw.tolist()]
 
@@ -165,13 +170,13 @@ def _small(
     """Laptop mode: peaks beside the empty deployment, an open loop, batches."""
     port = free_port()
     with serving(bundle.folder.path, HOST, port):
-        _serve_empty()
+        serve_empty()
         log(f"peaks of {CONNECTIONS} connections, in {turns} turns of {seconds:g} s")
         empty, recommend = asyncio.run(_peaks(bundle, port, turns, seconds))
         rate = recommend.per_second / 2
         log(f"an open loop of {rate:.0f} requests a second, then batches of {BATCH:,}")
         taken = asyncio.run(steady(port, _paths(bundle), rate, turns * seconds))
-        load = SteadyLoad(what="open loop", per_second=rate, **_percentiles(taken))
+        load = SteadyLoad(what="open loop", per_second=rate, **percentiles(taken))
         batch = asyncio.run(_batches(port, bundle.user_ids.raw.tolist(), 2 * turns))
     return empty, recommend, load, batch
 
@@ -180,7 +185,7 @@ def _large(bundle: Bundle, turns: int, seconds: float) -> list[Rate]:
     """Peaks alone."""
     port = free_port()
     with serving(bundle.folder.path, HOST, port):
-        _serve_empty()
+        serve_empty()
         return asyncio.run(_peaks(bundle, port, turns, seconds))
 
 
@@ -194,11 +199,7 @@ async def _peaks(bundle: Bundle, port: int, turns: int, seconds: float) -> list[
     for _ in range(turns):
         for what, own in paths.items():
             found[what].append(await peak(port, own, seconds))
-    return [_rate(what, values) for what, values in found.items()]
-
-
-def _rate(what: str, values: list[float]) -> Rate:
-    return Rate(what=what, per_second=float(np.median(values)), low=min(values), high=max(values))
+    return [rate_of(what, values) for what, values in found.items()]
 
 
 # ----------------------------------------------------------------------------------- swaps
@@ -263,7 +264,7 @@ async def _watch(
     asking = [one(number) for number in range(int(SWAP_RATE * seconds))]
     async with Client(port) as client:
         await asyncio.gather(change, *asking)
-    return Swaps(what="swaps", **found, versions=len(seen), **_percentiles(taken))
+    return Swaps(what="swaps", **found, versions=len(seen), **percentiles(taken))
 
 
 # -------------------------------------------------------------- in a process of their own
@@ -275,7 +276,7 @@ def production(bundle: str, seconds: str) -> Production:
     guarded, port = ServiceLimits(keys=(parse_key(line, "here"),)), free_port()
     profile: Profile = "production"
     with serving(bundle, HOST, port, limits=guarded, profile=profile):
-        _serve_empty()
+        serve_empty()
         headers = f"authorization: Bearer {secret}\r\n"
         paths, figures = _paths(Bundle.open(bundle)), {}
         for what, own in (("empty", ["/empty/"]), ("recommend", paths)):
@@ -313,7 +314,7 @@ async def _batches(port: int, users: list[int], times: int) -> Rate:
             speeds.append(BATCH / (time.perf_counter() - begin))
             if reply.count(b'"score"') != 10 * BATCH:
                 raise RuntimeError("a batch did not answer everybody")
-    return _rate("batch", speeds[1:])
+    return rate_of("batch", speeds[1:])
 
 
 def _fold_in(bundle: Bundle) -> Latency:
@@ -327,12 +328,7 @@ def _fold_in(bundle: Bundle) -> Latency:
         begin = time.perf_counter()
         recommender.recommend_from(ratings, 10)
         taken.append(time.perf_counter() - begin)
-    return Latency(what="fold in", **_percentiles(taken[20:]))
-
-
-def _percentiles(seconds: list[float]) -> dict[str, float]:
-    values = np.percentile(np.array(seconds) * 1000, [50, 95, 99])
-    return {f"p{p}_ms": float(v) for p, v in zip((50, 95, 99), values, strict=True)}
+    return Latency(what="fold in", **percentiles(taken[20:]))
 
 
 if __name__ == "__main__":

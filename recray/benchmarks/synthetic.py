@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recray import schema
 from recray.config import load_settings
@@ -19,18 +20,28 @@ GENRES = ("Action", "Comedy", "Drama", "Horror", "Romance", "Thriller")
 
 
 def make_bundle(
-    folder: Path, users: int, items: int, per_user: int, dim: int = 64, seed: int = 0
+    folder: Path,
+    users: int,
+    items: int,
+    per_user: int,
+    dim: int = 64,
+    seed: int = 0,
+    vectors: Tensor | None = None,
 ) -> Bundle:
     """A bundle of the preset `ranking` with random vectors and `per_user` ratings of each user.
 
-    Raw ids are dense ids + 1. The vectors and the rated items follow from the seed.
+    Raw ids are dense ids + 1. The vectors and the rated items follow from the seed; those of users
+    may be given, (users, dim).
     """
     prepared = make_prepared(folder / "prepared", users, items, per_user)
     settings = load_settings("ranking", None, [f"model.dim={dim}"]).sized(users, items)
     torch.manual_seed(seed)
     model = build_model(settings, users, items)
+    weights = model.state_dict()
+    if vectors is not None:
+        weights["user_vectors.weight"] = vectors
     history = [{"epoch": 1, "loss": 1.0, "seconds": 0.0}]
-    trained = TrainedModel(model.state_dict(), 1, history)
+    trained = TrainedModel(weights, 1, history)
     out, created = str(folder / f"bundle-{seed}"), "2026-01-01T00:00:00+00:00"
     return write_bundle(out, prepared, trained, settings, created, lambda _bundle: {})
 

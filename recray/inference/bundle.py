@@ -1,6 +1,7 @@
 """The exported model: one folder that holds all that answering needs. No pickled code in it.
 
 weights.safetensors  items.parquet  users.json  users/part-*.safetensors
+index.json  index.safetensors (of a large catalogue)
 config.json  metrics.json  training.json (the epochs, for people)  manifest.json
 users.parquet (age and gender, where the data set has them)
 measured/config.json  measured/weights.safetensors  run/config.json  run/weights.safetensors
@@ -12,7 +13,7 @@ epoch on validation rows, which later ones may start from. All other files are o
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -32,8 +33,11 @@ from recray.inference.bundle_checks import (
 from recray.inference.bundle_users import FILE as USERS
 from recray.inference.bundle_users import Everybody
 from recray.inference.fits import BundleConfig, read_config, read_fit
+from recray.inference.held_folder import HeldFolder
 from recray.inference.interactions import Interactions
-from recray.inference.stored_users import StoredUsers
+from recray.inference.item_index import FILE as INDEX
+from recray.inference.item_index import ItemIndex, open_index
+from recray.inference.stored_users import PartitionFiles, StoredUsers
 from recray.inference.user_features import FILE as USER_FEATURES
 from recray.inference.user_features import UserFeatures
 from recray.inference.user_parts import FOLDER as PARTS
@@ -43,6 +47,7 @@ from recray.storage import Folder, Manifest, ManifestEntry, in_parallel
 
 KIND = "bundle"
 TRAINING = "training.json"
+WEIGHTS = "weights.safetensors"
 RUN_TRAIN = ("fit_on", "epochs", "patience")
 """Settings of the group train in which a fit differs from the run that it repeats."""
 RUN = "run"
@@ -140,7 +145,7 @@ class Bundle:
         """Open a bundle for answers alone: users are looked up when they are asked for.
 
         Files of users are compared with their sha256 when they are first used, and those of other
-        fits are not read.
+        fits are not read. The weights of a bundle with an index are mapped.
 
         Raises:
             RecrayError: It is missing, damaged, or not a bundle.
@@ -148,11 +153,28 @@ class Bundle:
         folder, manifest = current_bundle(Folder(path))
         if not folder.exists(USERS):
             return cls.open(path)  # an earlier version wrote it
-        elsewhere = (f"{TWIN}/", f"{RUN}/", f"{PARTS}/")
+        elsewhere = (f"{TWIN}/", f"{RUN}/", f"{PARTS}/", INDEX)
         here = [entry for entry in manifest.files if not entry.name.startswith(elsewhere)]
-        contents = dict(in_parallel(lambda e: (e.name, folder.read_verified(e)), here))
+        files, mapped = PartitionFiles(folder, manifest.files), folder.exists(INDEX)
+
+        def content(entry: ManifestEntry) -> tuple[str, pa.Buffer]:
+            if mapped and entry.name == WEIGHTS:
+                return entry.name, files.map(entry.name)
+            return entry.name, folder.read_verified(entry)
+
+        contents = dict(in_parallel(content, here))
         held = HeldFolder(folder.path, folder.generation, contents)
         return replace(cls.read(held, manifest, folder), folder=folder)
+
+    @property
+    def has_index(self) -> bool:
+        """Whether it has an index of its items, be it usable here or not."""
+        return any(entry.name == INDEX for entry in self.manifest.files)
+
+    @cached_property
+    def index(self) -> ItemIndex | None:
+        """The index of the items; None where there is none, or faiss is missing. See open_index."""
+        return open_index(self.folder, self.manifest.files, self.model) if self.has_index else None
 
     @property
     def is_final(self) -> bool:
@@ -265,31 +287,10 @@ def has_learned_all(folder: Folder) -> bool:
     return not any(config["splits"][name]["rows"] for name in rest)
 
 
-@dataclass(frozen=True)
-class HeldFolder(Folder):
-    """A folder whose files have been read already.
-
-    Args:
-        path, generation: As those of a Folder.
-        contents: Of every file by its name; None where it is not held, and is read again.
-    """
-
-    contents: Mapping[str, pa.Buffer | None] = field(default_factory=dict)
-
-    def find(self, name: str, largest: int | None = None) -> pa.Buffer | None:
-        """The file's content; see Folder."""
-        held = self.contents.get(name)
-        return super().find(name, largest) if held is None and name in self.contents else held
-
-    def exists(self, name: str = "") -> bool:
-        """Whether there is a file of that name."""
-        return name in self.contents
-
-
 def _verified(folder: Folder, entry: ManifestEntry) -> tuple[str, pa.Buffer | None]:
-    """The name of a file, and its content unless it belongs to another fit than the top one."""
+    """The name of a file, and its content unless it is an index or of another fit than the top."""
     content = folder.read_verified(entry)
-    return entry.name, None if entry.name.startswith((f"{TWIN}/", f"{RUN}/")) else content
+    return entry.name, None if entry.name.startswith((f"{TWIN}/", f"{RUN}/", INDEX)) else content
 
 
 def current_bundle(path: Folder) -> tuple[Folder, Manifest]:

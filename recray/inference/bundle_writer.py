@@ -24,7 +24,9 @@ from recray.inference.bundle import (
 )
 from recray.inference.bundle_users import write_users
 from recray.inference.fits import BundleConfig
+from recray.inference.index_build import write_index
 from recray.inference.interactions import interactions_of
+from recray.inference.scorer import Scorer
 from recray.inference.service_facts import ServiceFacts
 from recray.models import build_model
 from recray.models.base import WithoutDraws, is_user_table
@@ -84,9 +86,13 @@ def write_bundle(
         folder.write_json("metrics.json", {})
         bundle = Bundle.read(folder, Manifest(files=[]))
         ServiceFacts.of(bundle).write(folder)
+        index = write_index(folder, Scorer.for_service(bundle))
         version = version_of(folder, {name: e.sha256 for name, e in folder.written.items()})
         made = Manifest.model_validate({"files": [], "version": version})
-        folder.write_json("metrics.json", measure(replace(bundle, manifest=made)))
+        metrics = dict(measure(replace(bundle, manifest=made)))
+        if index is not None:
+            metrics["index"] = index.model_dump()
+        folder.write_json("metrics.json", metrics)
         facts = {"version": version, "dataset": prepared.manifest["dataset"], "created": created}
         folder.write_manifest(KIND, facts | {"preset": settings.preset})
     return Bundle.open(out)

@@ -4,27 +4,31 @@
     its items     k x ITEM
     diversity     k x (PICK + pool x LIKENESS), the pool as in mmr_pool
     reasons       k x (REASON + N x SHARE), and N x WITHOUT of a model of histories
+    filters       FILTERED, where the catalogue has an index; nothing else
     candidates    GIVEN for each id in `candidates` and `exclude`, once a request
     scores        PAIR for each, NEW for each user who is folded in, and, of a model of
                   histories, LIST for each other user
 
-N is the number of a user's ratings. LIST, NEW and WITHOUT differ by model and catalogue, so they
-are measured when a bundle is opened, in processor time, which other work on the machine does not
-count for. They are rounded up to a power of two, so that replicas agree. The other numbers are the
-share of Python, measured on one core of a Xeon; `recray benchmark serve` compares prices with what
-is used.
+N is the number of a user's ratings. LIST, NEW, WITHOUT and FILTERED differ by model and catalogue,
+so they are measured when a bundle is opened, in processor time, which other work on the machine
+does not count for. They are rounded up to a power of two, so that replicas agree. The other numbers
+are the share of Python, measured on one core of a Xeon; `recray benchmark serve` compares prices
+with what is used.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 
 from recray.data.ids import RawId
 from recray.inference.catalog import NO_FILTERS, Filters
+from recray.inference.item_index import INDEXED_ITEMS
 from recray.inference.raw_ratings import RatingsSince, RawRating
 from recray.inference.recommendations import mmr_pool
 from recray.inference.top_k import NONE, Ids
@@ -55,12 +59,14 @@ class Costs:
         known: A list of a user of the data, as one of many.
         new: A list of somebody who is folded in.
         without: A rating whose reason is sought by leaving it out; 0 for other models.
+        filtered: What filters add to a list in a catalogue with an index; 0 in others.
     """
 
     items: int
     known: float
     new: float
     without: float
+    filtered: float = 0.0
 
     @classmethod
     def measured(cls, recommender: "Recommender") -> Self:
@@ -82,7 +88,8 @@ class Costs:
             why = Filters(explain=True)
             told = _seconds(lambda: recommender.recommend_from(many, k, True, why))
             without = max(told - new - k * REASON, 0.0) / len(many)
-        return cls(items.known, *map(_rounded_up, (known, new, without)))
+        filtered = _of_filters(recommender, k) if recommender.scorer.index is not None else 0.0
+        return cls(items.known, *map(_rounded_up, (known, new, without, filtered)))
 
     def of_list(self, k: int, filters: Filters, ratings: int, new: bool) -> float:
         """Seconds for one list.
@@ -94,13 +101,24 @@ class Costs:
             new: Whether the user is folded in.
         """
         seconds = self.new + ratings * RATING if new else self.known
-        seconds += k * ITEM
+        seconds += k * ITEM + self.filtered * filters.leave_out_items
         if filters.diversity:
             pool = mmr_pool(k, self.items, filters.diversity)
             seconds += k * (PICK + pool * LIKENESS)
         if filters.explain:
             seconds += k * (REASON + ratings * SHARE) + ratings * self.without
         return seconds
+
+
+def _of_filters(recommender: "Recommender", k: int) -> float:
+    """The dearer of a filter that keeps nearly all, and one whose items are scored one and all."""
+    catalog, scorer = recommender.catalog, recommender.scorer
+    query = scorer.queries(np.zeros(1, np.int64))
+    most = catalog.candidate_mask(Filters(exclude=[catalog.raw(0)]))
+    few = torch.arange(recommender.items.known) < INDEXED_ITEMS
+    masks = _seconds(lambda: catalog.candidate_mask(Filters(year_from=1)))
+    dearest = max(_seconds(partial(scorer.top_k, query, k, True, mask)) for mask in (most, few))
+    return masks + dearest
 
 
 def price_of_lists(

@@ -111,6 +111,7 @@ class Lookup:
         self.users: UserIds = bundle.user_ids if stored is None else stored.store
         self.items = bundle.item_ids
         scorer = Scorer.for_service(bundle)
+        scorer.index = bundle.index
         self._filtered: UserHistories = (
             bundle.interactions.filtered_history if stored is None else stored.filtered
         )

@@ -60,7 +60,13 @@ class Recommender(Lookup):
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
-        self.is_fast = isinstance(bundle.model, LinearModel) and self.items.known <= FAST_ITEMS
+        few = self.items.known <= FAST_ITEMS or self.scorer.index is not None
+        self._is_fast = isinstance(bundle.model, LinearModel) and few
+
+    def is_quick(self, filters: Filters) -> bool:
+        """Whether a list takes about 1 ms, so that it need not be priced."""
+        looks_far = filters.leave_out_items and self.scorer.index is not None
+        return self._is_fast and not (filters.diversity or filters.explain or looks_far)
 
     @cached_property
     def costs(self) -> Costs:

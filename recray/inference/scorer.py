@@ -14,10 +14,13 @@ from torch import Tensor
 
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
+from recray.inference.exact_lists import exact_top_k
 from recray.inference.history import History, UserHistories, UserRatings, in_memory
+from recray.inference.indexed_lists import POPULAR_ITEMS, indexed_top_k
 from recray.inference.interactions import Histories
+from recray.inference.item_index import ItemIndex
 from recray.inference.queries import FOLD_IN, MODEL, POPULAR, Queries
-from recray.inference.top_k import NONE, Ids, Scores, TopK, best_of, best_of_one
+from recray.inference.top_k import NONE, Ids, Scores, TopK, best_of_one
 from recray.models.base import ITEM_BLOCK, LinearModel, Model
 from recray.models.baselines import BiasOnly
 from recray.models.history import HistoryModel
@@ -42,6 +45,9 @@ class Scorer:
         learned: What the model has learned from; the history by default. A state that is a
             function of the history may follow from more.
     """
+
+    index: ItemIndex | None = None
+    """Of the items of a large catalogue, where lists may be approximate."""
 
     def __init__(
         self,
@@ -124,8 +130,8 @@ class Scorer:
     def _item_matrix(self) -> tuple[Tensor, Tensor] | None:
         """(I, S) rows and (I,) offsets of a linear model, kept since single users come often."""
         model, every = self.model, slice(None)
-        if not isinstance(model, LinearModel):
-            return None
+        if self.index is not None or not isinstance(model, LinearModel):
+            return None  # of so many items a copy of the rows is not kept
         return model.item_rows(every).detach(), model.item_offset(every).detach()
 
     @cached_property
@@ -213,6 +219,12 @@ class Scorer:
         left_out = folded if seen is None else History.join(seen)
         return Queries(embedding, source, folded, left_out, now)
 
+    @cached_property
+    def most_popular(self) -> Ids:
+        """The items with the most ratings, ascending by id."""
+        known = self.popularity[None, :].numpy()
+        return np.sort(best_of_one(known, min(POPULAR_ITEMS, self.model.items))[0][0])
+
     @torch.no_grad()
     def top_k(
         self,
@@ -221,7 +233,8 @@ class Scorer:
         exclude_seen: bool = True,
         candidates: Tensor | None = None,
     ) -> TopK:
-        """The k best items of each user, by score, then by ascending item id.
+        """The k best items of each user, by score, then by ascending item id; with an index, nearly
+        all of them, unless each user has candidates of their own.
 
         Args:
             queries: U users.
@@ -229,50 +242,19 @@ class Scorer:
             exclude_seen: Leave out what the user has seen.
             candidates: (I,) or (U, I) bool; only these items may be listed. None allows all.
         """
-        seen = queries.seen.coo_indices() if exclude_seen else None
-        # All scores of a large catalogue would not fit the cache, nor perhaps the memory; so
-        # blocks of items are cut to their best one by one, and those lists are merged.
-        blocks = [
-            self._best_of_block(queries, seen, candidates, first, last, k)
-            for first, last in self._blocks(len(queries))
-        ]
-        item, best = blocks[0]
-        if len(blocks) > 1:
-            item, best = (np.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True))
-            item, best = best_of(best, min(k, self.model.items), item)
-        item[best == -np.inf] = NONE
-        return TopK(item, best, queries.source)
+        if self.index is None or (candidates is not None and candidates.dim() > 1):
+            return exact_top_k(self, queries, k, exclude_seen, candidates)
+        k = min(k, self.model.items)
+        return indexed_top_k(self, self.index, queries, k, exclude_seen, candidates)
 
-    def _blocks(self, users: int) -> list[tuple[int, int]]:
+    def blocks(self, users: int) -> list[tuple[int, int]]:
+        """First and last item, the latter excluded, of what is scored at once."""
         items = self.model.items
         size = items if users == 1 and self._item_matrix else ITEM_BLOCK
         return [(n, min(n + size, items)) for n in range(0, items, size)]
 
-    def _best_of_block(
-        self,
-        queries: Queries,
-        seen: tuple[Ids, NDArray[np.int32]] | None,
-        candidates: Tensor | None,
-        first: int,
-        last: int,
-        k: int,
-    ) -> tuple[Ids, Scores]:
-        """The k best of the items first..last-1: (U, K) ids and (U, K) scores."""
-        # Masks are set in numpy, whose small steps take a single list less time than torch's.
-        scores = self._score_block(queries, first, last).numpy()
-        if seen is not None:
-            row, item = seen
-            if last - first < self.model.items:
-                inside = (item >= first) & (item < last)
-                row, item = row[inside], item[inside] - first
-            scores[row, item] = -np.inf
-        if candidates is not None:
-            np.copyto(scores, -np.inf, where=~candidates[..., first:last].numpy())
-        select = best_of_one if len(scores) == 1 else best_of
-        chosen, best = select(scores, min(k, last - first))
-        return chosen + first, best
-
-    def _score_block(self, queries: Queries, first: int, last: int) -> Tensor:
+    def block_scores(self, queries: Queries, first: int, last: int) -> Tensor:
+        """(U, last - first) scores of some items; popularity where nothing is known of a user."""
         if len(queries) == 1 and self._item_matrix:
             rows, offset = self._item_matrix
             logits = torch.addmv(offset, rows, queries.embedding[0])
@@ -287,7 +269,7 @@ class Scorer:
     @torch.no_grad()
     def scores(self, queries: Queries) -> Tensor:
         """(U, I) scores of all items; popularity where nothing is known of a user."""
-        blocks = [self._score_block(queries, *block) for block in self._blocks(len(queries))]
+        blocks = [self.block_scores(queries, *block) for block in self.blocks(len(queries))]
         return torch.cat(blocks, dim=1)
 
     def rank(self, users: Ids, k: int, exclude_seen: bool = True) -> TopK:

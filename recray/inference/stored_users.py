@@ -4,6 +4,8 @@
 
 import hashlib
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +50,13 @@ class PartitionFiles:
         self._folder, self._entries = folder, {entry.name: entry for entry in entries}
 
     def map(self, name: str) -> pa.Buffer:
-        """The content of a file, of which the system reads what is looked at.
+        """The content of a file, of which the system reads what is looked at; see file."""
+        with self.file(name) as path, pa.memory_map(str(path)) as mapped:
+            return mapped.read_buffer()
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """Where a file lies on this machine's disk, to be mapped inside the block.
 
         Raises:
             DamagedFile: The file is missing, or its bytes are not those of the manifest.
@@ -58,18 +66,16 @@ class PartitionFiles:
             raise DamagedFile(f"{self._folder} lacks {name}")
         entry = self._entries[name]
         if is_uri(self._folder.path):
-            return self._fetch(entry)
+            with tempfile.NamedTemporaryFile(prefix="recray-bundle-") as file:
+                file.write(self._folder.read_verified(entry))
+                file.flush()
+                # Its name is taken away; its bytes stay as long as something looks at them, and no
+                # kill leaves them behind.
+                yield Path(file.name)
+            return
         path = Path(self._folder.at(name))
         self._compare(path, entry)
-        return _mapped(path)
-
-    def _fetch(self, entry: ManifestEntry) -> pa.Buffer:
-        with tempfile.NamedTemporaryFile(prefix="recray-users-") as file:
-            file.write(self._folder.read_verified(entry))
-            file.flush()
-            # Its name is taken away; its bytes stay as long as something looks at them, and no
-            # kill leaves them behind.
-            return _mapped(Path(file.name))
+        yield path
 
     def _compare(self, path: Path, entry: ManifestEntry) -> None:
         digest = hashlib.sha256()
@@ -81,11 +87,6 @@ class PartitionFiles:
             raise DamagedFile(f"{self._folder} lacks {entry.name}") from error
         if digest.hexdigest() != entry.sha256:
             raise DamagedFile(f"{path} is damaged: its sha256 is not that of the manifest")
-
-
-def _mapped(path: Path) -> pa.Buffer:
-    with pa.memory_map(str(path)) as mapped:
-        return mapped.read_buffer()
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,13 @@ class TopK:
     source: NDArray[np.int8]
 
 
+def shared(lists: Ids, found: Ids) -> float | None:
+    """Share of the items of (U, K) lists that are in (U, K) others; None of empty lists."""
+    listed = lists != NONE
+    same = (lists[:, :, None] == found[:, None, :]).any(axis=2)
+    return float(same[listed].mean()) if listed.any() else None
+
+
 def top_k(scores: Scores, k: int) -> tuple[Ids, Scores]:
     """The k best items of each user, by score, then by ascending item id.
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from recray.errors import RecrayError
 from recray.inference.bundle import Bundle
 from recray.inference.catalog import Filters
+from recray.inference.item_index import LACKING
 from recray.inference.raw_ratings import RawRating
 from recray.inference.recommender import Recommender
 from recray.models.history import HistoryModel
@@ -113,6 +114,8 @@ def load_and_warm_up(path: str) -> Recommender:
     """
     try:
         recommender = Recommender(Bundle.open_to_answer(path))
+        if recommender.bundle.has_index and recommender.scorer.index is None:
+            log(event="index_not_used", version=recommender.version, reason=LACKING)
         _warm_up(recommender)
     except RecrayError:
         raise

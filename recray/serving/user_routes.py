@@ -130,8 +130,7 @@ def plan_list(
             service.ab_test.mirror(raw, answer, k, options.exclude_seen, filters, news, options.now)
         return list_response(answer)
 
-    plain = not (filters.diversity or filters.explain or news)
-    if recommender.is_fast and plain and recommender.users.at_hand([raw])[0]:
+    if not news and recommender.is_quick(filters) and recommender.users.at_hand([raw])[0]:
         return ListPlan(None, reply)
     (seconds,) = price_of_lists(recommender, [raw], k, filters, lambda _user: news)
     return ListPlan(seconds + price_of_filters(filters), reply)

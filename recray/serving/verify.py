@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from recray.errors import RecrayError
+from recray.inference.exact_lists import exact_top_k
 from recray.inference.recommender import Recommender
-from recray.inference.top_k import NONE
+from recray.inference.top_k import NONE, shared
 from recray.serving.schemas.responses import RecommendationList
 
 SCORE_TOLERANCE = 1e-5
@@ -37,6 +38,9 @@ class Verification(BaseModel):
     verified: bool
     users: int = Field(0, description="Users that were compared.")
     differences: list[str]
+    index_recall: float | None = Field(
+        None, description="Share of the exact lists that lists by the index of the items have."
+    )
     ndcg: ServedNdcg = ServedNdcg()
     model_version: str
 
@@ -126,8 +130,13 @@ def _compare(
 ) -> Verification:
     # A challenger may answer some of the users, so the query names the version.
     query = f"k={k}&since=false&model={recommender.version}"
-    ranked = recommender.scorer.rank(users, k)
-    offline, offline_scores = ranked.item, recommender.scorer.shown_scores(ranked)
+    scorer = recommender.scorer
+    queries = scorer.queries(users)
+    ranked = scorer.top_k(queries, k)
+    recall = None
+    if scorer.index is not None:
+        recall = shared(exact_top_k(scorer, queries, k, True, None).item, ranked.item)
+    offline, offline_scores = ranked.item, scorer.shown_scores(ranked)
     differences = []
     for row, user in enumerate(users):
         raw = quote(str(recommender.users.raw_of(np.array([user]))[0]), safe="")
@@ -142,8 +151,7 @@ def _compare(
             differences.append(f"user {raw}: {len(listed)} items online, {len(expected)} offline")
             continue
         items = recommender.items.encode_all([entry.item for entry in listed]).astype(np.int64)
-        one_user = recommender.scorer.queries(users[row : row + 1])
-        scores = recommender.scorer.scores(one_user)
+        scores = scorer.scores(queries[row : row + 1])
         shown = np.array([entry.score for entry in listed])
         problem = _difference(scores[0].numpy(), expected, items, offline_scores[row], shown)
         if problem:
@@ -152,6 +160,7 @@ def _compare(
         verified=not differences,
         users=len(users),
         differences=differences[:MAX_DIFFERENCES],
+        index_recall=recall,
         model_version=recommender.version,
     )
 

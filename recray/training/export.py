@@ -20,6 +20,7 @@ from recray.evaluation.evaluator import evaluate
 from recray.evaluation.fold_in import choose_fold_in
 from recray.inference.bundle import KIND, TWIN, Bundle
 from recray.inference.bundle_writer import TrainedModel, write_bundle
+from recray.inference.index_build import wants_index
 from recray.progress import Log
 from recray.runtime.session import LOCAL
 from recray.storage import Folder, check_store
@@ -69,7 +70,13 @@ def export(
 
     twin, created = fitted(measured), datetime.now(UTC).isoformat(timespec="seconds")
     more = None if final is None else (fitted(final), final)
-    return write_bundle(out, prepared, twin, measured, created, _measure, replace_old, more)
+    made = write_bundle(out, prepared, twin, measured, created, _measure, replace_old, more)
+    if log is not None and wants_index(made.model) and not made.has_index:
+        log(
+            f"export: {made.model.items:,} items without an index, since faiss is not installed: "
+            "lists take long; pip install 'recray[ann]', and export again"
+        )
+    return made
 
 
 def _measure(bundle: Bundle) -> Mapping[str, JsonValue]:
