@@ -269,7 +269,7 @@ def doctor(
     "--only",
     metavar="FIGURE",
     help="next, quality, store: one figure, such as rmse_1m; scale: formulas, workers or largest; "
-    "train: implicit.",
+    "serve: ann; train: implicit.",
 )
 @click.option("--device", metavar="DEVICE", help="train: cpu (the default) or cuda.")
 @shared()
