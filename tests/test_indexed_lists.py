@@ -115,8 +115,8 @@ def test_candidates_of_each_user_are_scored_exactly(recommender):
 
 
 def test_a_plain_list_is_quick_and_a_filtered_one_has_a_price(recommender):
-    assert recommender.is_quick(Filters())
-    assert not recommender.is_quick(Filters(min_popularity=1))
+    assert costs.is_quick(recommender, Filters())
+    assert not costs.is_quick(recommender, Filters(min_popularity=1))
     priced = recommender.costs
     assert priced.filtered > 0
     plain, filtered = (priced.of_list(10, f, 5, False) for f in (Filters(), Filters(year_from=1)))

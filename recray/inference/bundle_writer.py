@@ -85,17 +85,24 @@ def write_bundle(
         user_features.write_user_features(folder, prepared)
         folder.write_json("metrics.json", {})
         bundle = Bundle.read(folder, Manifest(files=[]))
-        ServiceFacts.of(bundle).write(folder)
-        index = write_index(folder, Scorer.for_service(bundle))
+        index = _write_what_follows(folder, bundle)
         version = version_of(folder, {name: e.sha256 for name, e in folder.written.items()})
         made = Manifest.model_validate({"files": [], "version": version})
-        metrics = dict(measure(replace(bundle, manifest=made)))
-        if index is not None:
-            metrics["index"] = index.model_dump()
-        folder.write_json("metrics.json", metrics)
+        folder.write_json("metrics.json", {**measure(replace(bundle, manifest=made)), **index})
         facts = {"version": version, "dataset": prepared.manifest["dataset"], "created": created}
         folder.write_manifest(KIND, facts | {"preset": settings.preset})
     return Bundle.open(out)
+
+
+def _write_what_follows(folder: Folder, bundle: Bundle) -> dict[str, JsonValue]:
+    """Write sums over all users, and the index of a large catalogue.
+
+    Returns:
+        What metrics.json says of the index.
+    """
+    ServiceFacts.of(bundle).write(folder)
+    quality = write_index(folder, Scorer.for_service(bundle))
+    return {} if quality is None else {"index": quality.model_dump()}
 
 
 def _write_fits(

@@ -32,6 +32,7 @@ from recray.inference.item_index import INDEXED_ITEMS
 from recray.inference.raw_ratings import RatingsSince, RawRating
 from recray.inference.recommendations import mmr_pool
 from recray.inference.top_k import NONE, Ids
+from recray.models.base import LinearModel
 from recray.models.history import HistoryModel
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ SCORES, USERS, NEW_USERS = 1 << 21, 64, 8
 NEW_RATINGS, LEFT_OUT = 20, 100
 """Ratings of somebody new, and of a history whose ratings are left out one by one."""
 K = 10
+FAST_ITEMS = 60_000
+"""Items that a linear model scores in about 1 ms."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,19 @@ def _of_filters(recommender: "Recommender", k: int) -> float:
     masks = _seconds(lambda: catalog.candidate_mask(Filters(year_from=1)))
     dearest = max(_seconds(partial(scorer.top_k, query, k, True, mask)) for mask in (most, few))
     return masks + dearest
+
+
+def is_quick(recommender: "Recommender", filters: Filters) -> bool:
+    """Whether a list takes about as long as its request, so that it need not be priced."""
+    if (
+        not isinstance(recommender.bundle.model, LinearModel)
+        or filters.diversity
+        or filters.explain
+    ):
+        return False
+    if recommender.scorer.index is not None:
+        return not filters.leave_out_items
+    return recommender.items.known <= FAST_ITEMS
 
 
 def price_of_lists(

@@ -53,6 +53,8 @@ K, USERS = 10, 600
 """Length of the lists by which that is found, and how many users have one: half of them to find it,
 the others to measure."""
 
+LACKING = "faiss is not installed, so lists take long: pip install 'recray[ann]', and export again"
+
 
 class IndexQuality(BaseModel):
     """What is kept of an index in metrics.json.

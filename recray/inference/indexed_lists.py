@@ -7,6 +7,7 @@ a filter keeps few items these are scored one and all.
 # Shape letters: U = users, I = items, K = length of a list, C = candidates, S = size of a state.
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +27,21 @@ if TYPE_CHECKING:
 MARGIN = 32
 """Candidates above those that are needed: codes of 8 bits change the order of close ones."""
 DEEPER = 0.5
-"""Lists of the index for a user grow with this power of how many items are looked for."""
+"""Probes grow with this power of how deep the items that are looked for lie among all."""
 POPULAR_ITEMS = 20_000
 """The most popular items, kept in order for those of whom nothing is known."""
 NOTHING = np.zeros(0, np.int32)
 USERS_AT_ONCE = 8
 """Whose scores of a filter's items are held together."""
+
+
+@dataclass(frozen=True)
+class _Allowed:
+    """What may be listed: (I,) bool or None for all, how many, and what the index takes of it."""
+
+    mask: Tensor | None
+    count: int
+    selector: Any
 
 
 @torch.no_grad()
@@ -41,7 +51,7 @@ def indexed_top_k(
     queries: Queries,
     k: int,
     exclude_seen: bool,
-    allowed: Tensor | None,
+    mask: Tensor | None,
 ) -> TopK:
     """The lists of users; see Scorer.top_k.
 
@@ -51,32 +61,43 @@ def indexed_top_k(
         queries: U users.
         k: Length of the lists, at most the number of items.
         exclude_seen: Leave out what the user has seen.
-        allowed: (I,) bool; only these items may be listed. None allows all.
+        mask: (I,) bool; only these items may be listed. None allows all.
     """
+    count = index.items if mask is None else int(mask.sum())
     item = np.full((len(queries), k), NONE, np.int64)
     score = np.full((len(queries), k), -np.inf, np.float32)
-    kept = index.items if allowed is None else int(allowed.sum())
-    selector = None if allowed is None else index.selector(allowed.numpy())
-    step = 1 if kept > INDEXED_ITEMS else USERS_AT_ONCE
-    few = None if allowed is None or kept > INDEXED_ITEMS else torch.nonzero(allowed)[:, 0]
-    for first in range(0, len(queries), step):
-        some = queries[first : first + step] if len(queries) > 1 else queries
-        if few is not None:
-            chosen, best = _best_of_few(scorer, some, k, exclude_seen, few)
-        else:
-            seen = some.seen.item if exclude_seen else NOTHING
-            found = _candidates(scorer, index, some, k + len(seen), kept, selector, allowed)
-            found = found[~_among(found, seen)]
-            if len(found) < k:
-                every = exact_top_k(scorer, some, k, exclude_seen, allowed)
-                chosen, best = every.item, every.score
-            else:
-                place, best = best_of_one(_scores(scorer, some, torch.from_numpy(found)), k)
-                chosen = found[place]
-        item[first : first + step, : chosen.shape[1]] = chosen
-        score[first : first + step, : best.shape[1]] = best
+    if mask is not None and count <= INDEXED_ITEMS:
+        only = torch.nonzero(mask)[:, 0]
+        for first in range(0, len(queries), USERS_AT_ONCE):
+            rows = slice(first, first + USERS_AT_ONCE)
+            chosen, best = _best_of_few(scorer, queries[rows], k, exclude_seen, only)
+            item[rows, : chosen.shape[1]], score[rows, : best.shape[1]] = chosen, best
+    else:
+        allowed = _Allowed(mask, count, None if mask is None else index.selector(mask.numpy()))
+        for row in range(len(queries)):
+            query = queries[row : row + 1] if len(queries) > 1 else queries
+            item[row], score[row] = _best_of_one(scorer, index, query, k, exclude_seen, allowed)
     item[score == -np.inf] = NONE
     return TopK(item, score, queries.source)
+
+
+def _best_of_one(
+    scorer: "Scorer",
+    index: ItemIndex,
+    query: Queries,
+    k: int,
+    exclude_seen: bool,
+    allowed: _Allowed,
+) -> tuple[Ids, Scores]:
+    """(K,) items of one user, best first, and (K,) their scores."""
+    seen = query.seen.item if exclude_seen else NOTHING
+    found = _candidates(scorer, index, query, k + len(seen), allowed)
+    found = found[~_among(found, seen)]
+    if len(found) < k:  # nearly all has been seen, or little of what is near is allowed
+        exact = exact_top_k(scorer, query, k, exclude_seen, allowed.mask)
+        return exact.item[0], exact.score[0]
+    place, best = best_of_one(_scores(scorer, query, torch.from_numpy(found)), k)
+    return found[place[0]], best[0]
 
 
 def _among(found: Ids, seen: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -89,22 +110,16 @@ def _among(found: Ids, seen: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 
 def _candidates(
-    scorer: "Scorer",
-    index: ItemIndex,
-    query: Queries,
-    wanted: int,
-    kept: int,
-    selector: Any,
-    allowed: Tensor | None,
+    scorer: "Scorer", index: ItemIndex, query: Queries, wanted: int, allowed: _Allowed
 ) -> Ids:
     """The items, ascending, that may be among the `wanted` best of one user."""
     if query.source[0] == POPULAR:
-        first = scorer.most_popular
-        return first if allowed is None else first[allowed.numpy()[first]]
-    # Items of which a filter keeps every tenth lie ten times as deep, so more is looked into.
-    deeper = max(1.0, wanted / index.facts.wanted) ** DEEPER * index.items / kept
-    probes = math.ceil(index.facts.probes * deeper)
-    return index.find(query.embedding[0], wanted + MARGIN, probes, selector)
+        first, mask = scorer.most_popular, allowed.mask
+        return first if mask is None else first[mask.numpy()[first]]
+    # Where a filter keeps every tenth item the best of these lie ten times as deep.
+    deeper = max(1.0, wanted / index.facts.wanted) * index.items / allowed.count
+    probes = math.ceil(index.facts.probes * deeper**DEEPER)
+    return index.find(query.embedding[0], wanted + MARGIN, probes, allowed.selector)
 
 
 def _best_of_few(

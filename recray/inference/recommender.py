@@ -12,7 +12,6 @@ import torch
 
 from recray.data.ids import RawId
 from recray.errors import RecrayError
-from recray.inference.bundle import Bundle
 from recray.inference.catalog import NO_FILTERS, Filters
 from recray.inference.costs import Costs
 from recray.inference.lookup import Lookup
@@ -33,15 +32,12 @@ from recray.inference.recommendations import (
     mmr_rerank,
 )
 from recray.inference.top_k import NONE, Ids, Scores, TopK, top_k
-from recray.models import LinearModel
 from recray.models.base import ITEM_BLOCK
 from recray.models.history import HistoryModel
 from recray.models.objectives import Preference
 
 SCORES_AT_ONCE = 1 << 21
 """Scores that one block of users may have, so that they stay in the processor's cache: 8 MB."""
-FAST_ITEMS = 60_000
-"""Items that a linear model scores in about 1 ms."""
 SCORE_DIGITS = 6
 DEFAULT_K = 10
 """Length of a list, in a catalogue that is not smaller."""
@@ -57,16 +53,6 @@ class Recommender(Lookup):
     Args:
         bundle: An opened bundle.
     """
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle)
-        few = self.items.known <= FAST_ITEMS or self.scorer.index is not None
-        self._is_fast = isinstance(bundle.model, LinearModel) and few
-
-    def is_quick(self, filters: Filters) -> bool:
-        """Whether a list takes about 1 ms, so that it need not be priced."""
-        looks_far = filters.leave_out_items and self.scorer.index is not None
-        return self._is_fast and not (filters.diversity or filters.explain or looks_far)
 
     @cached_property
     def costs(self) -> Costs:

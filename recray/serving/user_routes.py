@@ -15,7 +15,7 @@ from starlette.types import Scope
 from recray.data.ids import RawId
 from recray.errors import RecrayError
 from recray.inference.catalog import Filters
-from recray.inference.costs import price_of_filters, price_of_lists, price_of_scores
+from recray.inference.costs import is_quick, price_of_filters, price_of_lists, price_of_scores
 from recray.inference.raw_ratings import RatingsSince, RawRatings
 from recray.inference.recommendations import Recommendations
 from recray.inference.recommender import Recommender
@@ -130,7 +130,7 @@ def plan_list(
             service.ab_test.mirror(raw, answer, k, options.exclude_seen, filters, news, options.now)
         return list_response(answer)
 
-    if not news and recommender.is_quick(filters) and recommender.users.at_hand([raw])[0]:
+    if not news and is_quick(recommender, filters) and recommender.users.at_hand([raw])[0]:
         return ListPlan(None, reply)
     (seconds,) = price_of_lists(recommender, [raw], k, filters, lambda _user: news)
     return ListPlan(seconds + price_of_filters(filters), reply)

@@ -20,7 +20,7 @@ from recray.evaluation.evaluator import evaluate
 from recray.evaluation.fold_in import choose_fold_in
 from recray.inference.bundle import KIND, TWIN, Bundle
 from recray.inference.bundle_writer import TrainedModel, write_bundle
-from recray.inference.index_build import wants_index
+from recray.inference.index_build import LACKING, wants_index
 from recray.progress import Log
 from recray.runtime.session import LOCAL
 from recray.storage import Folder, check_store
@@ -72,10 +72,7 @@ def export(
     more = None if final is None else (fitted(final), final)
     made = write_bundle(out, prepared, twin, measured, created, _measure, replace_old, more)
     if log is not None and wants_index(made.model) and not made.has_index:
-        log(
-            f"export: {made.model.items:,} items without an index, since faiss is not installed: "
-            "lists take long; pip install 'recray[ann]', and export again"
-        )
+        log(f"export: {made.model.items:,} items without an index; {LACKING}")
     return made
 
 
