@@ -111,3 +111,18 @@ def test_opening_draws_no_random_numbers_and_gives_the_weights_that_were_written
     for name, weight in made.model.state_dict().items():
         assert torch.equal(weights[name], weight)
     assert all(weight.requires_grad for weight in opened.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["measured/config.json", "measured/weights.safetensors"])
+def test_a_fit_that_is_read_later_is_of_the_bundle_that_was_opened(make_bundle, name):
+    made = make_bundle("one", final=True)
+    opened = Bundle.open(made.folder.path)
+    content = made.folder.read_bytes(name)
+    made.folder.write_bytes(name, content[:-1] + b" ")
+    with pytest.raises(RecrayError, match=f"{name} is damaged"):
+        opened.measured  # noqa: B018
+    made.folder.delete(name)
+    with pytest.raises(RecrayError, match=f"lacks {name}"):
+        opened.measured  # noqa: B018
+    made.folder.write_bytes(name, content)
+    assert opened.measured.settings.train.fit_on == "train"

@@ -184,7 +184,7 @@ class Bundle:
     @cached_property
     def user_features(self) -> UserFeatures | None:
         """Age and gender of users; None where the data set says nothing of them."""
-        return UserFeatures.read(self.folder)
+        return UserFeatures.read(self._again(USER_FEATURES))
 
     @property
     def run_settings(self) -> Settings:
@@ -212,10 +212,11 @@ class Bundle:
 
     def _fit(self, name: str) -> "Bundle":
         """The fit in that folder; this very bundle where there is none."""
-        if not self.folder.exists(f"{name}/config.json"):
+        folder = self._again(f"{name}/")
+        if not folder.exists(f"{name}/config.json"):
             return self
-        config, settings = read_config(self.folder, f"{name}/")
-        model, objective = read_fit(self.folder, config, settings, f"{name}/")
+        config, settings = read_config(folder, f"{name}/")
+        model, objective = read_fit(folder, config, settings, f"{name}/")
         return replace(
             self,
             config=config,
@@ -231,6 +232,16 @@ class Bundle:
                 items=config["items"],
             ),
         )
+
+    def _again(self, start: str) -> Folder:
+        """The folder with the files whose names begin so, which are compared with the manifest:
+        on a disk another bundle may lie there by now.
+        """
+        if not self.manifest.files:  # it is being written
+            return self.folder
+        entries = (entry for entry in self.manifest.files if entry.name.startswith(start))
+        contents = {entry.name: self.folder.read_verified(entry) for entry in entries}
+        return HeldFolder(self.folder.path, self.folder.generation, contents)
 
     @classmethod
     def read(cls, folder: Folder, manifest: Manifest, users_in: Folder | None = None) -> Self:
