@@ -118,15 +118,15 @@ def publish(target: Folder, replace: bool = False) -> Iterator[NewFolder]:
         yield from _new_generation(target, replace)
         return
 
-    def refuse() -> None:
+    def check_target() -> None:
         # Checks of other commands come and go, and what a killed one leaves is nobody's.
         listed = target.files() if os.path.isdir(target.path) else []
         _refuse([name for name in listed if not name.startswith(PROBE)], target, replace)
 
-    refuse()
+    check_target()
     if os.path.isfile(target.path):
         raise RecrayError(f"{target} is a file; give a folder")
-    with staged(Path(os.path.realpath(target.path)), taken=refuse) as staging:
+    with staged(Path(os.path.realpath(target.path)), taken=check_target) as staging:
         yield NewFolder(str(staging))
 
 
