@@ -36,6 +36,8 @@ INDEXED_ITEMS = 200_000
 ID_BYTES = 8
 LANES = 16
 """Numbers that faiss decodes at once: the length of a vector of the index is a multiple."""
+LARGEST = 127
+"""Of the whole numbers of a query."""
 CHECKED_ITEMS = 64
 LACKING = (
     "its index is not used, since faiss is not installed: lists are exact and take much longer; "
@@ -210,7 +212,8 @@ class ItemIndex:
         """
         query = self.query_of(state)
         near = torch.topk(self.list_scores(query), min(probes, self.lists), sorted=False)[1]
-        item = self._scan.best(query.numpy(), near.numpy(), count, selector)
+        # Lists that lie together are read together.
+        item = self._scan.best(query.numpy(), np.sort(near.numpy()), count, selector)
         return np.sort(item[item != NONE])
 
     def selector(self, allowed: NDArray[np.bool_]) -> Any:
@@ -229,29 +232,31 @@ class _Scan:
         import faiss
 
         self.version, self.width = faiss.__version__, tensors["width"].numpy()
-        self._faiss, lists = faiss, len(sizes)
+        self._faiss, lists, self._low = faiss, len(sizes), tensors["low"].numpy()
         self._quantizer = faiss.IndexFlatIP(dim)  # stays empty: ItemIndex chooses the lists
-        kind = faiss.ScalarQuantizer.QT_8bit
+        # Codes are taken as they are, less 128: a query has the widths in it, and what the low ends
+        # add is the same for all items. The numbers of a query are taken as whole ones, up to 127,
+        # so nothing but whole numbers is multiplied.
+        kind = faiss.ScalarQuantizer.QT_8bit_direct_signed
         inner = faiss.METRIC_INNER_PRODUCT
         self._index = faiss.IndexIVFScalarQuantizer(self._quantizer, dim, lists, kind, inner, False)
-        ranges = np.concatenate([tensors["low"].numpy(), self.width])
-        faiss.copy_array_to_vector(ranges, self._index.sq.trained)
         self._mapped = _mapped(dim, sizes, path, begin)
         self._index.replace_invlists(self._mapped, False)
         self._index.is_trained, self._index.ntotal = True, int(sizes.sum())
 
     def decode(self, code: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(C, D) codes to (C, D) numbers."""
-        found: NDArray[np.float32] = self._index.sq.decode(np.ascontiguousarray(code))
-        return found
+        whole: NDArray[np.float32] = self._index.sq.decode(np.ascontiguousarray(code))
+        return self._low + (whole + 128.5) * self.width / 255
 
     def best(self, query: NDArray[np.float32], near: Ids, count: int, selector: Any) -> Ids:
         """The `count` best items of (P,) lists, best first; NONE where there are fewer."""
-        to = self._faiss.swig_ptr
+        to, scaled = self._faiss.swig_ptr, query * self.width
+        scaled *= LARGEST / max(float(np.abs(scaled).max()), np.finfo(np.float32).tiny)
         score, item = np.empty(count, np.float32), np.empty(count, np.int64)
         unused = np.zeros(len(near), np.float32)
         how = self._faiss.SearchParametersIVF(nprobe=len(near), sel=selector)
-        given = to(query), count, to(near), to(unused), to(score), to(item)
+        given = to(scaled), count, to(near), to(unused), to(score), to(item)
         self._index.search_preassigned_c(1, *given, False, how, None)
         return item
 
