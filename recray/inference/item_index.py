@@ -38,6 +38,8 @@ LANES = 16
 """Numbers that faiss decodes at once: the length of a vector of the index is a multiple."""
 LARGEST = 127
 """Of the whole numbers of a query."""
+SMALLEST = 1e-30
+"""Number to divide by, so that a query of zeros stays one."""
 CHECKED_ITEMS = 64
 LACKING = (
     "its index is not used, since faiss is not installed: lists are exact and take much longer; "
@@ -247,12 +249,13 @@ class _Scan:
     def decode(self, code: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(C, D) codes to (C, D) numbers."""
         whole: NDArray[np.float32] = self._index.sq.decode(np.ascontiguousarray(code))
-        return self._low + (whole + 128.5) * self.width / 255
+        found: NDArray[np.float32] = self._low + (whole + 128.5) * self.width / 255
+        return found
 
     def best(self, query: NDArray[np.float32], near: Ids, count: int, selector: Any) -> Ids:
         """The `count` best items of (P,) lists, best first; NONE where there are fewer."""
         to, scaled = self._faiss.swig_ptr, query * self.width
-        scaled *= LARGEST / max(float(np.abs(scaled).max()), np.finfo(np.float32).tiny)
+        scaled *= LARGEST / max(float(np.abs(scaled).max()), SMALLEST)
         score, item = np.empty(count, np.float32), np.empty(count, np.int64)
         unused = np.zeros(len(near), np.float32)
         how = self._faiss.SearchParametersIVF(nprobe=len(near), sel=selector)
