@@ -69,6 +69,14 @@ def test_ids_are_those_of_the_whole_list(made):
     assert store.raw_of(np.array([99, 0, 75, 60])) == [raw[99], raw[0], raw[75], raw[60]]
 
 
+def test_the_partition_of_one_who_asks_again_is_remembered(made, monkeypatch):
+    store, raw = made[0], made[1].raw.tolist()[7]
+    found = store.encode_one(raw)
+    monkeypatch.setattr("recray.inference.user_store.id_hash", None)
+    assert store.encode_one(raw) == found == 7
+    assert store.at_hand([raw]) == [True]
+
+
 def test_unknown_ids_of_any_kind_are_none(made):
     store, *_ = made
     assert store.encode_all([-1, 10**18, 2**70, 5000, "u5000", "", "7"]).tolist() == [-1] * 7

@@ -7,6 +7,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ from recray.inference.user_parts import (
 )
 from recray.storage import as_recray_error
 
+PLACES_KEPT = 10_000
+"""Users of whom is remembered in which partition they are: some 200 bytes each."""
 RETRY_SECONDS = 5.0
 """Pause after which a store is asked again that did not answer."""
 
@@ -158,6 +161,10 @@ class UserStore(UserIds):
         self._first = numbering.first
         self._starts = np.cumsum(numbering.counts, axis=1) - numbering.counts
         self._flat = self._first.T.ravel()
+        # Who asks for a list asks twice here, and soon again; of one id a hash by Arrow takes long.
+        self._partition_of_one = lru_cache(PLACES_KEPT, typed=True)(
+            lambda raw: self._find_partitions([raw])[0]
+        )
 
     @property
     def text(self) -> bool:
@@ -189,6 +196,11 @@ class UserStore(UserIds):
 
     def _partition_of(self, raw: Sequence[RawId]) -> list[int]:
         """(U,) the partition that would hold each raw id; NONE if it can be no id."""
+        if len(raw) == 1:
+            return [self._partition_of_one(raw[0])]
+        return self._find_partitions(raw)
+
+    def _find_partitions(self, raw: Sequence[RawId]) -> list[int]:
         found = [NONE] * len(raw)
         fits = [
             n
