@@ -92,7 +92,7 @@ class NewUsers:
             if not len(who):
                 continue
             source = np.full(len(who), FOLD_IN, np.int8)
-            queries = Queries(fold_in(rated.as_csr()), source, rated, rated)
+            queries = Queries(fold_in(rated.as_csr()), source, lambda: rated, rated)
             item = scorer.top_k(queries, k, False, self.allowed[torch.from_numpy(who)]).item
             relevant = self.relevant[who]
             hits = np.take_along_axis(relevant, np.maximum(item, 0), axis=1) & (item != NONE)

@@ -170,7 +170,7 @@ class NextTargets:
         """
         history, user = self.history(moments), self.rows.user[self.end[moments]].astype(np.int64)
         if scorer.objective is None:  # a baseline that does not look at the history
-            return Queries(*scorer.user_embeddings(user), history, history)
+            return Queries(*scorer.user_embeddings(user), lambda: history, history)
         by_history = isinstance(scorer.model, HistoryModel)
         trained = np.zeros(len(user), np.bool_) if by_history else self._is_trained(moments)
         known = [history.of_user(row) if fold else NOTHING for row, fold in enumerate(~trained)]
@@ -182,7 +182,7 @@ class NextTargets:
             embedding, source = scorer.user_embeddings(user[trained])
             queries.embedding[torch.from_numpy(trained)] = embedding
             queries.source[trained] = source
-        return Queries(queries.embedding, queries.source, history, history)
+        return Queries(queries.embedding, queries.source, lambda: history, history)
 
     def _is_trained(self, moments: Ids) -> NDArray[np.bool_]:
         """(M,) whether the model has learned what was known at a moment, and nothing else."""

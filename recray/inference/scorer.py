@@ -4,7 +4,7 @@
 # B = pairs.
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Self
 
 import numpy as np
@@ -184,13 +184,15 @@ class Scorer:
     @torch.no_grad()
     def queries(self, users: Ids, now: Ids | None = None) -> Queries:
         """Make queries of (U,) dense ids of the data set; see user_embeddings."""
-        rated = self.history.of_users(users)
         if isinstance(self.model, HistoryModel):
+            rated = self.history.of_users(users)
             embedding, source = self._states_by_history(self.model, users, rated, now)
-        else:
-            embedding, source = self.user_embeddings(users)
-        seen = rated if self.seen is self.history else self.seen.of_users(users)
-        return Queries(embedding, source, rated, seen, now)
+            seen = rated if self.seen is self.history else self.seen.of_users(users)
+            return Queries(embedding, source, lambda: rated, seen, now)
+        embedding, source = self.user_embeddings(users)
+        seen = self.seen.of_users(users)
+        rated_of = partial(self.history.of_users, users)
+        return Queries(embedding, source, rated_of, seen, now)
 
     @torch.no_grad()
     def queries_of_ratings(
@@ -217,7 +219,7 @@ class Scorer:
             if new:
                 embedding[new] = self._solver(folded.of_users(np.array(new)).as_csr())
         left_out = folded if seen is None else History.join(seen)
-        return Queries(embedding, source, folded, left_out, now)
+        return Queries(embedding, source, lambda: folded, left_out, now)
 
     @cached_property
     def most_popular(self) -> Ids:

@@ -39,17 +39,20 @@ class StoredHistory:
 
     def of_users(self, users: Ids) -> History:
         """The ratings of (U,) users, in their order."""
-        _, rows, part = self.store.interactions(users)
+        ends, rows, part = self.store.interactions(users)
         known = users[rows.user] < self.store.known
         chosen = self.keep(part, known) & (rows.item < self.items)
-        kept = rows.where(chosen)
+        every = bool(chosen.all())
+        kept = rows if every else rows.where(chosen)
         if self.in_order and kept.place is not None:
             kept = kept.where(order_by(kept.user, kept.place))
         elif self.in_order:  # as dataset.row_order has it
             tie = hash_ids(0, users[kept.user].astype(np.int64), kept.item.astype(np.int64))
             kept = kept.where(order_by(kept.user, kept.timestamp, tie))
-        counts = np.bincount(kept.user, minlength=len(users))
-        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        indptr = ends
+        if not every:
+            counts = np.bincount(kept.user, minlength=len(users))
+            indptr = np.concatenate([[0], np.cumsum(counts)])
         return History(indptr, kept.item, kept.rating, kept.timestamp if self.timed else None)
 
     def of_user(self, user: int) -> UserRatings:
