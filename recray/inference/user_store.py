@@ -254,7 +254,7 @@ class UserStore(UserIds):
         """(U, D) rows of a table of the model, of one user or more."""
         if len(users) == 1:
             here, place = self._place(int(users[0]))
-            found = here.arrays[f"{TABLE}{table}"][place : place + 1]
+            found = here.arrays[f"{TABLE}{table}"][[place]]  # a copy: the file may not be written
             with as_recray_error(f"a partition of users is damaged: {table}", DamagedFile):
                 check_rows(table, found)
             return found
