@@ -7,6 +7,7 @@ folded in, and the list is measured on their validation rows.
 # Shape letters: U = users, I = items, R = ratings, K = length of a list.
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -92,7 +93,9 @@ class NewUsers:
             if not len(who):
                 continue
             source = np.full(len(who), FOLD_IN, np.int8)
-            queries = Queries(fold_in(rated.as_csr()), source, lambda: rated, rated)
+            queries = Queries(
+                fold_in(rated.as_csr()), source, partial(rated.rows, 0, len(who)), rated
+            )
             item = scorer.top_k(queries, k, False, self.allowed[torch.from_numpy(who)]).item
             relevant = self.relevant[who]
             hits = np.take_along_axis(relevant, np.maximum(item, 0), axis=1) & (item != NONE)
