@@ -52,6 +52,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
         "death_requests": 60,
         "soak_seconds": 12.0,
         "many": (2000, 4000),
+        "indexed": 210_000,  # smaller ones have none
     },
     "store": {
         "small": 20_000,
