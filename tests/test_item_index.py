@@ -9,6 +9,7 @@ import torch
 from recray.benchmarks.synthetic import make_bundle
 from recray.errors import DamagedFile, RecrayError
 from recray.inference import index_build, item_index
+from recray.inference.bundle_checks import checked
 from recray.inference.index_file import write_index_file
 from recray.inference.item_index import FILE, IndexFacts, ItemIndex, index_vectors
 from recray.models.factorization import Dot, DotBias
@@ -110,7 +111,7 @@ def test_codes_that_say_something_else_than_the_rows_are_refused(made, path):
 )
 def test_facts_of_another_kind_are_refused(made, change, says):
     with pytest.raises(DamagedFile, match=f"index.json is damaged: {says}"):
-        IndexFacts.parse(made.facts.model_dump() | change, "index.json")
+        checked(IndexFacts, made.facts.model_dump() | change, "index.json")
 
 
 def test_columns_that_no_row_has_are_refused(model, made, path):

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
@@ -21,6 +21,7 @@ from recray.storage import Folder, Manifest, is_uri
 JSON_BYTES = 16 << 20
 """Bytes that a JSON file of a bundle may have."""
 
+Checked = TypeVar("Checked", bound=BaseModel)
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Counts = dict[str, Annotated[int, Field(ge=0)]]
 
@@ -75,8 +76,7 @@ def check_config(config: object, path: str) -> None:
     Raises:
         DamagedFile: A key is missing, or its value is of another type or out of range.
     """
-    _check(_Config, config, path)
-    low, high = _Config.model_validate(config).rating_range
+    low, high = checked(_Config, config, path).rating_range
     if low > high:
         raise DamagedFile(f"{path} is damaged: rating_range: {low:g} is above {high:g}")
 
@@ -87,7 +87,7 @@ def check_facts(manifest: Manifest, path: str) -> None:
     Raises:
         DamagedFile: A value is of another type, or a JSON file is too large.
     """
-    _check(_Facts, manifest.facts, path)
+    checked(_Facts, manifest.facts, path)
     for entry in manifest.files:
         if entry.name.endswith(".json") and entry.bytes > JSON_BYTES:
             raise DamagedFile(
@@ -101,14 +101,19 @@ def check_results(metrics: JsonValue, training: JsonValue, path: str) -> None:
     Raises:
         DamagedFile: A value is of another type.
     """
-    _check(_Metrics, metrics, f"{path}/metrics.json")
+    checked(_Metrics, metrics, f"{path}/metrics.json")
     if not isinstance(training, list) or not all(isinstance(epoch, dict) for epoch in training):
         raise DamagedFile(f"{path}/training.json is damaged: it is no list of epochs")
 
 
-def _check(model: type[BaseModel], value: object, path: str) -> None:
+def checked(model: type[Checked], value: object, path: str) -> Checked:
+    """What a JSON file says, as that model.
+
+    Raises:
+        DamagedFile: A key is missing, or its value is of another type or out of range.
+    """
     try:
-        model.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"

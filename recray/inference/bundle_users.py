@@ -15,13 +15,14 @@ import pyarrow as pa
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from recray import schema
 from recray.data.dataset import Prepared, Ratings
 from recray.data.ids import IdMap, id_hash
 from recray.errors import DamagedFile
+from recray.inference.bundle_checks import checked
 from recray.inference.checked_tables import refuse_nulls
 from recray.inference.user_parts import (
     END,
@@ -70,12 +71,7 @@ class UsersFile(BaseModel):
         Raises:
             DamagedFile: It says something else.
         """
-        try:
-            found = cls.model_validate(folder.read_json(FILE))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the whole"
-            raise DamagedFile(f"{folder}/{FILE} is damaged: {where}: {first['msg']}") from error
+        found = checked(cls, folder.read_json(FILE), f"{folder}/{FILE}")
         if not found.counts or 256 % len(found.counts):
             raise DamagedFile(f"{folder}/{FILE} is damaged: {len(found.counts)} partitions")
         return found

@@ -14,16 +14,17 @@ index.safetensors   centroid, reach, end, low, width, lists: see ItemIndex
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from recray.errors import DamagedFile, RecrayError
+from recray.inference.bundle_checks import checked
 from recray.inference.stored_users import PartitionFiles
 from recray.inference.top_k import NONE, Ids
 from recray.models.base import LinearModel, Model
@@ -63,20 +64,6 @@ class IndexFacts(BaseModel):
     wanted: Annotated[int, Field(ge=1)]
     columns: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
-    @classmethod
-    def parse(cls, content: object, path: str) -> Self:
-        """Read index.json.
-
-        Raises:
-            DamagedFile: It says something else.
-        """
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the whole"
-            raise DamagedFile(f"{path} is damaged: {where}: {first['msg']}") from error
-
     @property
     def dim(self) -> int:
         """The length of a vector: that of the columns, filled up with zeros."""
@@ -98,7 +85,7 @@ def open_index(folder: Folder, files: list[ManifestEntry], model: Model) -> "Ite
         return None
     if not isinstance(model, LinearModel):
         raise DamagedFile(f"{folder} has an index, but its scores are no products")
-    facts = IndexFacts.parse(folder.read_json(FACTS), folder.at(FACTS))
+    facts = checked(IndexFacts, folder.read_json(FACTS), folder.at(FACTS))
     with PartitionFiles(folder, files).file(FILE) as path:
         return ItemIndex(facts, path, model)
 
