@@ -98,14 +98,16 @@ DOCUMENTED = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADD
 DOCUMENTED |= {"RAY_API_SERVER_ADDRESS"}
 
 
-def test_private_names_and_switches_of_ray_stand_in_two_modules():
+@pytest.mark.parametrize(
+    ("names", "module"), [(PRIVATE, "runtime.ray_private"), (SWITCH, "runtime.ray_switches")]
+)
+def test_private_names_of_ray_stand_in_one_module_and_its_switches_in_another(names, module):
     found = {
         name: used
         for name, path in modules().items()
-        if (text := path.read_text())
-        and (used := {*PRIVATE.findall(text), *SWITCH.findall(text)} - DOCUMENTED)
+        if (used := {*names.findall(path.read_text())} - DOCUMENTED)
     }
-    assert set(found) == {"runtime.ray_private", "runtime.ray_switches"}, found
+    assert set(found) == {module}, found
 
 
 def test_a_module_and_a_function_read_in_one_sitting():

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+QUIET_LOGGERS = {
+    "ray.data": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,
+    "ray.dashboard.modules.dashboard_sdk": logging.ERROR,
+    "ray.dashboard.modules.job.sdk": logging.ERROR,
+    "ray._private.runtime_env.packaging": logging.ERROR,
+}
+"""Loggers of Ray whose lines below a level say nothing to a user of recray."""
+START_LOGGER = "ray._private.worker"
+"""The logger of ray.init."""
+
 # ------------------------------------------------------------------------------ private names
 
 TOKEN_MODE = "ray._raylet:Config.initialize"

@@ -16,7 +16,8 @@ from typing import IO, Any
 
 from recray.errors import RecrayError
 from recray.runtime.environment import switched
-from recray.runtime.ray_switches import JOB_VARIABLE, JOIN_SWITCHES, START_LOGGER, temp_folder
+from recray.runtime.ray_private import START_LOGGER
+from recray.runtime.ray_switches import JOB_VARIABLE, JOIN_SWITCHES, temp_folder
 
 LOCAL = "local"
 OBJECT_STORE_BYTES = 500 << 20

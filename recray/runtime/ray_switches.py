@@ -3,7 +3,6 @@
 All of them were read in the source of Ray 2.60.0.
 """
 
-import logging
 import os
 import sys
 
@@ -63,17 +62,6 @@ JOB_SWITCHES = {"RAY_JOB_STOP_WAIT_TIME_S": "20"}
 """Of a job: training writes its checkpoint when it is told to stop, and Ray's 3 s are too short."""
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the process that is the driver of a job."""
-QUIET_LOGGERS = {
-    "ray.data": logging.WARNING,
-    "ray.data._internal.progress": logging.ERROR,
-    "ray.dashboard.modules.dashboard_sdk": logging.ERROR,
-    "ray.dashboard.modules.job.sdk": logging.ERROR,
-    "ray._private.runtime_env.packaging": logging.ERROR,
-}
-"""Loggers of Ray whose lines below a level say nothing to a user of recray."""
-START_LOGGER = "ray._private.worker"
-"""The logger of ray.init."""
-
 _TEMP_VARIABLES = ("RAY_TMPDIR", "TMPDIR")
 """Where Ray puts its files on Linux: the first that is set."""
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"

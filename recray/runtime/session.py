@@ -15,6 +15,7 @@ from recray.runtime.environment import (
     switched,
 )
 from recray.runtime.ray_private import (
+    QUIET_LOGGERS,
     TOKEN_MODE,
     forget_serve,
     leave_no_serve,
@@ -24,7 +25,7 @@ from recray.runtime.ray_private import (
 )
 from recray.runtime.ray_start import LOCAL as LOCAL
 from recray.runtime.ray_start import in_job, start
-from recray.runtime.ray_switches import QUIET_LOGGERS, RAY_SWITCHES
+from recray.runtime.ray_switches import RAY_SWITCHES
 from recray.runtime.worker_range import WorkerRange
 
 SERVE = "ray.serve"
